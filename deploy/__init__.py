@@ -1,0 +1,1 @@
+"""One cluster.toml in, a running cell out."""

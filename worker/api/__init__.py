@@ -1,0 +1,1 @@
+"""Routes and wire formats."""

@@ -1,0 +1,166 @@
+"""The heartbeat file: what a worker is doing, readable when its event loop cannot answer.
+
+A worker maps ``<run_dir>/<name>.beat`` and writes its phase, since when, how long that phase may
+last, a step count, and the requests inside the running step. Imports, loading and compilation
+hold the GIL for seconds; a mapped file can be read all the while, and it outlives the process:
+after a kill it still says which requests were in the step that was running.
+
+One thread writes at a time. A sequence number that is odd during a write lets readers in other
+processes detect a torn read.
+"""
+
+import hashlib
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+_MAGIC = b"ZBEAT001"
+_HEAD = struct.Struct("<8sQ")  # magic, sequence
+_BODY = struct.Struct("<IIddQII")  # pid, phase, since, allowance, steps, alone, entries
+_ENTRY = struct.Struct("<16s16s")  # digests of request id and fingerprint
+MAX_ENTRIES = 128
+_SIZE = _HEAD.size + _BODY.size + MAX_ENTRIES * _ENTRY.size
+
+
+class Phase(IntEnum):
+    """What the worker is doing. ``ENDED`` is written by an orderly exit only."""
+
+    BOOT = 0
+    LOAD = 1
+    COMPILE = 2
+    IDLE = 3
+    ENCODE = 4
+    STEP = 5
+    DECODE = 6
+    ENDED = 7
+
+
+DRAWING = frozenset({Phase.ENCODE, Phase.STEP, Phase.DECODE})
+
+
+@dataclass(frozen=True)
+class Running:
+    """One request inside the running step, as digests (16 bytes each)."""
+
+    request: bytes
+    fingerprint: bytes
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One consistent reading. ``since`` is on the system-wide monotonic clock, in seconds."""
+
+    pid: int
+    phase: Phase
+    since: float
+    allowance_s: float
+    steps: int
+    alone: bool
+    running: tuple[Running, ...]
+
+    def age_s(self, now: float | None = None) -> float:
+        """Seconds since the phase (or the step within it) began."""
+        return (time.monotonic() if now is None else now) - self.since
+
+    def overdue(self, now: float | None = None) -> bool:
+        """Whether the phase has lasted longer than its allowance."""
+        return self.phase is not Phase.ENDED and self.age_s(now) > self.allowance_s
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for ``text`` in the file."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class BeatWriter:
+    """The worker's side. Create it once at start; a predecessor's record is overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        self._map = _create(path)
+        self._sequence = 0
+        self._steps = 0
+        self._phase = Phase.BOOT
+        self.enter(Phase.BOOT, 60.0)
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    def enter(
+        self,
+        phase: Phase,
+        allowance_s: float,
+        running: Iterable[Running] = (),
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Record that ``phase`` begins now and may last ``allowance_s`` seconds."""
+        entries = list(running)[:MAX_ENTRIES]
+        self._steps += phase is Phase.STEP
+        self._phase = phase
+        body = _BODY.pack(
+            os.getpid(), phase, time.monotonic(), allowance_s, self._steps, alone, len(entries)
+        )
+        self._write(body + b"".join(_ENTRY.pack(r.request, r.fingerprint) for r in entries))
+
+    def end(self) -> None:
+        """Record an orderly exit."""
+        self.enter(Phase.ENDED, 0.0)
+
+    def _write(self, data: bytes) -> None:
+        self._sequence += 1
+        _HEAD.pack_into(self._map, 0, _MAGIC, self._sequence)
+        self._map[_HEAD.size : _HEAD.size + len(data)] = data
+        self._sequence += 1
+        _HEAD.pack_into(self._map, 0, _MAGIC, self._sequence)
+
+
+def read_beat(path: Path) -> Beat | None:
+    """The current record at ``path``, or None where there is none or it stays torn."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            for _ in range(5):
+                file.seek(0)
+                data = file.read(_SIZE)
+                file.seek(0)
+                unchanged = file.read(_HEAD.size) == data[: _HEAD.size]
+                if unchanged and (beat := _parse(data)) is not None:
+                    return beat
+    except OSError:
+        return None
+    return None
+
+
+def _parse(data: bytes) -> Beat | None:
+    if len(data) < _SIZE:
+        return None
+    magic, sequence = _HEAD.unpack_from(data)
+    if magic != _MAGIC or sequence % 2:
+        return None
+    pid, phase, since, allowance_s, steps, alone, count = _BODY.unpack_from(data, _HEAD.size)
+    start = _HEAD.size + _BODY.size
+    entries = _ENTRY.iter_unpack(data[start : start + min(count, MAX_ENTRIES) * _ENTRY.size])
+    return Beat(
+        pid,
+        Phase(phase),
+        since,
+        allowance_s,
+        steps,
+        bool(alone),
+        tuple(Running(*e) for e in entries),
+    )
+
+
+def _create(path: Path) -> mmap.mmap:
+    # A new file instead of truncation: a reader that still maps the old one keeps it whole.
+    fresh = path.with_suffix(".beat.new")
+    with fresh.open("w+b") as file:
+        os.posix_fallocate(file.fileno(), 0, _SIZE)
+        mapped = mmap.mmap(file.fileno(), _SIZE)
+    fresh.replace(path)
+    return mapped

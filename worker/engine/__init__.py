@@ -1,0 +1,1 @@
+"""Queue, step scheduler, costs and admission. Imports neither Starlette nor diffusers."""

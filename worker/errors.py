@@ -1,0 +1,97 @@
+"""The errors that a client can see, and their one status table.
+
+ZimageError
+├── InvalidRequest      a field is wrong: ``param`` names it, the message says the remedy
+├── TooLarge            the body is over the limit
+├── Refused             understood and declined: it kills workers, or cannot fit the memory
+├── NotFound
+├── DeadlinePassed      the request's own ``timeout_s`` ran out
+├── DrawingFailed       the pipeline failed on this request alone
+└── Unavailable         try again after ``retry_after_s``
+    ├── Overloaded      the predicted wait is over ``max_queue_wait_s``, or the queue is full
+    ├── NotReady        loading, warming up or stuck
+    └── HandedBack      draining: another worker should take it
+
+Engine and pipelines raise these and never name an HTTP status.
+"""
+
+
+class ZimageError(Exception):
+    """Base of all errors that are answered to a client.
+
+    ``message`` is one sentence for a person, ``param`` the field at fault, ``code`` a stable
+    word for programs.
+    """
+
+    code = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+
+
+class InvalidRequest(ZimageError):
+    code = "invalid_value"
+
+
+class TooLarge(ZimageError):
+    code = "request_too_large"
+
+
+class Refused(ZimageError):
+    code = "request_refused"
+
+
+class NotFound(ZimageError):
+    code = "not_found"
+
+
+class DeadlinePassed(ZimageError):
+    code = "deadline_passed"
+
+
+class DrawingFailed(ZimageError):
+    code = "drawing_failed"
+
+
+class Unavailable(ZimageError):
+    """Nothing is wrong with the request; try again after ``retry_after_s`` seconds."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class HandedBack(Unavailable):
+    code = "draining"
+
+
+# The most specific class wins. 408 and the other 4xx are final for nginx; 500 and 503 make it
+# try the next worker, so an error that every worker would repeat must be a 4xx.
+STATUS: dict[type[ZimageError], int] = {
+    InvalidRequest: 400,
+    NotFound: 404,
+    DeadlinePassed: 408,
+    TooLarge: 413,
+    Refused: 422,
+    DrawingFailed: 500,
+    Unavailable: 503,
+    ZimageError: 500,
+}
+
+
+def status_of(error: ZimageError) -> int:
+    """HTTP status of ``error``: that of its nearest ancestor in ``STATUS``."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)

@@ -1,0 +1,14 @@
+"""Exit codes of a worker, so that supervisor, guard and a person can tell why it ended."""
+
+BAD_SETTINGS = 2
+MODEL_FAILED = 70  # the model will not load, or its warm-up drew nothing
+DEVICE_POISONED = 71  # a CUDA error that no later call survives: only a new process helps
+SOCKET_FAILED = 72  # the listening socket cannot be bound
+
+NAMES = {
+    0: "ended in order",
+    BAD_SETTINGS: "bad settings",
+    MODEL_FAILED: "model failed to load",
+    DEVICE_POISONED: "device poisoned",
+    SOCKET_FAILED: "socket cannot be bound",
+}

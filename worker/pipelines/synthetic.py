@@ -1,0 +1,137 @@
+"""A pipeline without a model, for load tests and benchmarks: known cost, provable output.
+
+Source ``synthetic:`` with options, for example ``synthetic:step_ms=50,row_ms=10,noise=1``. Each
+picture is one colour taken from a digest of prompt, seed and steps, and its first row spells
+``prompt|seed|steps done`` in UTF-8, one byte a channel, ended by a zero: a reader can prove that
+this request drew this picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
+has the size of a photograph's. Samples are independent: batches equal solo runs bit by bit.
+
+Prompts that begin with ``fault:`` misbehave on purpose, in their second step: ``fault:exit`` ends
+the process, ``fault:hang`` never returns, ``fault:error`` raises, ``fault:memory`` is out of
+memory, ``fault:poisoned`` reports a dead device, ``fault:gil`` blocks every thread for 30 s.
+"""
+
+import ctypes
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from worker.pipelines.base import (
+    DevicePoisoned,
+    DrawSpec,
+    ModelInfo,
+    OnInnerStep,
+    OutOfMemory,
+    Pixels,
+    Sample,
+)
+
+_DEFAULTS = {"step_ms": 20.0, "row_ms": 0.0, "load_ms": 0.0, "noise": 0.0, "max_rows": 64.0}
+
+
+def parse_source(source: str) -> dict[str, float]:
+    """Options of ``synthetic:key=value,…`` over their defaults; ValueError names a bad one."""
+    options = dict(_DEFAULTS)
+    for part in filter(None, source.removeprefix("synthetic").removeprefix(":").split(",")):
+        key, _, value = part.partition("=")
+        if key not in options:
+            raise ValueError(f"synthetic: unknown option {key!r}; known: {', '.join(_DEFAULTS)}")
+        options[key] = float(value)
+    return options
+
+
+class SyntheticPipeline:
+    """See the module. ``max_rows`` is where ``OutOfMemory`` begins."""
+
+    def __init__(self, source: str = "synthetic:") -> None:
+        self.options = parse_source(source)
+        self.info = ModelInfo(
+            id="synthetic",
+            default_steps=8,
+            default_guidance_scale=0.0,
+            default_size=(256, 256),
+            side_multiple=16,
+            min_side=64,
+            stepwise=True,
+        )
+        time.sleep(self.options["load_ms"] / 1000)
+
+    def check(self, spec: DrawSpec) -> None:
+        """Every spec can be drawn."""
+
+    def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
+        return [
+            Sample(s, (s.height, s.width), s.steps, rows=2 if s.guidance_scale > 1 else 1)
+            for s in specs
+        ]
+
+    def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+        rows = sum(sample.rows for sample in samples)
+        if rows > self.options["max_rows"]:
+            raise OutOfMemory(f"{rows} rows")
+        for sample in samples:
+            if sample.step_index == 1:
+                _misbehave(sample.spec.prompt)
+        time.sleep((self.options["step_ms"] + self.options["row_ms"] * rows) / 1000)
+        for sample in samples:
+            sample.step_index += 1
+
+    def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        return [self._picture(sample) for sample in samples]
+
+    def preview(self, sample: Sample) -> Pixels | None:
+        return self._picture(sample)[::4, ::4]
+
+    def close(self) -> None:
+        pass
+
+    def _picture(self, sample: Sample) -> Pixels:
+        spec = sample.spec
+        text = f"{spec.prompt}|{spec.seed}|{sample.step_index}".encode()
+        shape = (spec.height, spec.width, 3)
+        if self.options["noise"]:
+            pixels = np.random.default_rng(spec.seed).integers(0, 256, shape, dtype=np.uint8)
+        else:
+            pixels = np.empty(shape, np.uint8)
+            pixels[:] = np.frombuffer(hashlib.sha256(text).digest()[:3], np.uint8)
+        row = np.zeros(spec.width * 3, np.uint8)
+        spelled = np.frombuffer(text, np.uint8)[: row.size - 1]
+        row[: spelled.size] = spelled
+        pixels[0] = row.reshape(-1, 3)
+        return pixels
+
+
+def text_of(pixels: Pixels) -> str:
+    """What the first row of a synthetic picture spells: ``prompt|seed|steps done``."""
+    return pixels[0].tobytes().split(b"\0", 1)[0].decode(errors="replace")
+
+
+def _error() -> None:
+    raise RuntimeError("fault:error")
+
+
+def _memory() -> None:
+    raise OutOfMemory("fault:memory")
+
+
+def _poisoned() -> None:
+    raise DevicePoisoned("fault:poisoned")
+
+
+_FAULTS: dict[str, Callable[[], object]] = {
+    "exit": lambda: os._exit(139),
+    "hang": lambda: time.sleep(3600),
+    "error": _error,
+    "memory": _memory,
+    "poisoned": _poisoned,
+    # PyDLL keeps the GIL for the whole call: no thread of the process runs.
+    "gil": lambda: ctypes.PyDLL(None).usleep(30_000_000),
+}
+
+
+def _misbehave(prompt: str) -> None:
+    if prompt.startswith("fault:"):
+        _FAULTS[prompt.removeprefix("fault:").split()[0]]()

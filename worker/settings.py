@@ -1,0 +1,82 @@
+"""One frozen settings object, built once at start and passed down.
+
+Precedence: command-line flag, then ``ZIMAGE_…`` environment variable, then the default here.
+Nothing else in the worker reads the environment. In a cell, ``cluster.toml`` is the one source:
+it renders these variables into supervisor's configuration.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="ZIMAGE_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="python -m worker",
+    )
+
+    name: str = Field("w1", pattern=r"^[a-z][a-z0-9-]{0,15}$")
+    """Unique in the cell; names the socket, the heartbeat file and the ``X-Worker`` header."""
+    run_dir: Path = Path("var/run")
+    """Holds ``<name>.sock``, ``<name>.beat``, ``<name>.lock``; shared by all workers of a cell."""
+    var_dir: Path = Path("var")
+    """Strikes, images and caches."""
+
+    model: str = "tiny"
+    """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
+    device: str = "cpu"
+    """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on the CPU, bfloat16 on a GPU."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of torch and of the image encoders, each."""
+    vram_limit_gib: float | None = Field(None, gt=0)
+    """Memory of the card that this worker may use, CUDA context included. None: all of it."""
+    steps: int | None = Field(None, ge=1)
+    """Default steps of a request. None: the model's own."""
+    guidance_scale: float | None = Field(None, ge=0)
+    """Default guidance of a request. None: the model's own."""
+
+    max_pixels: int = Field(1024 * 1024, ge=256)
+    """Largest width × height of one picture."""
+    max_steps: int = Field(50, ge=1)
+    max_images: int = Field(10, ge=1)
+    """Most pictures of one request: n × prompts."""
+    max_prompt_chars: int = Field(4000, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    max_batch: int = Field(4, ge=1)
+    """Most rows that advance in one step; a guided picture is two rows."""
+    max_queued_requests: int = Field(64, ge=1)
+    max_queue_wait_s: float = Field(60.0, gt=0)
+    """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
+    url_ttl_s: float = Field(3600.0, gt=0)
+    """How long the link of ``response_format=url`` and its file live."""
+    image_keep_gib: float = Field(10.0, gt=0)
+    """Pictures under ``var/images`` beyond this are deleted, oldest first."""
+
+    step_allowance_s: float = Field(5.0, gt=0)
+    """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
+    load_allowance_s: float = Field(900.0, gt=0)
+    compile_allowance_s: float = Field(600.0, gt=0)
+    drain_timeout_s: float = Field(120.0, gt=0)
+    """On SIGTERM: how long drawings that run may take to finish."""
+    strike_ttl_s: float = Field(600.0, gt=0)
+    """How long it is remembered that a request was in the step of a worker that died."""
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / f"{self.name}.sock"
+
+    @property
+    def beat(self) -> Path:
+        return self.run_dir / f"{self.name}.beat"
+
+    @property
+    def lock(self) -> Path:
+        return self.run_dir / f"{self.name}.lock"
