@@ -62,6 +62,12 @@ def read(pid: int) -> Process | None:
     return Process(pid, int(fields[19]), session, group, parent, state in "ZX")
 
 
+def age_s(process: Process) -> float:
+    """Seconds since ``process`` was started."""
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    return up_s - process.started / os.sysconf("SC_CLK_TCK")
+
+
 def record(path: Path, pid: int, **note: str) -> None:
     """Write down that ``pid`` leads the cell's session; ``note`` says whose it is."""
     leader = read(pid)

@@ -143,6 +143,7 @@ def start_child(
     layout: Layout, cell: str, home: str, timeout_s: float = 20.0
 ) -> subprocess.Popen[bytes]:
     """Start supervisord as a child of this process, in a session of its own all the same."""
+    # A handle to it is kept by whoever waits for it: `up --foreground`.
     child = subprocess.Popen(
         command(layout, "--nodaemon", "--silent"),
         env=environment(home),
