@@ -28,12 +28,13 @@ _EMPTY_POOL_S = 10.0
 class Guard:
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
+        self._rules = settings.guard
         self._layout = Layout(settings.var_dir, settings.run_dir)
         self._journal = Journal()
         self._watches = [Watch(w, settings, self._layout) for w in settings.workers]
-        self._hold = KillHold(settings)
+        self._hold = KillHold(self._rules)
         self._supervisor = Supervisor(self._layout.supervisor_socket)
-        self._restarts = Restarts(settings.max_start_backoff_s)
+        self._restarts = Restarts(self._rules.max_start_backoff_s)
         self._programs: dict[str, Program] = {}
         self._poked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +80,7 @@ class Guard:
         self._hold.silences(*self._silences(seen), now)
         self._journal.set("mass_silence", self._hold.active(now), f"no kills: {self._hold.why}")
         for watch, sight in seen.items():
-            verdict = judge(sight, now, self._settings)
+            verdict = judge(sight, now, self._rules)
             self._apply(watch, verdict)
             self._pass_drain_on(watch, sight)
             if verdict.kill:
@@ -105,13 +106,13 @@ class Guard:
 
     def _silences(self, seen: dict[Watch, Seen]) -> tuple[list[float], int]:
         serving = [w for w, s in seen.items() if w.was_ready and s.alive and _expected(s)]
-        limit_s = self._settings.silence_s
+        limit_s = self._rules.silence_s
         silent = [w.silent_since for w in serving if seen[w].silent_s >= limit_s]
         return silent, len(serving)
 
     def _on_change(self, watch: Watch) -> None:
         now = time.monotonic()
-        self._apply(watch, judge(self._look(watch, now), now, self._settings))
+        self._apply(watch, judge(self._look(watch, now), now, self._rules))
 
     def _apply(self, watch: Watch, verdict: Verdict) -> None:
         if verdict.gate != "keep" and watch.gate.is_open != (verdict.gate == "open"):
@@ -133,7 +134,7 @@ class Guard:
         if watch.being_killed or self._hold.active(now):
             return
         if self._hold.spent(now):
-            limit = self._settings.max_kills_per_minute
+            limit = self._rules.max_kills_per_minute
             self._journal.alarm("kill_rate", f"{limit} kills in a minute: no more for now")
             return
         self._hold.count_kill(now)
@@ -241,7 +242,7 @@ class Guard:
     async def _do_chores(self) -> None:
         settings, layout = self._settings, self._layout
         while True:
-            housekeeping.prune(layout.strikes_dir, settings.strike_ttl_s)
+            housekeeping.prune(layout.strikes_dir, self._rules.strike_ttl_s)
             logs = (layout.access_log, layout.nginx_error_log)
             size, keep = settings.log_max_bytes, settings.log_keep
             moved = [housekeeping.rotate(log, size, keep) for log in logs]

@@ -25,7 +25,7 @@ from math import inf
 from typing import Literal
 
 from deploy.guard.probe import Answer
-from deploy.guard.settings import GuardSettings
+from deploy.guard.settings import Rules
 from worker.beat import DRAWING, Beat, Phase
 
 State = Literal[
@@ -68,14 +68,14 @@ class Verdict:
     """Why it must be killed; None: let it live."""
 
 
-def judge(seen: Seen, now: float, rules: GuardSettings) -> Verdict:
+def judge(seen: Seen, now: float, rules: Rules) -> Verdict:
     """``now`` is on the clock of ``Beat.since``."""
     kill = _kill_reason(seen, now, rules)
     gate, why = _gate(seen, kill, rules)
     return Verdict(gate, why, _state(seen, kill, rules), kill)
 
 
-def _kill_reason(seen: Seen, now: float, rules: GuardSettings) -> str | None:
+def _kill_reason(seen: Seen, now: float, rules: Rules) -> str | None:
     if not seen.alive or seen.beat is None:
         if seen.beatless_s > rules.boot_allowance_s:
             return f"no heartbeat {seen.beatless_s:.0f} s after its start"
@@ -91,7 +91,7 @@ def _kill_reason(seen: Seen, now: float, rules: GuardSettings) -> str | None:
     return _silence_reason(seen, beat, age_s, rules) or _deaf_reason(seen, rules)
 
 
-def _silence_reason(seen: Seen, beat: Beat, age_s: float, rules: GuardSettings) -> str | None:
+def _silence_reason(seen: Seen, beat: Beat, age_s: float, rules: Rules) -> str | None:
     silent_s = min(seen.silent_s, seen.excused_s)
     if beat.phase is Phase.IDLE and min(silent_s, age_s) > rules.idle_allowance_s:
         return f"idle and silent for {silent_s:.1f} s"
@@ -101,7 +101,7 @@ def _silence_reason(seen: Seen, beat: Beat, age_s: float, rules: GuardSettings) 
     return None
 
 
-def _deaf_reason(seen: Seen, rules: GuardSettings) -> str | None:
+def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
     # A worker that supervisor stops closes its socket first: that one is left to supervisor.
     refused_s = min(seen.refused_s or 0.0, seen.excused_s)
     if refused_s > rules.deaf_allowance_s and seen.program == "RUNNING":
@@ -110,7 +110,7 @@ def _deaf_reason(seen: Seen, rules: GuardSettings) -> str | None:
 
 
 def _gate(
-    seen: Seen, kill: str | None, rules: GuardSettings
+    seen: Seen, kill: str | None, rules: Rules
 ) -> tuple[Literal["open", "close", "keep"], str]:
     if seen.drained:
         return "close", "drained"
@@ -127,7 +127,7 @@ def _gate(
     return "close", seen.answer.reason or f"answered {seen.answer.status}"
 
 
-def _state(seen: Seen, kill: str | None, rules: GuardSettings) -> State:
+def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
     if seen.program == "FATAL":
         return "fatal"
     if seen.program == "BACKOFF":
@@ -139,7 +139,7 @@ def _state(seen: Seen, kill: str | None, rules: GuardSettings) -> State:
     return _state_by_answer(seen, rules)
 
 
-def _state_by_answer(seen: Seen, rules: GuardSettings) -> State:
+def _state_by_answer(seen: Seen, rules: Rules) -> State:
     loading = seen.beat is not None and seen.beat.phase in EXCUSED
     if not seen.alive and seen.refused_s is not None:
         return "loading" if seen.beatless_s > 0 else "dead"
@@ -164,7 +164,7 @@ def _has_work(answer: Answer | None) -> bool:
 class KillHold:
     """Whether anybody may be killed now: not after a mass silence, not too many a minute."""
 
-    def __init__(self, rules: GuardSettings) -> None:
+    def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._until = -inf
         self._newest_onset = -inf

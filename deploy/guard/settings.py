@@ -9,21 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Not "forbid": the file has all of cluster.toml's [guard], also what is not for the guard.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class WorkerSettings(_Frozen):
     name: str
     """Names its supervisor program, socket, heartbeat and gate."""
     device: str = "cpu"
+    device_name: str = "CPU"
+    """For people."""
 
 
-class GuardSettings(_Frozen):
-    var_dir: Path
-    run_dir: Path
-    workers: tuple[WorkerSettings, ...] = Field(min_length=1)
-    programs: tuple[str, ...] = ("nginx",)
-    """Other supervisor programs that are started again when supervisor gave up on them."""
+class Rules(_Frozen):
+    """When a worker goes out of the pool, and when it is killed."""
 
     probe_interval_s: float = Field(0.2, gt=0)
     silence_s: float = Field(0.5, gt=0)
@@ -45,7 +44,18 @@ class GuardSettings(_Frozen):
     """No kills for so long after half or more (two at least) fell silent together."""
     max_kills_per_minute: int = Field(6, ge=1)
     max_start_backoff_s: float = Field(30.0, gt=0)
+    """Programs that supervisor gave up on are started again after 1, 2, 4 … so many seconds."""
     strike_ttl_s: float = Field(600.0, gt=0)
+
+
+class GuardSettings(_Frozen):
+    cell: str = "zimage"
+    var_dir: Path
+    run_dir: Path
+    workers: tuple[WorkerSettings, ...] = Field(min_length=1)
+    programs: tuple[str, ...] = ("nginx",)
+    """Other supervisor programs that are started again when supervisor gave up on them."""
+    guard: Rules = Rules()
     log_max_bytes: int = Field(20 << 20, ge=1 << 10)
     """nginx's logs are rotated at this size; supervisor rotates the others."""
     log_keep: int = Field(4, ge=1)

@@ -49,4 +49,5 @@ def _worker(watch: Watch) -> dict[str, Any]:
         "last_exit": watch.last_exit,
         "last_fault": watch.last_fault,
         "device": watch.device,
+        "device_name": watch.device_name,
     }

@@ -26,6 +26,7 @@ class Watch:
     def __init__(self, worker: WorkerSettings, settings: GuardSettings, layout: Layout) -> None:
         self.name = worker.name
         self.device = worker.device
+        self.device_name = worker.device_name
         self.gate = Gate(layout.gate(self.name), layout.socket(self.name), layout.closed_socket)
         self.beat: Beat | None = None
         self.process: Process | None = None
@@ -45,7 +46,7 @@ class Watch:
         self._beat_path = layout.beat(self.name)
         self._flag = layout.drained_flag(self.name)
         self._run_dir = settings.run_dir
-        self._interval_s = settings.probe_interval_s
+        self._interval_s = settings.guard.probe_interval_s
         self._heard_at = time.monotonic()
         self._excused_at = -inf
         self._refused_at: float | None = None
