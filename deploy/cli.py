@@ -137,7 +137,7 @@ def render(
     changes = files.changes(cell.layout.render_dir, rendered)
     for change in changes:
         screen.step(change.summary)
-        screen.say("\n".join(f"    {line}" for line in change.lines))
+        screen.say("\n".join(f"    {line}" for line in change.shown))
     if not changes:
         screen.done(f"{cell.layout.render_dir} is up to date")
 

@@ -48,8 +48,8 @@ def _until(
     with screen.live(cell) as progress:
         while True:
             seen = _look(cell, names)
-            progress.show(title, seen)
             waiting = [n for n in names if not (_fresh(cell, started) and is_done(seen[n]))]
+            progress.show(title, seen, last=not waiting)
             if not waiting:
                 return
             hopeless = failures.hopeless(waiting) if give_up else None
