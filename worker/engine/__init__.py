@@ -1,1 +1,13 @@
-"""Queue, step scheduler, costs and admission. Imports neither Starlette nor diffusers."""
+"""Queue, step scheduler, costs and admission. Imports neither Starlette nor diffusers.
+
+Imports point downwards: ``engine`` → ``driver`` → ``forecast``, ``scheduler``, ``pulse`` →
+``queue``, ``costs``, ``limits`` → ``request``.
+"""
+
+from worker.engine.costs import Costs
+from worker.engine.engine import Engine
+from worker.engine.limits import Limits
+from worker.engine.state import EngineState
+from worker.engine.ticket import Ticket
+
+__all__ = ["Costs", "Engine", "EngineState", "Limits", "Ticket"]
