@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worker.beat import BeatWriter
 from worker.engine import admission
@@ -40,8 +40,8 @@ OnFatal = Callable[[BaseException], None]
 class Engine:
     """Draws with ``pipeline`` from one thread of its own, in which the pipeline is also closed.
 
-    ``on_fatal`` is called once, in that thread, when the engine can draw no more (the device is
-    poisoned, or the thread died) and every waiter has been failed with Unavailable.
+    ``on_fatal`` is called once, on the event loop, when the engine can draw no more (the device
+    is poisoned, or the thread died) and every waiter has been failed with Unavailable.
     """
 
     def __init__(
@@ -75,16 +75,23 @@ class Engine:
         """Start the thread. Once."""
         self._thread.start()
 
+    def check(self, specs: Sequence[DrawSpec]) -> None:
+        """Raise InvalidRequest or Refused where one of ``specs`` can never be drawn here."""
+        for spec in specs:
+            self._pipeline.check(spec)
+        with self._lock:
+            self._require_known_to_fit(specs)
+
     def submit(self, request: DrawRequest) -> Ticket:
         """Admit ``request``, on the event loop. Raises a ZimageError where it is not taken:
         Overloaded, HandedBack (draining), NotReady, Refused, InvalidRequest, DeadlinePassed."""
         self._loop = asyncio.get_running_loop()
-        self._require_drawable(request)
+        _require_sense(request)
+        self.check(request.specs)
         ticket = Ticket(request, cancel=lambda: self._cancel(entry))
         entry = Entry(request, ticket, next(self._sequence), time.monotonic())
         with self._lock:
             self._require_open()
-            self._require_known_to_fit(request)
             queued = self._admit(entry)
             self._queue.add(entry)
         ticket.post(queued)
@@ -156,16 +163,8 @@ class Engine:
         if not self._thread.is_alive():
             raise NotReady("this worker is starting")
 
-    def _require_drawable(self, request: DrawRequest) -> None:
-        if not request.specs:
-            raise InvalidRequest("ask for at least one picture", param="prompt")
-        if request.deadline is not None and request.deadline <= time.time():
-            raise DeadlinePassed("the request's own time limit has passed")
-        for spec in request.specs:
-            self._pipeline.check(spec)
-
-    def _require_known_to_fit(self, request: DrawRequest) -> None:
-        for spec in request.specs:
+    def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
+        for spec in specs:
             if ((spec.width, spec.height), expected_rows(spec)) in self._driver.refused:
                 message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
@@ -230,8 +229,7 @@ class Engine:
         with self._lock:
             self._broken = f"{type(error).__name__}: {error}"
             self._driver.settle_all(lambda: Unavailable("this worker has failed"))
-        if self.on_fatal:
-            self.on_fatal(error)
+        self._soon(lambda: self.on_fatal and self.on_fatal(error))
 
     def _resting(self) -> bool:
         with self._lock:
@@ -241,6 +239,13 @@ class Engine:
         if self._loop:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(callback)
+
+
+def _require_sense(request: DrawRequest) -> None:
+    if not request.specs:
+        raise InvalidRequest("ask for at least one picture", param="prompt")
+    if request.deadline is not None and request.deadline <= time.time():
+        raise DeadlinePassed("the request's own time limit has passed")
 
 
 class _Nobody:
