@@ -79,12 +79,13 @@ class Progress:
         self._said: dict[str, str] = {}
         self._since = time.monotonic()
 
-    def show(self, title: str, workers: dict[str, dict[str, Any]], *, last: bool) -> None:
-        """``last``: there is nothing to wait for any more."""
+    def show(self, title: str, workers: dict[str, dict[str, Any]], *, idle: bool) -> None:
+        """``idle``: there is nothing to wait for."""
         waited_s = time.monotonic() - self._since
-        if last and not self._said:
+        if idle and not self._said:
             return  # nobody had to wait
         if self._display:
+            self._said = dict.fromkeys(workers, "")
             rows = worker_table(list(workers.values()))
             head = Text(f"› {title}  {waited_s:.0f} s", "cyan")
             self._display.update(Group(head, Padding(rows, (0, 0, 0, 2))))
