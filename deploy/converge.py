@@ -98,6 +98,8 @@ def _start(cell: Cell, *, child: bool) -> bool:
     start(cell.layout, cell.config.cell.name, cell.host.home)
     if left.all:
         _take_over(cell, left)
+    else:
+        cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
     for name in ("guard", *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
     if left.nginxes:
