@@ -25,7 +25,7 @@ def slow_cell() -> Iterator[RunningCell]:
 
 def running_on(cell: RunningCell) -> str:
     """The one worker that is drawing now."""
-    return next(w["name"] for w in cell.state()["workers"] if w["running"])
+    return next(str(w["name"]) for w in cell.state()["workers"] if w["running"])
 
 
 async def draw(http: httpx.AsyncClient, cell: RunningCell, **body: Any) -> httpx.Response:
