@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,9 @@ class Defaults:
     size: tuple[int, int] | None
 
 
+_Side = Annotated[int, Field(ge=16)]
+
+
 class _Stated(BaseModel):
     """``zimage.json``, by which a folder states its own defaults."""
 
@@ -35,7 +38,7 @@ class _Stated(BaseModel):
     id: str | None = Field(None, min_length=1)
     steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0)
-    size: tuple[int, int] | None = None
+    size: tuple[_Side, _Side] | None = None
 
 
 def class_of(folder: Path) -> str:

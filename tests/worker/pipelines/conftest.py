@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    EulerDiscreteScheduler,
+    DDIMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -114,17 +115,8 @@ def stable_diffusion() -> Any:
             )
         ).eval(),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        ).eval(),
-        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        unet=small_unet(),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -133,10 +125,23 @@ def stable_diffusion() -> Any:
     return pipeline
 
 
+def small_unet(**options: Any) -> Any:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **options,
+    ).eval()
+
+
 def spec(prompt: str = "a red circle", **changes: Any) -> DrawSpec:
-    return DrawSpec(
-        **{"prompt": prompt, "width": 64, "height": 64, "steps": 4, "seed": 7} | changes
-    )
+    plain = DrawSpec(prompt, width=64, height=64, steps=4, seed=7)
+    return replace(plain, **changes)
 
 
 def go_on(_: int) -> bool:

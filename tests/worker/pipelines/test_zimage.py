@@ -248,7 +248,7 @@ def test_extreme_proportions_have_a_preview(stepwise: ZImageStepwise) -> None:
     ],
 )
 def test_sides_it_cannot_draw_are_refused(
-    stepwise: ZImageStepwise, sides: dict[str, int], message: str
+    stepwise: ZImageStepwise, sides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
         stepwise.check(spec(**sides))
