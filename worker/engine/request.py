@@ -37,7 +37,7 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class Queued:
-    """Still waiting: ``position`` pictures' requests are ahead (0: next), about ``wait_s`` to go."""
+    """Still waiting: ``position`` requests are ahead (0: next), about ``wait_s`` to go."""
 
     position: int
     wait_s: float

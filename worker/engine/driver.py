@@ -1,0 +1,297 @@
+"""What the one thread does: a step boundary, then a step.
+
+Everything that the event loop shares with it (queue, costs, turns, refused sizes, counters) is
+touched under ``lock`` only, and ``lock`` is never held during a call into the pipeline.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from worker.beat import Phase
+from worker.engine.costs import Costs, Kind
+from worker.engine.forecast import forecast, remaining_s
+from worker.engine.pulse import Pulse
+from worker.engine.queue import Entry, Picture, Queue, Size
+from worker.engine.request import Drawn, Partial, Queued, Stepped
+from worker.engine.rescue import Failure, run
+from worker.engine.scheduler import Scheduler
+from worker.engine.state import Counters
+from worker.errors import DeadlinePassed, Unavailable, ZimageError
+from worker.pipelines.base import DevicePoisoned, Pipeline, Sample
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_INTERVAL_S = 0.25
+_MAX_LOST_MEMORY = 3
+_KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
+Call = Callable[[Sequence[Picture]], None]
+Shape = tuple[Size, int]
+"""Size and rows of one picture."""
+
+
+@dataclass
+class Driver:
+    """``tick`` from one thread; everything else under ``lock``."""
+
+    pipeline: Pipeline
+    pulse: Pulse
+    queue: Queue
+    costs: Costs
+    scheduler: Scheduler
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    totals: Counters = field(default_factory=Counters)
+    refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
+    announce_interval_s: float = ANNOUNCE_INTERVAL_S
+    _drawn_shapes: set[Shape] = field(default_factory=set)
+    _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
+    _fits: int | None = None  # rows, where the running call had no room for more
+    _left: list[Entry] = field(default_factory=list)  # answered; their samples are still held
+    _announced: dict[Entry, Queued] = field(default_factory=dict)
+    _announced_at: float = 0.0
+
+    def tick(self) -> bool:
+        """One step boundary and one step; False when there is nothing to draw."""
+        with self.lock:
+            self._tidy()
+            lead = self.scheduler.leader(self.queue)
+            newcomers = self.scheduler.newcomers(lead, self.queue) if lead else []
+        self._announce()
+        if lead is None:
+            return False
+        if newcomers:
+            self._call(Phase.ENCODE, newcomers, self._start)
+        if lead.sample and not lead.entry.over:
+            self._advance(lead)
+        return True
+
+    def settle(self, entry: Entry, error: ZimageError | None = None) -> bool:
+        """``entry`` is answered and leaves; False if it had been already. Under ``lock``."""
+        if entry.over:
+            return False
+        entry.over = True
+        self.queue.remove(entry)
+        self._left.append(entry)
+        self._announced.pop(entry, None)
+        if error:
+            entry.waiter.fail(error)
+        return True
+
+    def settle_all(self, error: Callable[[], ZimageError]) -> None:
+        """Answer everybody with an error. Under ``lock``."""
+        for entry in list(self.queue):
+            self.settle(entry, error())
+
+    def _tidy(self) -> None:
+        self._expire()
+        for entry in self._left:
+            for picture in entry.pictures:
+                picture.sample = None
+        self._left.clear()
+
+    def _expire(self) -> None:
+        now = time.time()
+        for entry in list(self.queue):
+            deadline = entry.request.deadline
+            if deadline is not None and deadline <= now:
+                self.totals.requests_failed += 1
+                self.settle(entry, DeadlinePassed("the request's own time limit has passed"))
+
+    def _advance(self, lead: Picture) -> None:
+        with self.lock:
+            batch = self.scheduler.batch(lead, self.queue)
+            for picture in batch:
+                picture.entry.begun = True
+        before = [picture.steps_done for picture in batch]
+        self._call(Phase.STEP, batch, self._step)
+        if self.pipeline.info.stepwise:
+            pairs = zip(batch, before, strict=True)
+            self._tell_step([picture for picture, n in pairs if picture.steps_done > n])
+        drawn = [picture for picture in batch if picture.sample and picture.sample.drawn]
+        self._call(Phase.DECODE, drawn, self._finish)
+        for picture in drawn:
+            picture.sample = None
+
+    # Calls into the pipeline
+
+    def _call(self, phase: Phase, pictures: Sequence[Picture], call: Call) -> None:
+        self._fits = None
+        run(pictures, lambda part: self._attempt(phase, part, call), self._alive, self._failed)
+        if self._fits:
+            with self.lock:
+                self.costs.shrink(pictures[0].size, self._fits)
+
+    def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
+        shape = self.pulse.enter(phase, part, self._expected_s(phase, part))
+        began = time.monotonic()
+        try:
+            call(part)
+        except DevicePoisoned:
+            raise
+        except Exception as error:
+            ids = ", ".join(picture.entry.request.id for picture in part)
+            log.warning("%s failed for %s", phase.name.lower(), ids, exc_info=True)
+            return Failure.of(error)
+        seconds = time.monotonic() - began
+        self._measure(phase, part, seconds, typical=self.pulse.learn(shape))
+        return None
+
+    def _start(self, part: Sequence[Picture]) -> None:
+        began = time.monotonic()
+        samples = self.pipeline.start([picture.spec for picture in part])
+        _require_as_many(samples, part)
+        with self.lock:
+            for picture, sample in zip(part, samples, strict=True):
+                picture.sample, picture.started_at = sample, began
+
+    def _step(self, part: Sequence[Picture]) -> None:
+        before = [picture.steps_done for picture in part]
+        self.pipeline.step(_samples(part), lambda done: self._inner_step(part, done))
+        if not self._alive(part):
+            return
+        if any(picture.steps_done <= n for picture, n in zip(part, before, strict=True)):
+            raise RuntimeError("the pipeline reported a step but did not advance its samples")
+        for picture in part:
+            picture.batch_size = max(picture.batch_size, len(part))
+
+    def _finish(self, part: Sequence[Picture]) -> None:
+        pixels = self.pipeline.finish(_samples(part))
+        _require_as_many(pixels, part)
+        now = time.monotonic()
+        with self.lock:
+            for picture, each in zip(part, pixels, strict=True):
+                picture.pixels, picture.done = each, True
+                self._tell_drawn(picture, now)
+
+    def _inner_step(self, part: Sequence[Picture], done: int) -> bool:
+        """After each step of a pipeline that draws in one call; False: nobody waits for it."""
+        if not self.pipeline.info.stepwise:
+            with self.lock:
+                self._expire()
+            self._announce()
+            self._tell_step(part, done)
+            self.pulse.enter(Phase.STEP, part, self._expected_s(Phase.STEP, part))
+        return bool(self._alive(part))
+
+    def _alive(self, pictures: Sequence[Picture]) -> list[Picture]:
+        return [picture for picture in pictures if not picture.entry.over]
+
+    # What became of them
+
+    def _failed(self, part: Sequence[Picture], failure: Failure) -> None:
+        with self.lock:
+            self.totals.out_of_memory += failure.memory
+            if len(part) > 1:
+                self._fits = _rows(part) // 2 if failure.memory else self._fits
+                return
+            if failure.memory:
+                self._fits = None  # it was this picture, not their number
+                self._no_room(part[0])
+            self.totals.requests_failed += self.settle(part[0].entry, failure.error)
+
+    def _no_room(self, picture: Picture) -> None:
+        # A shape that was drawn before fitted: then the memory has gone elsewhere, which a new
+        # process mends. Refusing the shape would turn everybody away for good.
+        shape = picture.size, picture.rows
+        if shape not in self._drawn_shapes:
+            self.refused.add(shape)
+            return
+        self._lost_memory += 1
+        if self._lost_memory >= _MAX_LOST_MEMORY:
+            self.settle(picture.entry, Unavailable("the device has run out of memory"))
+            raise DevicePoisoned("out of memory again and again for a size that was drawn before")
+
+    def _expected_s(self, phase: Phase, part: Sequence[Picture]) -> float:
+        with self.lock:
+            return self.costs.measured_s(_KINDS[phase], part[0].size, _rows(part)) or 0.0
+
+    def _measure(
+        self, phase: Phase, part: Sequence[Picture], seconds: float, *, typical: bool
+    ) -> None:
+        with self.lock:
+            self.scheduler.charge(part, seconds)
+            if phase is Phase.STEP:
+                self.totals.steps += 1
+                seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.steps
+            if typical and (phase is not Phase.STEP or self._alive(part)):
+                self.costs.record(_KINDS[phase], part[0].size, _rows(part), seconds)
+
+    # What the waiters hear
+
+    def _tell_step(self, part: Sequence[Picture], inner: int | None = None) -> None:
+        rows = _rows(part)
+        for picture in self._alive(part):
+            assert picture.sample
+            steps, done = picture.sample.steps, inner or picture.sample.step_index
+            with self.lock:
+                left_s = remaining_s(picture, rows, self.costs)
+            picture.entry.waiter.post(Stepped(picture.image_index, done, steps, left_s))
+            self._preview(picture, done, steps)
+
+    def _preview(self, picture: Picture, done: int, steps: int) -> None:
+        wanted = min(picture.entry.request.partial_images, steps - 1)
+        if done >= steps or done * (wanted + 1) < steps * (picture.previews + 1):
+            return
+        if picture.previews >= wanted or picture.sample is None:
+            return
+        try:
+            pixels = self.pipeline.preview(picture.sample)
+        except DevicePoisoned:
+            raise
+        except Exception:  # a preview is a courtesy: the picture goes on
+            log.warning("no preview for %s", picture.entry.request.id, exc_info=True)
+            pixels = None
+        if pixels is not None:
+            picture.entry.waiter.post(Partial(picture.image_index, picture.previews, pixels))
+        picture.previews += 1
+
+    def _tell_drawn(self, picture: Picture, now: float) -> None:
+        entry = picture.entry
+        if entry.over or picture.pixels is None:
+            return
+        queue_ms = (picture.started_at - entry.submitted_at) * 1000
+        inference_ms = (now - picture.started_at) * 1000
+        event = Drawn(
+            picture.image_index,
+            picture.spec,
+            picture.pixels,
+            queue_ms,
+            inference_ms,
+            picture.batch_size,
+        )
+        self._drawn_shapes.add((picture.size, picture.rows))
+        self._lost_memory = 0
+        picture.pixels = None
+        self.totals.pictures_drawn += 1
+        entry.waiter.post(event)
+        if not entry.undone:
+            self.totals.requests_done += self.settle(entry)
+
+    def _announce(self) -> None:
+        """Tell those who wait what has changed, at most four times a second."""
+        now = time.monotonic()
+        with self.lock:
+            if now - self._announced_at < self.announce_interval_s:
+                return
+            self._announced_at = now
+            if not self.queue.waiting:
+                return
+            for entry, queued in forecast(self.queue, self.costs).items():
+                if self._announced.get(entry) != queued:
+                    self._announced[entry] = queued
+                    entry.waiter.post(queued)
+
+
+def _samples(pictures: Sequence[Picture]) -> list[Sample]:
+    return [picture.sample for picture in pictures if picture.sample]
+
+
+def _rows(pictures: Sequence[Picture]) -> int:
+    return sum(picture.rows for picture in pictures)
+
+
+def _require_as_many(results: Sequence[object], pictures: Sequence[Picture]) -> None:
+    if len(results) != len(pictures):
+        raise RuntimeError(f"the pipeline gave {len(results)} results for {len(pictures)} pictures")

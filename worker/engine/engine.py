@@ -1,0 +1,255 @@
+"""The engine: requests go in on the event loop, one thread draws, tickets tell what happens."""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from worker.beat import BeatWriter
+from worker.engine import admission
+from worker.engine.costs import Costs
+from worker.engine.driver import Driver
+from worker.engine.forecast import forecast
+from worker.engine.limits import Limits
+from worker.engine.pulse import IDLE_BEAT_S, Pulse
+from worker.engine.queue import Entry, Queue, expected_rows
+from worker.engine.request import DrawRequest, Queued
+from worker.engine.scheduler import Scheduler
+from worker.engine.state import EngineState
+from worker.engine.ticket import Ticket
+from worker.errors import (
+    DeadlinePassed,
+    HandedBack,
+    InvalidRequest,
+    NotReady,
+    Refused,
+    Unavailable,
+    ZimageError,
+)
+from worker.pipelines.base import DrawSpec, Pipeline
+
+log = logging.getLogger(__name__)
+
+OnFatal = Callable[[BaseException], None]
+
+
+class Engine:
+    """Draws with ``pipeline`` from one thread of its own, in which the pipeline is also closed.
+
+    ``on_fatal`` is called once, on the event loop, when the engine can draw no more (the device
+    is poisoned, or the thread died) and every waiter has been failed with Unavailable.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        beat: BeatWriter,
+        limits: Limits,
+        costs: Costs | None = None,
+        on_fatal: OnFatal | None = None,
+    ) -> None:
+        self.on_fatal = on_fatal
+        self._pipeline = pipeline
+        self._limits = limits
+        self._costs = costs or Costs(limits.max_batch)
+        self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
+        self._queue = Queue(admission.max_waiting(limits, replay=True))
+        scheduler = Scheduler(self._costs.batch_cap)
+        self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
+        self._lock = self._driver.lock
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._wake = threading.Event()
+        self._sequence = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rested = asyncio.Event()
+        self._busy = False
+        self._draining = False
+        self._closed = False
+        self._broken: str | None = None
+
+    def start(self) -> None:
+        """Start the thread. Once."""
+        self._thread.start()
+
+    def check(self, specs: Sequence[DrawSpec]) -> None:
+        """Raise InvalidRequest or Refused where one of ``specs`` can never be drawn here."""
+        for spec in specs:
+            self._pipeline.check(spec)
+        with self._lock:
+            self._require_known_to_fit(specs)
+
+    def submit(self, request: DrawRequest) -> Ticket:
+        """Admit ``request``, on the event loop. Raises a ZimageError where it is not taken:
+        Overloaded, HandedBack (draining), NotReady, Refused, InvalidRequest, DeadlinePassed."""
+        self._loop = asyncio.get_running_loop()
+        _require_sense(request)
+        self.check(request.specs)
+        ticket = Ticket(request, cancel=lambda: self._cancel(entry))
+        entry = Entry(request, ticket, next(self._sequence), time.monotonic())
+        with self._lock:
+            self._require_open()
+            queued = self._admit(entry)
+            self._queue.add(entry)
+        ticket.post(queued)
+        self._wake.set()
+        return ticket
+
+    def drain(self) -> None:
+        """Take no more work and hand back what has not begun. From any thread or signal handler,
+        so nothing here may wait for a lock."""
+        self._draining = True
+        self._soon(self._hand_back)
+
+    def undrain(self) -> None:
+        """Take work again."""
+        self._draining = False
+
+    async def drained(self) -> None:
+        """Return when nothing is queued or running."""
+        self._loop = asyncio.get_running_loop()
+        while not self._resting():
+            self._rested.clear()
+            await self._rested.wait()
+
+    async def close(self, timeout_s: float = 10.0) -> None:
+        """Answer every waiter and end the thread, waiting ``timeout_s`` for a running call."""
+        self._closed = True
+        with self._lock:
+            self._driver.settle_all(lambda: HandedBack("this worker is shutting down"))
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread.is_alive():
+            log.error("the running call did not end within %.0f s", timeout_s)
+
+    def state(self) -> EngineState:
+        """What health checks and metrics show."""
+        activity = self._pulse.activity
+        with self._lock:
+            queued = len(self._queue.waiting)
+            return EngineState(
+                started=self._thread.is_alive(),
+                draining=self._draining,
+                broken=self._broken,
+                stuck=activity.stuck(),
+                phase=activity.phase,
+                phase_age_s=round(time.monotonic() - activity.since, 3),
+                queued=queued,
+                running=len(self._queue) - queued,
+                batch=activity.rows,
+                predicted_wait_s=self._forecast(self._probe()).wait_s,
+                steps_done=self._driver.totals.steps,
+                totals=dataclasses.asdict(self._driver.totals),
+                step_ms=self._costs.step_ms(),
+                refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
+            )
+
+    def costs(self) -> dict[str, object]:
+        """Everything that was measured, as ``Costs.load`` takes it."""
+        with self._lock:
+            return self._costs.dump()
+
+    # Admission
+
+    def _require_open(self) -> None:
+        if self._broken:
+            raise NotReady(f"this worker cannot draw: {self._broken}")
+        if self._draining or self._closed:
+            raise HandedBack("this worker is draining")
+        if not self._thread.is_alive():
+            raise NotReady("this worker is starting")
+
+    def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
+        for spec in specs:
+            if ((spec.width, spec.height), expected_rows(spec)) in self._driver.refused:
+                message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
+                raise Refused(message, param="size", code="out_of_memory")
+
+    def _admit(self, entry: Entry) -> Queued:
+        queued = self._forecast(entry)
+        replay = admission.is_replay(time.time() - entry.request.arrived_at)
+        waiting = len(self._queue.waiting)
+        admission.admit(self._limits, waiting, queued.wait_s, replay=replay)
+        return queued
+
+    def _forecast(self, entry: Entry) -> Queued:
+        return forecast([*self._queue, entry], self._costs)[entry]
+
+    def _probe(self) -> Entry:
+        """A request of the model's defaults that came now from somebody new."""
+        info = self._pipeline.info
+        spec = DrawSpec("", *info.default_size, info.default_steps, 0, info.default_guidance_scale)
+        return Entry(DrawRequest("", (spec,), time.time(), key=""), _Nobody(), 0)
+
+    # Leaving
+
+    def _cancel(self, entry: Entry) -> None:
+        gone = ZimageError("the request was cancelled", code="cancelled")
+        with self._lock:
+            self._driver.totals.requests_cancelled += self._driver.settle(entry, gone)
+
+    def _hand_back(self) -> None:
+        with self._lock:
+            if not self._draining:
+                return
+            for entry in self._queue.waiting:
+                if not entry.waiter.keep:
+                    back = HandedBack("this worker is draining")
+                    self._driver.totals.requests_handed_back += self._driver.settle(entry, back)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._wake.clear()
+                self._busy = True
+                if not self._driver.tick():
+                    self._rest()
+            self._pipeline.close()
+        except BaseException as error:
+            self._die(error)
+        finally:
+            self._busy = False
+            self._soon(self._rested.set)
+
+    def _rest(self) -> None:
+        self._pulse.idle()
+        self._busy = False
+        self._soon(self._rested.set)
+        self._wake.wait(IDLE_BEAT_S)
+
+    def _die(self, error: BaseException) -> None:
+        # The heartbeat stays as it is: it tells the guard who was inside the fatal call.
+        log.critical("the engine ends", exc_info=error)
+        with self._lock:
+            self._broken = f"{type(error).__name__}: {error}"
+            self._driver.settle_all(lambda: Unavailable("this worker has failed"))
+        self._soon(lambda: self.on_fatal and self.on_fatal(error))
+
+    def _resting(self) -> bool:
+        with self._lock:
+            return not len(self._queue) and not (self._busy and self._thread.is_alive())
+
+    def _soon(self, callback: Callable[[], object]) -> None:
+        if self._loop:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(callback)
+
+
+def _require_sense(request: DrawRequest) -> None:
+    if not request.specs:
+        raise InvalidRequest("ask for at least one picture", param="prompt")
+    if request.deadline is not None and request.deadline <= time.time():
+        raise DeadlinePassed("the request's own time limit has passed")
+
+
+class _Nobody:
+    keep = False
+
+    def post(self, event: object) -> None: ...
+    def fail(self, error: ZimageError) -> None: ...

@@ -1,0 +1,56 @@
+"""Keeps the heartbeat of the driver: every call into the pipeline begins with one."""
+
+import time
+from collections.abc import Hashable, Sequence
+
+from worker.beat import BeatWriter, Phase, Running, digest
+from worker.engine.limits import Limits
+from worker.engine.queue import Picture
+from worker.engine.state import Activity
+
+IDLE_ALLOWANCE_S = 3.0
+IDLE_BEAT_S = 1.0  # an idle driver beats this often
+_SLACK = 10.0  # times the measured duration
+
+
+class Pulse:
+    """``compiles``: the first call of a shape may compile, which must not look like a hang."""
+
+    def __init__(self, beat: BeatWriter, limits: Limits, *, compiles: bool) -> None:
+        self._beat = beat
+        self._limits = limits
+        self._compiles = compiles
+        self._seen: set[Hashable] = set()
+        self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
+
+    def idle(self) -> None:
+        """Nothing to do."""
+        self._beat.enter(Phase.IDLE, IDLE_ALLOWANCE_S)
+        self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
+
+    def enter(self, phase: Phase, pictures: Sequence[Picture], expected_s: float) -> Hashable:
+        """``phase`` begins for ``pictures`` and should take ``expected_s``; its shape."""
+        shape = _shape(phase, pictures)
+        allowance_s = max(self._limits.step_allowance_s, _SLACK * expected_s)
+        if self._compiles and shape not in self._seen:
+            phase, allowance_s = Phase.COMPILE, self._limits.compile_allowance_s
+        requests = [entry.request for entry in dict.fromkeys(p.entry for p in pictures)]
+        running = [Running(digest(r.id), digest(r.fingerprint)) for r in requests]
+        self._beat.enter(phase, allowance_s, running, alone=len(requests) == 1)
+        rows = sum(picture.rows for picture in pictures)
+        now = time.monotonic()
+        self.activity = Activity(phase, now, allowance_s, len(requests), rows)
+        return shape
+
+    def learn(self, shape: Hashable) -> bool:
+        """A call of ``shape`` has succeeded; whether its time tells what the next will take."""
+        typical = not self._compiles or shape in self._seen
+        self._seen.add(shape)
+        return typical
+
+
+def _shape(phase: Phase, pictures: Sequence[Picture]) -> Hashable:
+    if phase is Phase.ENCODE:  # of any text: only the first call of all sets the device up
+        return phase
+    rows = sum(picture.rows for picture in pictures)
+    return phase, pictures[0].sample and pictures[0].sample.group, rows

@@ -1,0 +1,127 @@
+"""The bounded queue: who waits and who is being drawn, in order. It decides nothing."""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from worker.engine.request import DrawRequest, Event, Priority
+from worker.errors import ZimageError
+from worker.pipelines.base import DrawSpec, Pixels, Sample
+
+Size = tuple[int, int]
+"""Width and height: what is known of a picture's group before its prompt is encoded."""
+
+
+class QueueFull(Exception):
+    """The queue's hard bound is reached."""
+
+
+class Waiter(Protocol):
+    """Who is told about a request. Both calls come from any thread and never block."""
+
+    keep: bool  # may not be handed back: its answer has begun
+
+    def post(self, event: Event) -> None: ...
+    def fail(self, error: ZimageError) -> None: ...
+
+
+@dataclass(eq=False)
+class Picture:
+    """One picture of a request: the unit that is scheduled."""
+
+    entry: "Entry" = field(repr=False)
+    image_index: int
+    spec: DrawSpec
+    sample: Sample | None = None  # from the end of ``start`` to the end of ``finish``
+    pixels: Pixels | None = field(default=None, repr=False)
+    started_at: float = 0.0  # monotonic seconds
+    batch_size: int = 0
+    previews: int = 0
+    done: bool = False
+
+    @property
+    def size(self) -> Size:
+        return self.spec.width, self.spec.height
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that it takes; before it is started, what guidance suggests."""
+        return self.sample.rows if self.sample else expected_rows(self.spec)
+
+    @property
+    def steps_done(self) -> int:
+        return self.sample.step_index if self.sample else 0
+
+    @property
+    def steps_left(self) -> int:
+        return (self.sample.steps if self.sample else self.spec.steps) - self.steps_done
+
+    @property
+    def solo(self) -> bool:
+        """It must share its calls with no other picture."""
+        return self.entry.request.exclusive or self.spec.reproducible
+
+
+def expected_rows(spec: DrawSpec) -> int:
+    """Rows of a picture that is not started: a guided one is drawn twice."""
+    return 2 if spec.guidance_scale > 0 else 1
+
+
+@dataclass(eq=False)
+class Entry:
+    """One request in the engine, from admission until it is answered."""
+
+    request: DrawRequest
+    waiter: Waiter
+    sequence: int  # of admission: orders equal arrivals
+    submitted_at: float = 0.0  # monotonic seconds
+    begun: bool = False  # one of its pictures has been in a step
+    over: bool = False  # answered
+    pictures: list[Picture] = field(init=False)
+
+    def __post_init__(self) -> None:
+        specs = enumerate(self.request.specs)
+        self.pictures = [Picture(self, index, spec) for index, spec in specs]
+
+    @property
+    def rank(self) -> tuple[Priority, float, int]:
+        """Interactive before batch; within a priority the oldest first."""
+        return self.request.priority, self.request.arrived_at, self.sequence
+
+    @property
+    def undone(self) -> list[Picture]:
+        return [picture for picture in self.pictures if not picture.done]
+
+
+class Queue:
+    """Every request that is not answered, by rank; at most ``max_waiting`` that have not begun."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._entries: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    @property
+    def waiting(self) -> list[Entry]:
+        return [entry for entry in self._entries if not entry.begun]
+
+    def add(self, entry: Entry) -> None:
+        """Take ``entry`` in at its place; QueueFull beyond the bound."""
+        if len(self.waiting) >= self._max_waiting:
+            raise QueueFull
+        insort(self._entries, entry, key=lambda each: each.rank)
+
+    def remove(self, entry: Entry) -> None:
+        """Let ``entry`` go, if it is here."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Every picture that is not done, by the rank of its request."""
+        return (picture for entry in self._entries for picture in entry.undone)

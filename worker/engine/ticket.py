@@ -1,0 +1,109 @@
+"""What a caller holds: its events, its result, and the way out."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+
+from worker.engine.request import Drawn, DrawRequest, Event, Queued, Stepped
+from worker.errors import ZimageError
+
+
+class Ticket:
+    """One admitted request. The driver posts from its thread; the methods without an underscore
+    belong to the event loop.
+
+    A slow reader finds the latest position and the latest step of each picture, not all of them,
+    so what waits for it is bounded by its own pictures and previews.
+    """
+
+    keep: bool = False
+    """Set once part of the answer is sent: a drain then lets the request finish here."""
+
+    def __init__(self, request: DrawRequest, cancel: Callable[[], None]) -> None:
+        self.request = request
+        self._cancel = cancel
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._pending: dict[object, Event] = {}
+        self._drawn: dict[int, Drawn] = {}
+        self._error: ZimageError | None = None
+        self._over = False
+        self._listening = False
+        self._waking = False
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Every event, once, to one reader; ends after the last Drawn or raises ZimageError."""
+        self._listening = True
+        while True:
+            events, over = self._take()
+            for event in events:
+                yield event
+            if over:
+                break
+            await self._changed.wait()
+        if self._error:
+            raise self._error
+
+    async def result(self) -> list[Drawn]:
+        """All pictures in the order of ``image_index``; raises ZimageError."""
+        await self._ended.wait()
+        if self._error:
+            raise self._error
+        return [self._drawn[index] for index in sorted(self._drawn)]
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: it leaves the queue at once, a running batch within a step."""
+        self._cancel()
+
+    def post(self, event: Event) -> None:
+        """From any thread: tell the reader. The last Drawn ends the request."""
+        with self._lock:
+            if self._over:
+                return
+            key = _coalesced(event)
+            self._pending.pop(key, None)
+            self._pending[key] = event
+            if isinstance(event, Drawn):
+                self._drawn[event.image_index] = event
+                self._over = len(self._drawn) == len(self.request.specs)
+            self._wake()
+
+    def fail(self, error: ZimageError) -> None:
+        """From any thread: end the request with ``error``, unless it has ended."""
+        with self._lock:
+            if not self._over:
+                self._error, self._over = error, True
+                self._wake()
+
+    def _take(self) -> tuple[list[Event], bool]:
+        with self._lock:
+            self._changed.clear()
+            events, self._pending = list(self._pending.values()), {}
+            return events, self._over
+
+    def _wake(self) -> None:
+        # At most one wake-up is on its way: a blocked event loop must not collect them.
+        if self._waking or not (self._listening or self._over):
+            return
+        self._waking = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._woken)
+
+    def _woken(self) -> None:
+        with self._lock:
+            self._waking = False
+            over = self._over
+        self._changed.set()
+        if over:
+            self._ended.set()
+
+
+def _coalesced(event: Event) -> object:
+    if isinstance(event, Queued):
+        return Queued
+    if isinstance(event, Stepped):
+        return Stepped, event.image_index
+    return event.__class__, event.image_index, getattr(event, "partial_index", None)
