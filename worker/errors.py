@@ -7,6 +7,7 @@ ZimageError
 ├── NotFound
 ├── DeadlinePassed      the request's own ``timeout_s`` ran out
 ├── DrawingFailed       the pipeline failed on this request alone
+├── StorageFailed       the picture is drawn or could be, but cannot be stored for its link
 └── Unavailable         try again after ``retry_after_s``
     ├── Overloaded      the predicted wait is over ``max_queue_wait_s``, or the queue is full
     ├── NotReady        loading, warming up or stuck
@@ -56,6 +57,10 @@ class DrawingFailed(ZimageError):
     code = "drawing_failed"
 
 
+class StorageFailed(ZimageError):
+    code = "storage_failed"
+
+
 class Unavailable(ZimageError):
     """Nothing is wrong with the request; try again after ``retry_after_s`` seconds."""
 
@@ -78,8 +83,8 @@ class HandedBack(Unavailable):
     code = "draining"
 
 
-# The most specific class wins. 408 and the other 4xx are final for nginx; 500 and 503 make it
-# try the next worker, so an error that every worker would repeat must be a 4xx.
+# The most specific class wins. 408 and the other 4xx are final for nginx, and so is 507; 500 and
+# 503 make it try the next worker, so an error that every worker would repeat must not be one.
 STATUS: dict[type[ZimageError], int] = {
     InvalidRequest: 400,
     NotFound: 404,
@@ -87,6 +92,7 @@ STATUS: dict[type[ZimageError], int] = {
     TooLarge: 413,
     Refused: 422,
     DrawingFailed: 500,
+    StorageFailed: 507,
     Unavailable: 503,
     ZimageError: 500,
 }

@@ -5,11 +5,14 @@ Nothing else in the worker reads the environment. In a cell, ``cluster.toml`` is
 it renders these variables into supervisor's configuration.
 """
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_SOCKET_PATH_BYTES = 107
 
 
 class Settings(BaseSettings):
@@ -19,6 +22,7 @@ class Settings(BaseSettings):
         extra="forbid",
         cli_kebab_case=True,
         cli_prog_name="python -m worker",
+        use_attribute_docstrings=True,
     )
 
     name: str = Field("w1", pattern=r"^[a-z][a-z0-9-]{0,15}$")
@@ -63,11 +67,23 @@ class Settings(BaseSettings):
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
     load_allowance_s: float = Field(900.0, gt=0)
+    lock_wait_s: float = Field(15.0, ge=0)
+    """How long to wait for a predecessor that still holds ``<name>.lock``."""
     compile_allowance_s: float = Field(600.0, gt=0)
     drain_timeout_s: float = Field(120.0, gt=0)
     """On SIGTERM: how long drawings that run may take to finish."""
     strike_ttl_s: float = Field(600.0, gt=0)
     """How long it is remembered that a request was in the step of a worker that died."""
+
+    @model_validator(mode="after")
+    def _socket_path_fits(self) -> Self:
+        length = len(os.fsencode(self.socket))
+        if length > _SOCKET_PATH_BYTES:
+            raise ValueError(
+                f"run_dir: {self.socket} is {length} bytes long and a unix socket's path may have "
+                f"{_SOCKET_PATH_BYTES}: choose a shorter run_dir"
+            )
+        return self
 
     @property
     def socket(self) -> Path:

@@ -1,0 +1,67 @@
+"""``python -m worker``: one worker process. Flags override ``ZIMAGE_…`` variables."""
+
+import os
+import socket
+import sys
+
+import uvloop
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from worker import exits, listener, log, server
+from worker.pipelines.base import Pipeline
+from worker.pipelines.synthetic import SyntheticPipeline
+from worker.settings import Settings
+
+
+def main() -> int:
+    """Run one worker to its end; returns the exit code (see ``worker/exits.py``)."""
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        return _complain(problems(error), exits.BAD_SETTINGS)
+    except SettingsError as error:
+        return _complain([str(error)], exits.BAD_SETTINGS)
+    try:
+        listening = listener.listen(settings.socket, settings.lock, settings.lock_wait_s)
+    except listener.SocketTaken as error:
+        return _complain([str(error)], exits.SOCKET_FAILED)
+    return _serve(settings, listening)
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line a problem: the setting, what is wrong, and what it was."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message} (is {problem['input']!r})" if name else message)
+    return lines
+
+
+def _complain(lines: list[str], code: int) -> int:
+    for line in lines:
+        sys.stderr.write(f"worker: {line}\n")
+    return code
+
+
+def load(settings: Settings) -> Pipeline:
+    return SyntheticPipeline(settings.model)
+
+
+def _serve(settings: Settings, listening: socket.socket) -> int:
+    os.umask(0o077)
+    writer = log.LogWriter(settings.name)
+    log.event("started", pid=os.getpid(), model=settings.model, device=settings.device)
+    code = uvloop.run(server.serve(settings, load, listening))
+    log.event("ended", code=code, why=exits.NAMES.get(code, "unknown"))
+    writer.close()
+    return code
+
+
+if __name__ == "__main__":
+    code = main()
+    # No interpreter shutdown: a thread that still loads or draws would make it crash or wait.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,92 @@
+"""JSON answers and the one error envelope: ``{"error": {message, type, param, code}}``."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.errors import InvalidRequest, Unavailable, ZimageError, status_of
+
+MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
+
+_CODES = {
+    401: "invalid_api_key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+class Json(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content)
+
+
+def dumps(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def with_b64(fields: Mapping[str, Any], b64: bytes) -> bytes:
+    """``fields`` as JSON with ``b64_json`` added, without scanning megabytes of base64 again."""
+    return b'%b,"b64_json":"%b"}' % (dumps(fields)[:-1], b64)
+
+
+def error_object(status: int, message: str, param: str | None, code: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: ZimageError) -> dict[str, Any]:
+    """The envelope of ``error``."""
+    return error_object(status_of(error), error.message, error.param, error.code)
+
+
+def of_error(error: ZimageError) -> Response:
+    """The answer to a request that failed with ``error``."""
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(retry_after_s(error.retry_after_s))
+    return Json(describe(error), status_of(error), headers)
+
+
+def retry_after_s(wait_s: float) -> int:
+    """In whole seconds. Whoever raised the error has spread it."""
+    return max(1, min(MAX_RETRY_AFTER_S, math.ceil(wait_s)))
+
+
+def bug() -> dict[str, Any]:
+    """The envelope where the worker itself is at fault; the log has the rest."""
+    message = "The worker failed on this request. Operators find the cause under its X-Request-ID."
+    return error_object(500, message, None, ZimageError.code)
+
+
+def of_bug() -> Response:
+    """The answer where the worker itself is at fault."""
+    return Json(bug(), 500)
+
+
+async def on_zimage_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ZimageError)
+    return of_error(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors, in our envelope and with a remedy."""
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"There is no {request.url.path[:100]} here: see the API's documentation."
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.method[:20]} is not possible here: use {allowed}."
+    code = _CODES.get(error.status_code, InvalidRequest.code)
+    content = error_object(error.status_code, message, None, code)
+    return Json(content, error.status_code, dict(error.headers or {}))

@@ -1,0 +1,75 @@
+"""The other end of a request: its body, and whether it is still there."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from worker.errors import DeadlinePassed, TooLarge
+
+BODY_TIMEOUT_S = 30.0
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client closed its connection: nobody waits for an answer."""
+
+
+async def read_json_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a JSON request, refused as soon as it is known to be too large."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        # Being strict also keeps other web pages from posting here behind a visitor's back.
+        shown = repr(media_type[:60]) if media_type else "nothing"
+        message = f"Content-Type says {shown}: send JSON with Content-Type: application/json."
+        raise HTTPException(415, message)
+    _check_length(_announced(request), max_bytes)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(request, max_bytes)
+    except TimeoutError:
+        raise DeadlinePassed(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        _check_length(len(body), max_bytes)
+    return bytes(body)
+
+
+def _announced(request: Request) -> int:
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _check_length(length: int, max_bytes: int) -> None:
+    if length > max_bytes:
+        raise TooLarge(f"The body is over {max_bytes} bytes: send a smaller one.")
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; cancels it and raises ``ClientGone`` when the client leaves."""
+    gone = asyncio.ensure_future(_gone(receive))
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((gone, task), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(gone, task, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,122 @@
+"""What goes for every request: its id and arrival, the headers of its answer, its log line."""
+
+import math
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker import log
+from worker.api import answers
+from worker.metrics import Metrics
+
+QUIET = frozenset({"/readyz", "/livez", "/metrics"})
+"""Routes that are asked all the time: not logged, not counted."""
+
+CLIENT_GONE = 499
+_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_AGE_S = 86_400.0
+
+
+@dataclass
+class Exchange:
+    """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
+
+    ``key`` is who asks. ``notes`` end up in the log line.
+    """
+
+    id: str
+    arrived_at: float
+    key: str
+    notes: dict[str, log.Value] = field(default_factory=dict)
+
+
+def exchange_of(request: Request) -> Exchange:
+    return cast(Exchange, request.scope["exchange"])
+
+
+def read_exchange(headers: Headers) -> Exchange:
+    """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``."""
+    request_id = headers.get("x-request-id", "")
+    if not _ID.fullmatch(request_id):
+        request_id = secrets.token_hex(16)
+    arrived_at = _arrival(headers.get("x-request-start", ""))
+    return Exchange(request_id, arrived_at, headers.get("x-real-ip", "local")[:64])
+
+
+def _arrival(text: str) -> float:
+    now = time.time()
+    try:
+        at = float(text)
+    except ValueError:
+        return now
+    return at if math.isfinite(at) and now - _MAX_AGE_S < at < now else now
+
+
+class Exchanges:
+    """Outermost middleware. Nothing above it answers, so no error leaves without the envelope."""
+
+    def __init__(self, app: ASGIApp, worker: str, metrics: Metrics) -> None:
+        self._app = app
+        self._worker = worker
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope["exchange"] = read_exchange(Headers(scope=scope))
+        answer = _Answer(send, exchange.id, self._worker)
+        began = time.monotonic()
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception as error:
+            log.failure("request failed", error, request_id=exchange.id)
+            if answer.status:
+                raise  # the server cuts the connection: a half answer must not look whole
+            await answers.of_bug()(scope, receive, answer.send)
+        finally:
+            self._account(scope, exchange, answer, time.monotonic() - began)
+
+    def _account(self, scope: Scope, exchange: Exchange, answer: "_Answer", seconds: float) -> None:
+        if scope["path"] in QUIET:
+            return
+        # The route's template, so that no client can add label values.
+        route = getattr(scope.get("route"), "path", "none")
+        status = exchange.notes.get("status", answer.status)
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        fields: dict[str, log.Value] = {
+            "request_id": exchange.id,
+            "method": scope["method"][:20],
+            "path": scope["path"][:200],
+            "status": answer.status,
+            "ms": round(seconds * 1000, 1),
+            "bytes": answer.body_bytes,
+            "client": exchange.key,
+            **exchange.notes,
+        }
+        log.event("request", **fields)
+
+
+class _Answer:
+    """Adds the headers that every answer has and remembers what was sent."""
+
+    def __init__(self, send: Send, request_id: str, worker: str) -> None:
+        self._send = send
+        self._headers = {"X-Request-ID": request_id, "X-Worker": worker}
+        self.status = 0
+        self.body_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message).update(self._headers)
+        else:
+            self.body_bytes += len(message.get("body", b""))
+        await self._send(message)

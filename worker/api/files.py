@@ -1,0 +1,47 @@
+"""Finished pictures behind signed links: this worker checks, nginx sends the file."""
+
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.errors import NotFound
+from worker.imaging import MEDIA_TYPES
+from worker.service import Service
+
+ROUTE = "/v1/images/files"
+
+
+def link(request: Request, service: Service, name: str) -> str:
+    """An absolute link to picture ``name`` that works for ``url_ttl_s``, at the client's host."""
+    expires = int(time.time() + service.settings.url_ttl_s)
+    signature = service.signer.sign(name, expires)
+    scheme = request.headers.get("x-forwarded-proto", "")
+    scheme = scheme if scheme in ("http", "https") else request.url.scheme
+    host = request.headers.get("host", "localhost")
+    return f"{scheme}://{host}{ROUTE}/{name}?expires={expires}&signature={signature}"
+
+
+async def get_file(request: Request) -> Response:
+    """Hand a picture over to nginx where the link is ours and still good."""
+    service: Service = request.app.state.service
+    service.require_ready()
+    name = request.path_params["name"]
+    expires = request.query_params.get("expires", "")
+    signature = request.query_params.get("signature", "")
+    if not service.signer.valid(name, expires, signature):
+        raise HTTPException(403, "This link is not one of ours: use it exactly as it was given.")
+    left_s = int(expires) - int(time.time())
+    if left_s <= 0:
+        raise HTTPException(403, "This link has expired: draw the picture again.")
+    if not service.images.holds(name):
+        raise NotFound("This picture has been deleted to make room: draw it again.")
+    return Response(
+        headers={
+            "X-Accel-Redirect": f"/internal/images/{name}",
+            "Content-Type": MEDIA_TYPES[name.rpartition(".")[2]],
+            "Content-Disposition": f'inline; filename="{name.rpartition("/")[2]}"',
+            "Cache-Control": f"private, max-age={left_s}",
+        }
+    )

@@ -1,0 +1,303 @@
+"""POST /v1/images/generations: admit, draw, encode, answer."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker import log
+from worker.api import answers, files, sse, wire
+from worker.api.client import ClientGone, read_json_body, while_connected
+from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
+from worker.engine import Ticket
+from worker.engine.request import Drawn, DrawRequest, Event, Partial, Queued, Stepped
+from worker.errors import Refused, Unavailable
+from worker.imaging import Picture, parameters_text
+from worker.service import Service
+from worker.storage.images import day
+from worker.strikes import Record
+
+ALONE_WAIT_S = 60.0
+_POLL_S = 0.2
+
+# The client's library requires a usage; nothing here is counted in tokens.
+_NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+async def generate(request: Request) -> Response:
+    """Draw the pictures of one request; a stream's header is sent only once it is admitted."""
+    service: Service = request.app.state.service
+    service.require_ready()
+    try:
+        body = await read_json_body(request, service.settings.max_body_bytes)
+        generation = wire.parse(body, service.settings, service.info)
+        drawing = Drawing(service, generation, exchange_of(request))
+        if generation.stream:
+            await while_connected(request.receive, drawing.admit())
+            return sse.EventStream(drawing.events(), drawing.exchange.id)
+        return await while_connected(request.receive, drawing.answer(request))
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A drawn picture and its file."""
+
+    drawn: Drawn
+    picture: Picture
+
+
+class Drawing:
+    """One admitted request on its way through engine and encoders."""
+
+    def __init__(self, service: Service, generation: wire.Generation, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self._service = service
+        self._generation = generation
+        self._specs = generation.specs(default_seed(exchange.id))
+        self._ticket: Ticket | None = None
+        exchange.notes |= {
+            "images": len(self._specs),
+            "size": generation.size,
+            "steps": generation.steps,
+            "stream": generation.stream,
+        }
+
+    async def admit(self) -> None:
+        """Take a place in the queue, or raise why not."""
+        service, generation = self._service, self._generation
+        service.encoders.require_room()
+        if generation.response_format == "url":
+            await asyncio.to_thread(service.images.require_room)
+        fingerprint = fingerprint_of(self.exchange.key, generation)
+        exclusive = await self._clear(fingerprint)
+        request = DrawRequest(
+            id=self.exchange.id,
+            specs=self._specs,
+            arrived_at=self.exchange.arrived_at,
+            key=self.exchange.key,
+            fingerprint=fingerprint,
+            partial_images=generation.partial_images,
+            exclusive=exclusive,
+        )
+        self._ticket = service.engine.submit(request)
+        # From here on the header is as good as sent: another worker can no longer have it.
+        self._ticket.keep = generation.stream
+
+    async def _clear(self, fingerprint: str) -> bool:
+        """Whether this request must be drawn alone; raises ``Refused`` where it kills workers."""
+        service = self._service
+        record = await asyncio.to_thread(service.strikes.arrive, self.exchange.id, fingerprint)
+        if not record.strikes:
+            return False
+        self.exchange.notes["strikes"] = record.strikes
+        if record.refused:
+            service.metrics.strikes.labels("refused").inc()
+            raise _refusal(record)
+        service.metrics.strikes.labels("alone").inc()
+        if record.alone:
+            await _until_another_is_open(service)
+        return True
+
+    async def answer(self, request: Request) -> Response:
+        """All pictures in one JSON answer."""
+        await self.admit()
+        finished = await self._all()
+        items = [await self._item(request, one) for one in finished]
+        timings = self._account([one.drawn for one in finished])
+        content = {
+            "created": int(time.time()),
+            "background": "opaque",
+            "output_format": self._generation.output_format,
+            "size": self._generation.size,
+        }
+        body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))
+        headers = {f"X-{name}": str(value) for name, value in timings.items()}
+        return Response(body, media_type="application/json", headers=headers)
+
+    async def _all(self) -> list[Finished]:
+        """Every picture in order. Encoding one overlaps the drawing of the next."""
+        tasks: dict[int, asyncio.Task[Finished]] = {}
+        try:
+            async with aclosing(self._drawing()) as events:
+                async for event in events:
+                    if isinstance(event, Drawn):
+                        tasks[event.image_index] = asyncio.create_task(self._finish(event))
+            return [await tasks[k] for k in range(len(self._specs))]
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    async def _drawing(self) -> AsyncGenerator[Event, None]:
+        """The engine's events. Whoever stops listening stops the drawing."""
+        assert self._ticket is not None, "admit comes first"
+        try:
+            async for event in self._ticket.events():
+                yield event
+        finally:
+            self._ticket.cancel()
+
+    async def _finish(self, drawn: Drawn) -> Finished:
+        began = time.monotonic()
+        image_format = self._generation.output_format
+        picture = await self._service.encoders.encode(
+            drawn.pixels,
+            image_format,
+            self._generation.quality,
+            parameters_text(drawn.spec, self._service.info.id),
+            b64=self._generation.response_format == "b64_json",
+        )
+        metrics = self._service.metrics
+        metrics.encode_seconds.labels(image_format).observe(time.monotonic() - began)
+        metrics.images.labels(image_format).inc()
+        metrics.pixels.inc(drawn.spec.width * drawn.spec.height)
+        metrics.inference_seconds.observe(drawn.inference_ms / 1000)
+        return Finished(drawn, picture)
+
+    async def _item(self, request: Request, one: Finished) -> bytes:
+        fields = {"seed": one.drawn.spec.seed}
+        if self._generation.response_format == "b64_json":
+            return answers.with_b64(fields, one.picture.b64)
+        folder = day(self.exchange.arrived_at)
+        extension = self._generation.output_format
+        name = f"{folder}/{self.exchange.id}-{one.drawn.image_index}.{extension}"
+        await asyncio.to_thread(self._service.images.save, name, one.picture.data)
+        return answers.dumps({**fields, "url": files.link(request, self._service, name)})
+
+    def _account(self, drawn: Sequence[Drawn]) -> dict[str, int]:
+        """Times of the whole request, for headers, log and metrics."""
+        queue_ms = min(one.queue_ms for one in drawn)
+        done_ms = max(one.queue_ms + one.inference_ms for one in drawn)
+        timings = {
+            "Queue-Ms": round(queue_ms),
+            "Inference-Ms": round(done_ms - queue_ms),
+            "Batch-Size": max(one.batch_size for one in drawn),
+        }
+        self._service.metrics.queue_seconds.observe(queue_ms / 1000)
+        for name, value in timings.items():
+            self.exchange.notes[name.lower().replace("-", "_")] = value
+        return timings
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream, each as bytes on the wire."""
+        drawn: list[Drawn] = []
+        announced = False
+        async with aclosing(self._drawing()) as events:
+            async for event in events:
+                if not announced and not isinstance(event, Queued):
+                    yield self._queued(Queued(0, 0.0))
+                announced = True
+                yield await self._wire_event(event)
+                if isinstance(event, Drawn):
+                    drawn.append(event)
+        timings = self._account(drawn)
+        yield sse.event(
+            "image_generation.done",
+            created=int(time.time()),
+            images=len(drawn),
+            seeds=[spec.seed for spec in self._specs],
+            queue_ms=timings["Queue-Ms"],
+            inference_ms=timings["Inference-Ms"],
+        )
+
+    async def _wire_event(self, event: Event) -> bytes:
+        match event:
+            case Queued():
+                return self._queued(event)
+            case Stepped():
+                return sse.event(
+                    "image_generation.step",
+                    image_index=event.image_index,
+                    step=event.step,
+                    steps=event.steps,
+                    remaining_s=round(event.remaining_s, 3),
+                )
+            case Partial():
+                return await self._partial(event)
+            case Drawn():
+                return self._completed(await self._finish(event))
+
+    def _queued(self, event: Queued) -> bytes:
+        return sse.event(
+            "image_generation.queued",
+            request_id=self.exchange.id,
+            seeds=[spec.seed for spec in self._specs],
+            position=event.position,
+            wait_s=round(event.wait_s, 3),
+        )
+
+    async def _partial(self, event: Partial) -> bytes:
+        picture = await self._service.encoders.encode(
+            event.pixels, self._generation.output_format, self._generation.quality, ""
+        )
+        fields = {
+            "partial_image_index": event.partial_index,
+            "image_index": event.image_index,
+        }
+        return self._with_picture("image_generation.partial_image", picture, fields)
+
+    def _completed(self, one: Finished) -> bytes:
+        fields = {
+            "image_index": one.drawn.image_index,
+            "seed": one.drawn.spec.seed,
+            "usage": _NO_USAGE,
+        }
+        return self._with_picture("image_generation.completed", one.picture, fields)
+
+    def _with_picture(self, kind: str, picture: Picture, fields: dict[str, Any]) -> bytes:
+        content = {
+            "type": kind,
+            "created_at": int(time.time()),
+            "background": "opaque",
+            "output_format": self._generation.output_format,
+            "quality": "auto",
+            "size": self._generation.size,
+            **fields,
+        }
+        return sse.frame(kind, answers.with_b64(content, picture.b64))
+
+
+def default_seed(request_id: str) -> int:
+    """The seed of a request that names none: a replay, with the same id, draws the same."""
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4], "big")
+
+
+def fingerprint_of(key: str, generation: wire.Generation) -> str:
+    """Stands for who asks and for what: the same for a resubmission under another id."""
+    text = f"{key}\n{generation.normalised()}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _refusal(record: Record) -> Refused:
+    minutes = max(1, round(record.forgotten_in_s / 60))
+    return Refused(
+        f"Drawing this request ended {record.alone} workers, each while it drew nothing else, so "
+        f"it is not tried again for about {minutes} min: change the prompt, size or steps.",
+        param="prompt",
+    )
+
+
+async def _until_another_is_open(service: Service) -> None:
+    """Wait until this request's next victim, if it is one, would not be the last worker."""
+    log.event("struck request waits for a second worker")
+    deadline = time.monotonic() + ALONE_WAIT_S
+    while not await asyncio.to_thread(service.strikes.another_is_open):
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                "This request ended a worker before and waits until a second one is back.",
+                retry_after_s=10.0,
+            )
+        await asyncio.sleep(_POLL_S)

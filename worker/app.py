@@ -1,0 +1,57 @@
+"""The application: routes, error envelope, and a lifespan that loads the model behind them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from worker.api import admin, answers, files, health, images, models
+from worker.api.exchange import Exchanges
+from worker.errors import ZimageError
+from worker.service import Load, Service
+from worker.settings import Settings
+
+ROUTES = [
+    Route("/v1/images/generations", images.generate, methods=["POST"]),
+    Route(files.ROUTE + "/{name:path}", files.get_file),
+    Route("/v1/models", models.list_models),
+    Route("/v1/models/{id:path}", models.get_model),
+    Route("/readyz", health.readyz),
+    Route("/livez", health.livez),
+    Route("/metrics", health.metrics),
+    Route("/admin/drain", admin.drain, methods=["POST"]),
+    Route("/admin/undrain", admin.undrain, methods=["POST"]),
+]
+
+
+def create_app(settings: Settings, load: Load) -> Starlette:
+    """One worker's application; ``app.state.service`` is its life.
+
+    ``load`` runs in a thread once the lifespan has begun: until it is done and a warm-up picture
+    was drawn, every traffic route answers 503. Create the application inside its event loop.
+    """
+    service = Service(settings, load)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        middleware=[Middleware(Exchanges, worker=settings.name, metrics=service.metrics)],
+        exception_handlers={
+            ZimageError: answers.on_zimage_error,
+            HTTPException: answers.on_http_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app

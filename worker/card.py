@@ -1,0 +1,93 @@
+"""Waiting for a GPU: one worker loads on a card at a time, and only where its memory is free.
+
+A quick respawn otherwise meets the memory of its dead predecessor, and two workers that start
+together each see the room that only one of them can have.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from worker import log
+from worker.settings import Settings
+
+_POLL_S = 0.5
+_REPORT_S = 10.0
+GIB = 1 << 30
+
+
+class CardBusy(Exception):
+    """The card was not free in time; the message says what held it up."""
+
+
+FreeBytes = Callable[[], int]
+
+
+@contextlib.contextmanager
+def card(settings: Settings, free_bytes: FreeBytes | None = None) -> Iterator[None]:
+    """Hold the card while a model loads on it. Does nothing on the CPU.
+
+    Waits for other workers that load, then for ``vram_limit_gib`` of free memory, for at most
+    ``load_allowance_s`` together; then raises ``CardBusy``.
+    """
+    if settings.device == "cpu":
+        yield
+        return
+    deadline = time.monotonic() + settings.load_allowance_s
+    path = settings.run_dir / f"card-{settings.device.replace('/', '-')}.lock"
+    with path.open("a") as lock:
+        _wait(lambda: _locked(lock.fileno()), deadline, f"another worker to load ({path})")
+        if settings.vram_limit_gib is not None:
+            measure = free_bytes or (lambda: _free_bytes(settings.device))
+            wanted = int(settings.vram_limit_gib * GIB)
+            _wait(lambda: measure() >= wanted, deadline, f"{settings.vram_limit_gib:g} GiB free")
+        yield
+
+
+def _wait(done: Callable[[], bool], deadline: float, what: str) -> None:
+    report_at = time.monotonic()
+    while not done():
+        now = time.monotonic()
+        if now > deadline:
+            raise CardBusy(
+                f"waited in vain for {what} on the card: see nvidia-smi for what holds it, "
+                "or lower vram_limit_gib"
+            )
+        if now >= report_at:
+            log.event("waiting for the card", what=what, left_s=round(deadline - now, 1))
+            report_at = now + _REPORT_S
+        time.sleep(_POLL_S)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _free_bytes(device: str) -> int:
+    # Imported here: on a machine without a GPU, nothing of this module needs torch.
+    import torch
+
+    if not torch.cuda.is_available():
+        return sys.maxsize  # nothing to wait for: loading explains what is missing
+    free, _ = torch.cuda.mem_get_info(_torch_device(device))
+    return int(free)
+
+
+def _torch_device(device: str) -> str:
+    """A UUID is the only card that this process sees, once it is in CUDA_VISIBLE_DEVICES."""
+    return device if device.startswith("cuda") else "cuda:0"
+
+
+def pin(device: str) -> None:
+    """Let this process see the card with UUID ``device`` alone. Call before torch is imported."""
+    if device.startswith(("GPU-", "MIG-")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    elif device.startswith("cuda"):
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

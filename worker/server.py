@@ -1,0 +1,66 @@
+"""Uvicorn, with the end of a process as a worker needs it."""
+
+import asyncio
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from worker import exits
+from worker.app import create_app
+from worker.service import Load, Service
+from worker.settings import Settings
+
+KEEP_ALIVE_S = 5
+_LAST_ANSWERS_S = 2.0
+
+
+class Server(uvicorn.Server):
+    """Ends when its service does, after the answers that are under way are sent.
+
+    A signal starts the draining at once, and the routes go on answering 503 meanwhile, so that
+    nginx moves on; any further signal changes nothing.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._stopped_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        self._loop.call_soon_threadsafe(self._service.stop)
+
+    async def on_tick(self, counter: int) -> bool:
+        return self._service.over.done() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.timeout_graceful_shutdown = max(1, round(self._left_s()))
+        await super().shutdown(sockets)
+
+    def _left_s(self) -> float:
+        if self._stopped_at is None:
+            return _LAST_ANSWERS_S
+        end = self._stopped_at + self._service.settings.drain_timeout_s
+        return end - time.monotonic()
+
+
+async def serve(settings: Settings, load: Load, listening: socket.socket) -> int:
+    """Serve until the worker's life is over; returns its exit code."""
+    app = create_app(settings, load)
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    await Server(config, service).serve([listening])
+    return service.over.result() if service.over.done() else exits.MODEL_FAILED

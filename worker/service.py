@@ -1,0 +1,281 @@
+"""One worker's life: boot, load, warm up, serve, drain, end. The handlers' one shared object."""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from worker import card, exits, log
+from worker.beat import Beat, BeatWriter, Phase, read_beat
+from worker.engine import Engine, EngineState, Limits
+from worker.engine.request import DrawRequest
+from worker.errors import HandedBack, NotReady
+from worker.imaging import Encoders
+from worker.metrics import Metrics
+from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
+from worker.settings import Settings
+from worker.storage.images import ImageStore, Signer, link_secret
+from worker.strikes import Strikes
+
+Load = Callable[[Settings], Pipeline]
+"""Loads the model that the settings name. Blocks, and may import for seconds."""
+
+T = TypeVar("T")
+
+_PRUNE_EVERY_S = 60.0
+_RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
+_LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
+_CLOSE_S = 1.0  # a call into the pipeline that runs longer ends with the process
+
+
+class Service:
+    """Create it inside an event loop, ``start`` it, ``close`` it.
+
+    ``over`` is done when the process should end, with its exit code.
+    """
+
+    def __init__(self, settings: Settings, load: Load) -> None:
+        self.settings = settings
+        self.started_at = time.time()
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[int] = self._loop.create_future()
+        self.encoders = Encoders(settings.threads)
+        self.metrics = Metrics(self._gauges)
+        self.strikes = Strikes(
+            settings.var_dir, settings.run_dir, settings.name, settings.strike_ttl_s
+        )
+        self.images = ImageStore(
+            settings.var_dir / "images",
+            settings.url_ttl_s,
+            int(settings.image_keep_gib * card.GIB),
+        )
+        self.signer = Signer(b"")
+        self._load = load
+        self._booting: str | None = "loading"
+        self._draining = False
+        self._stopping = False
+        self._engine: Engine | None = None
+        self._info: ModelInfo | None = None
+        self._beat: BeatWriter | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Everything that is quick; loading goes on behind it."""
+        self.settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.signer = Signer(link_secret(self.settings.run_dir / "link-secret"))
+        struck = await asyncio.to_thread(self.strikes.inherit)
+        if struck:
+            log.event("predecessor died while drawing", requests=struck)
+            self.metrics.strikes.labels("inherited").inc(struck)
+        self._beat = BeatWriter(self.settings.beat)
+        self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
+        self._spawn(self._boot(self._beat))
+        self._spawn(self._prune())
+
+    async def _boot(self, beat: BeatWriter) -> None:
+        began = time.monotonic()
+        with contextlib.ExitStack() as held:
+            try:
+                await in_daemon_thread(lambda: self._load_on_card(held, beat))
+                self._booting = "warming"
+                await self._warm_up()
+            except Exception as error:
+                log.failure("model failed to load", error, model=self.settings.model, why=str(error))
+                self.end(exits.MODEL_FAILED)
+                return
+        self._booting = None
+        if self._draining:
+            self.engine.drain()
+        log.event("ready", seconds=round(time.monotonic() - began, 2), model=self.info.id)
+
+    def _load_on_card(self, held: contextlib.ExitStack, beat: BeatWriter) -> None:
+        card.pin(self.settings.device)
+        held.enter_context(card.card(self.settings))
+        pipeline = self._load(self.settings)
+        self._info = pipeline.info
+        self._engine = Engine(pipeline, beat, _limits(self.settings), on_fatal=self._on_fatal)
+
+    async def _warm_up(self) -> None:
+        engine, info = self.engine, self.info
+        engine.start()
+        width, height = info.default_size
+        steps = self.settings.steps or info.default_steps
+        spec = DrawSpec("warm-up", width, height, steps, 0, info.default_guidance_scale)
+        ticket = engine.submit(DrawRequest("warm-up", (spec,), time.time()))
+        async with asyncio.timeout(self.settings.load_allowance_s):
+            drawn = await ticket.result()
+        if drawn[0].pixels.shape != (height, width, 3):
+            raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {width}x{height}")
+
+    def end(self, code: int) -> None:
+        """Ask the process to end with ``code``; the first one asked for wins."""
+        if not self.over.done():
+            self.over.set_result(code)
+
+    def stop(self) -> None:
+        """Hand back what waits, finish what runs, then end. Calling it again changes nothing."""
+        if not self._stopping:
+            self._stopping = True
+            self._spawn(self._finish())
+
+    async def _finish(self) -> None:
+        log.event("draining", timeout_s=self.settings.drain_timeout_s)
+        self.drain()
+        if self._engine is not None and self._booting is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.drain_timeout_s - _LAST_ANSWERS_S):
+                    await self._engine.drained()
+        self.end(0)
+
+    def _on_fatal(self, error: BaseException) -> None:
+        """From the engine's thread, after every waiter was answered."""
+        log.failure("the engine can draw no more", error)
+        self._loop.call_soon_threadsafe(self.end, exits.DEVICE_POISONED)
+
+    async def close(self) -> None:
+        """After the last answer: end the engine, and the heartbeat if all went in order."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.close(timeout_s=_CLOSE_S)
+        self.encoders.close()
+        in_order = not self.over.done() or self.over.result() == 0
+        if self._beat is not None and in_order:
+            self._beat.end()
+
+    def drain(self) -> None:
+        """Take no more work; what is queued and has no header sent goes to other workers."""
+        self._draining = True
+        if self._engine is not None and self._booting is None:
+            self._engine.drain()
+
+    def undrain(self) -> None:
+        """Take work again, unless the process is about to end."""
+        if self._stopping:
+            return
+        self._draining = False
+        if self._engine is not None and self._booting is None:
+            self._engine.undrain()
+
+    # State
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None, "require_ready comes first"
+        return self._engine
+
+    @property
+    def info(self) -> ModelInfo:
+        assert self._info is not None, "require_ready comes first"
+        return self._info
+
+    def beat(self) -> Beat | None:
+        return read_beat(self.settings.beat)
+
+    def not_ready(self) -> str | None:
+        """Why this worker takes no work now: loading, warming, draining, stuck, broken; or None."""
+        if self.over.done() and self.over.result() != 0:
+            return "broken"
+        if self._booting is not None:
+            return self._booting
+        state = self.engine.state()
+        if state.broken:
+            return "broken"
+        if state.stuck:
+            return "stuck"
+        return "draining" if self._draining else None
+
+    def require_ready(self) -> None:
+        """Raise ``NotReady`` or ``HandedBack`` unless this worker takes work now."""
+        reason = self.not_ready()
+        if reason == "draining":
+            raise HandedBack("This worker is draining: another one takes the request.")
+        if reason is not None:
+            retry_after_s = random.uniform(*_RETRY_AFTER_S)
+            raise NotReady(f"This worker is {reason}: try again.", retry_after_s=retry_after_s)
+
+    def engine_state(self) -> EngineState | None:
+        return None if self._engine is None else self._engine.state()
+
+    def _gauges(self) -> Mapping[str, tuple[str, float]]:
+        beat, state = self.beat(), self.engine_state()
+        gauges = {
+            "ready": ("1 where this worker takes work now.", float(self.not_ready() is None)),
+            "encoding_pictures": ("Pictures being encoded or waiting.", self.encoders.waiting),
+        }
+        if beat is not None:
+            gauges["phase_seconds"] = ("Since the present phase or step began.", beat.age_s())
+            gauges["steps"] = ("Denoising steps since the start.", beat.steps)
+        if state is not None:
+            gauges |= {
+                "queued_requests": ("Requests that wait for their first step.", state.queued),
+                "running_requests": ("Requests being drawn.", state.running),
+                "predicted_wait_seconds": (
+                    "What a request arriving now would wait.",
+                    state.predicted_wait_s,
+                ),
+            }
+        return gauges
+
+    # Behind the scenes
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _prune(self) -> None:
+        lock = self.settings.run_dir / "images-prune.lock"
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY_S)
+            try:
+                deleted = await asyncio.to_thread(self.images.prune, lock)
+            except OSError as error:
+                log.failure("pictures cannot be pruned", error)
+                continue
+            if deleted:
+                log.event("pictures pruned", deleted=deleted)
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """The result of ``work``, from a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            value = work()
+        except BaseException as error:
+            _tell(loop, result, lambda error=error: result.set_exception(error))  # type: ignore[misc]
+        else:
+            _tell(loop, result, lambda: result.set_result(value))
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return await result
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, result: asyncio.Future[T], settle: Callable[[], None]
+) -> None:
+    def unless_cancelled() -> None:
+        if not result.done():
+            settle()
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+        loop.call_soon_threadsafe(unless_cancelled)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_queued_requests=settings.max_queued_requests,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        max_batch=settings.max_batch,
+        step_allowance_s=settings.step_allowance_s,
+        compile_allowance_s=settings.compile_allowance_s,
+    )

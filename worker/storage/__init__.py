@@ -1,0 +1,1 @@
+"""What outlives a request: pictures behind signed links."""

@@ -1,0 +1,141 @@
+"""Poison: requests that were in the step of a worker when it died.
+
+``<var_dir>/strikes/<fingerprint>/`` holds an empty file ``<worker>-<pid>[-alone]`` for each such
+death; ``alone`` says that the request shared its step with nobody. The name tells the event, so
+whoever notices it first may record it and a second record changes nothing. Files are forgotten
+``ttl_s`` after they were made. All workers of a cell share the folder.
+
+Two notice: the worker at which nginx replays the request, while its id still stands in the
+heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.beat import DRAWING, Beat, Phase, digest, read_beat
+from worker.processes import is_alive
+
+ALONE_LIMIT = 2
+CLOSED_SOCKET = "closed.sock"
+IN_STEP = DRAWING | {Phase.COMPILE}  # the first step of a shape compiles
+_DYING_S = 0.5
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is remembered of one request: strikes, strikes while alone, seconds to forgiveness."""
+
+    strikes: int
+    alone: int
+    forgotten_in_s: float
+
+    @property
+    def refused(self) -> bool:
+        return self.alone >= ALONE_LIMIT
+
+
+class Strikes:
+    """The strikes of a cell, seen from the worker called ``name``."""
+
+    def __init__(self, var_dir: Path, run_dir: Path, name: str, ttl_s: float) -> None:
+        self._folder = var_dir / "strikes"
+        self._pool = var_dir / "pool"
+        self._run_dir = run_dir
+        self._name = name
+        self._ttl_s = ttl_s
+
+    def inherit(self) -> int:
+        """At boot, before the heartbeat is overwritten: strike what the predecessor was drawing."""
+        beat = read_beat(self._run_dir / f"{self._name}.beat")
+        self._sweep()
+        if beat is None or beat.phase not in IN_STEP:
+            return 0
+        for running in beat.running:
+            self._strike(self._name, beat, running.fingerprint)
+        return len(beat.running)
+
+    def arrive(self, request_id: str, fingerprint: str) -> Record:
+        """Look whether this is the replay of a request that a worker died of, and what is known.
+
+        Blocks for up to half a second where a worker that holds the request is just dying.
+        """
+        self._witness(digest(request_id), digest(fingerprint))
+        return self.record(fingerprint)
+
+    def record(self, fingerprint: str) -> Record:
+        """The unexpired strikes of ``fingerprint``."""
+        found = list(self._unexpired(self._folder / digest(fingerprint).hex()))
+        alone = [age_s for path, age_s in found if path.name.endswith("-alone")]
+        youngest = sorted(alone)[:ALONE_LIMIT]
+        forgotten_in_s = self._ttl_s - max(youngest, default=self._ttl_s)
+        return Record(len(found), len(alone), forgotten_in_s)
+
+    def another_is_open(self) -> bool:
+        """Whether some other worker is in the pool, or this one is the only one of its cell."""
+        others = [p for p in _links(self._pool) if p.name != f"{self._name}.sock"]
+        return not others or any(p.readlink().name != CLOSED_SOCKET for p in others)
+
+    def _witness(self, request: bytes, fingerprint: bytes) -> None:
+        deadline = time.monotonic() + _DYING_S
+        for path in self._run_dir.glob("*.beat"):
+            while (beat := _holding(path, request)) is not None and path.stem != self._name:
+                if not is_alive(beat.pid, beat.since) or beat.overdue():
+                    self._strike(path.stem, beat, fingerprint)
+                    break
+                # nginx sees the socket close a moment before the process is gone.
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_S)
+
+    def _strike(self, worker: str, beat: Beat, fingerprint: bytes) -> None:
+        folder = self._folder / fingerprint.hex()
+        folder.mkdir(parents=True, exist_ok=True)
+        list(self._unexpired(folder))
+        path = folder / (f"{worker}-{beat.pid}" + ("-alone" if beat.alone else ""))
+        if not path.exists():
+            path.touch()
+
+    def _unexpired(self, folder: Path) -> Iterator[tuple[Path, float]]:
+        now = time.time()
+        for path in _files(folder):
+            try:
+                age_s = now - path.stat().st_mtime
+            except FileNotFoundError:
+                continue
+            if age_s < self._ttl_s:
+                yield path, age_s
+            else:
+                path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        for folder in _files(self._folder):
+            if not list(self._unexpired(folder)):
+                _remove_if_empty(folder)
+
+
+def _holding(path: Path, request: bytes) -> Beat | None:
+    beat = read_beat(path)
+    if beat is None or beat.phase not in IN_STEP:
+        return None
+    return beat if any(r.request == request for r in beat.running) else None
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _links(folder: Path) -> list[Path]:
+    return [p for p in _files(folder) if p.is_symlink()]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # another worker has just struck it
