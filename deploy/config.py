@@ -7,6 +7,7 @@ wrong is refused here; what depends on the machine is refused by ``plan`` and ``
 import difflib
 import ipaddress
 import itertools
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -54,7 +55,9 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
 _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
 _PATTERNS = {
+    _PATH: "must be a path without quotes, backslashes and any of $ ; # { }",
     _NAME: "must be small letters, digits and dashes (32 at most)",
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     _VARIABLE: "must be the name of an environment variable",
@@ -68,8 +71,8 @@ class _Section(BaseModel):
 
 class Cell(_Section):
     name: str = Field("zimage", pattern=_NAME)
-    var_dir: str = Field("var", min_length=1)
-    run_dir: str = ""
+    var_dir: str = Field("var", pattern=_PATH)
+    run_dir: str = Field("", pattern=_PATH)
     user: str = ""
 
 
@@ -218,11 +221,7 @@ class ClusterConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [*_port_problems(self), *_model_problems(self), *_worker_problems(self)]
-        reserved = sorted(k for k in self.environment if k.startswith("ZIMAGE_"))
-        problems += [
-            f"environment.{key}: the cell sets this itself; use the key of its own section"
-            for key in reserved
-        ]
+        problems += _environment_problems(self)
         if problems:
             raise PydanticCustomError("problems", "{lines}", {"lines": "\n".join(problems)})
         return self
@@ -260,6 +259,21 @@ def _model_problems(config: ClusterConfig) -> list[str]:
     if steps == "auto" or steps <= most:
         return []
     return [f"model.steps: {steps} is over limits.max_steps ({most}); lower it or raise the limit"]
+
+
+def _environment_problems(config: ClusterConfig) -> list[str]:
+    problems = []
+    for key, value in config.environment.items():
+        if key.startswith("ZIMAGE_"):
+            problems.append(
+                f"environment.{key}: the cell sets this itself; use the key of its own section"
+            )
+        if not re.fullmatch(r"""[^"\r\n;#]*""", value):
+            problems.append(
+                f'environment.{key}: supervisor cannot pass on ", ;, # or line ends; '
+                "write the value to a file and name that"
+            )
+    return problems
 
 
 def _worker_problems(config: ClusterConfig) -> list[str]:

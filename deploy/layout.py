@@ -172,12 +172,13 @@ class Layout:
 
     def create(self) -> None:
         """Make the directories; the run directory is this user's alone, or PermissionError."""
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self.run_dir.lstat()  # in /tmp, somebody else may have been here first
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError(f"{self.run_dir} is not a directory of this user")
+        self.run_dir.chmod(0o700)
         for directory in self.directories:
             directory.mkdir(parents=True, exist_ok=True)
-        self.run_dir.chmod(0o700)
-        status = self.run_dir.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, os.getuid()):
-            raise PermissionError(f"{self.run_dir} belongs to somebody else")
 
 
 def under_root(path: str) -> Path:
@@ -196,7 +197,5 @@ def _run_dir(var_dir: Path) -> Path:
     if not too_long_by(plain):
         return plain.run_dir
     digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:8]
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir() and len(os.fsencode(runtime)) < 40:
-        return Path(runtime) / f"zimage-{digest}"
+    # Not $XDG_RUNTIME_DIR: it goes when its user logs out, and a cell stays.
     return Path(f"/tmp/zimage-{os.getuid()}-{digest}")
