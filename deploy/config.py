@@ -163,7 +163,6 @@ class Guard(_Section):
     silence_s: float = Field(0.5, gt=0)
     mass_silence_hold_s: float = Field(30.0, ge=0)
     max_kills_per_minute: int = Field(6, ge=1)
-    max_strikes: int = Field(2, ge=1)
     strike_ttl_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")

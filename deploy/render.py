@@ -47,7 +47,7 @@ class Host:
             user=getpass.getuser(),
             home=str(Path.home()),
             worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
-            guard_code=code_digest([*_HERE.glob("guard*"), ROOT / "worker" / "beat.py"]),
+            guard_code=code_digest([_HERE / "guard", _HERE / "layout.py", ROOT / "worker/beat.py"]),
         )
 
 
@@ -71,19 +71,14 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
 
 def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
     """What ``python -m deploy.guard`` reads: no more than it needs, all paths absolute."""
-    timings = config.guard.model_dump()
-    for key in ("idle_allowance_s", "step_allowance_s", "load_allowance_s"):
-        timings[key] = getattr(config.timeouts, key)
     return {
-        "cell": config.cell.name,
         "var_dir": str(layout.var_dir),
         "run_dir": str(layout.run_dir),
+        "workers": [{"name": w.name, "device": w.device} for w in plan.workers],
+        **config.guard.model_dump(),
+        "idle_allowance_s": config.timeouts.idle_allowance_s,
         "log_max_bytes": config.logs.max_mib << 20,
         "log_keep": config.logs.keep,
-        "guard": timings,
-        "workers": [
-            {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
-        ],
     }
 
 
