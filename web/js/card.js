@@ -65,6 +65,7 @@ export class Card {
     const focused = this.element.contains(document.activeElement);
     this.#face = face;
     this.element.dataset.face = face;
+    delete this.element.dataset.state;
     this.#parts = FACES[face].build(this);
     this.element.replaceChildren(this.#parts.frame, this.#parts.caption);
     if (focused) this.element.querySelector("button")?.focus();

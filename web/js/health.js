@@ -45,6 +45,7 @@ export class Health {
   render() {
     const pool = this.#cell?.pool;
     setText($("#health-text"), this.#text(pool));
+    setText($("#health-short"), pool ? `${pool.open} / ${pool.of}` : "–");
     $("#health").dataset.level = level(this.#cell, pool);
     $("#health-workers").replaceChildren(...(this.#cell?.workers ?? []).map(workerRow));
   }

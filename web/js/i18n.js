@@ -83,7 +83,6 @@ export const STRINGS = {
   reused: ["Settings are in the form", "参数已填入表单"],
   removed: ["Picture removed", "图片已删除"],
   undo: ["Undo", "撤销"],
-  cancelled: ["Cancelled", "已取消"],
   notKept: ["Storage is full: this picture is lost when the page closes", "存储空间已满：关闭页面后这张图会丢失"],
 
   viewer: ["Picture", "图片"],
@@ -94,7 +93,6 @@ export const STRINGS = {
   metaSteps: ["{n} step|{n} steps", "{n} 步"],
 
   workers: ["{open} of {of} workers ready", "{open} / {of} 个绘图进程就绪"],
-  workersShort: ["{open} / {of}", "{open} / {of}"],
   noWorkers: ["No worker is ready", "没有就绪的绘图进程"],
   offline: ["No connection", "无法连接"],
   connecting: ["Connecting…", "正在连接…"],
@@ -109,7 +107,7 @@ export const STRINGS = {
   state_backoff: ["restarting", "重启中"],
   state_fatal: ["failed", "故障"],
 
-  language: ["中文", "English"],
+  language: ["中文", "EN"],
   languageLabel: ["切换到中文", "Switch to English"],
   themeDark: ["Dark theme", "深色主题"],
   themeLight: ["Light theme", "浅色主题"],

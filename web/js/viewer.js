@@ -40,6 +40,8 @@ export class Viewer {
     const facts = [`${width} × ${height}`, t("meta", { seed }), steps && t("metaSteps", { n: steps })];
     setText($("#viewer-prompt"), prompt);
     setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
+    const items = this.#gallery.pictures;
+    setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}`);
     $("#viewer-actions").replaceChildren(
       this.#action("download", "download"),
       this.#action("again", "again", () => this.#dialog.close()),
