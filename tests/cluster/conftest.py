@@ -6,6 +6,7 @@ the prompt and seed that made them, and prompts that begin with ``fault:`` misbe
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -75,8 +76,9 @@ class RunningCell(Cell):
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""
         return subprocess.run(
-            [sys.executable, "-m", "deploy.cli", "--config", str(self.config_path), *arguments],
+            [sys.executable, "-m", "deploy.cli", *arguments],
             cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
             capture_output=True,
             text=True,
             timeout=timeout_s,
