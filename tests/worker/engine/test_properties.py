@@ -81,7 +81,7 @@ class Judge(GatedPipeline):
 def driver_of(pipeline: Judge, cap: int, folder: str) -> Driver:
     costs = Costs(cap)
     beat = BeatWriter(Path(folder) / "w1.beat")
-    queue, scheduler = Queue(100), Scheduler(costs.batch_cap, quantum_s=1e-4)
+    queue, scheduler = Queue(100), Scheduler(costs, quantum_s=1e-4)
     pulse = Pulse(beat, Limits(), compiles=False)
     # The faults here are the prompts', so no recycling: it has a test of its own.
     return Driver(pipeline, pulse, queue, costs, scheduler, max_lost_memory=10**6)
