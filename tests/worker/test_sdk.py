@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -20,7 +20,7 @@ def sdk(home: Path) -> Iterator[openai.OpenAI]:
     with worker(home, model="synthetic:step_ms=20") as started:
         started.wait_ready()
         with (
-            httpx.Client(transport=httpx.HTTPTransport(uds=str(started.socket))) as http,
+            httpx2.Client(transport=httpx2.HTTPTransport(uds=str(started.socket))) as http,
             openai.OpenAI(
                 api_key="none", base_url="http://cell/v1", http_client=http, max_retries=0
             ) as client,
