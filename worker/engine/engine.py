@@ -72,7 +72,8 @@ class Engine:
         self._broken: str | None = None
 
     def start(self) -> None:
-        """Start the thread. Once."""
+        """Start the thread, once, from the event loop that will call ``submit``."""
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def check(self, specs: Sequence[DrawSpec]) -> None:

@@ -1,0 +1,108 @@
+"""One cell as the commands see it: its configuration, paths, plan, supervisord and state file."""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deploy import machine
+from deploy.config import ClusterConfig
+from deploy.layout import Layout
+from deploy.machine import Machine
+from deploy.plan import Plan, plan
+from deploy.render import Host, render
+from deploy.supervise import ProgramState, Supervisor, SupervisorError
+
+STALE_S = 5.0
+"""The guard writes every second; a file older than this comes from a dead guard."""
+
+
+class CellError(Exception):
+    """A command failed; the message says what was last seen and what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    config: ClusterConfig
+    config_path: Path
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.config)
+
+    @cached_property
+    def supervisor(self) -> Supervisor:
+        return Supervisor(self.layout)
+
+    @cached_property
+    def machine(self) -> Machine:
+        return machine.read()
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan(self.config, self.machine)
+
+    @cached_property
+    def host(self) -> Host:
+        nginx = machine.find_nginx(self.config.nginx.binary)
+        if nginx is None:
+            raise CellError(
+                f'nginx.binary: no "{self.config.nginx.binary}" here; apt-get install nginx'
+            )
+        return Host.current(nginx.path, nginx.version, self.machine.cores)
+
+    def render(self) -> dict[str, str]:
+        return render(self.config, self.plan, self.layout, self.host)
+
+    @property
+    def url(self) -> str:
+        return f"http://{_reachable(self.config.listen.address)}:{self.config.listen.port}/"
+
+    @property
+    def ops_url(self) -> str:
+        return f"http://{_reachable(self.config.ops.address)}:{self.config.ops.port}/"
+
+    def drained_by_hand(self) -> frozenset[str]:
+        directory = self.layout.drained_dir
+        return frozenset(p.name for p in directory.iterdir()) if directory.is_dir() else frozenset()
+
+    def programs(self) -> dict[str, ProgramState]:
+        """supervisord's view; empty where it does not answer."""
+        try:
+            return self.supervisor.states()
+        except SupervisorError:
+            return {}
+
+    def state(self) -> dict[str, Any] | None:
+        """What the guard wrote last, or None. ``age_s`` and ``stale`` are added."""
+        try:
+            state: dict[str, Any] = json.loads(self.layout.cell_json.read_text())
+            age_s = max(0.0, time.time() - state["at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return {**state, "age_s": round(age_s, 1), "stale": age_s > STALE_S}
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """The guard's view of each worker; empty where it is stale."""
+        state = self.state()
+        if state is None or state["stale"]:
+            return {}
+        return {worker["name"]: worker for worker in state.get("workers", ())}
+
+    def log_tail(self, program: str, lines: int = 12) -> str:
+        try:
+            with self.layout.log(program).open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 16_384))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return "(no log)"
+        return "\n".join(text.splitlines()[-lines:]) or "(empty log)"
+
+
+def _reachable(address: str) -> str:
+    """What a client on this machine connects to for ``address``."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
+    plain = anywhere.get(address, address)
+    return f"[{plain}]" if ":" in plain and not plain.startswith("[") else plain

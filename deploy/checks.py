@@ -1,0 +1,299 @@
+"""What could go wrong on this machine, each finding with its remedy.
+
+``before_up`` are the findings that ``up`` refuses to start with; ``doctor`` shows them all.
+"""
+
+import errno
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+from deploy import machine, processes
+from deploy.cell import Cell
+from deploy.config import ROOT
+from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
+from deploy.plan import model_source
+
+MIN_NGINX = (1, 22, 0)
+_Z_IMAGE_GIB = 21.5  # 19.3 resident in bf16 and 2.2 of activations
+_SMALL_GIB = 0.8  # Python, torch and the shipped model
+_HOST_GIB_OF_GPU_WORKER = 4.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``level`` fail: the cell cannot work so. warn: it can, but a person should know."""
+
+    level: Literal["ok", "warn", "fail"]
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def before_up(cell: Cell) -> list[Finding]:
+    """Everything that must hold before a cell is touched."""
+    checks = (nginx, sockets, ports, memory, gpus, model)
+    return [finding for check in checks for finding in check(cell)]
+
+
+def doctor(cell: Cell) -> list[Finding]:
+    """``before_up`` and the health of what runs."""
+    return [*before_up(cell), *disk(cell), *health(cell)]
+
+
+def nginx(cell: Cell) -> Iterator[Finding]:
+    found = machine.find_nginx(cell.config.nginx.binary)
+    if found is None:
+        remedy = "apt-get install nginx, or set nginx.binary"
+        yield Finding("fail", "nginx", f'no "{cell.config.nginx.binary}" here', remedy)
+    elif found.version < MIN_NGINX:
+        remedy = "install nginx 1.22 or newer, or set nginx.binary to one"
+        yield Finding("fail", "nginx", f"{found.path} is {found.version_text}", remedy)
+    else:
+        yield Finding("ok", "nginx", f"{found.version_text} at {found.path}")
+
+
+def sockets(cell: Cell) -> Iterator[Finding]:
+    layout = cell.layout
+    if over := too_long_by(layout):
+        yield Finding(
+            "fail",
+            "sockets",
+            f"paths in {layout.run_dir} are {over} bytes longer than {MAX_SOCKET_PATH_BYTES}",
+            'set cell.run_dir to something short, such as "/run/zimage"',
+        )
+    elif other := _other_cell(cell):
+        yield Finding(
+            "fail",
+            "sockets",
+            f"{layout.run_dir} belongs to a running cell, {other}",
+            "give this cell its own cell.var_dir (and cell.run_dir, if set), or stop that one",
+        )
+    else:
+        yield Finding("ok", "sockets", str(layout.run_dir))
+
+
+def ports(cell: Cell) -> Iterator[Finding]:
+    config = cell.config
+    ours = {p.pid for p in processes.members(cell.layout.processes)}
+    for key, address, port in (
+        ("listen", config.listen.address, config.listen.port),
+        ("ops", config.ops.address, config.ops.port),
+    ):
+        subject = f"{key} {address}:{port}"
+        problem = _bind_error(address, port)
+        if problem == 0:
+            yield Finding("ok", subject, "free")
+        elif problem == errno.EADDRINUSE:
+            yield _port_in_use(key, subject, _listeners(port), ours)
+        elif problem == errno.EACCES:
+            remedy = f"use {key}.port = 7860 or another above 1023"
+            yield Finding("fail", subject, "only root may listen there", remedy)
+        else:
+            remedy = f"set {key}.address to an address of this machine"
+            yield Finding("fail", subject, os.strerror(problem), remedy)
+
+
+def memory(cell: Cell) -> Iterator[Finding]:
+    workers = cell.plan.workers
+    need_gib = sum(_host_gib(cell, worker.device) for worker in workers)
+    has = cell.machine
+    text = f"{has.memory_gib:.0f} GiB, {has.available_gib:.0f} free; workers need {need_gib:.0f}"
+    running = bool(processes.members(cell.layout.processes))
+    remedy = "plan fewer workers, choose a smaller model, or add memory"
+    if need_gib > has.memory_gib:
+        yield Finding("fail", "memory", text, remedy)
+    elif need_gib > has.available_gib and not running:
+        yield Finding("warn", "memory", text, remedy)
+    else:
+        yield Finding("ok", "memory", text)
+
+
+def gpus(cell: Cell) -> Iterator[Finding]:
+    planned = [w for w in cell.plan.workers if w.device != "cpu"]
+    for worker in planned:
+        yield from _vram(cell, worker.device, worker.vram_limit_gib, worker.name)
+    if planned:
+        yield _torch_build()
+    else:
+        names = ", ".join(g.name for g in cell.machine.gpus) or "none"
+        yield Finding("ok", "gpu", f"{names}; all workers are on the CPU")
+
+
+def model(cell: Cell) -> Iterator[Finding]:
+    source = model_source(cell.config)
+    if source == "tiny":
+        yield _model_folder(ROOT / "tinymodel" / "weights", "restore tinymodel/ from the checkout")
+    elif source.startswith("/"):
+        yield _model_folder(Path(source), "give a folder in diffusers' layout as model.source")
+    else:
+        yield Finding("ok", "model", source)
+
+
+def disk(cell: Cell) -> Iterator[Finding]:
+    place = next(p for p in (cell.layout.var_dir, *cell.layout.var_dir.parents) if p.exists())
+    free_gib = shutil.disk_usage(place).free / machine.GIB
+    text = f"{free_gib:.1f} GiB free at {place}"
+    remedy = "make room, or lower limits.image_keep_gib and logs.max_mib"
+    level: Literal["ok", "warn", "fail"] = (
+        "fail" if free_gib < 0.2 else "warn" if free_gib < 2 else "ok"
+    )
+    yield Finding(level, "disk", text, "" if level == "ok" else remedy)
+
+
+def health(cell: Cell) -> Iterator[Finding]:
+    state = cell.state()
+    if not processes.members(cell.layout.processes):
+        yield Finding("warn", "cell", "is not running", "zimage up")
+    elif not cell.supervisor.answers():
+        remedy = "zimage up takes the workers over while they go on drawing"
+        yield Finding("fail", "cell", "runs without an answering supervisord", remedy)
+    elif state is None or state["stale"]:
+        yield Finding("fail", "cell", "the guard writes no state", "see zimage logs guard")
+    else:
+        yield from _pool_health(state["pool"]["open"], state["pool"]["of"])
+        for alarm in state.get("alarms", ()):
+            where = alarm.get("worker") or "cell"
+            yield Finding("warn", where, alarm["text"], f"see zimage logs {where}")
+
+
+def _pool_health(open_: int, of: int) -> Iterator[Finding]:
+    text = f"{open_} of {of} workers take requests"
+    if open_ == of:
+        yield Finding("ok", "cell", text)
+    else:
+        yield Finding("warn" if open_ else "fail", "cell", text, "see zimage status")
+
+
+def _other_cell(cell: Cell) -> str:
+    """What runs on our sockets and is not this cell, or ""."""
+    if processes.leader(cell.layout.processes) is None:
+        return ""
+    owner = processes.note(cell.layout.processes)
+    name, var_dir = owner.get("cell", cell.config.cell.name), owner.get("var_dir", "")
+    if (name, var_dir) == (cell.config.cell.name, str(cell.layout.var_dir)):
+        return ""
+    return f'"{name}" with its state in {var_dir}'
+
+
+def _bind_error(address: str, port: int) -> int:
+    """errno of listening there, 0 when it works."""
+    host = address.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As nginx does: connections that are still closing do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error.errno or errno.EINVAL
+    return 0
+
+
+def _port_in_use(key: str, subject: str, holders: set[int], ours: set[int]) -> Finding:
+    if holders & ours:
+        return Finding("ok", subject, "held by this cell")
+    names = ", ".join(f"{pid} ({_command(pid)})" for pid in sorted(holders)) or "another user"
+    remedy = f"stop that process, or set {key}.port to a free port"
+    return Finding("fail", subject, f"in use by process {names}", remedy)
+
+
+def _command(pid: int) -> str:
+    process = processes.read(pid)
+    return process.command[:60] if process else "gone"
+
+
+def _listeners(port: int) -> set[int]:
+    """Processes that listen on TCP ``port``, as far as this user may see."""
+    wanted = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    return {
+        int(fd.parent.parent.name)
+        for fd in Path("/proc").glob("[0-9]*/fd/*")
+        if _link(fd) in wanted
+    }
+
+
+def _listening_inodes(port: int) -> Iterable[str]:
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        lines = table.read_text().splitlines()[1:] if table.exists() else []
+        for fields in map(str.split, lines):
+            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                yield fields[9]
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _is_z_image(source: str) -> bool:
+    return source == "random:z-image-turbo" or source.lower().endswith("z-image-turbo")
+
+
+def _host_gib(cell: Cell, device: str) -> float:
+    source = model_source(cell.config)
+    if device != "cpu":
+        return _HOST_GIB_OF_GPU_WORKER
+    if not _is_z_image(source):
+        return _SMALL_GIB
+    return _Z_IMAGE_GIB * (1 if "16" in cell.config.model.dtype else 2)
+
+
+def _vram(cell: Cell, device: str, limit_gib: float | None, name: str) -> Iterator[Finding]:
+    gpu = next(g for g in cell.machine.gpus if g.uuid == device)
+    has_gib = limit_gib or gpu.memory_gib
+    text = f"{name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
+    if has_gib and _is_z_image(model_source(cell.config)) and has_gib < _Z_IMAGE_GIB:
+        remedy = f"Z-Image-Turbo needs {_Z_IMAGE_GIB:g} GiB: raise vram_limit_gib or lower count"
+        yield Finding("fail", "gpu", text, remedy)
+    else:
+        yield Finding("ok", "gpu", text)
+
+
+def _torch_build() -> Finding:
+    """Whether the installed torch can use the driver; read from files, torch is not imported."""
+    version, cuda = _torch_versions()
+    if not cuda:
+        remedy = "install a CUDA build of torch in .venv, or plan CPU workers"
+        return Finding("fail", "torch", f"{version or 'none'} cannot use a GPU", remedy)
+    driver = _driver_cuda()
+    text = f"{version} for CUDA {cuda}, driver up to {driver or 'unknown'}"
+    if driver and int(driver.split(".")[0]) < int(cuda.split(".")[0]):
+        return Finding("fail", "torch", text, "update the NVIDIA driver, or use an older torch")
+    return Finding("ok", "torch", text)
+
+
+def _torch_versions() -> tuple[str, str]:
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "", ""
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    cuda = re.search(r"^cuda[^=]*= '([\d.]+)'", text, re.M)
+    return metadata.version("torch"), cuda[1] if cuda else ""
+
+
+def _driver_cuda() -> str:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(r"CUDA Version:\s*([\d.]+)", done.stdout)
+    return found[1] if found else ""
+
+
+def _model_folder(folder: Path, remedy: str) -> Finding:
+    if (folder / "model_index.json").is_file():
+        return Finding("ok", "model", str(folder))
+    return Finding("fail", "model", f"{folder} has no model_index.json", remedy)

@@ -1,0 +1,351 @@
+"""``zimage``: the verbs of an operator. Exit code 0 done, 1 failed, 2 misuse."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from deploy import (
+    account,
+    checks,
+    converge,
+    files,
+    picture,
+    processes,
+    roll,
+    screen,
+)
+from deploy.account import AccountError
+from deploy.cell import Cell, CellError
+from deploy.config import DEFAULT_PATH, ROOT, ConfigError, load
+from deploy.down import down as end_cell
+from deploy.supervise import SupervisorError
+
+app = typer.Typer(
+    help="Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="ZIMAGE_CONFIG",
+        help="cluster.toml of the cell [default: cluster.toml in the checkout, "
+        "or deploy/cluster.toml where there is none]",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
+
+
+@app.command()
+def up(
+    config: Config = None,
+    foreground: Annotated[
+        bool, typer.Option(help="Stay until the cell ends, as containers want it.")
+    ] = False,
+    draw: Annotated[bool, typer.Option(help="Draw a picture when ready.")] = True,
+) -> None:
+    """Start the cell, or make a running one equal to cluster.toml."""
+    cell = _cell(config, create=True)
+    with converge.alone(cell):
+        rendered = converge.prepare(cell)
+        changed = converge.apply(cell, rendered, child=foreground)
+    if foreground:
+        raise typer.Exit(_stay(cell, draw=draw))
+    _greet(cell, changed=changed, draw=draw)
+
+
+@app.command()
+def down(
+    config: Config = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not let drawings finish.")] = False,
+) -> None:
+    """End the cell: drawings that run are finished, then every process goes."""
+    cell = _cell(config)
+    if not processes.members(cell.layout.processes):
+        screen.done("nothing runs")
+        return
+    screen.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
+    with converge.alone(cell):
+        ended = end_cell(cell, now=now)
+    screen.done(f"down: {ended} processes ended, none is left")
+
+
+@app.command()
+def status(
+    config: Config = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
+) -> None:
+    """Show alarms, pool and workers. Exit code 1 when the cell is down or takes no request."""
+    cell = _cell(config)
+    if watch and not as_json:
+        _watch(cell)
+        return
+    state = _status(cell)
+    if as_json:
+        print(json.dumps(state, indent=2, ensure_ascii=False))  # noqa: T201
+    elif state["cell"]["running"]:
+        screen.console.print(screen.status(state))
+    else:
+        screen.fail("the cell is down; start it with: zimage up")
+    raise typer.Exit(0 if state["ready"] else 1)
+
+
+@app.command()
+def plan(config: Config = None, as_json: AsJson = False) -> None:
+    """Show which workers cluster.toml makes on this machine, and why."""
+    cell = _cell(config)
+    if as_json:
+        print(json.dumps([asdict(w) for w in cell.plan.workers], indent=2))  # noqa: T201
+        return
+    for worker in cell.plan.workers:
+        limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
+        threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
+        screen.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
+
+
+@app.command()
+def render(
+    config: Config = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Write the files into this directory instead.")
+    ] = None,
+) -> None:
+    """Show what `up` would change in the rendered files; touches no running cell."""
+    cell = _cell(config)
+    rendered = cell.render()
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        files.write(to, rendered)
+        screen.done(f"{len(rendered)} files in {to}")
+        return
+    changes = files.changes(cell.layout.render_dir, rendered)
+    for change in changes:
+        screen.step(change.summary)
+        screen.say("\n".join(f"    {line}" for line in change.lines))
+    if not changes:
+        screen.done(f"{cell.layout.render_dir} is up to date")
+
+
+@app.command()
+def drain(worker: WorkerName, config: Config = None) -> None:
+    """Take a worker out of the pool and let it finish; it stays out until undrain."""
+    cell = _cell(config)
+    _known_worker(cell, worker)
+    screen.step(f"{worker}: no new requests; finish what it has")
+    roll.drain(cell, worker)
+    screen.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
+
+
+@app.command()
+def undrain(worker: WorkerName, config: Config = None) -> None:
+    """Let a drained worker take requests again."""
+    cell = _cell(config)
+    _known_worker(cell, worker)
+    roll.undrain(cell, worker)
+    screen.done(f"{worker} takes requests")
+
+
+@app.command()
+def restart(
+    workers: Annotated[
+        list[str] | None, typer.Argument(help="Workers; all of them where none is named.")
+    ] = None,
+    config: Config = None,
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One at a time, drawing goes on.")
+    ] = False,
+) -> None:
+    """Restart workers, after they have finished what they draw."""
+    cell = _cell(config)
+    names = workers or list(cell.plan.names)
+    for name in names:
+        _known_worker(cell, name)
+    with converge.alone(cell):
+        if rolling or len(names) == 1:
+            roll.restart(cell, names)
+        else:
+            screen.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
+            roll.restart_at_once(cell, names)
+    screen.done(f"restarted: {', '.join(names)}")
+
+
+@app.command()
+def logs(
+    program: Annotated[
+        str | None,
+        typer.Argument(help="A worker, guard, nginx, nginx-error, access or supervisord."),
+    ] = None,
+    config: Config = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the end.")] = 40,
+) -> None:
+    """Show the end of the cell's logs."""
+    cell = _cell(config)
+    paths = _logs(cell, program)
+    os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, paths)])
+
+
+@app.command()
+def doctor(config: Config = None, as_json: AsJson = False) -> None:
+    """Check machine, configuration and cell; each finding with its remedy."""
+    cell = _cell(config)
+    found = checks.doctor(cell)
+    if as_json:
+        print(json.dumps([asdict(f) for f in found], indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        screen.findings(found)
+    raise typer.Exit(1 if any(f.level == "fail" for f in found) else 0)
+
+
+def main() -> None:
+    """Entry point: turns what may go wrong into one clear message and an exit code."""
+    sys.exit(run(app))
+
+
+def run(command: Callable[..., Any]) -> int:
+    """Exit code of ``command``; click itself ends with 2 on misuse."""
+    try:
+        command()
+    except ConfigError as error:
+        screen.fail(f"{error.path} is wrong; nothing was touched")
+        for problem in error.problems:
+            screen.errors.print(f"  {problem}", markup=False)
+    except (CellError, SupervisorError, AccountError) as error:
+        screen.fail(str(error))
+    except PermissionError as error:
+        screen.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
+    except KeyboardInterrupt:
+        screen.fail("interrupted; what was begun may go on: see zimage status")
+    except SystemExit as ended:
+        return int(ended.code or 0) if not isinstance(ended.code, str) else 1
+    else:
+        return 0
+    return 1
+
+
+def _cell(config: Path | None, *, create: bool = False) -> Cell:
+    path = (config or _default_config()).expanduser().resolve()
+    loaded = load(path)
+    warning = account.settle(loaded, path, create=create)
+    if warning and create:
+        screen.warn(warning)
+    return Cell(loaded, path)
+
+
+def _default_config() -> Path:
+    own = ROOT / "cluster.toml"
+    return own if own.exists() else DEFAULT_PATH
+
+
+def _known_worker(cell: Cell, name: str) -> None:
+    if name not in cell.plan.names:
+        known = ", ".join(cell.plan.names)
+        raise typer.BadParameter(f"no worker {name}; this cell has {known}")
+
+
+def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
+    converge.wait_ready(cell)
+    if not changed:
+        screen.done("nothing to change: the cell runs as cluster.toml says")
+    if draw and cell.workers():
+        drawn = picture.draw(cell)
+        screen.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
+    screen.done(f"ready: {cell.url}")
+    screen.say(f"  logs     {cell.layout.logs_dir}")
+    screen.say("  next     zimage status · zimage logs -f · zimage down")
+
+
+def _stay(cell: Cell, *, draw: bool) -> int:
+    """Until supervisord ends; SIGTERM and SIGINT end it in order."""
+    leader = processes.leader(cell.layout.processes)
+    if leader is None:
+        raise CellError("supervisord ended at once; see zimage logs supervisord")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: leader.send(signal.SIGTERM))
+    try:
+        _greet(cell, changed=True, draw=draw)
+    except CellError as error:
+        if leader.alive:
+            screen.fail(str(error))
+    while leader.alive:
+        _reap()
+        time.sleep(0.2)
+    _reap()
+    screen.done("the cell has ended")
+    return 0
+
+
+def _reap() -> None:
+    # As process 1 of a container we inherit orphans; supervisord itself is a child as well.
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def _status(cell: Cell) -> dict[str, Any]:
+    """The guard's state, and what it cannot say: whether anything runs, and for how long."""
+    running = processes.members(cell.layout.processes)
+    leader = processes.leader(cell.layout.processes)
+    state = cell.state() if running else None
+    empty: dict[str, Any] = {
+        "at": None,
+        "stale": True,
+        "age_s": 0,
+        "alarms": [],
+        "events": [],
+        "ready": False,
+    }
+    pool = {"open": 0, "of": len(cell.plan.names)}
+    state = state or {**empty, "pool": pool, "workers": []}
+    programs = {n: asdict(p) for n, p in cell.programs().items()}
+    state["cell"] = {
+        "name": cell.config.cell.name,
+        "url": cell.url,
+        "running": bool(running),
+        "supervisor": bool(programs),
+        "uptime_s": None if leader is None else round(processes.age_s(leader)),
+        "programs": programs,
+    }
+    return state
+
+
+def _watch(cell: Cell) -> None:
+    with Live(console=screen.console, screen=True, auto_refresh=False) as display:
+        try:
+            while True:
+                display.update(screen.status(_status(cell)), refresh=True)
+                time.sleep(1.0)
+        except KeyboardInterrupt:
+            return
+
+
+def _logs(cell: Cell, program: str | None) -> list[Path]:
+    present = {p.stem: p for p in sorted(cell.layout.logs_dir.glob("*.log"))}
+    if program is None and present:
+        return [path for name, path in present.items() if name != "access"]
+    if program in present:
+        return [present[program]]
+    known = ", ".join(present) or "none yet"
+    raise typer.BadParameter(f"no log {program or ''}; there are: {known}")
+
+
+if __name__ == "__main__":
+    main()

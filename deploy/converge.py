@@ -1,0 +1,254 @@
+"""Make what runs equal to what ``cluster.toml`` says, touching no more than what differs.
+
+Checks, rendering and ``nginx -t`` come first: until they pass, the running cell is untouched.
+"""
+
+import fcntl
+import hashlib
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from deploy import checks, files, orphans, processes, roll, screen, supervise, wait
+from deploy.cell import Cell, CellError
+from deploy.orphans import Orphans
+from deploy.supervise import STOPPED, Changes
+
+_NOTHING = Changes((), (), ())
+
+
+def prepare(cell: Cell) -> dict[str, str]:
+    """Check the machine, render, ask nginx; the files to apply. Nothing is changed yet."""
+    bad = [f for f in checks.before_up(cell) if f.level != "ok"]
+    screen.findings(bad)
+    if any(f.level == "fail" for f in bad):
+        raise CellError(_untouched(cell, "this machine cannot run that configuration"))
+    rendered = cell.render()
+    cell.layout.create()
+    try:
+        files.check_nginx(cell, rendered)
+    except CellError as error:
+        raise CellError(_untouched(cell, str(error))) from None
+    return rendered
+
+
+def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
+    """Start what does not run and change what differs, drawing all the while.
+
+    Whether anything was started, restarted or reloaded. ``child``: a supervisord that must be
+    started becomes a child of this process.
+    """
+    changes = files.changes(cell.layout.render_dir, rendered)
+    first = not processes.members(cell.layout.processes)
+    if changes and not first:
+        _show(changes)
+    replaced = _supervisord_differs(cell, rendered)
+    files.write(cell.layout.render_dir, rendered)
+    if replaced:
+        _let_go(cell)
+    if processes.leader(cell.layout.processes) is None:
+        return _start(cell, child=child)
+    return _update(cell)
+
+
+def wait_ready(cell: Cell) -> None:
+    """Until every worker that nobody drained takes requests."""
+    by_hand = cell.drained_by_hand()
+    names = [name for name in cell.plan.names if name not in by_hand]
+    for name in sorted(by_hand & set(cell.plan.names)):
+        screen.warn(f"{name} is drained by hand and stays out: zimage undrain {name}")
+    count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
+    wait.until_open(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
+
+
+@contextmanager
+def alone(cell: Cell) -> Iterator[None]:
+    """One command at a time changes a cell."""
+    cell.layout.create()
+    with cell.layout.up_lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CellError(
+                "another zimage command is changing this cell; wait for its end"
+            ) from None
+        yield
+
+
+def _show(changes: list[files.FileChange]) -> None:
+    for change in changes:
+        screen.step(change.summary)
+        for line in change.shown:
+            screen.say(f"    {line}")
+
+
+def _untouched(cell: Cell, text: str) -> str:
+    running = bool(processes.members(cell.layout.processes))
+    return f"{text}\nThe running cell is untouched." if running else f"{text}\nNothing was started."
+
+
+# From nothing, or from the orphans of a killed supervisord
+
+
+def _start(cell: Cell, *, child: bool) -> bool:
+    left = orphans.find(cell.layout)
+    _remove_stale_sockets(cell)
+    screen.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
+    start = supervise.start_child if child else supervise.start_daemon
+    start(cell.layout, cell.config.cell.name, cell.host.home)
+    if left.all:
+        _take_over(cell, left)
+    for name in ("guard", *cell.plan.names, "nginx"):
+        cell.supervisor.start(name)
+    _note_nginx(cell)
+    return True
+
+
+def _take_over(cell: Cell, left: Orphans) -> None:
+    screen.step(f"take over from a dead supervisord: {len(left.all)} processes still run")
+    _end(cell, processes.end(left.guards, 5.0, signal.SIGTERM))
+    cell.supervisor.start("guard")
+    for name in cell.plan.names:
+        if name not in left.workers:
+            cell.supervisor.start(name)
+    for name, orphan in left.workers.items():
+        if name in cell.plan.names:
+            screen.step(f"{name}: drain, end process {orphan.pid}, start its successor")
+            roll.take_over(cell, name, orphan)
+    _take_over_nginx(cell, left)
+    unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
+    timeout_s = roll.stop_timeout_s(cell)
+    _end(cell, processes.end([*unplanned, *left.others], timeout_s, signal.SIGTERM))
+
+
+def _take_over_nginx(cell: Cell, left: Orphans) -> None:
+    """The old nginx stops listening at once and finishes what is open; the new one follows."""
+    for process in left.nginxes:
+        process.send(signal.SIGQUIT)
+    processes.wait_for(lambda: all(f.text == "free" for f in checks.ports(cell)), 10.0, 0.005)
+    cell.supervisor.start("nginx")
+    screen.step("nginx: taken over")
+    _end(cell, processes.end(left.nginxes, cell.config.timeouts.drain_timeout_s, signal.SIGQUIT))
+
+
+def _end(cell: Cell, survivors: list[processes.Process]) -> None:
+    if survivors:
+        pids = ", ".join(str(p.pid) for p in survivors)
+        raise CellError(f"processes {pids} of the old cell survive SIGKILL; see their state in ps")
+
+
+def _let_go(cell: Cell) -> None:
+    """Kill supervisord alone: what it started goes on, and is taken over by the next one."""
+    leader = processes.leader(cell.layout.processes)
+    if leader is not None:
+        screen.step("supervisord's own settings differ: replace it, workers go on meanwhile")
+        leader.send(signal.SIGKILL)
+        _end(cell, processes.wait_gone([leader], 5.0))
+
+
+def _supervisord_differs(cell: Cell, rendered: dict[str, str]) -> bool:
+    if processes.leader(cell.layout.processes) is None:
+        return False
+    if not cell.supervisor.answers():
+        screen.warn("supervisord is there but does not answer: it is replaced")
+        return True
+    try:
+        running = cell.layout.supervisord_conf.read_text()
+    except OSError:
+        return False
+    return _own_part(running) != _own_part(rendered["supervisord.conf"])
+
+
+def _own_part(text: str) -> str:
+    """The sections of supervisord itself, without comments."""
+    own = text.split("[program:", 1)[0]
+    return "\n".join(line for line in own.splitlines() if not line.startswith(";"))
+
+
+def _remove_stale_sockets(cell: Cell) -> None:
+    for path in (cell.layout.supervisor_socket, cell.layout.supervisor_pid):
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+# From one configuration to the next
+
+
+def _update(cell: Cell) -> bool:
+    supervisor = cell.supervisor
+    changes = supervisor.reread()
+    acted = changes != _NOTHING
+    if "guard" in changes.changed or _guard_differs(cell):
+        screen.step("restart the guard; the pool stays as it is meanwhile")
+        roll.reload_program(cell, "guard")
+        _note_guard(cell)
+        acted = True
+    for name in changes.added:
+        screen.step(f"add {name}")
+        supervisor.add(name)
+        supervisor.start(name)
+    acted |= _start_what_stands(cell)
+    acted |= _update_nginx(cell, changes)
+    for name in changes.removed:
+        screen.step(f"remove {name}: it finishes what it draws")
+        supervisor.stop(name, roll.stop_timeout_s(cell))
+        supervisor.remove(name)
+        cell.layout.gate(name).unlink(missing_ok=True)
+    _roll(cell, [n for n in changes.changed if n in cell.plan.names])
+    return acted
+
+
+def _roll(cell: Cell, names: list[str]) -> None:
+    for done, name in enumerate(names, start=1):
+        screen.step(f"{name}: drain, restart as changed, open ({done} of {len(names)})")
+        roll.replace(cell, name)
+
+
+def _start_what_stands(cell: Cell) -> bool:
+    stopped = [s.name for s in cell.supervisor.states().values() if s.state in STOPPED]
+    for name in stopped:
+        screen.step(f"start {name}, which was stopped")
+        cell.supervisor.start(name)
+    return bool(stopped)
+
+
+def _update_nginx(cell: Cell, changes: Changes) -> bool:
+    if "nginx" in changes.changed:
+        screen.step("restart nginx: its command changed")
+        roll.reload_program(cell, "nginx")
+    elif _noted(cell, "nginx") == _digest(files.nginx_text(cell.layout.render_dir)):
+        return False
+    else:
+        screen.step("reload nginx; open connections stay")
+        cell.supervisor.signal("nginx", "HUP")
+    _note_nginx(cell)
+    return True
+
+
+def _note_nginx(cell: Cell) -> None:
+    _note(cell, "nginx", files.nginx_text(cell.layout.render_dir))
+    _note_guard(cell)
+
+
+def _guard_differs(cell: Cell) -> bool:
+    return _noted(cell, "guard") != _digest(cell.layout.guard_json.read_text())
+
+
+def _note_guard(cell: Cell) -> None:
+    _note(cell, "guard", cell.layout.guard_json.read_text())
+
+
+def _note(cell: Cell, program: str, text: str) -> None:
+    """Remember which files ``program`` runs with: those on disk may be newer than it."""
+    (cell.layout.run_dir / f"{program}.applied").write_text(_digest(text))
+
+
+def _noted(cell: Cell, program: str) -> str:
+    try:
+        return (cell.layout.run_dir / f"{program}.applied").read_text()
+    except OSError:
+        return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

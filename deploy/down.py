@@ -1,0 +1,55 @@
+"""End a cell in order and prove that nothing of it is left."""
+
+import signal
+
+from deploy import orphans, processes, screen
+from deploy.cell import Cell, CellError
+from deploy.processes import Process
+from deploy.supervise import SupervisorError
+
+_MARGIN_S = 30.0
+
+
+def down(cell: Cell, *, now: bool) -> int:
+    """How many processes were ended. ``now``: do not wait for drawings that run.
+
+    ``CellError`` names those that not even SIGKILL ended.
+    """
+    living = processes.members(cell.layout.processes)
+    if not living:
+        return 0
+    if not now:
+        _in_order(cell)
+    _kill(processes.members(cell.layout.processes))
+    left = processes.members(cell.layout.processes)
+    if left:
+        pids = ", ".join(f"{p.pid} ({p.command[:40]})" for p in left)
+        raise CellError(f"still there after SIGKILL: {pids}; see their state in ps")
+    for path in (cell.layout.processes, cell.layout.supervisor_socket):
+        path.unlink(missing_ok=True)
+    return len(living)
+
+
+def _in_order(cell: Cell) -> None:
+    drain_s = cell.config.timeouts.drain_timeout_s
+    try:
+        # nginx goes first and finishes what is open, then the workers, the guard last.
+        cell.supervisor.shutdown()
+    except SupervisorError:
+        screen.step("supervisord does not answer: end what it left")
+        leader = processes.leader(cell.layout.processes)
+        if leader is not None:
+            leader.send(signal.SIGKILL)
+            processes.wait_gone([leader], 5.0)
+        orphans.end(orphans.find(cell.layout), drain_s)
+        return
+    left = processes.wait_gone(processes.members(cell.layout.processes), 2 * drain_s + _MARGIN_S)
+    if left:
+        screen.warn(f"{len(left)} processes did not end in time: kill them")
+
+
+def _kill(living: list[Process]) -> None:
+    # supervisord first: it would start again what is killed.
+    for process in sorted(living, key=lambda p: p.pid != p.session):
+        process.send(signal.SIGKILL)
+    processes.wait_gone(living, 5.0)

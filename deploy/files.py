@@ -1,0 +1,90 @@
+"""The rendered files: test them, show how they differ from what is there, put them in place."""
+
+import difflib
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from deploy.cell import Cell, CellError
+
+_SHOWN_LINES = 8
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """``lines`` are the changed ones of a unified diff, with their sign."""
+
+    name: str
+    lines: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        added = sum(line.startswith("+") for line in self.lines)
+        return f"{self.name}  +{added} −{len(self.lines) - added}"
+
+    @property
+    def shown(self) -> list[str]:
+        over = len(self.lines) - _SHOWN_LINES
+        more = [f"… {over} more"] if over > 0 else []
+        return [*self.lines[:_SHOWN_LINES], *more]
+
+
+def changes(directory: Path, files: dict[str, str]) -> list[FileChange]:
+    """How ``files`` differ from what lies in ``directory``; a file that must go counts too."""
+    current = {p.relative_to(directory).as_posix(): p.read_text() for p in _files(directory)}
+    found = []
+    for name in sorted(current.keys() | files.keys()):
+        diff = difflib.unified_diff(
+            current.get(name, "").splitlines(), files.get(name, "").splitlines(), lineterm="", n=0
+        )
+        lines = tuple(line for line in list(diff)[2:] if not line.startswith("@@"))
+        if lines:
+            found.append(FileChange(name, lines))
+    return found
+
+
+def check_nginx(cell: Cell, files: dict[str, str]) -> None:
+    """``nginx -t`` on ``files``, away from the running cell; ``CellError`` with what it says."""
+    with _staged(files) as directory:
+        command = [cell.host.nginx_path, "-t", "-q", "-e", "stderr"]
+        command += ["-p", f"{cell.layout.var_dir}/", "-c", str(directory / "nginx.conf")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode != 0:
+        raise CellError(f"nginx refuses the rendered configuration:\n{done.stderr.strip()}")
+
+
+def write(directory: Path, files: dict[str, str]) -> None:
+    """Make ``directory`` hold exactly ``files``, each replaced whole."""
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.write_text(text)
+        fresh.replace(path)
+    for path in list(_files(directory)):
+        if path.relative_to(directory).as_posix() not in files:
+            path.unlink()
+
+
+def nginx_text(directory: Path) -> str:
+    """All of nginx's files in one text, to see whether nginx must read them again."""
+    return "\0".join(f"{p}\0{p.read_text()}" for p in sorted(_files(directory)) if _is_nginx(p))
+
+
+def _is_nginx(path: Path) -> bool:
+    return path.name not in {"supervisord.conf", "guard.json"}
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (p for p in directory.rglob("*") if p.is_file()) if directory.is_dir() else iter(())
+
+
+@contextmanager
+def _staged(files: dict[str, str]) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="zimage-render-") as name:
+        directory = Path(name)
+        write(directory, files)
+        yield directory

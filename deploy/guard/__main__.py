@@ -1,0 +1,64 @@
+"""``python -m deploy.guard <guard.json>``."""
+
+import asyncio
+import fcntl
+import logging
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError
+
+from deploy.guard import settings as guard_settings
+from deploy.guard.guard import Guard
+from deploy.guard.journal import log_to_stdout
+
+_log = logging.getLogger("guard")
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 after SIGTERM, which leaves every gate as it is; 1 when the configuration
+    vanished; 2 for misuse."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m deploy.guard <guard.json>\n")
+        return 2
+    log_to_stdout()
+    path = Path(arguments[0])
+    try:
+        settings = guard_settings.load(path)
+    except (OSError, ValidationError) as error:
+        _log.error("cannot read %s: %s", path, error)
+        return 2
+    with _only_guard(settings.run_dir / "guard.lock", path):
+        asyncio.run(_guard(Guard(settings), path))
+    return 0 if path.exists() else 1
+
+
+async def _guard(guard: Guard, path: Path) -> None:
+    task = asyncio.ensure_future(guard.run(path))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _only_guard(lock: Path, settings_path: Path) -> IO[str]:
+    """Wait for a predecessor whose supervisord died: two guards would fight over the gates."""
+    file = lock.open("w")
+    waited = False
+    while settings_path.exists():
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        if not waited:
+            _log.warning("another guard holds %s: waiting for its end", lock)
+        waited = True
+        time.sleep(0.2)
+    return file
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

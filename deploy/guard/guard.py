@@ -1,0 +1,268 @@
+"""The guard's life: one task asks each worker, one judges them all ten times a second."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+from deploy.guard import housekeeping, state
+from deploy.guard.gate import make_closed_socket
+from deploy.guard.journal import Journal
+from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
+from deploy.guard.process import Process, find_worker
+from deploy.guard.settings import GuardSettings
+from deploy.guard.supervisor import Program, Restarts, Supervisor, SupervisorAway
+from deploy.guard.watch import Watch
+from deploy.layout import Layout
+from worker.beat import Phase
+
+_TICK_S = 0.1
+_STATE_INTERVAL_S = 1.0
+_SUPERVISOR_INTERVAL_S = 1.0
+_CHORES_INTERVAL_S = 10.0
+_DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
+_EMPTY_POOL_S = 10.0
+
+
+class Guard:
+    def __init__(self, settings: GuardSettings) -> None:
+        self._settings = settings
+        self._rules = settings.guard
+        self._layout = Layout(settings.var_dir, settings.run_dir)
+        self._journal = Journal()
+        self._watches = [Watch(w, settings, self._layout) for w in settings.workers]
+        self._hold = KillHold(self._rules)
+        self._supervisor = Supervisor(self._layout.supervisor_socket)
+        self._restarts = Restarts(self._rules.max_start_backoff_s)
+        self._programs: dict[str, Program] = {}
+        self._poked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._written_at = 0.0
+        self._open_at: float | None = None
+
+    async def run(self, settings_path: Path) -> None:
+        """Guard until ``settings_path`` vanishes, which is how a removed cell looks."""
+        make_closed_socket(self._layout.closed_socket)
+        for watch in self._watches:
+            watch.gate.prepare()
+        self._journal.event("guard started")
+        async with asyncio.TaskGroup() as tasks:
+            loops = [tasks.create_task(w.ask_for_ever(self._on_change)) for w in self._watches]
+            loops += [
+                tasks.create_task(loop())
+                for loop in (self._judge_for_ever, self._supervise, self._do_chores)
+            ]
+            await _vanished(settings_path)
+            for loop in loops:
+                loop.cancel()
+
+    # Judging
+
+    async def _judge_for_ever(self) -> None:
+        ticked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            self._excuse_own_lag(now - ticked_at - _TICK_S, now)
+            ticked_at = now
+            self._judge_all(now)
+            self._write_state(now)
+
+    def _excuse_own_lag(self, lag_s: float, now: float) -> None:
+        if lag_s > _TICK_S:
+            for watch in self._watches:
+                watch.forgive(lag_s)
+        self._hold.loop_was_late(lag_s, now)
+
+    def _judge_all(self, now: float) -> None:
+        seen = {watch: self._look(watch, now) for watch in self._watches}
+        self._hold.silences(*self._silences(seen), now)
+        self._journal.set("mass_silence", self._hold.active(now), f"no kills: {self._hold.why}")
+        for watch, sight in seen.items():
+            verdict = judge(sight, now, self._rules)
+            self._apply(watch, verdict)
+            self._pass_drain_on(watch, sight)
+            if verdict.kill:
+                self._want_killed(watch, verdict.kill, now)
+        if not self._hold.spent(now):
+            self._journal.clear("kill_rate")
+        self._watch_pool(now)
+
+    def _look(self, watch: Watch, now: float) -> Seen:
+        before = watch.process
+        seen = watch.look(self._programs.get(watch.name), now)
+        if watch.process != before:
+            self._report_process(watch, before)
+        return seen
+
+    def _report_process(self, watch: Watch, before: Process | None) -> None:
+        if before:
+            self._journal.event(f"process {before.pid} is gone: {watch.last_exit}", watch.name)
+            self._journal.clear("unkillable", watch.name)
+            self._poked.set()
+        if watch.process:
+            self._journal.event(f"process {watch.pid} is there", watch.name)
+
+    def _silences(self, seen: dict[Watch, Seen]) -> tuple[list[float], int]:
+        serving = [w for w, s in seen.items() if w.was_ready and s.alive and _expected(s)]
+        limit_s = self._rules.silence_s
+        silent = [w.silent_since for w in serving if seen[w].silent_s >= limit_s]
+        return silent, len(serving)
+
+    def _on_change(self, watch: Watch) -> None:
+        now = time.monotonic()
+        self._apply(watch, judge(self._look(watch, now), now, self._rules))
+
+    def _apply(self, watch: Watch, verdict: Verdict) -> None:
+        if verdict.gate != "keep" and watch.gate.is_open != (verdict.gate == "open"):
+            watch.gate.open() if verdict.gate == "open" else watch.gate.close()
+            word = "in" if verdict.gate == "open" else "out"
+            self._journal.event(f"{word}: {verdict.why}", watch.name)
+        if watch.enter(verdict.state):
+            self._journal.news = True
+
+    def _watch_pool(self, now: float) -> None:
+        if any(watch.gate.is_open for watch in self._watches):
+            self._open_at = now
+        empty = self._open_at is not None and now - self._open_at > _EMPTY_POOL_S
+        self._journal.set("pool_empty", empty, f"no worker has been in for {_EMPTY_POOL_S:g} s")
+
+    # Killing
+
+    def _want_killed(self, watch: Watch, why: str, now: float) -> None:
+        if watch.being_killed or self._hold.active(now):
+            return
+        if self._hold.spent(now):
+            limit = self._rules.max_kills_per_minute
+            self._journal.alarm("kill_rate", f"{limit} kills in a minute: no more for now")
+            return
+        self._hold.count_kill(now)
+        watch.being_killed = True
+        self._spawn(self._kill(watch, why))
+
+    async def _kill(self, watch: Watch, why: str) -> None:
+        try:
+            process = watch.process or self._beatless(watch)
+            if process is None:
+                return
+            watch.fault(why)
+            watch.last_exit = f"killed: {why}"
+            self._journal.event(f"kill {process.pid}: {why}", watch.name, logging.WARNING)
+            process.kill()
+            await self._await_death(watch, process)
+        finally:
+            watch.being_killed = False
+
+    def _beatless(self, watch: Watch) -> Process | None:
+        program = self._programs.get(watch.name)
+        return find_worker(program.pid, watch.name, self._settings.run_dir) if program else None
+
+    async def _await_death(self, watch: Watch, process: Process) -> None:
+        patience = time.monotonic() + _DEATH_TIMEOUT_S
+        while time.monotonic() < patience:
+            if not process.alive:
+                break
+            await asyncio.sleep(0.005)
+        text = f"process {process.pid} survives SIGKILL in state {process.state or '-'}"
+        if process.alive:
+            self._journal.alarm("unkillable", text, watch.name)
+        self._look(watch, time.monotonic())
+        self._poked.set()
+
+    # Draining
+
+    def _pass_drain_on(self, watch: Watch, seen: Seen) -> None:
+        if not watch.pid or seen.answer is None or watch.told_drain == (watch.pid, seen.drained):
+            return
+        # Without a flag a worker drains on SIGTERM, too: only one that nobody stops is told.
+        left_over = seen.answer.reason == "draining" and seen.program == "RUNNING"
+        if seen.drained or left_over:
+            watch.told_drain = (watch.pid, seen.drained)
+            self._spawn(self._tell(watch, seen.drained))
+
+    async def _tell(self, watch: Watch, drain: bool) -> None:
+        word = "drain" if drain else "go on"
+        if await watch.tell(drain):
+            self._journal.event(f"told to {word}", watch.name)
+        else:
+            watch.told_drain = None
+
+    # Supervisor
+
+    async def _supervise(self) -> None:
+        misses = 0
+        while True:
+            try:
+                self._programs = await asyncio.to_thread(self._supervisor.programs)
+                misses = 0
+                await self._start_what_is_down()
+            except SupervisorAway as error:
+                self._programs = {}
+                misses += 1
+                self._journal.set("supervisor_away", misses >= 3, str(error))
+            else:
+                self._journal.clear("supervisor_away")
+            await self._poke_or_interval()
+
+    async def _poke_or_interval(self) -> None:
+        try:
+            async with asyncio.timeout(_SUPERVISOR_INTERVAL_S):
+                await self._poked.wait()
+        except TimeoutError:
+            return
+        self._poked.clear()
+
+    async def _start_what_is_down(self) -> None:
+        by_name = {watch.name: watch for watch in self._watches}
+        for name in (*by_name, *self._settings.programs):
+            program = self._programs.get(name)
+            if program is None:
+                continue
+            if watch := by_name.get(name):
+                watch.exited(program)
+            text = f"supervisor gave up on {name}: {program.spawn_error or 'it ends at once'}"
+            self._journal.set("fatal", program.state == "FATAL", text, name)
+            if self._restarts.due(program, time.monotonic()):
+                self._journal.event(f"start it: supervisor has it in {program.state}", name)
+                await asyncio.to_thread(self._supervisor.start, program)
+
+    # Chores
+
+    def _write_state(self, now: float) -> None:
+        if not self._journal.news and now - self._written_at < _STATE_INTERVAL_S:
+            return
+        self._written_at = now
+        self._journal.news = False
+        try:
+            state.write(self._layout.cell_json, state.snapshot(self._watches, self._journal))
+        except OSError as error:
+            logging.getLogger("guard").error("cannot write the cell's state: %s", error)
+
+    async def _do_chores(self) -> None:
+        settings, layout = self._settings, self._layout
+        while True:
+            housekeeping.prune(layout.strikes_dir, self._rules.strike_ttl_s)
+            logs = (layout.access_log, layout.nginx_error_log)
+            size, keep = settings.log_max_bytes, settings.log_keep
+            moved = [housekeeping.rotate(log, size, keep) for log in logs]
+            if any(moved):
+                housekeeping.reopen_logs(layout.nginx_pid)
+            await asyncio.sleep(_CHORES_INTERVAL_S)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _vanished(path: Path) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        if not await asyncio.to_thread(path.exists):
+            return
+
+
+def _expected(seen: Seen) -> bool:
+    """Whether the worker should be answering now."""
+    return seen.beat is not None and seen.beat.phase not in EXCUSED | {Phase.ENDED}

@@ -1,0 +1,40 @@
+"""Small chores that keep a cell bounded: old strikes go, nginx's logs are rotated."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+def prune(directory: Path, ttl_s: float) -> int:
+    """Delete the files of ``directory`` that are older than ``ttl_s``; how many went."""
+    pruned, oldest = 0, time.time() - ttl_s
+    with suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink()
+                    pruned += 1
+    return pruned
+
+
+def rotate(log: Path, max_bytes: int, keep: int) -> bool:
+    """Move ``log`` to ``log.1`` and so on when it has ``max_bytes``; whether it was moved."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size < max_bytes:
+            return False
+        for n in range(keep - 1, 0, -1):
+            with suppress(FileNotFoundError):
+                Path(f"{log}.{n}").replace(f"{log}.{n + 1}")
+        log.replace(f"{log}.1")
+        return True
+    return False
+
+
+def reopen_logs(nginx_pid: Path) -> None:
+    """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
+    with suppress(OSError, ValueError):
+        pid = int(nginx_pid.read_text())
+        if b"nginx" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGUSR1)

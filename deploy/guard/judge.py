@@ -1,0 +1,202 @@
+"""What is to be done about a worker, from what was seen of it. No clock, files or processes here.
+
+===============================  ==========================================================
+seen                             done
+===============================  ==========================================================
+200                              in
+503                              out, never killed for it
+refused, missing, ended          out at once
+silent for ``silence_s``         out, and in again with the next 200
+phase over its allowance         out and killed, whatever it answers
+idle and silent                  killed after ``idle_allowance_s``
+drawing and silent               killed after the step's allowance
+no heartbeat since its start     killed after ``boot_allowance_s``
+past loading, nobody listens     killed after ``deaf_allowance_s``
+ended in order, still there      killed after ``ended_allowance_s``
+===============================  ==========================================================
+
+Half or more silent together, or the guard itself late: no kills for ``mass_silence_hold_s``.
+"""
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from deploy.guard.probe import Answer
+from deploy.guard.settings import Rules
+from worker.beat import DRAWING, Beat, Phase
+
+State = Literal[
+    "loading", "ready", "busy", "draining", "drained", "stuck", "silent", "dead", "backoff", "fatal"
+]
+
+# Imports, loading and compilation hold the GIL: silence says nothing then.
+EXCUSED = frozenset({Phase.BOOT, Phase.LOAD, Phase.COMPILE})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One worker at one moment. Seconds are durations up to that moment."""
+
+    beat: Beat | None = None
+    alive: bool = False
+    """The process of ``beat`` is there and is this worker."""
+    answer: Answer | None = None
+    """The last answer of this process."""
+    silent_s: float = 0.0
+    """Since it was last heard (answered or refused), or the guard began to listen."""
+    excused_s: float = inf
+    """Since it was last seen in a phase in which silence is excused."""
+    refused_s: float | None = None
+    """Since when nobody listens; None while somebody does."""
+    beatless_s: float = 0.0
+    """Since supervisor started a process that has not written its first heartbeat."""
+    program: str = "UNKNOWN"
+    """Supervisor's state of the program."""
+    drained: bool = False
+    """An operator wants it out of the pool."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    gate: Literal["open", "close", "keep"]
+    why: str
+    state: State
+    kill: str | None = None
+    """Why it must be killed; None: let it live."""
+
+
+def judge(seen: Seen, now: float, rules: Rules) -> Verdict:
+    """``now`` is on the clock of ``Beat.since``."""
+    kill = _kill_reason(seen, now, rules)
+    gate, why = _gate(seen, kill, rules)
+    return Verdict(gate, why, _state(seen, kill, rules), kill)
+
+
+def _kill_reason(seen: Seen, now: float, rules: Rules) -> str | None:
+    if not seen.alive or seen.beat is None:
+        if seen.beatless_s > rules.boot_allowance_s:
+            return f"no heartbeat {seen.beatless_s:.0f} s after its start"
+        return None
+    beat, age_s = seen.beat, seen.beat.age_s(now)
+    if beat.phase is Phase.ENDED:
+        late = age_s > rules.ended_allowance_s
+        return f"still there {age_s:.0f} s after its orderly end" if late else None
+    if beat.phase is not Phase.IDLE and beat.overdue(now):
+        return f"in phase {beat.phase.name} for {age_s:.1f} s, allowed {beat.allowance_s:.1f} s"
+    if beat.phase in EXCUSED:
+        return None
+    return _silence_reason(seen, beat, age_s, rules) or _deaf_reason(seen, rules)
+
+
+def _silence_reason(seen: Seen, beat: Beat, age_s: float, rules: Rules) -> str | None:
+    silent_s = min(seen.silent_s, seen.excused_s)
+    if beat.phase is Phase.IDLE and min(silent_s, age_s) > rules.idle_allowance_s:
+        return f"idle and silent for {silent_s:.1f} s"
+    # Its thread still steps, but nobody would ever get the pictures.
+    if beat.phase in DRAWING and silent_s > beat.allowance_s:
+        return f"drawing and silent for {silent_s:.1f} s"
+    return None
+
+
+def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
+    # A worker that supervisor stops closes its socket first: that one is left to supervisor.
+    refused_s = min(seen.refused_s or 0.0, seen.excused_s)
+    if refused_s > rules.deaf_allowance_s and seen.program == "RUNNING":
+        return f"alive, but nobody listens for {refused_s:.1f} s"
+    return None
+
+
+def _gate(
+    seen: Seen, kill: str | None, rules: Rules
+) -> tuple[Literal["open", "close", "keep"], str]:
+    if seen.drained:
+        return "close", "drained"
+    if kill is not None:
+        return "close", kill
+    if seen.refused_s is not None:
+        return "close", "nobody listens"
+    if seen.silent_s >= rules.silence_s:
+        return "close", f"silent for {seen.silent_s:.1f} s"
+    if seen.answer is None:
+        return "keep", "not heard yet"
+    if seen.answer.status == 200:
+        return "open", "ready"
+    return "close", seen.answer.reason or f"answered {seen.answer.status}"
+
+
+def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
+    if seen.program == "FATAL":
+        return "fatal"
+    if seen.program == "BACKOFF":
+        return "backoff"
+    if seen.drained:
+        return "draining" if _has_work(seen.answer) else "drained"
+    if kill is not None:
+        return "stuck"
+    return _state_by_answer(seen, rules)
+
+
+def _state_by_answer(seen: Seen, rules: Rules) -> State:
+    loading = seen.beat is not None and seen.beat.phase in EXCUSED
+    if not seen.alive and seen.refused_s is not None:
+        return "loading" if seen.beatless_s > 0 else "dead"
+    if seen.refused_s is not None:
+        return "loading" if loading else "dead"
+    if seen.silent_s >= rules.silence_s:
+        return "loading" if loading else "silent"
+    if seen.answer is None:
+        return "loading"
+    if seen.answer.status == 200:
+        return "busy" if _has_work(seen.answer) else "ready"
+    return _NOT_READY.get(seen.answer.reason, "loading" if loading else "stuck")
+
+
+_NOT_READY: dict[str, State] = {"draining": "draining", "loading": "loading", "warming": "loading"}
+
+
+def _has_work(answer: Answer | None) -> bool:
+    return answer is not None and bool(answer.body.get("queued") or answer.body.get("running"))
+
+
+class KillHold:
+    """Whether anybody may be killed now: not after a mass silence, not too many a minute."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._until = -inf
+        self._newest_onset = -inf
+        self._kills: deque[float] = deque()
+        self.why = ""
+
+    def loop_was_late(self, lag_s: float, now: float) -> None:
+        """The guard's own loop came ``lag_s`` late: the machine froze, not the workers."""
+        if lag_s >= self._rules.late_loop_s:
+            self._begin(now, f"the guard's own loop was {lag_s:.1f} s late")
+
+    def silences(self, onsets: Collection[float], serving: int, now: float) -> None:
+        """``onsets``: when the silent ones of ``serving`` workers fell silent."""
+        newest = max(onsets, default=-inf)
+        together = sum(onset >= newest - self._rules.mass_silence_window_s for onset in onsets)
+        # Two at least: otherwise the hung worker of a small pool would be left to hang.
+        if newest > self._newest_onset and together >= max(2, serving / 2):
+            self._newest_onset = newest
+            self._begin(now, f"{together} of {serving} workers fell silent together")
+
+    def active(self, now: float) -> bool:
+        return now < self._until
+
+    def spent(self, now: float) -> bool:
+        """Whether this minute's kills are used up."""
+        while self._kills and self._kills[0] <= now - 60.0:
+            self._kills.popleft()
+        return len(self._kills) >= self._rules.max_kills_per_minute
+
+    def count_kill(self, now: float) -> None:
+        self._kills.append(now)
+
+    def _begin(self, now: float, why: str) -> None:
+        self._until = now + self._rules.mass_silence_hold_s
+        self.why = why

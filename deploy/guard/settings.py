@@ -1,0 +1,66 @@
+"""What ``guard.json`` says: the cell's paths, its workers and every time limit.
+
+Rendered from ``cluster.toml``, so that the guard starts fast and never reads a half-edited file.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Frozen(BaseModel):
+    # Not "forbid": the file has all of cluster.toml's [guard], also what is not for the guard.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WorkerSettings(_Frozen):
+    name: str
+    """Names its supervisor program, socket, heartbeat and gate."""
+    device: str = "cpu"
+    device_name: str = "CPU"
+    """For people."""
+
+
+class Rules(_Frozen):
+    """When a worker goes out of the pool, and when it is killed."""
+
+    probe_interval_s: float = Field(0.2, gt=0)
+    silence_s: float = Field(0.5, gt=0)
+    """No answer for so long: out of the pool, and in again with the next good answer."""
+    idle_allowance_s: float = Field(3.0, gt=0)
+    """An idle worker that is silent for longer is killed. The other phases bring their own
+    allowances in the heartbeat."""
+    boot_allowance_s: float = Field(60.0, gt=0)
+    """From the start of the process to its first heartbeat."""
+    deaf_allowance_s: float = Field(10.0, gt=0)
+    """A live worker past its loading that nobody can connect to for longer is killed."""
+    ended_allowance_s: float = Field(30.0, gt=0)
+    """From the heartbeat's orderly end to the end of the process."""
+    late_loop_s: float = Field(1.0, gt=0)
+    """When the guard itself comes so late, the machine froze: ``mass_silence_hold_s`` begins."""
+    mass_silence_window_s: float = Field(1.0, gt=0)
+    """Workers that fall silent within this time fell silent together."""
+    mass_silence_hold_s: float = Field(30.0, ge=0)
+    """No kills for so long after half or more (two at least) fell silent together."""
+    max_kills_per_minute: int = Field(6, ge=1)
+    max_start_backoff_s: float = Field(30.0, gt=0)
+    """Programs that supervisor gave up on are started again after 1, 2, 4 … so many seconds."""
+    strike_ttl_s: float = Field(600.0, gt=0)
+
+
+class GuardSettings(_Frozen):
+    cell: str = "zimage"
+    var_dir: Path
+    run_dir: Path
+    workers: tuple[WorkerSettings, ...] = Field(min_length=1)
+    programs: tuple[str, ...] = ("nginx",)
+    """Other supervisor programs that are started again when supervisor gave up on them."""
+    guard: Rules = Rules()
+    log_max_bytes: int = Field(20 << 20, ge=1 << 10)
+    """nginx's logs are rotated at this size; supervisor rotates the others."""
+    log_keep: int = Field(4, ge=1)
+
+
+def load(path: Path) -> GuardSettings:
+    """Read ``guard.json``; ``OSError``, or pydantic's ``ValidationError`` where it is wrong."""
+    return GuardSettings.model_validate_json(path.read_bytes())

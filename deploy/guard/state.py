@@ -1,0 +1,53 @@
+"""The cell's state as one JSON file, for the page, ``zimage status`` and people."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deploy.guard.journal import Journal
+from deploy.guard.watch import Watch
+
+
+def snapshot(watches: Iterable[Watch], journal: Journal) -> dict[str, Any]:
+    """Times are seconds since the epoch."""
+    workers = [_worker(watch) for watch in watches]
+    n_open = sum(worker["open"] for worker in workers)
+    return {
+        "at": round(time.time(), 3),
+        "ready": n_open > 0,
+        "alarms": journal.alarms,
+        "pool": {"open": n_open, "of": len(workers)},
+        "workers": workers,
+        "events": list(journal.events),
+    }
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    fresh = path.with_suffix(".json.new")
+    fresh.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    fresh.replace(path)
+
+
+def _worker(watch: Watch) -> dict[str, Any]:
+    said = watch.answer.body if watch.answer else {}
+    beat = watch.beat if watch.process else None
+    return {
+        "name": watch.name,
+        "pid": watch.pid,
+        "state": watch.state,
+        "since": round(watch.since, 3),
+        "open": watch.gate.is_open,
+        "phase": beat.phase.name.lower() if beat else None,
+        "steps": beat.steps if beat else 0,
+        "queued": said.get("queued", 0),
+        "running": said.get("running", 0),
+        "predicted_wait_s": said.get("predicted_wait_s"),
+        "restarts": watch.restarts,
+        "last_exit": watch.last_exit,
+        "last_fault": watch.last_fault,
+        "device": watch.device,
+        "device_name": watch.device_name,
+    }

@@ -1,0 +1,119 @@
+"""Supervisor as the guard sees it: what runs, and starting what supervisor gave up on.
+
+A killed program is respawned only when supervisor's loop turns, up to a second later; any call
+turns it at once. Programs that keep failing are backed off ever longer and given up at last: the
+guard starts those itself, with a back-off of its own that ends at ``max_start_backoff_s``.
+"""
+
+import http.client
+import socket
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TIMEOUT_S = 5.0
+_STABLE_S = 60.0  # a program that ran so long gets its first, short back-off again
+
+
+class SupervisorAway(Exception):
+    """supervisord does not answer."""
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    state: str
+    """STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL or UNKNOWN."""
+    pid: int
+    uptime_s: float
+    exit_code: int
+    """Of the last process where this one is not running; -1: a signal."""
+    spawn_error: str
+
+
+class Supervisor:
+    """Blocking: call it in a thread. Every call ends within seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def programs(self) -> dict[str, Program]:
+        """All programs by name. Asking also makes supervisor respawn what has just died."""
+        return {info["name"]: _program(info) for info in self._call("supervisor.getAllProcessInfo")}
+
+    def start(self, program: Program) -> None:
+        """Start it now. Supervisor refuses to start what it backs off: that is stopped first, in
+        the same request, so that a guard that dies meanwhile leaves nothing stopped."""
+        parameters = [program.name, False]  # False: do not wait until it runs
+        calls = [{"methodName": "supervisor.startProcess", "params": parameters}]
+        if program.state == "BACKOFF":
+            calls.insert(0, {"methodName": "supervisor.stopProcess", "params": parameters})
+        self._call("system.multicall", calls)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", _UnixTransport(self._path))
+        try:
+            return getattr(proxy, method)(*arguments)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+            raise SupervisorAway(str(error)) from error
+        finally:
+            proxy("close")()
+
+
+class Restarts:
+    """When to start which program: 1, 2, 4 … seconds after it was seen down. Pure."""
+
+    def __init__(self, max_backoff_s: float) -> None:
+        self._max_backoff_s = max_backoff_s
+        self._attempts: dict[str, int] = {}
+        self._down_since: dict[str, float] = {}
+
+    def due(self, program: Program, now: float) -> bool:
+        """Whether to start ``program`` now; True counts as an attempt. What an operator stopped
+        stays stopped."""
+        name = program.name
+        if program.state not in {"BACKOFF", "FATAL", "EXITED"}:
+            self._down_since.pop(name, None)
+            if program.state == "RUNNING" and program.uptime_s > _STABLE_S:
+                self._attempts.pop(name, None)
+            return False
+        if now - self._down_since.setdefault(name, now) < self.delay_s(name):
+            return False
+        self._attempts[name] = self._attempts.get(name, 0) + 1
+        self._down_since[name] = now
+        return True
+
+    def delay_s(self, name: str) -> float:
+        return float(min(self._max_backoff_s, 2 ** min(self._attempts.get(name, 0), 16)))
+
+
+def _program(info: dict[str, Any]) -> Program:
+    return Program(
+        info["name"],
+        info["statename"],
+        info["pid"],
+        max(0.0, info["now"] - info["start"]) if info["pid"] else 0.0,
+        info["exitstatus"],
+        info["spawnerr"],
+    )
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("supervisor", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return _UnixConnection(self._path)

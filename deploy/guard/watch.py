@@ -1,0 +1,168 @@
+"""One worker as the guard has seen it so far: its answers, heartbeat, process and gate."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+
+from deploy.guard import probe
+from deploy.guard.gate import Gate
+from deploy.guard.judge import EXCUSED, Seen, State
+from deploy.guard.probe import Answer, NoAnswer, NobodyListens
+from deploy.guard.process import Process, find_worker
+from deploy.guard.settings import GuardSettings, WorkerSettings
+from deploy.guard.supervisor import Program
+from deploy.layout import Layout
+from worker.beat import Beat, Phase, read_beat
+from worker.exits import NAMES as EXIT_NAMES
+
+# One question stays open for long: a stopped worker is not given a heap of them to answer later,
+# and answers within the moment in which it goes on.
+_PROBE_TIMEOUT_S = 5.0
+
+
+class Watch:
+    def __init__(self, worker: WorkerSettings, settings: GuardSettings, layout: Layout) -> None:
+        self.name = worker.name
+        self.device = worker.device
+        self.device_name = worker.device_name
+        self.gate = Gate(layout.gate(self.name), layout.socket(self.name), layout.closed_socket)
+        self.beat: Beat | None = None
+        self.process: Process | None = None
+        self.answer: Answer | None = None
+        self.state: State = "loading"
+        self.since = time.time()
+        self.restarts = 0
+        self.last_exit: str | None = None
+        self.last_fault: dict[str, object] | None = None
+        self.being_killed = False
+        self.was_ready = False
+        """This process has answered 200 before: only then does its silence mean anything."""
+        self.told_drain: tuple[int, bool] | None = None
+        """The pid that was last told to drain (True) or to go on (False)."""
+        self._had_process = False
+        self._socket = layout.socket(self.name)
+        self._beat_path = layout.beat(self.name)
+        self._flag = layout.drained_flag(self.name)
+        self._run_dir = settings.run_dir
+        self._interval_s = settings.guard.probe_interval_s
+        self._heard_at = time.monotonic()
+        self._excused_at = -inf
+        self._refused_at: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """0 while there is no process."""
+        return self.process.pid if self.process else 0
+
+    @property
+    def drain_wanted(self) -> bool:
+        return self._flag.exists()
+
+    @property
+    def silent_since(self) -> float:
+        return max(self._heard_at, self._excused_at)
+
+    async def ask_for_ever(self, on_change: Callable[["Watch"], None]) -> None:
+        """Ask ``/readyz`` again and again; ``on_change`` when the answer is another one."""
+        while True:
+            before, asked_at = self._outcome(), time.monotonic()
+            await self._ask()
+            if self._outcome() != before:
+                on_change(self)
+            await asyncio.sleep(max(0.0, self._interval_s - (time.monotonic() - asked_at)))
+
+    async def tell(self, drain: bool) -> bool:
+        """Whether the worker took the word that it must drain, or may go on."""
+        path = "/admin/drain" if drain else "/admin/undrain"
+        with suppress(NobodyListens, NoAnswer):
+            answer = await probe.ask(self._socket, path, method="POST", timeout_s=2.0)
+            return answer.status < 300
+        return False
+
+    def look(self, program: Program | None, now: float) -> Seen:
+        """Read heartbeat and process; everything that is known at ``now``."""
+        self.beat = read_beat(self._beat_path)
+        self._follow_process(now)
+        if self.process and self.beat and self.beat.phase in EXCUSED:
+            self._excused_at = now
+        return Seen(
+            beat=self.beat,
+            alive=self.process is not None,
+            answer=self.answer,
+            silent_s=now - self._heard_at,
+            excused_s=now - self._excused_at,
+            refused_s=None if self._refused_at is None else now - self._refused_at,
+            beatless_s=self._beatless_s(program),
+            program=program.state if program else "UNKNOWN",
+            drained=self.drain_wanted,
+        )
+
+    def forgive(self, seconds: float) -> None:
+        """Do not count ``seconds`` in which the guard itself could not listen."""
+        self._heard_at = min(self._heard_at + seconds, time.monotonic())
+
+    def enter(self, state: State) -> bool:
+        """Whether ``state`` is new."""
+        if state == self.state:
+            return False
+        self.state, self.since = state, time.time()
+        return True
+
+    def fault(self, what: str) -> None:
+        self.last_fault = {"at": round(time.time(), 3), "what": what}
+
+    def exited(self, program: Program) -> None:
+        """Supervisor knows why a process that is gone has ended."""
+        code = program.exit_code
+        if program.state in {"BACKOFF", "EXITED", "FATAL"} and code > 0:
+            self.last_exit = f"exit code {code} ({EXIT_NAMES.get(code, 'unknown')})"
+        elif program.spawn_error:
+            self.last_exit = program.spawn_error
+
+    def _outcome(self) -> tuple[int | None, bool]:
+        return self.answer.status if self.answer else None, self._refused_at is None
+
+    async def _ask(self) -> None:
+        try:
+            self.answer = await probe.ask(self._socket, "/readyz", timeout_s=_PROBE_TIMEOUT_S)
+            self.was_ready |= self.answer.status == 200
+            self._refused_at = None
+            self._heard_at = time.monotonic()
+        except NobodyListens:
+            self._nobody_listens(time.monotonic())
+        except NoAnswer:
+            return
+
+    def _nobody_listens(self, now: float) -> None:
+        self.answer = None
+        self._heard_at = now
+        self._refused_at = now if self._refused_at is None else self._refused_at
+
+    def _follow_process(self, now: float) -> None:
+        if self.process and not self.process.alive:
+            self._ended(now)
+        if self.beat and self.process is None:
+            self.process = find_worker(self.beat.pid, self.name, self._run_dir)
+            if self.process:
+                self.restarts += self._had_process
+                self._had_process = True
+                self._heard_at = now
+
+    def _ended(self, now: float) -> None:
+        phase = self.beat.phase if self.beat and self.beat.pid == self.pid else None
+        orderly = phase is Phase.ENDED
+        where = f"died in phase {phase.name}" if phase is not None else "died"
+        if not self.being_killed:
+            self.last_exit = "ended in order" if orderly else where
+            if not orderly:
+                self.fault(where)
+        self.process = None
+        self.was_ready = False
+        self._nobody_listens(now)
+
+    def _beatless_s(self, program: Program | None) -> float:
+        if program is None or not program.pid or (self.beat and self.beat.pid == program.pid):
+            return 0.0
+        return program.uptime_s

@@ -1,0 +1,201 @@
+"""Where everything of one cell lies. No other module joins these paths."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.config import ROOT, ClusterConfig
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Linux keeps a unix socket's path in 108 bytes, the last one a zero."""
+
+_LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a cell; absolute, and pure: nothing here touches the disk but ``create``."""
+
+    var_dir: Path
+    run_dir: Path
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> "Layout":
+        """As the configuration says; a run directory that is too long moves to a short place."""
+        var_dir = under_root(config.cell.var_dir)
+        if config.cell.run_dir:
+            return cls(var_dir, under_root(config.cell.run_dir))
+        return cls(var_dir, _run_dir(var_dir))
+
+    # run: sockets, heartbeats, locks, pids
+    def socket(self, worker: str) -> Path:
+        return self.run_dir / f"{worker}.sock"
+
+    def beat(self, worker: str) -> Path:
+        return self.run_dir / f"{worker}.beat"
+
+    def lock(self, worker: str) -> Path:
+        return self.run_dir / f"{worker}.lock"
+
+    @property
+    def closed_socket(self) -> Path:
+        """Bound, never listening: what a closed gate points to."""
+        return self.run_dir / "closed.sock"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        return self.run_dir / "supervisor.sock"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        return self.run_dir / "supervisord.pid"
+
+    @property
+    def nginx_pid(self) -> Path:
+        return self.run_dir / "nginx.pid"
+
+    @property
+    def processes(self) -> Path:
+        """JSON: pid and start time of every process that the cell started."""
+        return self.run_dir / "processes.json"
+
+    @property
+    def up_lock(self) -> Path:
+        """Held by the one command that changes the cell."""
+        return self.run_dir / "up.lock"
+
+    # pool: one link a worker, opened and closed by the guard
+    @property
+    def pool_dir(self) -> Path:
+        # Beside the sockets: nginx connects through these paths, so they must be short too.
+        return self.run_dir.parent / "pool" if self._default_run_dir else self.run_dir / "pool"
+
+    def gate(self, worker: str) -> Path:
+        return self.pool_dir / f"{worker}.sock"
+
+    @property
+    def _default_run_dir(self) -> bool:
+        return self.run_dir == self.var_dir / "run"
+
+    # rendered
+    @property
+    def render_dir(self) -> Path:
+        return self.var_dir / "render"
+
+    @property
+    def nginx_conf(self) -> Path:
+        return self.render_dir / "nginx.conf"
+
+    @property
+    def supervisord_conf(self) -> Path:
+        return self.render_dir / "supervisord.conf"
+
+    @property
+    def guard_json(self) -> Path:
+        return self.render_dir / "guard.json"
+
+    # state
+    @property
+    def logs_dir(self) -> Path:
+        return self.var_dir / "logs"
+
+    def log(self, program: str) -> Path:
+        """Standard output and error of one supervised program."""
+        return self.logs_dir / f"{program}.log"
+
+    @property
+    def access_log(self) -> Path:
+        return self.logs_dir / "access.log"
+
+    @property
+    def nginx_error_log(self) -> Path:
+        return self.logs_dir / "nginx-error.log"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.var_dir / "state"
+
+    @property
+    def cell_json(self) -> Path:
+        return self.state_dir / "cell.json"
+
+    @property
+    def drained_dir(self) -> Path:
+        return self.state_dir / "drained"
+
+    def drained_flag(self, worker: str) -> Path:
+        return self.drained_dir / worker
+
+    @property
+    def strikes_dir(self) -> Path:
+        return self.var_dir / "strikes"
+
+    @property
+    def images_dir(self) -> Path:
+        return self.var_dir / "images"
+
+    @property
+    def tmp_dir(self) -> Path:
+        """nginx's temporary files: bodies and replies that do not fit its memory."""
+        return self.var_dir / "tmp"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.var_dir / "cache"
+
+    @property
+    def first_picture(self) -> Path:
+        return self.var_dir / "first-picture.png"
+
+    @property
+    def web_dir(self) -> Path:
+        """The static page, part of the checkout."""
+        return ROOT / "web"
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return (
+            self.var_dir,
+            self.run_dir,
+            self.pool_dir,
+            self.render_dir,
+            self.logs_dir,
+            self.state_dir,
+            self.drained_dir,
+            self.strikes_dir,
+            self.images_dir,
+            self.tmp_dir,
+            self.cache_dir,
+        )
+
+    def create(self) -> None:
+        """Make the directories; the run directory is this user's alone, or PermissionError."""
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self.run_dir.lstat()  # in /tmp, somebody else may have been here first
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError(f"{self.run_dir} is not a directory of this user")
+        self.run_dir.chmod(0o700)
+        for directory in self.directories:
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+def under_root(path: str) -> Path:
+    """``path`` made absolute: ``~`` is home, and relative paths start at the checkout."""
+    return Path(os.path.normpath(ROOT / Path(path).expanduser()))
+
+
+def too_long_by(layout: Layout) -> int:
+    """Bytes by which the cell's longest socket path is too long; 0 when it fits."""
+    names = [layout.run_dir / _LONGEST_SOCKET_NAME, layout.gate("w" * 16)]
+    return max(0, max(len(os.fsencode(n)) for n in names) - MAX_SOCKET_PATH_BYTES)
+
+
+def _run_dir(var_dir: Path) -> Path:
+    plain = Layout(var_dir, var_dir / "run")
+    if not too_long_by(plain):
+        return plain.run_dir
+    digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:8]
+    # Not $XDG_RUNTIME_DIR: it goes when its user logs out, and a cell stays.
+    return Path(f"/tmp/zimage-{os.getuid()}-{digest}")

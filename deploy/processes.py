@@ -1,0 +1,160 @@
+"""The cell's processes as the kernel sees them, even when supervisord is gone.
+
+supervisord leads a session of its own, and all that it starts stays in it. So the session's
+number, written down once at start, finds every process of the cell: workers whose supervisord was
+killed, nginx workers whose master was. The leader's start time and the boot's id tell it from
+a later session that happens to have the same number.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.config import ROOT
+
+
+@dataclass(frozen=True)
+class Process:
+    """``started`` is in clock ticks since boot; with the pid it names one process for good."""
+
+    pid: int
+    started: int
+    session: int
+    group: int
+    parent: int
+    zombie: bool
+
+    @property
+    def command(self) -> str:
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return ""
+        return " ".join(word.decode(errors="replace") for word in words if word)
+
+    @property
+    def alive(self) -> bool:
+        now = read(self.pid)
+        return now is not None and now.started == self.started and not now.zombie
+
+    def send(self, signum: signal.Signals, *, group: bool = False) -> None:
+        """Signal the process, or its whole group, if it is still the one that was read."""
+        if self.alive:
+            with suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(self.pid, signum)
+
+
+def read(pid: int) -> Process | None:
+    """The process ``pid``, or None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field is the command in parentheses and may hold spaces and parentheses itself.
+    fields = text[text.rindex(")") + 2 :].split()
+    state, parent, group, session = fields[0], *map(int, fields[1:4])
+    return Process(pid, int(fields[19]), session, group, parent, state in "ZX")
+
+
+def age_s(process: Process) -> float:
+    """Seconds since ``process`` was started."""
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    return up_s - process.started / os.sysconf("SC_CLK_TCK")
+
+
+def record(path: Path, pid: int, **note: str) -> None:
+    """Write down that ``pid`` leads the cell's session; ``note`` says whose it is."""
+    leader = read(pid)
+    if leader is None:
+        raise ProcessLookupError(pid)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"boot": _boot(), "note": note, "leader": asdict(leader)}))
+    fresh.replace(path)
+
+
+def note(path: Path) -> dict[str, str]:
+    """What was noted with the record at ``path``."""
+    data = _json(path)
+    return dict(data.get("note", {}))
+
+
+def leader(path: Path) -> Process | None:
+    """The living leader of the session recorded at ``path``: supervisord."""
+    recorded = _recorded(path)
+    return recorded if recorded is not None and recorded.alive else None
+
+
+def members(path: Path) -> list[Process]:
+    """Every living process of the session recorded at ``path``, its leader included."""
+    recorded = _recorded(path)
+    if recorded is None:
+        return []
+    now = read(recorded.pid)
+    if now is not None and now.started != recorded.started:
+        return []  # the number belongs to somebody else by now
+    found = [p for p in _all() if p.session == recorded.pid and not p.zombie]
+    return [p for p in found if p.pid == recorded.pid or _is_ours(p)]
+
+
+def wait_gone(processes: Iterable[Process], timeout_s: float) -> list[Process]:
+    """Wait until they have ended; those that have not after ``timeout_s``."""
+    left = list(processes)
+    wait_for(lambda: not any(p.alive for p in left), timeout_s)
+    return [p for p in left if p.alive]
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.05) -> bool:
+    """Whether ``condition`` came true within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(every_s)
+    return True
+
+
+def end(processes: Iterable[Process], timeout_s: float, signum: signal.Signals) -> list[Process]:
+    """Ask with ``signum``, kill after ``timeout_s``; those that even that did not end."""
+    asked = list(processes)
+    for process in asked:
+        process.send(signum)
+    stubborn = wait_gone(asked, timeout_s)
+    for process in stubborn:
+        process.send(signal.SIGKILL, group=process.pid == process.group)
+    return wait_gone(stubborn, 5.0)
+
+
+def _recorded(path: Path) -> Process | None:
+    data = _json(path)
+    return Process(**data["leader"]) if data.get("boot") == _boot() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _is_ours(process: Process) -> bool:
+    # supervisord starts everything in the checkout. One more proof before anything is signalled.
+    try:
+        return Path(f"/proc/{process.pid}/cwd").readlink() == ROOT
+    except OSError:
+        return False
+
+
+def _all() -> Iterable[Process]:
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [p for p in map(read, pids) if p is not None]
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

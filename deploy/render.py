@@ -1,0 +1,163 @@
+"""Configuration and plan in, the text of every file out. Pure: it neither reads nor writes state.
+
+The templates in ``deploy/nginx`` and ``deploy/supervisor`` get ``config``, ``plan``, ``layout``,
+``nginx_version`` and, from ``Host``, what else of this machine they must name.
+"""
+
+import getpass
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from deploy.config import ROOT, ClusterConfig
+from deploy.layout import Layout
+from deploy.plan import Plan, WorkerPlan, model_source
+
+_HERE = Path(__file__).resolve().parent
+_PIECES = ("nginx", "supervisor")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the files name beyond the configuration. ``*_code`` are digests of our own sources:
+    they stand in the programs' environment, so that new code counts as a changed program."""
+
+    nginx_path: str
+    nginx_version: tuple[int, int, int]
+    cores: int
+    python: str
+    user: str
+    home: str
+    worker_code: str
+    guard_code: str
+
+    @classmethod
+    def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
+        return cls(
+            nginx_path=str(nginx_path),
+            nginx_version=version,
+            cores=cores,
+            python=sys.executable,
+            user=getpass.getuser(),
+            home=str(Path.home()),
+            worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
+            guard_code=code_digest([_HERE / "guard", _HERE / "layout.py", ROOT / "worker/beat.py"]),
+        )
+
+
+def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dict[str, str]:
+    """Text by path relative to ``layout.render_dir``."""
+    context = {
+        "config": config,
+        "plan": plan,
+        "layout": layout,
+        "host": host,
+        "nginx_version": host.nginx_version,
+        "root": ROOT,
+    }
+    files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
+    for piece in _PIECES:
+        environment = _environment(_HERE / piece)
+        for name in sorted(environment.list_templates(extensions=["j2"])):
+            files[name.removesuffix(".j2")] = environment.get_template(name).render(context)
+    return files
+
+
+def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
+    """What ``python -m deploy.guard`` reads: no more than it needs, all paths absolute."""
+    return {
+        "var_dir": str(layout.var_dir),
+        "run_dir": str(layout.run_dir),
+        "workers": [{"name": w.name, "device": w.device} for w in plan.workers],
+        **config.guard.model_dump(),
+        "idle_allowance_s": config.timeouts.idle_allowance_s,
+        "log_max_bytes": config.logs.max_mib << 20,
+        "log_keep": config.logs.keep,
+    }
+
+
+def worker_environment(
+    config: ClusterConfig, worker: WorkerPlan, layout: Layout, host: Host
+) -> dict[str, str]:
+    """Everything that a worker is told; the ``ZIMAGE_`` part is its settings."""
+    cache = layout.cache_dir
+    return {
+        "HOME": host.home,
+        "HF_HOME": str(cache / "hub"),
+        "OMP_NUM_THREADS": str(worker.threads),
+        "PYTHONUNBUFFERED": "1",
+        "CODE": host.worker_code,
+        **({} if worker.device == "cpu" else _cuda_environment(worker, cache)),
+        **_settings(config, worker, layout),
+        **config.environment,
+    }
+
+
+def code_digest(paths: Iterable[Path]) -> str:
+    """Ten digits that change with any Python source or listed file under ``paths``."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(str(file).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict[str, str]:
+    values: dict[str, object] = {
+        "name": worker.name,
+        "run_dir": layout.run_dir,
+        "var_dir": layout.var_dir,
+        "model": model_source(config),
+        "device": worker.device,
+        "dtype": config.model.dtype,
+        "threads": worker.threads,
+        "vram_limit_gib": worker.vram_limit_gib,
+        "steps": config.model.steps,
+        "guidance_scale": config.model.guidance_scale,
+        **config.limits.model_dump(),
+        "step_allowance_s": config.timeouts.step_allowance_s,
+        "load_allowance_s": config.timeouts.load_allowance_s,
+        "compile_allowance_s": config.timeouts.compile_allowance_s,
+        "drain_timeout_s": config.timeouts.drain_timeout_s,
+        "strike_ttl_s": config.guard.strike_ttl_s,
+    }
+    own = {"steps", "guidance_scale"}  # "auto" here means: leave it to the worker
+    return {
+        f"ZIMAGE_{key.upper()}": str(value)
+        for key, value in values.items()
+        if value is not None and not (key in own and value == "auto")
+    }
+
+
+def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": worker.device,
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        # One cache for all: the second worker finds what the first one compiled.
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(worker.threads),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+    }
+
+
+def _environment(directory: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(directory),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # configuration files, not HTML
+    )
+    environment.globals["worker_environment"] = worker_environment
+    environment.filters["percent"] = lambda value: str(value).replace("%", "%%")
+    environment.filters["fields"] = lambda value: asdict(value)
+    return environment

@@ -1,0 +1,122 @@
+"""One worker after another: out of the pool, restarted, in again. Drawing goes on all the while.
+
+The guard does the pool's part: a flag file drains a worker, and its removal lets it in again.
+"""
+
+import signal
+from collections.abc import Callable, Collection
+from functools import partial
+
+from deploy import processes, screen, wait
+from deploy.cell import Cell, CellError
+from deploy.processes import Process
+from deploy.supervise import STOPPED
+
+_MARGIN_S = 20.0
+
+
+def drain(cell: Cell, name: str) -> None:
+    """Take ``name`` out of the pool, for good, and wait until it has finished what it had."""
+    _know(cell, name)
+    cell.layout.drained_flag(name).touch()
+    wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
+
+
+def undrain(cell: Cell, name: str) -> None:
+    """Let ``name`` in again and wait until it takes requests."""
+    _know(cell, name)
+    cell.layout.drained_flag(name).unlink(missing_ok=True)
+    wait.until_open(cell, [name], _start_timeout_s(cell), f"opening {name}")
+
+
+def restart(cell: Cell, names: Collection[str]) -> None:
+    """Restart ``names`` one by one; stops at the first that does not come back."""
+    for name in names:
+        _know(cell, name)
+    for done, name in enumerate(names):
+        screen.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
+        try:
+            _cycle(cell, name, partial(_restart, cell, name))
+        except CellError as error:
+            left = ", ".join(list(names)[done + 1 :])
+            raise CellError(f"{error}\n{_untouched(left)}") from None
+
+
+def restart_at_once(cell: Cell, names: Collection[str]) -> None:
+    """Restart ``names`` together: quicker, and nothing is drawn until the first is back."""
+    for name in names:
+        cell.supervisor.stop(name, stop_timeout_s(cell))
+    for name in names:
+        cell.supervisor.start(name)
+    waited_for = [name for name in names if not cell.layout.drained_flag(name).exists()]
+    wait.until_open(cell, waited_for, _start_timeout_s(cell), "starting")
+
+
+def replace(cell: Cell, name: str) -> None:
+    """Restart ``name`` with the configuration that supervisord has just read again."""
+    _cycle(cell, name, partial(reload_program, cell, name))
+
+
+def take_over(cell: Cell, name: str, orphan: Process) -> None:
+    """Drain and end a worker whose supervisord died, then start its successor."""
+    _cycle(cell, name, partial(_succeed, cell, name, orphan))
+
+
+def reload_program(cell: Cell, name: str) -> None:
+    """Stop ``name``, and start it as supervisord's file now says."""
+    supervisor = cell.supervisor
+    supervisor.stop(name, stop_timeout_s(cell))
+    supervisor.remove(name)
+    supervisor.add(name)
+    supervisor.start(name)
+
+
+def stop_timeout_s(cell: Cell) -> float:
+    """Longer than supervisord itself waits before it kills."""
+    return cell.config.timeouts.drain_timeout_s + _MARGIN_S
+
+
+def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
+    flag = cell.layout.drained_flag(name)
+    by_hand = flag.exists()
+    flag.touch()
+    try:
+        if name in cell.workers():
+            wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
+        restart()
+    finally:
+        if not by_hand:
+            flag.unlink(missing_ok=True)
+    if by_hand:
+        screen.say(f"  {name} stays drained, as it was: zimage undrain {name}")
+    else:
+        wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
+
+
+def _restart(cell: Cell, name: str) -> None:
+    cell.supervisor.stop(name, stop_timeout_s(cell))
+    cell.supervisor.start(name)
+
+
+def _succeed(cell: Cell, name: str, orphan: Process) -> None:
+    left = processes.end([orphan], stop_timeout_s(cell), signal.SIGTERM)
+    if left:
+        raise CellError(f"process {orphan.pid} ({name}) survives SIGKILL; see its state in ps")
+    cell.supervisor.start(name)
+
+
+def _know(cell: Cell, name: str) -> None:
+    if name not in cell.plan.names:
+        raise CellError(f"no worker {name}; this cell has {', '.join(cell.plan.names)}")
+    programs = cell.programs()
+    if programs.get("guard") is None or programs["guard"].state in STOPPED:
+        raise CellError("the guard is not running, and it opens and closes the pool; zimage up")
+
+
+def _start_timeout_s(cell: Cell) -> float:
+    timeouts = cell.config.timeouts
+    return min(timeouts.up_timeout_s, timeouts.load_allowance_s + timeouts.compile_allowance_s)
+
+
+def _untouched(left: str) -> str:
+    return f"stopped here: {left} still run as before" if left else "stopped here"

@@ -1,0 +1,173 @@
+"""What commands print: plain lines anywhere, colours and live tables on a terminal."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from deploy.cell import Cell
+from deploy.checks import Finding
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(highlight=False, soft_wrap=True, stderr=True)
+
+_COLOURS = {
+    "ready": "green",
+    "busy": "green",
+    "loading": "cyan",
+    "draining": "yellow",
+    "drained": "yellow",
+    "silent": "yellow",
+    "stuck": "red",
+    "backoff": "red",
+    "fatal": "bold red",
+    "dead": "red",
+}
+_LEVELS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def step(text: str) -> None:
+    """One thing that a command is about to do."""
+    console.print(Text("› ", "cyan") + Text(text))
+
+
+def done(text: str) -> None:
+    console.print(Text("✓ ", "green") + Text(text))
+
+
+def warn(text: str) -> None:
+    errors.print(Text("! ", "yellow") + Text(text))
+
+
+def fail(text: str) -> None:
+    errors.print(Text("✗ ", "bold red") + Text(text))
+
+
+def findings(found: Iterable[Finding]) -> None:
+    """One line each: level, subject, what was found; the remedy below it."""
+    for f in found:
+        console.print(Text(f"{f.level:<5}", _LEVELS[f.level]) + Text(f"{f.subject}: {f.text}"))
+        if f.remedy:
+            console.print(Text(f"      → {f.remedy}", "dim" if f.level == "ok" else ""))
+
+
+@contextmanager
+def live(cell: Cell) -> Iterator["Progress"]:
+    """A table of the workers that is drawn again and again, or a line a change without a tty."""
+    if not console.is_terminal:
+        yield Progress(cell, None)
+        return
+    with Live(console=console, refresh_per_second=8, transient=True) as display:
+        yield Progress(cell, display)
+
+
+class Progress:
+    """Shows the workers while somebody waits for them."""
+
+    def __init__(self, cell: Cell, display: Live | None) -> None:
+        self._cell, self._display = cell, display
+        self._said: dict[str, str] = {}
+        self._since = time.monotonic()
+
+    def show(self, title: str, workers: dict[str, dict[str, Any]]) -> None:
+        waited_s = time.monotonic() - self._since
+        if self._display:
+            rows = worker_table(list(workers.values()))
+            head = Text(f"› {title}  {waited_s:.0f} s", "cyan")
+            self._display.update(Group(head, Padding(rows, (0, 0, 0, 2))))
+            return
+        for name, worker in workers.items():
+            text = f"{worker['state']}{' (' + worker['phase'] + ')' if worker['phase'] else ''}"
+            if self._said.get(name) != worker["state"]:
+                self._said[name] = worker["state"]
+                say(f"  {waited_s:5.1f} s  {name}: {text}")
+
+
+def worker_table(workers: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    columns = (
+        "worker",
+        "state",
+        "for",
+        "phase",
+        "queue",
+        "wait",
+        "restarts",
+        "device",
+        "last fault",
+    )
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    for worker in workers:
+        table.add_row(*_cells(worker))
+    return table
+
+
+_NUMBERS = {"for", "queue", "wait", "restarts"}
+
+
+def _cells(worker: dict[str, Any]) -> list[RenderableType]:
+    state, fault = worker["state"], worker.get("last_fault")
+    queue = worker.get("queued", 0) + worker.get("running", 0)
+    wait_s = worker.get("predicted_wait_s")
+    return [
+        Text(worker["name"], "bold"),
+        Text(state, _COLOURS.get(state, "")),
+        span(time.time() - worker["since"]) if worker.get("since") else "",
+        worker.get("phase") or "–",
+        str(queue) if queue else "–",
+        f"{wait_s:.1f} s" if wait_s else "–",
+        str(worker.get("restarts", 0) or "–"),
+        short_device(worker.get("device") or ""),
+        f"{fault['what']}, {span(time.time() - fault['at'])} ago" if fault else "–",
+    ]
+
+
+def status(state: dict[str, Any]) -> RenderableType:
+    """Alarms first, then one line on the cell, then the workers."""
+    parts: list[RenderableType] = []
+    for alarm in state.get("alarms", ()):
+        where = f"{alarm['worker']}: " if alarm.get("worker") else ""
+        parts.append(Text(f"ALARM  {where}{alarm['text']}", "bold red"))
+    parts.append(_headline(state))
+    parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _headline(state: dict[str, Any]) -> Text:
+    cell, pool = state["cell"], state["pool"]
+    colour = "green" if pool["open"] == pool["of"] else "yellow" if pool["open"] else "bold red"
+    line = Text.assemble(
+        (cell["name"], "bold"),
+        f"  {cell['url']}  ",
+        (f"pool {pool['open']} of {pool['of']}", colour),
+        f"  up {span(cell['uptime_s'])}" if cell["uptime_s"] is not None else "",
+    )
+    if not cell["supervisor"]:
+        line.append("  supervisord does not answer: zimage up takes over", "bold red")
+    if state["stale"]:
+        line.append(f"  STALE: the guard wrote this {span(state['age_s'])} ago", "bold red")
+    return line
+
+
+def short_device(device: str) -> str:
+    return device if len(device) <= 12 else device[:12] + "…"
+
+
+def span(seconds: float) -> str:
+    """A duration in the two units that matter, for example ``3 h 12 m``."""
+    whole = max(0, int(seconds))
+    for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {small_unit}"
+    return f"{whole // 60} m {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,196 @@
+"""The cell's supervisord: start it, ask it, tell it. XML-RPC over its unix socket."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy import processes
+from deploy.layout import Layout
+
+STOPPED = frozenset({"STOPPED", "EXITED", "FATAL"})
+_KEPT_VARIABLES = ("PATH", "TZ", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
+
+
+class SupervisorError(Exception):
+    """supervisord does not answer, or answered with a fault."""
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """One program. ``state`` is supervisor's word: RUNNING, STARTING, BACKOFF, STOPPED, …"""
+
+    name: str
+    state: str
+    pid: int
+    since: float
+    exit_status: int
+    description: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the file on disk differs from what supervisord runs, by program name."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+class Supervisor:
+    """Every call has a deadline: a stopped supervisord answers nothing."""
+
+    def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
+        self._layout = layout
+        self._rpc = xmlrpc.client.ServerProxy(
+            "http://localhost", transport=_UnixTransport(layout.supervisor_socket, timeout_s)
+        )
+
+    def answers(self) -> bool:
+        try:
+            return bool(self._call(self._rpc.supervisor.getState)["statename"] == "RUNNING")
+        except SupervisorError:
+            return False
+
+    def states(self) -> dict[str, ProgramState]:
+        infos = self._call(self._rpc.supervisor.getAllProcessInfo)
+        return {info["name"]: _state(info) for info in infos}
+
+    def reread(self) -> Changes:
+        """Compare the file with what runs; nothing is stopped or started."""
+        [[added, changed, removed]] = self._call(self._rpc.supervisor.reloadConfig)
+        return Changes(tuple(added), tuple(changed), tuple(removed))
+
+    def start(self, name: str) -> None:
+        """Begin to start ``name``; harmless when it already runs."""
+        self._call(self._rpc.supervisor.startProcess, name, False, harmless=("ALREADY_STARTED",))
+
+    def stop(self, name: str, timeout_s: float) -> None:
+        """Stop ``name`` and wait; supervisord kills its group after its own ``stopwaitsecs``."""
+        self._call(self._rpc.supervisor.stopProcess, name, False, harmless=("NOT_RUNNING",))
+        stopped = processes.wait_for(lambda: self.states()[name].state in STOPPED, timeout_s)
+        if not stopped:
+            raise SupervisorError(f"{name} did not stop within {timeout_s:g} s")
+
+    def add(self, name: str) -> None:
+        self._call(self._rpc.supervisor.addProcessGroup, name, harmless=("ALREADY_ADDED",))
+
+    def remove(self, name: str) -> None:
+        """Forget a stopped program."""
+        self._call(self._rpc.supervisor.removeProcessGroup, name, harmless=("BAD_NAME",))
+
+    def signal(self, name: str, signum: str) -> None:
+        self._call(self._rpc.supervisor.signalProcess, name, signum)
+
+    def shutdown(self) -> None:
+        self._call(self._rpc.supervisor.shutdown)
+
+    def _call(
+        self, method: Callable[..., Any], *args: object, harmless: tuple[str, ...] = ()
+    ) -> Any:
+        try:
+            return method(*args)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultString.split(":")[0] in harmless:
+                return None
+            raise SupervisorError(f"supervisord: {fault.faultString}") from None
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+            socket_path = self._layout.supervisor_socket
+            raise SupervisorError(f"supervisord at {socket_path}: {error}") from None
+
+
+def command(layout: Layout, *options: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "supervisor.supervisord",
+        "-c",
+        str(layout.supervisord_conf),
+        *options,
+    ]
+
+
+def environment(home: str) -> dict[str, str]:
+    """What the cell inherits: little, so that it does not depend on who typed `up`, and where."""
+    kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+    return {**kept, "HOME": home, "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore::UserWarning"}
+
+
+def start_daemon(layout: Layout, cell: str, home: str, timeout_s: float = 20.0) -> None:
+    """Start supervisord in the background, in a session of its own; it starts no program yet."""
+    started = subprocess.run(
+        command(layout),
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if started.returncode != 0:
+        raise SupervisorError(f"supervisord does not start: {started.stderr.strip()}")
+    wait_started(layout, cell, timeout_s)
+
+
+def start_child(
+    layout: Layout, cell: str, home: str, timeout_s: float = 20.0
+) -> subprocess.Popen[bytes]:
+    """Start supervisord as a child of this process, in a session of its own all the same."""
+    # A handle to it is kept by whoever waits for it: `up --foreground`.
+    child = subprocess.Popen(
+        command(layout, "--nodaemon", "--silent"),
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_started(layout, cell, timeout_s)
+    return child
+
+
+def wait_started(layout: Layout, cell: str, timeout_s: float) -> None:
+    """Wait until it answers and write down its session."""
+    supervisor = Supervisor(layout)
+    if not processes.wait_for(supervisor.answers, timeout_s):
+        raise SupervisorError(
+            f"supervisord does not answer after {timeout_s:g} s; see {layout.log('supervisord')}"
+        )
+    pid = int(layout.supervisor_pid.read_text())
+    processes.record(layout.processes, pid, cell=cell, var_dir=str(layout.var_dir))
+
+
+def _state(info: dict[str, Any]) -> ProgramState:
+    return ProgramState(
+        info["name"],
+        info["statename"],
+        info["pid"],
+        info["start"] or time.time(),
+        info["exitstatus"],
+        info["description"],
+    )
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__()
+        self._path, self._timeout_s = path, timeout_s
+
+    def make_connection(self, host: object) -> http.client.HTTPConnection:
+        return _UnixConnection(self._path, self._timeout_s)

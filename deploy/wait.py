@@ -1,0 +1,113 @@
+"""Waiting for workers: a deadline, visible progress, and a last word on what was seen."""
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from deploy import screen
+from deploy.cell import Cell, CellError
+from worker.exits import NAMES
+
+_TICK_S = 0.2
+_GIVE_UP_AFTER_EXITS = 3
+"""Failed starts of one worker after which waiting longer is pointless."""
+
+Worker = dict[str, Any]
+
+
+def until_open(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:
+    """Until all ``names`` take requests; ``CellError`` with state and log of one that does not."""
+    _until(cell, names, timeout_s, title, lambda worker: bool(worker.get("open")))
+
+
+def until_drained(cell: Cell, name: str, timeout_s: float) -> None:
+    """Until ``name`` is out of the pool and has nothing left to draw."""
+    _until(
+        cell,
+        [name],
+        timeout_s,
+        f"draining {name}",
+        # Down is drained as well: nothing is queued or running there.
+        lambda worker: not worker.get("open") and worker["state"] in {"drained", "dead", "fatal"},
+        give_up=False,
+    )
+
+
+def _until(
+    cell: Cell,
+    names: Collection[str],
+    timeout_s: float,
+    title: str,
+    is_done: Callable[[Worker], bool],
+    *,
+    give_up: bool = True,
+) -> None:
+    started = time.time()
+    deadline = time.monotonic() + timeout_s
+    failures = _FailedStarts(cell)
+    with screen.live(cell) as progress:
+        while True:
+            seen = _look(cell, names)
+            progress.show(title, seen)
+            waiting = [n for n in names if not (_fresh(cell, started) and is_done(seen[n]))]
+            if not waiting:
+                return
+            hopeless = failures.hopeless(waiting) if give_up else None
+            if hopeless or time.monotonic() > deadline:
+                break
+            time.sleep(_TICK_S)
+    raise CellError(_last_word(cell, hopeless or waiting[0], seen, title, timeout_s, hopeless))
+
+
+def _fresh(cell: Cell, since: float) -> bool:
+    """Whether the guard has written after ``since``: what stood there before proves nothing."""
+    state = cell.state()
+    return state is not None and state["at"] >= since
+
+
+def _look(cell: Cell, names: Collection[str]) -> dict[str, Worker]:
+    """The guard's view, and supervisor's of what the guard does not know yet."""
+    workers, programs = cell.workers(), None
+    for name in names:
+        if name not in workers:
+            programs = cell.programs() if programs is None else programs
+            state = programs[name].state.lower() if name in programs else "absent"
+            workers[name] = {"name": name, "state": state, "phase": None, "open": False}
+    return {name: workers[name] for name in names}
+
+
+class _FailedStarts:
+    """Counts how often each worker has ended since waiting began."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._pids: dict[str, set[int]] = {}
+
+    def hopeless(self, names: Collection[str]) -> str | None:
+        """A worker that starts again and again, or that supervisor gave up on."""
+        programs = self._cell.programs()
+        for name in names:
+            program = programs.get(name)
+            if program is None:
+                continue
+            if program.pid:
+                self._pids.setdefault(name, set()).add(program.pid)
+            if program.state == "FATAL" or len(self._pids.get(name, ())) > _GIVE_UP_AFTER_EXITS:
+                return name
+        return None
+
+
+def _last_word(
+    cell: Cell, name: str, seen: dict[str, Worker], title: str, timeout_s: float, why: object
+) -> str:
+    worker = seen[name]
+    program = cell.programs().get(name)
+    reason = "it ends again and again" if why else f"not done after {timeout_s:g} s"
+    lines = [f"{title}: {name} failed: {reason}; last seen {worker['state']}"]
+    if worker.get("last_exit"):
+        lines[0] += f", last exit: {worker['last_exit']}"
+    elif program is not None and program.exit_status in NAMES and program.exit_status:
+        lines[0] += f", exit {program.exit_status}: {NAMES[program.exit_status]}"
+    lines.append(f"the end of {cell.layout.log(name)}:")
+    lines += [f"  | {line}" for line in cell.log_tail(name).splitlines()]
+    return "\n".join(lines)

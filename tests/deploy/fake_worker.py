@@ -1,0 +1,117 @@
+"""A worker without a model: real socket, real heartbeat, and faults on command.
+
+``python fake_worker.py`` with ZIMAGE_NAME and ZIMAGE_RUN_DIR, as supervisor starts the real one.
+What it draws says what it was given. A prompt may be a fault; ``POST /fake/ready?no`` and ``?yes``
+change what it says of itself.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from worker.beat import BeatWriter, Phase
+
+NAME, RUN_DIR = os.environ["ZIMAGE_NAME"], Path(os.environ["ZIMAGE_RUN_DIR"])
+STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
+beat = BeatWriter(RUN_DIR / f"{NAME}.beat")
+state = {"ready": True, "draining": False, "running": 0}
+
+
+def not_ready() -> JSONResponse | None:
+    reason = "draining" if state["draining"] else None if state["ready"] else "stuck"
+    body = {"reason": reason, "error": {"message": "not ready", "type": "server_error"}, **state}
+    return JSONResponse(body, 503, {"Retry-After": "7"}) if reason else None
+
+
+async def draw(request: Request) -> Response:
+    asked = json.loads(await request.body())
+    if refusal := not_ready():
+        return refusal
+    state["running"] += 1
+    beat.enter(Phase.STEP, STEP_S)
+    try:
+        return await _draw(request, asked)
+    finally:
+        state["running"] -= 1
+        beat.enter(Phase.IDLE, float("inf"))
+
+
+async def _draw(request: Request, asked: dict[str, object]) -> Response:
+    fault = asked.get("prompt")
+    if fault == f"hang {NAME}":
+        await asyncio.Event().wait()
+    if fault == f"block {NAME}":
+        time.sleep(600)  # noqa: ASYNC251  (the event loop is to be blocked)
+    if fault == f"die {NAME}":
+        os._exit(1)
+    await asyncio.sleep(float(str(asked.get("seconds", 0))))
+    if fault in (f"fail {NAME}", "fail any"):
+        headers = {"X-Request-ID": request.headers["x-request-id"]}
+        return PlainTextResponse("broken", int(str(asked["status"])), headers)
+    if asked.get("stream"):
+        return StreamingResponse(_events(), headers={"X-Accel-Buffering": "no"})
+    body = {"worker": NAME, "asked": asked, "headers": dict(request.headers)}
+    body["filler"] = "x" * int(str(asked.get("bytes", 0)))
+    return JSONResponse(body, headers={"X-Worker": NAME, "X-Queue-Ms": "12"})
+
+
+async def _events():  # type: ignore[no-untyped-def]
+    yield "event: one\n\n"
+    await asyncio.Event().wait()
+
+
+async def readyz(_: Request) -> Response:
+    return not_ready() or JSONResponse({"ready": True, "queued": 0, **state})
+
+
+async def change(request: Request) -> Response:
+    state["ready"] = request.url.query == "yes"
+    return Response()
+
+
+async def drain(request: Request) -> Response:
+    state["draining"] = request.url.path == "/admin/drain"
+    return Response()
+
+
+async def file(request: Request) -> Response:
+    name = request.path_params["name"]
+    return Response(media_type="image/png", headers={"X-Accel-Redirect": f"/internal/images/{name}"})
+
+
+async def echo(request: Request) -> Response:
+    return not_ready() or PlainTextResponse(f"{NAME} {request.url.path}")
+
+
+def main() -> int:
+    if (RUN_DIR / f"{NAME}.crash").exists():
+        return 70
+    app = Starlette(
+        routes=[
+            Route("/v1/images/generations", draw, methods=["POST"]),
+            Route("/v1/images/files/{name}", file),
+            Route("/v1/models", echo),
+            Route("/metrics", echo),
+            Route("/readyz", readyz),
+            Route("/fake/ready", change, methods=["POST"]),
+            Route("/admin/drain", drain, methods=["POST"]),
+            Route("/admin/undrain", drain, methods=["POST"]),
+        ]
+    )
+    beat.enter(Phase.IDLE, float("inf"))
+    uvicorn.run(app, uds=str(RUN_DIR / f"{NAME}.sock"), log_level="error", access_log=False)
+    beat.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

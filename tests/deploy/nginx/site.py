@@ -1,0 +1,131 @@
+"""A real nginx, rendered as in a cell, in front of fake workers; the test plays the guard."""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deploy.config import ClusterConfig, parse
+from deploy.guard.gate import Gate, make_closed_socket
+from deploy.layout import Layout
+from deploy.machine import Machine, find_nginx
+from deploy.plan import plan
+from deploy.render import Host, render
+from tests.deploy.processes import fake_worker, free_port, listens, running, wait_until
+
+WORKERS = ("w1", "w2", "w3")
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteLayout(Layout):
+    @property
+    def web_dir(self) -> Path:
+        return self.var_dir / "web"
+
+
+@dataclasses.dataclass
+class Site:
+    layout: Layout
+    config: ClusterConfig
+    client: httpx.Client
+    ops: httpx.Client
+
+    def gate(self, name: str) -> Gate:
+        paths = self.layout
+        return Gate(paths.gate(name), paths.socket(name), paths.closed_socket)
+
+    @contextlib.contextmanager
+    def worker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A fake worker that is in the pool."""
+        with fake_worker(self.layout, name) as process:
+            wait_until(lambda: listens(self.layout, name), "listening")
+            self.gate(name).open()
+            try:
+                yield process
+            finally:
+                self.gate(name).close()
+
+    def draw(self, **asked: Any) -> httpx.Response:
+        return self.client.post("/v1/images/generations", json=asked)
+
+    def log_of(self, request_id: str) -> dict[str, Any]:
+        """The access log's line of one request."""
+        return dict(wait_until(lambda: self._find(request_id), "logged"))
+
+    def _find(self, request_id: str) -> dict[str, Any] | None:
+        lines = self.layout.access_log.read_text().splitlines()
+        return next((line for line in map(json.loads, lines) if line["request_id"] == request_id), None)
+
+
+def configuration(var_dir: Path, **sections: dict[str, Any]) -> ClusterConfig:
+    return parse(
+        {
+            "cell": {"var_dir": str(var_dir)},
+            "listen": {"port": free_port()},
+            "ops": {"port": free_port()},
+            **sections,
+        }
+    )
+
+
+def files(
+    config: ClusterConfig, layout: Layout, version: tuple[int, int, int] = (1, 22, 0), user: str = ""
+) -> dict[str, str]:
+    machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
+    nginx = str(_nginx())
+    host = Host(nginx, version, 2, sys.executable, user or _user(), "/nowhere", "code", "code")
+    return render(config, plan(config, machine), layout, host)
+
+
+def write(layout: Layout, texts: dict[str, str]) -> None:
+    layout.create()
+    for name, text in texts.items():
+        path = layout.render_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def nginx_command(layout: Layout, *options: str) -> list[str]:
+    where = ["-p", f"{layout.var_dir}/", "-c", str(layout.nginx_conf), "-e", "stderr"]
+    return [str(_nginx()), *where, *options]
+
+
+@contextlib.contextmanager
+def site(var_dir: Path, slot: str = "", **sections: dict[str, Any]) -> Iterator[Site]:
+    """``slot`` stands in the public server, where certificates will."""
+    config = configuration(var_dir, **sections)
+    layout = SiteLayout(var_dir, var_dir / "run")
+    write(layout, {**files(config, layout), "conf.d/tls.conf": slot})
+    make_closed_socket(layout.closed_socket)
+    with (
+        running(nginx_command(layout), layout.log("nginx")),
+        httpx.Client(base_url=f"http://127.0.0.1:{config.listen.port}", timeout=60) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{config.ops.port}", timeout=60) as ops,
+    ):
+        here = Site(layout, config, client, ops)
+        for name in WORKERS:
+            here.gate(name).prepare()
+        wait_until(lambda: _serves(client), "serving")
+        yield here
+
+
+def _serves(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return client.get("/healthz").status_code == 200
+    return False
+
+
+def _nginx() -> Path:
+    binary = find_nginx("nginx")
+    assert binary is not None
+    return binary.path
+
+
+def _user() -> str:
+    return "root" if Path("/proc/self").owner() == "root" else "somebody"

@@ -1,0 +1,39 @@
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker.engine.fakes import GatedPipeline
+from worker.beat import BeatWriter
+from worker.engine import Engine, Limits
+
+Running = Callable[..., AbstractAsyncContextManager[Engine]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def beat(tmp_path: Path) -> BeatWriter:
+    return BeatWriter(tmp_path / "w1.beat")
+
+
+@pytest.fixture
+def running(beat: BeatWriter) -> Running:
+    """``async with running(pipeline, **limits) as engine``: started, and closed at the end."""
+
+    @asynccontextmanager
+    async def run(pipeline: GatedPipeline, **limits: Any) -> AsyncIterator[Engine]:
+        engine = Engine(pipeline, beat, Limits(**limits))
+        engine.start()
+        try:
+            yield engine
+        finally:
+            pipeline.open()
+            await engine.close()
+
+    return run

@@ -1,0 +1,310 @@
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.worker.engine.fakes import GatedPipeline, Recorder, WholePipeline, entry, recorder, spec
+from worker.beat import BeatWriter, Phase, read_beat
+from worker.engine.costs import Costs
+from worker.engine.driver import Driver
+from worker.engine.limits import Limits
+from worker.engine.pulse import Pulse
+from worker.engine.queue import Entry, Queue
+from worker.engine.request import Event, Partial, Priority, Queued, Stepped
+from worker.engine.scheduler import Scheduler
+from worker.errors import DeadlinePassed, DrawingFailed, Refused, ZimageError
+from worker.pipelines.base import DevicePoisoned, OutOfMemory
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def make(beat: BeatWriter) -> MakeDriver:
+    def make(pipeline: GatedPipeline, *entries: Entry, max_batch: int = 4) -> Driver:
+        costs = Costs(max_batch)
+        pulse = Pulse(beat, Limits(), compiles=False)
+        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs.batch_cap))
+        driver.announce_interval_s = 0.0
+        for each in entries:
+            driver.queue.add(each)
+        return driver
+
+    return make
+
+
+def run(driver: Driver) -> None:
+    for _ in range(1000):
+        if not driver.tick():
+            return
+    raise AssertionError("still drawing after 1000 steps")
+
+
+def raiser(bad: str, error: Exception) -> Callable[[list[str]], None]:
+    def hook(prompts: list[str]) -> None:
+        if bad in prompts:
+            raise error
+
+    return hook
+
+
+def test_every_picture_is_drawn_from_its_own_prompt_and_seed(make: MakeDriver) -> None:
+    one = entry(specs=(spec("a", seed=1), spec("b", seed=2)))
+    other = entry(specs=(spec("c", seed=3, steps=2),))
+    run(make(GatedPipeline(), one, other))
+    assert recorder(one).texts == ["a|1|4", "b|2|4"]
+    assert recorder(other).texts == ["c|3|2"]
+
+
+def test_a_full_batch_shares_its_steps(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    run(make(pipeline, *[entry("a") for _ in range(4)]))
+    assert pipeline.prompts("step") == [["a"] * 4] * 4
+
+
+def test_overflow_of_a_batch_is_drawn_afterwards(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    run(make(pipeline, entry("a"), entry("b"), entry("c"), max_batch=2))
+    assert pipeline.prompts("step") == [["a", "b"]] * 4 + [["c"]] * 4
+
+
+def test_a_newcomer_joins_at_the_next_step(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("a"))
+    driver.tick()
+    driver.queue.add(entry("b"))
+    run(driver)
+    assert pipeline.prompts("step") == [["a"], ["a", "b"], ["a", "b"], ["a", "b"], ["b"]]
+
+
+def test_interactive_request_goes_ahead_of_batch_work_within_a_step(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("batch", priority=Priority.BATCH), max_batch=1)
+    driver.tick()
+    driver.queue.add(entry("now"))
+    run(driver)
+    assert pipeline.prompts("step") == [["batch"], *[["now"]] * 4, *[["batch"]] * 3]
+
+
+def test_another_size_waits_until_the_older_is_drawn(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    run(make(pipeline, entry("a"), entry(specs=(spec("b", width=256),))))
+    assert pipeline.prompts("step") == [["a"]] * 4 + [["b"]] * 4
+
+
+def test_cancelled_request_leaves_within_one_step(make: MakeDriver) -> None:
+    pipeline, one, other = GatedPipeline(), entry("a"), entry("b")
+    driver = make(pipeline, one, other)
+    driver.tick()
+    driver.settle(one, ZimageError("cancelled"))
+    run(driver)
+    assert pipeline.prompts("step") == [["a", "b"], ["b"], ["b"], ["b"]]
+    assert one.pictures[0].sample is None
+
+
+def test_deadline_is_kept_in_the_queue_and_within_a_step(make: MakeDriver) -> None:
+    late = entry("a", deadline=time.time() - 1.0)
+    pipeline = GatedPipeline()
+    run(make(pipeline, late, entry("b")))
+    assert isinstance(recorder(late).errors[0], DeadlinePassed)
+    assert pipeline.prompts("start") == [["b"]]
+
+
+@pytest.mark.parametrize("call", ["start", "step", "finish"])
+def test_one_bad_picture_fails_only_its_request(make: MakeDriver, call: str) -> None:
+    pipeline, good, bad = GatedPipeline(), entry("good"), entry("fine", "bad")
+    pipeline.hooks[call] = raiser("bad", RuntimeError("boom"))
+    run(make(pipeline, good, bad))
+    assert recorder(good).texts == ["good|7|4"]
+    assert [type(error) for error in recorder(bad).errors] == [DrawingFailed]
+
+
+def test_a_value_error_is_the_requests_own_fault(make: MakeDriver) -> None:
+    pipeline, bad = GatedPipeline(), entry("bad")
+    pipeline.hooks["start"] = raiser("bad", ValueError("prompt: too long"))
+    run(make(pipeline, bad))
+    assert [error.message for error in recorder(bad).errors] == ["prompt: too long"]
+    assert isinstance(recorder(bad).errors[0], Refused)
+
+
+def test_a_pipeline_that_loses_a_sample_fails_its_requests(make: MakeDriver) -> None:
+    pipeline, one = GatedPipeline(), entry("a")
+    pipeline.start = lambda specs: []  # type: ignore[method-assign]
+    run(make(pipeline, one))
+    assert isinstance(recorder(one).errors[0], DrawingFailed)
+
+
+def test_a_step_that_does_not_advance_is_not_repeated_for_ever(make: MakeDriver) -> None:
+    pipeline, one = GatedPipeline(), entry("a")
+    pipeline.step = lambda samples, on_inner_step: None  # type: ignore[method-assign]
+    run(make(pipeline, one))
+    assert isinstance(recorder(one).errors[0], DrawingFailed)
+
+
+@pytest.mark.parametrize("call", ["start", "step", "finish"])
+def test_too_large_a_batch_is_halved_and_drawn(make: MakeDriver, call: str) -> None:
+    def hook(prompts: list[str]) -> None:
+        if len(prompts) > 2:
+            raise OutOfMemory
+
+    pipeline, entries = GatedPipeline(), [entry("a") for _ in range(4)]
+    pipeline.hooks[call] = hook
+    driver = make(pipeline, *entries)
+    run(driver)
+    assert [recorder(each).texts for each in entries] == [["a|7|4"]] * 4
+    assert driver.costs.batch_cap((128, 128)) == 2
+
+
+def test_a_picture_that_does_not_fit_alone_is_refused_and_its_shape_remembered(
+    make: MakeDriver,
+) -> None:
+    pipeline, large, small = GatedPipeline(), entry(specs=(spec("L", width=512),)), entry("S")
+    pipeline.hooks["step"] = raiser("L", OutOfMemory())
+    driver = make(pipeline, large, small)
+    run(driver)
+    assert isinstance(recorder(large).errors[0], Refused)
+    assert driver.refused == {((512, 128), 1)}
+    assert recorder(small).texts == ["S|7|4"]
+
+
+def test_memory_lost_for_a_shape_that_was_drawn_before_recycles_the_worker(
+    make: MakeDriver,
+) -> None:
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("good"))
+    run(driver)
+    pipeline.hooks["step"] = raiser("bad", OutOfMemory())
+    for _ in range(3):
+        driver.queue.add(entry("bad"))
+    with pytest.raises(DevicePoisoned):
+        run(driver)
+    assert not driver.refused
+
+
+def test_one_culprit_out_of_memory_does_not_shrink_the_batches_of_others(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("good"))
+    run(driver)
+    pipeline.hooks["step"] = raiser("bad", OutOfMemory())
+    for prompt in ("x", "y", "bad", "z"):
+        driver.queue.add(entry(prompt))
+    run(driver)
+    assert driver.costs.batch_cap((128, 128)) == 4
+
+
+def test_a_retry_holds_no_exception(make: MakeDriver) -> None:
+    held: list[object] = []
+    pipeline = GatedPipeline()
+
+    def hook(prompts: list[str]) -> None:
+        held.append(sys.exception())
+        if len(prompts) > 1:
+            raise OutOfMemory
+
+    pipeline.hooks["step"] = hook
+    run(make(pipeline, entry("a"), entry("b")))
+    assert held[:3] == [None, None, None]
+
+
+def test_a_poisoned_device_ends_the_driver(make: MakeDriver, tmp_path: Path) -> None:
+    pipeline = GatedPipeline()
+    pipeline.hooks["step"] = raiser("a", DevicePoisoned())
+    driver = make(pipeline, entry("a"), entry("b"))
+    with pytest.raises(DevicePoisoned):
+        run(driver)
+    beat = read_beat(tmp_path / "w1.beat")
+    assert beat
+    assert (beat.phase, len(beat.running)) == (Phase.STEP, 2)
+
+
+def test_exclusive_requests_share_no_call(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    run(make(pipeline, entry("a"), entry("struck", exclusive=True), entry("b")))
+    assert all(prompts == ["struck"] for _, prompts in pipeline.calls if "struck" in prompts)
+    assert ["a", "b"] in pipeline.prompts("step")
+
+
+def test_heartbeat_says_who_is_inside_and_whether_alone(make: MakeDriver, tmp_path: Path) -> None:
+    seen: list[tuple[Phase, int, bool]] = []
+
+    def hook(prompts: list[str]) -> None:
+        beat = read_beat(tmp_path / "w1.beat")
+        assert beat
+        seen.append((beat.phase, len(beat.running), beat.alone))
+
+    pipeline = GatedPipeline()
+    pipeline.hooks = dict.fromkeys(("start", "step", "finish"), hook)
+    run(make(pipeline, entry(specs=(spec("a", steps=1), spec("b", steps=1)))))
+    run(make(pipeline, entry("c"), entry("d", exclusive=True)))
+    assert {(Phase.ENCODE, 1, True), (Phase.STEP, 1, True), (Phase.DECODE, 1, True)} == set(seen)
+
+
+def test_every_step_is_told(make: MakeDriver) -> None:
+    one = entry("a")
+    run(make(GatedPipeline(), one))
+    steps = [event for event in recorder(one).events if isinstance(event, Stepped)]
+    assert [(event.step, event.steps) for event in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_positions_are_told_when_they_change(make: MakeDriver) -> None:
+    waiting = [entry("a"), entry("b"), entry("c")]
+    run(make(GatedPipeline(), *waiting, max_batch=1))
+    events = [event for event in recorder(waiting[2]).events if isinstance(event, Queued)]
+    assert events[0].position == 2
+    assert sorted({event.position for event in events}) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "steps", "after"), [(0, 4, []), (1, 4, [2]), (3, 8, [2, 4, 6]), (9, 3, [1, 2])]
+)
+def test_previews_are_evenly_spaced(
+    make: MakeDriver, wanted: int, steps: int, after: list[int]
+) -> None:
+    one = entry(specs=(spec("a", steps=steps),), partial_images=wanted)
+    run(make(GatedPipeline(), one))
+    step, previewed = 0, []
+    for event in recorder(one).events:
+        step = event.step if isinstance(event, Stepped) else step
+        if isinstance(event, Partial):
+            previewed.append(step)
+    assert previewed == after
+
+
+def test_a_failing_preview_does_not_hurt_the_picture(make: MakeDriver) -> None:
+    pipeline, one = GatedPipeline(), entry("a", partial_images=2)
+    pipeline.preview = lambda sample: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    run(make(pipeline, one))
+    assert recorder(one).texts == ["a|7|4"]
+
+
+def test_whole_calls_tell_their_inner_steps(make: MakeDriver) -> None:
+    one = entry("a", partial_images=1)
+    run(make(WholePipeline(), one))
+    steps = [event.step for event in recorder(one).events if isinstance(event, Stepped)]
+    assert steps == [1, 2, 3, 4]
+    assert recorder(one).texts == ["a|7|4"]
+
+
+def test_whole_call_stops_when_nobody_waits_for_it(make: MakeDriver) -> None:
+    pipeline, one = WholePipeline(), entry("a")
+    driver = make(pipeline, one)
+
+    class Leaver(Recorder):
+        def post(self, event: Event) -> None:
+            super().post(event)
+            if isinstance(event, Stepped):
+                driver.settle(one, ZimageError("cancelled"))
+
+    one.waiter = Leaver()
+    run(driver)
+    assert [event for event in recorder(one).events if isinstance(event, Stepped)][1:] == []
+    assert [name for name, _ in pipeline.calls] == ["start", "step"]
+
+
+def test_steps_are_measured(make: MakeDriver) -> None:
+    driver = make(GatedPipeline(), entry("a", "b"))
+    run(driver)
+    assert driver.costs.measured_s("step", (128, 128), 2) is not None
+    assert driver.totals.steps == 4
+    assert driver.totals.requests_done == 1

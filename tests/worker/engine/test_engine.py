@@ -1,0 +1,306 @@
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.worker.engine.conftest import Running
+from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, WholePipeline, request, spec
+from worker.beat import BeatWriter, Phase, read_beat
+from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket
+from worker.errors import (
+    DeadlinePassed,
+    DrawingFailed,
+    HandedBack,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    Refused,
+    Unavailable,
+    ZimageError,
+)
+from worker.pipelines.base import DevicePoisoned, OutOfMemory
+from worker.pipelines.synthetic import text_of
+
+pytestmark = pytest.mark.anyio
+
+
+def raiser(error: BaseException) -> "object":
+    def hook(prompts: list[str]) -> None:
+        raise error
+
+    return hook
+
+
+async def texts(ticket: Ticket) -> list[str]:
+    drawn = await asyncio.wait_for(ticket.result(), PATIENCE_S)
+    return [text_of(each.pixels) for each in drawn]
+
+
+async def answer(ticket: Ticket) -> ZimageError:
+    with pytest.raises(ZimageError) as caught:
+        await asyncio.wait_for(ticket.result(), PATIENCE_S)
+    return caught.value
+
+
+async def test_pictures_are_drawn_from_their_requests(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        one, other = engine.submit(request("a", "b")), engine.submit(request("c"))
+        assert await texts(one) == ["a|7|4", "b|7|4"]
+        assert await texts(other) == ["c|7|4"]
+
+
+async def test_events_begin_with_the_position_and_end_with_the_picture(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        events = [event async for event in engine.submit(request("a")).events()]
+    assert isinstance(events[0], Queued)
+    assert isinstance(events[-1], Drawn)
+
+
+async def test_batch_size_counts_the_pictures_of_a_shared_step(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline) as engine:
+        first = engine.submit(request("a"))
+        await pipeline.next_step()
+        second = engine.submit(request("b"))
+        pipeline.open()
+        sizes = [(await ticket.result())[0].batch_size for ticket in (first, second)]
+    assert sizes == [2, 2]
+
+
+async def test_cancelling_while_queued_leaves_at_once(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1) as engine:
+        engine.submit(request("a"))
+        await pipeline.next_step()
+        waiting = engine.submit(request("b"))
+        waiting.cancel()
+        assert (await answer(waiting)).code == "cancelled"
+        assert engine.state().queued == 0
+
+
+async def test_cancelling_while_drawing_does_not_hurt_the_neighbour(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline) as engine:
+        one, other = engine.submit(request("a")), engine.submit(request("b"))
+        while await pipeline.next_step() != ["a", "b"]:
+            pipeline.permit()
+        one.cancel()
+        pipeline.permit()
+        assert await pipeline.next_step() == ["b"]
+        pipeline.open()
+        assert await texts(other) == ["b|7|4"]
+
+
+async def test_cancelling_again_or_afterwards_changes_nothing(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        done = engine.submit(request("a"))
+        await texts(done)
+        done.cancel()
+        done.cancel()
+        assert await texts(done) == ["a|7|4"]
+        assert engine.state().totals["requests_cancelled"] == 0
+
+
+async def test_cancelling_after_a_failure_keeps_the_failure(running: Running) -> None:
+    pipeline = GatedPipeline()
+    pipeline.hooks["step"] = raiser(RuntimeError())
+    async with running(pipeline) as engine:
+        failed = engine.submit(request("a"))
+        assert isinstance(await answer(failed), DrawingFailed)
+        failed.cancel()
+        assert isinstance(await answer(failed), DrawingFailed)
+
+
+async def test_whole_call_stops_at_the_step_in_which_its_last_waiter_left(
+    running: Running,
+) -> None:
+    pipeline = WholePipeline(gated=True)
+    async with running(pipeline) as engine:
+        gone = engine.submit(request("a"))
+        await pipeline.next_step()
+        gone.cancel()
+        pipeline.permit()
+        kept = engine.submit(request("b"))
+        assert await pipeline.next_step() == ["b"]
+        pipeline.open()
+        assert await texts(kept) == ["b|7|4"]
+
+
+async def test_full_queue_refuses_with_a_time_to_come_again(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1, max_queued_requests=1) as engine:
+        engine.submit(request("a"))
+        await pipeline.next_step()
+        engine.submit(request("b"))
+        with pytest.raises(Overloaded) as caught:
+            engine.submit(request("c"))
+        assert 1.0 <= caught.value.retry_after_s <= 120.0
+
+
+async def test_replay_is_taken_beyond_the_limit_and_keeps_its_place(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1, max_queued_requests=1) as engine:
+        engine.submit(request("a"))
+        await pipeline.next_step()
+        engine.submit(request("b"))
+        replay = engine.submit(request("replayed", arrived_at=time.time() - 5.0))
+        assert isinstance(event := await anext(replay.events()), Queued)
+        assert event.position == 0
+        pipeline.permit()
+        assert await pipeline.next_step() == ["replayed"]
+
+
+async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
+    costs = Costs(max_batch=1)
+    costs.record("step", (128, 128), 1, 100.0)
+    pipeline = GatedPipeline(gated=True)
+    engine = Engine(pipeline, beat, Limits(max_queue_wait_s=60.0), costs)
+    engine.start()
+    engine.submit(request("a"))
+    await pipeline.next_step()
+    with pytest.raises(Overloaded, match="is over the limit of 60 s"):
+        engine.submit(request("b"))
+    pipeline.open()
+    await engine.close()
+
+
+async def test_draining_hands_back_what_has_not_begun_and_finishes_the_rest(
+    running: Running,
+) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1) as engine:
+        begun = engine.submit(request("a"))
+        await pipeline.next_step()
+        waiting, kept = engine.submit(request("b")), engine.submit(request("c"))
+        kept.keep = True
+        engine.drain()
+        engine.drain()
+        assert isinstance(await answer(waiting), HandedBack)
+        with pytest.raises(HandedBack):
+            engine.submit(request("d"))
+        pipeline.open()
+        await asyncio.wait_for(engine.drained(), PATIENCE_S)
+        assert (await texts(begun), await texts(kept)) == (["a|7|4"], ["c|7|4"])
+
+
+async def test_undrained_engine_takes_work_again(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        engine.drain()
+        await asyncio.wait_for(engine.drained(), PATIENCE_S)
+        engine.undrain()
+        assert await texts(engine.submit(request("a"))) == ["a|7|4"]
+
+
+async def test_drained_waits_for_the_running_call(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline) as engine:
+        ticket = engine.submit(request("a"))
+        await pipeline.next_step()
+        ticket.cancel()
+        drained = asyncio.create_task(engine.drained())
+        await answer(ticket)
+        assert not drained.done()
+        pipeline.open()
+        await asyncio.wait_for(drained, PATIENCE_S)
+
+
+async def test_closing_answers_everybody_and_closes_the_pipeline(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1) as engine:
+        begun = engine.submit(request("a"))
+        await pipeline.next_step()
+        waiting = engine.submit(request("b"))
+        closing = asyncio.create_task(engine.close())
+        assert isinstance(await answer(begun), Unavailable)
+        assert isinstance(await answer(waiting), Unavailable)
+        pipeline.open()
+        await closing
+    assert pipeline.closed
+    with pytest.raises(HandedBack):
+        engine.submit(request("c"))
+
+
+async def test_closing_does_not_wait_for_ever_for_a_hung_call(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline) as engine:
+        hung = engine.submit(request("a"))
+        await pipeline.next_step()
+        await engine.close(timeout_s=0.0)
+        assert isinstance(await answer(hung), Unavailable)
+
+
+@pytest.mark.parametrize("error", [DevicePoisoned("dead"), SystemExit(1)])
+async def test_fatal_error_answers_everybody_and_is_reported(
+    running: Running, error: BaseException, tmp_path: Path
+) -> None:
+    pipeline, fatal = GatedPipeline(gated=True), asyncio.Queue[BaseException]()
+    async with running(pipeline, max_batch=1) as engine:
+        engine.on_fatal = fatal.put_nowait
+        inside = engine.submit(request("a"))
+        await pipeline.next_step()
+        waiting = engine.submit(request("b"))
+        pipeline.hooks["step"] = raiser(error)
+        pipeline.open()
+        assert type(await answer(inside)) is type(await answer(waiting)) is Unavailable
+        assert await asyncio.wait_for(fatal.get(), PATIENCE_S) is error
+        assert engine.state().broken
+        assert not engine.state().ready
+        with pytest.raises(NotReady):
+            engine.submit(request("c"))
+        await asyncio.wait_for(engine.drained(), PATIENCE_S)
+    beat = read_beat(tmp_path / "w1.beat")
+    assert beat
+    assert (beat.phase, len(beat.running), beat.alone) == (Phase.STEP, 1, True)
+
+
+async def test_shape_that_did_not_fit_is_refused_at_once(running: Running) -> None:
+    pipeline = GatedPipeline()
+    pipeline.hooks["step"] = raiser(OutOfMemory())
+    async with running(pipeline) as engine:
+        assert isinstance(await answer(engine.submit(request("a"))), Refused)
+        with pytest.raises(Refused, match="128x128 does not fit this device"):
+            engine.submit(request("b"))
+        assert engine.state().refused_sizes == ("128x128",)
+
+
+async def test_senseless_requests_are_refused_before_they_queue(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        with pytest.raises(InvalidRequest):
+            engine.submit(request())
+        with pytest.raises(DeadlinePassed):
+            engine.submit(request("a", deadline=time.time() - 1.0))
+
+
+async def test_engine_that_was_not_started_takes_nothing(beat: BeatWriter) -> None:
+    engine = Engine(GatedPipeline(), beat, Limits())
+    with pytest.raises(NotReady):
+        engine.submit(request("a"))
+    assert not engine.state().ready
+
+
+async def test_call_beyond_its_allowance_is_reported_as_stuck(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, step_allowance_s=0.0) as engine:
+        engine.submit(request("a"))
+        await pipeline.next_step()
+        state = engine.state()
+        assert state.stuck
+        assert (state.phase, state.ready) == (Phase.STEP, False)
+
+
+async def test_state_counts_what_waits_and_what_runs(running: Running) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=2) as engine:
+        engine.submit(request("a", "b"))
+        await pipeline.next_step()
+        engine.submit(request("c"))
+        state = engine.state()
+        assert (state.running, state.queued, state.batch) == (1, 1, 2)
+        assert state.predicted_wait_s > 0
+
+
+async def test_measured_costs_can_be_saved(running: Running) -> None:
+    async with running(GatedPipeline()) as engine:
+        await texts(engine.submit(request(specs=(spec("a", width=256),))))
+        assert Costs.load(engine.costs()).measured_s("step", (256, 128), 1) is not None

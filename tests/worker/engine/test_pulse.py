@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from tests.worker.engine.fakes import entry
+from worker.beat import Beat, BeatWriter, Phase, Running, digest, read_beat
+from worker.engine.limits import Limits
+from worker.engine.pulse import Pulse
+
+LIMITS = Limits(step_allowance_s=5.0, compile_allowance_s=600.0)
+
+
+@pytest.fixture
+def read(tmp_path: Path, beat: BeatWriter) -> "Read":
+    return Read(tmp_path / "w1.beat")
+
+
+class Read:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> Beat:
+        found = read_beat(self.path)
+        assert found
+        return found
+
+
+def test_a_call_names_the_requests_inside_it(beat: BeatWriter, read: Read) -> None:
+    one, other = entry("a", "b", fingerprint="f"), entry("c")
+    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, [*one.pictures, *other.pictures], 0.1)
+    assert read().running[0] == Running(digest(one.request.id), digest("f"))
+    assert len(read().running) == 2
+    assert not read().alone
+
+
+def test_one_request_with_several_pictures_is_alone(beat: BeatWriter, read: Read) -> None:
+    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, entry("a", "b").pictures, 0.1)
+    assert read().alone
+
+
+@pytest.mark.parametrize(("expected_s", "allowance_s"), [(0.1, 5.0), (2.0, 20.0)])
+def test_a_slow_step_is_allowed_ten_times_its_measured_time(
+    beat: BeatWriter, read: Read, expected_s: float, allowance_s: float
+) -> None:
+    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, entry("a").pictures, expected_s)
+    assert read().allowance_s == allowance_s
+
+
+def test_first_step_of_a_shape_may_compile_on_a_gpu(beat: BeatWriter, read: Read) -> None:
+    pulse, pictures = Pulse(beat, LIMITS, compiles=True), entry("a", "b").pictures
+    shape = pulse.enter(Phase.STEP, pictures, 0.1)
+    assert (read().phase, read().allowance_s) == (Phase.COMPILE, 600.0)
+    assert not pulse.learn(shape)
+    pulse.enter(Phase.STEP, pictures, 0.1)
+    assert read().phase is Phase.STEP
+    pulse.enter(Phase.STEP, pictures[:1], 0.1)
+    assert read().phase is Phase.COMPILE
+
+
+def test_nothing_compiles_on_a_cpu(beat: BeatWriter, read: Read) -> None:
+    pulse = Pulse(beat, LIMITS, compiles=False)
+    shape = pulse.enter(Phase.STEP, entry("a").pictures, 0.1)
+    assert read().phase is Phase.STEP
+    assert pulse.learn(shape)
+
+
+def test_an_idle_worker_names_nobody(beat: BeatWriter, read: Read) -> None:
+    pulse = Pulse(beat, LIMITS, compiles=False)
+    pulse.enter(Phase.STEP, entry("a").pictures, 0.1)
+    pulse.idle()
+    assert (read().phase, read().running) == (Phase.IDLE, ())

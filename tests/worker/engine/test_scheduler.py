@@ -1,0 +1,142 @@
+from tests.worker.engine.fakes import entry, spec
+from worker.engine.queue import Entry, Picture, Queue
+from worker.engine.request import Priority
+from worker.engine.scheduler import Scheduler, Turns
+from worker.pipelines.base import Sample
+
+
+def queue_of(*entries: Entry) -> Queue:
+    queue = Queue(100)
+    for each in entries:
+        queue.add(each)
+    return queue
+
+
+def scheduler(cap: int = 4) -> Scheduler:
+    return Scheduler(lambda size: cap, quantum_s=1.0)
+
+
+def start(*pictures: Picture, group: object = "group") -> None:
+    for picture in pictures:
+        picture.sample = Sample(picture.spec, group, picture.spec.steps)
+
+
+def test_nothing_leads_an_empty_queue() -> None:
+    assert scheduler().leader(Queue(1)) is None
+
+
+def test_oldest_of_a_key_leads() -> None:
+    young, old = entry("a", arrived_at=2.0), entry("b", arrived_at=1.0)
+    assert scheduler().leader(queue_of(young, old)) is old.pictures[0]
+
+
+def test_interactive_leads_before_batch_work_that_is_under_way() -> None:
+    batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
+    interactive = entry("b", arrived_at=2.0)
+    start(*batch.pictures)
+    queue = queue_of(batch, interactive)
+    assert scheduler().leader(queue) is interactive.pictures[0]
+
+
+def test_interactive_newcomer_takes_the_place_of_batch_work_in_a_full_step() -> None:
+    batch = entry("a", "b", arrived_at=1.0, priority=Priority.BATCH)
+    interactive = entry("c", arrived_at=2.0)
+    start(*batch.pictures, *interactive.pictures)
+    queue = queue_of(batch, interactive)
+    chosen = scheduler(cap=2).batch(interactive.pictures[0], queue)
+    assert chosen == [interactive.pictures[0], batch.pictures[0]]
+
+
+def test_newcomers_fill_a_step_up_to_the_cap() -> None:
+    entries = [entry("a") for _ in range(6)]
+    queue = queue_of(*entries)
+    newcomers = scheduler(cap=4).newcomers(entries[0].pictures[0], queue)
+    assert newcomers == [each.pictures[0] for each in entries[:4]]
+
+
+def test_a_leader_is_started_even_where_the_cap_is_below_its_rows() -> None:
+    guided = entry(specs=(spec(guidance_scale=4.0),))
+    queue = queue_of(guided)
+    assert scheduler(cap=1).newcomers(guided.pictures[0], queue) == guided.pictures
+
+
+def test_guided_pictures_count_two_rows() -> None:
+    entries = [entry(specs=(spec(guidance_scale=4.0),)) for _ in range(3)]
+    newcomers = scheduler(cap=4).newcomers(entries[0].pictures[0], queue_of(*entries))
+    assert len(newcomers) == 2
+
+
+def test_pictures_under_way_go_before_newcomers() -> None:
+    older, running = entry("a", arrived_at=1.0), entry("b", "c", arrived_at=2.0)
+    start(*running.pictures)
+    chosen = scheduler(cap=2).newcomers(running.pictures[0], queue_of(older, running))
+    assert chosen == []
+
+
+def test_a_step_holds_one_group_only() -> None:
+    one, other = entry("a"), entry("b")
+    start(*one.pictures, group="short")
+    start(*other.pictures, group="long")
+    assert scheduler().batch(one.pictures[0], queue_of(one, other)) == one.pictures
+
+
+def test_started_pictures_of_other_groups_are_bounded() -> None:
+    lead, *others = [entry("a") for _ in range(20)]
+    start(*lead.pictures, group="short")
+    for other in others[:7]:
+        start(*other.pictures, group="long")
+    assert scheduler(cap=4).newcomers(lead.pictures[0], queue_of(lead, *others)) == []
+
+
+def test_exclusive_and_reproducible_pictures_share_with_nobody() -> None:
+    exclusive = entry("a", "b", exclusive=True)
+    exact = entry(specs=(spec(reproducible=True),))
+    plain = entry("c")
+    queue = queue_of(exclusive, exact, plain)
+    for each in (*exclusive.pictures, *exact.pictures, *plain.pictures):
+        assert scheduler().newcomers(each, queue) == [each]
+
+
+def test_keys_share_the_free_places_of_a_step() -> None:
+    crowd = [entry("a", key="crowd", arrived_at=k) for k in range(5)]
+    single = entry("b", key="single", arrived_at=9.0)
+    newcomers = scheduler(cap=3).newcomers(crowd[0].pictures[0], queue_of(*crowd, single))
+    assert single.pictures[0] in newcomers
+
+
+def test_a_turn_ends_when_its_seconds_are_used() -> None:
+    turns = Turns(quantum_s=1.0)
+    assert turns.next(["a", "b"]) == "a"
+    turns.charge("a", 0.6)
+    assert turns.next(["a", "b"]) == "a"
+    turns.charge("a", 0.6)
+    assert turns.next(["a", "b"]) == "b"
+
+
+def test_keys_get_equal_seconds_whatever_their_steps_cost() -> None:
+    turns, used = Turns(quantum_s=1.0), {"cheap": 0.0, "dear": 0.0}
+    for _ in range(1000):
+        key = turns.next(used)
+        seconds = 3.0 if key == "dear" else 0.1
+        turns.charge(key, seconds)
+        used[key] += seconds
+    assert abs(used["cheap"] - used["dear"]) < 5.0
+
+
+def test_a_key_that_left_has_no_debts_when_it_returns() -> None:
+    turns = Turns(quantum_s=1.0)
+    turns.next(["a"])
+    turns.charge("a", 100.0)
+    turns.next(["b"])
+    turns.charge("b", 2.0)
+    assert turns.next(["a", "b"]) == "a"
+
+
+def test_seconds_are_shared_by_rows() -> None:
+    one, other = entry("a", key="one"), entry("b", key="other")
+    queue, each = queue_of(one, other), scheduler()
+    each.leader(queue)
+    each.charge([*one.pictures, *other.pictures], 1.9)
+    assert each.leader(queue) is one.pictures[0]
+    each.charge(one.pictures, 0.1)
+    assert each.leader(queue) is other.pictures[0]

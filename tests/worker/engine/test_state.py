@@ -1,0 +1,12 @@
+from worker.beat import Phase
+from worker.engine.state import Activity
+
+
+def test_a_call_is_stuck_after_its_allowance() -> None:
+    step = Activity(Phase.STEP, since=100.0, allowance_s=5.0)
+    assert not step.stuck(now=104.9)
+    assert step.stuck(now=105.1)
+
+
+def test_waiting_for_work_is_never_stuck() -> None:
+    assert not Activity(Phase.IDLE, since=0.0, allowance_s=3.0).stuck(now=1e9)

@@ -1,0 +1,92 @@
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.worker.engine.fakes import request, spec
+from worker.engine.request import Drawn, Event, Partial, Queued, Stepped
+from worker.engine.ticket import Ticket
+from worker.errors import DrawingFailed, Refused
+
+pytestmark = pytest.mark.anyio
+PIXELS = np.zeros((1, 1, 3), np.uint8)
+
+
+def ticket_of(*prompts: str, cancel: Callable[[], None] = lambda: None) -> Ticket:
+    return Ticket(request(*prompts), cancel)
+
+
+def drawn(image_index: int) -> Drawn:
+    return Drawn(image_index, spec(), PIXELS, 0.0, 0.0, 1)
+
+
+async def collect(ticket: Ticket) -> list[Event]:
+    return [event async for event in ticket.events()]
+
+
+async def test_a_slow_reader_finds_the_latest_only() -> None:
+    ticket = ticket_of("a")
+    for step in range(1, 100):
+        ticket.post(Queued(step, 1.0))
+        ticket.post(Stepped(0, step, 99, 1.0))
+    ticket.post(drawn(0))
+    assert [type(event) for event in await collect(ticket)] == [Queued, Stepped, Drawn]
+
+
+async def test_previews_and_pictures_are_not_coalesced() -> None:
+    ticket = ticket_of("a", "b")
+    for event in (Partial(0, 0, PIXELS), Partial(0, 1, PIXELS), drawn(1), drawn(0)):
+        ticket.post(event)
+    assert len(await collect(ticket)) == 4
+
+
+async def test_steps_of_each_picture_are_told_apart() -> None:
+    ticket = ticket_of("a", "b")
+    for event in (Stepped(0, 1, 4, 1.0), Stepped(1, 1, 4, 1.0), drawn(0), drawn(1)):
+        ticket.post(event)
+    assert len(await collect(ticket)) == 4
+
+
+async def test_result_is_ordered_by_image_index() -> None:
+    ticket = ticket_of("a", "b")
+    ticket.post(drawn(1))
+    ticket.post(drawn(0))
+    assert [each.image_index for each in await ticket.result()] == [0, 1]
+
+
+async def test_first_end_wins_and_nothing_follows_it() -> None:
+    ticket = ticket_of("a")
+    ticket.fail(Refused("first"))
+    ticket.fail(DrawingFailed("second"))
+    ticket.post(drawn(0))
+    with pytest.raises(Refused, match="first"):
+        await ticket.result()
+    with pytest.raises(Refused, match="first"):
+        await collect(ticket)
+
+
+async def test_events_before_a_failure_are_still_read() -> None:
+    ticket = ticket_of("a", "b")
+    ticket.post(drawn(0))
+    ticket.fail(Refused("no"))
+    events = ticket.events()
+    assert await anext(events) == drawn(0)
+    with pytest.raises(Refused):
+        await anext(events)
+
+
+async def test_posting_from_a_thread_wakes_the_reader() -> None:
+    ticket = ticket_of("a")
+    reader = asyncio.create_task(collect(ticket))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(ticket.post, drawn(0))
+    assert await asyncio.wait_for(reader, 30) == [drawn(0)]
+
+
+def test_posting_after_the_loop_is_closed_is_harmless() -> None:
+    async def make() -> Ticket:
+        return ticket_of("a")
+
+    ticket = asyncio.run(make())
+    ticket.fail(Refused("nobody hears this"))
