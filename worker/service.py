@@ -85,7 +85,7 @@ class Service:
                 self._booting = "warming"
                 await self._warm_up()
             except Exception as error:
-                log.failure("model failed to load", error, model=self.settings.model, why=str(error))
+                log.failure("model failed to load", error, why=str(error))
                 self.end(exits.MODEL_FAILED)
                 return
         self._booting = None
@@ -133,9 +133,9 @@ class Service:
         self.end(0)
 
     def _on_fatal(self, error: BaseException) -> None:
-        """From the engine's thread, after every waiter was answered."""
+        """From the engine, after every waiter was answered."""
         log.failure("the engine can draw no more", error)
-        self._loop.call_soon_threadsafe(self.end, exits.DEVICE_POISONED)
+        self.end(exits.DEVICE_POISONED)
 
     async def close(self) -> None:
         """After the last answer: end the engine, and the heartbeat if all went in order."""

@@ -61,8 +61,13 @@ async def serving(
 
 
 async def ready(service: Service) -> None:
+    await until(service, None)
+
+
+async def until(service: Service, reason: str | None) -> None:
+    """Wait until ``service`` is not ready for ``reason``; None: until it is ready."""
     deadline = time.monotonic() + 30
-    while service.not_ready() is not None:
+    while service.not_ready() != reason:
         assert time.monotonic() < deadline, service.not_ready()
         await anyio.sleep(0.005)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,11 +48,20 @@ class WorkerProcess:
         return self
 
     def readiness(self) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = self.client.get("/readyz").json()
-        except httpx.TransportError:
+        if not listens(self.socket):
             return {}
+        answer: dict[str, Any] = self.client.get("/readyz").json()
         return answer
+
+    def has(self) -> int:
+        """Requests in the engine."""
+        state = self.readiness()
+        return int(state["queued"] + state["running"])
+
+    def totals(self) -> dict[str, int]:
+        """What the engine has counted."""
+        totals: dict[str, int] = self.client.get("/livez").json()["engine"]["totals"]
+        return totals
 
     def draw(self, prompt: str = "a", request_id: str = "", **fields: Any) -> httpx.Response:
         headers = {"X-Request-ID": request_id} if request_id else {}
@@ -73,6 +83,12 @@ class WorkerProcess:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait(DEADLINE_S)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody accepts at ``path``. (httpx leaks a socket for each refusal.)"""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.worker.conftest import load_synthetic, ready, serving, settings_in
+from tests.worker.conftest import load_synthetic, ready, serving, settings_in, until
 from worker import exits
 from worker.pipelines.base import Pipeline
 from worker.settings import Settings
@@ -91,9 +91,7 @@ async def test_stalled_step_is_reported_as_stuck(home: Path) -> None:
         await ready(service)
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: client.post(URL, json={"prompt": "stall"}))
-            with anyio.fail_after(30):
-                while service.not_ready() != "stuck":
-                    await anyio.sleep(0.01)
+            await until(service, "stuck")
             answer = await client.get("/readyz")
             assert (answer.status_code, answer.json()["reason"]) == (503, "stuck")
             assert answer.json()["phase"] == "step"
@@ -112,9 +110,7 @@ async def test_drained_worker_refuses_until_undrained(client: httpx.AsyncClient)
 async def test_draining_while_loading_holds_after_it(home: Path) -> None:
     async with serving(settings_in(home)) as (service, client):
         await client.post("/admin/drain")
-        with anyio.fail_after(30):
-            while service.not_ready() != "draining":
-                await anyio.sleep(0.01)
+        await until(service, "draining")
         refused = await client.post(URL, json={"prompt": "a"})
     assert refused.status_code == 503
 

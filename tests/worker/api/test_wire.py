@@ -44,7 +44,13 @@ FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
         "invalid_type",
         "prompt[1]: must be text, not null.",
     ),
-    ({"prompt": ["a", ""]}, 400, "prompt[1]", "invalid_value", "prompt[1]: empty: say what to draw."),
+    (
+        {"prompt": ["a", ""]},
+        400,
+        "prompt[1]",
+        "invalid_value",
+        "prompt[1]: empty: say what to draw.",
+    ),
     (
         {"prompt": "x" * 4001},
         400,
