@@ -12,7 +12,7 @@ from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings
-from deploy.guard.supervisor import Program, Restarts, Supervisor, SupervisorAway
+from deploy.guard.supervisor import Exit, Program, Restarts, Supervisor, SupervisorAway
 from deploy.guard.watch import Watch
 from deploy.layout import Layout
 from worker.beat import Phase
@@ -146,8 +146,7 @@ class Guard:
             process = watch.process or self._beatless(watch)
             if process is None:
                 return
-            watch.fault(why)
-            watch.last_exit = f"killed: {why}"
+            watch.killing(why)
             self._journal.event(f"kill {process.pid}: {why}", watch.name, logging.WARNING)
             process.kill()
             await self._await_death(watch, process)
@@ -195,6 +194,7 @@ class Guard:
         while True:
             try:
                 self._programs = await asyncio.to_thread(self._supervisor.programs)
+                self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
                 misses = 0
                 await self._start_what_is_down()
             except SupervisorAway as error:
@@ -213,14 +213,17 @@ class Guard:
             return
         self._poked.clear()
 
+    def _explain_exits(self, exits: list[Exit]) -> None:
+        newest = {end.name: end for end in exits}
+        for watch in self._watches:
+            if watch.name in newest:
+                watch.exited(newest[watch.name])
+
     async def _start_what_is_down(self) -> None:
-        by_name = {watch.name: watch for watch in self._watches}
-        for name in (*by_name, *self._settings.programs):
+        for name in (*(watch.name for watch in self._watches), *self._settings.programs):
             program = self._programs.get(name)
             if program is None:
                 continue
-            if watch := by_name.get(name):
-                watch.exited(program)
             text = f"supervisor gave up on {name}: {program.spawn_error or 'it ends at once'}"
             self._journal.set("fatal", program.state == "FATAL", text, name)
             if self._restarts.due(program, time.monotonic()):
