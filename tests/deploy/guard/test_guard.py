@@ -2,24 +2,26 @@
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
+import socket
 
-import httpx
 import pytest
 
 from tests.deploy.guard.conftest import WORKERS, Cell
-from tests.deploy.processes import cell_state, wait_until
+from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
 
 
 def draw(cell: Cell, name: str, prompt: str) -> None:
-    """Send a drawing that may never be answered."""
-    transport = httpx.HTTPTransport(uds=str(cell.layout.socket(name)))
-    with (
-        httpx.Client(transport=transport, base_url="http://worker", timeout=30) as client,
-        contextlib.suppress(httpx.TransportError),
-    ):
-        client.post("/v1/images/generations", json={"prompt": prompt})
+    """Send a drawing that is never answered; returns when the worker is gone."""
+    body = json.dumps({"prompt": prompt}).encode()
+    head = f"POST /v1/images/generations HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(ConnectionError):
+        connection.settimeout(PATIENCE_S)
+        connection.connect(str(cell.layout.socket(name)))
+        connection.sendall(head.encode() + body)
+        assert connection.recv(1) == b""
 
 
 def test_all_ready_workers_are_in(cell: Cell) -> None:
@@ -64,8 +66,9 @@ def test_worker_that_goes_on_in_time_is_not_killed(cell: Cell) -> None:
 def test_hung_step_is_killed_after_its_allowance(cell: Cell, prompt: str, reason: str) -> None:
     pid = cell.pid("w1")
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        pool.submit(draw, cell, "w1", prompt)
+        drawing = pool.submit(draw, cell, "w1", prompt)
         cell.wait_replaced("w1", pid)
+        drawing.result()
     assert reason in cell.worker("w1")["last_fault"]["what"]
 
 
