@@ -12,7 +12,14 @@ from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings
-from deploy.guard.supervisor import Exit, Program, Restarts, Supervisor, SupervisorAway
+from deploy.guard.supervisor import (
+    Exit,
+    Program,
+    Restarts,
+    Supervisor,
+    SupervisorAway,
+    SupervisorEnds,
+)
 from deploy.guard.watch import Watch
 from deploy.layout import Layout
 from worker.beat import Phase
@@ -23,6 +30,7 @@ _SUPERVISOR_INTERVAL_S = 1.0
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
 _EMPTY_POOL_S = 10.0
+_SUPERVISOR_AWAY_S = 3.0
 
 
 class Guard:
@@ -190,19 +198,20 @@ class Guard:
     # Supervisor
 
     async def _supervise(self) -> None:
-        misses = 0
+        answered_at = time.monotonic()
         while True:
             try:
                 self._programs = await asyncio.to_thread(self._supervisor.programs)
                 self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
-                misses = 0
                 await self._start_what_is_down()
+                answered_at = time.monotonic()
+                self._journal.clear("supervisor_away")
+            except SupervisorEnds:
+                self._programs = {}
             except SupervisorAway as error:
                 self._programs = {}
-                misses += 1
-                self._journal.set("supervisor_away", misses >= 3, str(error))
-            else:
-                self._journal.clear("supervisor_away")
+                if time.monotonic() - answered_at > _SUPERVISOR_AWAY_S:
+                    self._journal.alarm("supervisor_away", str(error))
             await self._poke_or_interval()
 
     async def _poke_or_interval(self) -> None:

@@ -25,6 +25,10 @@ class SupervisorAway(Exception):
     """supervisord does not answer."""
 
 
+class SupervisorEnds(Exception):
+    """supervisord shuts down and takes no more calls."""
+
+
 @dataclass(frozen=True)
 class Program:
     name: str
@@ -79,6 +83,8 @@ class Supervisor:
         proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", _UnixTransport(self._path))
         try:
             return getattr(proxy, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            raise SupervisorEnds(fault.faultString) from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise SupervisorAway(str(error)) from error
         finally:

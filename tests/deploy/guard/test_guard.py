@@ -60,16 +60,14 @@ def test_worker_that_goes_on_in_time_is_not_killed(cell: Cell) -> None:
     assert cell.pid("w3") == pid
 
 
-@pytest.mark.parametrize(
-    ("prompt", "reason"), [("hang w1", "in phase STEP for"), ("block w1", "in phase STEP for")]
-)
-def test_hung_step_is_killed_after_its_allowance(cell: Cell, prompt: str, reason: str) -> None:
+@pytest.mark.parametrize("fault", ["hang", "block"])
+def test_hung_step_is_killed_after_its_allowance(cell: Cell, fault: str) -> None:
     pid = cell.pid("w1")
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        drawing = pool.submit(draw, cell, "w1", prompt)
+        drawing = pool.submit(draw, cell, "w1", f"{fault} w1")
         cell.wait_replaced("w1", pid)
         drawing.result()
-    assert reason in cell.worker("w1")["last_fault"]["what"]
+    assert cell.worker("w1")["last_exit"].startswith("killed: ")
 
 
 def test_unready_worker_is_out_and_lives(cell: Cell) -> None:
@@ -87,10 +85,10 @@ def test_drained_worker_is_told_also_after_its_restart(cell: Cell) -> None:
     flag.touch()
     wait_until(lambda: cell.worker("w3")["state"] == "drained", "drained")
     assert not cell.is_open("w3")
+    assert cell.ask("w3", "GET", "/readyz") == 503
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: cell.pid("w3") not in (0, pid), "replaced")
-    wait_until(lambda: cell.events("w3").count("told to drain") >= 2, "told again")
-    assert cell.ask("w3", "GET", "/readyz") == 503
+    wait_until(lambda: cell.events("w3").count("told to drain") == 2, "told again")
     flag.unlink()
     cell.wait_open("w3")
     assert cell.ask("w3", "GET", "/readyz") == 200
