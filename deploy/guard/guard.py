@@ -183,7 +183,7 @@ class Guard:
         if not watch.pid or seen.answer is None or watch.told_drain == (watch.pid, seen.drained):
             return
         # Without a flag a worker drains on SIGTERM, too: only one that nobody stops is told.
-        left_over = seen.answer.reason == "draining" and seen.program == "RUNNING"
+        left_over = seen.answer.reason == "draining" and seen.program in {"STARTING", "RUNNING"}
         if seen.drained or left_over:
             watch.told_drain = (watch.pid, seen.drained)
             self._spawn(self._tell(watch, seen.drained))
