@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from worker import exits, listener, log, server
-from worker.pipelines.base import Pipeline
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.pipelines.sources import load
 from worker.settings import Settings
 
 
@@ -43,10 +42,6 @@ def _complain(lines: list[str], code: int) -> int:
     for line in lines:
         sys.stderr.write(f"worker: {line}\n")
     return code
-
-
-def load(settings: Settings) -> Pipeline:
-    return SyntheticPipeline(settings.model)
 
 
 def _serve(settings: Settings, listening: socket.socket) -> int:

@@ -7,6 +7,7 @@ together each see the room that only one of them can have.
 import contextlib
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -73,6 +74,8 @@ def _free_bytes(device: str) -> int:
     # Imported here: on a machine without a GPU, nothing of this module needs torch.
     import torch
 
+    if not torch.cuda.is_available():
+        return sys.maxsize  # nothing to wait for: loading explains what is missing
     free, _ = torch.cuda.mem_get_info(_torch_device(device))
     return int(free)
 

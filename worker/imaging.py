@@ -23,7 +23,7 @@ DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_WAITING_PICTURES = 64
 _UP, _RGB = 2, 2  # PNG: the filter "difference to the row above"; three channels
-_MAX_EXIF_CHARS = 30_000  # one JPEG segment holds 64 KiB, and UTF-16 takes two bytes a character
+_MAX_EXIF_BYTES = 60_000  # one JPEG segment holds 64 KiB
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _exif(parameters: str) -> bytes:
     exif = Image.Exif()
-    text = parameters[-_MAX_EXIF_CHARS:].encode("utf-16-be", "replace")
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text
+    # Of what is too long the end is kept: seed and steps are there. The cut may halve a character.
+    kept = parameters.encode("utf-16-be", "replace")[-_MAX_EXIF_BYTES:].decode(
+        "utf-16-be", "ignore"
+    )
+    comment = b"UNICODE\0" + kept.encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     return exif.tobytes()
 
 

@@ -73,19 +73,19 @@ class Service:
             log.event("predecessor died while drawing", requests=struck)
             self.metrics.strikes.labels("inherited").inc(struck)
         self._beat = BeatWriter(self.settings.beat)
+        self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
         self._spawn(self._boot(self._beat))
         self._spawn(self._prune())
 
     async def _boot(self, beat: BeatWriter) -> None:
         began = time.monotonic()
-        beat.enter(Phase.LOAD, self.settings.load_allowance_s)
         with contextlib.ExitStack() as held:
             try:
                 await in_daemon_thread(lambda: self._load_on_card(held, beat))
                 self._booting = "warming"
                 await self._warm_up()
             except Exception as error:
-                log.failure("model failed to load", error, model=self.settings.model)
+                log.failure("model failed to load", error, why=str(error))
                 self.end(exits.MODEL_FAILED)
                 return
         self._booting = None
@@ -133,9 +133,9 @@ class Service:
         self.end(0)
 
     def _on_fatal(self, error: BaseException) -> None:
-        """From the engine's thread, after every waiter was answered."""
+        """From the engine, after every waiter was answered."""
         log.failure("the engine can draw no more", error)
-        self._loop.call_soon_threadsafe(self.end, exits.DEVICE_POISONED)
+        self.end(exits.DEVICE_POISONED)
 
     async def close(self) -> None:
         """After the last answer: end the engine, and the heartbeat if all went in order."""

@@ -78,6 +78,7 @@ class Drawing:
     async def admit(self) -> None:
         """Take a place in the queue, or raise why not."""
         service, generation = self._service, self._generation
+        service.engine.check(self._specs)
         service.encoders.require_room()
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)

@@ -106,7 +106,8 @@ class SyntheticPipeline:
 
 def text_of(pixels: Pixels) -> str:
     """What the first row of a synthetic picture spells: ``prompt|seed|steps done``."""
-    return pixels[0].tobytes().split(b"\0", 1)[0].decode(errors="replace")
+    spelled: bytes = pixels[0].tobytes().split(b"\0", 1)[0]
+    return spelled.decode(errors="replace")
 
 
 def _error() -> None:

@@ -1,0 +1,147 @@
+"""Real cells: supervisord, guard, nginx and workers on the synthetic pipeline, in a short folder.
+
+The synthetic pipeline stands where a GPU would: its steps take a known time, its pictures spell
+the prompt and seed that made them, and prompts that begin with ``fault:`` misbehave.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.config import load
+from deploy.layout import Layout
+from loadtest.faults import Cell, process_ids
+from loadtest.traffic import Traffic, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+[cell]
+name = "{name}"
+var_dir = "{folder}/var"
+[listen]
+port = {port}
+[ops]
+port = {ops_port}
+[model]
+source = "{model}"
+[limits]
+max_batch = {max_batch}
+[timeouts]
+step_allowance_s = {step_allowance_s}
+[nginx]
+max_connections_per_address = 0
+max_requests_per_s_per_address = 0
+[[workers]]
+device = "cpu"
+count = {workers}
+threads = 1
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class RunningCell(Cell):
+    """A cell that this test started, with its command line."""
+
+    def __init__(self, folder: Path, **values: object) -> None:
+        port, self.ops_port = free_ports(2)
+        self.url = f"http://127.0.0.1:{port}"
+        self.config_path = folder / "cluster.toml"
+        values = {
+            "name": "test",
+            "model": "synthetic:step_ms=20",
+            "workers": 3,
+            "max_batch": 4,
+            "step_allowance_s": 2.0,
+        } | values
+        self.config_path.write_text(
+            CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)
+        )
+        super().__init__(Layout.of(load(self.config_path)))
+
+    def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+        """Run ``zimage`` on this cell and return what it said."""
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.cli", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def up(self) -> None:
+        done = self.zimage("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def down(self) -> None:
+        done = self.zimage("down")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    async def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``zimage`` beside running traffic."""
+        return await asyncio.to_thread(self.zimage, *arguments)
+
+    async def all_open(self, timeout_s: float = 60.0) -> float:
+        """Wait until every worker is in the pool; the seconds it took."""
+        everybody = set(self.workers())
+        return await until(lambda: self.open() == everybody, timeout_s, "every worker in the pool")
+
+    async def closed(self, worker: str, timeout_s: float = 10.0) -> float:
+        """Wait until ``worker`` is out of the pool; the seconds it took."""
+        return await until(lambda: worker not in self.open(), timeout_s, f"{worker} out")
+
+    @contextlib.asynccontextmanager
+    async def traffic(self, **options: object) -> AsyncIterator[Traffic]:
+        """Twelve clients, two of whom read slowly; every picture is checked, no error allowed."""
+        settings = {"clients": 12, "slow_readers": 2, "body": mixed_body} | options
+        async with Traffic(self.url, **settings) as traffic:  # type: ignore[arg-type]
+            await traffic.until_served(12)
+            yield traffic
+            await traffic.until_served(12)
+        assert traffic.failures == []
+
+
+def mixed_body(client: int, turn: int) -> dict[str, object]:
+    """The first two clients ask for several MB, the others for small pictures."""
+    body: dict[str, object] = {"prompt": f"client {client} turn {turn}", "size": "256x256"}
+    return body | {"size": "1024x1024", "n": 2} if client < 2 else body
+
+
+@contextlib.contextmanager
+def started(**values: object) -> Iterator[RunningCell]:
+    """A cell from ``up`` to ``down``; nothing of it may be left running."""
+    folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
+    cell = RunningCell(folder, **values)
+    try:
+        cell.up()
+        yield cell
+    finally:
+        cell.down()
+        left = process_ids(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert left == set()
+
+
+@pytest.fixture(scope="module")
+def cell() -> Iterator[RunningCell]:
+    """Three workers, shared by the tests of one module: leave it as you found it."""
+    with started(model="synthetic:step_ms=20,noise=1") as running:
+        yield running

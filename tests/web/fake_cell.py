@@ -1,0 +1,246 @@
+"""A cell in one thread: the page's files and the HTTP contract, with faults on demand."""
+
+import asyncio
+import base64
+import json
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from tests.web.landscapes import encoded, landscape, preview
+
+WEB = Path(__file__).parents[2] / "web"
+CSP = (
+    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+)
+FIRST_SEED = 4_100_000_000
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Answer one request with this error instead of a stream."""
+
+    status: int
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+    code: str = "refused"
+
+
+def _already() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Break one stream after so many events, as a worker that is killed does, once ``when`` is set.
+
+    What a browser has received but not yet read goes down with the connection.
+    """
+
+    after_events: int
+    when: threading.Event = field(default_factory=_already)
+
+
+class WorkerKilled(Exception):
+    """Ends the connection in the middle of the chunked body."""
+
+
+@dataclass
+class FakeCell:
+    """``faults`` are used up one a request; ``hold_before_step`` stops every stream there.
+
+    ``requests`` has the JSON bodies in order of arrival, ``left`` counts clients that hung up.
+    """
+
+    steps: int = 4
+    step_s: float = 0.0
+    default_size: str = "256x256"
+    max_pixels: int = 1024 * 1024
+    faults: deque[Refuse | Cut] = field(default_factory=deque)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    cell_polls: int = 0
+    open_streams: int = 0
+    most_open_streams: int = 0
+    left: int = 0
+    hold_before_step: int | None = None
+    position: int = 0
+    wait_s: float = 3.0
+    open_workers: int = 3
+
+    def __enter__(self) -> Self:
+        routes = [
+            Route("/v1/images/generations", self._generate, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/cell.json", self._cell),
+            Mount("/", StaticFiles(directory=WEB, html=True)),
+        ]
+        app = _WithPolicy(Starlette(routes=routes))
+        config = uvicorn.Config(
+            app,
+            port=0,
+            log_level="critical",
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.01)
+            assert self._thread.is_alive(), "the fake cell did not start"
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self.hold_before_step = None
+        self._thread.join(10)
+
+    def release(self) -> None:
+        self.hold_before_step = None
+
+    def await_idle(self, timeout_s: float = 10) -> None:
+        """Until no stream is open: hanging up reaches the server a moment after the page."""
+        deadline = time.monotonic() + timeout_s
+        while self.open_streams:
+            assert time.monotonic() < deadline, "streams are still open"
+            time.sleep(0.01)
+
+    async def _models(self, _: Request) -> Response:
+        extra = {
+            "default_size": self.default_size,
+            "steps": self.steps,
+            "side_multiple": 16,
+            "max_pixels": self.max_pixels,
+        }
+        entry = {"id": "Tongyi-MAI/Z-Image-Turbo", "object": "model", "zimage": extra}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def _cell(self, _: Request) -> Response:
+        self.cell_polls += 1
+        states = ["ready" if k < self.open_workers else "loading" for k in range(3)]
+        workers = [
+            {"name": f"w{k + 1}", "state": state, "device": f"cuda:{k}"}
+            for k, state in enumerate(states)
+        ]
+        pool = {"open": self.open_workers, "of": 3}
+        return JSONResponse({"at": 0, "ready": True, "pool": pool, "workers": workers})
+
+    async def _generate(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        first_seed = body.get("seed", FIRST_SEED + 100 * len(self.requests))
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, Refuse):
+            return _refusal(fault)
+        events = self._counted(self._events(body, first_seed), fault)
+        headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+    async def _counted(self, events: AsyncIterator[str], cut: Cut | None) -> AsyncIterator[str]:
+        self.open_streams += 1
+        self.most_open_streams = max(self.most_open_streams, self.open_streams)
+        sent = 0
+        finished = False
+        try:
+            async for event in events:
+                if cut and sent == cut.after_events:
+                    await asyncio.to_thread(cut.when.wait, 10)
+                    finished = True
+                    raise WorkerKilled
+                yield event
+                sent += 1
+            finished = True
+        finally:
+            self.open_streams -= 1
+            self.left += not finished
+
+    async def _events(self, body: dict[str, Any], seed: int) -> AsyncIterator[str]:
+        n = body.get("n", 1)
+        seeds = [(seed + k) % 2**32 for k in range(n)]
+        steps = body.get("steps", self.steps)
+        for position in range(self.position, -1, -1):
+            wait_s = self.wait_s * (position + 1)
+            yield _event(
+                "queued", request_id="0" * 32, seeds=seeds, position=position, wait_s=wait_s
+            )
+            await self._pace(0)
+        pictures = [self._picture(body, one) for one in seeds]
+        for step in range(1, steps + 1):
+            await self._pace(step)
+            for index in range(n):
+                left_s = (steps - step) * max(self.step_s, 0.5)
+                yield _event("step", image_index=index, step=step, steps=steps, remaining_s=left_s)
+                if step < steps and step in (steps // 3, 2 * steps // 3):
+                    part = 0 if step == steps // 3 else 1
+                    yield _picture_event(
+                        "partial_image",
+                        preview(pictures[index], part, 2),
+                        body,
+                        image_index=index,
+                        partial_image_index=part,
+                    )
+        for index, picture in enumerate(pictures):
+            yield _picture_event("completed", picture, body, image_index=index, seed=seeds[index])
+        yield _event("done", created=0, images=n, seeds=seeds, queue_ms=1, inference_ms=2)
+
+    async def _pace(self, step: int) -> None:
+        await asyncio.sleep(self.step_s)
+        while self.hold_before_step is not None and step >= self.hold_before_step:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # a test in another thread releases it
+
+    @staticmethod
+    def _picture(body: dict[str, Any], seed: int) -> Any:
+        width, height = map(int, re.findall(r"\d+", body["size"]))
+        return landscape(body["prompt"], seed, width, height)
+
+
+class _WithPolicy:
+    """The policy that nginx sends with the page: what it forbids shows as a console error."""
+
+    def __init__(self, app: Starlette) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"content-security-policy", CSP.encode()))
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def _event(name: str, **fields: Any) -> str:
+    kind = f"image_generation.{name}"
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+
+
+def _picture_event(name: str, picture: Any, body: dict[str, Any], **fields: Any) -> str:
+    output_format = body.get("output_format", "png")
+    b64_json = base64.b64encode(encoded(picture, output_format)).decode()
+    return _event(name, b64_json=b64_json, output_format=output_format, **fields)
+
+
+def _refusal(fault: Refuse) -> Response:
+    error = {"message": fault.message, "type": "error", "param": fault.param, "code": fault.code}
+    headers = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
+    return JSONResponse({"error": error}, fault.status, headers)

@@ -1,0 +1,224 @@
+"""From the Draw button to the picture, through every way that a stream can end."""
+
+import threading
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.web.conftest import OpenPage, forgive
+from tests.web.fake_cell import FIRST_SEED, Cut, FakeCell, Refuse
+
+pytestmark = pytest.mark.browser
+
+
+def draw(page: Page, prompts: str, n: int = 1) -> None:
+    page.get_by_label("Prompts").fill(prompts)
+    page.get_by_label("Variants", exact=True).fill(str(n))
+    page.locator("#draw").click()
+
+
+def test_each_line_is_one_request_with_its_variants(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    draw(page, "a red hill\n\n  a blue hill  ", n=2)
+    expect(page.locator("[data-face=picture]")).to_have_count(4)
+    expected = {"n": 2, "size": "256x256", "output_format": "png"}
+    streaming = {"stream": True, "partial_images": 2}
+    assert cell.requests == [
+        {"prompt": "a red hill", **expected, **streaming},
+        {"prompt": "a blue hill", **expected, **streaming},
+    ]
+
+
+def test_the_picture_has_the_asked_size_and_seed(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    page.locator(".ratio", has_text="16:9").click()
+    page.get_by_label("Seed", exact=True).fill("7")
+    draw(page, "a hill")
+    image = page.locator(".open img")
+    expect(image).to_be_visible()
+    page.wait_for_load_state()
+    assert image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [
+        336,
+        192,
+    ]
+    assert (cell.requests[0]["size"], cell.requests[0]["seed"]) == ("336x192", 7)
+
+
+def test_place_wait_steps_and_preview_are_shown(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    cell.position, cell.wait_s, cell.hold_before_step = 2, 40, 0
+    draw(page, "a hill")
+    card = page.locator(".card")
+    expect(card).to_contain_text("2 ahead in the queue")
+    expect(card).to_contain_text("about 2 min")
+    cell.hold_before_step = 4
+    expect(card).to_contain_text("Step 3 of 4")
+    expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "3")
+    expect(card.locator("img.preview")).to_be_visible()
+    cell.release()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+
+
+def test_a_cut_stream_is_sent_again_with_its_seeds(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.faults.append(Cut(after_events=3))
+    draw(page, "a hill", n=2)
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    expect(page.locator(".card").first).to_contain_text("reconnected")
+    assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]
+    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+
+
+def test_only_unfinished_pictures_are_sent_again(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    # queued, 4 × 2 steps, 2 × 2 previews, then the first of two pictures
+    cut = Cut(after_events=14, when=threading.Event())
+    cell.faults.append(cut)
+    draw(page, "a hill", n=2)
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    cut.when.set()
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    again = cell.requests[1]
+    assert (again["n"], again["seed"]) == (1, FIRST_SEED + 101)
+    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+
+
+def test_a_stream_that_ends_politely_without_done_was_cut_too(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    body = 'data: {"type":"image_generation.queued","seeds":[9],"position":0,"wait_s":1}\n\n'
+    route = "**/v1/images/generations"
+    page.route(route, lambda r: r.fulfill(body=body, content_type="text/event-stream"), times=1)
+    draw(page, "a hill")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert cell.requests[0]["seed"] == 9
+
+
+def test_tries_are_bounded_and_can_be_begun_again(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    page.clock.install()
+    cell.faults.extend([Cut(after_events=1)] * 8)
+    draw(page, "a hill")
+    for tries in range(1, 8):
+        expect(page.locator(".card")).to_contain_text("Connection lost")
+        assert len(cell.requests) == tries
+        page.clock.run_for(12_000)
+    expect(page.locator(".card")).to_contain_text("Not drawn")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert len(cell.requests) == 9
+    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+
+
+def test_a_busy_cell_is_asked_again_after_its_own_wait(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    page.clock.install()
+    cell.faults.append(Refuse(503, "The queue is full.", retry_after_s=40))
+    draw(page, "a hill")
+    expect(page.locator(".card")).to_contain_text("tries again in 40 s")
+    page.clock.run_for(30_000)
+    expect(page.locator(".card")).to_contain_text("tries again in 10 s")
+    assert len(cell.requests) == 1
+    page.clock.run_for(11_000)
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    forgive(complaints, "503")
+
+
+def test_a_cell_that_still_loads_is_said_to(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.faults.append(Refuse(503, "Loading.", retry_after_s=60, code="not_ready"))
+    draw(page, "a hill")
+    expect(page.locator(".card")).to_contain_text("No worker is ready")
+    expect(page.locator(".card")).to_contain_text("tries again in 60 s")
+    forgive(complaints, "503")
+
+
+@pytest.mark.parametrize("param", ["prompt", "size", "n", "seed", "steps", "output_format"])
+def test_a_refusal_is_shown_at_its_field_and_keeps_what_was_typed(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str], param: str
+) -> None:
+    page = open_page()
+    cell.faults.append(Refuse(400, f"{param}: not like this.", param))
+    draw(page, "a hill", n=2)
+    expect(page.locator(f"#error-{param}")).to_have_text(f"{param}: not like this.")
+    expect(page.locator(f"[data-field={param}] [aria-invalid=true]").first).to_be_visible()
+    expect(page.get_by_label("Prompts")).to_have_value("a hill")
+    expect(page.locator("[data-face=failed]")).to_have_count(1)
+    assert len(cell.requests) == 1
+    forgive(complaints, "400")
+
+
+def test_a_refusal_of_one_line_names_the_line(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.faults.append(Refuse(422, "It kills workers.", "prompt"))
+    draw(page, "a poison\na hill")
+    expect(page.locator("#error-prompt")).to_have_text("Line 1: It kills workers.")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    forgive(complaints, "422")
+
+
+def test_at_most_four_streams_are_open_and_the_rest_waits_in_sight(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    cell.hold_before_step = 1
+    draw(page, "\n".join(f"hill {k}" for k in range(7)))
+    expect(page.locator("[data-state=queued]")).to_have_count(4)
+    expect(page.locator("[data-state=waiting]")).to_have_count(3)
+    expect(page.locator(".card").last).to_contain_text("Waiting on this page, 2 ahead")
+    assert cell.most_open_streams == 4
+    cell.release()
+    expect(page.locator("[data-face=picture]")).to_have_count(7)
+    assert cell.most_open_streams == 4
+
+
+def test_cancelling_the_last_picture_of_a_request_hangs_up(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    cell.hold_before_step = 2
+    draw(page, "a hill", n=2)
+    expect(page.locator("[data-state=drawing]")).to_have_count(2)
+    page.get_by_role("button", name="Cancel: a hill").first.click()
+    expect(page.locator(".card")).to_have_count(1)
+    assert cell.open_streams == 1
+    page.get_by_role("button", name="Cancel: a hill").click()
+    expect(page.locator(".card")).to_have_count(0)
+    cell.await_idle()
+    assert cell.left == 1
+
+
+def test_cancel_all_empties_the_queue(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    cell.hold_before_step = 1
+    draw(page, "\n".join(f"hill {k}" for k in range(6)))
+    expect(page.locator("[data-state=queued]")).to_have_count(4)
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator(".card")).to_have_count(0)
+    expect(page.get_by_role("button", name="Cancel all")).to_be_hidden()
+    cell.await_idle()
+    assert (cell.left, len(cell.requests)) == (4, 4)
+
+
+def test_unfinished_drawings_go_on_after_a_reload(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    cell.hold_before_step = 2
+    draw(page, "a hill")
+    expect(page.locator("[data-state=drawing]")).to_have_count(1)
+    page.reload()
+    cell.release()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]

@@ -1,0 +1,106 @@
+"""What is typed: checked, remembered, and within the model's limits."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.web.conftest import OpenPage
+from tests.web.fake_cell import FakeCell
+from tests.web.test_draw import draw
+
+pytestmark = pytest.mark.browser
+
+
+def test_what_was_typed_survives_a_reload(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_label("Prompts").fill("a hill\na lake")
+    page.get_by_label("Seed", exact=True).fill("42")
+    page.locator(".ratio", has_text="3:2").click()
+    page.reload()
+    expect(page.get_by_label("Prompts")).to_have_value("a hill\na lake")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
+    expect(page.locator("#ratios input:checked")).to_have_value("3:2")
+
+
+def test_an_empty_prompt_is_refused_before_it_is_sent(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    draw(page, " \n ")
+    expect(page.locator("#error-prompt")).to_have_text("Write at least one line.")
+    expect(page.get_by_label("Prompts")).to_be_focused()
+    page.get_by_label("Prompts").fill("a hill")
+    expect(page.locator("#error-prompt")).to_be_empty()
+    assert cell.requests == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        ("250", "256", "Each side must be a multiple of 16: try 256 × 256."),
+        ("2048", "1024", "Too large: at most 1,048,576 pixels, such as 1456 × 720."),
+        ("", "256", "Fill in width and height."),
+    ],
+)
+def test_a_custom_size_is_checked(
+    open_page: OpenPage, width: str, height: str, message: str
+) -> None:
+    page = open_page()
+    expect(page.locator("#model")).not_to_be_empty()
+    page.locator(".ratio", has_text="Custom").click()
+    page.get_by_label("Width").fill(width)
+    page.get_by_label("Height").fill(height)
+    draw(page, "a hill")
+    expect(page.locator("#error-size")).to_have_text(message)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "field"),
+    [("Seed", "4294967296", "seed"), ("Seed", "-1", "seed"), ("Steps", "0", "steps")],
+)
+def test_numbers_out_of_range_are_refused_at_their_field(
+    cell: FakeCell, open_page: OpenPage, label: str, value: str, field: str
+) -> None:
+    page = open_page()
+    page.locator("#advanced summary").click()
+    page.get_by_label(label, exact=True).fill(value)
+    draw(page, "a hill")
+    expect(page.locator(f"#error-{field}")).to_contain_text("A whole number")
+    assert cell.requests == []
+
+
+def test_steps_and_format_are_sent(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    page.locator("#advanced summary").click()
+    page.get_by_label("Steps").fill("6")
+    page.get_by_label("File format").select_option("webp")
+    draw(page, "a hill")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert (cell.requests[0]["steps"], cell.requests[0]["output_format"]) == (6, "webp")
+
+
+def test_variants_stay_between_one_and_the_limit(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_role("button", name="One variant fewer").click()
+    expect(page.get_by_label("Variants", exact=True)).to_have_value("1")
+    for _ in range(12):
+        page.get_by_role("button", name="One variant more").click()
+    expect(page.get_by_label("Variants", exact=True)).to_have_value("10")
+
+
+def test_preset_sizes_are_multiples_and_within_the_pixels(open_page: OpenPage) -> None:
+    page = open_page()
+    sizes = page.evaluate(
+        """async () => {
+            const { RATIOS, sizeOf, limitsOf } = await import("/js/sizes.js");
+            const wide = { default_size: "2048x1024", max_pixels: 500000 };
+            const models = [{}, { default_size: "256x256" }, wide].map(limitsOf);
+            const sizes = (limits) => RATIOS.map((r) => [...sizeOf(r, limits), limits.maxPixels]);
+            return models.flatMap(sizes);
+        }"""
+    )
+    assert len(sizes) == 21
+    assert all(w % 16 == h % 16 == 0 and 0 < w * h <= most for w, h, most in sizes)
+
+
+def test_the_size_of_the_model_is_the_default(cell: FakeCell, open_page: OpenPage) -> None:
+    cell.default_size = "768x768"
+    page = open_page()
+    expect(page.locator(".ratio", has_text="1:1")).to_contain_text("768 × 768")

@@ -1,0 +1,147 @@
+"""What is done with pictures that are there."""
+
+import io
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.web.conftest import OpenPage
+from tests.web.fake_cell import FIRST_SEED, FakeCell
+from tests.web.landscapes import landscape
+from tests.web.test_draw import draw
+
+pytestmark = pytest.mark.browser
+
+
+def draw_and_wait(page: Page, prompts: str, n: int = 1) -> None:
+    before = page.locator(".card").count()
+    draw(page, prompts, n)
+    wanted = before + n * len(prompts.splitlines())
+    expect(page.locator("[data-face=picture]")).to_have_count(wanted)
+
+
+def words(page: Page) -> list[str]:
+    return page.locator(".card .words").all_inner_texts()
+
+
+def test_newest_pictures_come_first_in_the_order_of_the_lines(open_page: OpenPage) -> None:
+    page = open_page()
+    draw_and_wait(page, "first")
+    draw_and_wait(page, "second\nthird")
+    assert words(page) == ["second", "third", "first"]
+
+
+def test_pictures_survive_a_reload_in_their_order(open_page: OpenPage) -> None:
+    page = open_page()
+    draw_and_wait(page, "first")
+    draw_and_wait(page, "second\nthird")
+    page.reload()
+    expect(page.locator(".card")).to_have_count(3)
+    assert words(page) == ["second", "third", "first"]
+    assert (
+        page.locator(".open img").first.evaluate("i => i.decode().then(() => i.naturalWidth)")
+        == 256
+    )
+
+
+def test_only_the_newest_two_hundred_are_kept(open_page: OpenPage) -> None:
+    page = open_page()
+    ids = page.evaluate(
+        """async () => {
+            const { keepPicture, allPictures } = await import("/js/pictures.js");
+            const size = { width: 16, height: 16 };
+            const rest = { prompt: "", seed: 0, format: "png", blob: new Blob(), ...size };
+            for (let k = 0; k < 203; k++) {
+                await keepPicture({ id: `p${k}`, batchAt: k, order: 0, ...rest });
+            }
+            return (await allPictures()).map(({ id }) => id);
+        }"""
+    )
+    assert ids == [f"p{k}" for k in range(202, 2, -1)]
+
+
+def test_the_download_is_the_drawn_file(open_page: OpenPage) -> None:
+    page = open_page()
+    draw_and_wait(page, "a hill, at dawn")
+    page.locator(".frame").hover()
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Download").click()
+    assert started.value.suggested_filename == f"a-hill-at-dawn-{FIRST_SEED + 100}.png"
+    drawn = landscape("a hill, at dawn", FIRST_SEED + 100, 256, 256)
+    assert Image.open(io.BytesIO(started.value.path().read_bytes())).tobytes() == drawn.tobytes()
+
+
+def test_same_seed_again_draws_the_same_request(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    page.locator(".ratio", has_text="2:3").click()
+    draw_and_wait(page, "a hill", n=2)
+    page.locator(".ratio", has_text="1:1").click()
+    page.get_by_label("Prompts").fill("something else")
+    page.locator(".frame").nth(1).hover()
+    page.get_by_role("button", name="Same seed again").nth(1).click()
+    expect(page.get_by_label("Prompts")).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("[data-face=picture]")).to_have_count(3)
+    first, again = cell.requests
+    assert (again["prompt"], again["size"], again["n"]) == ("a hill", first["size"], 1)
+    assert again["seed"] == FIRST_SEED + 101
+
+
+def test_the_prompt_can_be_copied(open_page: OpenPage) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    draw_and_wait(page, "一座山")
+    page.locator(".frame").hover()
+    page.get_by_role("button", name="Copy prompt").click()
+    expect(page.get_by_role("status")).to_contain_text("Prompt copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "一座山"
+
+
+def test_the_prompt_can_be_copied_without_tls(open_page: OpenPage) -> None:
+    page = open_page(permissions=["clipboard-read"])
+    draw_and_wait(page, "一座山")
+    page.evaluate(
+        """() => {
+            window.kept = navigator.clipboard;
+            Object.defineProperty(navigator, "clipboard", { value: undefined });
+        }"""
+    )
+    page.locator(".open").click()
+    page.locator("#viewer").get_by_role("button", name="Copy prompt").click()
+    expect(page.get_by_role("status")).to_contain_text("Prompt copied")
+    assert page.evaluate("window.kept.readText()") == "一座山"
+
+
+def test_the_viewer_walks_by_arrow_keys_and_closes_by_escape(open_page: OpenPage) -> None:
+    page = open_page()
+    draw_and_wait(page, "left\nmiddle\nright")
+    page.locator(".open").nth(1).press("Enter")
+    viewer = page.locator("#viewer")
+    expect(viewer.locator("#viewer-prompt")).to_have_text("middle")
+    page.keyboard.press("ArrowRight")
+    expect(viewer.locator("#viewer-prompt")).to_have_text("right")
+    expect(viewer.get_by_role("button", name="Next picture")).to_be_disabled()
+    page.keyboard.press("Escape")
+    expect(viewer).to_be_hidden()
+    expect(page.locator(".open").nth(2)).to_be_focused()
+
+
+def test_a_removed_picture_is_gone_until_undone(open_page: OpenPage) -> None:
+    page = open_page()
+    draw_and_wait(page, "one\ntwo")
+    page.locator(".open").first.click()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#viewer-prompt")).to_have_text("two")
+    page.keyboard.press("Escape")
+    assert words(page) == ["two"]
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".card")).to_have_count(2)
+    assert words(page) == ["one", "two"]
+
+
+def test_preview_size_is_remembered(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_role("radio", name="L").check()
+    page.reload()
+    expect(page.locator("#grid")).to_have_attribute("data-tile", "l")
+    expect(page.locator("#tiles input:checked")).to_have_value("l")

@@ -1,0 +1,108 @@
+"""Real worker processes for tests, on unix sockets in a short folder."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DEADLINE_S = 30.0
+
+
+class WorkerProcess:
+    """``python -m worker`` with a synthetic model; ends with the test."""
+
+    def __init__(self, home: Path, name: str = "w1", model: str = "synthetic:", **env: str) -> None:
+        self.name = name
+        self.socket = home / "run" / f"{name}.sock"
+        self.log = home / f"{name}.log"
+        variables = {
+            "ZIMAGE_NAME": name,
+            "ZIMAGE_RUN_DIR": str(home / "run"),
+            "ZIMAGE_VAR_DIR": str(home),
+            "ZIMAGE_MODEL": model,
+            **{f"ZIMAGE_{key.upper()}": value for key, value in env.items()},
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env={**os.environ, **variables},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)),
+            base_url="http://cell",
+            timeout=DEADLINE_S,
+        )
+
+    def wait_ready(self) -> "WorkerProcess":
+        wait_until(lambda: self.readiness().get("ready", False), self.tell)
+        return self
+
+    def readiness(self) -> dict[str, Any]:
+        if not listens(self.socket):
+            return {}
+        answer: dict[str, Any] = self.client.get("/readyz").json()
+        return answer
+
+    def has(self) -> int:
+        """Requests in the engine."""
+        state = self.readiness()
+        return int(state["queued"] + state["running"])
+
+    def totals(self) -> dict[str, int]:
+        """What the engine has counted."""
+        totals: dict[str, int] = self.client.get("/livez").json()["engine"]["totals"]
+        return totals
+
+    def draw(self, prompt: str = "a", request_id: str = "", **fields: Any) -> httpx.Response:
+        headers = {"X-Request-ID": request_id} if request_id else {}
+        body = {"prompt": prompt, **fields}
+        return self.client.post("/v1/images/generations", json=body, headers=headers)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    def tell(self) -> str:
+        return self.log.read_text()[-4000:]
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody accepts at ``path``. (httpx leaks a socket for each refusal.)"""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@contextmanager
+def worker(home: Path, name: str = "w1", **env: str) -> Iterator[WorkerProcess]:
+    started = WorkerProcess(home, name, **env)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def wait_until(done: Any, tell: Any = lambda: "") -> None:
+    """Poll ``done`` until a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {tell()}"
+        time.sleep(0.02)

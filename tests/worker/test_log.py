@@ -1,0 +1,60 @@
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from worker import log
+
+
+@pytest.fixture
+def root() -> Iterator[None]:
+    logger = logging.getLogger()
+    before = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:], level = before
+    logger.setLevel(level)
+    logging.raiseExceptions = True
+
+
+def lines(stdout: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stdout.getvalue().splitlines()]
+
+
+@pytest.mark.usefixtures("root")
+def test_lines_are_json_with_bounded_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    writer = log.LogWriter("w7")
+    log.event("hello\nworld", path="x" * 9000)
+    writer.close()
+    (line,) = lines(stdout)
+    assert (line["worker"], line["event"], line["level"]) == ("w7", "hello\nworld", "info")
+    assert len(line["path"]) == log.MAX_FIELD_CHARS
+
+
+@pytest.mark.usefixtures("root")
+def test_failure_keeps_the_end_of_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    writer = log.LogWriter("w7")
+    log.failure("it broke", ValueError("why"), request_id="r")
+    writer.close()
+    (line,) = lines(stdout)
+    assert line["traceback"].endswith("ValueError: why")
+    assert line["request_id"] == "r"
+
+
+@pytest.mark.usefixtures("root")
+def test_reader_that_stopped_does_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Stuck())
+    monkeypatch.setattr(log, "MAX_QUEUED_LINES", 10)
+    writer = log.LogWriter("w7")
+    for _ in range(1000):
+        log.event("line")
+    writer.close(timeout_s=0.5)

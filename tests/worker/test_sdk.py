@@ -1,0 +1,73 @@
+"""The official openai client against a real worker process."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from tests.worker.processes import worker
+from worker.pipelines.synthetic import text_of
+
+
+@pytest.fixture
+def sdk(home: Path) -> Iterator[openai.OpenAI]:
+    with worker(home, model="synthetic:step_ms=20") as started:
+        started.wait_ready()
+        with (
+            httpx2.Client(transport=httpx2.HTTPTransport(uds=str(started.socket))) as http,
+            openai.OpenAI(
+                api_key="none", base_url="http://cell/v1", http_client=http, max_retries=0
+            ) as client,
+        ):
+            yield client
+
+
+def text_in(b64: str | None) -> str:
+    return text_of(np.asarray(Image.open(io.BytesIO(base64.b64decode(b64 or "")))))
+
+
+def test_sdk_generates(sdk: openai.OpenAI) -> None:
+    answer = sdk.images.generate(prompt="a fox", n=2, size="256x256", extra_body={"seed": 4})
+    assert answer.data is not None
+    assert [text_in(image.b64_json) for image in answer.data] == ["a fox|4|8", "a fox|5|8"]
+    assert (answer.size, answer.output_format) == ("256x256", "png")
+
+
+def test_sdk_streams_previews_and_the_picture(sdk: openai.OpenAI) -> None:
+    stream = sdk.images.generate(
+        prompt="a fox", stream=True, partial_images=2, extra_body={"seed": 4}
+    )
+    events = [event for event in stream if event.type.endswith(("partial_image", "completed"))]
+    assert [event.type.rpartition(".")[2] for event in events] == [
+        "partial_image",
+        "partial_image",
+        "completed",
+    ]
+    assert isinstance(events[-1], openai.types.ImageGenCompletedEvent)
+    assert text_in(events[-1].b64_json) == "a fox|4|8"
+    assert events[-1].usage.total_tokens == 0
+
+
+def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="multiple of 16") as caught:
+        sdk.images.generate(prompt="a", size="500x500")
+    assert (caught.value.param, caught.value.code) == ("size", "invalid_value")
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        sdk.images.generate(prompt="a", model="dall-e-3")
+
+
+def test_sdk_raises_the_error_of_a_stream(sdk: openai.OpenAI) -> None:
+    stream = sdk.images.generate(prompt="fault:error", stream=True)
+    with pytest.raises(openai.APIError, match="failed"):
+        list(stream)
+
+
+def test_sdk_lists_the_model(sdk: openai.OpenAI) -> None:
+    assert [model.id for model in sdk.models.list()] == ["synthetic"]
+    assert sdk.models.retrieve("synthetic").owned_by == "zimage-cluster"

@@ -1,0 +1,164 @@
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.worker.processes import worker
+from worker.api import wire
+from worker.api.images import fingerprint_of
+from worker.beat import BeatWriter, Phase, Running, digest
+from worker.pipelines.synthetic import SyntheticPipeline
+from worker.settings import Settings
+from worker.strikes import Strikes
+
+TTL_S = 600.0
+
+
+@pytest.fixture
+def strikes(home: Path) -> Strikes:
+    (home / "run").mkdir()
+    return Strikes(home, home / "run", "w2", TTL_S)
+
+
+def write_beat(
+    home: Path, pid: int, phase: Phase, *, name: str = "w1", alone: bool = False
+) -> None:
+    """What process ``pid`` would have left while it drew request ``r`` (fingerprint ``f``)."""
+    running = [Running(digest("r"), digest("f"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid)
+        BeatWriter(home / "run" / f"{name}.beat").enter(phase, 60.0, running, alone=alone)
+
+
+@pytest.fixture
+def dead() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_replay_of_what_a_dead_worker_drew_is_struck(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    write_beat(home, dead, Phase.STEP)
+    assert strikes.arrive("r", "f").strikes == 1
+    assert [p.name for p in home.glob("strikes/*/*")] == [f"w1-{dead}"]
+
+
+def test_zombie_counts_as_dead(strikes: Strikes, home: Path) -> None:
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    write_beat(home, process.pid, Phase.STEP)
+    assert strikes.arrive("r", "f").strikes == 1
+    process.wait()
+
+
+def test_same_death_counts_once(strikes: Strikes, home: Path, dead: int) -> None:
+    write_beat(home, dead, Phase.STEP, alone=True)
+    strikes.arrive("r", "f")
+    Strikes(home, home / "run", "w1", TTL_S).inherit()
+    assert strikes.record("f").strikes == 1
+    assert strikes.record("f").alone == 1
+
+
+def test_living_worker_gives_no_strike(strikes: Strikes, home: Path) -> None:
+    write_beat(home, os.getpid(), Phase.STEP)
+    assert strikes.arrive("r", "f").strikes == 0
+
+
+def test_overdue_worker_gives_a_strike(strikes: Strikes, home: Path) -> None:
+    beat = BeatWriter(home / "run" / "w1.beat")
+    beat.enter(Phase.STEP, -1.0, [Running(digest("r"), digest("f"))])
+    assert strikes.arrive("r", "f").strikes == 1
+
+
+def test_other_requests_and_other_phases_give_none(strikes: Strikes, home: Path, dead: int) -> None:
+    write_beat(home, dead, Phase.STEP)
+    assert strikes.arrive("another", "g").strikes == 0
+    write_beat(home, dead, Phase.ENDED)
+    assert strikes.arrive("r", "f").strikes == 0
+    assert Strikes(home, home / "run", "w1", TTL_S).inherit() == 0
+
+
+def test_successor_strikes_what_its_predecessor_drew(home: Path, dead: int) -> None:
+    (home / "run").mkdir()
+    write_beat(home, dead, Phase.DECODE)
+    successor = Strikes(home, home / "run", "w1", TTL_S)
+    assert successor.inherit() == 1
+    assert successor.record("f").strikes == 1
+
+
+def test_two_deaths_alone_refuse(strikes: Strikes, home: Path, dead: int) -> None:
+    write_beat(home, dead, Phase.STEP, name="w1", alone=True)
+    assert not strikes.arrive("r", "f").refused
+    write_beat(home, dead, Phase.STEP, name="w3", alone=True)
+    record = strikes.arrive("r", "f")
+    assert record.refused
+    assert TTL_S - 60 < record.forgotten_in_s <= TTL_S
+
+
+def test_deaths_in_company_never_refuse(strikes: Strikes, home: Path, dead: int) -> None:
+    for name in ("w1", "w3", "w4"):
+        write_beat(home, dead, Phase.STEP, name=name)
+    record = strikes.arrive("r", "f")
+    assert (record.strikes, record.refused) == (3, False)
+
+
+def test_strikes_are_forgotten(strikes: Strikes, home: Path, dead: int) -> None:
+    write_beat(home, dead, Phase.STEP, alone=True)
+    strikes.arrive("r", "f")
+    for path in home.glob("strikes/*/*"):
+        os.utime(path, (0, time.time() - TTL_S - 1))
+    (home / "run" / "w1.beat").unlink()
+    assert strikes.record("f").strikes == 0
+    assert list(home.glob("strikes/*/*")) == []
+
+
+def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path) -> None:
+    pool = home / "pool"
+    pool.mkdir()
+    (pool / "w2.sock").symlink_to(home / "run" / "w2.sock")
+    assert strikes.another_is_open(), "the only worker of its cell waits for nobody"
+    (pool / "w1.sock").symlink_to(home / "run" / "closed.sock")
+    assert not strikes.another_is_open()
+    (pool / "w1.sock").unlink()
+    (pool / "w1.sock").symlink_to(home / "run" / "w1.sock")
+    assert strikes.another_is_open()
+
+
+def test_request_that_kills_two_workers_alone_is_refused_by_the_third(home: Path) -> None:
+    request_id = "f" * 32
+    for name in ("w1", "w2"):
+        with worker(home, name) as victim:
+            victim.wait_ready()
+            with pytest.raises(httpx.TransportError):
+                victim.draw("fault:exit", request_id)
+            assert victim.wait() == 139
+    with worker(home, "w3") as third:
+        third.wait_ready()
+        refused = third.draw("fault:exit", request_id)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request_refused")
+        assert "ended 2 workers" in refused.json()["error"]["message"]
+        assert third.draw("fault:exit", "0" * 32).status_code == 422, "a fresh id changes nothing"
+        assert third.draw("an innocent neighbour").status_code == 200
+
+
+def test_struck_request_waits_until_its_victim_is_not_the_last(home: Path) -> None:
+    (home / "pool").mkdir()
+    (home / "pool" / "w1.sock").symlink_to(home / "run" / "w1.sock")
+    (home / "pool" / "w2.sock").symlink_to(home / "run" / "closed.sock")
+    generation = wire.parse(b'{"prompt": "a"}', Settings(), SyntheticPipeline().info)
+    folder = home / "strikes" / digest(fingerprint_of("local", generation)).hex()
+    folder.mkdir(parents=True)
+    (folder / "w2-1-alone").touch()
+    with worker(home) as last:
+        last.wait_ready()
+        with pytest.raises(httpx.ReadTimeout):
+            last.client.post("/v1/images/generations", json={"prompt": "a"}, timeout=1.0)
+        assert last.totals()["steps"] == 8, "more than the warm-up was drawn"
+        (home / "pool" / "w2.sock").unlink()
+        (home / "pool" / "w2.sock").symlink_to(home / "run" / "w2.sock")
+        assert last.draw("a").status_code == 200

@@ -1,0 +1,1 @@
+"""The tiny model that is shipped with the kit: Z-Image architecture, a few megabytes, draws shapes."""

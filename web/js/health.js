@@ -1,0 +1,80 @@
+/** The pool's health in the header, and the model's limits: asked for only while the page is seen. */
+
+import { getCell, getModels } from "./api.js";
+import { $, h, setText } from "./dom.js";
+import { has, t } from "./i18n.js";
+
+const POLL_MS = 3000;
+
+export class Health {
+  #cell; // undefined: not asked yet; null: no answer
+  #model = null;
+  #timer = null;
+
+  /** `onModel(entry)` once, with the first entry of /v1/models. */
+  constructor(onModel) {
+    this.onModel = onModel;
+    document.addEventListener("visibilitychange", () => this.#schedule(0));
+    document.addEventListener("click", closeOutside);
+    document.addEventListener("keydown", closeByKey);
+  }
+
+  start() {
+    this.#schedule(0);
+  }
+
+  #schedule(delay_ms) {
+    clearTimeout(this.#timer);
+    if (!document.hidden) this.#timer = setTimeout(() => this.#poll(), delay_ms);
+  }
+
+  async #poll() {
+    const [cell] = await Promise.all([getCell(), this.#model ?? this.#askModel()]);
+    this.#cell = cell;
+    this.render();
+    this.#schedule(POLL_MS);
+  }
+
+  async #askModel() {
+    const entry = (await getModels())?.data?.[0];
+    if (!entry) return; // the workers still load: the next poll asks again
+    this.#model = entry;
+    this.onModel(entry);
+  }
+
+  render() {
+    const pool = this.#cell?.pool;
+    setText($("#health-text"), this.#text(pool));
+    setText($("#health-short"), pool ? `${pool.open} / ${pool.of}` : "–");
+    $("#health").dataset.level = level(this.#cell, pool);
+    $("#health-workers").replaceChildren(...(this.#cell?.workers ?? []).map(workerRow));
+  }
+
+  #text(pool) {
+    if (this.#cell === undefined) return t("connecting");
+    if (!pool) return t("offline");
+    return pool.open ? t("workers", pool) : t("noWorkers");
+  }
+}
+
+function level(cell, pool) {
+  if (cell === undefined) return "unknown";
+  if (!pool?.open) return "down";
+  return pool.open < pool.of ? "partial" : "good";
+}
+
+function workerRow({ name, state, device }) {
+  const words = has(`state_${state}`) ? t(`state_${state}`) : state;
+  const dot = h("span", { class: "dot", "aria-hidden": "true" });
+  const row = h("li", { "data-state": state }, dot, h("b", {}, name), h("span", {}, words));
+  if (device) row.append(h("span", { class: "device" }, device));
+  return row;
+}
+
+function closeOutside(event) {
+  if (!event.target.closest?.("#health")) $("#health").open = false;
+}
+
+function closeByKey(event) {
+  if (event.key === "Escape") $("#health").open = false;
+}

@@ -1,0 +1,174 @@
+/** Every word of the page in English and Chinese, and the functions that put them there. */
+
+import { load, save } from "./settings.js";
+
+// key: [English, Chinese]. `{name}` is filled in; `one|many` goes by `{n}`.
+export const STRINGS = {
+  formTitle: ["Draw pictures", "绘制图片"],
+  promptLabel: ["Prompts", "提示词"],
+  promptPlaceholder: ["Describe a picture. Each line is a picture of its own.", "描述想要的画面，每行一张图。"],
+  lines: ["{n} line|{n} lines", "{n} 行"],
+  linesHint: ["one line, one picture", "一行一张图"],
+  sizeLabel: ["Size", "尺寸"],
+  custom: ["Custom", "自定义"],
+  width: ["Width", "宽"],
+  height: ["Height", "高"],
+  variants: ["Variants", "每行张数"],
+  fewer: ["One variant fewer", "减少一张"],
+  more: ["One variant more", "增加一张"],
+  seed: ["Seed", "随机种子"],
+  seedPlaceholder: ["random", "随机"],
+  seedRandom: ["Use a random seed", "改用随机种子"],
+  advanced: ["Advanced", "高级选项"],
+  steps: ["Steps", "步数"],
+  stepsDefault: ["default ({n})", "默认（{n}）"],
+  stepsDefaultUnknown: ["default", "默认"],
+  format: ["File format", "文件格式"],
+  draw: ["Draw", "开始绘制"],
+  drawCount: ["Draw {n} picture|Draw {n} pictures", "绘制 {n} 张图"],
+
+  errorPromptEmpty: ["Write at least one line.", "请至少写一行提示词。"],
+  errorTooMany: ["{n} pictures at once are too many: at most {max}.", "一次 {n} 张太多了，最多 {max} 张。"],
+  errorCount: ["Choose 1 to {max}.", "请填写 1 到 {max}。"],
+  errorSide: ["Each side must be a multiple of {m}: try {w} × {h}.", "边长必须是 {m} 的倍数，例如 {w} × {h}。"],
+  errorPixels: ["Too large: at most {max} pixels, such as {w} × {h}.", "尺寸过大：最多 {max} 像素，例如 {w} × {h}。"],
+  errorSizeEmpty: ["Fill in width and height.", "请填写宽和高。"],
+  errorSeed: ["A whole number from 0 to 4294967295, or nothing.", "请填写 0 到 4294967295 的整数，或留空。"],
+  errorSteps: ["A whole number from 1 to {max}, or nothing.", "请填写 1 到 {max} 的整数，或留空。"],
+  errorLine: ["Line {line}: {message}", "第 {line} 行：{message}"],
+
+  gallery: ["Gallery", "图库"],
+  tileSize: ["Size of the previews", "缩略图大小"],
+  tileSmall: ["S", "小"],
+  tileMedium: ["M", "中"],
+  tileLarge: ["L", "大"],
+  cancelAll: ["Cancel all", "全部取消"],
+  count: ["{n} picture|{n} pictures", "{n} 张"],
+  progress: ["{done} of {all} drawn", "已完成 {done} / {all}"],
+  emptyTitle: ["Your pictures appear here", "图片会出现在这里"],
+  emptyText: ["Write a line and press Draw, or begin with one of these:", "写一行提示词，点击“开始绘制”，或者从下面的例子开始："],
+
+  waitHere: ["Waiting on this page", "在本页等待"],
+  waitHereAhead: ["Waiting on this page, {n} ahead", "在本页等待，前面还有 {n} 个"],
+  sending: ["Sending…", "正在提交…"],
+  queuedNext: ["Next in line", "下一个就是你"],
+  queuedAhead: ["{n} ahead in the queue", "前面还有 {n} 个"],
+  about: ["about {time}", "约 {time}"],
+  soon: ["any moment", "马上开始"],
+  drawingStep: ["Step {step} of {steps}", "第 {step} / {steps} 步"],
+  left: ["{time} left", "剩余 {time}"],
+  finishing: ["Finishing…", "即将完成…"],
+  busy: ["All workers are busy", "所有绘图进程都在忙"],
+  retryIn: ["tries again in {time}", "{time} 后自动重试"],
+  lost: ["Connection lost", "连接中断"],
+  reconnected: ["reconnected", "已重新连接"],
+  seconds: ["{n} s", "{n} 秒"],
+  minutes: ["{n} min", "{n} 分钟"],
+  failed: ["Not drawn", "绘制失败"],
+  errorNetwork: ["The server cannot be reached.", "无法连接服务器。"],
+  errorStream: ["The connection broke {n} times.", "连接中断了 {n} 次。"],
+  errorHttp: ["The server answered {status}.", "服务器返回 {status}。"],
+
+  cancel: ["Cancel", "取消"],
+  cancelOf: ["Cancel: {prompt}", "取消：{prompt}"],
+  tryAgain: ["Try again", "重试"],
+  dismiss: ["Dismiss", "移除"],
+  open: ["Open: {prompt} (seed {seed})", "打开：{prompt}（种子 {seed}）"],
+  download: ["Download", "下载"],
+  again: ["Same seed again", "用同一种子再画"],
+  copyPrompt: ["Copy prompt", "复制提示词"],
+  remove: ["Remove", "删除"],
+  copied: ["Prompt copied", "提示词已复制"],
+  copyFailed: ["The browser did not allow copying", "浏览器不允许复制"],
+  reused: ["Settings are in the form", "参数已填入表单"],
+  removed: ["Picture removed", "图片已删除"],
+  undo: ["Undo", "撤销"],
+  notKept: ["Storage is full: this picture is lost when the page closes", "存储空间已满：关闭页面后这张图会丢失"],
+
+  viewer: ["Picture", "图片"],
+  previous: ["Previous picture", "上一张"],
+  next: ["Next picture", "下一张"],
+  close: ["Close", "关闭"],
+  meta: ["Seed {seed}", "种子 {seed}"],
+  metaSteps: ["{n} step|{n} steps", "{n} 步"],
+
+  workers: ["{open} of {of} workers ready", "{open} / {of} 个绘图进程就绪"],
+  noWorkers: ["No worker is ready", "没有就绪的绘图进程"],
+  offline: ["No connection", "无法连接"],
+  connecting: ["Connecting…", "正在连接…"],
+  state_loading: ["loading", "加载中"],
+  state_ready: ["ready", "就绪"],
+  state_busy: ["drawing", "绘制中"],
+  state_draining: ["draining", "排空中"],
+  state_drained: ["drained", "已排空"],
+  state_stuck: ["stuck", "卡住"],
+  state_silent: ["silent", "无响应"],
+  state_dead: ["ended", "已退出"],
+  state_backoff: ["restarting", "重启中"],
+  state_fatal: ["failed", "故障"],
+
+  language: ["中文", "EN"],
+  languageLabel: ["切换到中文", "Switch to English"],
+  themeDark: ["Dark theme", "深色主题"],
+  themeLight: ["Light theme", "浅色主题"],
+};
+
+// What each kind of model draws well: shapes for the shipped tiny one, anything for the others.
+export const EXAMPLES = {
+  tiny: [
+    ["a large red circle on a white background", "白色背景上的一个大红色圆形"],
+    ["a small blue star on a yellow background", "黄色背景上的一个小蓝色星形"],
+    ["a green triangle on a black background", "黑色背景上的一个绿色三角形"],
+  ],
+  any: [
+    ["a lighthouse on a cliff at dusk, soft pastel colours", "黄昏时悬崖上的灯塔，柔和的粉彩色调"],
+    ["a paper-cut style fox in a snowy forest", "剪纸风格的狐狸，雪中森林"],
+    ["studio photo of a ceramic teapot, morning light", "陶瓷茶壶的棚拍照片，清晨的光线"],
+  ],
+};
+
+const LANGUAGES = ["en", "zh"];
+const preferred = () => (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+
+const saved = load("language");
+let language = LANGUAGES.includes(saved) ? saved : preferred();
+
+export const currentLanguage = () => language;
+
+/** The words for `key`, with `{name}`s filled from `values`. */
+export function t(key, values = {}) {
+  const [one, many] = STRINGS[key][LANGUAGES.indexOf(language)].split("|");
+  const text = many !== undefined && values.n !== 1 ? many : one;
+  return text.replace(/\{(\w+)\}/g, (_, name) => {
+    const value = values[name];
+    return typeof value === "number" && name === "n" ? value.toLocaleString(language) : value;
+  });
+}
+
+export const has = (key) => key in STRINGS;
+export const inLanguage = (pair) => pair[LANGUAGES.indexOf(language)];
+
+/** Seconds as a person says them; never a false precision. */
+export function duration(seconds) {
+  if (seconds >= 90) return t("minutes", { n: Math.round(seconds / 60) });
+  return t("seconds", { n: Math.max(1, Math.ceil(seconds)) });
+}
+
+/** Fill everything in the document that names its words by `data-i18n` or `data-i18n-attr`. */
+export function translate(root = document) {
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  for (const element of root.querySelectorAll("[data-i18n]")) {
+    element.textContent = t(element.dataset.i18n);
+  }
+  for (const element of root.querySelectorAll("[data-i18n-attr]")) {
+    for (const pair of element.dataset.i18nAttr.split(";")) {
+      const [name, key] = pair.split(":");
+      element.setAttribute(name, t(key));
+    }
+  }
+}
+
+export function switchLanguage() {
+  language = language === "zh" ? "en" : "zh";
+  save("language", language);
+}

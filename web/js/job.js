@@ -1,0 +1,177 @@
+/**
+ * One request to the cell: a prompt line and its variants.
+ *
+ * A job has `shots`, one a variant. A shot's `state` is one of
+ *   waiting → sending → queued → drawing → done, with `paused` between tries,
+ *   or failed, or cancelled.
+ * A shot knows its seed from the form, or else from the first event of the first stream; a job
+ * that is sent again asks for exactly the shots that are still open, by their seeds.
+ */
+
+import { ApiError, StreamCut, blobOf, drawEvents } from "./api.js";
+
+export const OPEN = new Set(["waiting", "sending", "queued", "drawing", "paused"]);
+
+const SEEDS = 2 ** 32;
+const MAX_LOST_TRIES = 7; // in a row without a picture: about 30 s of a cell being away
+const MAX_BUSY_TRIES = 60;
+const BUSY_WAIT_S = 5; // when a 503 carries no Retry-After
+const NOT_READY = new Set(["not_ready", "draining", "unavailable"]);
+const PREVIEWS = 2;
+const SILENCE_S = 900; // above every phase a worker is allowed, compiling included
+
+export class Job {
+  /** `settings`: {prompt, width, height, steps, format}; `shots`: [{id, seed}], seeds all or none. */
+  constructor({ settings, shots, batchAt, line = null }) {
+    Object.assign(this, { settings, batchAt, line });
+    this.abort = new AbortController();
+    this.shots = shots.map((shot) => ({ seed: null, ...shot, job: this, state: "waiting" }));
+  }
+
+  get open() {
+    return this.shots.filter((shot) => OPEN.has(shot.state));
+  }
+
+  /** What is left to do, as plain data: enough to go on after the page was loaded anew. */
+  toJSON() {
+    const shots = this.open.map(({ id, order, seed }) => ({ id, order, seed }));
+    return { settings: this.settings, batchAt: this.batchAt, line: this.line, shots };
+  }
+
+  /** Open shots by their place in the next request; null for one that needs no drawing again. */
+  slots() {
+    const open = this.open;
+    if (open[0].seed === null) return open;
+    const first = open[0].seed;
+    const slots = [];
+    for (const shot of open) slots[(shot.seed - first + SEEDS) % SEEDS] = shot;
+    return Array.from(slots, (shot) => shot ?? null);
+  }
+
+  body(slots) {
+    const { prompt, width, height, steps, format } = this.settings;
+    const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
+    if (slots[0].seed !== null) body.seed = slots[0].seed;
+    if (steps) body.steps = steps;
+    return { ...body, stream: true, partial_images: PREVIEWS };
+  }
+}
+
+/**
+ * Draw `job`, over as many tries as it takes. `changed(shot)` is called after every change.
+ * Returns when each shot is done, failed or cancelled; never throws.
+ */
+export async function runJob(job, changed) {
+  const tries = { lost: 0, busy: 0 };
+  while (job.open.length) {
+    const before = job.open.length;
+    try {
+      await attempt(job, tries, changed);
+    } catch (error) {
+      if (job.abort.signal.aborted) return;
+      if (job.open.length < before) tries.lost = 0;
+      const pause = pauseAfter(error, tries);
+      if (pause === null) return fail(job, error, tries, changed);
+      await waitOut(job, pause, changed);
+    }
+  }
+}
+
+async function attempt(job, tries, changed) {
+  const slots = job.slots();
+  each(job, changed, { state: "sending", step: 0, until: null });
+  const silence = watch(job.abort.signal);
+  try {
+    for await (const event of drawEvents(job.body(slots), silence.signal)) {
+      silence.reset();
+      take(event, slots, tries, changed);
+    }
+  } finally {
+    silence.end();
+  }
+  if (job.open.some((shot) => slots.includes(shot))) throw new StreamCut();
+}
+
+/** A signal that aborts with `outer`, or by itself after `SILENCE_S` without a `reset()`. */
+function watch(outer) {
+  const inner = new AbortController();
+  let timer;
+  const reset = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => inner.abort(new StreamCut()), SILENCE_S * 1000);
+  };
+  reset();
+  const signal = AbortSignal.any([outer, inner.signal]);
+  return { signal, reset, end: () => clearTimeout(timer) };
+}
+
+const HANDLERS = {
+  queued(event, slots, tries) {
+    for (const [index, shot] of slots.entries()) {
+      if (!shot || !OPEN.has(shot.state) || shot.state === "drawing") continue;
+      shot.seed ??= event.seeds[index];
+      const reconnected = shot.reconnected || tries.lost > 0;
+      Object.assign(shot, { state: "queued", position: event.position, until: inS(event.wait_s), reconnected });
+    }
+    return slots;
+  },
+  step({ image_index, step, steps, remaining_s }, slots) {
+    return update(slots[image_index], { state: "drawing", step, steps, until: inS(remaining_s) });
+  },
+  partial_image({ image_index, b64_json, output_format }, slots, tries, format) {
+    return update(slots[image_index], { preview: blobOf(b64_json, output_format ?? format) });
+  },
+  completed({ image_index, b64_json, seed, output_format }, slots, tries, format) {
+    const shot = slots[image_index];
+    const blob = blobOf(b64_json, output_format ?? format);
+    return update(shot, { state: "done", preview: null, seed: seed ?? shot?.seed, blob });
+  },
+};
+
+function take(event, slots, tries, changed) {
+  const handler = HANDLERS[event.type.replace("image_generation.", "")];
+  if (!handler) return; // `done`, and whatever later versions add
+  const format = slots.find(Boolean).job.settings.format;
+  const touched = handler(event, slots, tries, format) ?? [];
+  for (const shot of touched) if (shot) changed(shot);
+}
+
+function update(shot, change) {
+  if (!shot || !OPEN.has(shot.state)) return [];
+  Object.assign(shot, change);
+  return [shot];
+}
+
+const inS = (seconds) => Date.now() + 1000 * (seconds ?? 0);
+
+/** {reason, wait_s} before the next try, or null when there shall be none. */
+function pauseAfter(error, tries) {
+  if (error.busy) {
+    if (++tries.busy > MAX_BUSY_TRIES) return null;
+    const reason = NOT_READY.has(error.code) ? "noWorkers" : "busy";
+    return { reason, wait_s: error.retryAfterS ?? BUSY_WAIT_S };
+  }
+  const lost = error.lost || error instanceof StreamCut || error instanceof TypeError;
+  if (!lost || ++tries.lost > MAX_LOST_TRIES) return null;
+  return { reason: "lost", wait_s: Math.min(8, 0.25 * 2 ** tries.lost) * (0.75 + Math.random() / 2) };
+}
+
+function waitOut(job, { reason, wait_s }, changed) {
+  each(job, changed, { state: "paused", reason, until: inS(wait_s), preview: null });
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, wait_s * 1000);
+    job.abort.signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
+
+function fail(job, error, tries, changed) {
+  const known = error instanceof ApiError ? error : new ApiError({ code: "lost" });
+  each(job, changed, { state: "failed", error: known, tries: tries.lost });
+}
+
+function each(job, changed, change) {
+  for (const shot of job.open) {
+    Object.assign(shot, change);
+    changed(shot);
+  }
+}

@@ -1,0 +1,74 @@
+/** The page's own queue: a bounded number of streams is open, the other jobs wait here. */
+
+import { runJob } from "./job.js";
+
+export const MAX_STREAMS = 4; // HTTP/1.1 browsers open six connections to a host; two stay free
+
+export class DrawQueue {
+  #waiting = [];
+  #running = new Set();
+
+  /** `changed(shot)` after every change of a shot; `settled(job)` once none of its shots is open. */
+  constructor({ changed, settled }) {
+    this.changed = changed;
+    this.settled = settled;
+  }
+
+  get jobs() {
+    return [...this.#running, ...this.#waiting];
+  }
+
+  get openShots() {
+    return this.jobs.flatMap((job) => job.open);
+  }
+
+  add(jobs) {
+    this.#waiting.push(...jobs);
+    this.#pump();
+  }
+
+  /** How many jobs of this page start before `job`; -1 once it has started. */
+  ahead(job) {
+    return this.#waiting.indexOf(job);
+  }
+
+  cancel(shot) {
+    this.#drop([shot]);
+  }
+
+  cancelAll() {
+    this.#drop(this.openShots);
+  }
+
+  #drop(shots) {
+    for (const shot of shots) {
+      shot.state = "cancelled";
+      this.changed(shot);
+    }
+    for (const job of new Set(shots.map((shot) => shot.job))) this.#end(job);
+    this.#pump();
+  }
+
+  // The stream ends with its last open shot; a sibling that was cancelled alone is drawn unseen.
+  #end(job) {
+    if (job.open.length) return;
+    job.abort.abort();
+    const index = this.#waiting.indexOf(job);
+    if (index < 0) return;
+    this.#waiting.splice(index, 1);
+    this.settled(job);
+  }
+
+  #pump() {
+    while (this.#running.size < MAX_STREAMS && this.#waiting.length) this.#start(this.#waiting.shift());
+    this.#waiting.flatMap((job) => job.open).forEach(this.changed); // each has fewer ahead now
+  }
+
+  async #start(job) {
+    this.#running.add(job);
+    await runJob(job, this.changed);
+    this.#running.delete(job);
+    this.settled(job);
+    this.#pump();
+  }
+}

@@ -1,0 +1,57 @@
+/** Picture sizes: from an aspect ratio and the model's limits to whole numbers that it can draw. */
+
+export const RATIOS = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"];
+
+/** What is known before `/v1/models` has answered. */
+export const LIMITS = {
+  width: 1024,
+  height: 1024,
+  multiple: 16,
+  maxPixels: 1024 * 1024,
+  steps: null,
+  maxSteps: 50,
+  maxImages: 10,
+};
+
+/** Limits from a model entry's `zimage` object; what it lacks stays as in `LIMITS`. */
+export function limitsOf(extra) {
+  const { default_size, default_steps, side_multiple, max_pixels, max_steps, max_images } = extra ?? {};
+  const [width, height] = String(default_size ?? extra?.size ?? "").match(/\d+/g)?.map(Number) ?? [];
+  return {
+    width: number(width) ?? LIMITS.width,
+    height: number(height) ?? LIMITS.height,
+    multiple: number(side_multiple) ?? LIMITS.multiple,
+    maxPixels: number(max_pixels) ?? LIMITS.maxPixels,
+    steps: number(default_steps) ?? number(extra?.steps) ?? LIMITS.steps,
+    maxSteps: number(max_steps) ?? LIMITS.maxSteps,
+    maxImages: Math.min(number(max_images) ?? LIMITS.maxImages, 10),
+  };
+}
+
+const number = (value) => (Number.isInteger(value) && value > 0 ? value : null);
+
+/** [width, height] of about the default's area in the given ratio. */
+export function sizeOf(ratio, limits) {
+  const [across, down] = ratio.split(":").map(Number);
+  const area = Math.min(limits.width * limits.height, limits.maxPixels);
+  const width = Math.sqrt((area * across) / down);
+  return fit(width, area / width, limits);
+}
+
+/** The nearest size that is allowed: sides are multiples, and not too many pixels. */
+export function fit(width, height, { multiple, maxPixels }) {
+  const shrink = Math.min(1, Math.sqrt(maxPixels / (width * height)));
+  const round = (side) => Math.max(multiple, Math.round((side * shrink) / multiple) * multiple);
+  let [w, h] = [round(width), round(height)];
+  while (w * h > maxPixels && Math.max(w, h) > multiple) {
+    if (w >= h) w -= multiple;
+    else h -= multiple;
+  }
+  return [w, h];
+}
+
+/** The preset ratio that gives exactly this size, or null. */
+export function ratioOf(width, height, limits) {
+  const same = (ratio) => sizeOf(ratio, limits).join() === [width, height].join();
+  return RATIOS.find(same) ?? null;
+}

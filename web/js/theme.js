@@ -1,0 +1,32 @@
+/** Dark and light: the system's wish, unless the switch says otherwise. */
+
+import { icon } from "./dom.js";
+import { t } from "./i18n.js";
+import { save } from "./settings.js";
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+const root = document.documentElement;
+
+const systemTheme = () => (system.matches ? "dark" : "light");
+const currentTheme = () => root.dataset.theme ?? systemTheme();
+
+export function showThemeSwitch(button) {
+  const other = currentTheme() === "dark" ? "light" : "dark";
+  const name = t(other === "dark" ? "themeDark" : "themeLight");
+  button.replaceChildren(icon(other === "dark" ? "moon" : "sun"));
+  button.setAttribute("aria-label", name);
+  button.title = name;
+  return other;
+}
+
+export function bindThemeSwitch(button) {
+  button.addEventListener("click", () => {
+    const theme = currentTheme() === "dark" ? "light" : "dark";
+    // Choosing what the system wishes anyway means to follow it again.
+    if (theme === systemTheme()) delete root.dataset.theme;
+    else root.dataset.theme = theme;
+    save("theme", root.dataset.theme ?? null);
+    showThemeSwitch(button);
+  });
+  system.addEventListener("change", () => showThemeSwitch(button));
+}

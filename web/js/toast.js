@@ -1,0 +1,17 @@
+/** Short notices at the foot of the page, with an optional action such as Undo. */
+
+import { $, h } from "./dom.js";
+
+const SHOWN_MS = 4000;
+const SHOWN_WITH_ACTION_MS = 8000;
+
+export function toast(text, action = null) {
+  const element = h("div", { class: "toast" }, h("span", {}, text));
+  const remove = () => element.remove();
+  if (action) {
+    const act = () => (remove(), action.run());
+    element.append(h("button", { type: "button", class: "ghost", onclick: act }, action.label));
+  }
+  $("#toasts").replaceChildren(element);
+  setTimeout(remove, action ? SHOWN_WITH_ACTION_MS : SHOWN_MS);
+}

@@ -1,0 +1,103 @@
+/** One picture over the whole window: arrow keys and swipes walk, Escape closes. */
+
+import { $, h, icon, setText } from "./dom.js";
+import { t } from "./i18n.js";
+
+const SWIPE_PX = 50;
+
+export class Viewer {
+  #dialog = $("#viewer");
+  #gallery;
+  #item = null;
+
+  constructor(gallery, actions) {
+    this.#gallery = gallery;
+    this.actions = actions;
+    $("#viewer-prev").addEventListener("click", () => this.#walk(-1));
+    $("#viewer-next").addEventListener("click", () => this.#walk(+1));
+    $("#viewer-close").addEventListener("click", () => this.#dialog.close());
+    this.#dialog.addEventListener("keydown", (event) => this.#key(event));
+    this.#dialog.addEventListener("close", () => this.#closed());
+    this.#bindSwipe($(".viewer-picture"));
+  }
+
+  open(item) {
+    this.#show(item);
+    if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  /** Words anew, or a picture more or less beside the one on view. */
+  render() {
+    if (this.#dialog.open) this.#show(this.#item);
+  }
+
+  #show(item) {
+    this.#item = item;
+    const { prompt, seed, width, height, steps, format } = item.picture;
+    const image = $("#viewer-image");
+    image.src = this.#gallery.card(item.id).url;
+    image.alt = prompt;
+    const facts = [`${width} × ${height}`, t("meta", { seed }), steps && t("metaSteps", { n: steps })];
+    setText($("#viewer-prompt"), prompt);
+    setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
+    const items = this.#gallery.pictures;
+    setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}`);
+    $("#viewer-actions").replaceChildren(
+      this.#action("download", "download"),
+      this.#action("again", "again", () => this.#dialog.close()),
+      this.#action("copyPrompt", "copy"),
+      this.#action("remove", "trash", () => this.#leave()),
+    );
+    $("#viewer-prev").disabled = !this.#neighbour(-1);
+    $("#viewer-next").disabled = !this.#neighbour(+1);
+  }
+
+  #action(name, iconName, before = () => {}) {
+    const run = () => {
+      const item = this.#item;
+      before();
+      this.actions[name](item);
+    };
+    return h("button", { type: "button", class: "ghost", onclick: run }, icon(iconName), h("span", {}, t(name)));
+  }
+
+  #neighbour(by) {
+    const items = this.#gallery.pictures;
+    return items[items.indexOf(this.#item) + by];
+  }
+
+  #walk(by) {
+    const item = this.#neighbour(by);
+    if (item) this.#show(item);
+  }
+
+  // The picture on view goes away: show its neighbour, or nothing.
+  #leave() {
+    const item = this.#neighbour(+1) ?? this.#neighbour(-1);
+    if (item) this.#show(item);
+    else this.#dialog.close();
+  }
+
+  #key(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) this.#walk(by);
+    if (event.key === "Delete") this.#dialog.querySelector("#viewer-actions button:last-child").click();
+  }
+
+  // `again` has moved the focus to the form already.
+  #closed() {
+    if (!$("#form").contains(document.activeElement)) {
+      this.#gallery.card(this.#item.id)?.opener?.focus();
+    }
+  }
+
+  #bindSwipe(surface) {
+    let start = null;
+    surface.addEventListener("pointerdown", (event) => (start = event.clientX));
+    surface.addEventListener("pointerup", (event) => {
+      const moved = event.clientX - (start ?? event.clientX);
+      if (event.pointerType === "touch" && Math.abs(moved) > SWIPE_PX) this.#walk(moved < 0 ? 1 : -1);
+      start = null;
+    });
+  }
+}

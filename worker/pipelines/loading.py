@@ -1,0 +1,159 @@
+"""Puts a diffusers pipeline on its device. Imports torch, diffusers and transformers."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ZImagePipeline,
+)
+
+from worker.pipelines.base import ModelInfo, Pipeline
+from worker.pipelines.folder import Defaults, ModelLoadError
+from worker.pipelines.random_zimage import TURBO, random_zimage
+from worker.pipelines.sides import fitted
+from worker.pipelines.whole import WholeCall, side_multiple
+from worker.pipelines.zimage import ZImageStepwise
+from worker.settings import Settings
+
+CONTEXT_GIB = 0.5
+"""What CUDA itself holds of a card; torch's limit does not count it."""
+GIB = 1 << 30
+
+
+def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipeline:
+    """The pipeline in ``folder`` (None: random weights) on ``settings.device``."""
+    torch.set_num_threads(settings.threads)
+    device = claim_device(settings.device, settings.vram_limit_gib)
+    dtype = dtype_for(settings.dtype, device)
+    try:
+        pipeline = (
+            random_zimage(TURBO, device, dtype)
+            if folder is None
+            else _from_folder(folder, device, dtype)
+        )
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{settings.model} does not fit into the memory of {settings.device}",
+            "raise vram_limit_gib, free the card, or name a smaller model",
+        ) from error
+    except Exception as error:
+        raise ModelLoadError(
+            f"{settings.model} cannot be loaded ({type(error).__name__}: {_first_line(error)})",
+            "check that all files of the model are there, and copy or download it again",
+        ) from error
+    # Attention backends, compilation and quantisation change the loaded pipeline here.
+    return adapted(pipeline, defaults, settings.max_pixels)
+
+
+def adapted(pipeline: Any, defaults: Defaults, max_pixels: int) -> Pipeline:
+    """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else."""
+    multiple = side_multiple(pipeline)
+    info = ModelInfo(
+        id=defaults.id,
+        default_steps=defaults.steps,
+        default_guidance_scale=defaults.guidance_scale,
+        default_size=fitted(defaults.size or _own_size(pipeline), max_pixels, multiple),
+        side_multiple=multiple,
+        min_side=multiple,
+        stepwise=False,
+        device=str(pipeline.device),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+    )
+    return (ZImageStepwise if steps_singly(pipeline) else WholeCall)(pipeline, info)
+
+
+def steps_singly(pipeline: Any) -> bool:
+    """A Z-Image whose scheduler is a plain Euler step without noise of its own."""
+    return (
+        type(pipeline) is ZImagePipeline
+        and type(pipeline.scheduler) is FlowMatchEulerDiscreteScheduler
+        and not pipeline.scheduler.config.stochastic_sampling
+    )
+
+
+def download(hub_id: str) -> Path:
+    """Folder of a hub model in the local cache, downloaded where it is not complete."""
+    try:
+        return Path(DiffusionPipeline.download(hub_id))
+    except Exception as error:
+        raise ModelLoadError(
+            f"{hub_id} cannot be downloaded ({type(error).__name__}: {_first_line(error)})",
+            "check its name, the network and HF_TOKEN, or copy the model here and name its folder",
+        ) from error
+
+
+def claim_device(name: str, vram_limit_gib: float | None = None) -> torch.device:
+    """The device of this process from now on, its memory limit set.
+
+    A UUID (``GPU-…``, ``MIG-…``) means that the parent made that card the only visible one, by
+    ``CUDA_VISIBLE_DEVICES``.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?|(?:GPU|MIG)-[\w/-]+", name)
+    if match is None:
+        raise ModelLoadError(f"device {name!r} is unknown", "give cpu, cuda:N, GPU-… or MIG-…")
+    index = int(match[1] or 0)
+    # cuBLAS reads it when it starts; without it, reproducible samples are refused.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"device {name}: CUDA is not available to torch {torch.__version__}",
+            "check nvidia-smi and that torch is built for CUDA, or set device to cpu",
+        )
+    if index >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device {name}: only {torch.cuda.device_count()} visible", "see nvidia-smi -L"
+        )
+    torch.cuda.set_device(index)
+    if vram_limit_gib is not None:
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(vram_limit_gib, total), index)
+    return torch.device("cuda", index)
+
+
+def memory_fraction(limit_gib: float, total_bytes: int) -> float:
+    """Share of the card for torch's allocator under a limit that includes the CUDA context."""
+    usable = limit_gib - CONTEXT_GIB
+    if not 0 < usable * GIB <= total_bytes:
+        raise ModelLoadError(
+            f"vram_limit_gib {limit_gib} does not suit a card of {total_bytes / GIB:.1f} GiB",
+            f"set it over {CONTEXT_GIB} and at most the card's memory, or leave it out",
+        )
+    return usable * GIB / total_bytes
+
+
+def dtype_for(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU, float32 on the CPU, which is slow or wrong in anything else."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    # On a GPU the weights go there straight from the file; "cuda" is the current device.
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if device.type == "cuda":
+        options["device_map"] = "cuda"
+    try:
+        return AutoPipelineForText2Image.from_pretrained(str(folder), **options)
+    except ValueError:  # not among the pipelines that it has a text-to-image class for
+        return DiffusionPipeline.from_pretrained(str(folder), **options)
+
+
+def _own_size(pipeline: Any) -> tuple[int, int]:
+    model = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    cells = getattr(model.config, "sample_size", None) if model is not None else None
+    side = cells * pipeline.vae_scale_factor if isinstance(cells, int) else 1024
+    return side, side
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,159 @@
+"""From the ``model`` setting to a loaded pipeline.
+
+======================  ======================================================================
+``tiny``                the model shipped with the kit
+``./folder``, ``/…``    a local folder in diffusers' layout
+``owner/name``          a model of the Hugging Face hub, or a folder of that name if there is one
+``random:z-image-turbo``  Z-Image-Turbo's sizes with random weights
+``synthetic:…``         no model at all; see ``worker.pipelines.synthetic``
+======================  ======================================================================
+
+Code that comes with a model is never run. Torch and diffusers are imported only where a source
+needs them.
+"""
+
+import inspect
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worker.pipelines.base import Pipeline
+from worker.pipelines.folder import (
+    Defaults,
+    ModelLoadError,
+    class_of,
+    defaults_of_folder,
+    scheduler_shift,
+)
+from worker.pipelines.synthetic import SyntheticPipeline, parse_source
+from worker.settings import Settings
+
+__all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load"]
+
+TINY = Path(__file__).parents[2] / "tinymodel" / "weights"
+RANDOM = "random:z-image-turbo"
+TURBO_SHIFT = 3.0
+"""By its schedule a Turbo is told from other Z-Images, which want more steps and guidance."""
+
+_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
+_TURBO = Defaults("Z-Image-Turbo", steps=8, guidance_scale=0.0, size=(1024, 1024))
+_KNOWN = {
+    "tiny": Defaults("zimage-tiny", steps=8, guidance_scale=0.0, size=(256, 256)),
+    "Tongyi-MAI/Z-Image-Turbo": replace(_TURBO, id="Tongyi-MAI/Z-Image-Turbo"),
+    RANDOM: replace(_TURBO, id="random-z-image-turbo"),
+}
+
+
+def load(settings: Settings) -> Pipeline:
+    """The pipeline that ``settings.model`` names, on its device.
+
+    Takes seconds to minutes and may download; sets torch's threads and memory limit for the whole
+    process. Raises ``ModelLoadError``.
+    """
+    if _is_synthetic(settings.model):
+        _check_synthetic(settings.model)
+        return SyntheticPipeline(settings.model)
+    folder = _local_folder(settings.model)
+    from worker.pipelines import loading  # seconds of imports: only now
+
+    if settings.model != RANDOM and folder is None:
+        folder = loading.download(settings.model)
+    defaults = _defaults(settings.model, folder)
+    return loading.load(
+        folder,
+        replace(
+            defaults,
+            steps=settings.steps or defaults.steps,
+            guidance_scale=_first(settings.guidance_scale, defaults.guidance_scale),
+        ),
+        settings,
+    )
+
+
+def defaults_of(source: str) -> Defaults:
+    """What requests get that do not say; reads a local folder, loads and downloads nothing.
+
+    Raises ``ModelLoadError`` for a source that can be told to be wrong without the network.
+    """
+    if _is_synthetic(source):
+        _check_synthetic(source)
+        return Defaults("synthetic", steps=8, guidance_scale=0.0, size=(256, 256))
+    return _defaults(source, _local_folder(source))
+
+
+def _is_synthetic(source: str) -> bool:
+    return source == "synthetic" or source.startswith("synthetic:")
+
+
+def _check_synthetic(source: str) -> None:
+    try:
+        parse_source(source)
+    except ValueError as error:
+        raise ModelLoadError(f"model {source!r}", str(error)) from error
+
+
+def _local_folder(source: str) -> Path | None:
+    """The folder that ``source`` names, checked; None: there is none to read, yet or ever."""
+    if source == RANDOM:
+        return None
+    folder = TINY if source == "tiny" else Path(source).expanduser()
+    if folder != TINY and not folder.exists() and _HUB_ID.fullmatch(source):
+        return None
+    if folder != TINY and not folder.exists() and "/" not in source:
+        raise ModelLoadError(
+            f"model {source!r} is unknown",
+            "give tiny, a folder (./name), a hub id (owner/name), "
+            f"{RANDOM} or synthetic:key=value,…",
+        )
+    class_of(folder)
+    return folder
+
+
+def _defaults(source: str, folder: Path | None) -> Defaults:
+    if folder is None:
+        return _KNOWN.get(source, Defaults(source, steps=28, guidance_scale=4.0, size=None))
+    fallback = _KNOWN.get(source) or _unstated(_id_of(source), folder)
+    return defaults_of_folder(folder, fallback)
+
+
+def _id_of(source: str) -> str:
+    local = Path(source).expanduser()
+    return local.resolve().name if local.exists() else source
+
+
+def _unstated(id: str, folder: Path) -> Defaults:
+    """Turbo's for a copy of Turbo, else what the pipeline's own ``__call__`` would use."""
+    class_name = class_of(folder)
+    if class_name == "ZImagePipeline" and scheduler_shift(folder) == TURBO_SHIFT:
+        return replace(_TURBO, id=id)
+    parameters = inspect.signature(pipeline_class(class_name).__call__).parameters
+    size = (_default(parameters, "width"), _default(parameters, "height"))
+    return Defaults(
+        id=id,
+        steps=_default(parameters, "num_inference_steps") or 28,
+        guidance_scale=float(_first(_default(parameters, "guidance_scale"), 0.0)),
+        size=size if all(size) else None,
+    )
+
+
+def pipeline_class(name: str) -> Any:
+    """diffusers' class of that name."""
+    import diffusers
+
+    try:
+        return getattr(diffusers, name)
+    except AttributeError as error:
+        raise ModelLoadError(
+            f"diffusers {diffusers.__version__} has no {name}",
+            "install a newer diffusers, or name another model",
+        ) from error
+
+
+def _default(parameters: Any, name: str) -> Any:
+    default = parameters[name].default if name in parameters else None
+    return default if isinstance(default, int | float) else None
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

@@ -1,0 +1,209 @@
+"""Z-Image, one denoising step at a time.
+
+``ZImagePipeline.__call__`` runs one batch from noise to picture. Here its parts are used so that
+samples at different steps, of different lengths and prompts, share one forward, and each sample
+still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`` with its seed.
+"""
+
+import gc
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from worker.pipelines.base import DrawSpec, ModelInfo, OnInnerStep, Pixels, Sample
+from worker.pipelines.captions import CaptionEncoder, bucket
+from worker.pipelines.faults import translate
+from worker.pipelines.kernels import fixed_kernels
+from worker.pipelines.schedule import Schedule, schedule_of
+from worker.pipelines.sides import check_sides
+
+PREVIEW_CELLS = 32
+"""Longest side of a preview in latent cells, of 8 pixels each."""
+MIN_SIDE = 64
+
+
+@dataclass(eq=False, kw_only=True)
+class ZImageSample(Sample):
+    """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
+
+    ``captions``: the prompt's and, of a guided sample, the negative prompt's.
+    """
+
+    schedule: Schedule
+    captions: tuple[torch.Tensor, ...]
+    latents: torch.Tensor
+    velocity: torch.Tensor | None = None
+
+
+class ZImageStepwise:
+    """Built from a loaded ``ZImagePipeline``; see ``worker.pipelines.base.Pipeline``.
+
+    Each ``step`` waits for the device, so that errors and times belong to their step.
+    """
+
+    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
+        self._pipeline = pipeline
+        self._device: torch.device = pipeline.transformer.device
+        self._dtype: torch.dtype = pipeline.transformer.dtype
+        self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        self._captions = CaptionEncoder(pipeline, self._device)
+        multiple = pipeline.vae_scale_factor * 2
+        self.info = replace(info, side_multiple=multiple, min_side=MIN_SIDE, stepwise=True)
+        self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
+
+    def check(self, spec: DrawSpec) -> None:
+        """Sides must be multiples of 16 within the tables of the position embedding."""
+        check_sides(spec, self.info, self._max_side)
+
+    @translate
+    @torch.no_grad()
+    def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
+        return [self._started(spec) for spec in specs]
+
+    @translate
+    @torch.no_grad()
+    def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+        advanced: list[tuple[ZImageSample, torch.Tensor, torch.Tensor]] = []
+        for batch in _batches(samples):
+            with fixed_kernels(batch[0].spec.reproducible):
+                advanced += self._advanced(batch)
+        self._synchronise()
+        for sample, latents, velocity in advanced:
+            sample.latents, sample.velocity = latents, velocity
+            sample.step_index += 1
+
+    @translate
+    @torch.no_grad()
+    def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        """Decodes one at a time: the decoder's peak of memory does not grow with the batch, and
+        its output does not depend on it."""
+        pictures = []
+        for sample in _ours(samples):
+            with fixed_kernels(sample.spec.reproducible):
+                pictures.append(self._decoded(sample.latents))
+        return pictures
+
+    @translate
+    @torch.no_grad()
+    def preview(self, sample: Sample) -> Pixels | None:
+        """The picture that the last velocity points to, at most 256 pixels a side for Turbo."""
+        (ours,) = _ours([sample])
+        if ours.velocity is None:
+            return None
+        predicted = ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity
+        height, width = predicted.shape[1:]
+        factor = max(2, math.ceil(max(height, width) / PREVIEW_CELLS))
+        cells = (max(1, height // factor), max(1, width // factor))
+        return self._decoded(F.adaptive_avg_pool2d(predicted, cells))
+
+    def close(self) -> None:
+        del self._pipeline, self._captions
+        gc.collect()
+        torch.cuda.empty_cache()  # without CUDA it does nothing
+
+    def _started(self, spec: DrawSpec) -> ZImageSample:
+        prompts = [spec.prompt, spec.negative_prompt][: 2 if spec.guidance_scale > 0 else 1]
+        captions = tuple(self._captions(prompt) for prompt in prompts)
+        latents = self._noise(spec)
+        image_tokens = (latents.shape[1] // 2) * (latents.shape[2] // 2)
+        return ZImageSample(
+            spec,
+            _group(spec, captions),
+            spec.steps,
+            rows=len(captions),
+            schedule=schedule_of(self._scheduler, spec.steps, image_tokens),
+            captions=captions,
+            latents=latents,
+        )
+
+    def _noise(self, spec: DrawSpec) -> torch.Tensor:
+        """Drawn in fp32 on the CPU: the same on every device."""
+        noise: torch.Tensor = self._pipeline.prepare_latents(
+            1,
+            self._pipeline.transformer.in_channels,
+            spec.height,
+            spec.width,
+            torch.float32,
+            self._device,
+            torch.Generator("cpu").manual_seed(spec.seed),
+        )
+        return noise[0]
+
+    def _advanced(
+        self, samples: Sequence[ZImageSample]
+    ) -> list[tuple[ZImageSample, torch.Tensor, torch.Tensor]]:
+        deltas = [sample.schedule.delta(sample.step_index) for sample in samples]
+        velocities = self._velocities(samples)
+        latents = torch.stack([sample.latents for sample in samples])
+        latents = latents + self._column(deltas) * velocities
+        return list(zip(samples, latents.unbind(), velocities.unbind(), strict=True))
+
+    def _velocities(self, samples: Sequence[ZImageSample]) -> torch.Tensor:
+        """samples × channels × height / 8 × width / 8, fp32."""
+        positive, *negative = self._outputs(samples)
+        for output in negative:  # at most one
+            # The pipeline's formula; its normalisation and truncation are off by default.
+            scales = self._column([torch.tensor(s.spec.guidance_scale) for s in samples])
+            positive = positive + scales * (positive - output)
+        return -positive
+
+    def _outputs(self, samples: Sequence[ZImageSample]) -> list[torch.Tensor]:
+        """What the transformer says of each sample's prompt and, if guided, negative prompt."""
+        captions = list(zip(*(sample.captions for sample in samples), strict=True))
+        if len({bucket(row[0]) for row in captions}) > 1:  # two lengths would need a mask
+            return [self._forward(samples, row) for row in captions]
+        rows = [caption for row in captions for caption in row]
+        return list(self._forward([*samples] * len(captions), rows).chunk(len(captions)))
+
+    def _forward(
+        self, samples: Sequence[ZImageSample], captions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
+        outputs = self._pipeline.transformer(
+            [sample.latents.to(self._dtype).unsqueeze(1) for sample in samples],  # one frame each
+            times.to(self._device),
+            list(captions),
+            return_dict=False,
+        )[0]
+        return torch.stack([output.float() for output in outputs]).squeeze(2)
+
+    def _column(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)
+
+    def _decoded(self, latents: torch.Tensor) -> Pixels:
+        if not latents.isfinite().all():  # would be a black picture
+            raise FloatingPointError(f"latents are not finite in {self._dtype}; use bfloat16")
+        vae = self._pipeline.vae
+        latents = latents[None].to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0]
+        image = self._pipeline.image_processor.postprocess(image, output_type="pt")[0]
+        image = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0)
+        pixels: Pixels = image.contiguous().cpu().numpy()
+        return pixels
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _group(spec: DrawSpec, captions: Sequence[torch.Tensor]) -> Hashable:
+    """Within one, every forward has rows of one length; without it, attention needs a mask."""
+    return (spec.height, spec.width, *map(bucket, captions), spec.reproducible)
+
+
+def _ours(samples: Sequence[Sample]) -> list[ZImageSample]:
+    ours = [sample for sample in samples if isinstance(sample, ZImageSample)]
+    assert len(ours) == len(samples), "samples of another pipeline"
+    return ours
+
+
+def _batches(samples: Sequence[Sample]) -> list[list[ZImageSample]]:
+    """Reproducible samples each alone, whatever the engine put together."""
+    ours = _ours(samples)
+    if ours[0].spec.reproducible:
+        return [[sample] for sample in ours]
+    return [ours]
