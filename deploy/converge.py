@@ -174,6 +174,9 @@ def _update(cell: Cell) -> bool:
     supervisor = cell.supervisor
     changes = supervisor.reread()
     acted = changes != _NOTHING
+    left = orphans.find(cell.layout)
+    if left.guards or left.workers:
+        _take_over(cell, left)  # what an `up` that failed half-way has left
     if "guard" in changes.changed or _guard_differs(cell):
         screen.step("restart the guard; the pool stays as it is meanwhile")
         roll.reload_program(cell, "guard")
