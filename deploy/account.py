@@ -97,9 +97,11 @@ def _create(name: str) -> pwd.struct_passwd | None:
 
 def _obstacle(account: pwd.struct_passwd, config: ClusterConfig, config_path: Path) -> str:
     """Why ``account`` cannot run the cell, or ""."""
-    files = [ROOT / "deploy" / "cluster.toml", config_path]
-    if not all(_can(account, "-r", path) for path in files) or not _runs_python(account):
-        return f"cannot read {ROOT}"
+    for path in (ROOT / "deploy" / "cluster.toml", config_path):
+        if not _can(account, "-r", path):
+            return f"cannot read {path}"
+    if not _runs_python(account):
+        return f"cannot run {sys.executable}"
     var_dir = under_root(config.cell.var_dir)
     parent = next(p for p in var_dir.parents if p.exists())
     return "" if _can(account, "-x", parent) else f"cannot enter {parent}"

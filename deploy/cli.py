@@ -125,10 +125,20 @@ def render(
     to: Annotated[
         Path | None, typer.Option(help="Write the files into this directory instead.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask nginx whether it takes them.")
+    ] = False,
 ) -> None:
     """Show what `up` would change in the rendered files; touches no running cell."""
     cell = _cell(config)
     rendered = cell.render()
+    if check:
+        cell.layout.create()
+        files.check_nginx(cell, rendered)
+        screen.done(
+            f"nginx {'.'.join(map(str, cell.host.nginx_version))} takes the rendered configuration"
+        )
+        return
     if to is not None:
         to.mkdir(parents=True, exist_ok=True)
         files.write(to, rendered)
@@ -137,7 +147,7 @@ def render(
     changes = files.changes(cell.layout.render_dir, rendered)
     for change in changes:
         screen.step(change.summary)
-        screen.say("\n".join(f"    {line}" for line in change.lines))
+        screen.say("\n".join(f"    {line}" for line in change.shown))
     if not changes:
         screen.done(f"{cell.layout.render_dir} is up to date")
 

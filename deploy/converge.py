@@ -100,7 +100,11 @@ def _start(cell: Cell, *, child: bool) -> bool:
         _take_over(cell, left)
     for name in ("guard", *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
-    _note_nginx(cell)
+    if left.nginxes:
+        _update_nginx(cell, _NOTHING)
+    else:
+        _note_nginx(cell)
+    _note_guard(cell)
     return True
 
 
@@ -115,20 +119,10 @@ def _take_over(cell: Cell, left: Orphans) -> None:
         if name in cell.plan.names:
             screen.step(f"{name}: drain, end process {orphan.pid}, start its successor")
             roll.take_over(cell, name, orphan)
-    _take_over_nginx(cell, left)
+    cell.supervisor.start("nginx")  # adopts the one that runs
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
     timeout_s = roll.stop_timeout_s(cell)
     _end(cell, processes.end([*unplanned, *left.others], timeout_s, signal.SIGTERM))
-
-
-def _take_over_nginx(cell: Cell, left: Orphans) -> None:
-    """The old nginx stops listening at once and finishes what is open; the new one follows."""
-    for process in left.nginxes:
-        process.send(signal.SIGQUIT)
-    processes.wait_for(lambda: all(f.text == "free" for f in checks.ports(cell)), 10.0, 0.005)
-    cell.supervisor.start("nginx")
-    screen.step("nginx: taken over")
-    _end(cell, processes.end(left.nginxes, cell.config.timeouts.drain_timeout_s, signal.SIGQUIT))
 
 
 def _end(cell: Cell, survivors: list[processes.Process]) -> None:
@@ -227,7 +221,6 @@ def _update_nginx(cell: Cell, changes: Changes) -> bool:
 
 def _note_nginx(cell: Cell) -> None:
     _note(cell, "nginx", files.nginx_text(cell.layout.render_dir))
-    _note_guard(cell)
 
 
 def _guard_differs(cell: Cell) -> bool:

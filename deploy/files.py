@@ -2,6 +2,7 @@
 
 import difflib
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +28,12 @@ class FileChange:
 
     @property
     def shown(self) -> list[str]:
-        over = len(self.lines) - _SHOWN_LINES
+        """The first few: without comments, and a line that changes for every worker once."""
+        counts = Counter(line for line in self.lines if _says_something(line))
+        lines = [line + (f"   (× {n})" if n > 1 else "") for line, n in counts.items()]
+        over = len(lines) - _SHOWN_LINES
         more = [f"… {over} more"] if over > 0 else []
-        return [*self.lines[:_SHOWN_LINES], *more]
+        return [*lines[:_SHOWN_LINES], *more]
 
 
 def changes(directory: Path, files: dict[str, str]) -> list[FileChange]:
@@ -72,6 +76,11 @@ def write(directory: Path, files: dict[str, str]) -> None:
 def nginx_text(directory: Path) -> str:
     """All of nginx's files in one text, to see whether nginx must read them again."""
     return "\0".join(f"{p}\0{p.read_text()}" for p in sorted(_files(directory)) if _is_nginx(p))
+
+
+def _says_something(line: str) -> bool:
+    text = line[1:].strip()
+    return bool(text) and not text.startswith(("#", ";"))
 
 
 def _is_nginx(path: Path) -> bool:

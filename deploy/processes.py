@@ -3,7 +3,8 @@
 supervisord leads a session of its own, and all that it starts stays in it. So the session's
 number, written down once at start, finds every process of the cell: workers whose supervisord was
 killed, nginx workers whose master was. The leader's start time and the boot's id tell it from
-a later session that happens to have the same number.
+a later session that happens to have the same number. An nginx that outlives supervisord is adopted
+by the next one and stays in the old session, so sessions are remembered while they have members.
 """
 
 import json
@@ -73,28 +74,30 @@ def record(path: Path, pid: int, **note: str) -> None:
     leader = read(pid)
     if leader is None:
         raise ProcessLookupError(pid)
+    earlier = [old for old in _recorded(path) if _session(old)]
+    leaders = [asdict(p) for p in (leader, *earlier)]
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"boot": _boot(), "note": note, "leader": asdict(leader)}))
+    fresh.write_text(json.dumps({"boot": _boot(), "note": note, "leaders": leaders}))
     fresh.replace(path)
 
 
 def note(path: Path) -> dict[str, str]:
     """What was noted with the record at ``path``."""
-    data = _json(path)
-    return dict(data.get("note", {}))
+    return dict(_json(path).get("note", {}))
 
 
 def leader(path: Path) -> Process | None:
-    """The living leader of the session recorded at ``path``: supervisord."""
+    """The living leader of the last session recorded at ``path``: supervisord."""
     recorded = _recorded(path)
-    return recorded if recorded is not None and recorded.alive else None
+    return recorded[0] if recorded and recorded[0].alive else None
 
 
 def members(path: Path) -> list[Process]:
-    """Every living process of the session recorded at ``path``, its leader included."""
-    recorded = _recorded(path)
-    if recorded is None:
-        return []
+    """Every living process of the sessions recorded at ``path``, their leaders included."""
+    return [process for recorded in _recorded(path) for process in _session(recorded)]
+
+
+def _session(recorded: Process) -> list[Process]:
     now = read(recorded.pid)
     if now is not None and now.started != recorded.started:
         return []  # the number belongs to somebody else by now
@@ -130,9 +133,10 @@ def end(processes: Iterable[Process], timeout_s: float, signum: signal.Signals) 
     return wait_gone(stubborn, 5.0)
 
 
-def _recorded(path: Path) -> Process | None:
+def _recorded(path: Path) -> list[Process]:
+    """Leaders of this boot, the latest first."""
     data = _json(path)
-    return Process(**data["leader"]) if data.get("boot") == _boot() else None
+    return [Process(**p) for p in data["leaders"]] if data.get("boot") == _boot() else []
 
 
 def _json(path: Path) -> dict[str, Any]:

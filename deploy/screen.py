@@ -79,18 +79,23 @@ class Progress:
         self._said: dict[str, str] = {}
         self._since = time.monotonic()
 
-    def show(self, title: str, workers: dict[str, dict[str, Any]]) -> None:
+    def show(self, title: str, workers: dict[str, dict[str, Any]], *, idle: bool) -> None:
+        """``idle``: there is nothing to wait for."""
         waited_s = time.monotonic() - self._since
+        if idle and not self._said:
+            return  # nobody had to wait
         if self._display:
+            self._said = dict.fromkeys(workers, "")
             rows = worker_table(list(workers.values()))
             head = Text(f"› {title}  {waited_s:.0f} s", "cyan")
             self._display.update(Group(head, Padding(rows, (0, 0, 0, 2))))
             return
+        if not self._said:
+            say(f"  {title}")
         for name, worker in workers.items():
-            text = f"{worker['state']}{' (' + worker['phase'] + ')' if worker['phase'] else ''}"
             if self._said.get(name) != worker["state"]:
                 self._said[name] = worker["state"]
-                say(f"  {waited_s:5.1f} s  {name}: {text}")
+                say(f"  {waited_s:5.1f} s  {name}: {worker['state']}")
 
 
 def worker_table(workers: list[dict[str, Any]]) -> Table:

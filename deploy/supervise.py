@@ -120,7 +120,9 @@ def command(layout: Layout, *options: str) -> list[str]:
 def environment(home: str) -> dict[str, str]:
     """What the cell inherits: little, so that it does not depend on who typed `up`, and where."""
     kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-    return {**kept, "HOME": home, "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore::UserWarning"}
+    # No bytecode: the cell's umask would make caches in the checkout that nobody else can read.
+    own = {"HOME": home, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **own, "PYTHONWARNINGS": "ignore::UserWarning"}
 
 
 def start_daemon(layout: Layout, cell: str, home: str, timeout_s: float = 20.0) -> None:

@@ -48,10 +48,11 @@ def _until(
     with screen.live(cell) as progress:
         while True:
             seen = _look(cell, names)
-            progress.show(title, seen)
-            waiting = [n for n in names if not (_fresh(cell, started) and is_done(seen[n]))]
-            if not waiting:
+            waiting = [n for n in names if not is_done(seen[n])]
+            progress.show(title, seen, idle=not waiting)
+            if not waiting and _fresh(cell, started):
                 return
+            waiting = waiting or list(names)
             hopeless = failures.hopeless(waiting) if give_up else None
             if hopeless or time.monotonic() > deadline:
                 break

@@ -12,7 +12,14 @@ from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings
-from deploy.guard.supervisor import Program, Restarts, Supervisor, SupervisorAway
+from deploy.guard.supervisor import (
+    Exit,
+    Program,
+    Restarts,
+    Supervisor,
+    SupervisorAway,
+    SupervisorEnds,
+)
 from deploy.guard.watch import Watch
 from deploy.layout import Layout
 from worker.beat import Phase
@@ -23,6 +30,7 @@ _SUPERVISOR_INTERVAL_S = 1.0
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
 _EMPTY_POOL_S = 10.0
+_SUPERVISOR_AWAY_S = 3.0
 
 
 class Guard:
@@ -146,8 +154,7 @@ class Guard:
             process = watch.process or self._beatless(watch)
             if process is None:
                 return
-            watch.fault(why)
-            watch.last_exit = f"killed: {why}"
+            watch.killing(why)
             self._journal.event(f"kill {process.pid}: {why}", watch.name, logging.WARNING)
             process.kill()
             await self._await_death(watch, process)
@@ -176,7 +183,7 @@ class Guard:
         if not watch.pid or seen.answer is None or watch.told_drain == (watch.pid, seen.drained):
             return
         # Without a flag a worker drains on SIGTERM, too: only one that nobody stops is told.
-        left_over = seen.answer.reason == "draining" and seen.program == "RUNNING"
+        left_over = seen.answer.reason == "draining" and seen.program in {"STARTING", "RUNNING"}
         if seen.drained or left_over:
             watch.told_drain = (watch.pid, seen.drained)
             self._spawn(self._tell(watch, seen.drained))
@@ -191,18 +198,20 @@ class Guard:
     # Supervisor
 
     async def _supervise(self) -> None:
-        misses = 0
+        answered_at = time.monotonic()
         while True:
             try:
                 self._programs = await asyncio.to_thread(self._supervisor.programs)
-                misses = 0
+                self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
                 await self._start_what_is_down()
+                answered_at = time.monotonic()
+                self._journal.clear("supervisor_away")
+            except SupervisorEnds:
+                self._programs = {}
             except SupervisorAway as error:
                 self._programs = {}
-                misses += 1
-                self._journal.set("supervisor_away", misses >= 3, str(error))
-            else:
-                self._journal.clear("supervisor_away")
+                if time.monotonic() - answered_at > _SUPERVISOR_AWAY_S:
+                    self._journal.alarm("supervisor_away", str(error))
             await self._poke_or_interval()
 
     async def _poke_or_interval(self) -> None:
@@ -213,14 +222,17 @@ class Guard:
             return
         self._poked.clear()
 
+    def _explain_exits(self, exits: list[Exit]) -> None:
+        newest = {end.name: end for end in exits}
+        for watch in self._watches:
+            if watch.name in newest:
+                watch.exited(newest[watch.name])
+
     async def _start_what_is_down(self) -> None:
-        by_name = {watch.name: watch for watch in self._watches}
-        for name in (*by_name, *self._settings.programs):
+        for name in (*(watch.name for watch in self._watches), *self._settings.programs):
             program = self._programs.get(name)
             if program is None:
                 continue
-            if watch := by_name.get(name):
-                watch.exited(program)
             text = f"supervisor gave up on {name}: {program.spawn_error or 'it ends at once'}"
             self._journal.set("fatal", program.state == "FATAL", text, name)
             if self._restarts.due(program, time.monotonic()):

@@ -133,7 +133,7 @@ def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
     if seen.program == "BACKOFF":
         return "backoff"
     if seen.drained:
-        return "draining" if _has_work(seen.answer) else "drained"
+        return "drained" if seen.refused_s is not None or _at_rest(seen.answer) else "draining"
     if kill is not None:
         return "stuck"
     return _state_by_answer(seen, rules)
@@ -155,6 +155,11 @@ def _state_by_answer(seen: Seen, rules: Rules) -> State:
 
 
 _NOT_READY: dict[str, State] = {"draining": "draining", "loading": "loading", "warming": "loading"}
+
+
+def _at_rest(answer: Answer | None) -> bool:
+    """Whether the worker itself says that it drains, and has nothing left to do."""
+    return answer is not None and answer.reason == "draining" and not _has_work(answer)
 
 
 def _has_work(answer: Answer | None) -> bool:

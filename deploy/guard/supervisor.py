@@ -6,18 +6,27 @@ guard starts those itself, with a back-off of its own that ends at ``max_start_b
 """
 
 import http.client
+import re
 import socket
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.exits import NAMES as EXIT_NAMES
+
 _TIMEOUT_S = 5.0
+_LOG_TAIL_BYTES = 8192
+_EXITED = re.compile(r"^(\S+ \S+) \w+ exited: (\S+) \((.*?)(?:; (?:not )?expected)?\)$", re.M)
 _STABLE_S = 60.0  # a program that ran so long gets its first, short back-off again
 
 
 class SupervisorAway(Exception):
     """supervisord does not answer."""
+
+
+class SupervisorEnds(Exception):
+    """supervisord shuts down and takes no more calls."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,23 @@ class Program:
     """STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL or UNKNOWN."""
     pid: int
     uptime_s: float
-    exit_code: int
-    """Of the last process where this one is not running; -1: a signal."""
     spawn_error: str
+
+
+@dataclass(frozen=True)
+class Exit:
+    at: str
+    """As supervisor writes it: with the name, it tells one end from another."""
+    name: str
+    how: str
+    """``exit status 70`` or ``terminated by SIGKILL``."""
+
+    @property
+    def meaning(self) -> str:
+        """``how``, and what our exit codes stand for."""
+        code = self.how.removeprefix("exit status ")
+        known = EXIT_NAMES.get(int(code)) if code.isdecimal() else None
+        return f"{self.how} ({known})" if known else self.how
 
 
 class Supervisor:
@@ -41,6 +64,11 @@ class Supervisor:
     def programs(self) -> dict[str, Program]:
         """All programs by name. Asking also makes supervisor respawn what has just died."""
         return {info["name"]: _program(info) for info in self._call("supervisor.getAllProcessInfo")}
+
+    def exits(self) -> list[Exit]:
+        """Recent ends of processes, oldest first, out of supervisor's own log: it tells nobody
+        else how a process ended that did not live for ``startsecs``."""
+        return exits_in(self._call("supervisor.readLog", -_LOG_TAIL_BYTES, 0))
 
     def start(self, program: Program) -> None:
         """Start it now. Supervisor refuses to start what it backs off: that is stopped first, in
@@ -55,10 +83,17 @@ class Supervisor:
         proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", _UnixTransport(self._path))
         try:
             return getattr(proxy, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            raise SupervisorEnds(fault.faultString) from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise SupervisorAway(str(error)) from error
         finally:
             proxy("close")()
+
+
+def exits_in(log: str) -> list[Exit]:
+    """The ends of processes that a piece of supervisor's log tells of."""
+    return [Exit(*found) for found in _EXITED.findall(log)]
 
 
 class Restarts:
@@ -94,7 +129,6 @@ def _program(info: dict[str, Any]) -> Program:
         info["statename"],
         info["pid"],
         max(0.0, info["now"] - info["start"]) if info["pid"] else 0.0,
-        info["exitstatus"],
         info["spawnerr"],
     )
 
@@ -116,4 +150,6 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # what close() closes
+        return connection

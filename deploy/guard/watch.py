@@ -12,10 +12,9 @@ from deploy.guard.judge import EXCUSED, Seen, State
 from deploy.guard.probe import Answer, NoAnswer, NobodyListens
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
-from deploy.guard.supervisor import Program
+from deploy.guard.supervisor import Exit, Program
 from deploy.layout import Layout
 from worker.beat import Beat, Phase, read_beat
-from worker.exits import NAMES as EXIT_NAMES
 
 # One question stays open for long: a stopped worker is not given a heap of them to answer later,
 # and answers within the moment in which it goes on.
@@ -42,6 +41,8 @@ class Watch:
         self.told_drain: tuple[int, bool] | None = None
         """The pid that was last told to drain (True) or to go on (False)."""
         self._had_process = False
+        self._last_end: Exit | None = None
+        self._killed_because: str | None = None
         self._socket = layout.socket(self.name)
         self._beat_path = layout.beat(self.name)
         self._flag = layout.drained_flag(self.name)
@@ -113,13 +114,21 @@ class Watch:
     def fault(self, what: str) -> None:
         self.last_fault = {"at": round(time.time(), 3), "what": what}
 
-    def exited(self, program: Program) -> None:
-        """Supervisor knows why a process that is gone has ended."""
-        code = program.exit_code
-        if program.state in {"BACKOFF", "EXITED", "FATAL"} and code > 0:
-            self.last_exit = f"exit code {code} ({EXIT_NAMES.get(code, 'unknown')})"
-        elif program.spawn_error:
-            self.last_exit = program.spawn_error
+    def exited(self, end: Exit) -> None:
+        """Supervisor knows how a process of this worker has ended."""
+        if end == self._last_end:
+            return
+        self._last_end = end
+        if self._killed_because:
+            self.last_exit, self._killed_because = f"killed: {self._killed_because}", None
+        else:
+            self.last_exit = end.meaning
+
+    def killing(self, why: str) -> None:
+        """The guard itself ends the process."""
+        self._killed_because = why
+        self.last_exit = f"killed: {why}"
+        self.fault(why)
 
     def _outcome(self) -> tuple[int | None, bool]:
         return self.answer.status if self.answer else None, self._refused_at is None
@@ -154,7 +163,7 @@ class Watch:
         phase = self.beat.phase if self.beat and self.beat.pid == self.pid else None
         orderly = phase is Phase.ENDED
         where = f"died in phase {phase.name}" if phase is not None else "died"
-        if not self.being_killed:
+        if self._killed_because is None:
             self.last_exit = "ended in order" if orderly else where
             if not orderly:
                 self.fault(where)

@@ -34,6 +34,8 @@ port = {port}
 port = {ops_port}
 [model]
 source = "{model}"
+[limits]
+max_batch = {max_batch}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [nginx]
@@ -66,6 +68,7 @@ class RunningCell(Cell):
             "name": "test",
             "model": "synthetic:step_ms=20",
             "workers": 3,
+            "max_batch": 4,
             "step_allowance_s": 2.0,
         } | values
         self.config_path.write_text(

@@ -94,29 +94,28 @@ def kill_drawing(cell: RunningCell) -> None:
     faults.kill(cell, running_on(cell))
 
 
-def test_replayed_request_keeps_its_place(slow_cell: RunningCell) -> None:
-    """With one worker left, the request that lost its worker goes before younger ones."""
+def test_replayed_request_keeps_its_place() -> None:
+    """Drawn before all that came later and had not begun, on whichever worker it lands."""
 
-    async def scenario() -> None:
+    async def scenario(cell: RunningCell) -> None:
         finished: list[str] = []
         async with httpx.AsyncClient(timeout=60) as http:
 
             async def client(name: str) -> None:
-                # Four rows fill a batch, so that whoever comes later must wait its turn.
-                response = await draw(http, slow_cell, prompt=name, n=4)
-                assert response.status_code == 200
+                response = await draw(http, cell, prompt=name)
+                assert response.status_code == 200, response.text
                 finished.append(name)
 
             tasks = [asyncio.create_task(client("first"))]
-            await until(lambda: any(w["running"] for w in slow_cell.state()["workers"]), 5, "first")
-            victim = running_on(slow_cell)
-            for name in ("second", "third", "fourth"):
-                tasks.append(asyncio.create_task(client(name)))
-                await asyncio.sleep(0.1)
-            faults.kill(slow_cell, victim)
+            await until(lambda: any(w["running"] for w in cell.state()["workers"]), 5, "first")
+            victim = running_on(cell)
+            for number in range(8):
+                tasks.append(asyncio.create_task(client(f"later {number}")))
+                await asyncio.sleep(0.05)
+            faults.kill(cell, victim)
             await asyncio.gather(*tasks)
-            younger_on_survivor = finished.index("fourth")
-            assert finished.index("first") < younger_on_survivor
-        await slow_cell.all_open()
+            # The other two workers had one each in the making; nobody else may be before it.
+            assert finished.index("first") <= 2
 
-    asyncio.run(scenario())
+    with started(model="synthetic:step_ms=250", max_batch=1) as cell:
+        asyncio.run(scenario(cell))

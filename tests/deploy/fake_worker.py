@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvicorn
@@ -64,7 +65,7 @@ async def _draw(request: Request, asked: dict[str, object]) -> Response:
     return JSONResponse(body, headers={"X-Worker": NAME, "X-Queue-Ms": "12"})
 
 
-async def _events():  # type: ignore[no-untyped-def]
+async def _events() -> AsyncIterator[str]:
     yield "event: one\n\n"
     await asyncio.Event().wait()
 
@@ -85,7 +86,9 @@ async def drain(request: Request) -> Response:
 
 async def file(request: Request) -> Response:
     name = request.path_params["name"]
-    return Response(media_type="image/png", headers={"X-Accel-Redirect": f"/internal/images/{name}"})
+    return Response(
+        media_type="image/png", headers={"X-Accel-Redirect": f"/internal/images/{name}"}
+    )
 
 
 async def echo(request: Request) -> Response:

@@ -38,6 +38,7 @@ class Refuse:
     message: str
     param: str | None = None
     retry_after_s: int | None = None
+    code: str = "refused"
 
 
 def _already() -> threading.Event:
@@ -92,7 +93,12 @@ class FakeCell:
         ]
         app = _WithPolicy(Starlette(routes=routes))
         config = uvicorn.Config(
-            app, port=0, log_level="critical", ws="none", lifespan="off", timeout_graceful_shutdown=1
+            app,
+            port=0,
+            log_level="critical",
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -174,7 +180,9 @@ class FakeCell:
         steps = body.get("steps", self.steps)
         for position in range(self.position, -1, -1):
             wait_s = self.wait_s * (position + 1)
-            yield _event("queued", request_id="0" * 32, seeds=seeds, position=position, wait_s=wait_s)
+            yield _event(
+                "queued", request_id="0" * 32, seeds=seeds, position=position, wait_s=wait_s
+            )
             await self._pace(0)
         pictures = [self._picture(body, one) for one in seeds]
         for step in range(1, steps + 1):
@@ -184,16 +192,21 @@ class FakeCell:
                 yield _event("step", image_index=index, step=step, steps=steps, remaining_s=left_s)
                 if step < steps and step in (steps // 3, 2 * steps // 3):
                     part = 0 if step == steps // 3 else 1
-                    yield _picture_event("partial_image", preview(pictures[index], part, 2), body,
-                                         image_index=index, partial_image_index=part)
+                    yield _picture_event(
+                        "partial_image",
+                        preview(pictures[index], part, 2),
+                        body,
+                        image_index=index,
+                        partial_image_index=part,
+                    )
         for index, picture in enumerate(pictures):
             yield _picture_event("completed", picture, body, image_index=index, seed=seeds[index])
         yield _event("done", created=0, images=n, seeds=seeds, queue_ms=1, inference_ms=2)
 
     async def _pace(self, step: int) -> None:
         await asyncio.sleep(self.step_s)
-        while self.hold_before_step is not None and step >= self.hold_before_step:
-            await asyncio.sleep(0.01)
+        while self.hold_before_step is not None and step >= self.hold_before_step:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # a test in another thread releases it
 
     @staticmethod
     def _picture(body: dict[str, Any], seed: int) -> Any:
@@ -228,6 +241,6 @@ def _picture_event(name: str, picture: Any, body: dict[str, Any], **fields: Any)
 
 
 def _refusal(fault: Refuse) -> Response:
-    error = {"message": fault.message, "type": "error", "param": fault.param, "code": "refused"}
+    error = {"message": fault.message, "type": "error", "param": fault.param, "code": fault.code}
     headers = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
     return JSONResponse({"error": error}, fault.status, headers)

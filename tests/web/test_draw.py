@@ -37,7 +37,10 @@ def test_the_picture_has_the_asked_size_and_seed(cell: FakeCell, open_page: Open
     image = page.locator(".open img")
     expect(image).to_be_visible()
     page.wait_for_load_state()
-    assert image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [336, 192]
+    assert image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [
+        336,
+        192,
+    ]
     assert (cell.requests[0]["size"], cell.requests[0]["seed"]) == ("336x192", 7)
 
 
@@ -127,6 +130,17 @@ def test_a_busy_cell_is_asked_again_after_its_own_wait(
     assert len(cell.requests) == 1
     page.clock.run_for(11_000)
     expect(page.locator("[data-face=picture]")).to_have_count(1)
+    forgive(complaints, "503")
+
+
+def test_a_cell_that_still_loads_is_said_to(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.faults.append(Refuse(503, "Loading.", retry_after_s=60, code="not_ready"))
+    draw(page, "a hill")
+    expect(page.locator(".card")).to_contain_text("No worker is ready")
+    expect(page.locator(".card")).to_contain_text("tries again in 60 s")
     forgive(complaints, "503")
 
 

@@ -90,8 +90,10 @@ def test_preset_sizes_are_multiples_and_within_the_pixels(open_page: OpenPage) -
     sizes = page.evaluate(
         """async () => {
             const { RATIOS, sizeOf, limitsOf } = await import("/js/sizes.js");
-            const models = [{}, { default_size: "256x256" }, { default_size: "2048x1024", max_pixels: 500000 }];
-            return models.flatMap((m) => RATIOS.map((r) => [...sizeOf(r, limitsOf(m)), limitsOf(m).maxPixels]));
+            const wide = { default_size: "2048x1024", max_pixels: 500000 };
+            const models = [{}, { default_size: "256x256" }, wide].map(limitsOf);
+            const sizes = (limits) => RATIOS.map((r) => [...sizeOf(r, limits), limits.maxPixels]);
+            return models.flatMap(sizes);
         }"""
     )
     assert len(sizes) == 21

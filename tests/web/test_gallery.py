@@ -39,7 +39,10 @@ def test_pictures_survive_a_reload_in_their_order(open_page: OpenPage) -> None:
     page.reload()
     expect(page.locator(".card")).to_have_count(3)
     assert words(page) == ["second", "third", "first"]
-    assert page.locator(".open img").first.evaluate("i => i.decode().then(() => i.naturalWidth)") == 256
+    assert (
+        page.locator(".open img").first.evaluate("i => i.decode().then(() => i.naturalWidth)")
+        == 256
+    )
 
 
 def test_only_the_newest_two_hundred_are_kept(open_page: OpenPage) -> None:
@@ -47,8 +50,11 @@ def test_only_the_newest_two_hundred_are_kept(open_page: OpenPage) -> None:
     ids = page.evaluate(
         """async () => {
             const { keepPicture, allPictures } = await import("/js/pictures.js");
-            const rest = { prompt: "", width: 16, height: 16, seed: 0, format: "png", blob: new Blob() };
-            for (let k = 0; k < 203; k++) await keepPicture({ id: `p${k}`, batchAt: k, order: 0, ...rest });
+            const size = { width: 16, height: 16 };
+            const rest = { prompt: "", seed: 0, format: "png", blob: new Blob(), ...size };
+            for (let k = 0; k < 203; k++) {
+                await keepPicture({ id: `p${k}`, batchAt: k, order: 0, ...rest });
+            }
             return (await allPictures()).map(({ id }) => id);
         }"""
     )
@@ -89,6 +95,21 @@ def test_the_prompt_can_be_copied(open_page: OpenPage) -> None:
     page.get_by_role("button", name="Copy prompt").click()
     expect(page.get_by_role("status")).to_contain_text("Prompt copied")
     assert page.evaluate("navigator.clipboard.readText()") == "一座山"
+
+
+def test_the_prompt_can_be_copied_without_tls(open_page: OpenPage) -> None:
+    page = open_page(permissions=["clipboard-read"])
+    draw_and_wait(page, "一座山")
+    page.evaluate(
+        """() => {
+            window.kept = navigator.clipboard;
+            Object.defineProperty(navigator, "clipboard", { value: undefined });
+        }"""
+    )
+    page.locator(".open").click()
+    page.locator("#viewer").get_by_role("button", name="Copy prompt").click()
+    expect(page.get_by_role("status")).to_contain_text("Prompt copied")
+    assert page.evaluate("window.kept.readText()") == "一座山"
 
 
 def test_the_viewer_walks_by_arrow_keys_and_closes_by_escape(open_page: OpenPage) -> None:

@@ -131,7 +131,8 @@ def test_touch_targets_are_large_enough(cell: FakeCell, open_page: OpenPage) -> 
     page.locator("#draw").tap()
     expect(page.locator("[data-state=drawing]")).to_have_count(1)
     small = page.evaluate(
-        """() => [...document.querySelectorAll("button, summary, select, textarea, label:has(input), input")]
+        """() => ["button", "summary", "select", "textarea", "label:has(input)", "input"]
+            .flatMap((name) => [...document.querySelectorAll(name)])
             .filter((e) => e.checkVisibility() && !e.closest("label input"))
             .map((e) => [e, e.getBoundingClientRect()])
             .filter(([e, { width, height }]) => width < 40 || height < 40)
@@ -175,7 +176,9 @@ def test_progress_is_announced(open_page: OpenPage) -> None:
 def test_what_the_policy_forbids_is_noticed(open_page: OpenPage, complaints: list[str]) -> None:
     page = open_page()
     page.evaluate("document.body.setAttribute('style', 'color: red')")
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: '1'}))")
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: '1'}))"
+    )
     assert len([text for text in complaints if "Content Security Policy" in text]) == 2
     complaints.clear()
 

@@ -1,9 +1,10 @@
 /** Puts the rooms together: the form makes jobs, the queue draws them, the gallery shows them. */
 
+import { messageOf } from "./card.js";
+import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
-import { messageOf } from "./card.js";
 import { Health } from "./health.js";
 import { EXAMPLES, inLanguage, switchLanguage, t, translate } from "./i18n.js";
 import { Job, OPEN } from "./job.js";
@@ -135,13 +136,7 @@ function download({ id, picture }) {
 }
 
 async function copyPrompt({ picture }) {
-  try {
-    await navigator.clipboard.writeText(picture.prompt);
-    toast(t("copied"));
-  } catch {
-    // Without TLS there is no clipboard: select the words, so that Ctrl+C does it.
-    toast(t("copyFailed"));
-  }
+  toast(t((await copyText(picture.prompt)) ? "copied" : "copyFailed"));
 }
 
 function remove(item) {
@@ -207,11 +202,14 @@ function bind() {
     });
   }
   // Both, because a phone may end a hidden page without a further word.
-  addEventListener("pagehide", remember);
-  document.addEventListener("visibilitychange", () => document.hidden && remember());
+  addEventListener("pagehide", () => remember(true));
+  document.addEventListener("visibilitychange", () => remember(document.hidden));
 }
 
-const remember = () => saveForTab("open", queue.jobs.filter((job) => job.open.length));
+// Nothing is left there while the page lives: a tab that is duplicated must not draw it all again.
+function remember(leaving) {
+  saveForTab("open", leaving ? queue.jobs.filter((job) => job.open.length) : []);
+}
 
 async function restore() {
   const pictures = await allPictures();

@@ -16,6 +16,7 @@ const SEEDS = 2 ** 32;
 const MAX_LOST_TRIES = 7; // in a row without a picture: about 30 s of a cell being away
 const MAX_BUSY_TRIES = 60;
 const BUSY_WAIT_S = 5; // when a 503 carries no Retry-After
+const NOT_READY = new Set(["not_ready", "draining", "unavailable"]);
 const PREVIEWS = 2;
 const SILENCE_S = 900; // above every phase a worker is allowed, compiling included
 
@@ -147,7 +148,8 @@ const inS = (seconds) => Date.now() + 1000 * (seconds ?? 0);
 function pauseAfter(error, tries) {
   if (error.busy) {
     if (++tries.busy > MAX_BUSY_TRIES) return null;
-    return { reason: "busy", wait_s: error.retryAfterS ?? BUSY_WAIT_S };
+    const reason = NOT_READY.has(error.code) ? "noWorkers" : "busy";
+    return { reason, wait_s: error.retryAfterS ?? BUSY_WAIT_S };
   }
   const lost = error.lost || error instanceof StreamCut || error instanceof TypeError;
   if (!lost || ++tries.lost > MAX_LOST_TRIES) return null;

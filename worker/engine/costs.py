@@ -43,6 +43,12 @@ class Costs:
         count = min(times[near], key=lambda n: (abs(n - rows), n))
         return times[near][count] * scale * max(1.0, rows / count)
 
+    def drawing_s(self, size: Size, rows: int, steps: int) -> float:
+        """Seconds of a whole drawing of ``rows`` rows from text to pixels."""
+        step_s = self.predict_s("step", size, rows)
+        ends_s = self.predict_s("encode", size, rows) + self.predict_s("decode", size, rows)
+        return steps * step_s + ends_s
+
     def batch_cap(self, size: Size) -> int:
         """Most rows that may share one step at ``size``."""
         return min(self._caps.get(size, self._max_batch), self._max_batch)

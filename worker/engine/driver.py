@@ -25,7 +25,7 @@ from worker.pipelines.base import DevicePoisoned, Pipeline, Sample
 log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 0.25
-_MAX_LOST_MEMORY = 3
+MAX_LOST_MEMORY = 3
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
 Shape = tuple[Size, int]
@@ -45,6 +45,7 @@ class Driver:
     totals: Counters = field(default_factory=Counters)
     refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
+    max_lost_memory: int = MAX_LOST_MEMORY
     _drawn_shapes: set[Shape] = field(default_factory=set)
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
     _fits: int | None = None  # rows, where the running call had no room for more
@@ -199,7 +200,7 @@ class Driver:
             self.refused.add(shape)
             return
         self._lost_memory += 1
-        if self._lost_memory >= _MAX_LOST_MEMORY:
+        if self._lost_memory >= self.max_lost_memory:
             self.settle(picture.entry, Unavailable("the device has run out of memory"))
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
 

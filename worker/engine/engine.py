@@ -58,7 +58,7 @@ class Engine:
         self._costs = costs or Costs(limits.max_batch)
         self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
         self._queue = Queue(admission.max_waiting(limits, replay=True))
-        scheduler = Scheduler(self._costs.batch_cap)
+        scheduler = Scheduler(self._costs)
         self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
         self._lock = self._driver.lock
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

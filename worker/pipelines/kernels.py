@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
+from worker.errors import Refused
+
 
 @contextmanager
 def fixed_kernels(wanted: bool = True) -> Iterator[None]:
-    """Let torch run only kernels that repeat their bytes; an operation without one raises.
+    """Let torch run only kernels that repeat their bytes; ``Refused`` where there is none.
 
     What it gives, for work of one shape that runs alone: the same bytes on every device of one
     kind, with the same versions of torch and driver, and on the CPU with the same number of
@@ -25,6 +27,10 @@ def fixed_kernels(wanted: bool = True) -> Iterator[None]:
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise Refused("This model cannot draw reproducibly.", param="reproducible") from error
     finally:
         torch.use_deterministic_algorithms(before[0])
         _, cudnn.deterministic, cudnn.benchmark = before

@@ -139,7 +139,7 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 
 def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     # On a GPU the weights go there straight from the file; "cuda" is the current device.
-    options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
     if device.type == "cuda":
         options["device_map"] = "cuda"
     try:

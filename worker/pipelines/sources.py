@@ -36,6 +36,7 @@ RANDOM = "random:z-image-turbo"
 TURBO_SHIFT = 3.0
 """By its schedule a Turbo is told from other Z-Images, which want more steps and guidance."""
 
+_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 _TURBO = Defaults("Z-Image-Turbo", steps=8, guidance_scale=0.0, size=(1024, 1024))
 _KNOWN = {
     "tiny": Defaults("zimage-tiny", steps=8, guidance_scale=0.0, size=(256, 256)),
@@ -97,9 +98,9 @@ def _local_folder(source: str) -> Path | None:
     if source == RANDOM:
         return None
     folder = TINY if source == "tiny" else Path(source).expanduser()
-    if source != "tiny" and not folder.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", source):
+    if folder != TINY and not folder.exists() and _HUB_ID.fullmatch(source):
         return None
-    if source != "tiny" and not folder.exists() and "/" not in source:
+    if folder != TINY and not folder.exists() and "/" not in source:
         raise ModelLoadError(
             f"model {source!r} is unknown",
             "give tiny, a folder (./name), a hub id (owner/name), "

@@ -175,6 +175,8 @@ class ZImageStepwise:
         return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)
 
     def _decoded(self, latents: torch.Tensor) -> Pixels:
+        if not latents.isfinite().all():  # would be a black picture
+            raise FloatingPointError(f"latents are not finite in {self._dtype}; use bfloat16")
         vae = self._pipeline.vae
         latents = latents[None].to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae.decode(latents, return_dict=False)[0]

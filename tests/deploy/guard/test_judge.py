@@ -12,6 +12,7 @@ RULES = Rules()
 NOW = 10_000.0
 READY = Answer(200, {"queued": 0, "running": 0})
 BUSY = Answer(200, {"queued": 2, "running": 1})
+LAST_WORK = Answer(503, {"reason": "draining", "running": 1})
 
 
 def in_phase(phase: Phase, age_s: float, allowance_s: float = inf) -> Beat:
@@ -40,8 +41,11 @@ def refusal(reason: str) -> Answer:
         (replace(SERVING, answer=Answer(500)), "close", "stuck"),
         (replace(SERVING, answer=None), "keep", "loading"),
         (replace(SERVING, answer=None, refused_s=0.0), "close", "dead"),
-        (replace(SERVING, drained=True), "close", "drained"),
-        (replace(SERVING, drained=True, answer=BUSY), "close", "draining"),
+        # Drained is what drains by its own word and has nothing left.
+        (replace(SERVING, drained=True), "close", "draining"),
+        (replace(SERVING, drained=True, answer=LAST_WORK), "close", "draining"),
+        (replace(SERVING, drained=True, answer=refusal("draining")), "close", "drained"),
+        (replace(SERVING, drained=True, answer=None, refused_s=1.0), "close", "drained"),
         (Seen(refused_s=0.0, program="BACKOFF"), "close", "backoff"),
         (Seen(refused_s=0.0, program="FATAL"), "close", "fatal"),
         (Seen(refused_s=0.0, program="STARTING", beatless_s=3.0), "close", "loading"),

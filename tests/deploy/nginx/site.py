@@ -60,7 +60,9 @@ class Site:
 
     def _find(self, request_id: str) -> dict[str, Any] | None:
         lines = self.layout.access_log.read_text().splitlines()
-        return next((line for line in map(json.loads, lines) if line["request_id"] == request_id), None)
+        return next(
+            (line for line in map(json.loads, lines) if line["request_id"] == request_id), None
+        )
 
 
 def configuration(var_dir: Path, **sections: dict[str, Any]) -> ClusterConfig:
@@ -75,7 +77,10 @@ def configuration(var_dir: Path, **sections: dict[str, Any]) -> ClusterConfig:
 
 
 def files(
-    config: ClusterConfig, layout: Layout, version: tuple[int, int, int] = (1, 22, 0), user: str = ""
+    config: ClusterConfig,
+    layout: Layout,
+    version: tuple[int, int, int] = (1, 22, 0),
+    user: str = "",
 ) -> dict[str, str]:
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
     nginx = str(_nginx())

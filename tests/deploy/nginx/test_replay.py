@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import signal
 import socket
 import time
@@ -131,7 +130,7 @@ def test_events_pass_unbuffered_and_a_killed_stream_is_cut_visibly(front: Site) 
 
 
 def _sockets(pid: int) -> int:
-    return sum(os.readlink(fd).startswith("socket:") for fd in _open_files(pid))
+    return sum(str(fd.readlink()).startswith("socket:") for fd in _open_files(pid))
 
 
 def _open_files(pid: int) -> list[Path]:

@@ -60,3 +60,11 @@ def test_step_times_are_named_for_people() -> None:
     costs = Costs()
     costs.record("step", (128, 256), 2, 0.25)
     assert costs.step_ms() == {"128x256/2": 250.0}
+
+
+def test_a_drawing_is_text_steps_and_decode() -> None:
+    costs = Costs()
+    costs.record("encode", (128, 128), 1, 0.5)
+    costs.record("step", (128, 128), 1, 1.0)
+    costs.record("decode", (128, 128), 1, 0.25)
+    assert costs.drawing_s((128, 128), rows=1, steps=4) == pytest.approx(4.75)

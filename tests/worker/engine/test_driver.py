@@ -25,7 +25,7 @@ def make(beat: BeatWriter) -> MakeDriver:
     def make(pipeline: GatedPipeline, *entries: Entry, max_batch: int = 4) -> Driver:
         costs = Costs(max_batch)
         pulse = Pulse(beat, Limits(), compiles=False)
-        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs.batch_cap))
+        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs))
         driver.announce_interval_s = 0.0
         for each in entries:
             driver.queue.add(each)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.engine.conftest import Running
-from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, WholePipeline, request, spec
+from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
 from worker.beat import BeatWriter, Phase, read_beat
 from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket
 from worker.errors import (
@@ -25,7 +25,7 @@ from worker.pipelines.synthetic import text_of
 pytestmark = pytest.mark.anyio
 
 
-def raiser(error: BaseException) -> "object":
+def raiser(error: BaseException) -> Hook:
     def hook(prompts: list[str]) -> None:
         raise error
 

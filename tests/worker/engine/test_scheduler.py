@@ -1,4 +1,5 @@
 from tests.worker.engine.fakes import entry, spec
+from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority
 from worker.engine.scheduler import Scheduler, Turns
@@ -13,7 +14,15 @@ def queue_of(*entries: Entry) -> Queue:
 
 
 def scheduler(cap: int = 4) -> Scheduler:
-    return Scheduler(lambda size: cap, quantum_s=1.0)
+    """Turns of 1 s: the pictures cost next to nothing."""
+    return Scheduler(costs_of(1e-6, cap), quantum_s=1.0)
+
+
+def costs_of(step_s: float, cap: int = 4) -> Costs:
+    costs = Costs(cap)
+    for kind in KINDS:
+        costs.record(kind, (128, 128), 1, step_s)
+    return costs
 
 
 def start(*pictures: Picture, group: object = "group") -> None:
@@ -105,18 +114,18 @@ def test_keys_share_the_free_places_of_a_step() -> None:
 
 
 def test_a_turn_ends_when_its_seconds_are_used() -> None:
-    turns = Turns(quantum_s=1.0)
-    assert turns.next(["a", "b"]) == "a"
+    turns = Turns()
+    assert turns.next(["a", "b"], 1.0) == "a"
     turns.charge("a", 0.6)
-    assert turns.next(["a", "b"]) == "a"
+    assert turns.next(["a", "b"], 1.0) == "a"
     turns.charge("a", 0.6)
-    assert turns.next(["a", "b"]) == "b"
+    assert turns.next(["a", "b"], 1.0) == "b"
 
 
 def test_keys_get_equal_seconds_whatever_their_steps_cost() -> None:
-    turns, used = Turns(quantum_s=1.0), {"cheap": 0.0, "dear": 0.0}
+    turns, used = Turns(), {"cheap": 0.0, "dear": 0.0}
     for _ in range(1000):
-        key = turns.next(used)
+        key = turns.next(used, 1.0)
         seconds = 3.0 if key == "dear" else 0.1
         turns.charge(key, seconds)
         used[key] += seconds
@@ -124,12 +133,30 @@ def test_keys_get_equal_seconds_whatever_their_steps_cost() -> None:
 
 
 def test_a_key_that_left_has_no_debts_when_it_returns() -> None:
-    turns = Turns(quantum_s=1.0)
-    turns.next(["a"])
+    turns = Turns()
+    turns.next(["a"], 1.0)
     turns.charge("a", 100.0)
-    turns.next(["b"])
+    turns.next(["b"], 1.0)
     turns.charge("b", 2.0)
-    assert turns.next(["a", "b"]) == "a"
+    assert turns.next(["a", "b"], 1.0) == "a"
+
+
+def test_dear_pictures_of_equal_cost_are_drawn_one_after_the_other() -> None:
+    one, other = entry("a", key="one"), entry("b", key="other")
+    queue, each = queue_of(one, other), Scheduler(costs_of(10.0, cap=1), quantum_s=1.0)
+    for _ in range(6):  # text, four steps, decode
+        assert each.leader(queue) is one.pictures[0]
+        each.charge(one.pictures, 10.0)
+
+
+def test_a_cheap_picture_waits_for_a_slice_of_a_dear_one_only() -> None:
+    dear, cheap = entry(specs=(spec("a", steps=50),), key="one"), entry("b", key="other")
+    queue, each = queue_of(dear, cheap), Scheduler(costs_of(1.0, cap=1), quantum_s=1.0)
+    turns = 0
+    while each.leader(queue) is dear.pictures[0]:
+        each.charge(dear.pictures, 1.0)
+        turns += 1
+    assert turns == 9  # 1.5 times the 6 s of the cheap one
 
 
 def test_seconds_are_shared_by_rows() -> None:

@@ -34,6 +34,13 @@ async def test_a_slow_reader_finds_the_latest_only() -> None:
     assert [type(event) for event in await collect(ticket)] == [Queued, Stepped, Drawn]
 
 
+async def test_coalesced_steps_keep_their_place_after_previews() -> None:
+    ticket = ticket_of("a")
+    for event in (Stepped(0, 1, 4, 1.0), Partial(0, 0, PIXELS), Stepped(0, 3, 4, 1.0), drawn(0)):
+        ticket.post(event)
+    assert [type(event) for event in await collect(ticket)] == [Partial, Stepped, Drawn]
+
+
 async def test_previews_and_pictures_are_not_coalesced() -> None:
     ticket = ticket_of("a", "b")
     for event in (Partial(0, 0, PIXELS), Partial(0, 1, PIXELS), drawn(1), drawn(0)):
@@ -64,6 +71,13 @@ async def test_first_end_wins_and_nothing_follows_it() -> None:
         await ticket.result()
     with pytest.raises(Refused, match="first"):
         await collect(ticket)
+
+
+async def test_nothing_is_read_that_was_posted_after_the_end() -> None:
+    ticket = ticket_of("a")
+    ticket.post(drawn(0))
+    ticket.post(Stepped(0, 4, 4, 0.0))
+    assert await collect(ticket) == [drawn(0)]
 
 
 async def test_events_before_a_failure_are_still_read() -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from worker.errors import Refused
 from worker.pipelines.kernels import fixed_kernels
 
 
@@ -16,6 +17,13 @@ def test_fixed_kernels_end_with_an_error() -> None:
     with pytest.raises(ZeroDivisionError), fixed_kernels():
         raise ZeroDivisionError
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_has_no_fixed_kernel_is_refused() -> None:
+    numbers = torch.zeros(2)
+    with pytest.raises(Refused) as refused, fixed_kernels():
+        numbers.put_(torch.tensor([0]), torch.ones(1))
+    assert refused.value.param == "reproducible"
 
 
 def test_unwanted_they_change_nothing() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import ZImagePipeline
 
-from tests.worker.pipelines.conftest import CPU, draw, spec
+from tests.worker.pipelines.conftest import CPU, close, draw, spec
 from worker.pipelines import loading, sources
 from worker.pipelines.base import Pipeline
 from worker.pipelines.folder import Defaults, ModelLoadError
 from worker.pipelines.random_zimage import TURBO
-from worker.pipelines.sources import defaults_of, load
+from worker.pipelines.sources import TINY, defaults_of, load
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.pipelines.whole import WholeCall
 from worker.pipelines.zimage import ZImageStepwise
@@ -39,11 +41,27 @@ def loaded(model: Path | str, **settings: Any) -> Pipeline:
     return load(Settings(model=str(model), **settings))
 
 
+def test_tiny_draws_what_diffusers_draws() -> None:
+    pipeline = loaded("tiny")
+    wanted = spec("a large red circle on a white background", width=128, height=96, seed=3)
+    image = ZImagePipeline.from_pretrained(str(TINY), dtype=torch.float32)(
+        wanted.prompt,
+        width=128,
+        height=96,
+        num_inference_steps=4,
+        guidance_scale=0.0,
+        generator=torch.Generator("cpu").manual_seed(3),
+    ).images[0]
+    specs = [wanted, spec("一个蓝色的星形", width=128, height=96)]
+    assert close(draw(pipeline, *specs)[0], np.asarray(image))
+    assert (pipeline.info.default_steps, pipeline.info.default_size) == (8, (256, 256))
+
+
 def test_a_zimage_folder_steps_singly(zimage_folder: Path, small_zimage: Any) -> None:
     pipeline = loaded(zimage_folder)
     assert isinstance(pipeline, ZImageStepwise)
     again = loading.adapted(small_zimage, defaults_of(str(zimage_folder)), 1 << 20)
-    assert np.array_equal(draw(pipeline, spec())[0], draw(again, spec())[0])
+    assert close(draw(pipeline, spec())[0], draw(again, spec())[0])
 
 
 def test_another_folder_runs_in_whole_calls(diffusion_folder: Path) -> None:

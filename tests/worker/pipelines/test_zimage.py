@@ -177,6 +177,15 @@ def test_a_failed_step_changes_nothing(
     assert np.array_equal(stepwise.finish(samples)[0], draw(stepwise, sample.spec)[0])
 
 
+def test_an_overflow_is_no_black_picture(stepwise: ZImageStepwise) -> None:
+    (sample,) = stepwise.start([spec(steps=1)])
+    stepwise.step([sample], go_on)
+    assert isinstance(sample, ZImageSample)
+    sample.latents[0, 0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match="use bfloat16"):
+        stepwise.finish([sample])
+
+
 def test_reproducible_samples_share_no_forward(stepwise: ZImageStepwise) -> None:
     specs = [spec(reproducible=True), spec("blue", reproducible=True)]
     with forwards(stepwise) as rows:

@@ -1,0 +1,58 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.guard.gate import Gate, make_closed_socket
+from deploy.layout import Layout
+
+
+@pytest.fixture
+def gate(layout: Layout) -> Gate:
+    make_closed_socket(layout.closed_socket)
+    return Gate(layout.gate("w1"), layout.socket("w1"), layout.closed_socket)
+
+
+def connect(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_closed_gate_refuses(layout: Layout, gate: Gate) -> None:
+    gate.prepare()
+    with pytest.raises(ConnectionRefusedError):
+        connect(layout.gate("w1"))
+
+
+def test_open_gate_leads_to_the_worker(layout: Layout, gate: Gate) -> None:
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.bind(str(layout.socket("w1")))
+        worker.listen()
+        gate.open()
+        connect(layout.gate("w1"))
+    assert gate.is_open
+
+
+def test_prepare_adopts_an_open_gate(gate: Gate) -> None:
+    gate.open()
+    gate.prepare()
+    assert gate.is_open
+
+
+def test_prepare_closes_a_gate_that_leads_elsewhere(layout: Layout, gate: Gate) -> None:
+    layout.gate("w1").symlink_to("/elsewhere/w1.sock")
+    gate.prepare()
+    assert layout.gate("w1").readlink() == layout.closed_socket
+
+
+def test_swap_leaves_no_other_file(layout: Layout, gate: Gate) -> None:
+    gate.open()
+    gate.close()
+    assert [path.name for path in layout.pool_dir.iterdir()] == ["w1.sock"]
+
+
+def test_closed_socket_is_made_once(layout: Layout) -> None:
+    make_closed_socket(layout.closed_socket)
+    before = layout.closed_socket.stat().st_ino
+    make_closed_socket(layout.closed_socket)
+    assert layout.closed_socket.stat().st_ino == before

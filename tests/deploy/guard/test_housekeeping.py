@@ -1,0 +1,43 @@
+import os
+import time
+from pathlib import Path
+
+from deploy.guard.housekeeping import prune, reopen_logs, rotate
+
+
+def test_only_old_files_are_pruned(tmp_path: Path) -> None:
+    for name, age_s in (("old", 700.0), ("new", 10.0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    assert prune(tmp_path, ttl_s=600.0) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_missing_directory_has_nothing_to_prune(tmp_path: Path) -> None:
+    assert prune(tmp_path / "missing", ttl_s=1.0) == 0
+
+
+def test_full_log_moves_up_and_the_oldest_goes(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    for text in ("first", "second", "third"):
+        log.write_text(text)
+        assert rotate(log, max_bytes=5, keep=2)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "access.log.1": "third",
+        "access.log.2": "second",
+    }
+
+
+def test_small_or_missing_log_stays(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    assert not rotate(log, max_bytes=5, keep=2)
+    log.write_text("tiny")
+    assert not rotate(log, max_bytes=5, keep=2)
+
+
+def test_pid_of_something_else_gets_no_signal(tmp_path: Path) -> None:
+    pid_file = tmp_path / "nginx.pid"
+    reopen_logs(pid_file)
+    pid_file.write_text(str(os.getpid()))
+    reopen_logs(pid_file)  # SIGUSR1 would end this process
+    assert pid_file.exists()

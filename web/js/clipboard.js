@@ -1,0 +1,21 @@
+/** Copying text, also where the page came without TLS and `navigator.clipboard` does not exist. */
+
+import { $, h } from "./dom.js";
+
+/** Resolves to whether `text` is on the clipboard now. */
+export async function copyText(text) {
+  if (!navigator.clipboard) return copyBySelection(text);
+  return navigator.clipboard.writeText(text).then(() => true, () => false);
+}
+
+function copyBySelection(text) {
+  const before = document.activeElement;
+  const field = h("textarea", { class: "sr-only", readonly: true });
+  field.value = text;
+  ($("dialog[open]") ?? document.body).append(field); // an open dialog lets nothing else have the focus
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  before?.focus();
+  return copied;
+}
