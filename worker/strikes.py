@@ -37,6 +37,9 @@ class Record:
         return self.alone >= ALONE_LIMIT
 
 
+CLEAN = Record(0, 0, 0.0)
+
+
 class Strikes:
     """The strikes of a cell, seen from the worker called ``name``."""
 
