@@ -191,12 +191,7 @@ class Service:
             return "broken"
         if self._booting is not None:
             return self._booting
-        state = self.engine.state()
-        if state.broken:
-            return "broken"
-        if state.stuck:
-            return "stuck"
-        return "draining" if self._draining else None
+        return self.engine.trouble() or ("draining" if self._draining else None)
 
     def require_ready(self) -> None:
         """Raise ``NotReady`` or ``HandedBack`` unless this worker takes work now."""

@@ -91,12 +91,19 @@ class Drawing:
             arrived_at=self.exchange.arrived_at,
             key=self.exchange.key,
             fingerprint=fingerprint,
+            priority=generation.priority,
+            deadline=self._deadline(),
             partial_images=generation.partial_images,
             exclusive=exclusive,
+            watched=generation.stream,
         )
         self._ticket = service.engine.submit(request)
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
+
+    def _deadline(self) -> float | None:
+        timeout_s = self._generation.timeout_s
+        return None if timeout_s is None else self.exchange.arrived_at + timeout_s
 
     def cancel(self) -> None:
         """Stop drawing, if there is anything left to draw."""

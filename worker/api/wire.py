@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
+from worker.engine.request import Priority
 from worker.errors import InvalidRequest, NotFound
 from worker.pipelines.base import DrawSpec, ModelInfo
 from worker.settings import Settings
@@ -18,6 +19,8 @@ from worker.settings import Settings
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3
 MAX_GUIDANCE_SCALE = 30.0
+MAX_TIMEOUT_S = 86_400.0
+PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 _LONGEST_NAME = 60  # of a field: comparing takes the square of it
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -42,6 +45,7 @@ KNOWN = (
     "output_compression",
     "output_format",
     "partial_images",
+    "priority",
     "prompt",
     "reproducible",
     "response_format",
@@ -49,13 +53,15 @@ KNOWN = (
     "size",
     "steps",
     "stream",
+    "timeout_s",
     *IGNORED,
 )
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP."""
+    """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP.
+    ``timeout_s`` counts from the request's arrival; None: no limit of its own."""
 
     prompts: tuple[str, ...]
     n: int
@@ -71,6 +77,8 @@ class Generation:
     quality: int | None
     stream: bool
     partial_images: int
+    priority: Priority
+    timeout_s: float | None
 
     @property
     def size(self) -> str:
@@ -149,6 +157,8 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         quality=fields.optional_whole("output_compression", 0, 100),
         stream=stream,
         partial_images=partial_images,
+        priority=PRIORITIES[fields.choice("priority", "interactive", tuple(PRIORITIES))],
+        timeout_s=fields.optional_number("timeout_s", 0.1, MAX_TIMEOUT_S),
     )
 
 
@@ -338,13 +348,15 @@ class _Fields:
         value = self.optional_whole(name, low, high)
         return default if value is None else value
 
-    def number(self, name: str, default: float, low: float, high: float) -> float:
+    def optional_number(self, name: str, low: float, high: float) -> float | None:
         value = self._get(name, _is_number, "a number")
-        if value is None:
-            return default
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             _bad(name, f"{_brief(value)} is out of range: {low:g} to {high:g}")
-        return float(value)
+        return None if value is None else float(value)
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.optional_number(name, low, high)
+        return default if value is None else value
 
 
 def _shown(value: object) -> str:

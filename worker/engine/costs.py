@@ -1,8 +1,10 @@
-"""Measured seconds of encode, step and decode, and what they predict.
+"""Measured seconds and bytes of encode, step and decode, and what they predict.
 
-Times are kept by size and rows: unlike the group, the size is known before a prompt is encoded.
+Both are kept by size and rows: unlike the group, the size is known before a prompt is encoded.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from worker.engine.queue import Size
@@ -13,35 +15,58 @@ KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
 # Only before anything was measured; the warm-up measures.
 _PRIOR_S: dict[Kind, float] = {"encode": 0.05, "step": 0.1, "decode": 0.1}
 _WEIGHT = 0.2  # of a new measurement in the running average
+_NEAR_BEST = 1.03
+"""A batch is large enough when a picture in it takes at most so many times the best."""
+_KEEP = 1.06
+"""A cap in use stays until its pictures take more than so many times the best: times waver."""
+_TYPICAL_STEPS = 8
 
 
 class Costs:
-    """Running averages. ``max_batch``: most rows of a step where nothing else is known."""
+    """Running averages. ``max_batch``: most rows of a step where nothing else is known.
 
-    def __init__(self, max_batch: int = 4) -> None:
+    ``memory_limit``: bytes that this process may use for weights and calls together.
+    """
+
+    def __init__(self, max_batch: int = 4, memory_limit: int | None = None) -> None:
+        self.memory_limit = memory_limit
         self._max_batch = max_batch
-        self._caps: dict[Size, int] = {}
+        self._fits: dict[Size, int] = {}
         self._times: dict[Kind, dict[Size, dict[int, float]]] = {kind: {} for kind in KINDS}
+        self._resident = 0
+        self._peaks: dict[Size, dict[int, int]] = {}
+        self._predicted: dict[tuple[Kind, Size, int], float] = {}
+        self._caps: dict[tuple[Size, int], int] = {}
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
         times = self._times[kind].setdefault(size, {})
         before = times.get(rows, seconds)
         times[rows] = before + _WEIGHT * (seconds - before)
+        self._predicted.clear()
+
+    def record_peak(self, size: Size, rows: int, peak: int, resident: int) -> None:
+        """Drawing ``rows`` rows took ``peak`` bytes, of which ``resident`` without any call."""
+        self._resident = resident
+        peaks = self._peaks.setdefault(size, {})
+        peaks[rows] = max(peak, peaks.get(rows, 0))
+
+    @property
+    def measured(self) -> bool:
+        """Whether a step was ever timed."""
+        return bool(self._times["step"])
 
     def measured_s(self, kind: Kind, size: Size, rows: int) -> float | None:
         """The running average of exactly this call; None before the first."""
         return self._times[kind].get(size, {}).get(rows)
 
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
-        """Seconds of one call; where it was never measured, scaled up from the nearest one."""
-        times = self._times[kind]
-        if not times:
-            return _PRIOR_S[kind]
-        near = size if size in times else min(times, key=lambda s: abs(_area(s) - _area(size)))
-        scale = 1.0 if kind == "encode" else _area(size) / _area(near)
-        count = min(times[near], key=lambda n: (abs(n - rows), n))
-        return times[near][count] * scale * max(1.0, rows / count)
+        """Seconds of one call; between measured rows and sizes in proportion, beyond them as
+        much more as there is to do."""
+        call = kind, size, rows
+        if call not in self._predicted:
+            self._predicted[call] = self._predict_s(*call)
+        return self._predicted[call]
 
     def drawing_s(self, size: Size, rows: int, steps: int) -> float:
         """Seconds of a whole drawing of ``rows`` rows from text to pixels."""
@@ -49,13 +74,66 @@ class Costs:
         ends_s = self.predict_s("encode", size, rows) + self.predict_s("decode", size, rows)
         return steps * step_s + ends_s
 
-    def batch_cap(self, size: Size) -> int:
-        """Most rows that may share one step at ``size``."""
-        return min(self._caps.get(size, self._max_batch), self._max_batch)
+    # How many rows may share a step
+
+    def batch_cap(self, size: Size, backlog: int | None = None) -> int:
+        """Most rows that may share one step at ``size`` where ``backlog`` rows wait for it.
+
+        The smallest number within 3 % of the best seconds per picture among those that fit the
+        memory: beyond it a batch only makes everybody wait for the slowest.
+        """
+        most = min(self._fits.get(size, self._max_batch), self._max_batch)
+        most = max(1, min(most, self.room(size)))
+        within = most if backlog is None else max(1, min(most, backlog))
+        if not self.compared(size):
+            return within
+        cap = self._caps.get((size, within))
+        if cap is None or not self._near_best(size, cap, within, _KEEP):
+            cap = next(n for n in range(1, within + 1) if self._near_best(size, n, within))
+            self._caps[size, within] = cap
+        return cap
 
     def shrink(self, size: Size, rows: int) -> None:
         """More than ``rows`` rows of ``size`` do not fit the memory."""
-        self._caps[size] = max(1, min(rows, self.batch_cap(size)))
+        self._fits[size] = max(1, min(rows, self._fits.get(size, self._max_batch)))
+        self._caps.clear()
+
+    def room(self, size: Size) -> int:
+        """Most rows of ``size`` that the memory is predicted to hold; 0: not even one."""
+        if self.memory_limit is None or not self._peaks:
+            return self._max_batch
+        rows = range(self._max_batch, 0, -1)
+        return next((n for n in rows if self.predict_peak(size, n) <= self.memory_limit), 0)
+
+    def predict_peak(self, size: Size, rows: int) -> int:
+        """Bytes in use at the worst moment of drawing ``rows`` rows of ``size``."""
+        if not self._peaks:
+            return 0
+        calls = {s: {n: b - self._resident for n, b in p.items()} for s, p in self._peaks.items()}
+        return self._resident + round(_by_area(calls, size, rows))
+
+    def compared(self, size: Size) -> bool:
+        """Whether steps of several numbers of rows were timed. One alone says nothing about
+        batches: then they are tried, which measures them."""
+        times = self._times["step"]
+        return bool(times) and len(times[_nearest(times, size)]) > 1
+
+    def _near_best(self, size: Size, rows: int, within: int, factor: float = _NEAR_BEST) -> bool:
+        best = min(self._picture_s(size, n) for n in range(1, within + 1))
+        return self._picture_s(size, rows) <= factor * best
+
+    def _picture_s(self, size: Size, rows: int) -> float:
+        return self.drawing_s(size, rows, _TYPICAL_STEPS) / rows
+
+    def _predict_s(self, kind: Kind, size: Size, rows: int) -> float:
+        times = self._times[kind]
+        if not times:
+            return _PRIOR_S[kind]
+        if kind == "encode":  # text takes as long at every size
+            return _by_rows(times[_nearest(times, size)], rows)
+        return _by_area(times, size, rows)
+
+    # For people and files
 
     def step_ms(self) -> dict[str, float]:
         """Milliseconds of a step by ``WIDTHxHEIGHT/rows``, for people and metrics."""
@@ -68,7 +146,9 @@ class Costs:
     def dump(self) -> dict[str, Any]:
         """Everything learnt, as JSON's types; ``load`` reads it."""
         return {
-            "caps": {_name(size): cap for size, cap in self._caps.items()},
+            "caps": {_name(size): cap for size, cap in self._fits.items()},
+            "resident": self._resident,
+            "peaks": {_name(size): _texts(peaks) for size, peaks in self._peaks.items()},
             **{
                 kind: {_name(size): _texts(times) for size, times in sizes.items()}
                 for kind, sizes in self._times.items()
@@ -76,14 +156,52 @@ class Costs:
         }
 
     @classmethod
-    def load(cls, data: dict[str, Any], max_batch: int = 4) -> "Costs":
+    def load(
+        cls, data: dict[str, Any], max_batch: int = 4, memory_limit: int | None = None
+    ) -> "Costs":
         """What ``dump`` gave; KeyError or ValueError where it is something else."""
-        costs = cls(max_batch)
-        costs._caps = {_size(name): int(cap) for name, cap in data["caps"].items()}
+        costs = cls(max_batch, memory_limit)
+        costs._fits = {_size(name): int(cap) for name, cap in data["caps"].items()}
+        costs._resident = int(data["resident"])
+        for name, peaks in data["peaks"].items():
+            costs._peaks[_size(name)] = {int(n): int(b) for n, b in peaks.items()}
         for kind in KINDS:
             for name, times in data[kind].items():
                 costs._times[kind][_size(name)] = {int(n): float(s) for n, s in times.items()}
         return costs
+
+
+def _by_area(table: dict[Size, dict[int, Any]], size: Size, rows: int) -> float:
+    """From the sizes above and below in proportion to their areas, else scaled from the nearest."""
+    if size in table:
+        return _by_rows(table[size], rows)
+    area = _area(size)
+    below = max((s for s in table if _area(s) <= area), key=_area, default=None)
+    above = min((s for s in table if _area(s) >= area), key=_area, default=None)
+    if below is None or above is None or _area(below) == _area(above):
+        near = _nearest(table, size)
+        return _by_rows(table[near], rows) * area / _area(near)
+    low, high = _by_rows(table[below], rows), _by_rows(table[above], rows)
+    return low + (high - low) * (area - _area(below)) / (_area(above) - _area(below))
+
+
+def _by_rows(values: dict[int, Any], rows: int) -> float:
+    """Between the measured rows in proportion; below the fewest as much, beyond the most more."""
+    if rows in values:
+        return float(values[rows])
+    known = sorted(values)
+    at = bisect_left(known, rows)
+    if at == 0:
+        return float(values[known[0]])
+    low = known[at - 1]
+    if at == len(known):
+        return float(values[low]) * rows / low
+    high = known[at]
+    return float(values[low] + (values[high] - values[low]) * (rows - low) / (high - low))
+
+
+def _nearest(sizes: Iterable[Size], size: Size) -> Size:
+    return min(sizes, key=lambda s: (abs(_area(s) - _area(size)), s != size))
 
 
 def _area(size: Size) -> int:
@@ -99,5 +217,5 @@ def _size(name: str) -> Size:
     return int(width), int(height)
 
 
-def _texts(times: dict[int, float]) -> dict[str, float]:
-    return {str(rows): seconds for rows, seconds in times.items()}
+def _texts(values: dict[int, Any]) -> dict[str, Any]:
+    return {str(rows): value for rows, value in values.items()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from worker.beat import Phase
 from worker.engine.costs import Costs, Kind
+from worker.engine.forecast import Call as RunningCall
 from worker.engine.forecast import forecast, remaining_s
 from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Picture, Queue, Size
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 0.25
 MAX_LOST_MEMORY = 3
+_FORECAST_SHARE = 100  # a forecast every so many times what one takes, at least
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
 Shape = tuple[Size, int]
@@ -46,6 +48,7 @@ class Driver:
     refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
+    _running: tuple[Kind, Sequence[Picture], float] | None = None  # call; should end at
     _drawn_shapes: set[Shape] = field(default_factory=set)
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
     _fits: int | None = None  # rows, where the running call had no room for more
@@ -67,6 +70,16 @@ class Driver:
         if lead.sample and not lead.entry.over:
             self._advance(lead)
         return True
+
+    def forecast(self, more: Sequence[Entry] = ()) -> dict[Entry, Queued]:
+        """Places of everybody who has not begun, and of ``more`` if they came now. Under
+        ``lock``."""
+        running = None
+        if self._running:
+            kind, pictures, end = self._running
+            running = RunningCall(kind, pictures, max(0.0, end - time.monotonic()))
+        stepwise = self.pipeline.info.stepwise
+        return forecast([*self.queue, *more], self.scheduler, running, stepwise=stepwise)
 
     def settle(self, entry: Entry, error: ZimageError | None = None) -> bool:
         """``entry`` is answered and leaves; False if it had been already. Under ``lock``."""
@@ -127,6 +140,7 @@ class Driver:
     def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
         shape = self.pulse.enter(phase, part, self._expected_s(phase, part))
         began = time.monotonic()
+        self._begin(phase, part, began)
         try:
             call(part)
         except DevicePoisoned:
@@ -135,9 +149,19 @@ class Driver:
             ids = ", ".join(picture.entry.request.id for picture in part)
             log.warning("%s failed for %s", phase.name.lower(), ids, exc_info=True)
             return Failure.of(error)
+        finally:
+            self._running = None
         seconds = time.monotonic() - began
         self._measure(phase, part, seconds, typical=self.pulse.learn(shape))
         return None
+
+    def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> None:
+        kind = _KINDS[phase]
+        with self.lock:
+            seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
+            if phase is Phase.STEP and not self.pipeline.info.stepwise:
+                seconds *= part[0].spec.steps
+            self._running = kind, part, began + seconds
 
     def _start(self, part: Sequence[Picture]) -> None:
         began = time.monotonic()
@@ -277,12 +301,16 @@ class Driver:
             if now - self._announced_at < self.announce_interval_s:
                 return
             self._announced_at = now
-            if not self.queue.waiting:
+            if not any(entry.request.watched for entry in self.queue.waiting):
                 return
-            for entry, queued in forecast(self.queue, self.costs).items():
+            for entry, queued in self.forecast().items():
                 if self._announced.get(entry) != queued:
                     self._announced[entry] = queued
                     entry.waiter.post(queued)
+            # Computed on the thread that draws: at most a hundredth of its time.
+            if self.announce_interval_s:
+                spent_s = time.monotonic() - now
+                self._announced_at += max(0.0, _FORECAST_SHARE * spent_s - self.announce_interval_s)
 
 
 def _samples(pictures: Sequence[Picture]) -> list[Sample]:

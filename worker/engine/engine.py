@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 
 from worker.beat import BeatWriter
 from worker.engine import admission
+from worker.engine.admission import Line
+from worker.engine.bookings import Bookings
 from worker.engine.costs import Costs
-from worker.engine.driver import Driver
-from worker.engine.forecast import forecast
+from worker.engine.driver import ANNOUNCE_INTERVAL_S, Driver
+from worker.engine.forecast import work_s
 from worker.engine.limits import Limits
 from worker.engine.pulse import IDLE_BEAT_S, Pulse
 from worker.engine.queue import Entry, Queue, expected_rows
@@ -26,6 +28,7 @@ from worker.errors import (
     HandedBack,
     InvalidRequest,
     NotReady,
+    Overloaded,
     Refused,
     Unavailable,
     ZimageError,
@@ -57,7 +60,9 @@ class Engine:
         self._limits = limits
         self._costs = costs or Costs(limits.max_batch)
         self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
-        self._queue = Queue(admission.max_waiting(limits, replay=True))
+        self._queue = Queue(admission.max_waiting(limits, reserve=True))
+        self._bookings = Bookings(limits.max_queued_requests)
+        self._expected_wait = 0.0, 0.0  # of a newcomer; computed at
         scheduler = Scheduler(self._costs)
         self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
         self._lock = self._driver.lock
@@ -95,7 +100,8 @@ class Engine:
             self._require_open()
             queued = self._admit(entry)
             self._queue.add(entry)
-        ticket.post(queued)
+        if queued:
+            ticket.post(queued)
         self._wake.set()
         return ticket
 
@@ -127,6 +133,12 @@ class Engine:
         if self._thread.is_alive():
             log.error("the running call did not end within %.0f s", timeout_s)
 
+    def trouble(self) -> str | None:
+        """``broken``, ``stuck``, or None: what decides about a request before anything else."""
+        if self._broken:
+            return "broken"
+        return "stuck" if self._pulse.activity.stuck() else None
+
     def state(self) -> EngineState:
         """What health checks and metrics show."""
         activity = self._pulse.activity
@@ -142,7 +154,7 @@ class Engine:
                 queued=queued,
                 running=len(self._queue) - queued,
                 batch=activity.rows,
-                predicted_wait_s=self._forecast(self._probe()).wait_s,
+                predicted_wait_s=self._newcomers_wait_s(),
                 steps_done=self._driver.totals.steps,
                 totals=dataclasses.asdict(self._driver.totals),
                 step_ms=self._costs.step_ms(),
@@ -170,15 +182,52 @@ class Engine:
                 message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
 
-    def _admit(self, entry: Entry) -> Queued:
-        queued = self._forecast(entry)
+    def _admit(self, entry: Entry) -> Queued | None:
+        """Its place, where that had to be computed; raises Overloaded."""
+        now = time.monotonic()
+        promise = self._bookings.take(entry, now)
+        if promise:
+            entry.since = promise.entry.since
+        elif not entry.request.watched and self._plenty(entry):
+            return None
+        expected = self._bookings.entries()
+        places = self._forecast([*expected, entry])
+        line = self._line(entry, expected, [places[e].wait_s for e in places if e is not entry])
         replay = admission.is_replay(time.time() - entry.request.arrived_at)
-        waiting = len(self._queue.waiting)
-        admission.admit(self._limits, waiting, queued.wait_s, replay=replay)
-        return queued
+        reserve = replay or (promise is not None and promise.is_due(now))
+        try:
+            admission.admit(self._limits, line, places[entry].wait_s, reserve=reserve)
+        except Overloaded as refusal:
+            self._bookings.add(entry, refusal.retry_after_s, now)
+            raise
+        return places[entry]
 
-    def _forecast(self, entry: Entry) -> Queued:
-        return forecast([*self._queue, entry], self._costs)[entry]
+    def _plenty(self, entry: Entry) -> bool:
+        """Whether ``entry`` has room in whatever order the others are drawn."""
+        if self._bookings or len(self._queue) * 4 > self._limits.max_queued_requests:
+            return False
+        ahead_s = sum(work_s(each, self._costs) for each in self._queue)
+        return ahead_s < self._limits.max_queue_wait_s / 2
+
+    def _line(self, entry: Entry, expected: Sequence[Entry], starts_s: list[float]) -> Line:
+        waiting = [*self._queue.waiting, *expected]
+        of_key = sum(each.request.key == entry.request.key for each in waiting)
+        return Line(len(waiting), of_key, starts_s)
+
+    def _forecast(self, more: Sequence[Entry]) -> dict[Entry, Queued]:
+        return self._driver.forecast(more)
+
+    def _newcomers_wait_s(self) -> float:
+        """What a request that came now would wait; computed four times a second at most."""
+        now = time.monotonic()
+        wait_s, at = self._expected_wait
+        if not len(self._queue) and not self._bookings:
+            return 0.0
+        if now - at > ANNOUNCE_INTERVAL_S:
+            probe = self._probe()
+            wait_s = self._forecast([*self._bookings.entries(), probe])[probe].wait_s
+            self._expected_wait = wait_s, now
+        return wait_s
 
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""

@@ -1,26 +1,43 @@
-"""When it will be whose turn: position and wait of everybody who has not begun. Pure."""
+"""When it will be whose turn: the scheduler itself, run ahead on copies. Pure."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
-from worker.engine.costs import Costs
-from worker.engine.queue import Entry, Picture, Size
-from worker.engine.request import Priority, Queued
+from worker.engine.costs import Costs, Kind
+from worker.engine.queue import Entry, Picture, Queue, Size
+from worker.engine.request import Event, Queued
+from worker.engine.scheduler import Scheduler
+from worker.errors import ZimageError
+from worker.pipelines.base import Sample
+
+_MAX_ROUNDS = 1000
 
 
-def forecast(entries: Iterable[Entry], costs: Costs) -> dict[Entry, Queued]:
-    """Position (requests ahead that have not begun either) and wait of each waiting entry.
+@dataclass(frozen=True)
+class Call:
+    """A call into the pipeline that is under way and should take ``left_s`` more."""
 
-    The pictures are dealt into batches in the order expected; a batch takes as long as its
-    longest picture, and an entry waits for the batches before the one that its first joins.
+    kind: Kind
+    pictures: Sequence[Picture]
+    left_s: float
+
+
+def forecast(
+    entries: Sequence[Entry],
+    scheduler: Scheduler,
+    running: Call | None = None,
+    *,
+    stepwise: bool = True,
+) -> dict[Entry, Queued]:
+    """Position (requests that begin before it) and wait of each entry that has not begun.
+
+    ``stepwise`` False: the pipeline draws in one call, which nobody can join.
     """
-    batches = _Batches(costs)
-    ordered = _in_order(entries, costs)
-    joined = {entry: batches.place(entry) for entry in ordered}
-    starts = batches.starts()
-    waiting = [entry for entry in ordered if not entry.begun]
-    return {e: Queued(k, round(starts[joined[e]], 1)) for k, e in enumerate(waiting)}
+    ahead = _Ahead(entries, scheduler, running, stepwise)
+    ahead.run()
+    order = sorted(ahead.starts.items(), key=lambda start: start[1])
+    return {entry: Queued(k, round(at, 1)) for k, (entry, at) in enumerate(order)}
 
 
 def remaining_s(picture: Picture, rows: int, costs: Costs) -> float:
@@ -30,66 +47,134 @@ def remaining_s(picture: Picture, rows: int, costs: Costs) -> float:
 
 
 def work_s(entry: Entry, costs: Costs) -> float:
-    """Seconds that are left of ``entry`` if it is drawn alone."""
-    return sum(_Batch(p.size, [p]).seconds(costs) for p in entry.undone)
+    """Seconds that are left of ``entry`` if its pictures are drawn one by one."""
+    return sum(_alone_s(picture, costs) for picture in entry.undone)
 
 
-def _in_order(entries: Iterable[Entry], costs: Costs) -> list[Entry]:
-    """By priority, those under way first; then keys take turns by predicted seconds."""
-    used_s: dict[tuple[Priority, str], float] = defaultdict(float)
-    places: dict[Entry, tuple[Priority, bool, float]] = {}
-    for entry in sorted(entries, key=lambda each: each.rank):
-        owner = entry.request.priority, entry.request.key
-        places[entry] = entry.request.priority, not entry.begun, used_s[owner]
-        used_s[owner] += work_s(entry, costs)
-    return sorted(places, key=places.__getitem__)
+def _alone_s(picture: Picture, costs: Costs) -> float:
+    encode_s = 0.0 if picture.sample else costs.predict_s("encode", picture.size, 1)
+    return encode_s + remaining_s(picture, picture.rows, costs)
 
 
 @dataclass
-class _Batch:
-    size: Size
-    pictures: list[Picture] = field(default_factory=list)
+class _Ahead:
+    """The queue from now on, as if nobody came or left."""
 
-    @property
-    def rows(self) -> int:
-        return sum(picture.rows for picture in self.pictures)
+    entries: Sequence[Entry]
+    scheduler: Scheduler
+    running: Call | None
+    stepwise: bool
+    starts: dict[Entry, float] = field(default_factory=dict)  # of those that have not begun
+    _at: float = 0.0
+    _originals: dict[Entry, Entry] = field(default_factory=dict)
+    _groups: dict[Size, Hashable] = field(default_factory=dict)
 
-    def seconds(self, costs: Costs) -> float:
-        fresh = sum(picture.sample is None for picture in self.pictures)
-        encode_s = costs.predict_s("encode", self.size, fresh) if fresh else 0.0
-        steps = max(picture.steps_left for picture in self.pictures)
-        step_s = costs.predict_s("step", self.size, self.rows)
-        return encode_s + steps * step_s + costs.predict_s("decode", self.size, len(self.pictures))
+    def __post_init__(self) -> None:
+        self.scheduler = self.scheduler.copy()
+        self._costs = self.scheduler.costs
+
+    def run(self) -> None:
+        copies = {picture: copy for entry in self.entries for picture, copy in self._copy(entry)}
+        self._queue = Queue.of(self._originals)
+        self._waiting = sum(not entry.begun for entry in self.entries)
+        if self.running:
+            self._finish_running(self.running, copies)
+        for _ in range(_MAX_ROUNDS):
+            if len(self.starts) >= self._waiting or not self._round():
+                break
+        for entry in self.entries:  # beyond what is worth computing
+            if not entry.begun:
+                self.starts.setdefault(entry, self._at)
+
+    def _copy(self, entry: Entry) -> list[tuple[Picture, Picture]]:
+        copy = Entry(entry.request, _NOBODY, entry.sequence, since=entry.since, begun=entry.begun)
+        self._originals[copy] = entry
+        pairs = list(zip(entry.pictures, copy.pictures, strict=True))
+        for picture, twin in pairs:
+            twin.done = picture.done
+            if sample := picture.sample:
+                self._groups.setdefault(picture.size, sample.group)
+                twin.sample = Sample(
+                    picture.spec, sample.group, sample.steps, sample.rows, sample.step_index
+                )
+        return pairs
+
+    def _finish_running(self, call: Call, copies: dict[Picture, Picture]) -> None:
+        pictures = [copies[p] for p in call.pictures if p in copies and not copies[p].done]
+        self._at = call.left_s
+        if call.kind == "encode":
+            self._started(pictures, 0.0)
+        if call.kind == "step":
+            steps = 1 if self.stepwise else max((p.steps_left for p in pictures), default=1)
+            self._stepped(pictures, steps)
+        if call.kind == "decode":
+            self._decoded(pictures)
+
+    def _round(self) -> bool:
+        lead = self.scheduler.leader(self._queue)
+        if lead is None:
+            return False
+        if newcomers := self.scheduler.newcomers(lead, self._queue):
+            at, seconds = self._at, self._spend("encode", newcomers)
+            self._at = at
+            self._started(newcomers, seconds)
+        batch = self.scheduler.batch(lead, self._queue)
+        for picture in batch:
+            self._begins(picture, self._at)
+        steps = self._steps(batch)
+        self._spend("step", batch, steps)
+        self._stepped(batch, steps)
+        return True
+
+    def _steps(self, batch: list[Picture]) -> int:
+        """How many steps ``batch`` does before anything changes."""
+        left = [picture.steps_left for picture in batch]
+        if not self.stepwise:
+            return max(left)
+        rows = sum(picture.rows for picture in batch)
+        step_s = self._costs.predict_s("step", batch[0].size, rows)
+        steady_s = self.scheduler.steady_s(batch)
+        return min(left) if steady_s > min(left) * step_s else max(1, ceil(steady_s / step_s))
+
+    def _spend(self, kind: Kind, pictures: list[Picture], calls: int = 1) -> float:
+        rows = sum(picture.rows for picture in pictures)
+        seconds = calls * self._costs.predict_s(kind, pictures[0].size, rows)
+        self.scheduler.charge(pictures, seconds)
+        self._at += seconds
+        return seconds
+
+    def _started(self, pictures: list[Picture], seconds: float) -> None:
+        for picture in pictures:
+            group = self._groups.setdefault(picture.size, picture.size)
+            picture.sample = Sample(picture.spec, group, picture.spec.steps, picture.rows)
+            self._begins(picture, self._at)
+        self._at += seconds
+
+    def _begins(self, picture: Picture, at: float) -> None:
+        entry = self._originals[picture.entry]
+        if not entry.begun:
+            self.starts.setdefault(entry, at)
+
+    def _stepped(self, pictures: list[Picture], steps: int) -> None:
+        for picture in pictures:
+            if picture.sample:
+                picture.sample.step_index += steps
+        if drawn := [p for p in pictures if p.sample and p.sample.drawn]:
+            self._spend("decode", drawn)
+            self._decoded(drawn)
+
+    def _decoded(self, pictures: list[Picture]) -> None:
+        for picture in pictures:
+            picture.sample, picture.done = None, True
+            if not picture.entry.undone:
+                self._queue.remove(picture.entry)
 
 
-class _Batches:
-    def __init__(self, costs: Costs) -> None:
-        self._costs = costs
-        self._all: list[_Batch] = []
-        self._open: dict[Size, int] = {}
+class _Nobody:
+    keep = False
 
-    def place(self, entry: Entry) -> int:
-        """Deal the pictures of ``entry``; the number of the batch that its first joins."""
-        return min(self._place(picture) for picture in entry.undone)
+    def post(self, event: Event) -> None: ...
+    def fail(self, error: ZimageError) -> None: ...
 
-    def starts(self) -> list[float]:
-        """Seconds until each batch begins."""
-        starts, at = [], 0.0
-        for batch in self._all:
-            starts.append(at)
-            at += batch.seconds(self._costs)
-        return starts
 
-    def _place(self, picture: Picture) -> int:
-        number = self._open.get(picture.size)
-        if number is None or picture.solo or not self._fits(picture, number):
-            number = len(self._all)
-            self._all.append(_Batch(picture.size))
-            if not picture.solo:
-                self._open[picture.size] = number
-        self._all[number].pictures.append(picture)
-        return number
-
-    def _fits(self, picture: Picture, number: int) -> bool:
-        rows = self._all[number].rows + picture.rows
-        return rows <= self._costs.batch_cap(picture.size)
+_NOBODY = _Nobody()

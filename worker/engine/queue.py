@@ -1,7 +1,7 @@
 """The bounded queue: who waits and who is being drawn, in order. It decides nothing."""
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,18 +76,27 @@ class Entry:
     waiter: Waiter
     sequence: int  # of admission: orders equal arrivals
     submitted_at: float = 0.0  # monotonic seconds
+    since: float = (
+        0.0  # orders the queue: its arrival, or that of the attempt that was promised room
+    )
     begun: bool = False  # one of its pictures has been in a step
     over: bool = False  # answered
     pictures: list[Picture] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.since = self.since or self.request.arrived_at
         specs = enumerate(self.request.specs)
         self.pictures = [Picture(self, index, spec) for index, spec in specs]
 
     @property
     def rank(self) -> tuple[Priority, float, int]:
         """Interactive before batch; within a priority the oldest first."""
-        return self.request.priority, self.request.arrived_at, self.sequence
+        return self.request.priority, self.since, self.sequence
+
+    @property
+    def first_undone(self) -> Picture:
+        """Its next picture. An entry that is not answered has one."""
+        return next(picture for picture in self.pictures if not picture.done)
 
     @property
     def undone(self) -> list[Picture]:
@@ -106,6 +115,13 @@ class Queue:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> "Queue":
+        """One that holds ``entries`` and is not bounded."""
+        queue = cls(0)
+        queue._entries = sorted(entries, key=lambda each: each.rank)
+        return queue
 
     @property
     def waiting(self) -> list[Entry]:

@@ -21,7 +21,8 @@ class DrawRequest:
     replays: the id names the request, the arrival orders the queue. ``key`` is who asks, for
     fairness. ``fingerprint`` stands for key and normalised body: the same for a resubmission.
     ``partial_images`` is how many previews of each picture are wanted. ``exclusive``: this request
-    was in a step that killed a worker and must share its steps with nobody.
+    was in a step that killed a worker and must share its steps with nobody. ``watched``: somebody
+    reads its position as it changes.
     """
 
     id: str
@@ -33,6 +34,7 @@ class DrawRequest:
     deadline: float | None = None  # seconds since the epoch
     partial_images: int = 0
     exclusive: bool = False
+    watched: bool = True
 
 
 @dataclass(frozen=True)

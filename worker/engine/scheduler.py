@@ -1,73 +1,71 @@
 """Which pictures advance next. Pure: no clock, no thread, no pipeline.
 
-A step is led by one picture: interactive before batch, keys by turns, the oldest of the key.
-Others of its group fill the step up to the batch cap; those under way go before newcomers, so
-that a group keeps going with its samples.
+A step is led by one picture: interactive before batch work (but for its share), keys by turns,
+the oldest of the key. Others of its group fill the step up to the batch cap; those under way go
+before newcomers, so that a group keeps going with its samples. Who ranks below the leader (batch
+work beside an interactive picture, a busy key beside one that asks now and then) rides along only
+where that hardly slows the step.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 
 from worker.engine.costs import Costs
-from worker.engine.queue import Entry, Picture, Queue
+from worker.engine.queue import Picture, Queue
 from worker.engine.request import Priority
+from worker.engine.turns import Turns
 
-QUANTUM_S = 2.0
+QUANTUM_S = 0.5
 """Seconds of the device that a key uses before it is the next key's turn, at least."""
+BATCH_SHARE = 0.05
+"""Of the device's time that batch work gets however many interactive requests there are."""
 _WHOLE = 1.5
 """A turn is this many times as long as the cheapest picture whose turn it might be: where all
 cost the same they are drawn one after the other, for slicing them would make all of them late,
 and a cheap one still waits for a slice of a dear one only."""
+_COURTESY = 1.25
+"""Riders of a lower rank make a step at most so many times longer."""
 
-
-class Turns:
-    """Deficit round robin over the keys that have something to draw."""
-
-    def __init__(self) -> None:
-        self._credit_s: dict[str, float] = {}  # in the order of their turns
-
-    def next(self, keys: Iterable[str], quantum_s: float) -> str:
-        """Whose turn it is among ``keys``, which is never empty. A key that has left is
-        forgotten, debts and all; a new one comes last, with one quantum."""
-        present = dict.fromkeys(keys)
-        self._credit_s = {k: credit for k, credit in self._credit_s.items() if k in present}
-        for key in present:
-            self._credit_s.setdefault(key, quantum_s)
-        while True:
-            key = next(iter(self._credit_s))
-            if self._credit_s[key] > 0:
-                return key
-            self._credit_s[key] = self._credit_s.pop(key) + quantum_s
-
-    def charge(self, key: str, seconds: float) -> None:
-        """``key`` has used the device for ``seconds``."""
-        if key in self._credit_s:
-            self._credit_s[key] -= seconds
+Rank = tuple[Priority, bool]
 
 
 class Scheduler:
     """``costs`` says how many rows may share a call and what a picture costs."""
 
     def __init__(self, costs: Costs, quantum_s: float = QUANTUM_S) -> None:
-        self._costs = costs
+        self.costs = costs
         self._quantum_s = quantum_s
         self._turns = {priority: Turns() for priority in Priority}
+        self._contended = False  # both priorities have something to draw
+        self._owed_s = 0.0  # batch work lags so far behind its share
+
+    def copy(self) -> "Scheduler":
+        """One in the same state, to try things out."""
+        twin = Scheduler(self.costs, self._quantum_s)
+        twin._turns = {priority: turns.copy() for priority, turns in self._turns.items()}
+        twin._contended, twin._owed_s = self._contended, self._owed_s
+        return twin
 
     def leader(self, queue: Queue) -> Picture | None:
         """The picture that must advance next; None when there is none."""
-        priority = min((entry.request.priority for entry in queue), default=None)
-        if priority is None:
-            return None
-        heads: dict[str, Entry] = {}
+        heads: dict[Priority, dict[str, Picture]] = {}
         for entry in queue:
-            if entry.request.priority == priority:
-                heads.setdefault(entry.request.key, entry)
-        firsts = {key: entry.undone[0] for key, entry in heads.items()}
+            heads.setdefault(entry.request.priority, {}).setdefault(
+                entry.request.key, entry.first_undone
+            )
+        if not heads:
+            return None
+        priority = self._priority(heads)
+        firsts = heads[priority]
         return firsts[self._turns[priority].next(firsts, self._quantum(firsts.values()))]
 
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""
-        chosen = [p for p in self._fill(lead, _peers(lead, queue)) if p.sample is None]
+        rank = self._rank(lead)
+        peers = [p for p in _peers(lead, queue) if p.sample or self._rank(p) <= rank]
+        chosen = [p for p in self._fill(lead, peers) if p.sample is None]
+        if not chosen:
+            return []
         return chosen[: max(self._room(lead, queue), int(lead.sample is None))]
 
     def batch(self, lead: Picture, queue: Queue) -> list[Picture]:
@@ -77,30 +75,81 @@ class Scheduler:
     def charge(self, pictures: Iterable[Picture], seconds: float) -> None:
         """Share ``seconds`` of the device among the keys of ``pictures`` by rows."""
         pictures = list(pictures)
-        rows = sum(picture.rows for picture in pictures)
+        row_s = seconds / sum(picture.rows for picture in pictures)
         for picture in pictures:
-            request = picture.entry.request
-            self._turns[request.priority].charge(request.key, seconds * picture.rows / rows)
+            request, used_s = picture.entry.request, row_s * picture.rows
+            self._turns[request.priority].charge(request.key, used_s)
+            if self._contended:
+                batch = request.priority is Priority.BATCH
+                self._owed_s += -used_s if batch else used_s * BATCH_SHARE / (1 - BATCH_SHARE)
+
+    def steady_s(self, batch: list[Picture]) -> float:
+        """Seconds for which ``batch`` goes on unless somebody comes or is done."""
+        lead = batch[0].entry.request
+        rows = sum(p.rows for p in batch)
+        own = sum(p.rows for p in batch if p.entry.request.key == lead.key)
+        left_s = self._turns[lead.priority].left_s(lead.key) * rows / own
+        if not self._contended:
+            return left_s
+        if lead.priority is Priority.BATCH:
+            return 0.0
+        return min(left_s, max(0.0, -self._owed_s) * (1 - BATCH_SHARE) / BATCH_SHARE)
+
+    def _priority(self, heads: dict[Priority, dict[str, Picture]]) -> Priority:
+        self._contended = len(heads) > 1
+        if not self._contended:
+            self._owed_s = 0.0
+            return next(iter(heads))
+        first = next(iter(heads[Priority.BATCH].values()))
+        step_s = self.costs.predict_s("step", first.size, first.rows)
+        return Priority.BATCH if self._owed_s >= step_s else Priority.INTERACTIVE
 
     def _quantum(self, firsts: Iterable[Picture]) -> float:
-        cheapest_s = min(self._costs.drawing_s(p.size, p.rows, p.spec.steps) for p in firsts)
+        cheapest_s = min(self.costs.drawing_s(p.size, p.rows, p.spec.steps) for p in firsts)
         return max(self._quantum_s, _WHOLE * cheapest_s)
+
+    def _rank(self, picture: Picture) -> Rank:
+        request = picture.entry.request
+        return request.priority, not self._turns[request.priority].fresh(request.key)
 
     def _fill(self, lead: Picture, peers: list[Picture]) -> list[Picture]:
         # Ends at the first that does not fit: a guided picture is not overtaken for ever.
-        chosen, rows = [lead], lead.rows
-        for picture in _in_order(peers):
+        if not peers:
+            return [lead]
+        backlog = lead.rows + sum(p.rows for p in peers)
+        cap = self.costs.batch_cap(lead.size, backlog)
+        rank, chosen, rows, ranked_rows = self._rank(lead), [lead], lead.rows, lead.rows
+        for picture, below in self._in_order(peers, rank):
             rows += picture.rows
-            if rows > self._costs.batch_cap(lead.size):
+            if rows > cap or (below and self._slows(lead, ranked_rows, rows)):
                 break
+            ranked_rows = ranked_rows if below else rows
             chosen.append(picture)
         return chosen
+
+    def _slows(self, lead: Picture, rows: int, with_riders: int) -> bool:
+        if not self.costs.compared(lead.size):
+            return False
+        step_s = self.costs.predict_s("step", lead.size, rows)
+        return self.costs.predict_s("step", lead.size, with_riders) > _COURTESY * step_s
 
     def _room(self, lead: Picture, queue: Queue) -> int:
         # The group of a picture is known once it is started, so some wait started for another
         # step; not more of them than twice the cap, for they hold memory.
         started = sum(p.rows for p in queue.pictures() if p.sample and p.size == lead.size)
-        return 2 * self._costs.batch_cap(lead.size) - started
+        return 2 * self.costs.batch_cap(lead.size) - started
+
+    def _in_order(self, peers: list[Picture], lead: Rank) -> list[tuple[Picture, bool]]:
+        """By rank, then those under way, then one of each key after the other; and whether the
+        picture ranks below ``lead``."""
+        nth: Counter[tuple[Priority, str]] = Counter()
+        ranks: dict[Picture, tuple[Rank, bool, int]] = {}
+        for picture in peers:
+            request = picture.entry.request
+            nth[request.priority, request.key] += 1
+            turn = nth[request.priority, request.key]
+            ranks[picture] = self._rank(picture), picture.sample is None, turn
+        return [(p, ranks[p][0] > lead) for p in sorted(peers, key=ranks.__getitem__)]
 
 
 def _peers(lead: Picture, queue: Queue) -> list[Picture]:
@@ -113,15 +162,3 @@ def _alike(one: Picture, other: Picture) -> bool:
     if one.sample and other.sample:
         return one.sample.group == other.sample.group
     return one.size == other.size
-
-
-def _in_order(peers: list[Picture]) -> list[Picture]:
-    """Interactive first, then those under way, then one of each key after the other."""
-    nth: Counter[tuple[Priority, str]] = Counter()
-    ranks: dict[Picture, tuple[Priority, bool, int]] = {}
-    for picture in peers:
-        request = picture.entry.request
-        nth[request.priority, request.key] += 1
-        turn = nth[request.priority, request.key]
-        ranks[picture] = request.priority, picture.sample is None, turn
-    return sorted(peers, key=ranks.__getitem__)

@@ -98,6 +98,33 @@ async def test_worker_draws_on_after_a_failed_drawing(client: httpx.AsyncClient)
     assert (await client.post(URL, json={"prompt": "a"})).status_code == 200
 
 
+async def test_a_request_over_its_own_time_limit_is_a_408(home: Path) -> None:
+    async with serving(settings_in(home, model="synthetic:step_ms=100")) as (service, client):
+        await ready(service)
+        answer = await client.post(URL, json={"prompt": "a", "steps": 50, "timeout_s": 0.3})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "deadline_passed")
+        assert service.engine.state().running == 0
+
+
+async def test_batch_work_lets_interactive_requests_pass(home: Path) -> None:
+    done: list[str] = []
+
+    async def draw(client: httpx.AsyncClient, priority: str, steps: int) -> None:
+        body = {"prompt": "a", "steps": steps, "priority": priority}
+        assert (await client.post(URL, json=body)).status_code == 200
+        done.append(priority)
+
+    settings = settings_in(home, model="synthetic:step_ms=50", max_batch=1)
+    async with serving(settings) as (service, client):
+        await ready(service)
+        async with anyio.create_task_group() as group:
+            group.start_soon(draw, client, "batch", 20)
+            while not service.engine.state().running:
+                await anyio.sleep(0.005)
+            group.start_soon(draw, client, "interactive", 5)
+    assert done == ["interactive", "batch"]
+
+
 async def test_full_queue_is_a_503_with_retry_after(home: Path) -> None:
     settings = settings_in(home, model="synthetic:step_ms=100", max_queued_requests=1, max_batch=1)
     statuses: list[tuple[int, str | None]] = []

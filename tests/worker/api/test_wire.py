@@ -9,8 +9,8 @@ pytestmark = pytest.mark.anyio
 URL = "/v1/images/generations"
 KNOWN = (
     "background, complexity, guidance_scale, model, moderation, n, negative_prompt, "
-    "output_compression, output_format, partial_images, prompt, quality, reproducible, "
-    "response_format, safety_identifier, seed, size, steps, stream, style, user"
+    "output_compression, output_format, partial_images, priority, prompt, quality, reproducible, "
+    "response_format, safety_identifier, seed, size, steps, stream, style, timeout_s, user"
 )
 
 FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
@@ -229,6 +229,20 @@ FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
         "guidance_scale",
         "invalid_value",
         "guidance_scale: 31 is out of range: 0 to 30.",
+    ),
+    (
+        {"prompt": "a", "timeout_s": 0},
+        400,
+        "timeout_s",
+        "invalid_value",
+        "timeout_s: 0 is out of range: 0.1 to 86400.",
+    ),
+    (
+        {"prompt": "a", "priority": "urgent"},
+        400,
+        "priority",
+        "invalid_value",
+        "priority: 'urgent' is not one of interactive, batch.",
     ),
     (
         {"prompt": "a", "negative_prompt": ["b"]},

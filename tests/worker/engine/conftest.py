@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.engine.fakes import GatedPipeline
+from tests.worker.engine.fakes import GatedPipeline, Untimed
 from worker.beat import BeatWriter
 from worker.engine import Engine, Limits
 
@@ -28,7 +28,8 @@ def running(beat: BeatWriter) -> Running:
 
     @asynccontextmanager
     async def run(pipeline: GatedPipeline, **limits: Any) -> AsyncIterator[Engine]:
-        engine = Engine(pipeline, beat, Limits(**limits))
+        bounds = Limits(**limits)
+        engine = Engine(pipeline, beat, bounds, Untimed(bounds.max_batch))
         engine.start()
         try:
             yield engine

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from worker.engine.costs import Costs
 from worker.engine.queue import Entry
 from worker.engine.request import Drawn, DrawRequest, Event
 from worker.errors import ZimageError
@@ -87,6 +88,13 @@ class GatedPipeline(SyntheticPipeline):
         self.calls.append((name, prompts))
         if hook := self.hooks.get(name):
             hook(prompts)
+
+
+class Untimed(Costs):
+    """Every batch up to ``max_batch`` pays: these steps take no time that could be compared."""
+
+    def compared(self, size: tuple[int, int]) -> bool:
+        return False
 
 
 class WholePipeline(GatedPipeline):

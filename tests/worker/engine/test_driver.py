@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.engine.fakes import GatedPipeline, Recorder, WholePipeline, entry, recorder, spec
+from tests.worker.engine.fakes import (
+    GatedPipeline,
+    Recorder,
+    Untimed,
+    WholePipeline,
+    entry,
+    recorder,
+    spec,
+)
 from worker.beat import BeatWriter, Phase, read_beat
-from worker.engine.costs import Costs
 from worker.engine.driver import Driver
 from worker.engine.limits import Limits
 from worker.engine.pulse import Pulse
@@ -23,7 +30,7 @@ MakeDriver = Callable[..., Driver]
 @pytest.fixture
 def make(beat: BeatWriter) -> MakeDriver:
     def make(pipeline: GatedPipeline, *entries: Entry, max_batch: int = 4) -> Driver:
-        costs = Costs(max_batch)
+        costs = Untimed(max_batch)
         pulse = Pulse(beat, Limits(), compiles=False)
         driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs))
         driver.announce_interval_s = 0.0

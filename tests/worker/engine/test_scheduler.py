@@ -2,7 +2,7 @@ from tests.worker.engine.fakes import entry, spec
 from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority
-from worker.engine.scheduler import Scheduler, Turns
+from worker.engine.scheduler import Scheduler
 from worker.pipelines.base import Sample
 
 
@@ -113,32 +113,78 @@ def test_keys_share_the_free_places_of_a_step() -> None:
     assert single.pictures[0] in newcomers
 
 
-def test_a_turn_ends_when_its_seconds_are_used() -> None:
-    turns = Turns()
-    assert turns.next(["a", "b"], 1.0) == "a"
-    turns.charge("a", 0.6)
-    assert turns.next(["a", "b"], 1.0) == "a"
-    turns.charge("a", 0.6)
-    assert turns.next(["a", "b"], 1.0) == "b"
-
-
-def test_keys_get_equal_seconds_whatever_their_steps_cost() -> None:
-    turns, used = Turns(), {"cheap": 0.0, "dear": 0.0}
+def test_batch_work_keeps_its_share_beside_a_flood_of_interactive_requests() -> None:
+    batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
+    queue, each = queue_of(batch, entry("b", arrived_at=2.0)), Scheduler(costs_of(1.0, cap=1))
+    used = {Priority.BATCH: 0, Priority.INTERACTIVE: 0}
     for _ in range(1000):
-        key = turns.next(used, 1.0)
-        seconds = 3.0 if key == "dear" else 0.1
-        turns.charge(key, seconds)
-        used[key] += seconds
-    assert abs(used["cheap"] - used["dear"]) < 5.0
+        lead = each.leader(queue)
+        assert lead
+        each.charge([lead], 1.0)
+        used[lead.entry.request.priority] += 1
+    assert used[Priority.BATCH] == 50
 
 
-def test_a_key_that_left_has_no_debts_when_it_returns() -> None:
-    turns = Turns()
-    turns.next(["a"], 1.0)
-    turns.charge("a", 100.0)
-    turns.next(["b"], 1.0)
-    turns.charge("b", 2.0)
-    assert turns.next(["a", "b"], 1.0) == "a"
+def test_batch_work_that_was_alone_has_no_claim_on_a_newcomer() -> None:
+    batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
+    each, newcomer = Scheduler(costs_of(1.0, cap=1)), entry("b", arrived_at=2.0)
+    each.leader(queue_of(batch))
+    each.charge(batch.pictures, 100.0)
+    assert each.leader(queue_of(batch, newcomer)) is newcomer.pictures[0]
+
+
+def slowing(cap: int = 4) -> Scheduler:
+    """Each further row makes a step longer by half of what one row takes."""
+    costs = costs_of(1.0, cap)
+    for rows in range(1, cap + 1):
+        costs.record("step", (128, 128), rows, 0.5 + 0.5 * rows)
+    return Scheduler(costs)
+
+
+def test_batch_work_does_not_slow_an_interactive_step() -> None:
+    batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
+    interactive = entry("b", arrived_at=2.0)
+    start(*batch.pictures, *interactive.pictures)
+    queue, each = queue_of(batch, interactive), slowing()
+    assert each.batch(interactive.pictures[0], queue) == interactive.pictures
+
+
+def test_a_busy_key_does_not_slow_the_step_of_who_asks_now_and_then() -> None:
+    busy, rare = entry("a", key="busy"), entry("b", key="rare")
+    each = slowing()
+    each.leader(queue_of(busy))
+    each.charge(busy.pictures, 100.0)
+    start(*busy.pictures, *rare.pictures)
+    queue = queue_of(busy, rare)
+    assert each.leader(queue) is rare.pictures[0]
+    assert each.batch(rare.pictures[0], queue) == rare.pictures
+
+
+def test_equals_share_a_step_that_pays() -> None:
+    one, other = entry("a", key="one"), entry("b", key="other")
+    start(*one.pictures, *other.pictures)
+    queue, each = queue_of(one, other), slowing()
+    assert each.leader(queue) is one.pictures[0]
+    assert each.batch(one.pictures[0], queue) == [*one.pictures, *other.pictures]
+
+
+def test_batch_work_is_not_started_to_ride_along() -> None:
+    batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
+    interactive = entry("b", arrived_at=2.0)
+    newcomers = scheduler().newcomers(interactive.pictures[0], queue_of(batch, interactive))
+    assert newcomers == interactive.pictures
+
+
+def test_where_batches_do_not_pay_the_oldest_is_drawn_alone() -> None:
+    old, young = entry("a", arrived_at=1.0), entry("b", arrived_at=2.0)
+    costs = costs_of(1.0)
+    for rows in (2, 3, 4):
+        costs.record("step", (128, 128), rows, 1.0 * rows)
+    costs.record("encode", (128, 128), 2, 2.0)
+    costs.record("decode", (128, 128), 2, 2.0)
+    each, queue = Scheduler(costs), queue_of(old, young)
+    assert each.leader(queue) is old.pictures[0]
+    assert each.newcomers(old.pictures[0], queue) == old.pictures
 
 
 def test_dear_pictures_of_equal_cost_are_drawn_one_after_the_other() -> None:

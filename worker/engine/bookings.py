@@ -1,0 +1,60 @@
+"""Room that was promised to refused requests: whoever obeys ``Retry-After`` finds a place. Pure.
+
+A promise counts as a waiting request wherever waits are predicted, so nobody else is given its
+room. It is known again by key and fingerprint, for a resubmission has another id.
+"""
+
+import math
+from dataclasses import dataclass
+
+from worker.engine.queue import Entry
+
+GRACE_S = 5.0
+"""So late a client may come: clocks, networks and the tries of other workers."""
+
+
+@dataclass(frozen=True)
+class Booking:
+    """``entry`` was refused and told to come at ``due`` (monotonic seconds)."""
+
+    entry: Entry
+    due: float
+
+    def is_due(self, now: float) -> bool:
+        # Clients sleep in whole seconds of their own clock.
+        return now >= self.due - 1.0
+
+
+class Bookings:
+    """At most ``max_bookings`` promises; beyond them, Retry-After is a guess."""
+
+    def __init__(self, max_bookings: int) -> None:
+        self._max = max_bookings
+        self._all: list[Booking] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def take(self, entry: Entry, now: float) -> Booking | None:
+        """The promise that was made to an earlier attempt of ``entry``, which it uses up."""
+        self._all = [each for each in self._all if each.due + GRACE_S > now]
+        asked = _identity(entry)
+        found = [each for each in self._all if _identity(each.entry) == asked]
+        if not found:
+            return None
+        first = min(found, key=lambda each: each.due)
+        self._all.remove(first)
+        return first
+
+    def add(self, entry: Entry, retry_after_s: float, now: float) -> None:
+        """``entry`` is told to come again after ``retry_after_s``."""
+        if len(self._all) < self._max:
+            self._all.append(Booking(entry, now + math.ceil(retry_after_s)))
+
+    def entries(self) -> list[Entry]:
+        """Everybody who is expected."""
+        return [each.entry for each in self._all]
+
+
+def _identity(entry: Entry) -> tuple[str, str]:
+    return entry.request.key, entry.request.fingerprint or entry.request.id
