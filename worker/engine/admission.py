@@ -9,7 +9,7 @@ from worker.errors import Overloaded
 
 MAX_RETRY_AFTER_S = 120.0  # SDKs give up above
 REPLAY_AGE_S = 1.0
-_RESERVE = 1.5  # a replay or a promised request has waited already: its limits are so much wider
+_RESERVE = 1.5  # replays and promised requests have waited already: their limits are so wider
 _JITTER = 0.25
 _SHARE = 3
 """A key may have at most so many times as many places as are left free (Choudhury and Hahne's
@@ -18,20 +18,26 @@ dynamic thresholds): one alone gets three quarters, and a newcomer always finds 
 
 @dataclass(frozen=True)
 class Line:
-    """The queue as a newcomer finds it; promised places count as taken.
+    """Who is ahead of a newcomer: all of them, or those of its own key.
 
-    ``starts_s``: seconds until each of those that wait begins.
+    ``waiting`` have a place. ``promised`` were refused one and told when to come again.
+    ``starts_s``: seconds until each of both begins.
     """
 
     waiting: int
-    of_key: int
+    promised: int = 0
     starts_s: Sequence[float] = ()
 
+    def room_in_s(self) -> float:
+        """Seconds until those that were promised a place have one, and there is one more."""
+        starts_s = sorted(self.starts_s)
+        return starts_s[min(self.promised, len(starts_s) - 1)] if starts_s else 1.0
 
-def max_waiting(limits: Limits, *, reserve: bool) -> int:
-    """Most requests that may wait; replays and promised requests may use a reserve beyond."""
+
+def max_waiting(limits: Limits, *, replay: bool) -> int:
+    """Most requests that may wait; replays may use a reserve beyond."""
     bound = limits.max_queued_requests
-    return int(bound * _RESERVE) + 1 if reserve else bound
+    return int(bound * _RESERVE) + 1 if replay else bound
 
 
 def is_replay(age_s: float) -> bool:
@@ -39,19 +45,31 @@ def is_replay(age_s: float) -> bool:
     return age_s > REPLAY_AGE_S
 
 
-def admit(limits: Limits, line: Line, wait_s: float, *, reserve: bool) -> None:
-    """Raise Overloaded when ``wait_s`` seconds or the requests ahead are too many."""
-    max_wait_s = limits.max_queue_wait_s * (_RESERVE if reserve else 1.0)
-    if wait_s > max_wait_s:
-        message = f"the predicted wait of {wait_s:.0f} s is over the limit of {max_wait_s:.0f} s"
-        raise Overloaded(message, retry_after_s=retry_after_s(wait_s - max_wait_s))
-    most = max_waiting(limits, reserve=reserve)
-    if line.waiting >= most:
-        message = f"{line.waiting} requests are waiting, as many as are allowed"
-        raise Overloaded(message, retry_after_s=retry_after_s(_leaves_s(line, most)))
-    if not reserve and line.of_key >= _SHARE * (most - line.waiting):
-        message = f"{line.of_key} of your requests are waiting, as many as others leave you"
-        raise Overloaded(message, retry_after_s=retry_after_s(_leaves_s(line, most)))
+def require_place(
+    limits: Limits, everybody: Line, own: Line, *, replay: bool = False, promised: bool = False
+) -> None:
+    """Raise Overloaded when too many requests are ahead.
+
+    A replay may use places beyond the bound; one that comes when it was told to, more of those
+    that are left to its key.
+    """
+    most = max_waiting(limits, replay=replay)
+    if everybody.waiting >= most:
+        message = f"{everybody.waiting} requests are waiting, as many as are allowed"
+        raise Overloaded(message, retry_after_s=retry_after_s(everybody.room_in_s()))
+    share = _SHARE * (2 if promised else 1) * (most - everybody.waiting)
+    if not replay and own.waiting >= share:
+        message = f"{own.waiting} of your requests are waiting, as many as leave room for others"
+        raise Overloaded(message, retry_after_s=retry_after_s(own.room_in_s()))
+
+
+def require_time(limits: Limits, wait_s: float, *, patient: bool = False) -> None:
+    """Raise Overloaded when the predicted wait of ``wait_s`` seconds is too long. ``patient``: a
+    replay, or one that comes when it was told to."""
+    most_s = limits.max_queue_wait_s * (_RESERVE if patient else 1.0)
+    if wait_s > most_s:
+        message = f"the predicted wait of {wait_s:.0f} s is over the limit of {most_s:.0f} s"
+        raise Overloaded(message, retry_after_s=retry_after_s(wait_s - most_s))
 
 
 def retry_after_s(room_in_s: float) -> float:
@@ -61,11 +79,3 @@ def retry_after_s(room_in_s: float) -> float:
     """
     longest = MAX_RETRY_AFTER_S / (1 + _JITTER)
     return min(max(room_in_s, 1.0), longest) * (1 + _JITTER * random.random())
-
-
-def _leaves_s(line: Line, most: int) -> float:
-    """Seconds until so many have begun that there is a place for one more."""
-    starts_s = sorted(line.starts_s)
-    if not starts_s:
-        return 1.0
-    return starts_s[min(max(0, line.waiting - most), len(starts_s) - 1)]

@@ -5,6 +5,7 @@ room. It is known again by key and fingerprint, for a resubmission has another i
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 from worker.engine.queue import Entry
@@ -35,16 +36,22 @@ class Bookings:
     def __len__(self) -> int:
         return len(self._all)
 
-    def take(self, entry: Entry, now: float) -> Booking | None:
-        """The promise that was made to an earlier attempt of ``entry``, which it uses up."""
+    def find(self, entry: Entry, now: float) -> Booking | None:
+        """The promise that was made to an earlier attempt of ``entry``."""
         self._all = [each for each in self._all if each.due + GRACE_S > now]
         asked = _identity(entry)
         found = [each for each in self._all if _identity(each.entry) == asked]
-        if not found:
-            return None
-        first = min(found, key=lambda each: each.due)
-        self._all.remove(first)
-        return first
+        return min(found, key=lambda each: each.due, default=None)
+
+    def discard(self, promise: Booking | None) -> None:
+        """``promise``, if it is one, is kept or void."""
+        if promise in self._all:
+            self._all.remove(promise)
+
+    def due(self, now: float | None = None) -> bool:
+        """Whether somebody who was promised room should be here by now."""
+        now = time.monotonic() if now is None else now
+        return any(each.is_due(now) for each in self._all)
 
     def add(self, entry: Entry, retry_after_s: float, now: float) -> None:
         """``entry`` is told to come again after ``retry_after_s``."""

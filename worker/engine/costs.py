@@ -37,6 +37,7 @@ class Costs:
         self._peaks: dict[Size, dict[int, int]] = {}
         self._predicted: dict[tuple[Kind, Size, int], float] = {}
         self._caps: dict[tuple[Size, int], int] = {}
+        self._checked: set[tuple[Size, int]] = set()  # caps that the last record did not change
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
@@ -44,6 +45,7 @@ class Costs:
         before = times.get(rows, seconds)
         times[rows] = before + _WEIGHT * (seconds - before)
         self._predicted.clear()
+        self._checked.clear()
 
     def record_peak(self, size: Size, rows: int, peak: int, resident: int) -> None:
         """Drawing ``rows`` rows took ``peak`` bytes, of which ``resident`` without any call."""
@@ -87,16 +89,15 @@ class Costs:
         within = most if backlog is None else max(1, min(most, backlog))
         if not self.compared(size):
             return within
-        cap = self._caps.get((size, within))
-        if cap is None or not self._near_best(size, cap, within, _KEEP):
-            cap = next(n for n in range(1, within + 1) if self._near_best(size, n, within))
-            self._caps[size, within] = cap
-        return cap
+        if (size, within) not in self._checked:
+            self._check_cap(size, within)
+        return self._caps[size, within]
 
     def shrink(self, size: Size, rows: int) -> None:
         """More than ``rows`` rows of ``size`` do not fit the memory."""
         self._fits[size] = max(1, min(rows, self._fits.get(size, self._max_batch)))
         self._caps.clear()
+        self._checked.clear()
 
     def room(self, size: Size) -> int:
         """Most rows of ``size`` that the memory is predicted to hold; 0: not even one."""
@@ -111,6 +112,13 @@ class Costs:
             return 0
         calls = {s: {n: b - self._resident for n, b in p.items()} for s, p in self._peaks.items()}
         return self._resident + round(_by_area(calls, size, rows))
+
+    def _check_cap(self, size: Size, within: int) -> None:
+        cap = self._caps.get((size, within))
+        if cap is None or not self._near_best(size, cap, within, _KEEP):
+            fitting = range(1, within + 1)
+            self._caps[size, within] = next(n for n in fitting if self._near_best(size, n, within))
+        self._checked.add((size, within))
 
     def compared(self, size: Size) -> bool:
         """Whether steps of several numbers of rows were timed. One alone says nothing about

@@ -58,18 +58,25 @@ class Driver:
 
     def tick(self) -> bool:
         """One step boundary and one step; False when there is nothing to draw."""
+        lead, newcomers = self._next()
+        if lead is None:
+            return False
+        while lead and newcomers:
+            self._call(Phase.ENCODE, newcomers, self._start)
+            # Look again before the step: somebody may have come who goes first.
+            lead, newcomers = self._next()
+        if lead and lead.sample and not lead.entry.over:
+            self._advance(lead)
+        return True
+
+    def _next(self) -> tuple[Picture | None, list[Picture]]:
+        """Who leads the next step, and who must be started for it."""
         with self.lock:
             self._tidy()
             lead = self.scheduler.leader(self.queue)
             newcomers = self.scheduler.newcomers(lead, self.queue) if lead else []
         self._announce()
-        if lead is None:
-            return False
-        if newcomers:
-            self._call(Phase.ENCODE, newcomers, self._start)
-        if lead.sample and not lead.entry.over:
-            self._advance(lead)
-        return True
+        return lead, newcomers
 
     def forecast(self, more: Sequence[Entry] = ()) -> dict[Entry, Queued]:
         """Places of everybody who has not begun, and of ``more`` if they came now. Under

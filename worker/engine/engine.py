@@ -13,12 +13,12 @@ from worker.beat import BeatWriter
 from worker.engine import admission
 from worker.engine.admission import Line
 from worker.engine.bookings import Bookings
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Kind
 from worker.engine.driver import ANNOUNCE_INTERVAL_S, Driver
 from worker.engine.forecast import work_s
 from worker.engine.limits import Limits
 from worker.engine.pulse import IDLE_BEAT_S, Pulse
-from worker.engine.queue import Entry, Queue, expected_rows
+from worker.engine.queue import Entry, Queue, Size, expected_rows
 from worker.engine.request import DrawRequest, Queued
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import EngineState
@@ -60,9 +60,9 @@ class Engine:
         self._limits = limits
         self._costs = costs or Costs(limits.max_batch)
         self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
-        self._queue = Queue(admission.max_waiting(limits, reserve=True))
+        self._queue = Queue(admission.max_waiting(limits, replay=True))
         self._bookings = Bookings(limits.max_queued_requests)
-        self._expected_wait = 0.0, 0.0  # of a newcomer; computed at
+        self._recent_forecast: tuple[dict[Entry, Queued], float] = {}, 0.0  # computed at
         scheduler = Scheduler(self._costs)
         self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
         self._lock = self._driver.lock
@@ -161,6 +161,11 @@ class Engine:
                 refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
             )
 
+    def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
+        """Seconds that a call will take."""
+        with self._lock:
+            return self._costs.predict_s(kind, size, rows)
+
     def costs(self) -> dict[str, object]:
         """Everything that was measured, as ``Costs.load`` takes it."""
         with self._lock:
@@ -185,49 +190,69 @@ class Engine:
     def _admit(self, entry: Entry) -> Queued | None:
         """Its place, where that had to be computed; raises Overloaded."""
         now = time.monotonic()
-        promise = self._bookings.take(entry, now)
-        if promise:
-            entry.since = promise.entry.since
-        elif not entry.request.watched and self._plenty(entry):
+        promise = self._bookings.find(entry, now)
+        if not (entry.request.watched and promise is None) and self._plenty():
+            self._bookings.discard(promise)
             return None
-        expected = self._bookings.entries()
-        places = self._forecast([*expected, entry])
-        line = self._line(entry, expected, [places[e].wait_s for e in places if e is not entry])
+        if promise and not promise.is_due(now):
+            # Told before, and no news: answering again must cost next to nothing.
+            raise Overloaded("come again when you were told to", retry_after_s=promise.due - now)
         replay = admission.is_replay(time.time() - entry.request.arrived_at)
-        reserve = replay or (promise is not None and promise.is_due(now))
+        self._bookings.discard(promise)
+        entry.since = promise.entry.since if promise else entry.since
         try:
-            admission.admit(self._limits, line, places[entry].wait_s, reserve=reserve)
+            line, own = self._lines(entry)
+            admission.require_place(self._limits, line, own, replay=replay, promised=bool(promise))
+            places = self._forecast([*self._bookings.entries(), entry])
+            wait_s = places[entry].wait_s
+            admission.require_time(self._limits, wait_s, patient=replay or bool(promise))
         except Overloaded as refusal:
             self._bookings.add(entry, refusal.retry_after_s, now)
             raise
         return places[entry]
 
-    def _plenty(self, entry: Entry) -> bool:
-        """Whether ``entry`` has room in whatever order the others are drawn."""
-        if self._bookings or len(self._queue) * 4 > self._limits.max_queued_requests:
+    def _plenty(self) -> bool:
+        """Whether one more has room in whatever order the others are drawn."""
+        if len(self._queue) * 4 > self._limits.max_queued_requests or self._bookings.due():
             return False
         ahead_s = sum(work_s(each, self._costs) for each in self._queue)
         return ahead_s < self._limits.max_queue_wait_s / 2
 
-    def _line(self, entry: Entry, expected: Sequence[Entry], starts_s: list[float]) -> Line:
-        waiting = [*self._queue.waiting, *expected]
-        of_key = sum(each.request.key == entry.request.key for each in waiting)
-        return Line(len(waiting), of_key, starts_s)
+    def _lines(self, entry: Entry) -> tuple[Line, Line]:
+        """Everybody who is ahead of ``entry``, and those of its key."""
+        key = entry.request.key
+        waiting, promised = self._queue.waiting, self._bookings.entries()
+        starts = self._recent_starts()
+        everybody = Line(len(waiting), len(promised), [at for at, _ in starts])
+        own = Line(
+            sum(each.request.key == key for each in waiting),
+            sum(each.request.key == key for each in promised),
+            [at for at, owner in starts if owner == key],
+        )
+        return everybody, own
+
+    def _recent_starts(self) -> list[tuple[float, str]]:
+        """When each of those that wait or are promised room begins, and its key."""
+        return [(place.wait_s, each.request.key) for each, place in self._recent().items()]
+
+    def _recent(self) -> dict[Entry, Queued]:
+        """A forecast that may be a moment old: what is refused must cost next to nothing."""
+        now = time.monotonic()
+        places, at = self._recent_forecast
+        if now - at > ANNOUNCE_INTERVAL_S:
+            places = self._forecast(self._bookings.entries())
+            self._recent_forecast = places, now
+        return places
 
     def _forecast(self, more: Sequence[Entry]) -> dict[Entry, Queued]:
         return self._driver.forecast(more)
 
     def _newcomers_wait_s(self) -> float:
-        """What a request that came now would wait; computed four times a second at most."""
-        now = time.monotonic()
-        wait_s, at = self._expected_wait
+        """What somebody new who came now would wait."""
         if not len(self._queue) and not self._bookings:
             return 0.0
-        if now - at > ANNOUNCE_INTERVAL_S:
-            probe = self._probe()
-            wait_s = self._forecast([*self._bookings.entries(), probe])[probe].wait_s
-            self._expected_wait = wait_s, now
-        return wait_s
+        probe = self._probe()
+        return self._forecast([*self._bookings.entries(), probe])[probe].wait_s
 
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""

@@ -3,7 +3,9 @@
 Source ``synthetic:`` with options, for example ``synthetic:step_ms=50,row_ms=10,noise=1``. Each
 picture is one colour taken from a digest of prompt, seed and steps, and its first row spells
 ``prompt|seed|steps done`` in UTF-8, one byte a channel, ended by a zero: a reader can prove that
-this request drew this picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
+this request drew this picture. A step takes ``step_ms``, ``row_ms`` for each row and
+``megapixel_ms`` for each megapixel of all rows; text and decode take ``encode_ms`` and
+``decode_ms`` a picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
 has the size of a photograph's. Samples are independent: batches equal solo runs bit by bit.
 
 Prompts that begin with ``fault:`` misbehave on purpose, in their second step: ``fault:exit`` ends
@@ -29,7 +31,16 @@ from worker.pipelines.base import (
     Sample,
 )
 
-_DEFAULTS = {"step_ms": 20.0, "row_ms": 0.0, "load_ms": 0.0, "noise": 0.0, "max_rows": 64.0}
+_DEFAULTS = {
+    "step_ms": 20.0,
+    "row_ms": 0.0,
+    "megapixel_ms": 0.0,
+    "encode_ms": 0.0,
+    "decode_ms": 0.0,
+    "load_ms": 0.0,
+    "noise": 0.0,
+    "max_rows": 64.0,
+}
 
 
 def parse_source(source: str) -> dict[str, float]:
@@ -63,6 +74,7 @@ class SyntheticPipeline:
         """Every spec can be drawn."""
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
+        _sleep_ms(self.options["encode_ms"] * len(specs))
         return [
             Sample(s, (s.height, s.width), s.steps, rows=2 if s.guidance_scale > 1 else 1)
             for s in specs
@@ -75,11 +87,14 @@ class SyntheticPipeline:
         for sample in samples:
             if sample.step_index == 1:
                 _misbehave(sample.spec.prompt)
-        time.sleep((self.options["step_ms"] + self.options["row_ms"] * rows) / 1000)
+        megapixels = sum(s.rows * s.spec.width * s.spec.height for s in samples) / 1e6
+        rows_ms = self.options["row_ms"] * rows + self.options["megapixel_ms"] * megapixels
+        _sleep_ms(self.options["step_ms"] + rows_ms)
         for sample in samples:
             sample.step_index += 1
 
     def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        _sleep_ms(self.options["decode_ms"] * len(samples))
         return [self._picture(sample) for sample in samples]
 
     def preview(self, sample: Sample) -> Pixels | None:
@@ -102,6 +117,11 @@ class SyntheticPipeline:
         row[: spelled.size] = spelled
         pixels[0] = row.reshape(-1, 3)
         return pixels
+
+
+def _sleep_ms(milliseconds: float) -> None:
+    if milliseconds:
+        time.sleep(milliseconds / 1000)
 
 
 def text_of(pixels: Pixels) -> str:

@@ -16,6 +16,7 @@ from tests.worker.conftest import ready, serving, settings_in
 from worker.api.images import default_seed
 from worker.beat import BeatWriter, Phase, Running, digest
 from worker.pipelines.synthetic import text_of
+from worker.service import Service
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/images/generations"
@@ -24,6 +25,14 @@ ID = "0123456789abcdef0123456789abcdef"
 
 def pixels_of(item: dict[str, Any]) -> Any:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))))
+
+
+async def running(service: Service) -> None:
+    """Wait until a request is being drawn."""
+    deadline = time.monotonic() + 30
+    while not service.engine.state().running:
+        assert time.monotonic() < deadline
+        await anyio.sleep(0.005)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -119,8 +128,7 @@ async def test_batch_work_lets_interactive_requests_pass(home: Path) -> None:
         await ready(service)
         async with anyio.create_task_group() as group:
             group.start_soon(draw, client, "batch", 20)
-            while not service.engine.state().running:
-                await anyio.sleep(0.005)
+            await running(service)
             group.start_soon(draw, client, "interactive", 5)
     assert done == ["interactive", "batch"]
 
