@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def prune(directory: Path, ttl_s: float) -> int:
-    """Delete the files of ``directory`` that are older than ``ttl_s``; how many went."""
+    """Delete the files under ``directory`` that are older than ``ttl_s``; how many went."""
     pruned, oldest = 0, time.time() - ttl_s
     with suppress(FileNotFoundError):
-        for path in directory.iterdir():
+        for path in directory.rglob("*"):
             with suppress(OSError):
                 if path.is_file() and path.stat().st_mtime < oldest:
                     path.unlink()
