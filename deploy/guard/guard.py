@@ -26,7 +26,7 @@ from worker.beat import Phase
 
 _TICK_S = 0.1
 _STATE_INTERVAL_S = 1.0
-_SUPERVISOR_INTERVAL_S = 1.0
+_SUPERVISOR_INTERVAL_S = 2.0  # a death asks at once
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
 _EMPTY_POOL_S = 10.0
@@ -202,8 +202,10 @@ class Guard:
         answered_at = time.monotonic()
         while True:
             try:
+                before = self._programs
                 self._programs = await asyncio.to_thread(self._supervisor.programs)
-                self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
+                if _somebody_ended(before, self._programs):
+                    self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
                 await self._start_what_is_down()
                 answered_at = time.monotonic()
                 self._journal.clear("supervisor_away")
@@ -268,6 +270,11 @@ class Guard:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _somebody_ended(before: dict[str, Program], now: dict[str, Program]) -> bool:
+    pids = {name: program.pid for name, program in now.items()}
+    return 0 in pids.values() or pids != {name: program.pid for name, program in before.items()}
 
 
 async def _vanished(path: Path) -> None:
