@@ -98,7 +98,20 @@ class Cell:
                 text = file.read().decode(errors="replace")
         except OSError:
             return "(no log)"
-        return "\n".join(text.splitlines()[-lines:]) or "(empty log)"
+        return "\n".join(map(_readable, text.splitlines()[-lines:])) or "(empty log)"
+
+
+def _readable(line: str) -> str:
+    """A line of a JSON log as a person reads it: of a traceback, the end."""
+    try:
+        entry = json.loads(line)
+        at = str(entry.pop("at"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return line
+    told = {k: v for k, v in entry.items() if k not in {"level", "worker", "event", "what"}}
+    what = entry.get("event") or entry.get("what") or ""
+    details = [f"{key}={str(value).rsplit(chr(10), 1)[-1]}" for key, value in told.items()]
+    return " ".join([at, what, *details])
 
 
 def _reachable(address: str) -> str:

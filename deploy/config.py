@@ -363,7 +363,7 @@ def _remedy(detail: ErrorDetails) -> str:
     parent = _model_at(keys[:-1])
     name = str(keys[-1]) if keys else ""
     if parent is None or not keys:
-        return "see deploy/cluster.toml"
+        return f"see [{keys[0]}] in deploy/cluster.toml" if keys else "see deploy/cluster.toml"
     if detail["type"] == "extra_forbidden":
         return _did_you_mean(name, list(parent.model_fields))
     field = parent.model_fields.get(name)

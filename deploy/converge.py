@@ -98,6 +98,8 @@ def _start(cell: Cell, *, child: bool) -> bool:
     start(cell.layout, cell.config.cell.name, cell.host.home)
     if left.all:
         _take_over(cell, left)
+    else:
+        cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
     for name in ("guard", *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
     if left.nginxes:
@@ -172,6 +174,9 @@ def _update(cell: Cell) -> bool:
     supervisor = cell.supervisor
     changes = supervisor.reread()
     acted = changes != _NOTHING
+    left = orphans.find(cell.layout)
+    if left.guards or left.workers:
+        _take_over(cell, left)  # what an `up` that failed half-way has left
     if "guard" in changes.changed or _guard_differs(cell):
         screen.step("restart the guard; the pool stays as it is meanwhile")
         roll.reload_program(cell, "guard")

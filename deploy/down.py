@@ -35,17 +35,19 @@ def _in_order(cell: Cell) -> None:
     try:
         # nginx goes first and finishes what is open, then the workers, the guard last.
         cell.supervisor.shutdown()
+        _wait_for_supervisord(cell, 2 * drain_s + _MARGIN_S)
     except SupervisorError:
         screen.step("supervisord does not answer: end what it left")
-        leader = processes.leader(cell.layout.processes)
-        if leader is not None:
-            leader.send(signal.SIGKILL)
-            processes.wait_gone([leader], 5.0)
-        orphans.end(orphans.find(cell.layout), drain_s)
-        return
-    left = processes.wait_gone(processes.members(cell.layout.processes), 2 * drain_s + _MARGIN_S)
-    if left:
-        screen.warn(f"{len(left)} processes did not end in time: kill them")
+        _wait_for_supervisord(cell, 0.0)
+    orphans.end(orphans.find(cell.layout), drain_s)
+
+
+def _wait_for_supervisord(cell: Cell, timeout_s: float) -> None:
+    leader = processes.leader(cell.layout.processes)
+    if leader is not None and processes.wait_gone([leader], timeout_s):
+        screen.warn("supervisord does not end in time: it is killed")
+        leader.send(signal.SIGKILL)
+        processes.wait_gone([leader], 5.0)
 
 
 def _kill(living: list[Process]) -> None:

@@ -26,8 +26,11 @@ class Orphans:
 
 
 def find(layout: Layout) -> Orphans:
-    """What is left of a session whose leader is gone; nothing while supervisord lives."""
-    living = [] if processes.leader(layout.processes) else processes.members(layout.processes)
+    """What runs outside the session of the living supervisord, or of none."""
+    leader = processes.leader(layout.processes)
+    living = processes.members(layout.processes)
+    if leader is not None:
+        living = [p for p in living if p.session != leader.pid]
     guards = [p for p in living if "deploy.guard" in p.command]
     nginxes = [p for p in living if p.command.startswith("nginx:")]
     workers = {_name(p): p for p in living if p.pid == p.group and "-m worker" in p.command}

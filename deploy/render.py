@@ -71,14 +71,17 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
 
 def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
     """What ``python -m deploy.guard`` reads: no more than it needs, all paths absolute."""
+    idle_allowance_s = config.timeouts.idle_allowance_s
     return {
+        "cell": config.cell.name,
         "var_dir": str(layout.var_dir),
         "run_dir": str(layout.run_dir),
-        "workers": [{"name": w.name, "device": w.device} for w in plan.workers],
-        **config.guard.model_dump(),
-        "idle_allowance_s": config.timeouts.idle_allowance_s,
         "log_max_bytes": config.logs.max_mib << 20,
         "log_keep": config.logs.keep,
+        "guard": {**config.guard.model_dump(), "idle_allowance_s": idle_allowance_s},
+        "workers": [
+            {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
+        ],
     }
 
 
@@ -114,6 +117,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "name": worker.name,
         "run_dir": layout.run_dir,
         "var_dir": layout.var_dir,
+        "reply_dir": layout.replies_dir,
         "model": model_source(config),
         "device": worker.device,
         "dtype": config.model.dtype,

@@ -104,11 +104,10 @@ def _last_word(
     worker = seen[name]
     program = cell.programs().get(name)
     reason = "it ends again and again" if why else f"not done after {timeout_s:g} s"
+    exit_status = program.exit_status if program is not None else 0
+    last_exit = NAMES.get(exit_status) if exit_status else worker.get("last_exit")
     lines = [f"{title}: {name} failed: {reason}; last seen {worker['state']}"]
-    if worker.get("last_exit"):
-        lines[0] += f", last exit: {worker['last_exit']}"
-    elif program is not None and program.exit_status in NAMES and program.exit_status:
-        lines[0] += f", exit {program.exit_status}: {NAMES[program.exit_status]}"
+    lines[0] += f", last exit: {last_exit}" if last_exit else ""
     lines.append(f"the end of {cell.layout.log(name)}:")
     lines += [f"  | {line}" for line in cell.log_tail(name).splitlines()]
     return "\n".join(lines)

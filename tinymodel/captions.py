@@ -66,10 +66,7 @@ PLACES_ZH: dict[str, tuple[str, ...]] = {
 }
 _BACKGROUNDS = ("background", "backdrop", "背景", "底")
 _BREAKS = (",", "and", "和", "还有", "与")
-_FILLERS = (
-    "a an the one is in on at to of with against there side corner plain solid draw paint picture "
-    "image drawing show please"
-).split() + "一 个 一个 一颗 一只 的 在 是 有 上 里 画 图 图片 请 纯 画面 为 靠".split()
+_FILLERS = ["a", "an", "the", "one", "is", "in", "on", "at", "to", "of", "with", "against", "there", "side", "corner", "plain", "solid", "draw", "paint", "picture", "image", "drawing", "show", "please"] + ["一", "个", "一个", "一颗", "一只", "的", "在", "是", "有", "上", "里", "画", "图", "图片", "请", "纯", "画面", "为", "靠"]
 
 _HELD_OUT_SHARE = 10  # one scene in so many is never trained on
 

@@ -48,15 +48,16 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
     os.umask(0o077)
     writer = log.LogWriter(settings.name)
     log.event("started", pid=os.getpid(), model=settings.model, device=settings.device)
-    code = uvloop.run(server.serve(settings, load, listening))
-    log.event("ended", code=code, why=exits.NAMES.get(code, "unknown"))
-    writer.close()
-    return code
+    try:
+        code = uvloop.run(server.serve(settings, load, listening))
+        log.event("ended", code=code, why=exits.NAMES.get(code, "unknown"))
+        return code
+    finally:
+        writer.close()
 
 
 if __name__ == "__main__":
     code = main()
-    # No interpreter shutdown: a thread that still loads or draws would make it crash or wait.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # No interpreter shutdown: a thread that still loads, draws or writes to a pipe that nobody
+    # reads would make it crash or wait. Both outputs are flushed line by line.
     os._exit(code)

@@ -60,7 +60,7 @@ def encode(pixels: Pixels, image_format: str, quality: int | None, parameters: s
 
 
 def _png(pixels: Pixels, parameters: str) -> bytes:
-    # Pillow takes four times as long for the same size: see docs/performance.md.
+    # Pillow takes three to four times as long for the same size: see docs/performance.md.
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)
     filtered = np.empty((height, 1 + width * 3), np.uint8)

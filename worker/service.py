@@ -18,6 +18,7 @@ from worker.metrics import Metrics
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.settings import Settings
 from worker.storage.images import ImageStore, Signer, link_secret
+from worker.storage.replies import ReplyStore
 from worker.strikes import Strikes
 
 Load = Callable[[Settings], Pipeline]
@@ -52,6 +53,7 @@ class Service:
             settings.url_ttl_s,
             int(settings.image_keep_gib * card.GIB),
         )
+        self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"
@@ -68,14 +70,21 @@ class Service:
         """Everything that is quick; loading goes on behind it."""
         self.settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.signer = Signer(link_secret(self.settings.run_dir / "link-secret"))
-        struck = await asyncio.to_thread(self.strikes.inherit)
-        if struck:
-            log.event("predecessor died while drawing", requests=struck)
-            self.metrics.strikes.labels("inherited").inc(struck)
+        await asyncio.to_thread(self._inherit_strikes)
         self._beat = BeatWriter(self.settings.beat)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
         self._spawn(self._boot(self._beat))
         self._spawn(self._prune())
+
+    def _inherit_strikes(self) -> None:
+        try:
+            struck = self.strikes.inherit()
+        except OSError as error:
+            log.failure("strikes cannot be written", error)
+            return
+        if struck:
+            log.event("predecessor died while drawing", requests=struck)
+            self.metrics.strikes.labels("inherited").inc(struck)
 
     async def _boot(self, beat: BeatWriter) -> None:
         began = time.monotonic()

@@ -37,6 +37,9 @@ class Record:
         return self.alone >= ALONE_LIMIT
 
 
+CLEAN = Record(0, 0, 0.0)
+
+
 class Strikes:
     """The strikes of a cell, seen from the worker called ``name``."""
 
@@ -76,7 +79,14 @@ class Strikes:
     def another_is_open(self) -> bool:
         """Whether some other worker is in the pool, or this one is the only one of its cell."""
         others = [p for p in _links(self._pool) if p.name != f"{self._name}.sock"]
-        return not others or any(p.readlink().name != CLOSED_SOCKET for p in others)
+        return not others or any(self._is_open(p) for p in others)
+
+    def _is_open(self, gate: Path) -> bool:
+        if gate.readlink().name == CLOSED_SOCKET:
+            return False
+        # The guard needs a moment to close the gate of a worker that has just died.
+        beat = read_beat(self._run_dir / f"{gate.stem}.beat")
+        return beat is not None and is_alive(beat.pid, beat.since) and not beat.overdue()
 
     def _witness(self, request: bytes, fingerprint: bytes) -> None:
         deadline = time.monotonic() + _DYING_S

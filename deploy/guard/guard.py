@@ -29,8 +29,8 @@ _STATE_INTERVAL_S = 1.0
 _SUPERVISOR_INTERVAL_S = 2.0  # a death asks at once
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
-_REPLY_TTL_S = 60.0  # nginx has opened a reply within a moment of its head
 _EMPTY_POOL_S = 10.0
+_REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
 _SUPERVISOR_AWAY_S = 3.0
 
 
@@ -258,7 +258,7 @@ class Guard:
         settings, layout = self._settings, self._layout
         while True:
             housekeeping.prune(layout.strikes_dir, self._rules.strike_ttl_s)
-            housekeeping.prune(layout.tmp_dir / "replies", _REPLY_TTL_S)
+            housekeeping.prune(layout.replies_dir, _REPLY_TTL_S)
             logs = (layout.access_log, layout.nginx_error_log)
             size, keep = settings.log_max_bytes, settings.log_keep
             moved = [housekeeping.rotate(log, size, keep) for log in logs]

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -38,6 +39,8 @@ source = "{model}"
 max_batch = {max_batch}
 [timeouts]
 step_allowance_s = {step_allowance_s}
+[guard]
+max_kills_per_minute = 60
 [nginx]
 max_connections_per_address = 0
 max_requests_per_s_per_address = 0
@@ -116,7 +119,15 @@ class RunningCell(Cell):
             await traffic.until_served(12)
             yield traffic
             await traffic.until_served(12)
-        assert traffic.failures == []
+        assert traffic.failures == [], self.story()
+
+    def story(self) -> str:
+        """What the guard saw lately, for a failed test's message."""
+        return "".join(
+            f"\n{time.strftime('%H:%M:%S', time.localtime(event['at']))} "
+            f"{event.get('worker') or 'cell'} {event['what']}"
+            for event in self.state()["events"]
+        )
 
 
 def mixed_body(client: int, turn: int) -> dict[str, object]:

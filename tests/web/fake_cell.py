@@ -126,13 +126,17 @@ class FakeCell:
             time.sleep(0.01)
 
     async def _models(self, _: Request) -> Response:
-        extra = {
+        entry = {
+            "id": "Tongyi-MAI/Z-Image-Turbo",
+            "object": "model",
             "default_size": self.default_size,
-            "steps": self.steps,
+            "default_steps": self.steps,
             "side_multiple": 16,
+            "min_side": 64,
             "max_pixels": self.max_pixels,
+            "max_steps": 50,
+            "max_images": 10,
         }
-        entry = {"id": "Tongyi-MAI/Z-Image-Turbo", "object": "model", "zimage": extra}
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def _cell(self, _: Request) -> Response:

@@ -36,6 +36,7 @@ def test_an_empty_prompt_is_refused_before_it_is_sent(cell: FakeCell, open_page:
     [
         ("250", "256", "Each side must be a multiple of 16: try 256 × 256."),
         ("2048", "1024", "Too large: at most 1,048,576 pixels, such as 1456 × 720."),
+        ("32", "256", "Each side must be at least 64."),
         ("", "256", "Fill in width and height."),
     ],
 )

@@ -19,7 +19,14 @@ DEADLINE_S = 30.0
 class WorkerProcess:
     """``python -m worker`` with a synthetic model; ends with the test."""
 
-    def __init__(self, home: Path, name: str = "w1", model: str = "synthetic:", **env: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        name: str = "w1",
+        model: str = "synthetic:",
+        stdout: int | None = None,
+        **env: str,
+    ) -> None:
         self.name = name
         self.socket = home / "run" / f"{name}.sock"
         self.log = home / f"{name}.log"
@@ -34,7 +41,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "worker"],
                 env={**os.environ, **variables},
-                stdout=log,
+                stdout=log if stdout is None else stdout,
                 stderr=subprocess.STDOUT,
             )
         self.client = httpx.Client(
@@ -92,8 +99,9 @@ def listens(path: Path) -> bool:
 
 
 @contextmanager
-def worker(home: Path, name: str = "w1", **env: str) -> Iterator[WorkerProcess]:
-    started = WorkerProcess(home, name, **env)
+def worker(home: Path, name: str = "w1", **options: Any) -> Iterator[WorkerProcess]:
+    """A worker with ``options`` of ``WorkerProcess``, ended at the end."""
+    started = WorkerProcess(home, name, **options)
     try:
         yield started
     finally:

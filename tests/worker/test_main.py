@@ -184,6 +184,19 @@ def test_event_loop_answers_while_large_pictures_are_encoded(home: Path) -> None
         assert len(request.result().content) > 4 * 3_000_000
 
 
+def test_log_that_nobody_reads_holds_up_nothing(home: Path) -> None:
+    reader, writer = os.pipe()
+    with worker(home, stdout=writer) as started:
+        os.close(writer)
+        started.wait_ready()
+        for _ in range(400):
+            assert started.client.get("/v1/models/" + "x" * 150).status_code == 404
+        started.signal(signal.SIGTERM)
+        assert started.wait() == 0
+    assert os.read(reader, 1 << 20).count(b"\n") < 400, "the pipe was never full"
+    os.close(reader)
+
+
 def test_every_line_of_the_log_is_json_and_names_the_request(home: Path) -> None:
     with worker(home) as started:
         started.wait_ready()

@@ -105,7 +105,8 @@ function failed(shot) {
   const { param, status } = shot.error;
   if (status < 400 || status >= 500) return;
   const message = messageOf(shot);
-  form.showError(param, job.line ? t("errorLine", { line: job.line, message }) : message);
+  const ofLine = job.line && param?.startsWith("prompt");
+  form.showError(param, ofLine ? t("errorLine", { line: job.line, message }) : message);
 }
 
 function retry(item) {
@@ -163,7 +164,7 @@ function renderProgress() {
 
 function useModel(entry) {
   model = entry;
-  form.setLimits(limitsOf(entry.zimage ?? entry));
+  form.setLimits(limitsOf(entry));
   renderModel();
 }
 

@@ -195,9 +195,10 @@ export class Form {
   #sizeError() {
     const [width, height] = this.#size();
     if (!(width > 0 && height > 0)) return t("errorSizeEmpty");
-    const { multiple, maxPixels } = this.#limits;
+    const { multiple, minSide, maxPixels } = this.#limits;
     const [w, h] = fit(width, height, this.#limits);
     if (width % multiple || height % multiple) return t("errorSide", { m: multiple, w, h });
+    if (Math.min(width, height) < minSide) return t("errorSmall", { min: minSide });
     return width * height > maxPixels && t("errorPixels", { max: maxPixels.toLocaleString(), w, h });
   }
 

@@ -29,15 +29,15 @@ export class Health {
   }
 
   async #poll() {
-    const [cell] = await Promise.all([getCell(), this.#model ?? this.#askModel()]);
-    this.#cell = cell;
+    this.#cell = await getCell();
     this.render();
+    if (!this.#model && this.#cell?.pool?.open) await this.#askModel();
     this.#schedule(POLL_MS);
   }
 
   async #askModel() {
     const entry = (await getModels())?.data?.[0];
-    if (!entry) return; // the workers still load: the next poll asks again
+    if (!entry) return; // the next poll asks again
     this.#model = entry;
     this.onModel(entry);
   }

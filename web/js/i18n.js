@@ -32,6 +32,7 @@ export const STRINGS = {
   errorCount: ["Choose 1 to {max}.", "请填写 1 到 {max}。"],
   errorSide: ["Each side must be a multiple of {m}: try {w} × {h}.", "边长必须是 {m} 的倍数，例如 {w} × {h}。"],
   errorPixels: ["Too large: at most {max} pixels, such as {w} × {h}.", "尺寸过大：最多 {max} 像素，例如 {w} × {h}。"],
+  errorSmall: ["Each side must be at least {min}.", "边长至少为 {min}。"],
   errorSizeEmpty: ["Fill in width and height.", "请填写宽和高。"],
   errorSeed: ["A whole number from 0 to 4294967295, or nothing.", "请填写 0 到 4294967295 的整数，或留空。"],
   errorSteps: ["A whole number from 1 to {max}, or nothing.", "请填写 1 到 {max} 的整数，或留空。"],

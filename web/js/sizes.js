@@ -7,22 +7,25 @@ export const LIMITS = {
   width: 1024,
   height: 1024,
   multiple: 16,
+  minSide: 16,
   maxPixels: 1024 * 1024,
   steps: null,
   maxSteps: 50,
   maxImages: 10,
 };
 
-/** Limits from a model entry's `zimage` object; what it lacks stays as in `LIMITS`. */
-export function limitsOf(extra) {
-  const { default_size, default_steps, side_multiple, max_pixels, max_steps, max_images } = extra ?? {};
-  const [width, height] = String(default_size ?? extra?.size ?? "").match(/\d+/g)?.map(Number) ?? [];
+/** Limits from an entry of /v1/models; what it lacks stays as in `LIMITS`. */
+export function limitsOf(entry) {
+  const { default_size, default_steps, side_multiple, min_side, max_pixels, max_steps, max_images } =
+    entry;
+  const [width, height] = String(default_size ?? "").match(/\d+/g)?.map(Number) ?? [];
   return {
     width: number(width) ?? LIMITS.width,
     height: number(height) ?? LIMITS.height,
     multiple: number(side_multiple) ?? LIMITS.multiple,
     maxPixels: number(max_pixels) ?? LIMITS.maxPixels,
-    steps: number(default_steps) ?? number(extra?.steps) ?? LIMITS.steps,
+    minSide: number(min_side) ?? LIMITS.minSide,
+    steps: number(default_steps) ?? LIMITS.steps,
     maxSteps: number(max_steps) ?? LIMITS.maxSteps,
     maxImages: Math.min(number(max_images) ?? LIMITS.maxImages, 10),
   };
@@ -39,11 +42,11 @@ export function sizeOf(ratio, limits) {
 }
 
 /** The nearest size that is allowed: sides are multiples, and not too many pixels. */
-export function fit(width, height, { multiple, maxPixels }) {
+export function fit(width, height, { multiple, minSide, maxPixels }) {
   const shrink = Math.min(1, Math.sqrt(maxPixels / (width * height)));
-  const round = (side) => Math.max(multiple, Math.round((side * shrink) / multiple) * multiple);
+  const round = (side) => Math.max(minSide, Math.round((side * shrink) / multiple) * multiple);
   let [w, h] = [round(width), round(height)];
-  while (w * h > maxPixels && Math.max(w, h) > multiple) {
+  while (w * h > maxPixels && Math.max(w, h) > minSide) {
     if (w >= h) w -= multiple;
     else h -= multiple;
   }

@@ -21,10 +21,14 @@ from worker.errors import Refused, Unavailable
 from worker.imaging import Picture, parameters_text
 from worker.service import Service
 from worker.storage.images import day
-from worker.strikes import Record
+from worker.strikes import CLEAN, Record
 
 ALONE_WAIT_S = 60.0
+STRIKES_TIMEOUT_S = 5.0
 _POLL_S = 0.2
+
+REPLIES_LOCATION = "/internal/replies/"
+"""Where nginx finds the files of ``ReplyStore``."""
 
 # The client's library requires a usage; nothing here is counted in tokens.
 _NO_USAGE = {
@@ -45,10 +49,10 @@ async def generate(request: Request) -> Response:
         drawing = Drawing(service, generation, exchange_of(request))
         if generation.stream:
             await while_connected(request.receive, drawing.admit())
-            return sse.EventStream(drawing.events(), drawing.exchange.id)
+            return sse.EventStream(drawing.events(), drawing.cancel, drawing.exchange.id)
         return await while_connected(request.receive, drawing.answer(request))
     except ClientGone:
-        return Response(status_code=CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,15 @@ class Drawing:
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
 
+    def cancel(self) -> None:
+        """Stop drawing, if there is anything left to draw."""
+        if self._ticket is not None:
+            self._ticket.cancel()
+
     async def _clear(self, fingerprint: str) -> bool:
         """Whether this request must be drawn alone; raises ``Refused`` where it kills workers."""
         service = self._service
-        record = await asyncio.to_thread(service.strikes.arrive, self.exchange.id, fingerprint)
+        record = await self._record(fingerprint)
         if not record.strikes:
             return False
         self.exchange.notes["strikes"] = record.strikes
@@ -111,6 +120,15 @@ class Drawing:
         if record.alone:
             await _until_another_is_open(service)
         return True
+
+    async def _record(self, fingerprint: str) -> Record:
+        look = asyncio.to_thread(self._service.strikes.arrive, self.exchange.id, fingerprint)
+        try:
+            return await asyncio.wait_for(look, STRIKES_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
+            # A full or stalled disk must not stop the drawing.
+            log.failure("strikes cannot be read", error, request_id=self.exchange.id)
+            return CLEAN
 
     async def answer(self, request: Request) -> Response:
         """All pictures in one JSON answer."""
@@ -126,7 +144,11 @@ class Drawing:
         }
         body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))
         headers = {f"X-{name}": str(value) for name, value in timings.items()}
-        return Response(body, media_type="application/json", headers=headers)
+        name = await asyncio.to_thread(self._service.replies.save, self.exchange.id, body)
+        if name is not None:
+            headers["X-Accel-Redirect"] = REPLIES_LOCATION + name
+        content_sent = body if name is None else b""
+        return Response(content_sent, media_type="application/json", headers=headers)
 
     async def _all(self) -> list[Finished]:
         """Every picture in order. Encoding one overlaps the drawing of the next."""
@@ -296,6 +318,7 @@ async def _until_another_is_open(service: Service) -> None:
     log.event("struck request waits for a second worker")
     deadline = time.monotonic() + ALONE_WAIT_S
     while not await asyncio.to_thread(service.strikes.another_is_open):
+        service.require_ready()
         if time.monotonic() > deadline:
             raise Unavailable(
                 "This request ended a worker before and waits until a second one is back.",

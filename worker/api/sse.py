@@ -1,7 +1,7 @@
 """Server-sent events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from worker import log
 from worker.api import answers
 from worker.api.client import ClientGone, while_connected
+from worker.api.exchange import CLIENT_GONE
 from worker.errors import ZimageError
 
 KEEP_ALIVE_S = 15.0
@@ -30,7 +31,7 @@ def event(kind: str, **fields: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends ``events`` until they end or the client leaves.
+    """Sends ``events`` until they end or the client leaves, then calls ``on_end``.
 
     An error after the header was sent becomes an ``error`` event; the final event is then missing,
     so that no client takes the stream for complete.
@@ -38,18 +39,23 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], request_id: str) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], request_id: str
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
+        self._on_end = on_end
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._send(send))
         except ClientGone:
-            scope["exchange"].notes["client_gone"] = True
+            scope["exchange"].notes["status"] = CLIENT_GONE
         finally:
+            # Not left to the events: those of a client that leaves at once have never begun.
+            self._on_end()
             await self._events.aclose()
 
     async def _send(self, send: Send) -> None:

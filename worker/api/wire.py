@@ -18,6 +18,7 @@ from worker.settings import Settings
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3
 MAX_GUIDANCE_SCALE = 30.0
+_LONGEST_NAME = 60  # of a field: comparing takes the square of it
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 FORMATS = ("png", "jpeg", "webp")
@@ -186,8 +187,8 @@ def _refuse_unknown(fields: "_Fields") -> None:
     for name in fields.values:
         if name in KNOWN:
             continue
-        near = difflib.get_close_matches(name, KNOWN, 1)
-        shown = name[:60].encode("ascii", "backslashreplace").decode()
+        near = difflib.get_close_matches(name[:_LONGEST_NAME], KNOWN, 1)
+        shown = name[:_LONGEST_NAME].encode("ascii", "backslashreplace").decode()
         hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(sorted(KNOWN))}"
         message = f"Unknown field {shown!r}: {hint}"
         raise InvalidRequest(message, param=shown, code="unknown_parameter")

@@ -27,7 +27,7 @@ class Schedule:
 def schedule_of(scheduler: Any, steps: int, image_tokens: int) -> Schedule:
     """The schedule that ``ZImagePipeline.__call__`` would follow.
 
-    Changes the state of ``scheduler``, which no sample relies on.
+    Changes the state of ``scheduler``, which no sample relies on: it makes new tensors each time.
     """
     config = scheduler.config
     mu = calculate_shift(
@@ -40,4 +40,4 @@ def schedule_of(scheduler: Any, steps: int, image_tokens: int) -> Schedule:
     timesteps, _ = retrieve_timesteps(
         scheduler, steps, "cpu", sigmas=get_default_z_image_sigmas(steps), mu=mu
     )
-    return Schedule(scheduler.sigmas.clone(), (1000 - timesteps) / 1000)
+    return Schedule(scheduler.sigmas, (1000 - timesteps) / 1000)

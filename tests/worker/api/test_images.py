@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker.api.images import default_seed
+from worker.beat import BeatWriter, Phase, Running, digest
 from worker.pipelines.synthetic import text_of
 
 pytestmark = pytest.mark.anyio
@@ -215,3 +216,19 @@ async def test_client_that_sends_no_body_is_given_up(
     answer = await client.post(URL, content=never(), headers=headers)
     assert answer.status_code == 408
     assert time.monotonic() - began < 30
+
+
+async def test_strikes_that_cannot_be_read_do_not_stop_the_drawing(
+    client: httpx.AsyncClient, home: Path
+) -> None:
+    (home / "strikes").write_text("a file where the folder should be")
+    died = BeatWriter(home / "run" / "w9.beat")
+    died.enter(Phase.STEP, -1.0, [Running(digest(ID), digest("f"))])
+    answer = await client.post(URL, json={"prompt": "a"}, headers={"X-Request-ID": ID})
+    assert answer.status_code == 200
+
+
+async def test_name_of_a_megabyte_is_refused_at_once(client: httpx.AsyncClient) -> None:
+    answer = await client.post(URL, json={"prompt": "a", "x" * 1_000_000: 1})
+    assert answer.status_code == 400
+    assert len(answer.content) < 1000

@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, LatentConsistencyModelPipeline, LCMScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
 
 from tests.worker.pipelines.conftest import DEFAULTS, close, draw, go_on, small_unet, spec
 from worker.errors import InvalidRequest
@@ -132,9 +138,31 @@ def test_a_failed_call_changes_nothing(
     assert not samples[0].drawn
 
 
-def test_what_a_pipeline_does_not_take_is_left_out(without_negative: WholeCall) -> None:
-    (picture,) = draw(without_negative, spec(guidance_scale=8.0))
-    assert picture.shape == (64, 64, 3)
+class Plain(StableDiffusionPipeline):  # type: ignore[misc]
+    """Takes what is required, and nothing else."""
+
+    def __call__(
+        self, prompt: Any, width: int, height: int, num_inference_steps: int, generator: Any
+    ) -> Any:
+        return super().__call__(
+            prompt, height, width, num_inference_steps, guidance_scale=0.0, generator=generator
+        )
+
+
+@pytest.fixture
+def plain(stable_diffusion: Any) -> Pipeline:
+    pipeline = Plain(**stable_diffusion.components, requires_safety_checker=False)
+    return adapted(pipeline, DEFAULTS, max_pixels=1 << 20)
+
+
+def test_what_a_pipeline_does_not_take_is_left_out(plain: Pipeline, whole: Pipeline) -> None:
+    assert np.array_equal(draw(plain, spec())[0], draw(whole, spec())[0])
+
+
+def test_guidance_that_a_pipeline_does_not_take_is_refused(plain: Pipeline) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        plain.check(spec(guidance_scale=2.0))
+    assert refused.value.param == "guidance_scale"
 
 
 def test_what_a_pipeline_does_not_take_is_refused(without_negative: WholeCall) -> None:

@@ -1,0 +1,227 @@
+"""``zimage up`` on a running cell changes what differs, and nothing else."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy import processes
+from deploy.config import ROOT
+from tests.cluster.conftest import RunningCell, started
+
+pytestmark = pytest.mark.cluster
+
+
+def pids(cell: RunningCell) -> dict[str, int]:
+    """Process of each program, as supervisord knows it."""
+    state = json.loads(cell.zimage("status", "--json").stdout)
+    return {name: program["pid"] for name, program in state["cell"]["programs"].items()}
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def edit(cell: RunningCell, old: str, new: str) -> Callable[[], None]:
+    """Change ``cluster.toml``; what is returned changes it back."""
+    text = cell.config_path.read_text()
+    assert old in text
+    cell.config_path.write_text(text.replace(old, new))
+
+    def undo() -> None:
+        cell.config_path.write_text(text)
+
+    return undo
+
+
+def test_second_up_changes_nothing(cell: RunningCell) -> None:
+    before = pids(cell)
+    done = cell.zimage("up", "--no-draw")
+    assert "nothing to change" in done.stdout
+    assert changed(before, pids(cell)) == set()
+
+
+def test_nginx_change_is_a_reload(cell: RunningCell) -> None:
+    before = pids(cell)
+    undo = edit(cell, "[nginx]", "[nginx]\nkeepalive_timeout_s = 33.0")
+    done = cell.zimage("up", "--no-draw")
+    undo()
+    assert "conf.d/clients.conf  +1 −1" in done.stdout
+    assert "reload nginx" in done.stdout
+    assert changed(before, pids(cell)) == set()
+    assert cell.zimage("up").returncode == 0
+
+
+def test_worker_change_rolls_through_the_pool_unseen(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        before = pids(cell)
+        async with cell.traffic():
+            undo = edit(cell, "[limits]", "[limits]\nmax_steps = 44")
+            done = await cell.run("up", "--no-draw")
+            undo()
+        assert done.returncode == 0, done.stderr
+        assert changed(before, pids(cell)) == {"w1", "w2", "w3"}
+        assert (await cell.run("up", "--no-draw")).returncode == 0
+
+    asyncio.run(scenario())
+
+
+def test_guard_change_restarts_the_guard_alone(cell: RunningCell) -> None:
+    before = pids(cell)
+    undo = edit(cell, "[guard]", "[guard]\nsilence_s = 0.7")
+    done = cell.zimage("up")
+    undo()
+    assert done.returncode == 0, done.stderr
+    assert changed(before, pids(cell)) == {"guard"}
+    assert cell.zimage("up").returncode == 0
+
+
+def test_workers_are_added_and_removed_unseen(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        before = pids(cell)
+        async with cell.traffic():
+            undo = edit(cell, "count = 3", "count = 4")
+            more = await cell.run("up", "--no-draw")
+            with_fourth = pids(cell)
+            undo()
+            fewer = await cell.run("up", "--no-draw")
+        assert (more.returncode, fewer.returncode) == (0, 0), more.stderr + fewer.stderr
+        assert changed(before, with_fourth) == {"w4", "guard"}
+        assert pids(cell).keys() == before.keys()
+        assert not cell.layout.gate("w4").is_symlink()
+
+    asyncio.run(scenario())
+
+
+def test_supervisord_is_replaced_while_drawing_goes_on(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        nginx = cell.layout.nginx_pid.read_text()
+        async with cell.traffic():
+            undo = edit(cell, "[limits]", "[logs]\nmax_mib = 9\n[limits]")
+            done = await cell.run("up", "--no-draw")
+            undo()
+        assert done.returncode == 0, done.stderr
+        assert "replace it, workers go on meanwhile" in done.stdout
+        assert cell.layout.nginx_pid.read_text() == nginx
+        assert (await cell.run("up", "--no-draw")).returncode == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("[limits]", "[limits]\nmax_pixles = 1", 'did you mean "max_pixels"?'),
+        ("[nginx]", '[nginx]\nbinary = "no-such-nginx"', 'no "no-such-nginx" here'),
+        ("[ops]", '[ops]\naddress = "192.0.2.1"', "is not a loopback address"),
+    ],
+)
+def test_what_does_not_pass_leaves_the_cell_untouched(
+    cell: RunningCell, old: str, new: str, why: str
+) -> None:
+    before = pids(cell)
+    undo = edit(cell, old, new)
+    done = cell.zimage("up")
+    undo()
+    assert done.returncode == 1
+    assert why in done.stdout + done.stderr
+    assert "untouched" in done.stderr or "nothing was touched" in done.stderr
+    assert changed(before, pids(cell)) == set()
+
+
+def test_configuration_that_nginx_refuses_leaves_the_cell_untouched(
+    cell: RunningCell, tmp_path: Path
+) -> None:
+    fussy = tmp_path / "nginx"
+    fussy.write_text(
+        '#!/bin/sh\ncase "$*" in *-t*) echo "[emerg] no" >&2; exit 1;; esac\n'
+        'exec /usr/sbin/nginx "$@"\n'
+    )
+    fussy.chmod(0o755)
+    before = pids(cell)
+    undo = edit(cell, "[nginx]", f'[nginx]\nbinary = "{fussy}"')
+    done = cell.zimage("up")
+    undo()
+    assert done.returncode == 1
+    assert "nginx refuses the rendered configuration" in done.stderr
+    assert "[emerg] no" in done.stderr
+    assert "The running cell is untouched." in done.stderr
+    assert changed(before, pids(cell)) == set()
+
+
+def test_another_cell_on_the_same_sockets_is_refused(cell: RunningCell) -> None:
+    undo = edit(cell, 'name = "test"', 'name = "other"')
+    done = cell.zimage("up")
+    undo()
+    assert done.returncode == 1
+    assert 'belongs to a running cell, "test"' in done.stdout
+
+
+def test_worker_that_does_not_start_is_named_with_its_log(cell: RunningCell) -> None:
+    undo = edit(cell, "noise=1", "no_such_option=1")
+    done = cell.zimage("up", "--no-draw")
+    undo()
+    assert done.returncode == 1
+    assert "starting w1: w1 failed" in done.stderr
+    assert "no_such_option" in done.stderr
+    assert cell.open() == {"w2", "w3"}
+    assert cell.zimage("up").returncode == 0
+
+
+def test_hand_drained_worker_stays_out_over_restarts(cell: RunningCell) -> None:
+    assert cell.zimage("drain", "w2").returncode == 0
+    done = cell.zimage("restart", "--rolling")
+    assert done.returncode == 0, done.stderr
+    assert cell.open() == {"w1", "w3"}
+    assert cell.zimage("undrain", "w2").returncode == 0
+    assert cell.open() == {"w1", "w2", "w3"}
+
+
+def test_down_leaves_no_process_even_of_a_killed_supervisord() -> None:
+    with started(workers=2) as cell:
+        os.kill(int(cell.layout.supervisor_pid.read_text()), signal.SIGKILL)
+        done = cell.zimage("down")
+        assert done.returncode == 0, done.stderr
+        assert "none is left" in done.stdout
+        assert processes.members(cell.layout.processes) == []
+        assert cell.zimage("status").returncode == 1
+
+
+def test_foreground_cell_ends_in_order_on_sigterm() -> None:
+    with started(workers=2) as cell:
+        cell.down()
+        command = [sys.executable, "-m", "deploy.cli", "up", "--foreground"]
+        environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        ) as up:
+            assert up.stdout is not None
+            ready = next(line for line in up.stdout if "ready:" in line)
+            assert cell.url in ready
+            up.send_signal(signal.SIGTERM)
+            rest = up.stdout.read()
+        assert (up.returncode, rest.splitlines()[-1]) == (0, "✓ the cell has ended")
+        assert processes.members(cell.layout.processes) == []
+
+
+def test_only_one_command_changes_a_cell_at_a_time(cell: RunningCell) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", "restart", "--rolling"],
+        cwd=ROOT,
+        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline()
+        second = cell.zimage("up", "--no-draw")
+        first.stdout.read()
+    assert first.returncode == 0
+    assert second.returncode == 1
+    assert "another zimage command is changing this cell" in second.stderr

@@ -1,0 +1,56 @@
+import socket
+from pathlib import Path
+
+from deploy import checks
+from deploy.cell import Cell
+from deploy.config import parse
+
+
+def cell(tmp_path: Path, **config: object) -> Cell:
+    data = {"cell": {"var_dir": str(tmp_path / "var")}, **config}
+    return Cell(parse(data), tmp_path / "cluster.toml")
+
+
+def test_port_of_another_process_is_refused_and_its_owner_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listen, _ = checks.ports(cell(tmp_path, listen={"port": port}))
+    assert (listen.level, listen.subject) == ("fail", f"listen 127.0.0.1:{port}")
+    assert "in use by process" in listen.text
+    assert "pytest" in listen.text
+    assert listen.remedy == "stop that process, or set listen.port to a free port"
+
+
+def test_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    listen, _ = checks.ports(cell(tmp_path, listen={"address": "192.0.2.1", "auth": "none"}))
+    assert (listen.level, listen.text) == ("fail", "Cannot assign requested address")
+
+
+def test_sockets_that_would_not_fit_are_refused(tmp_path: Path) -> None:
+    long = {"var_dir": str(tmp_path), "run_dir": "/tmp/" + "x" * 90}
+    [finding] = checks.sockets(cell(tmp_path, cell=long))
+    assert finding.level == "fail"
+    assert "longer than 107" in finding.text
+
+
+def test_missing_nginx_is_refused(tmp_path: Path) -> None:
+    [finding] = checks.nginx(cell(tmp_path, nginx={"binary": "no-such-nginx"}))
+    assert (finding.level, finding.text) == ("fail", 'no "no-such-nginx" here')
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    [finding] = checks.model(cell(tmp_path, model={"source": str(tmp_path)}))
+    assert (finding.level, finding.text) == ("fail", f"{tmp_path} has no model_index.json")
+
+
+def test_big_model_on_a_small_machine_is_refused(tmp_path: Path) -> None:
+    many = [{"device": "cpu", "count": 64}]
+    model = {"source": "random:z-image-turbo"}
+    [finding] = checks.memory(cell(tmp_path, workers=many, model=model))
+    assert finding.level == "fail"
+    assert "workers need 2752" in finding.text
+
+
+def test_cell_that_is_down_is_a_warning_with_the_command(tmp_path: Path) -> None:
+    [finding] = checks.health(cell(tmp_path))
+    assert (finding.level, finding.remedy) == ("warn", "zimage up")

@@ -1,0 +1,153 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy.config import DEFAULT_PATH, ClusterConfig, ConfigError, load, parse
+
+WRONG = [
+    ('workers = "two"', 'workers: must be "auto", not "two"; the default is "auto"'),
+    ("workers = 3", 'workers: must be "auto" or [[workers]] tables, not 3; the default is "auto"'),
+    ("workers = []", 'workers: a cell needs one worker at least; write workers = "auto"'),
+    (
+        '[[workers]]\ndevice = "gpu"',
+        'workers[0].device: must be "cpu", a GPU\'s number such as "0", or a UUID from '
+        'nvidia-smi -L, not "gpu"; see [workers] in deploy/cluster.toml',
+    ),
+    ("[[workers]]\ncount = 2", "workers[0].device: missing; see [workers] in deploy/cluster.toml"),
+    (
+        '[[workers]]\ndevice = "0"\ncount = 2',
+        "workers[0].vram_limit_gib: 2 workers share one GPU without limits; "
+        "set how many GiB each may use, CUDA context (0.5 GiB) included",
+    ),
+    (
+        '[[workers]]\ndevice = "0"\n[[workers]]\ndevice = "0"\nvram_limit_gib = 9.0',
+        "workers[0].vram_limit_gib: GPU 0 is shared without limits; "
+        "set how many GiB each worker may use, CUDA context (0.5 GiB) included",
+    ),
+    (
+        '[[workers]]\ndevice = "cpu"\nvram_limit_gib = 9.0',
+        "workers[0].vram_limit_gib: a CPU worker has no video memory; remove the key",
+    ),
+    ("[limit]", 'limit: unknown key; did you mean "limits"?'),
+    ("[listen]\nadress = 1", 'listen.adress: unknown key; did you mean "address"?'),
+    (
+        "[listen]\ntls = true",
+        "listen.tls: unknown key; this table has address, port, auth",
+    ),
+    ("listen = 80", "listen: must be a table, not 80; write [listen] on a line of its own"),
+    (
+        '[listen]\nport = "80"',
+        'listen.port: must be a whole number, not "80"; the default is 7860',
+    ),
+    ("[listen]\nport = 0", "listen.port: must be at least 1, not 0; the default is 7860"),
+    (
+        "[listen]\nport = 99999",
+        "listen.port: must be at most 65535, not 99999; the default is 7860",
+    ),
+    (
+        '[listen]\naddress = "0.0.0.0"',
+        'listen.address: other machines could draw without a key on "0.0.0.0"; use "127.0.0.1", '
+        'or set listen.auth = "none" if everybody who can connect may',
+    ),
+    (
+        '[listen]\nauth = "off"',
+        'listen.auth: must be "loopback" or "none", not "off"; the default is "loopback"',
+    ),
+    ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
+    (
+        '[ops]\naddress = "10.0.0.1"',
+        'ops.address: "10.0.0.1" is not a loopback address; use "127.0.0.1"',
+    ),
+    (
+        "[model]\nsteps = 0.5",
+        'model.steps: must be a whole number or "auto", not 0.5; the default is "auto"',
+    ),
+    (
+        "[model]\nsteps = 60",
+        "model.steps: 60 is over limits.max_steps (50); lower it or raise the limit",
+    ),
+    (
+        '[model]\ndtype = "int8"',
+        'model.dtype: must be "auto", "float32", "bfloat16" or "float16", not "int8"; '
+        'the default is "auto"',
+    ),
+    (
+        '[cell]\nname = "My Cell"',
+        "cell.name: must be small letters, digits and dashes (32 at most), "
+        'not "My Cell"; the default is "zimage"',
+    ),
+    (
+        '[cell]\nvar_dir = "a;b"',
+        "cell.var_dir: must be a path without quotes, backslashes and any of $ ; # { }, "
+        'not "a;b"; the default is "var"',
+    ),
+    (
+        "[guard]\nsilence_s = 0.1",
+        "guard.silence_s: 0.1 s is less than two probes (0.2 s each); one lost probe would close "
+        "a healthy worker: raise it to 0.4 or more, or lower guard.probe_interval_s",
+    ),
+    (
+        "[timeouts]\ndrain_timeout_s = 0.0",
+        "timeouts.drain_timeout_s: must be more than 0.0, not 0; the default is 120",
+    ),
+    (
+        "[environment]\nA = 1",
+        "environment.A: must be text in quotes, not 1; see [environment] in deploy/cluster.toml",
+    ),
+    (
+        '[environment]\nZIMAGE_STEPS = "1"',
+        "environment.ZIMAGE_STEPS: the cell sets this itself; use the key of its own section",
+    ),
+    (
+        "[environment]\nA = 'say \"x\"'",
+        'environment.A: supervisor cannot pass on ", ;, # or line ends; '
+        "write the value to a file and name that",
+    ),
+]
+
+
+@pytest.mark.parametrize(("toml", "line"), WRONG)
+def test_wrong_file_is_refused_with_its_remedy(toml: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(tomllib.loads(toml))
+    assert error.value.problems == [line]
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse({"listen": {"port": "x"}, "modle": {}, "limits": {"max_batch": 0}})
+    assert [p.split(":")[0] for p in error.value.problems] == [
+        "listen.port",
+        "limits.max_batch",
+        "modle",
+    ]
+
+
+def test_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"No such file or directory; give its path with --config"
+    ):
+        load(tmp_path / "cluster.toml")
+
+
+def test_half_written_file_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text("[listen]\nport =")
+    with pytest.raises(ConfigError, match=r"not TOML: Invalid value \(at end of document\)"):
+        load(path)
+
+
+def test_default_file_shows_every_key_with_its_default() -> None:
+    shown = tomllib.loads(DEFAULT_PATH.read_text())
+    assert shown == ClusterConfig().model_dump()
+
+
+def test_every_address_is_fine_once_the_file_says_that_nobody_needs_a_key() -> None:
+    config = parse({"listen": {"address": "0.0.0.0", "auth": "none"}})
+    assert config.listen.address == "0.0.0.0"
+
+
+def test_one_gpu_may_be_shared_within_limits() -> None:
+    config = parse({"workers": [{"device": "0", "count": 2, "vram_limit_gib": 30}]})
+    assert [group.count for group in config.workers if group != "auto"] == [2]

@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ROOT, parse
+from deploy.layout import MAX_SOCKET_PATH_BYTES, Layout, too_long_by, under_root
+
+
+def test_relative_paths_start_at_the_checkout() -> None:
+    assert Layout.of(parse({})).var_dir == ROOT / "var"
+    assert under_root("~/x") == Path.home() / "x"
+
+
+def test_run_directory_is_in_the_state_directory_when_sockets_fit() -> None:
+    layout = Layout.of(parse({"cell": {"var_dir": "/srv/cell"}}))
+    assert layout.run_dir == Path("/srv/cell/run")
+    assert layout.gate("w1") == Path("/srv/cell/pool/w1.sock")
+
+
+def test_short_run_directory_is_chosen_when_sockets_would_not_fit() -> None:
+    layout = Layout.of(parse({"cell": {"var_dir": "/srv/" + "x" * 100}}))
+    assert str(layout.run_dir).startswith(f"/tmp/zimage-{os.getuid()}-")
+    assert too_long_by(layout) == 0
+
+
+def test_length_counts_bytes_of_the_gate_too() -> None:
+    layout = Layout.of(parse({"cell": {"var_dir": "/v", "run_dir": "/" + "画" * 34}}))
+    assert len(os.fsencode(layout.gate("w" * 16))) == MAX_SOCKET_PATH_BYTES + too_long_by(layout)
+    assert too_long_by(layout) > 0
+
+
+def test_two_cells_share_no_run_directory() -> None:
+    long = ["/srv/" + letter * 100 for letter in "ab"]
+    one, two = (Layout.of(parse({"cell": {"var_dir": path}})) for path in long)
+    assert one.run_dir != two.run_dir
+
+
+def test_created_run_directory_is_private(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "var", tmp_path / "var" / "run")
+    layout.create()
+    assert layout.run_dir.stat().st_mode & 0o777 == 0o700
+    assert all(directory.is_dir() for directory in layout.directories)
+
+
+def test_run_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="not a directory of this user"):
+        Layout(tmp_path / "var", tmp_path / "run").create()
