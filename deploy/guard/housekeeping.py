@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 def prune(directory: Path, ttl_s: float) -> int:
-    """Delete the files under ``directory`` that are older than ``ttl_s``; how many went."""
+    """Delete the files under ``directory`` that are older than ``ttl_s``, and folders that were
+    empty for as long; how many went."""
     pruned, oldest = 0, time.time() - ttl_s
-    with suppress(FileNotFoundError):
-        for path in directory.rglob("*"):
-            with suppress(OSError):
-                if path.is_file() and path.stat().st_mtime < oldest:
-                    path.unlink()
-                    pruned += 1
+    # Deepest first. What is new, not empty or already gone stays as it is.
+    for path in sorted(directory.rglob("*"), reverse=True):
+        with suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.rmdir() if path.is_dir() else path.unlink()
+                pruned += 1
     return pruned
 
 

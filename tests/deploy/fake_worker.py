@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -22,9 +23,17 @@ from starlette.routing import Route
 from worker.beat import BeatWriter, Phase
 
 NAME, RUN_DIR = os.environ["ZIMAGE_NAME"], Path(os.environ["ZIMAGE_RUN_DIR"])
+REPLIES = RUN_DIR.parent / "tmp" / "replies"
 STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
 beat = BeatWriter(RUN_DIR / f"{NAME}.beat")
 state = {"ready": True, "draining": False, "running": 0}
+hung = asyncio.Event()
+
+
+def enter(phase: Phase, allowance_s: float) -> None:
+    """As one engine would: nothing goes on beside a step that hangs."""
+    if not hung.is_set():
+        beat.enter(phase, allowance_s)
 
 
 def not_ready() -> JSONResponse | None:
@@ -38,17 +47,19 @@ async def draw(request: Request) -> Response:
     if refusal := not_ready():
         return refusal
     state["running"] += 1
-    beat.enter(Phase.STEP, STEP_S)
+    enter(Phase.STEP, STEP_S)
     try:
         return await _draw(request, asked)
     finally:
         state["running"] -= 1
-        beat.enter(Phase.IDLE, float("inf"))
+        enter(Phase.IDLE, float("inf"))
 
 
 async def _draw(request: Request, asked: dict[str, object]) -> Response:
     fault = asked.get("prompt")
     if fault == f"hang {NAME}":
+        hung.set()
+    if hung.is_set():
         await asyncio.Event().wait()
     if fault == f"block {NAME}":
         time.sleep(600)  # noqa: ASYNC251  (the event loop is to be blocked)
@@ -62,7 +73,17 @@ async def _draw(request: Request, asked: dict[str, object]) -> Response:
         return StreamingResponse(_events(), headers={"X-Accel-Buffering": "no"})
     body = {"worker": NAME, "asked": asked, "headers": dict(request.headers)}
     body["filler"] = "x" * int(str(asked.get("bytes", 0)))
-    return JSONResponse(body, headers={"X-Worker": NAME, "X-Queue-Ms": "12"})
+    headers = {"X-Worker": NAME, "X-Queue-Ms": "12"}
+    return JSONResponse(body, headers=headers) if asked.get("direct") else _file(body, headers)
+
+
+def _file(body: Mapping[str, object], headers: dict[str, str]) -> Response:
+    """A reply whose body outlives this process."""
+    name = f"{uuid.uuid4().hex}.json"
+    REPLIES.mkdir(exist_ok=True)
+    (REPLIES / name).write_text(json.dumps(body))
+    headers["X-Accel-Redirect"] = f"/internal/replies/{name}"
+    return Response(media_type="application/json", headers=headers)
 
 
 async def _events() -> AsyncIterator[str]:

@@ -104,7 +104,7 @@ def test_drawings_go_to_the_least_busy(front: Site) -> None:
 def test_reply_to_a_slow_reader_survives_its_worker(front: Site, size: int) -> None:
     with front.worker("w1") as worker:
         idle = _sockets(worker.pid)
-        with _slow_reader(front, {"bytes": size}) as connection:
+        with _slow_reader(front, {"bytes": size, "direct": True}) as connection:
             got = connection.recv(1000)
             wait_until(lambda: _sockets(worker.pid) == idle, "taken off the worker")
             worker.send_signal(signal.SIGKILL)
