@@ -30,6 +30,7 @@ _SUPERVISOR_INTERVAL_S = 2.0  # a death asks at once
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
 _EMPTY_POOL_S = 10.0
+_STOP_REMINDER_S = 2.0
 _REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
 _SUPERVISOR_AWAY_S = 3.0
 
@@ -92,6 +93,7 @@ class Guard:
             verdict = judge(sight, now, self._rules)
             self._apply(watch, verdict)
             self._pass_drain_on(watch, sight)
+            self._remind_of_stop(watch, sight, now)
             if verdict.kill:
                 self._want_killed(watch, verdict.kill, now)
         if not self._hold.spent(now):
@@ -195,6 +197,19 @@ class Guard:
             self._journal.event(f"told to {word}", watch.name)
         else:
             watch.told_drain = None
+
+    def _remind_of_stop(self, watch: Watch, seen: Seen, now: float) -> None:
+        # A stop that reaches a child between fork and exec is lost: supervisor would wait for it
+        # until it kills the worker, drawings and all.
+        serves = seen.answer is not None and seen.answer.status == 200
+        if seen.program != "STOPPING" or not serves or watch.process is None:
+            watch.ignores_stop_since = None
+        elif watch.ignores_stop_since is None:
+            watch.ignores_stop_since = now
+        elif now - watch.ignores_stop_since > _STOP_REMINDER_S:
+            watch.ignores_stop_since = now
+            self._journal.event("asked again to stop", watch.name)
+            watch.process.terminate()
 
     # Supervisor
 

@@ -6,6 +6,7 @@ environment (supervisor sets ``ZIMAGE_NAME`` and ``ZIMAGE_RUN_DIR``) and its sta
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Process:
     @property
     def alive(self) -> bool:
         return self.state != ""
+
+    def terminate(self) -> None:
+        """SIGTERM it, if it is still there."""
+        with suppress(ProcessLookupError):
+            if self.alive:
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> bool:
         """SIGKILL it, with its children where it leads their group; False if it has ended.

@@ -8,6 +8,7 @@ change what it says of itself.
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -100,6 +101,13 @@ async def change(request: Request) -> Response:
     return Response()
 
 
+async def lose_a_stop(_: Request) -> Response:
+    """The next SIGTERM changes nothing, as one that arrives between fork and exec."""
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, handler) and None)
+    return Response()
+
+
 async def drain(request: Request) -> Response:
     state["draining"] = request.url.path == "/admin/drain"
     return Response()
@@ -127,6 +135,7 @@ def main() -> int:
             Route("/metrics", echo),
             Route("/readyz", readyz),
             Route("/fake/ready", change, methods=["POST"]),
+            Route("/fake/lose-a-stop", lose_a_stop, methods=["POST"]),
             Route("/admin/drain", drain, methods=["POST"]),
             Route("/admin/undrain", drain, methods=["POST"]),
         ]

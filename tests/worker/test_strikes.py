@@ -117,9 +117,7 @@ def test_strikes_are_forgotten(strikes: Strikes, home: Path, dead: int) -> None:
     assert list(home.glob("strikes/*/*")) == []
 
 
-def test_pool_tells_whether_another_worker_is_open(
-    strikes: Strikes, home: Path, dead: int
-) -> None:
+def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path, dead: int) -> None:
     pool = home / "pool"
     pool.mkdir()
     (pool / "w2.sock").symlink_to(home / "run" / "w2.sock")

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from deploy.guard.supervisor import Program, Supervisor
 from tests.deploy.guard.conftest import WORKERS, Cell
 from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
 
@@ -92,6 +93,22 @@ def test_drained_worker_is_told_also_after_its_restart(cell: Cell) -> None:
     flag.unlink()
     cell.wait_open("w3")
     assert cell.ask("w3", "GET", "/readyz") == 200
+
+
+def test_worker_that_missed_its_stop_is_asked_again(cell: Cell) -> None:
+    supervisor = Supervisor(cell.layout.supervisor_socket)
+    assert cell.ask("w1", "POST", "/fake/lose-a-stop") == 200
+    supervisor._call("supervisor.stopProcess", "w1", False)
+    wait_until(lambda: supervisor.programs()["w1"].state == "STOPPED", "stopped")
+    assert "asked again to stop" in cell.events("w1")
+    supervisor._call("supervisor.startProcess", "w1", False)
+    cell.wait_open("w1")
+
+
+def test_start_leaves_alone_what_supervisor_has_started_meanwhile(cell: Cell) -> None:
+    supervisor, pid = Supervisor(cell.layout.supervisor_socket), cell.pid("w2")
+    supervisor.start(Program("w2", "BACKOFF", 0, 0.0, ""))
+    assert supervisor.programs()["w2"].pid == pid
 
 
 def test_killed_guard_leaves_the_pool_as_it_is(cell: Cell) -> None:
