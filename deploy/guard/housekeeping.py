@@ -37,5 +37,6 @@ def reopen_logs(nginx_pid: Path) -> None:
     """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
     with suppress(OSError, ValueError):
         pid = int(nginx_pid.read_text())
-        if b"nginx" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        # The number may be another process's by now, which the signal would end.
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"nginx: master process"):
             os.kill(pid, signal.SIGUSR1)
