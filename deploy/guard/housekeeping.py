@@ -37,5 +37,5 @@ def reopen_logs(nginx_pid: Path) -> None:
     """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
     with suppress(OSError, ValueError):
         pid = int(nginx_pid.read_text())
-        if b"nginx" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
             os.kill(pid, signal.SIGUSR1)
