@@ -126,12 +126,20 @@ class Guard:
         self._apply(watch, judge(self._look(watch, now), now, self._rules))
 
     def _apply(self, watch: Watch, verdict: Verdict) -> None:
-        if verdict.gate != "keep" and watch.gate.is_open != (verdict.gate == "open"):
-            watch.gate.open() if verdict.gate == "open" else watch.gate.close()
-            word = "in" if verdict.gate == "open" else "out"
-            self._journal.event(f"{word}: {verdict.why}", watch.name)
+        if verdict.gate == "open" and not watch.gate.is_open:
+            watch.gate.open()
+            self._journal.event(f"in: {verdict.why}", watch.name)
+        elif self._must_close(watch, verdict) and watch.gate.is_open:
+            watch.gate.close()
+            self._journal.event(f"out: {verdict.why}", watch.name)
         if watch.enter(verdict.state):
             self._journal.news = True
+
+    def _must_close(self, watch: Watch, verdict: Verdict) -> bool:
+        others = (other for other in self._watches if other is not watch)
+        return verdict.gate == "close" or (
+            verdict.gate == "spare" and any(other.gate.is_open for other in others)
+        )
 
     def _watch_pool(self, now: float) -> None:
         if any(watch.gate.is_open for watch in self._watches):

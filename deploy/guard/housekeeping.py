@@ -38,5 +38,5 @@ def reopen_logs(nginx_pid: Path) -> None:
     with suppress(OSError, ValueError):
         pid = int(nginx_pid.read_text())
         # The number may be another process's by now, which the signal would end.
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"nginx: master process"):
+        if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
             os.kill(pid, signal.SIGUSR1)

@@ -145,6 +145,21 @@ def test_half_the_pool_falling_silent_together_is_not_killed(cell: Cell) -> None
     assert {name: cell.pid(name) for name in pids} == pids
 
 
+def test_last_open_worker_stays_in_while_it_is_merely_silent(cell: Cell) -> None:
+    for name in ("w1", "w2"):
+        cell.ask(name, "POST", "/fake/ready?no")
+    wait_until(lambda: not (cell.is_open("w1") or cell.is_open("w2")), "closed")
+    pid = cell.pid("w3")
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: cell.worker("w3")["state"] == "silent", "silent")
+    assert cell.is_open("w3")
+    cell.ask("w1", "POST", "/fake/ready?yes")
+    wait_until(lambda: cell.is_open("w1") and not cell.is_open("w3"), "handed over")
+    os.kill(pid, signal.SIGCONT)
+    cell.ask("w2", "POST", "/fake/ready?yes")
+    cell.wait_open(*WORKERS)
+
+
 def _pids_of(*words: str) -> list[int]:
     found = []
     for entry in os.scandir("/proc"):
