@@ -95,6 +95,15 @@ def test_drained_worker_is_told_also_after_its_restart(cell: Cell) -> None:
     assert cell.ask("w3", "GET", "/readyz") == 200
 
 
+def test_killed_guard_leaves_the_pool_as_it_is(cell: Cell) -> None:
+    gates = {name: cell.layout.gate(name).lstat().st_ino for name in WORKERS}
+    [pid] = _pids_of("deploy.guard", str(cell.layout.guard_json))
+    os.kill(pid, signal.SIGKILL)
+    at = cell_state(cell.layout)["at"]
+    wait_until(lambda: cell_state(cell.layout)["at"] > at + 2, "guarded again")
+    assert {name: cell.layout.gate(name).lstat().st_ino for name in WORKERS} == gates
+
+
 def test_worker_that_missed_its_stop_is_asked_again(cell: Cell) -> None:
     supervisor = Supervisor(cell.layout.supervisor_socket)
     assert cell.ask("w1", "POST", "/fake/lose-a-stop") == 200
@@ -103,21 +112,13 @@ def test_worker_that_missed_its_stop_is_asked_again(cell: Cell) -> None:
     assert "asked again to stop" in cell.events("w1")
     supervisor._call("supervisor.startProcess", "w1", False)
     cell.wait_open("w1")
+    wait_until(lambda: cell.worker("w1")["state"] == "ready", "ready")
 
 
 def test_start_leaves_alone_what_supervisor_has_started_meanwhile(cell: Cell) -> None:
     supervisor, pid = Supervisor(cell.layout.supervisor_socket), cell.pid("w2")
     supervisor.start(Program("w2", "BACKOFF", 0, 0.0, ""))
     assert supervisor.programs()["w2"].pid == pid
-
-
-def test_killed_guard_leaves_the_pool_as_it_is(cell: Cell) -> None:
-    gates = {name: cell.layout.gate(name).lstat().st_ino for name in WORKERS}
-    [pid] = _pids_of("deploy.guard", str(cell.layout.guard_json))
-    os.kill(pid, signal.SIGKILL)
-    at = cell_state(cell.layout)["at"]
-    wait_until(lambda: cell_state(cell.layout)["at"] > at + 2, "guarded again")
-    assert {name: cell.layout.gate(name).lstat().st_ino for name in WORKERS} == gates
 
 
 def test_crashing_worker_is_given_up_reported_and_started_again(cell: Cell) -> None:
