@@ -49,7 +49,7 @@ def test_sdk_streams(sdk: openai.OpenAI) -> None:
 
 def test_sdk_is_told_what_is_wrong(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        sdk.images.generate(prompt="odd", size="250x250")  # type: ignore[call-overload]
+        sdk.images.generate(prompt="odd", size="250x250")
     assert (raised.value.param, raised.value.type) == ("size", "invalid_request_error")
 
 
