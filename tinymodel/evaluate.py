@@ -6,6 +6,7 @@ several sizes. Figures go to JSON and a Markdown table, the pictures to a contac
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +108,13 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     drawings = evaluate(pipe, 24 if options.quick else options.prompts)
     figures = report(drawings)
-    print(table(figures))
-    print(f"\n{time.monotonic() - started:.0f} s")
+    _say(table(figures))
+    _say(f"\n{time.monotonic() - started:.0f} s")
     for drawing in drawings:
         if not drawing.verdict.ok:
-            wrong = [name.removesuffix("_ok") for name, ok in vars(drawing.verdict).items() if not ok]
-            print(f"wrong {', '.join(wrong)}: {drawing.prompt}")
+            marks = vars(drawing.verdict).items()
+            wrong = [name.removesuffix("_ok") for name, ok in marks if not ok]
+            _say(f"wrong {', '.join(wrong)}: {drawing.prompt}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -120,6 +122,10 @@ def main(arguments: list[str] | None = None) -> int:
         sheet = build.sheet([d.image for d in drawings], columns=16, side=96)
         sheet.save(options.out / "sheet.png", optimize=True)
     return int(any(figures["all"][name] < aim for name, aim in AIMS.items()))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,16 +30,12 @@ class Graphs:
             self._capture(key, step)
 
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
+        # Not torch.cuda.graph: it frees cached memory too, which eager steps then ask for anew.
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=self._memory, stream=stream):
-                step()
-        except RuntimeError as error:
-            print(f"cannot capture a step, going on without: {error}", flush=True)
-            self._enabled = False
-            step()
-            return
+        torch.cuda.synchronize()
+        graph.capture_begin(pool=self._memory)
+        step()
+        graph.capture_end()
         self._graphs[key] = graph
         graph.replay()
 
@@ -50,7 +46,7 @@ def stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         yield
