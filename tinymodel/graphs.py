@@ -30,12 +30,10 @@ class Graphs:
             self._capture(key, step)
 
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
-        # Not torch.cuda.graph: it frees cached memory too, which eager steps then ask for anew.
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        graph.capture_begin(pool=self._memory)
-        step()
-        graph.capture_end()
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(graph, pool=self._memory, stream=stream):
+            step()
         self._graphs[key] = graph
         graph.replay()
 

@@ -19,18 +19,7 @@ def pipe() -> Iterator[ZImagePipeline]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "size"),
-    [
-        ("a large red circle on a white background", (256, 256)),
-        ("a small yellow square in the top left corner, blue background", (256, 256)),
-        ("a green heart on a pink background", (192, 192)),
-        ("a red circle on the left and a blue square on the right, white background", (256, 256)),
-        ("一个大的橙色圆环，黑色背景", (256, 256)),
-        ("左边一个蓝色星星，黄色背景", (256, 256)),
-        ("白色背景上有一个紫色的月亮和一个绿色的正方形", (320, 192)),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "size"), evaluate.SHOWN)
 def test_prompt_is_drawn_right(pipe: ZImagePipeline, prompt: str, size: tuple[int, int]) -> None:
     scene = scene_of(prompt)
     assert scene is not None
