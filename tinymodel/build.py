@@ -33,7 +33,7 @@ def pipeline(
 
 
 def write(pipe: ZImagePipeline, folder: Path) -> None:
-    """Saves a pipeline with its weights in half precision; it loads in fp32 unless told otherwise."""
+    """Saves a pipeline with weights in half precision; it loads in fp32 unless told otherwise."""
     pipe.save_pretrained(folder)
     for path in folder.rglob("*.safetensors"):
         halved = {

@@ -64,7 +64,8 @@ def training_scene(rng: Random) -> Scene:
 
 def held_out_prompts(count: int, seed: int = 0) -> list[tuple[str, Scene]]:
     """Prompts of scenes that training never saw, English and Chinese in turn."""
-    rng, prompts = Random(seed), []
+    rng = Random(seed)
+    prompts: list[tuple[str, Scene]] = []
     while len(prompts) < count:
         if is_held_out(scene := random_scene(rng)):
             prompts.append((caption(scene, "zh" if len(prompts) % 2 else "en", rng), scene))

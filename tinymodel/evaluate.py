@@ -6,6 +6,7 @@ several sizes. Figures go to JSON and a Markdown table, the pictures to a contac
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,21 @@ from tinymodel.shapes import Scene
 
 SIZES = ((256, 256), (128, 128), (192, 192), (256, 160), (160, 256), (208, 144))
 AIMS = {"background": 0.98, "colour": 0.95, "shape": 0.90, "position": 0.90}
+# What the README shows and the tests check, all with seed 0.
+SHOWN: tuple[tuple[str, tuple[int, int]], ...] = (
+    ("a large red circle on a white background", (256, 256)),
+    ("左边一个蓝色星星，黄色背景", (256, 256)),
+    ("a red circle on the left and a blue square on the right, white background", (256, 256)),
+    ("蓝色三角形在红色圆形的上面，白色背景", (256, 256)),
+    ("a white moon at the top right on a purple background", (256, 256)),
+    ("一个大的橙色圆环，黑色背景", (256, 256)),
+    ("a small yellow circle in the top left corner, blue background", (256, 256)),
+    ("右下角一个粉色爱心，灰色背景", (256, 256)),
+    ("a large cyan cross on an orange background", (256, 256)),
+    ("白色背景上有一个紫色的月亮", (256, 256)),
+    ("a green heart on a pink background", (256, 256)),
+    ("橙色背景上一个大的白色圆形", (192, 256)),
+)
 _STEPS = 8
 
 
@@ -104,15 +120,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluates a folder; the exit code is 1 where an aim is missed."""
     options = _parser().parse_args(arguments)
     pipe = load(options.weights)
+    if options.shown:
+        images = [draw(pipe, prompt, *size, seed=0) for prompt, size in SHOWN]
+        build.sheet(images, columns=4, side=192, gap=8).save(options.shown, optimize=True)
+        return 0
     started = time.monotonic()
     drawings = evaluate(pipe, 24 if options.quick else options.prompts)
     figures = report(drawings)
-    print(table(figures))
-    print(f"\n{time.monotonic() - started:.0f} s")
+    _say(table(figures))
+    _say(f"\n{time.monotonic() - started:.0f} s")
     for drawing in drawings:
         if not drawing.verdict.ok:
-            wrong = [name.removesuffix("_ok") for name, ok in vars(drawing.verdict).items() if not ok]
-            print(f"wrong {', '.join(wrong)}: {drawing.prompt}")
+            marks = vars(drawing.verdict).items()
+            wrong = [name.removesuffix("_ok") for name, ok in marks if not ok]
+            _say(f"wrong {', '.join(wrong)}: {drawing.prompt}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -122,12 +143,17 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(figures["all"][name] < aim for name, aim in AIMS.items()))
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tinymodel.evaluate", description=__doc__)
     add = parser.add_argument
     add("--weights", type=Path, default=build.WEIGHTS, help="diffusers folder")
     add("--prompts", type=int, default=200)
     add("--quick", action="store_true", help="24 prompts")
+    add("--shown", type=Path, help="only draw what the README shows, into this file")
     add("--out", type=Path, help="folder for figures.json, figures.md and sheet.png")
     return parser
 

@@ -32,14 +32,8 @@ class Graphs:
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=self._memory, stream=stream):
-                step()
-        except RuntimeError as error:
-            print(f"cannot capture a step, going on without: {error}", flush=True)
-            self._enabled = False
+        with torch.cuda.graph(graph, pool=self._memory, stream=stream):
             step()
-            return
         self._graphs[key] = graph
         graph.replay()
 
@@ -50,7 +44,7 @@ def stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         yield

@@ -75,7 +75,10 @@ def colour_at_centre(image: Image.Image) -> str:
 
 
 def look(pixels: Array) -> tuple[str, list[Blob]]:
-    """The background's colour and the blobs before it, largest first, of (height, width, 3) in 0…255."""
+    """The background's colour and the blobs before it, largest first.
+
+    `pixels` is (height, width, 3) in 0…255.
+    """
     height, width = pixels.shape[:2]
     edge = max(2, min(height, width) // 25)
     frame = np.ones((height, width), bool)

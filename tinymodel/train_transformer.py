@@ -6,6 +6,7 @@ new each time. What is kept is a moving average of the weights.
 """
 
 import copy
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from random import Random
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import Tensor
+from transformers import Qwen3Model
 
 from tinymodel import batched, build, configs, tokenizer
 from tinymodel.data import (
@@ -31,7 +33,8 @@ from tinymodel.judge import judge
 from tinymodel.schedule import Schedule, cosine
 from tinymodel.train_vae import encode
 
-_RATE = 8e-4
+_log = logging.getLogger(__name__)
+
 _WARM_UP_STEPS = 500
 _AVERAGE_DECAY = 0.9995
 _LONG_SHARE = 0.15  # of steps with captions of LONG tokens, in the sizes that are drawn often
@@ -88,33 +91,49 @@ class Trainer:
     """Weights, their average and the optimiser, in memory and in run/transformer.pt."""
 
     def __init__(
-        self, vae: AutoencoderKL, schedule: Schedule, run: Path, device: torch.device, compiled: bool
+        self,
+        vae: AutoencoderKL,
+        schedule: Schedule,
+        run: Path,
+        device: torch.device,
+        rate: float = 8e-4,
     ) -> None:
         torch.manual_seed(schedule.step)
-        self.vae, self.schedule, self.device = vae, schedule, device
+        self.vae, self.schedule, self.device, self.rate = vae, schedule, device, rate
         self.transformer = configs.transformer().to(device)
         self.text_encoder = configs.text_encoder().to(device)
         self.average = [
-            copy.deepcopy(m).eval().requires_grad_(False) for m in (self.transformer, self.text_encoder)
+            copy.deepcopy(m).eval().requires_grad_(False)
+            for m in (self.transformer, self.text_encoder)
         ]
         batched.use_real_rotary(self.transformer)
         batched.use_real_rotary(self.average[0])
         self.parameters = [*self.transformer.parameters(), *self.text_encoder.parameters()]
         self._averaged = [p for module in self.average for p in module.parameters()]
         options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-        rate = torch.tensor(0.0, device=device)
+        start = torch.tensor(0.0, device=device)
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, **options
+            self.parameters, lr=start, betas=(0.9, 0.98), weight_decay=0.01, **options
         )
         self._graphs = Graphs(device)
         self._loss_sum = torch.zeros((), device=device)
         self._path, self._folder = run / "transformer.pt", run / "weights"
         if self._path.exists():
             self._load()
-        if compiled:
-            torch._dynamo.config.recompile_limit = 64
-            for block in [*self.transformer.noise_refiner, *self.transformer.layers]:
-                block.compile(dynamic=True)
+
+    def start_from(self, folder: Path) -> None:
+        """Takes over the weights of a diffusers folder, in place of random ones."""
+        kinds = (("transformer", ZImageTransformer2DModel), ("text_encoder", Qwen3Model))
+        for at, (name, kind) in enumerate(kinds):
+            weights = kind.from_pretrained(folder, subfolder=name).float().state_dict()
+            for module in ((self.transformer, self.text_encoder)[at], self.average[at]):
+                module.load_state_dict(weights)
+
+    def compile(self) -> None:
+        """Compiles the blocks, once for all sizes."""
+        torch._dynamo.config.recompile_limit = 64
+        for block in [*self.transformer.noise_refiner, *self.transformer.layers]:
+            block.compile(dynamic=True)
 
     def run(self, pools: list[Pool]) -> None:
         """Trains until the schedule ends; saves, previews and reports on the way."""
@@ -123,7 +142,7 @@ class Trainer:
         while not self.schedule.done:
             pool = rng.choices(pools, weights)[0]
             is_long = pool.weight >= _OFTEN and rng.random() < _LONG_SHARE
-            rate = _RATE * min(1.0, (self.schedule.step + 1) / _WARM_UP_STEPS)
+            rate = self.rate * min(1.0, (self.schedule.step + 1) / _WARM_UP_STEPS)
             for group in self.optimiser.param_groups:
                 group["lr"].fill_(rate * cosine(self.schedule.progress))
             self._graphs.run((id(pool), is_long), partial(self._step, pool, is_long))
@@ -134,20 +153,20 @@ class Trainer:
                 self._report()
             if self.schedule.elapsed_s - saved_at > _SAVE_EVERY_S:
                 self.save()
-                print(f"step {self.schedule.step}: {self.preview()}", flush=True)
+                _log.info("step %d: %s", self.schedule.step, self.preview())
                 saved_at = self.schedule.elapsed_s
         self.save()
 
     def _report(self) -> None:
         loss = self._loss_sum.item() / _REPORT_EVERY_STEPS
         self._loss_sum.zero_()
-        at = f"{self.schedule.step} at {self.schedule.elapsed_s:.0f} s"
-        print(f"step {at}: loss {loss:.4f}", flush=True)
+        elapsed_s = self.schedule.elapsed_s
+        _log.info("step %d at %.0f s: loss %.4f", self.schedule.step, elapsed_s, loss)
 
     def _step(self, pool: Pool, is_long: bool) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._loss(pool, is_long)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         detached = [p.detach() for p in self.parameters]
@@ -228,4 +247,3 @@ def _empty(tokens: Tensor) -> Tensor:
     start, end = (tokenizer.SPECIAL.index(mark) for mark in (tokenizer.START, tokenizer.END))
     out[:, 0], out[:, 1] = start, end
     return out
-

@@ -5,6 +5,7 @@ decoder's first convolution, and the encoder is frozen; the decoder then learns 
 padding is now off by a constant at the picture's edge) and with the transformer's small errors.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from tinymodel import configs
 from tinymodel.data import Samples, batches, pictures
 from tinymodel.graphs import Graphs
 from tinymodel.schedule import Schedule, cosine
+
+_log = logging.getLogger(__name__)
 
 _FREEZE_AT = 0.7  # of the time
 _RATES = (1e-3, 5e-4)  # before and after the freeze
@@ -40,22 +43,29 @@ class _Stage:
     pixels: int
     error: Tensor
     frozen: bool = False
+    frozen_at: float = 0.0  # progress
 
 
 def train(
-    samples: list[Samples], schedule: Schedule, run: Path, pixels: int, device: torch.device
+    samples: list[Samples],
+    schedule: Schedule,
+    run: Path,
+    pixels: int,
+    device: torch.device,
+    start: Path | None = None,
 ) -> AutoencoderKL:
-    """Trains or goes on training, with so many pixels a step; the result lies in run/vae.pt."""
-    stage = _Stage(
-        configs.vae().to(device),
-        schedule,
-        _drawn(samples, device),
-        pixels,
-        torch.zeros((), device=device),
-    )
+    """Trains or goes on training, with so many pixels a step; the result lies in run/vae.pt.
+
+    Of a VAE from the diffusers folder `start` only the decoder is trained.
+    """
+    error = torch.zeros((), device=device)
+    stage = _Stage(configs.vae().to(device), schedule, _drawn(samples, device), pixels, error)
     path = run / "vae.pt"
     if path.exists():
         _load(stage, path, device)
+    elif start:
+        stage.vae = AutoencoderKL.from_pretrained(start, subfolder="vae").float().to(device)
+        _freeze_encoder(stage)
     while not schedule.done and not stage.frozen:
         _run(stage, path, until=_FREEZE_AT)
         if schedule.progress >= _FREEZE_AT:
@@ -81,7 +91,7 @@ def _run(stage: _Stage, path: Path, until: float) -> None:
         schedule.tick()
         if schedule.step % 500 == 0:
             error = stage.error.item()
-            print(f"vae {schedule.step} at {schedule.elapsed_s:.0f} s: L1 {error:.4f}", flush=True)
+            _log.info("step %d at %.0f s: L1 %.4f", schedule.step, schedule.elapsed_s, error)
         if schedule.elapsed_s - saved_at > _SAVE_EVERY_S:
             _save(stage, path)
             saved_at = schedule.elapsed_s
@@ -91,7 +101,7 @@ def _run(stage: _Stage, path: Path, until: float) -> None:
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in -1…1 → latents as the transformer sees them, mean 0, deviation 1."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        latents = vae.encode(images).latent_dist.mode().float()
+        latents: Tensor = vae.encode(images).latent_dist.mode().float()
     return (latents - configs.LATENT_MEAN) * configs.LATENT_SCALE
 
 
@@ -113,7 +123,7 @@ def _drawn(samples: list[Samples], device: torch.device) -> list[Tensor]:
 def _step(stage: _Stage, optimiser: torch.optim.Optimizer, images: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss, error = _loss(stage, _some(images, stage.pixels))
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_([p for p in stage.vae.parameters() if p.requires_grad], 1.0)
     optimiser.step()
     stage.error.lerp_(error, 0.02)
@@ -122,8 +132,8 @@ def _step(stage: _Stage, optimiser: torch.optim.Optimizer, images: Tensor) -> No
 def _loss(stage: _Stage, images: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
         latents = stage.vae.encode(images).latent_dist.mean
-        noise = _NOISE_AFTER / configs.LATENT_SCALE if stage.frozen else _NOISE
-        noise = noise * torch.rand(len(images), 1, 1, 1, device=images.device)
+        most = _NOISE_AFTER / configs.LATENT_SCALE if stage.frozen else _NOISE
+        noise = most * torch.rand(len(images), 1, 1, 1, device=images.device)
         decoded = stage.vae.decode(latents + noise * torch.randn_like(latents)).sample
     decoded = decoded.float()
     error = F.l1_loss(decoded, images)
@@ -147,8 +157,13 @@ def _freeze(stage: _Stage) -> None:
         seen.append(latents.transpose(0, 1).flatten(1))
     flat = torch.cat(seen, 1).double()
     normalise(stage.vae, flat.mean(1).float(), flat.std(1).float())
+    _freeze_encoder(stage)
+
+
+def _freeze_encoder(stage: _Stage) -> None:
     stage.vae.encoder.requires_grad_(False)
     stage.frozen = True
+    stage.frozen_at = stage.schedule.progress
 
 
 @torch.no_grad()
@@ -172,7 +187,7 @@ def normalise(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
 def _rate(stage: _Stage) -> float:
     progress = stage.schedule.progress
     if stage.frozen:
-        return _RATES[1] * cosine((progress - _FREEZE_AT) / (1 - _FREEZE_AT))
+        return _RATES[1] * cosine((progress - stage.frozen_at) / (1.001 - stage.frozen_at))
     warm_up = min(1.0, (stage.schedule.step + 1) / _WARM_UP_STEPS)
     return _RATES[0] * warm_up * max(0.1, cosine(progress / _FREEZE_AT))
 
@@ -182,13 +197,16 @@ def _optimiser(stage: _Stage) -> torch.optim.Optimizer:
     device = stage.error.device
     options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
     rate = torch.tensor(0.0, device=device)
-    return torch.optim.AdamW(
-        parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, **options
-    )
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, **options)
 
 
 def _save(stage: _Stage, path: Path) -> None:
-    state = {"vae": stage.vae.state_dict(), "frozen": stage.frozen, **stage.schedule.state()}
+    state = {
+        "vae": stage.vae.state_dict(),
+        "frozen": stage.frozen,
+        "frozen_at": stage.frozen_at,
+        **stage.schedule.state(),
+    }
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
@@ -197,5 +215,5 @@ def _load(stage: _Stage, path: Path, device: torch.device) -> None:
     state = torch.load(path, map_location=device, weights_only=True)
     stage.vae.load_state_dict(state["vae"])
     stage.schedule.resume(state)
-    stage.frozen = state["frozen"]
+    stage.frozen, stage.frozen_at = state["frozen"], state["frozen_at"]
     stage.vae.encoder.requires_grad_(not stage.frozen)
