@@ -1,0 +1,12 @@
+"""A Gradio queue, asked as its page asks: ``python -m loadtest.peers.gradio_app PORT``."""
+
+import sys
+
+import gradio
+
+from loadtest.peers.model import json_answer
+
+if __name__ == "__main__":
+    page = gradio.Interface(json_answer, "text", "text", api_name="draw")
+    page.queue(default_concurrency_limit=4, max_size=None)
+    page.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), quiet=True)
