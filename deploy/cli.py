@@ -23,6 +23,12 @@ from deploy import (
     roll,
     screen,
 )
+from deploy import (
+    calibrate as calibration,
+)
+from deploy import (
+    trace as tracing,
+)
 from deploy.account import AccountError
 from deploy.cell import Cell, CellError
 from deploy.config import DEFAULT_PATH, ROOT, ConfigError, load
@@ -209,6 +215,47 @@ def logs(
     cell = _cell(config)
     paths = _logs(cell, program)
     os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, paths)])
+
+
+@app.command()
+def calibrate(
+    worker: Annotated[
+        str | None, typer.Argument(help="Whose device [default: the first worker's].")
+    ] = None,
+    config: Config = None,
+    sizes: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT,… [default: around the model's own].")
+    ] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Also draw an SVG (needs pygal).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what drawing costs on a worker's device; workers use it from their next start."""
+    cell = _cell(config, create=True)
+    name = worker or cell.plan.names[0]
+    _known_worker(cell, name)
+    table = calibration.run(cell, name, sizes, repeats)
+    if plot is not None:
+        calibration.draw_plot(table, plot)
+    if as_json:
+        print(json.dumps(table.as_json(), indent=2))  # noqa: T201
+    else:
+        screen.console.print(calibration.shown(table))
+        screen.done(f"stored in {table.path}")
+
+
+@app.command()
+def trace(
+    config: Config = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to look.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what share of their time the drawing threads spend beside the device."""
+    found = tracing.trace(_cell(config), seconds)
+    if as_json:
+        print(json.dumps([asdict(t) for t in found], indent=2))  # noqa: T201
+    else:
+        screen.console.print(tracing.shown(found))
 
 
 @app.command()

@@ -56,7 +56,8 @@ wrk.body = '%s'
 done = function(summary, latency, requests)
   local bad = summary.errors.connect + summary.errors.read + summary.errors.write
             + summary.errors.status + summary.errors.timeout
-  io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration, bad,
+  io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d\\n",
+    summary.requests, summary.duration, bad,
     latency:percentile(50), latency:percentile(95), latency:percentile(99)))
 end
 """
@@ -194,7 +195,9 @@ def family(marks: list[str]) -> set[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             if any(mark.encode() in text for mark in marks):
                 found.add(int(folder.name))
     while more := {pid for pid, parent in parents.items() if parent in found} - found:

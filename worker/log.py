@@ -15,10 +15,12 @@ from collections.abc import Mapping
 
 MAX_QUEUED_LINES = 10_000
 MAX_FIELD_CHARS = 4_000
+_COALESCE_S = 0.05
 
 Value = str | int | float | bool | None
 
 _log = logging.getLogger("worker")
+_encode = json.JSONEncoder().encode
 
 
 def event(name: str, **fields: Value) -> None:
@@ -50,7 +52,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             # The end of a traceback names the error.
             line["traceback"] = self.formatException(record.exc_info)[-MAX_FIELD_CHARS:]
-        return json.dumps({key: _bounded(value) for key, value in line.items()})
+        return _encode({key: _bounded(value) for key, value in line.items()})
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
@@ -62,16 +64,29 @@ class _DroppingQueueHandler(logging.handlers.QueueHandler):
             self.queue.put_nowait(record)
 
 
+class _CoalescingListener(logging.handlers.QueueListener):
+    """Wakes for many lines at once: a thread that wakes for each takes the GIL each time."""
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        with contextlib.suppress(queue.Empty):
+            return super().dequeue(False)
+        time.sleep(_COALESCE_S)
+        return super().dequeue(block)
+
+
 class LogWriter:
     """Takes over the root logger until ``close``."""
 
     def __init__(self, worker: str) -> None:
         logging.raiseExceptions = False  # a broken pipe must not add lines about itself
+        # What no line shows need not be looked up: logging's own advice (HOWTO, "Optimization").
+        logging._srcfile = None
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_QUEUED_LINES)
         stdout = logging.StreamHandler(sys.stdout)
         stdout.setFormatter(JsonFormatter(worker))
         self._queue = lines
-        self._listener = logging.handlers.QueueListener(lines, stdout)
+        self._listener = _CoalescingListener(lines, stdout)
         root = logging.getLogger()
         root.handlers[:] = [_DroppingQueueHandler(lines)]
         root.setLevel(logging.INFO)

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from worker import card, exits, log
+from worker import calibration, card, exits, log
 from worker.beat import Beat, BeatWriter, Phase, read_beat
-from worker.engine import Engine, EngineState, Limits
+from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady
 from worker.imaging import Encoders
 from worker.metrics import Metrics
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
+from worker.pipelines.memory import memory_of
 from worker.settings import Settings
 from worker.storage.images import ImageStore, Signer, link_secret
 from worker.storage.replies import ReplyStore
@@ -107,7 +108,20 @@ class Service:
         held.enter_context(card.card(self.settings))
         pipeline = self._load(self.settings)
         self._info = pipeline.info
-        self._engine = Engine(pipeline, beat, _limits(self.settings), on_fatal=self._on_fatal)
+        costs = self._costs(pipeline)
+        self._engine = Engine(pipeline, beat, _limits(self.settings), costs, self._on_fatal)
+
+    def _costs(self, pipeline: Pipeline) -> Costs:
+        """What calibration found for this device, or a short measurement where that is quick."""
+        device = pipeline.info.device
+        memory = memory_of(device, self.settings.vram_limit_gib)
+        table = calibration.load(self.settings, pipeline, memory)
+        log.event("costs", calibrated=table is not None, memory_limit=memory.limit_bytes)
+        if table is not None:
+            return table
+        if device == "cpu":  # slow, and shared: the warm-up picture and what is drawn measure
+            return Costs(self.settings.max_batch)
+        return calibration.short(pipeline, memory, self.settings.max_batch)
 
     async def _warm_up(self) -> None:
         engine, info = self.engine, self.info

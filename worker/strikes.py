@@ -9,6 +9,7 @@ Two notice: the worker at which nginx replays the request, while its id still st
 heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ CLOSED_SOCKET = "closed.sock"
 IN_STEP = DRAWING | {Phase.COMPILE}  # the first step of a shape compiles
 _DYING_S = 0.5
 _POLL_S = 0.02
+_CLOCK_TICK_NS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Strikes:
         self._run_dir = run_dir
         self._name = name
         self._ttl_s = ttl_s
+        self._empty_since = -1  # when the folder changed last, if it was empty afterwards
 
     def inherit(self) -> int:
         """At boot, before the heartbeat is overwritten: strike what the predecessor was drawing."""
@@ -60,13 +63,38 @@ class Strikes:
             self._strike(self._name, beat, running.fingerprint)
         return len(beat.running)
 
+    def surely_clean(self, request_id: str) -> bool:
+        """Whether ``arrive`` would find nothing, as far as memory tells: no worker holds this
+        request and nobody has a strike. Reads no disk, so it may be asked on the event loop."""
+        return self._nobody_struck() and not self._is_held(digest(request_id))
+
+    def _nobody_struck(self) -> bool:
+        try:
+            changed_at = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return True
+        return changed_at == self._empty_since
+
+    def _is_held(self, request: bytes) -> bool:
+        return any(request in _raw(path) for path in _beats(self._run_dir))
+
     def arrive(self, request_id: str, fingerprint: str) -> Record:
         """Look whether this is the replay of a request that a worker died of, and what is known.
 
         Blocks for up to half a second where a worker that holds the request is just dying.
         """
         self._witness(digest(request_id), digest(fingerprint))
+        self._look_whether_empty()
         return self.record(fingerprint)
+
+    def _look_whether_empty(self) -> None:
+        try:
+            changed_at = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        # A change in the same tick of the file system's clock would go unseen.
+        settled = time.time_ns() - changed_at > _CLOCK_TICK_NS
+        self._empty_since = changed_at if settled and not _files(self._folder) else -1
 
     def record(self, fingerprint: str) -> Record:
         """The unexpired strikes of ``fingerprint``."""
@@ -90,7 +118,7 @@ class Strikes:
 
     def _witness(self, request: bytes, fingerprint: bytes) -> None:
         deadline = time.monotonic() + _DYING_S
-        for path in self._run_dir.glob("*.beat"):
+        for path in _beats(self._run_dir):
             while (beat := _holding(path, request)) is not None and path.stem != self._name:
                 if not is_alive(beat.pid, beat.since) or beat.overdue():
                     self._strike(path.stem, beat, fingerprint)
@@ -131,6 +159,18 @@ def _holding(path: Path, request: bytes) -> Beat | None:
     if beat is None or beat.phase not in IN_STEP:
         return None
     return beat if any(r.request == request for r in beat.running) else None
+
+
+def _beats(folder: Path) -> list[Path]:
+    names = os.listdir(folder)  # noqa: PTH208 — a Path of every name costs more than the reading
+    return [folder / name for name in names if name.endswith(".beat")]
+
+
+def _raw(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -25,4 +25,6 @@ class Api(litserve.LitAPI):
 if __name__ == "__main__":
     api = Api(max_batch_size=4, batch_timeout=0.0, api_path="/v1/images/generations")
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=2)
-    server.run(port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error")
+    server.run(
+        port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error"
+    )

@@ -23,6 +23,9 @@ _CODES = {
 }
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 class Json(Response):
     media_type = "application/json"
 
@@ -31,7 +34,7 @@ class Json(Response):
 
 
 def dumps(content: Any) -> bytes:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    return _encode(content).encode()
 
 
 def with_b64(fields: Mapping[str, Any], b64: bytes) -> bytes:

@@ -57,17 +57,26 @@ def _check_length(length: int, max_bytes: int) -> None:
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``; cancels it and raises ``ClientGone`` when the client leaves."""
-    gone = asyncio.ensure_future(_gone(receive))
-    task = asyncio.ensure_future(work)
+    worker = asyncio.current_task()
+    assert worker is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await _gone(receive)
+        left = True
+        worker.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait((gone, task), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        # As asyncio.timeout tells its own cancellation from that of somebody else.
+        if left and worker.uncancel() <= 0:
+            raise ClientGone from None
+        raise
     finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(gone, task, return_exceptions=True)
+        watcher.cancel()
 
 
 async def _gone(receive: Receive) -> None:

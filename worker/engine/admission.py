@@ -1,7 +1,7 @@
 """Admit a request, or say when to come again. Pure."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker.engine.limits import Limits
@@ -21,16 +21,16 @@ class Line:
     """Who is ahead of a newcomer: all of them, or those of its own key.
 
     ``waiting`` have a place. ``promised`` were refused one and told when to come again.
-    ``starts_s``: seconds until each of both begins.
+    ``starts_s`` gives the seconds until each of both begins, which only a refusal asks for.
     """
 
     waiting: int
     promised: int = 0
-    starts_s: Sequence[float] = ()
+    starts_s: Callable[[], Sequence[float]] = tuple
 
     def room_in_s(self) -> float:
         """Seconds until those that were promised a place have one, and there is one more."""
-        starts_s = sorted(self.starts_s)
+        starts_s = sorted(self.starts_s())
         return starts_s[min(self.promised, len(starts_s) - 1)] if starts_s else 1.0
 
 

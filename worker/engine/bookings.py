@@ -38,6 +38,8 @@ class Bookings:
 
     def find(self, entry: Entry, now: float) -> Booking | None:
         """The promise that was made to an earlier attempt of ``entry``."""
+        if not self._all:
+            return None
         self._all = [each for each in self._all if each.due + GRACE_S > now]
         asked = _identity(entry)
         found = [each for each in self._all if _identity(each.entry) == asked]

@@ -101,10 +101,12 @@ class Costs:
 
     def room(self, size: Size) -> int:
         """Most rows of ``size`` that the memory is predicted to hold; 0: not even one."""
-        if self.memory_limit is None or not self._peaks:
-            return self._max_batch
         rows = range(self._max_batch, 0, -1)
-        return next((n for n in rows if self.predict_peak(size, n) <= self.memory_limit), 0)
+        return next((n for n in rows if self.fits(size, n)), 0)
+
+    def fits(self, size: Size, rows: int) -> bool:
+        """Whether ``rows`` rows of ``size`` are predicted to stay within the memory."""
+        return self.memory_limit is None or self.predict_peak(size, rows) <= self.memory_limit
 
     def predict_peak(self, size: Size, rows: int) -> int:
         """Bytes in use at the worst moment of drawing ``rows`` rows of ``size``."""

@@ -58,6 +58,7 @@ class Driver:
 
     def tick(self) -> bool:
         """One step boundary and one step; False when there is nothing to draw."""
+        began = time.monotonic()
         lead, newcomers = self._next()
         if lead is None:
             return False
@@ -67,6 +68,7 @@ class Driver:
             lead, newcomers = self._next()
         if lead and lead.sample and not lead.entry.over:
             self._advance(lead)
+        self.totals.busy_s += time.monotonic() - began
         return True
 
     def _next(self) -> tuple[Picture | None, list[Picture]]:
@@ -159,6 +161,7 @@ class Driver:
         finally:
             self._running = None
         seconds = time.monotonic() - began
+        self.totals.device_s += seconds
         self._measure(phase, part, seconds, typical=self.pulse.learn(shape))
         return None
 

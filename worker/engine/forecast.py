@@ -11,7 +11,8 @@ from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
 from worker.pipelines.base import Sample
 
-_MAX_ROUNDS = 1000
+_MAX_LOOKS = 10_000
+"""Rounds times entries that are worth computing, for the driver waits meanwhile: about 50 ms."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,18 @@ class _Ahead:
         self._waiting = sum(not entry.begun for entry in self.entries)
         if self.running:
             self._finish_running(self.running, copies)
-        for _ in range(_MAX_ROUNDS):
+        for _ in range(_MAX_LOOKS // (len(self.entries) + 1) + 1):
             if len(self.starts) >= self._waiting or not self._round():
                 break
-        for entry in self.entries:  # beyond what is worth computing
-            if not entry.begun:
-                self.starts.setdefault(entry, self._at)
+        self._guess_the_rest()
+
+    def _guess_the_rest(self) -> None:
+        """Beyond what is worth computing: one after the other."""
+        for copy in self._queue:
+            entry = self._originals[copy]
+            if not entry.begun and entry not in self.starts:
+                self.starts[entry] = self._at
+                self._at += work_s(copy, self._costs)
 
     def _copy(self, entry: Entry) -> list[tuple[Picture, Picture]]:
         copy = Entry(entry.request, _NOBODY, entry.sequence, since=entry.since, begun=entry.begun)

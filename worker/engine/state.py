@@ -35,6 +35,8 @@ class Counters:
     requests_cancelled: int = 0
     requests_handed_back: int = 0
     out_of_memory: int = 0
+    busy_s: float = 0.0  # of the thread that draws, while there was something to draw
+    device_s: float = 0.0  # of that, inside the pipeline
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class EngineState:
     batch: int  # rows in the running call
     predicted_wait_s: float  # of a request that came now
     steps_done: int
-    totals: Mapping[str, int]
+    totals: Mapping[str, float]
     step_ms: Mapping[str, float]  # by "WIDTHxHEIGHT/rows"
     refused_sizes: tuple[str, ...]
 

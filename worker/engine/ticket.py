@@ -60,6 +60,8 @@ class Ticket:
 
     def post(self, event: Event) -> None:
         """From any thread: tell the reader. The last Drawn ends the request."""
+        if not (self.request.watched or isinstance(event, Drawn)):
+            return
         with self._lock:
             if self._over:
                 return

@@ -22,6 +22,10 @@ class ReplyStore:
         self._folder = folder
         self._worker = worker
 
+    def takes(self, body: bytes) -> bool:
+        """Whether ``body`` is large enough for a file."""
+        return self._folder is not None and len(body) >= MIN_BYTES
+
     def save(self, request_id: str, body: bytes) -> str | None:
         """Blocks. The name of the file that holds ``body``; None: send it over the socket."""
         if self._folder is None or len(body) < MIN_BYTES:

@@ -20,7 +20,7 @@ NOBODY = Line(0)
 
 def line(waiting: int, promised: int = 0) -> Line:
     """Somebody begins every second from now on."""
-    return Line(waiting, promised, [float(k) for k in range(waiting + promised)])
+    return Line(waiting, promised, lambda: [float(k) for k in range(waiting + promised)])
 
 
 def test_a_request_within_the_limits_is_admitted() -> None:

@@ -4,6 +4,8 @@ import pytest
 
 from worker.engine.costs import Costs
 
+SIZE = (128, 128)
+
 
 def test_running_average_follows_new_measurements() -> None:
     costs = Costs()
@@ -68,3 +70,77 @@ def test_a_drawing_is_text_steps_and_decode() -> None:
     costs.record("step", (128, 128), 1, 1.0)
     costs.record("decode", (128, 128), 1, 0.25)
     assert costs.drawing_s((128, 128), rows=1, steps=4) == pytest.approx(4.75)
+
+
+def measured(*step_s: float, memory_limit: int | None = None) -> Costs:
+    """Steps of so many seconds for one row, for two …; text and decode cost nothing."""
+    costs = Costs(len(step_s), memory_limit)
+    for rows, seconds in enumerate(step_s, 1):
+        costs.record("step", SIZE, rows, seconds)
+        costs.record("encode", SIZE, rows, 0.0)
+        costs.record("decode", SIZE, rows, 0.0)
+    return costs
+
+
+def test_cap_is_the_smallest_batch_within_3_percent_of_the_best() -> None:
+    assert measured(1.0, 1.2, 1.5, 1.97).batch_cap(SIZE) == 3
+    assert measured(1.0, 1.2, 1.5, 1.9).batch_cap(SIZE) == 4
+
+
+def test_where_batches_do_not_pay_one_is_drawn_at_a_time() -> None:
+    assert measured(1.0, 1.99, 2.95, 3.9).batch_cap(SIZE) == 1
+
+
+def test_cap_follows_the_backlog() -> None:
+    costs = measured(1.0, 1.9, 1.5, 1.9)
+    assert costs.batch_cap(SIZE, backlog=2) == 2
+    assert costs.batch_cap(SIZE, backlog=9) == 4
+
+
+def test_cap_does_not_waver_with_the_times() -> None:
+    costs, caps = measured(1.0, 1.2, 1.5, 1.95), set()
+    for turn in range(100):
+        costs.record("step", SIZE, 4, 1.95 + 0.1 * (-1) ** turn)
+        caps.add(costs.batch_cap(SIZE))
+    assert len(caps) == 1
+
+
+def test_cap_gives_way_when_a_batch_has_become_slow() -> None:
+    costs = measured(1.0, 1.2)
+    assert costs.batch_cap(SIZE) == 2
+    for _ in range(100):
+        costs.record("step", SIZE, 2, 2.5)
+    assert costs.batch_cap(SIZE) == 1
+
+
+def test_between_measured_rows_and_sizes_is_interpolated() -> None:
+    costs = Costs()
+    for size, one, four in (((100, 100), 1.0, 4.0), ((100, 300), 3.0, 12.0)):
+        costs.record("step", size, 1, one)
+        costs.record("step", size, 4, four)
+    assert costs.predict_s("step", (100, 100), 2) == pytest.approx(2.0)
+    assert costs.predict_s("step", (100, 200), 2) == pytest.approx(4.0)
+
+
+def with_peaks(limit: int) -> Costs:
+    """10 bytes of weights; a row of 128x128 takes 5 more."""
+    costs = measured(1.0, 1.1, 1.2, 1.3, memory_limit=limit)
+    for rows in (1, 2):
+        costs.record_peak(SIZE, rows, peak=10 + 5 * rows, resident=10)
+    return costs
+
+
+def test_cap_stays_inside_the_memory() -> None:
+    assert with_peaks(25).batch_cap(SIZE) == 3
+    assert with_peaks(100).batch_cap(SIZE) == 4
+
+
+def test_a_size_is_predicted_not_to_fit() -> None:
+    costs = with_peaks(25)
+    assert costs.fits((256, 128), 1)
+    assert not costs.fits((256, 256), 1)
+
+
+def test_without_a_table_everything_is_expected_to_fit() -> None:
+    assert Costs(4, memory_limit=1).fits(SIZE, 4)
+    assert Costs(4, memory_limit=1).batch_cap(SIZE) == 4

@@ -315,3 +315,11 @@ def test_steps_are_measured(make: MakeDriver) -> None:
     assert driver.costs.measured_s("step", (128, 128), 2) is not None
     assert driver.totals.steps == 4
     assert driver.totals.requests_done == 1
+
+
+def test_time_inside_the_pipeline_is_told_from_time_beside_it(make: MakeDriver) -> None:
+    pipeline = GatedPipeline()
+    pipeline.options["step_ms"] = 20.0
+    driver = make(pipeline, entry("a"))
+    run(driver)
+    assert 0.08 <= driver.totals.device_s <= driver.totals.busy_s

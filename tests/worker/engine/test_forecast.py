@@ -111,3 +111,10 @@ def test_remaining_time_covers_steps_and_decode(costs: Costs) -> None:
     picture = entry("a").pictures[0]
     begin(picture, steps_done=1)
     assert remaining_s(picture, 1, costs) == 3.5
+
+
+def test_a_long_queue_is_guessed_beyond_what_is_worth_computing(costs: Costs) -> None:
+    crowd = [entry("a", arrived_at=float(k)) for k in range(400)]
+    places = ahead(crowd, costs)
+    assert [places[each].position for each in crowd] == list(range(400))
+    assert places[crowd[-1]].wait_s > 900.0

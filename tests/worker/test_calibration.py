@@ -1,0 +1,84 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.worker.conftest import ready, serving, settings_in
+from worker import calibration
+from worker.calibration import Measured
+from worker.pipelines.memory import NoMemory
+from worker.pipelines.synthetic import SyntheticPipeline
+
+SIZES = [(64, 64), (128, 128)]
+CPU = NoMemory()
+
+
+def measured(pipeline: SyntheticPipeline, max_batch: int = 3) -> list[Measured]:
+    return list(calibration.measure(pipeline, CPU, SIZES, max_batch, repeats=1))
+
+
+def test_every_number_of_rows_is_measured_at_every_size() -> None:
+    found = measured(SyntheticPipeline("synthetic:step_ms=1"))
+    assert [(each.size, each.rows) for each in found] == [(s, n) for s in SIZES for n in (1, 2, 3)]
+
+
+def test_what_takes_long_is_measured_as_long() -> None:
+    source = "synthetic:step_ms=20,encode_ms=5,decode_ms=10"
+    one = measured(SyntheticPipeline(source), max_batch=1)[0]
+    assert one.step_s >= 0.02
+    assert one.encode_s >= 0.005
+    assert one.decode_s >= 0.01
+
+
+def test_a_size_ends_where_the_memory_does() -> None:
+    found = measured(SyntheticPipeline("synthetic:step_ms=0,max_rows=2"))
+    assert [each.rows for each in found] == [1, 2, 1, 2]
+
+
+def test_a_stored_table_is_found_again(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    found = measured(pipeline)
+    costs = calibration.costs_of(found, CPU, settings.max_batch)
+    on = calibration.measured_on(settings, pipeline, CPU)
+    calibration.save(calibration.path_of(settings, on), on, found, costs)
+    again = calibration.load(settings, pipeline, CPU)
+    assert again
+    assert again.dump() == costs.dump()
+
+
+def test_a_table_of_another_device_is_not_used(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    on = calibration.measured_on(settings, pipeline, CPU)
+    calibration.save(calibration.path_of(settings, on), on, [], calibration.costs_of([], CPU, 4))
+    assert calibration.load(settings, pipeline, replace(CPU, device_name="H100")) is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"costs": 1}', '{"costs": {"caps": {"x": 1}}}'])
+def test_a_broken_table_is_as_good_as_none(home: Path, text: str) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    path = calibration.path_of(settings, calibration.measured_on(settings, pipeline, CPU))
+    path.parent.mkdir()
+    path.write_text(text)
+    assert calibration.load(settings, pipeline, CPU) is None
+
+
+@pytest.mark.anyio
+async def test_a_worker_starts_with_the_table(home: Path) -> None:
+    settings = settings_in(home)
+    pipeline = SyntheticPipeline(settings.model)
+    on = calibration.measured_on(settings, pipeline, CPU)
+    found = [Measured((512, 512), 3, 0.1, 0.7, 0.1, None)]
+    costs = calibration.costs_of(found, CPU, 4)
+    calibration.save(calibration.path_of(settings, on), on, found, costs)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        assert service.engine.state().step_ms["512x512/3"] == 700.0
+
+
+def test_a_table_says_what_it_was_measured_on(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    on = calibration.measured_on(settings, pipeline, CPU)
+    path = calibration.path_of(settings, on)
+    calibration.save(path, on, measured(pipeline), calibration.costs_of([], CPU, 4))
+    assert json.loads(path.read_text())["measured_on"]["model"] == settings.model

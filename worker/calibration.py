@@ -1,0 +1,184 @@
+"""What calls cost on this device: measured once, stored, and read by every start.
+
+``<var_dir>/calibration/<digest>.json`` holds the costs and what they were measured on. The digest
+covers all that changes them: device, driver, model, dtype, versions of the libraries and of the
+code that draws, threads, and how many share the card.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.engine.costs import KINDS, Costs
+from worker.engine.queue import Size
+from worker.pipelines.base import DrawSpec, OutOfMemory, Pipeline
+from worker.pipelines.memory import Memory
+from worker.settings import Settings
+
+PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
+_LIBRARIES = ("torch", "diffusers", "transformers", "torchao", "triton")
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of rows at one size. Seconds are medians; bytes are None without a GPU."""
+
+    size: Size
+    rows: int
+    encode_s: float
+    step_s: float
+    decode_s: float
+    peak_bytes: int | None
+
+    def picture_s(self, steps: int) -> float:
+        """Seconds of one picture of a batch like this."""
+        return (self.encode_s + steps * self.step_s + self.decode_s) / self.rows
+
+
+def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[str, Any]:
+    """Everything that changes the costs, as JSON's types."""
+    return {
+        "model": settings.model,
+        "dtype": pipeline.info.dtype,
+        "stepwise": pipeline.info.stepwise,
+        "device": memory.device_name or platform.processor() or platform.machine(),
+        "driver": memory.driver,
+        "vram_limit_gib": settings.vram_limit_gib,
+        "threads": settings.threads,
+        "cores": os.cpu_count(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "pipelines": _code(),
+    }
+
+
+def path_of(settings: Settings, on: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()[:16]
+    return settings.var_dir / "calibration" / f"{digest}.json"
+
+
+def load(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs | None:
+    """The costs of this very device and model; None where they were not measured."""
+    path = path_of(settings, measured_on(settings, pipeline, memory))
+    try:
+        data = json.loads(path.read_bytes())
+        return Costs.load(data["costs"], settings.max_batch, memory.limit_bytes)
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def save(path: Path, on: dict[str, Any], measured: Sequence[Measured], costs: Costs) -> None:
+    """Write the table whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "measured_on": on,
+        "rows": [vars(each) for each in measured],
+        "costs": costs.dump(),
+    }
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(content, indent=1))
+    fresh.replace(path)
+
+
+def measure(
+    pipeline: Pipeline,
+    memory: Memory,
+    sizes: Sequence[Size],
+    max_batch: int,
+    repeats: int = REPEATS,
+) -> Iterator[Measured]:
+    """Time and memory of every number of rows at every size, smallest first; a size ends where
+    the memory does. The first call of each shape, which may compile, is not counted."""
+    for size in sorted(sizes, key=lambda each: each[0] * each[1]):
+        for rows in range(1, max_batch + 1):
+            try:
+                yield _measure(pipeline, memory, size, rows, repeats)
+            except OutOfMemory:
+                break
+
+
+def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Costs:
+    """The engine's table of ``measured``."""
+    costs = Costs(max_batch, memory.limit_bytes)
+    for each in measured:
+        for kind in KINDS:
+            costs.record(kind, each.size, each.rows, getattr(each, f"{kind}_s"))
+        if each.peak_bytes is not None:
+            costs.record_peak(each.size, each.rows, each.peak_bytes, memory.resident_bytes)
+    return costs
+
+
+def short(pipeline: Pipeline, memory: Memory, max_batch: int) -> Costs:
+    """A first idea where there is no table: one and two rows of the model's own size."""
+    sizes = [pipeline.info.default_size]
+    measured = list(measure(pipeline, memory, sizes, min(2, max_batch), repeats=1))
+    return costs_of(measured, memory, max_batch)
+
+
+def default_sizes(pipeline: Pipeline, max_pixels: int) -> list[Size]:
+    """Squares of half, the whole and twice the model's side, as far as they are allowed."""
+    info, found = pipeline.info, []
+    for factor in (0.25, 0.5, 1.0, 2.0):
+        side = int(info.default_size[0] * factor) // info.side_multiple * info.side_multiple
+        if side >= info.min_side and side * side <= max_pixels:
+            found.append((side, side))
+    return found or [info.default_size]
+
+
+def _measure(pipeline: Pipeline, memory: Memory, size: Size, rows: int, repeats: int) -> Measured:
+    steps = pipeline.info.default_steps
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    memory.reset_peak()
+    for turn in range(repeats + 1):
+        # New text each time: that of a known prompt is remembered.
+        prompts = [f"{PROMPT} {turn} {seed} {rows}" for seed in range(rows)]
+        specs = [DrawSpec(prompt, *size, steps, seed) for seed, prompt in enumerate(prompts)]
+        clock = _Clock()
+        samples = pipeline.start(specs)
+        encode_s = clock.lap()
+        for _ in range(2 if pipeline.info.stepwise else 1):
+            clock.lap()
+            pipeline.step(samples, lambda done: True)
+            step_s = clock.lap()
+        clock.lap()
+        pipeline.finish(samples)  # decodes what is there, finished or not
+        if turn:
+            per_step_s = step_s if pipeline.info.stepwise else step_s / steps
+            for kind, seconds in zip(KINDS, (encode_s, per_step_s, clock.lap()), strict=True):
+                times[kind].append(seconds)
+    median = {kind: sorted(each)[len(each) // 2] for kind, each in times.items()}
+    return Measured(
+        size, rows, median["encode"], median["step"], median["decode"], memory.peak_bytes()
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def lap(self) -> float:
+        before, self._at = self._at, time.monotonic()
+        return self._at - before
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _code() -> str:
+    """Digest of the code that draws."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "pipelines").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

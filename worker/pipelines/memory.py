@@ -1,0 +1,86 @@
+"""What a device has and uses of memory. Without a GPU, nothing is known and nothing is limited."""
+
+import sys
+from dataclasses import dataclass
+from typing import Protocol
+
+CONTEXT_BYTES = 1 << 29
+"""What CUDA itself holds of a card: half a GiB that torch does not count."""
+GIB = 1 << 30
+
+
+class Memory(Protocol):
+    """``limit_bytes``: what weights and calls may use together; None: unknown."""
+
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def driver(self) -> str: ...
+    @property
+    def limit_bytes(self) -> int | None: ...
+    @property
+    def resident_bytes(self) -> int: ...
+    def reset_peak(self) -> None: ...
+    def peak_bytes(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class NoMemory:
+    """A CPU, or a pipeline without a device."""
+
+    device_name: str = ""
+    driver: str = ""
+    limit_bytes: int | None = None
+    resident_bytes: int = 0
+
+    def reset_peak(self) -> None: ...
+    def peak_bytes(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class CudaMemory:
+    """The present CUDA device, in whose process the model is loaded. ``resident_bytes``: what it
+    takes without any call."""
+
+    vram_limit_gib: float | None
+    resident_bytes: int
+
+    @property
+    def device_name(self) -> str:
+        import torch
+
+        return torch.cuda.get_device_name()
+
+    @property
+    def driver(self) -> str:
+        import torch
+
+        return f"CUDA {torch.version.cuda}"
+
+    @property
+    def limit_bytes(self) -> int | None:
+        import torch
+
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        limit = total if self.vram_limit_gib is None else int(self.vram_limit_gib * GIB)
+        return min(limit, total) - CONTEXT_BYTES
+
+    def reset_peak(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int | None:
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+
+
+def memory_of(device: str, vram_limit_gib: float | None) -> Memory:
+    """The memory of the device that a model was just loaded on, called ``device``."""
+    if device == "cpu" or "torch" not in sys.modules:
+        return NoMemory()
+    import torch
+
+    return CudaMemory(vram_limit_gib, int(torch.cuda.memory_allocated()))
