@@ -47,6 +47,8 @@ def trace(cell: Cell, seconds: float) -> list[Trace]:
 
 def counters(socket: Path) -> dict[str, float] | None:
     """The totals of the worker at ``socket``; None where it does not answer or still loads."""
+    if not socket.exists():
+        return None
     try:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=2.0) as client:
             engine = client.get("http://worker/livez").json()["engine"]

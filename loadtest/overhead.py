@@ -224,7 +224,8 @@ def measure(
     else:
         per_s, latencies, bad = wrk(url, body, clients, seconds)
     cpu_ms = (cpu_s(processes) - before) * 1000 / max(1.0, per_s * seconds)
-    return Result(name, clients, per_s, *latencies, cpu_ms, bad)
+    p50_ms, p95_ms, p99_ms = latencies
+    return Result(name, clients, per_s, p50_ms, p95_ms, p99_ms, cpu_ms, bad)
 
 
 def series(name: str, url: str, args: argparse.Namespace) -> list[Result]:

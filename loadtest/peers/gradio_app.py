@@ -2,7 +2,7 @@
 
 import sys
 
-import gradio
+import gradio  # type: ignore[import-not-found, unused-ignore]
 
 from loadtest.peers.model import json_answer
 

@@ -3,12 +3,12 @@
 import sys
 from typing import Any
 
-import litserve
+import litserve  # type: ignore[import-not-found, unused-ignore]
 
 from loadtest.peers.model import answer
 
 
-class Api(litserve.LitAPI):
+class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
     def setup(self, device: str) -> None:
         pass
 
