@@ -125,6 +125,7 @@ class _Ahead:
             at, seconds = self._at, self._spend("encode", newcomers)
             self._at = at
             self._started(newcomers, seconds)
+            return True  # the driver looks again too
         batch = self.scheduler.batch(lead, self._queue)
         for picture in batch:
             self._begins(picture, self._at)

@@ -85,10 +85,15 @@ class Scheduler:
 
     def steady_s(self, batch: list[Picture]) -> float:
         """Seconds for which ``batch`` goes on unless somebody comes or is done."""
-        lead = batch[0].entry.request
-        rows = sum(p.rows for p in batch)
-        own = sum(p.rows for p in batch if p.entry.request.key == lead.key)
-        left_s = self._turns[lead.priority].left_s(lead.key) * rows / own
+        rows: Counter[tuple[Priority, str]] = Counter()
+        for picture in batch:
+            rows[picture.entry.request.priority, picture.entry.request.key] += picture.rows
+        lefts_s = [
+            credit_s * rows.total() / own
+            for (priority, key), own in rows.items()
+            if (credit_s := self._turns[priority].left_s(key)) > 0
+        ]
+        left_s, lead = min(lefts_s, default=0.0), batch[0].entry.request
         if not self._contended:
             return left_s
         if lead.priority is Priority.BATCH:
