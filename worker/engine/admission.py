@@ -9,7 +9,7 @@ from worker.errors import Overloaded
 
 MAX_RETRY_AFTER_S = 120.0  # SDKs give up above
 REPLAY_AGE_S = 1.0
-_RESERVE = 1.5  # replays and promised requests have waited already: their limits are so wider
+_RESERVE = 1.5  # a replay has waited elsewhere already: its limits are so much wider
 _JITTER = 0.25
 _SHARE = 3
 """A key may have at most so many times as many places as are left free (Choudhury and Hahne's
@@ -65,7 +65,7 @@ def require_place(
 
 def require_time(limits: Limits, wait_s: float, *, patient: bool = False) -> None:
     """Raise Overloaded when the predicted wait of ``wait_s`` seconds is too long. ``patient``: a
-    replay, or one that comes when it was told to."""
+    replay."""
     most_s = limits.max_queue_wait_s * (_RESERVE if patient else 1.0)
     if wait_s > most_s:
         message = f"the predicted wait of {wait_s:.0f} s is over the limit of {most_s:.0f} s"

@@ -15,6 +15,9 @@ KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
 # Only before anything was measured; the warm-up measures.
 _PRIOR_S: dict[Kind, float] = {"encode": 0.05, "step": 0.1, "decode": 0.1}
 _WEIGHT = 0.2  # of a new measurement in the running average
+_HICCUP = 1.5
+_HICCUP_WEIGHT = 0.05
+"""A call that took so many times the average was held up, unless the next ones are too."""
 _NEAR_BEST = 1.03
 """A batch is large enough when a picture in it takes at most so many times the best."""
 _KEEP = 1.06
@@ -43,7 +46,8 @@ class Costs:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
         times = self._times[kind].setdefault(size, {})
         before = times.get(rows, seconds)
-        times[rows] = before + _WEIGHT * (seconds - before)
+        weight = _HICCUP_WEIGHT if seconds > _HICCUP * before else _WEIGHT
+        times[rows] = before + weight * (min(seconds, 4 * before) - before)
         self._predicted.clear()
         self._checked.clear()
 

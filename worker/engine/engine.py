@@ -210,9 +210,11 @@ class Engine:
         try:
             line, own = self._lines(entry)
             admission.require_place(self._limits, line, own, replay=replay, promised=bool(promise))
+            if promise:
+                return None  # its wait was computed when it was promised room
             places = self._forecast([*self._bookings.entries(), entry])
             wait_s = places[entry].wait_s
-            admission.require_time(self._limits, wait_s, patient=replay or bool(promise))
+            admission.require_time(self._limits, wait_s, patient=replay)
         except Overloaded as refusal:
             self._bookings.add(entry, refusal.retry_after_s, now)
             raise
