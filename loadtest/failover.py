@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.config import DEFAULT_PATH, load
-from deploy.layout import Layout
 from loadtest.faults import Cell, kill, stop
 from loadtest.traffic import Outcome, Traffic, until
 
@@ -105,7 +104,7 @@ def main() -> None:
     )
     faults = asyncio.run(
         failover(
-            Cell(Layout.of(config)),
+            Cell.of(config, args.config),
             traffic,
             duration_s=args.duration_s,
             every_s=args.every_s,
