@@ -7,6 +7,7 @@ Exit code 0 when the worker left the pool where it must and the cell was whole a
 import argparse
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,62 +55,83 @@ def targets(cell: Cell, fault: Fault) -> list[str]:
 
 
 def inject(cell: Cell, name: str, worker: str) -> Injected:
-    """Inject it, hold it, undo it and wait until the cell is whole. Bounded in time."""
-    fault, at, began, error = FAULTS[name], time.time(), time.monotonic(), ""
-    watch = _Watch(cell, worker, began)
-    try:
-        with fault.inject(cell, worker):
-            watch.run(until=lambda: watch.passed_s > fault.hold_s or watch.replaced())
-    except (OSError, LookupError, AssertionError, TimeoutError) as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    may_leave_s = 3.0 if fault.leaves else 0.3
-    held_s = watch.passed_s
-    watch.run(until=lambda: watch.out_s is not None or watch.passed_s > held_s + may_leave_s)
-    healed = watch.run(until=cell.whole, timeout_s=fault.heal_s)
-    return Injected(at, name, worker, watch.out_s, watch.passed_s if healed else None, error)
+    """Inject it, hold it, undo it and wait until the worker or cell is back. Bounded in time."""
+    fault, at, error = FAULTS[name], time.time(), ""
+    with _Watch(cell, worker) as watch:
+        try:
+            with fault.inject(cell, worker):
+                watch.hits()
+                _until(lambda: watch.passed_s > fault.hold_s or watch.replaced(), fault.hold_s + 1)
+        except (OSError, LookupError, AssertionError, TimeoutError) as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        _until(lambda: watch.out_s is not None, 3.0 if fault.leaves else 0.3)
+        healed = _until(lambda: cell.serves(*watch.watched), fault.heal_s)
+        return Injected(at, name, worker, watch.out_s, watch.passed_s if healed else None, error)
 
 
 class _Watch:
     """Looks every few milliseconds whether the worker is out of the pool."""
 
-    def __init__(self, cell: Cell, worker: str, began: float) -> None:
-        self._cell, self._worker, self._began = cell, worker, began
-        self.out_s: float | None = None
-        self._hit = self._pid()
+    def __init__(self, cell: Cell, worker: str) -> None:
+        self._cell = cell
+        self.watched = [worker] if worker else []
+        self._pid_before = self._pid()
+        self._began = time.monotonic()
+        self._out_at: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def hits(self) -> None:
+        """The fault is there now; preparing it took until now, unless it was seen before."""
+        if self._out_at is None:
+            self._began = time.monotonic()
 
     @property
     def passed_s(self) -> float:
         return time.monotonic() - self._began
 
-    def run(self, until: Callable[[], bool], timeout_s: float = 300.0) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self._look()
-            if until():
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
+    @property
+    def out_s(self) -> float | None:
+        return None if self._out_at is None else self._out_at - self._began
 
     def replaced(self) -> bool:
         """A new process has taken the place of the one that was hit."""
-        return self.out_s is not None and self._pid() not in (0, self._hit) and self._cell.whole()
+        fresh = self._out_at is not None and self._pid() not in (0, self._pid_before)
+        return fresh and self._cell.serves(*self.watched)
 
     def _pid(self) -> int:
         try:
-            return self._cell.pid(self._worker)
+            return self._cell.pid(self.watched[0]) if self.watched else 0
         except LookupError:
             return 0
 
     def _look(self) -> None:
-        if self._worker and self.out_s is None and self._worker not in self._cell.open():
-            self.out_s = self.passed_s
+        while self.watched and self._out_at is None and not self._over.wait(0.01):
+            if self.watched[0] not in self._cell.open():
+                self._out_at = time.monotonic()
+
+
+def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def describe(done: Injected) -> str:
     """One line for people."""
     out = "not out of the pool" if done.out_s is None else f"out after {done.out_s:.2f} s"
-    back = "not whole in time" if done.back_s is None else f"whole after {done.back_s:.1f} s"
+    back = "not back in time" if done.back_s is None else f"back after {done.back_s:.1f} s"
     parts = [f"{done.name} {done.worker}".strip(), *([out] if done.worker else []), back]
     return ", ".join([*parts, *([done.error] if done.error else [])])
 

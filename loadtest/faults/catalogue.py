@@ -26,6 +26,8 @@ class Fault:
     """It hits one worker; otherwise the cell as a whole."""
     leaves: bool = True
     """The worker must leave the pool."""
+    at_once: bool = True
+    """It can be told from work as soon as it happens; a hanging step only after its allowance."""
     unseen: bool = True
     """No request may fail while another worker is in the pool."""
     missing: Callable[[], str] = _nothing_missing
@@ -41,7 +43,10 @@ FAULTS: dict[str, Fault] = {
     "stop": Fault("SIGSTOP of a worker until it is killed for it", workers.stopped, 20.0),
     "pause": Fault("SIGSTOP of a worker, SIGCONT after 1.5 s", workers.stopped, 1.5),
     "step-hangs": Fault(
-        "a worker hangs in a step while its event loop answers", workers.step_hangs, 20.0
+        "a worker hangs in a step while its event loop answers",
+        workers.step_hangs,
+        20.0,
+        at_once=False,
     ),
     "slow": Fault("a worker gets a tenth of its time", workers.slow, 10.0, leaves=False),
     "warm-up-exit": Fault("killed, and twice again while it starts", workers.dies_in_warm_up),

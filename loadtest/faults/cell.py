@@ -57,14 +57,18 @@ class Cell:
             if gate.readlink().name != self.layout.closed_socket.name
         }
 
-    def whole(self) -> bool:
-        """Every worker that nobody drained is in the pool, and guard and nginx are at work."""
+    def serves(self, *workers: str) -> bool:
+        """``workers`` are in the pool, and guard and nginx are at work."""
         with contextlib.suppress(OSError, ValueError, KeyError, httpx.HTTPError):
-            state = self.state()
-            drained = {w["name"] for w in state["workers"] if w["state"] == "drained"}
-            fresh = time.time() - state["at"] < _FRESH_S
-            everybody = {w["name"] for w in state["workers"]} - drained
-            return fresh and everybody <= self.open() and self._nginx_answers()
+            fresh = time.time() - self.state()["at"] < _FRESH_S
+            return fresh and self.open().issuperset(workers) and self._nginx_answers()
+        return False
+
+    def whole(self) -> bool:
+        """Every worker that nobody drained serves."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            drained = {flag.name for flag in self.layout.drained_dir.iterdir()}
+            return self.serves(*(set(self.workers()) - drained))
         return False
 
     def _nginx_answers(self) -> bool:

@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from deploy.config import ROOT
 from deploy.supervise import Supervisor
 from loadtest.faults.cell import Cell
-from worker.beat import DRAWING, Phase
+from worker.beat import DRAWING
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0
@@ -92,7 +93,7 @@ def dies_in_warm_up(cell: Cell, worker: str, times: int = 2) -> Iterator[None]:
     """Killed, and its successors too, as soon as they load."""
     for _ in range(times):
         pid = kill(cell, worker)
-        _await(lambda pid=pid: _warming(cell, worker, pid), f"a successor of {worker}")  # type: ignore[misc]
+        _await(partial(_succeeded, cell, worker, pid), f"a successor of {worker}")
     kill(cell, worker)
     yield
 
@@ -139,7 +140,7 @@ def killed_while_restarting(cell: Cell, worker: str) -> Iterator[None]:
     supervisor, pid = Supervisor(cell.layout), cell.pid(worker)
     supervisor.stop(worker, _WAIT_S)
     supervisor.start(worker)
-    _await(lambda: _warming(cell, worker, pid), f"the new process of {worker}")
+    _await(lambda: _succeeded(cell, worker, pid), f"the new process of {worker}")
     kill(cell, worker)
     yield
 
@@ -170,10 +171,10 @@ def _limited(pid: int, what: int, soft: int) -> Iterator[None]:
             resource.prlimit(pid, what, before)
 
 
-def _warming(cell: Cell, worker: str, before: int) -> bool:
+def _succeeded(cell: Cell, worker: str, before: int) -> bool:
+    """A new process has begun: a moment later it loads."""
     with contextlib.suppress(LookupError):
-        beat = cell.beat(worker)
-        return beat.pid != before and beat.phase in {Phase.BOOT, Phase.LOAD, Phase.COMPILE}
+        return cell.pid(worker) != before
     return False
 
 
