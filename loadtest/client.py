@@ -97,8 +97,10 @@ class Client:
                 return True
             elif kind == "error":
                 record.error = str(event["error"])
-                return True
+                # What would be a 500 before the header: the worker is at fault, not the request.
+                return bool(event["error"].get("type") != "server_error")
             elif kind == _DONE:
+                record.error = ""
                 record.queue_s = event["queue_ms"] / 1000
                 record.draw_s = event["inference_ms"] / 1000
                 pictures.sort(key=lambda picture: int(picture["image_index"]))

@@ -47,7 +47,11 @@ def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
 
 def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
     """How soon workers left the pool and were back, in seconds."""
-    at_once = [f.out_s for f in faults if f.out_s is not None and FAULTS[f.name].at_once]
+    at_once = [
+        f.out_s
+        for f in faults
+        if f.out_s is not None and FAULTS[f.name].leaves and FAULTS[f.name].at_once
+    ]
     hangs = [f.out_s for f in faults if f.out_s is not None and not FAULTS[f.name].at_once]
     backs = [f.back_s for f in faults if f.back_s is not None]
     found = {

@@ -42,5 +42,6 @@ def write(path: Path, record: Record) -> None:
 
 def read(paths: Iterable[Path]) -> list[Record]:
     """In the order in which they were sent."""
-    lines = (line for path in paths if path.exists() for line in path.open(encoding="utf-8"))
-    return sorted((Record(**json.loads(line)) for line in lines), key=lambda r: r.at)
+    texts = (path.read_text(encoding="utf-8") for path in paths if path.exists())
+    found = (Record(**json.loads(line)) for text in texts for line in text.splitlines())
+    return sorted(found, key=lambda record: record.at)

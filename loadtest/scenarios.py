@@ -4,10 +4,11 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import requests
 
-from loadtest import measures
+from loadtest import gradio_server, measures
 from loadtest.faults import Cell
 from loadtest.run_file import Part
 from loadtest.stage import Stage, StageError, drained
@@ -122,8 +123,7 @@ def capacity(stage: Stage) -> None:
 
 def side_by_side(stage: Stage) -> None:
     """The same load on the cell and on one Gradio process with its queue, over the same model."""
-    from loadtest import gradio_server
-
+    gradio_server.require()
     duration_s, users = stage.options.duration_s or 60.0, stage.options.users or 10
     ours = stage.play("this cell", users, duration_s, "Single", file=_ARRIVALS)
     _wait_for_quiet(stage)
@@ -176,7 +176,7 @@ def _wait_for_arrivals(stage: Stage, part: Part, duration_s: float) -> None:
 def _accepts_again(cell: Cell) -> float:
     """Seconds until a request is taken and not refused."""
     began = time.monotonic()
-    body = {"prompt": "again", "size": "256x256", "stream": True}
+    body: dict[str, Any] = {"prompt": "again", "size": "256x256", "stream": True}
     while time.monotonic() - began < 180:
         answer = requests.post(
             f"{cell.url}/v1/images/generations", json=body, stream=True, timeout=30

@@ -37,6 +37,7 @@ port = {ops_port}
 source = "{model}"
 [limits]
 max_batch = {max_batch}
+max_queued_requests = {max_queued_requests}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [guard]
@@ -71,6 +72,7 @@ class RunningCell(Cell):
             "model": "synthetic:step_ms=20",
             "workers": 3,
             "max_batch": 4,
+            "max_queued_requests": 64,
             "step_allowance_s": 2.0,
         } | values
         self.config_path.write_text(
