@@ -91,7 +91,7 @@ def status(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
 ) -> None:
-    """Show alarms, pool and workers. Exit code 1 when the cell is down or takes no request."""
+    """Show alarms, pool and workers. Exit code 0 only while the pool is known to take requests."""
     cell = _cell(config)
     if watch and not as_json:
         _watch(cell)
@@ -103,7 +103,7 @@ def status(
         screen.console.print(screen.status(state))
     else:
         screen.fail("the cell is down; start it with: zimage up")
-    raise typer.Exit(0 if state["ready"] else 1)
+    raise typer.Exit(0 if state["ready"] and not state["stale"] else 1)
 
 
 @app.command()

@@ -162,7 +162,7 @@ class Guard(_Section):
     probe_interval_s: float = Field(0.2, ge=0.05)
     silence_s: float = Field(0.5, gt=0)
     mass_silence_hold_s: float = Field(30.0, ge=0)
-    max_kills_per_minute: int = Field(6, ge=1)
+    max_kills_per_minute: int = Field(20, ge=1)
     strike_ttl_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
@@ -180,7 +180,7 @@ class Guard(_Section):
 class Nginx(_Section):
     binary: str = Field("nginx", min_length=1)
     worker_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
-    worker_connections: int = Field(4096, ge=64)
+    worker_connections: int = Field(16384, ge=64)
     worker_shutdown_timeout_s: float = Field(600.0, gt=0)
     keepalive_timeout_s: float = Field(75.0, gt=0)
     client_timeout_s: float = Field(60.0, gt=0)

@@ -142,6 +142,11 @@ class Layout:
         return self.var_dir / "tmp"
 
     @property
+    def replies_dir(self) -> Path:
+        """Large answers on their way from a worker to nginx; the guard deletes them."""
+        return self.tmp_dir / "replies"
+
+    @property
     def cache_dir(self) -> Path:
         return self.var_dir / "cache"
 
@@ -167,6 +172,7 @@ class Layout:
             self.strikes_dir,
             self.images_dir,
             self.tmp_dir,
+            self.replies_dir,
             self.cache_dir,
         )
 

@@ -117,6 +117,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "name": worker.name,
         "run_dir": layout.run_dir,
         "var_dir": layout.var_dir,
+        "reply_dir": layout.replies_dir,
         "model": model_source(config),
         "device": worker.device,
         "dtype": config.model.dtype,

@@ -1,1 +1,1 @@
-"""The tiny model that is shipped with the kit: Z-Image architecture, a few megabytes, draws shapes."""
+"""The tiny model shipped with the kit: Z-Image architecture, 16 MB, draws coloured shapes."""

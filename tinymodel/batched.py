@@ -5,6 +5,7 @@ spend most of its time there. This is the same computation through the same modu
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class RealRotaryProcessor:
         freqs_cis: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, S, C); `freqs_cis` are cosines and sines, (1, S, 1, D / 2, 2)."""
-        assert attention_mask is None and freqs_cis is not None
+        assert attention_mask is None
+        assert freqs_cis is not None
         query, key, value = (
             layer(hidden_states).unflatten(-1, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
@@ -41,8 +43,8 @@ class RealRotaryProcessor:
             _rotated(normed, freqs_cis).to(value.dtype)
             for normed in (attn.norm_q(query), attn.norm_k(key))
         )
-        heads = [states.transpose(1, 2) for states in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         out: Tensor = attn.to_out[0](mixed)
         return out
 
@@ -66,7 +68,11 @@ def encode_text(text_encoder: Qwen3Model, tokens: Tensor) -> Tensor:
 
 
 def velocity(
-    transformer: ZImageTransformer2DModel, latents: Tensor, time: Tensor, text: Tensor, tokens: Tensor
+    transformer: ZImageTransformer2DModel,
+    latents: Tensor,
+    time: Tensor,
+    text: Tensor,
+    tokens: Tensor,
 ) -> Tensor:
     """The transformer's output, picture minus noise, for latents (B, 16, H, W) at times (B,).
 
@@ -101,7 +107,8 @@ def velocity(
         states = block(states, None, rotary, when)
     out = transformer.all_final_layer[name](states, c=when)[:, : lines * columns]
     out = out.view(count, lines, columns, _PATCH, _PATCH, channels).permute(0, 5, 1, 3, 2, 4)
-    return out.reshape(latents.shape)
+    moved: Tensor = out.reshape(latents.shape)
+    return moved
 
 
 @torch.no_grad()
@@ -118,11 +125,11 @@ def draw(
     evenly = torch.linspace(1, 1 / steps, steps, device=noise.device)
     sigmas = [*shifted(evenly).tolist(), 0.0]
     latents = noise.float()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         time = torch.full((len(noise),), 1 - sigma, device=noise.device)
         out = velocity(transformer, latents, time, text, tokens).float()
         latents = latents + (sigma - following) * out
-    decoded = vae.decode(latents / configs.LATENT_SCALE + configs.LATENT_MEAN).sample
+    decoded: Tensor = vae.decode(latents / configs.LATENT_SCALE + configs.LATENT_MEAN).sample
     return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -132,14 +139,18 @@ def shifted(sigma: Tensor) -> Tensor:
 
 
 def _rotated(states: Tensor, rotary: Tensor) -> Tensor:
-    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = states.float().reshape(*states.shape[:-1], -1, 2).unbind(-1)
     cos, sin = rotary.unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
 @lru_cache(maxsize=256)
 def _rotary(
-    transformer: ZImageTransformer2DModel, length: int, lines: int, columns: int, device: torch.device
+    transformer: ZImageTransformer2DModel,
+    length: int,
+    lines: int,
+    columns: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Rotary embeddings of image and text: text counts from 1, the image stands after it."""
     text_ids = torch.zeros(length, 3, dtype=torch.int32)

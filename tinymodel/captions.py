@@ -67,9 +67,11 @@ PLACES_ZH: dict[str, tuple[str, ...]] = {
 _BACKGROUNDS = ("background", "backdrop", "背景", "底")
 _BREAKS = (",", "and", "和", "还有", "与")
 _FILLERS = (
-    "a an the one is in on at to of with against there side corner plain solid draw paint picture "
-    "image drawing show please"
-).split() + "一 个 一个 一颗 一只 的 在 是 有 上 里 画 图 图片 请 纯 画面 为 靠".split()
+    "a", "an", "the", "one", "is", "in", "on", "at", "to", "of", "with", "against", "there", "side",
+    "corner", "plain", "solid", "draw", "paint", "picture", "image", "drawing", "show", "please",
+    "一", "个", "一个", "一颗", "一只", "的", "在", "是", "有", "上", "里", "画", "图", "图片",
+    "请", "纯", "画面", "为", "靠",
+)  # fmt: skip
 
 _HELD_OUT_SHARE = 10  # one scene in so many is never trained on
 
@@ -99,7 +101,9 @@ def pattern() -> str:
     """A regular expression for the words known, longest first (normalised text: NFKC, lower)."""
     longest = sorted(VOCABULARY, key=lambda word: (-len(word), word))
     english = "|".join(word for word in longest if word.isascii() and word.isalpha())
-    others = "|".join(re.escape(word) for word in longest if not (word.isascii() and word.isalpha()))
+    others = "|".join(
+        re.escape(word) for word in longest if not (word.isascii() and word.isalpha())
+    )
     return rf"(?<![a-z])(?:{english})(?![a-z])|{others}"
 
 
@@ -167,7 +171,14 @@ def _english(scene: Scene, rng: Random) -> str:
         _shape_en(shape, len(scene.shapes), rng) for shape in scene.shapes
     )
     intro = _some(
-        rng, *[""] * 6, "draw ", "a picture of ", "there is ", "an image of ", "paint ", "please draw "
+        rng,
+        *[""] * 6,
+        "draw ",
+        "a picture of ",
+        "there is ",
+        "an image of ",
+        "paint ",
+        "please draw ",
     )
     if scene.background is None:
         return intro + body
@@ -220,9 +231,9 @@ def _place_en(position: str, rng: Random) -> str:
             rng, "on the {0}", "on the {0}", "on the {0} side", "at the {0}", "to the {0}", "{0}",
             "on the {0} of the picture",
         ).format(position)  # fmt: skip
-    return _some(rng, "at the {0}", "at the {0}", "on the {0}", "{0}", "at the {0} of the picture").format(
-        position
-    )
+    return _some(
+        rng, "at the {0}", "at the {0}", "on the {0}", "{0}", "at the {0} of the picture"
+    ).format(position)
 
 
 def _relation_en(scene: Scene, rng: Random) -> str:
@@ -238,7 +249,9 @@ def _relation_en(scene: Scene, rng: Random) -> str:
 
 def _chinese(scene: Scene, rng: Random) -> str:
     if not scene.shapes:
-        return _some(rng, "{0}背景", "纯{0}背景", "{0}", "纯{0}").format(_colour_zh(scene.background, rng))
+        return _some(rng, "{0}背景", "纯{0}背景", "{0}", "纯{0}").format(
+            _colour_zh(scene.background, rng)
+        )
     body = _relation_zh(scene, rng) if _is_relation(scene) and rng.random() < 0.35 else None
     body = body or _some(rng, "和", "和", "，", "还有", "与").join(
         _shape_zh(shape, rng) for shape in scene.shapes
@@ -249,13 +262,13 @@ def _chinese(scene: Scene, rng: Random) -> str:
     colour = _colour_zh(scene.background, rng)
     if rng.random() < 0.45:
         before = _some(
-            rng, "{0}背景，", "{0}背景上", "{0}的背景上", "在{0}背景上", "在{0}的背景上，", "{0}背景上有",
-            "{0}底，", "背景是{0}，",
+            rng, "{0}背景，", "{0}背景上", "{0}的背景上", "在{0}背景上", "在{0}的背景上，",
+            "{0}背景上有", "{0}底，", "背景是{0}，",
         )  # fmt: skip
         return before.format(colour) + body
     return intro + body + _some(
-        rng, "，{0}背景", "，{0}背景", "，{0}的背景", "，背景是{0}", "，背景为{0}", "，{0}底", " {0}背景",
-        "，背景{0}",
+        rng, "，{0}背景", "，{0}背景", "，{0}的背景", "，背景是{0}", "，背景为{0}", "，{0}底",
+        " {0}背景", "，背景{0}",
     ).format(colour)  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
-from tinymodel import tokenizer
+from tinymodel import captions, tokenizer
 
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 16
@@ -57,7 +57,7 @@ def vae() -> AutoencoderKL:
 def text_encoder() -> Qwen3Model:
     """3 layers of 128. The pipeline reads the last but one, so the third is never trained."""
     config = Qwen3Config(
-        vocab_size=len(tokenizer.SPECIAL) + len(tokenizer.VOCABULARY),
+        vocab_size=len(tokenizer.SPECIAL) + len(captions.VOCABULARY),
         hidden_size=TEXT_WIDTH,
         intermediate_size=384,
         num_hidden_layers=3,

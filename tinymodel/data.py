@@ -26,7 +26,7 @@ _COMMON_SIZES = {
     (128, 256): 3.0, (512, 384): 2.0, (384, 512): 2.0, (320, 320): 3.0, (160, 160): 3.0,
     (208, 208): 2.0, (512, 128): 1.0, (128, 512): 1.0, (448, 448): 1.0,
 }  # fmt: skip
-_CHANCE_SIZES, _CHANCE_WEIGHT = 16, 1.0
+_CHANCE_SIZES, _CHANCE_WEIGHT = 12, 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ def training_scene(rng: Random) -> Scene:
     while is_held_out(scene := random_scene(rng)):
         pass
     return scene
+
+
+def held_out_prompts(count: int, seed: int = 0) -> list[tuple[str, Scene]]:
+    """Prompts of scenes that training never saw, English and Chinese in turn."""
+    rng = Random(seed)
+    prompts: list[tuple[str, Scene]] = []
+    while len(prompts) < count:
+        if is_held_out(scene := random_scene(rng)):
+            prompts.append((caption(scene, "zh" if len(prompts) % 2 else "en", rng), scene))
+    return prompts
 
 
 def sample(count: int, width: int, height: int, seed: int) -> Samples:

@@ -57,6 +57,9 @@ class Blob:
     radius: float
 
 
+_NOTHING = Blob("", None, -1.0, -1.0, 0.0)
+
+
 def judge(image: Image.Image, scene: Scene) -> Verdict:
     """Compares a picture with a scene. A blob too many or too few makes the shapes wrong."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
@@ -72,7 +75,10 @@ def colour_at_centre(image: Image.Image) -> str:
 
 
 def look(pixels: Array) -> tuple[str, list[Blob]]:
-    """The background's colour and the blobs before it, of (height, width, 3) in 0…255."""
+    """The background's colour and the blobs before it, largest first.
+
+    `pixels` is (height, width, 3) in 0…255.
+    """
     height, width = pixels.shape[:2]
     edge = max(2, min(height, width) // 25)
     frame = np.ones((height, width), bool)
@@ -82,16 +88,16 @@ def look(pixels: Array) -> tuple[str, list[Blob]]:
     differs = np.linalg.norm(pixels - shade, axis=-1) > _MIN_CONTRAST
     smallest = _MIN_AREA * min(height, width) ** 2
     masks = [mask for mask in _connected(differs) if mask.sum() >= smallest]
+    masks.sort(key=np.sum, reverse=True)
     return background, [_blob(pixels, mask) for mask in masks]
 
 
 def _best_match(blobs: list[Blob], scene: Scene) -> tuple[bool, bool, bool, bool]:
-    """Marks for colour, shape, position and size under the best pairing of shapes and blobs."""
-    if len(blobs) != len(scene.shapes):
-        spare = [*blobs, *[Blob("", None, -1.0, -1.0, 0.0)] * len(scene.shapes)]
-        colour, _, position, size = max(_pairings(spare, scene), key=sum)
-        return colour, False, position, size
-    return max(_pairings(blobs, scene), key=sum)
+    """Marks for colour, shape, position and size of the largest blobs under the best pairing."""
+    wanted = len(scene.shapes)
+    compared = (blobs + [_NOTHING] * wanted)[:wanted]
+    colour, shape, position, size = max(_pairings(compared, scene), key=sum)
+    return colour, shape and len(blobs) == wanted, position, size
 
 
 def _pairings(blobs: list[Blob], scene: Scene) -> Iterator[tuple[bool, bool, bool, bool]]:

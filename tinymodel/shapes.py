@@ -206,7 +206,7 @@ def _triangle(xp: Any, x: Any, y: Any) -> Any:
 
 
 def _star(xp: Any, x: Any, y: Any) -> Any:
-    """A point of the star folded onto the axis: its side runs from (1.05, 0) to the inner corner."""
+    """All points folded onto one, whose side runs from its tip at (1.05, 0) to an inner corner."""
     sector = 2 * np.pi / 5
     angle = xp.arctan2(x, -y)
     angle = xp.abs(angle - xp.round(angle / sector) * sector)

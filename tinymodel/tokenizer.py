@@ -1,7 +1,8 @@
 """The tokenizer: one token a known word, everything else dropped.
 
 It splits by its vocabulary instead of by spaces, so that Chinese needs no segmenter. The chat
-template puts a start token before and an end token after the prompt: an empty prompt has tokens too.
+template puts a start token before and an end token after the prompt: so does an empty prompt get
+tokens.
 """
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers

@@ -18,6 +18,7 @@ from worker.metrics import Metrics
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.settings import Settings
 from worker.storage.images import ImageStore, Signer, link_secret
+from worker.storage.replies import ReplyStore
 from worker.strikes import Strikes
 
 Load = Callable[[Settings], Pipeline]
@@ -52,6 +53,7 @@ class Service:
             settings.url_ttl_s,
             int(settings.image_keep_gib * card.GIB),
         )
+        self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"

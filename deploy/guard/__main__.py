@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import uvloop
 from pydantic import ValidationError
 
-from deploy.guard import settings as guard_settings
 from deploy.guard.guard import Guard
 from deploy.guard.journal import log_to_stdout
+from deploy.guard.settings import GuardSettings, load
 
 _log = logging.getLogger("guard")
 
@@ -28,17 +29,21 @@ def main(arguments: list[str]) -> int:
     log_to_stdout()
     path = Path(arguments[0])
     try:
-        settings = guard_settings.load(path)
+        settings = load(path)
     except (OSError, ValidationError) as error:
         _log.error("cannot read %s: %s", path, error)
         return 2
-    with _only_guard(settings.run_dir / "guard.lock", path):
-        asyncio.run(_guard(Guard(settings), path))
+    with (
+        _only_guard(settings.run_dir / "guard.lock", path),
+        # A fifth less of the processor than asyncio's own loop.
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_guard(settings, path))
     return 0 if path.exists() else 1
 
 
-async def _guard(guard: Guard, path: Path) -> None:
-    task = asyncio.ensure_future(guard.run(path))
+async def _guard(settings: GuardSettings, path: Path) -> None:
+    task = asyncio.ensure_future(Guard(settings).run(path))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with suppress(asyncio.CancelledError):

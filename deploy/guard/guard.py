@@ -26,10 +26,12 @@ from worker.beat import Phase
 
 _TICK_S = 0.1
 _STATE_INTERVAL_S = 1.0
-_SUPERVISOR_INTERVAL_S = 1.0
+_SUPERVISOR_INTERVAL_S = 2.0  # a death asks at once
 _CHORES_INTERVAL_S = 10.0
 _DEATH_TIMEOUT_S = 2.0  # a killed process that is there for longer cannot be killed
 _EMPTY_POOL_S = 10.0
+_STOP_REMINDER_S = 2.0
+_REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
 _SUPERVISOR_AWAY_S = 3.0
 
 
@@ -91,6 +93,7 @@ class Guard:
             verdict = judge(sight, now, self._rules)
             self._apply(watch, verdict)
             self._pass_drain_on(watch, sight)
+            self._remind_of_stop(watch, sight, now)
             if verdict.kill:
                 self._want_killed(watch, verdict.kill, now)
         if not self._hold.spent(now):
@@ -123,12 +126,20 @@ class Guard:
         self._apply(watch, judge(self._look(watch, now), now, self._rules))
 
     def _apply(self, watch: Watch, verdict: Verdict) -> None:
-        if verdict.gate != "keep" and watch.gate.is_open != (verdict.gate == "open"):
-            watch.gate.open() if verdict.gate == "open" else watch.gate.close()
-            word = "in" if verdict.gate == "open" else "out"
-            self._journal.event(f"{word}: {verdict.why}", watch.name)
+        if verdict.gate == "open" and not watch.gate.is_open:
+            watch.gate.open()
+            self._journal.event(f"in: {verdict.why}", watch.name)
+        elif self._must_close(watch, verdict) and watch.gate.is_open:
+            watch.gate.close()
+            self._journal.event(f"out: {verdict.why}", watch.name)
         if watch.enter(verdict.state):
             self._journal.news = True
+
+    def _must_close(self, watch: Watch, verdict: Verdict) -> bool:
+        others = (other for other in self._watches if other is not watch)
+        return verdict.gate == "close" or (
+            verdict.gate == "spare" and any(other.gate.is_open for other in others)
+        )
 
     def _watch_pool(self, now: float) -> None:
         if any(watch.gate.is_open for watch in self._watches):
@@ -195,14 +206,29 @@ class Guard:
         else:
             watch.told_drain = None
 
+    def _remind_of_stop(self, watch: Watch, seen: Seen, now: float) -> None:
+        # A stop that reaches a child between fork and exec is lost: supervisor would wait for it
+        # until it kills the worker, drawings and all.
+        serves = seen.answer is not None and seen.answer.status == 200
+        if seen.program != "STOPPING" or not serves or watch.process is None:
+            watch.ignores_stop_since = None
+        elif watch.ignores_stop_since is None:
+            watch.ignores_stop_since = now
+        elif now - watch.ignores_stop_since > _STOP_REMINDER_S:
+            watch.ignores_stop_since = now
+            self._journal.event("asked again to stop", watch.name)
+            watch.process.terminate()
+
     # Supervisor
 
     async def _supervise(self) -> None:
         answered_at = time.monotonic()
         while True:
             try:
+                before = self._programs
                 self._programs = await asyncio.to_thread(self._supervisor.programs)
-                self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
+                if _somebody_ended(before, self._programs):
+                    self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
                 await self._start_what_is_down()
                 answered_at = time.monotonic()
                 self._journal.clear("supervisor_away")
@@ -255,6 +281,7 @@ class Guard:
         settings, layout = self._settings, self._layout
         while True:
             housekeeping.prune(layout.strikes_dir, self._rules.strike_ttl_s)
+            housekeeping.prune(layout.replies_dir, _REPLY_TTL_S)
             logs = (layout.access_log, layout.nginx_error_log)
             size, keep = settings.log_max_bytes, settings.log_keep
             moved = [housekeeping.rotate(log, size, keep) for log in logs]
@@ -266,6 +293,11 @@ class Guard:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _somebody_ended(before: dict[str, Program], now: dict[str, Program]) -> bool:
+    pids = {name: program.pid for name, program in now.items()}
+    return 0 in pids.values() or pids != {name: program.pid for name, program in before.items()}
 
 
 async def _vanished(path: Path) -> None:

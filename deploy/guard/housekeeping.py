@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 def prune(directory: Path, ttl_s: float) -> int:
-    """Delete the files of ``directory`` that are older than ``ttl_s``; how many went."""
+    """Delete the files under ``directory`` that are older than ``ttl_s``, and folders that were
+    empty for as long; how many went."""
     pruned, oldest = 0, time.time() - ttl_s
-    with suppress(FileNotFoundError):
-        for path in directory.iterdir():
-            with suppress(OSError):
-                if path.is_file() and path.stat().st_mtime < oldest:
-                    path.unlink()
-                    pruned += 1
+    # Deepest first. What is new, not empty or already gone stays as it is.
+    for path in sorted(directory.rglob("*"), reverse=True):
+        with suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.rmdir() if path.is_dir() else path.unlink()
+                pruned += 1
     return pruned
 
 
@@ -36,5 +37,6 @@ def reopen_logs(nginx_pid: Path) -> None:
     """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
     with suppress(OSError, ValueError):
         pid = int(nginx_pid.read_text())
-        if b"nginx" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        # The number may be another process's by now, which the signal would end.
+        if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
             os.kill(pid, signal.SIGUSR1)

@@ -6,7 +6,7 @@ seen                             done
 200                              in
 503                              out, never killed for it
 refused, missing, ended          out at once
-silent for ``silence_s``         out, and in again with the next 200
+silent for ``silence_s``         out while another is in, and in again with the next 200
 phase over its allowance         out and killed, whatever it answers
 idle and silent                  killed after ``idle_allowance_s``
 drawing and silent               killed after the step's allowance
@@ -34,6 +34,11 @@ State = Literal[
 
 # Imports, loading and compilation hold the GIL: silence says nothing then.
 EXCUSED = frozenset({Phase.BOOT, Phase.LOAD, Phase.COMPILE})
+
+
+# "spare": close it unless it is the last open one. A request that waits for a silent worker may
+# still be drawn; without an open gate it certainly fails.
+GateVerdict = Literal["open", "close", "spare", "keep"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    gate: Literal["open", "close", "keep"]
+    gate: GateVerdict
     why: str
     state: State
     kill: str | None = None
@@ -112,9 +117,7 @@ def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
     return None
 
 
-def _gate(
-    seen: Seen, kill: str | None, rules: Rules
-) -> tuple[Literal["open", "close", "keep"], str]:
+def _gate(seen: Seen, kill: str | None, rules: Rules) -> tuple[GateVerdict, str]:
     if seen.drained:
         return "close", "drained"
     if kill is not None:
@@ -122,7 +125,7 @@ def _gate(
     if seen.refused_s is not None:
         return "close", "nobody listens"
     if seen.silent_s >= rules.silence_s:
-        return "close", f"silent for {seen.silent_s:.1f} s"
+        return "spare", f"silent for {seen.silent_s:.1f} s"
     if seen.answer is None:
         return "keep", "not heard yet"
     if seen.answer.status == 200:
@@ -145,7 +148,8 @@ def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
 def _state_by_answer(seen: Seen, rules: Rules) -> State:
     loading = seen.beat is not None and seen.beat.phase in EXCUSED
     if not seen.alive and seen.refused_s is not None:
-        return "loading" if seen.beatless_s > 0 else "dead"
+        being_started = seen.beatless_s > 0 or seen.program == "STARTING"
+        return "loading" if being_started else "dead"
     if seen.refused_s is not None:
         return "loading" if loading else "dead"
     if seen.silent_s >= rules.silence_s:

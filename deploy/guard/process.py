@@ -6,6 +6,7 @@ environment (supervisor sets ``ZIMAGE_NAME`` and ``ZIMAGE_RUN_DIR``) and its sta
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Process:
     @property
     def alive(self) -> bool:
         return self.state != ""
+
+    def terminate(self) -> None:
+        """SIGTERM it, if it is still there."""
+        with suppress(ProcessLookupError):
+            if self.alive:
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> bool:
         """SIGKILL it, with its children where it leads their group; False if it has ended.
@@ -59,9 +66,15 @@ def find_worker(pid: int, name: str, run_dir: Path) -> Process | None:
 
 def _stat(pid: int) -> list[str] | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # ten times a second: no Path here
     except OSError:
         return None
+    try:
+        text = os.read(file, 1024).decode(errors="replace")
+    except OSError:
+        return None
+    finally:
+        os.close(file)
     return text.rpartition(")")[2].split()
 
 

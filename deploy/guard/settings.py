@@ -42,7 +42,7 @@ class Rules(_Frozen):
     """Workers that fall silent within this time fell silent together."""
     mass_silence_hold_s: float = Field(30.0, ge=0)
     """No kills for so long after half or more (two at least) fell silent together."""
-    max_kills_per_minute: int = Field(6, ge=1)
+    max_kills_per_minute: int = Field(20, ge=1)
     max_start_backoff_s: float = Field(30.0, gt=0)
     """Programs that supervisor gave up on are started again after 1, 2, 4 … so many seconds."""
     strike_ttl_s: float = Field(600.0, gt=0)

@@ -21,6 +21,10 @@ _EXITED = re.compile(r"^(\S+ \S+) \w+ exited: (\S+) \((.*?)(?:; (?:not )?expecte
 _STABLE_S = 60.0  # a program that ran so long gets its first, short back-off again
 
 
+DOWN = frozenset({"BACKOFF", "FATAL", "EXITED"})
+"""States in which a program has no process and nobody wanted it stopped."""
+
+
 class SupervisorAway(Exception):
     """supervisord does not answer."""
 
@@ -73,11 +77,18 @@ class Supervisor:
     def start(self, program: Program) -> None:
         """Start it now. Supervisor refuses to start what it backs off: that is stopped first, in
         the same request, so that a guard that dies meanwhile leaves nothing stopped."""
+        # Asked again at the last moment: supervisor may have started it meanwhile, and a stop that
+        # reaches a child between fork and exec is lost, so that it would be "stopping" for ever.
+        if self._program(program.name).state not in DOWN:
+            return
         parameters = [program.name, False]  # False: do not wait until it runs
         calls = [{"methodName": "supervisor.startProcess", "params": parameters}]
         if program.state == "BACKOFF":
             calls.insert(0, {"methodName": "supervisor.stopProcess", "params": parameters})
         self._call("system.multicall", calls)
+
+    def _program(self, name: str) -> Program:
+        return _program(self._call("supervisor.getProcessInfo", name))
 
     def _call(self, method: str, *arguments: Any) -> Any:
         proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", _UnixTransport(self._path))
@@ -108,7 +119,7 @@ class Restarts:
         """Whether to start ``program`` now; True counts as an attempt. What an operator stopped
         stays stopped."""
         name = program.name
-        if program.state not in {"BACKOFF", "FATAL", "EXITED"}:
+        if program.state not in DOWN:
             self._down_since.pop(name, None)
             if program.state == "RUNNING" and program.uptime_s > _STABLE_S:
                 self._attempts.pop(name, None)

@@ -40,6 +40,8 @@ class Watch:
         """This process has answered 200 before: only then does its silence mean anything."""
         self.told_drain: tuple[int, bool] | None = None
         """The pid that was last told to drain (True) or to go on (False)."""
+        self.ignores_stop_since: float | None = None
+        """Supervisor stops it and it goes on answering 200; monotonic seconds."""
         self._had_process = False
         self._last_end: Exit | None = None
         self._killed_because: str | None = None

@@ -105,8 +105,10 @@ class RunningCell(Cell):
 
     async def all_open(self, timeout_s: float = 60.0) -> float:
         """Wait until every worker is in the pool; the seconds it took."""
-        everybody = set(self.workers())
-        return await until(lambda: self.open() == everybody, timeout_s, "every worker in the pool")
+        return await until(self.is_whole, timeout_s, "every worker in the pool")
+
+    def is_whole(self) -> bool:
+        return self.open() == set(self.workers())
 
     async def closed(self, worker: str, timeout_s: float = 10.0) -> float:
         """Wait until ``worker`` is out of the pool; the seconds it took."""

@@ -74,7 +74,7 @@ def test_worker_change_rolls_through_the_pool_unseen(cell: RunningCell) -> None:
 
 def test_guard_change_restarts_the_guard_alone(cell: RunningCell) -> None:
     before = pids(cell)
-    undo = edit(cell, "[nginx]", "[guard]\nsilence_s = 0.7\n[nginx]")
+    undo = edit(cell, "[guard]", "[guard]\nsilence_s = 0.7")
     done = cell.zimage("up")
     undo()
     assert done.returncode == 0, done.stderr

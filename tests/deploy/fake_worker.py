@@ -8,9 +8,11 @@ change what it says of itself.
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -22,9 +24,17 @@ from starlette.routing import Route
 from worker.beat import BeatWriter, Phase
 
 NAME, RUN_DIR = os.environ["ZIMAGE_NAME"], Path(os.environ["ZIMAGE_RUN_DIR"])
+REPLIES = RUN_DIR.parent / "tmp" / "replies"
 STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
 beat = BeatWriter(RUN_DIR / f"{NAME}.beat")
 state = {"ready": True, "draining": False, "running": 0}
+hung = asyncio.Event()
+
+
+def enter(phase: Phase, allowance_s: float) -> None:
+    """As one engine would: nothing goes on beside a step that hangs."""
+    if not hung.is_set():
+        beat.enter(phase, allowance_s)
 
 
 def not_ready() -> JSONResponse | None:
@@ -38,17 +48,19 @@ async def draw(request: Request) -> Response:
     if refusal := not_ready():
         return refusal
     state["running"] += 1
-    beat.enter(Phase.STEP, STEP_S)
+    enter(Phase.STEP, STEP_S)
     try:
         return await _draw(request, asked)
     finally:
         state["running"] -= 1
-        beat.enter(Phase.IDLE, float("inf"))
+        enter(Phase.IDLE, float("inf"))
 
 
 async def _draw(request: Request, asked: dict[str, object]) -> Response:
     fault = asked.get("prompt")
     if fault == f"hang {NAME}":
+        hung.set()
+    if hung.is_set():
         await asyncio.Event().wait()
     if fault == f"block {NAME}":
         time.sleep(600)  # noqa: ASYNC251  (the event loop is to be blocked)
@@ -62,7 +74,17 @@ async def _draw(request: Request, asked: dict[str, object]) -> Response:
         return StreamingResponse(_events(), headers={"X-Accel-Buffering": "no"})
     body = {"worker": NAME, "asked": asked, "headers": dict(request.headers)}
     body["filler"] = "x" * int(str(asked.get("bytes", 0)))
-    return JSONResponse(body, headers={"X-Worker": NAME, "X-Queue-Ms": "12"})
+    headers = {"X-Worker": NAME, "X-Queue-Ms": "12"}
+    return JSONResponse(body, headers=headers) if asked.get("direct") else _file(body, headers)
+
+
+def _file(body: Mapping[str, object], headers: dict[str, str]) -> Response:
+    """A reply whose body outlives this process."""
+    name = f"{uuid.uuid4().hex}.json"
+    REPLIES.mkdir(exist_ok=True)
+    (REPLIES / name).write_text(json.dumps(body))
+    headers["X-Accel-Redirect"] = f"/internal/replies/{name}"
+    return Response(media_type="application/json", headers=headers)
 
 
 async def _events() -> AsyncIterator[str]:
@@ -76,6 +98,13 @@ async def readyz(_: Request) -> Response:
 
 async def change(request: Request) -> Response:
     state["ready"] = request.url.query == "yes"
+    return Response()
+
+
+async def lose_a_stop(_: Request) -> Response:
+    """The next SIGTERM changes nothing, as one that arrives between fork and exec."""
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, handler) and None)
     return Response()
 
 
@@ -106,6 +135,7 @@ def main() -> int:
             Route("/metrics", echo),
             Route("/readyz", readyz),
             Route("/fake/ready", change, methods=["POST"]),
+            Route("/fake/lose-a-stop", lose_a_stop, methods=["POST"]),
             Route("/admin/drain", drain, methods=["POST"]),
             Route("/admin/undrain", drain, methods=["POST"]),
         ]

@@ -117,7 +117,7 @@ def test_strikes_are_forgotten(strikes: Strikes, home: Path, dead: int) -> None:
     assert list(home.glob("strikes/*/*")) == []
 
 
-def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path) -> None:
+def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path, dead: int) -> None:
     pool = home / "pool"
     pool.mkdir()
     (pool / "w2.sock").symlink_to(home / "run" / "w2.sock")
@@ -126,6 +126,9 @@ def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path)
     assert not strikes.another_is_open()
     (pool / "w1.sock").unlink()
     (pool / "w1.sock").symlink_to(home / "run" / "w1.sock")
+    write_beat(home, dead, Phase.IDLE)
+    assert not strikes.another_is_open(), "the guard has not closed the gate of a dead one yet"
+    write_beat(home, os.getpid(), Phase.IDLE)
     assert strikes.another_is_open()
 
 
@@ -161,4 +164,5 @@ def test_struck_request_waits_until_its_victim_is_not_the_last(home: Path) -> No
         assert last.totals()["steps"] == 8, "more than the warm-up was drawn"
         (home / "pool" / "w2.sock").unlink()
         (home / "pool" / "w2.sock").symlink_to(home / "run" / "w2.sock")
+        write_beat(home, os.getpid(), Phase.IDLE, name="w2")
         assert last.draw("a").status_code == 200

@@ -27,6 +27,9 @@ ALONE_WAIT_S = 60.0
 STRIKES_TIMEOUT_S = 5.0
 _POLL_S = 0.2
 
+REPLIES_LOCATION = "/internal/replies/"
+"""Where nginx finds the files of ``ReplyStore``."""
+
 # The client's library requires a usage; nothing here is counted in tokens.
 _NO_USAGE = {
     "input_tokens": 0,
@@ -141,7 +144,11 @@ class Drawing:
         }
         body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))
         headers = {f"X-{name}": str(value) for name, value in timings.items()}
-        return Response(body, media_type="application/json", headers=headers)
+        name = await asyncio.to_thread(self._service.replies.save, self.exchange.id, body)
+        if name is not None:
+            headers["X-Accel-Redirect"] = REPLIES_LOCATION + name
+        content_sent = body if name is None else b""
+        return Response(content_sent, media_type="application/json", headers=headers)
 
     async def _all(self) -> list[Finished]:
         """Every picture in order. Encoding one overlaps the drawing of the next."""

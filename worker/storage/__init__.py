@@ -1,1 +1,1 @@
-"""What outlives a request: pictures behind signed links."""
+"""What outlives a request: pictures behind signed links, and answers on their way out."""

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from deploy.guard.supervisor import Program, Supervisor
 from tests.deploy.guard.conftest import WORKERS, Cell
 from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
 
@@ -103,6 +104,23 @@ def test_killed_guard_leaves_the_pool_as_it_is(cell: Cell) -> None:
     assert {name: cell.layout.gate(name).lstat().st_ino for name in WORKERS} == gates
 
 
+def test_worker_that_missed_its_stop_is_asked_again(cell: Cell) -> None:
+    supervisor = Supervisor(cell.layout.supervisor_socket)
+    assert cell.ask("w1", "POST", "/fake/lose-a-stop") == 200
+    supervisor._call("supervisor.stopProcess", "w1", False)
+    wait_until(lambda: supervisor.programs()["w1"].state == "STOPPED", "stopped")
+    assert "asked again to stop" in cell.events("w1")
+    supervisor._call("supervisor.startProcess", "w1", False)
+    cell.wait_open("w1")
+    wait_until(lambda: cell.worker("w1")["state"] == "ready", "ready")
+
+
+def test_start_leaves_alone_what_supervisor_has_started_meanwhile(cell: Cell) -> None:
+    supervisor, pid = Supervisor(cell.layout.supervisor_socket), cell.pid("w2")
+    supervisor.start(Program("w2", "BACKOFF", 0, 0.0, ""))
+    assert supervisor.programs()["w2"].pid == pid
+
+
 def test_crashing_worker_is_given_up_reported_and_started_again(cell: Cell) -> None:
     crash, pid = cell.layout.run_dir / "w1.crash", cell.pid("w1")
     crash.touch()
@@ -126,6 +144,21 @@ def test_half_the_pool_falling_silent_together_is_not_killed(cell: Cell) -> None
         os.kill(pid, signal.SIGCONT)
     cell.wait_open("w2", "w3")
     assert {name: cell.pid(name) for name in pids} == pids
+
+
+def test_last_open_worker_stays_in_while_it_is_merely_silent(cell: Cell) -> None:
+    for name in ("w1", "w2"):
+        cell.ask(name, "POST", "/fake/ready?no")
+    wait_until(lambda: not (cell.is_open("w1") or cell.is_open("w2")), "closed")
+    pid = cell.pid("w3")
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: cell.worker("w3")["state"] == "silent", "silent")
+    assert cell.is_open("w3")
+    cell.ask("w1", "POST", "/fake/ready?yes")
+    wait_until(lambda: cell.is_open("w1") and not cell.is_open("w3"), "handed over")
+    os.kill(pid, signal.SIGCONT)
+    cell.ask("w2", "POST", "/fake/ready?yes")
+    cell.wait_open(*WORKERS)
 
 
 def _pids_of(*words: str) -> list[int]:

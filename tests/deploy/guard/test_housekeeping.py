@@ -5,12 +5,20 @@ from pathlib import Path
 from deploy.guard.housekeeping import prune, reopen_logs, rotate
 
 
-def test_only_old_files_are_pruned(tmp_path: Path) -> None:
-    for name, age_s in (("old", 700.0), ("new", 10.0)):
+def test_only_what_is_old_is_pruned(tmp_path: Path) -> None:
+    for name, age_s in (("one/old", 700.0), ("one/new", 10.0), ("two/old", 700.0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    assert prune(tmp_path, ttl_s=600.0) == 2
+    # A folder that became empty just now goes the next time.
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "one", "two"]
+
+
+def test_folder_that_stayed_empty_is_pruned(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    os.utime(tmp_path / "empty", (time.time() - 700.0,) * 2)
     assert prune(tmp_path, ttl_s=600.0) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_missing_directory_has_nothing_to_prune(tmp_path: Path) -> None:

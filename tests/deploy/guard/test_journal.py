@@ -1,4 +1,6 @@
 import json
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +23,16 @@ def test_alarm_keeps_its_beginning_until_it_is_over() -> None:
     assert journal.alarms == []
 
 
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("logging_restored")
 def test_log_is_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     log_to_stdout()
     Journal().alarm("unkillable", "two\nlines", "w1")

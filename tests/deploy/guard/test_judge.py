@@ -33,7 +33,7 @@ def refusal(reason: str) -> Answer:
         (SERVING, "open", "ready"),
         (replace(SERVING, answer=BUSY), "open", "busy"),
         (replace(SERVING, silent_s=0.49), "open", "ready"),
-        (replace(SERVING, silent_s=0.5), "close", "silent"),
+        (replace(SERVING, silent_s=0.5), "spare", "silent"),
         (replace(SERVING, answer=refusal("stuck")), "close", "stuck"),
         (replace(SERVING, answer=refusal("broken")), "close", "stuck"),
         (replace(SERVING, answer=refusal("draining")), "close", "draining"),

@@ -31,8 +31,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_worker_is_known_by_its_environment(
     worker: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    found = find_worker(worker.pid, "w1", tmp_path)
-    assert found is not None
+    found = wait_until(lambda: find_worker(worker.pid, "w1", tmp_path), "known")
     assert found.alive
 
 
@@ -47,8 +46,7 @@ def test_other_processes_are_not_taken_for_it(
 def test_kill_takes_the_children_along(worker: subprocess.Popen[bytes], tmp_path: Path) -> None:
     assert worker.stdout is not None
     child = int(worker.stdout.readline())
-    found = find_worker(worker.pid, "w1", tmp_path)
-    assert found is not None
+    found = wait_until(lambda: find_worker(worker.pid, "w1", tmp_path), "known")
     assert found.kill()
     wait_until(lambda: not _runs(child), "ended")
     assert worker.wait(10) == -9
@@ -57,8 +55,7 @@ def test_kill_takes_the_children_along(worker: subprocess.Popen[bytes], tmp_path
 def test_ended_process_is_not_alive_even_before_it_is_reaped(
     worker: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    found = find_worker(worker.pid, "w1", tmp_path)
-    assert found is not None
+    found = wait_until(lambda: find_worker(worker.pid, "w1", tmp_path), "known")
     found.kill()
     wait_until(lambda: not found.alive, "ended")
     assert worker.returncode is None

@@ -52,6 +52,19 @@ def test_access_log_tells_the_whole_story(front: Site) -> None:
     assert line["user_agent"] == agent["User-Agent"]
 
 
+@pytest.mark.parametrize("direct", [True, False])
+def test_reply_out_of_a_file_looks_like_any_other(front: Site, direct: bool) -> None:
+    odd = {"Range": "bytes=0-3", "If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}
+    with front.worker("w1"):
+        asked = {"direct": direct, "bytes": 9}
+        reply = front.client.post("/v1/images/generations", json=asked, headers=odd)
+    assert (reply.status_code, reply.json()["asked"]) == (200, asked)
+    assert reply.headers["Content-Type"].startswith("application/json")
+    assert (reply.headers["X-Worker"], reply.headers["X-Queue-Ms"]) == ("w1", "12")
+    line = front.log_of(reply.json()["headers"]["x-request-id"])
+    assert (line["method"], line["path"]) == ("POST", "/v1/images/generations")
+
+
 def test_page_is_guarded_and_revalidated(front: Site) -> None:
     reply = front.client.get("/")
     assert reply.text == "<title>Z</title>"
@@ -117,7 +130,8 @@ def test_error_log_stays_quiet_about_normal_work(front: Site) -> None:
     log = front.layout.nginx_error_log
     before = log.stat().st_size
     with front.worker("w1"), front.worker("w2"), front.worker("w3"):
-        assert front.draw(bytes=30_000_000).status_code == 200
+        for direct in (True, False):
+            assert front.draw(bytes=30_000_000, direct=direct).status_code == 200
     assert log.read_bytes()[before:] == b""
 
 
