@@ -49,6 +49,17 @@ def failover(stage: Stage) -> None:
     stage.measured |= measures.of_faults(stage.faults)
 
 
+def faults(stage: Stage) -> None:
+    """Every fault once, one after the other, under light load: what users see of each."""
+    people = ("Designer", "Program", "Batch")
+    with stage.load(stage.options.users or 6, stage.options.duration_s or 3600.0, *people) as part:
+        part.name = "faults"
+        time.sleep(5)
+        stage.inject_each()
+        stage.stop_load()
+    stage.measured |= measures.of_faults(stage.faults)
+
+
 def rolling(stage: Stage) -> None:
     """A rolling restart and two changes of configuration under load."""
     longest_s = stage.options.duration_s or 1800.0
@@ -144,6 +155,7 @@ def side_by_side(stage: Stage) -> None:
 SCENARIOS: dict[str, Callable[[Stage], None]] = {
     "throughput": throughput,
     "failover": failover,
+    "faults": faults,
     "rolling": rolling,
     "overload": overload,
     "soak": soak,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy import processes
 from deploy.config import ROOT, ClusterConfig
 from loadtest import chaos, measures, record
 from loadtest.chaos import Injected
@@ -24,6 +25,7 @@ from loadtest.run_file import Mark, Part
 _LOADTEST = Path(__file__).parent
 _STOP_TIMEOUT_S = 720
 _ANSWER_S = 900.0
+_REST_S = 3.0
 
 
 class StageError(Exception):
@@ -118,6 +120,15 @@ class Stage:
                 running.append(thread)
         for thread in running:
             thread.join()
+
+    def inject_each(self, heal_s: float = 180.0) -> None:
+        """Every fault in turn, each on a whole cell."""
+        rng = random.Random(self.options.seed)
+        for name in self._faults():
+            if not processes.wait_for(self.cell.whole, heal_s):
+                raise StageError(f"the cell is not whole {heal_s:g} s after a fault")
+            time.sleep(_REST_S)
+            self._inject(name, rng.choice(chaos.targets(self.cell, FAULTS[name])))
 
     def zimage(self, text: str, *arguments: str) -> Mark:
         """Run the command line beside the load and mark it in the report."""
