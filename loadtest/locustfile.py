@@ -44,6 +44,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     ours.add_argument("--arrivals-per-s", type=float, default=1.0, help="of a crowd")
     ours.add_argument("--sizes", default="", help="of all users, such as 256x256,512x512")
     ours.add_argument("--loose", action="store_true", help="compare pictures as bf16 draws them")
+    ours.add_argument("--stop-file", default="", help="end when this file appears")
     ours.add_argument("--records", default="", help="write a line of JSON for each request here")
 
 
@@ -147,6 +148,8 @@ class Chosen(LoadTestShape):
         assert isinstance(self.runner, Runner)
         environment = self.runner.environment
         options = options_of(environment)
+        if options.stop_file and Path(options.stop_file).exists():
+            return None
         run_s = float(options.run_time or 365 * 86400)
         shape = shapes.Shape(options.shape, int(options.num_users or 20), run_s, options.step_s)
         total = self.runner.stats.total

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -57,7 +56,10 @@ class Stage:
     parts: list[Part] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     faults: list[Injected] = field(default_factory=list)
-    _locust: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.folder / "stop"
 
     @property
     def requests_file(self) -> Path:
@@ -78,9 +80,10 @@ class Stage:
         command += ["--stop-timeout", str(_STOP_TIMEOUT_S), "--records", str(part_file)]
         command += ["--sizes", self.options.sizes] if self.options.sizes else []
         command += ["--loose"] if self._loose() else []
+        command += ["--stop-file", str(self._stop_file)]
+        self._stop_file.unlink(missing_ok=True)
         with (self.folder / "locust.log").open("a") as log:
             locust = subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=log, stderr=log)
-        self._locust = locust
         part = Part("load", time.time(), time.time())
         self.parts.append(part)
         try:
@@ -102,8 +105,7 @@ class Stage:
 
     def stop_load(self) -> None:
         """Users finish what they wait for and send no more."""
-        if self._locust is not None:
-            self._locust.send_signal(signal.SIGTERM)
+        self._stop_file.touch()
 
     def inject_until(self, end: float) -> None:
         """A random fault every ``every_s``, overlapping where one takes long, never on the last
@@ -177,6 +179,7 @@ class Stage:
         with self.requests_file.open("ab") as all_of_them:
             all_of_them.write(part_file.read_bytes())
         part_file.unlink()
+        self._stop_file.unlink(missing_ok=True)
 
     def _loose(self) -> bool:
         workers = self.config.workers
