@@ -66,7 +66,7 @@ def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
 
 
 def replayed(access_log: Path, since: float) -> int:
-    """Requests that nginx had to send to a second worker."""
+    """Requests that nginx sent on to a second worker: replays, and closed gates that it tried."""
     count = 0
     with access_log.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -97,9 +97,7 @@ def growth(points: Sequence[tuple[float, float]]) -> float:
     return slope(kept) * (kept[-1][0] - kept[0][0]) if kept else 0.0
 
 
-def of_resources(
-    resources: dict[str, list[Sample]], temporary_files: Sequence[tuple[float, int]]
-) -> dict[str, float]:
+def of_resources(resources: dict[str, list[Sample]]) -> dict[str, float]:
     """The worst growth of any program over the run, by the fitted line."""
 
     def worst(what: str) -> float:
@@ -112,5 +110,4 @@ def of_resources(
         "memory_growth_mib": worst("rss_mib"),
         "files_growth": worst("files"),
         "threads_growth": worst("threads"),
-        "temporary_files_growth": growth([(at, float(n)) for at, n in temporary_files]),
     }

@@ -16,6 +16,7 @@ from loadtest.stage import Stage, StageError, drained
 _ARRIVALS = "arrivals.py"
 _USERS_PER_WORKER = 8
 _POLL_S = 0.2
+_SWEEP_S = 30.0  # answers that nginx has sent are deleted some seconds later
 
 
 def throughput(stage: Stage) -> None:
@@ -118,8 +119,10 @@ def soak(stage: Stage) -> None:
         part = stage.play("soak", users, max(10.0, 1.05 * left / rate), *people)
         left -= part.measured["requests"]
     stage.measured["restarts"] = float(sum(stage.cell.pid(name) != pids[name] for name in pids))
+    time.sleep(_SWEEP_S)
     observer = stage.observer
-    stage.measured |= measures.of_resources(observer.resources, observer.temporary_files)
+    stage.measured |= measures.of_resources(observer.resources)
+    stage.measured["temporary_files_left"] = float(observer.temporary_files[-1][1])
 
 
 def capacity(stage: Stage) -> None:

@@ -24,7 +24,7 @@ LABELS = {
     "refused": "Refused requests",
     "left": "Users who left early",
     "resumed_streams": "Streams resumed by the client",
-    "replayed": "Replayed on another worker",
+    "replayed": "Sent on to another worker",
     "refused_share": "Share refused",
     "p50_s": "Latency, median",
     "p95_s": "Latency, p95",
@@ -49,7 +49,7 @@ LABELS = {
     "memory_growth_mib": "Memory growth",
     "files_growth": "Open files growth",
     "threads_growth": "Threads growth",
-    "temporary_files_growth": "Temporary files growth",
+    "temporary_files_left": "Temporary files left",
     "throughput_ratio": "Throughput, cell over Gradio",
     "gradio_failed": "Failed requests, Gradio",
 }

@@ -75,7 +75,7 @@ def test_worst_program_counts() -> None:
         "w1": [Sample(float(t), rss_mib=80.0, files=9, threads=4) for t in range(8)],
         "w2": [Sample(float(t), rss_mib=80.0 + t, files=9, threads=4) for t in range(8)],
     }
-    found = measures.of_resources(resources, [(0.0, 1), (1.0, 1)])
+    found = measures.of_resources(resources)
     assert found["memory_growth_mib"] == pytest.approx(5.0)
     assert found["files_growth"] == 0.0
 
