@@ -52,6 +52,9 @@ class Seen:
     """The last answer of this process."""
     silent_s: float = 0.0
     """Since it was last heard (answered or refused), or the guard began to listen."""
+    worked_s: float = inf
+    """Since it was last seen in another phase than idle. An idle worker's thread beats on, also
+    when its event loop stands still: the age of an idle heartbeat says nothing."""
     excused_s: float = inf
     """Since it was last seen in a phase in which silence is excused."""
     refused_s: float | None = None
@@ -93,12 +96,12 @@ def _kill_reason(seen: Seen, now: float, rules: Rules) -> str | None:
         return f"in phase {beat.phase.name} for {age_s:.1f} s, allowed {beat.allowance_s:.1f} s"
     if beat.phase in EXCUSED:
         return None
-    return _silence_reason(seen, beat, age_s, rules) or _deaf_reason(seen, rules)
+    return _silence_reason(seen, beat, rules) or _deaf_reason(seen, rules)
 
 
-def _silence_reason(seen: Seen, beat: Beat, age_s: float, rules: Rules) -> str | None:
+def _silence_reason(seen: Seen, beat: Beat, rules: Rules) -> str | None:
     silent_s = min(seen.silent_s, seen.excused_s)
-    if beat.phase is Phase.IDLE and min(silent_s, age_s) > rules.idle_allowance_s:
+    if beat.phase is Phase.IDLE and min(silent_s, seen.worked_s) > rules.idle_allowance_s:
         return f"idle and silent for {silent_s:.1f} s"
     # Its thread still steps, but nobody would ever get the pictures.
     if beat.phase in DRAWING and silent_s > beat.allowance_s:

@@ -51,6 +51,7 @@ class Watch:
         self._run_dir = settings.run_dir
         self._interval_s = settings.guard.probe_interval_s
         self._heard_at = time.monotonic()
+        self._worked_at = -inf
         self._excused_at = -inf
         self._refused_at: float | None = None
 
@@ -88,13 +89,15 @@ class Watch:
         """Read heartbeat and process; everything that is known at ``now``."""
         self.beat = read_beat(self._beat_path)
         self._follow_process(now)
-        if self.process and self.beat and self.beat.phase in EXCUSED:
-            self._excused_at = now
+        if self.process and self.beat and self.beat.phase is not Phase.IDLE:
+            self._worked_at = now
+            self._excused_at = now if self.beat.phase in EXCUSED else self._excused_at
         return Seen(
             beat=self.beat,
             alive=self.process is not None,
             answer=self.answer,
             silent_s=now - self._heard_at,
+            worked_s=now - self._worked_at,
             excused_s=now - self._excused_at,
             refused_s=None if self._refused_at is None else now - self._refused_at,
             beatless_s=self._beatless_s(program),

@@ -37,6 +37,7 @@ port = {ops_port}
 source = "{model}"
 [limits]
 max_batch = {max_batch}
+max_queued_requests = {max_queued_requests}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [guard]
@@ -65,19 +66,19 @@ class RunningCell(Cell):
 
     def __init__(self, folder: Path, **values: object) -> None:
         port, self.ops_port = free_ports(2)
-        self.url = f"http://127.0.0.1:{port}"
         self.config_path = folder / "cluster.toml"
         values = {
             "name": "test",
             "model": "synthetic:step_ms=20",
             "workers": 3,
             "max_batch": 4,
+            "max_queued_requests": 64,
             "step_allowance_s": 2.0,
         } | values
         self.config_path.write_text(
             CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)
         )
-        super().__init__(Layout.of(load(self.config_path)))
+        super().__init__(Layout.of(load(self.config_path)), f"http://127.0.0.1:{port}")
 
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""
@@ -134,7 +135,9 @@ class RunningCell(Cell):
 
 def mixed_body(client: int, turn: int) -> dict[str, object]:
     """The first two clients ask for several MB, the others for small pictures."""
-    body: dict[str, object] = {"prompt": f"client {client} turn {turn}", "size": "256x256"}
+    # Each prompt is new: one that workers died of before would be drawn alone.
+    prompt = f"client {client} turn {turn} {os.urandom(4).hex()}"
+    body: dict[str, object] = {"prompt": prompt, "size": "256x256"}
     return body | {"size": "1024x1024", "n": 2} if client < 2 else body
 
 

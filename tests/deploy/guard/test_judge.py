@@ -69,6 +69,8 @@ def test_gate_and_state_follow_what_was_seen(seen: Seen, gate: str, state: str) 
         (replace(SERVING, beat=in_phase(Phase.BOOT, 61.0, 60.0)), "in phase BOOT"),
         # Silent.
         (replace(SERVING, silent_s=3.1), "idle and silent for 3.1 s"),
+        # Its thread beats on while its event loop stands still.
+        (replace(SERVING, silent_s=3.1, beat=in_phase(Phase.IDLE, 0.4)), "idle and silent"),
         (
             replace(SERVING, silent_s=5.2, beat=in_phase(Phase.STEP, 0.1, 5.0)),
             "drawing and silent for 5.2 s",
@@ -98,7 +100,7 @@ def test_what_hangs_is_closed_and_killed(seen: Seen, reason: str) -> None:
         replace(SERVING, silent_s=500.0, excused_s=0.2, beat=in_phase(Phase.IDLE, 0.2)),
         replace(SERVING, silent_s=500.0, excused_s=0.2, beat=in_phase(Phase.STEP, 0.2, 5.0)),
         # nor when a long drawing has just ended.
-        replace(SERVING, silent_s=4.0, beat=in_phase(Phase.IDLE, 0.1)),
+        replace(SERVING, silent_s=4.0, worked_s=0.1, beat=in_phase(Phase.IDLE, 0.1)),
         # Supervisor is ending it: its socket goes first.
         replace(SERVING, answer=None, refused_s=60.0, program="STOPPING"),
         replace(SERVING, beat=in_phase(Phase.ENDED, 5.0, 0.0)),

@@ -42,7 +42,9 @@ async def come_and_go(engine: Engine, rng: random.Random, number: int) -> str:
     await asyncio.sleep(rng.uniform(0, 1.5))
     try:
         ticket = engine.submit(asked)
-        leave = asyncio.get_running_loop().call_later(rng.uniform(0, 0.05), ticket.cancel)
+        # Some are patient, however slow the machine.
+        patience_s = rng.choice([*[rng.uniform(0, 0.05)] * 9, 60.0])
+        leave = asyncio.get_running_loop().call_later(patience_s, ticket.cancel)
         drawn = await asyncio.wait_for(ticket.result(), 60)
     except (Overloaded, DeadlinePassed, ZimageError) as error:
         return error.code
@@ -69,6 +71,6 @@ async def test_nothing_is_left_of_a_thousand_that_were_cancelled(running: Runnin
     gc.collect()
     assert {"drawn", "cancelled"} <= set(ends) <= {"drawn", "cancelled", "overloaded"}
     assert len(pipeline.samples) == 0
-    assert open_files() == files
+    assert open_files() <= files
     assert "engine" not in {thread.name for thread in threading.enumerate()}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kib < 50_000

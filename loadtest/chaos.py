@@ -1,0 +1,175 @@
+"""One fault, injected into a running cell and measured: ``loadtest/chaos NAME``.
+
+Exit code 0 when the worker left the pool where it must and the cell was whole again in time,
+1 otherwise, 2 for misuse. ``--list`` says what there is.
+"""
+
+import argparse
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.config import DEFAULT_PATH, load
+from loadtest.faults import Cell
+from loadtest.faults.catalogue import FAULTS, Fault
+
+MIN_LEFT = 1
+"""Workers that stay in the pool besides the one that is hit."""
+
+
+@dataclass(frozen=True)
+class Injected:
+    """One fault and what the pool did; seconds after the fault began."""
+
+    at: float
+    """Seconds since the epoch."""
+    name: str
+    worker: str
+    """Empty where it hit the cell as a whole."""
+    out_s: float | None
+    """None: it did not leave the pool."""
+    back_s: float | None
+    """Until the fault was over and the cell whole again; None: not in time."""
+    error: str = ""
+
+    @property
+    def healed(self) -> bool:
+        fault = FAULTS[self.name]
+        return (
+            not self.error
+            and self.back_s is not None
+            and (self.out_s is not None or not fault.leaves)
+        )
+
+
+def targets(cell: Cell, fault: Fault) -> list[str]:
+    """Workers that may be hit now: never the last one of the pool."""
+    if not fault.of_worker:
+        return [""]
+    candidates = sorted(cell.open())
+    return candidates if len(candidates) > MIN_LEFT else []
+
+
+def inject(cell: Cell, name: str, worker: str) -> Injected:
+    """Inject it, hold it, undo it and wait until the worker or cell is back. Bounded in time."""
+    fault, at, error = FAULTS[name], time.time(), ""
+    with _Watch(cell, worker) as watch:
+        try:
+            with fault.inject(cell, worker):
+                watch.hits()
+                _until(lambda: watch.passed_s > fault.hold_s or watch.replaced(), fault.hold_s + 1)
+        except (OSError, LookupError, AssertionError, TimeoutError) as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        _until(lambda: watch.out_s is not None, 3.0 if fault.leaves else 0.3)
+        healed = _until(lambda: cell.serves(*watch.watched), fault.heal_s)
+        return Injected(at, name, worker, watch.out_s, watch.passed_s if healed else None, error)
+
+
+class _Watch:
+    """Looks every few milliseconds whether the worker is out of the pool."""
+
+    def __init__(self, cell: Cell, worker: str) -> None:
+        self._cell = cell
+        self.watched = [worker] if worker else []
+        self._pid_before = self._pid()
+        self._began = time.monotonic()
+        self._out_at: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def hits(self) -> None:
+        """The fault is there now; preparing it took until now, unless it was seen before."""
+        if self._out_at is None:
+            self._began = time.monotonic()
+
+    @property
+    def passed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def out_s(self) -> float | None:
+        return None if self._out_at is None else self._out_at - self._began
+
+    def replaced(self) -> bool:
+        """A new process has taken the place of the one that was hit."""
+        fresh = self._out_at is not None and self._pid() not in (0, self._pid_before)
+        return fresh and self._cell.serves(*self.watched)
+
+    def _pid(self) -> int:
+        try:
+            return self._cell.pid(self.watched[0]) if self.watched else 0
+        except LookupError:
+            return 0
+
+    def _look(self) -> None:
+        while self.watched and self._out_at is None and not self._over.wait(0.01):
+            if self.watched[0] not in self._cell.open():
+                self._out_at = time.monotonic()
+
+
+def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def describe(done: Injected) -> str:
+    """One line for people."""
+    out = "not out of the pool" if done.out_s is None else f"out after {done.out_s:.2f} s"
+    back = "not back in time" if done.back_s is None else f"back after {done.back_s:.1f} s"
+    parts = [f"{done.name} {done.worker}".strip(), *([out] if done.worker else []), back]
+    return ", ".join([*parts, *([done.error] if done.error else [])])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="loadtest/chaos", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=sorted(FAULTS), metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--worker", help="which worker to hit; any that is in the pool")
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH)
+    args = parser.parse_args()
+    if not args.list and args.name is None:
+        parser.error("a NAME is needed; --list says which there are")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    if args.list:
+        for name, fault in FAULTS.items():
+            print(f"{name:<20} {fault.what}")
+        return 0
+    fault, cell = FAULTS[args.name], Cell.of(load(args.config), args.config)
+    if missing := fault.missing():
+        print(f"✗ {args.name}: {missing}", file=sys.stderr)
+        return 1
+    if not cell.whole():
+        print("✗ the cell is not whole before the fault: zimage status", file=sys.stderr)
+        return 1
+    candidates = targets(cell, fault)
+    if not candidates:
+        print("✗ only one worker is in the pool, and the last one is left alone", file=sys.stderr)
+        return 1
+    print(f"› {args.name}: {fault.what}", flush=True)
+    done = inject(cell, args.name, args.worker or random.choice(candidates))
+    print(f"{'✓' if done.healed else '✗'} {describe(done)}")
+    return 0 if done.healed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""``loadtest/run SCENARIO``: prove by load what a running cell holds.
+
+Exit code 0: every objective of slo.toml is met; 1: one is missed, or the scenario could not be
+played; 2: misuse. A report is written to var/reports either way.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deploy import machine
+from deploy.config import DEFAULT_PATH, ROOT, ClusterConfig, ConfigError, load
+from deploy.plan import plan
+from loadtest import measures, report, run_file, slo
+from loadtest.faults import Cell
+from loadtest.faults.catalogue import FAULTS
+from loadtest.observer import Observer
+from loadtest.run_file import Run
+from loadtest.scenarios import SCENARIOS, reports_folder
+from loadtest.stage import Options, Stage, StageError
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        if args.scenario == "compare":
+            print(f"› {report.compare(args.runs[0], args.runs[1])}")
+            return 0
+        return play(args)
+    except (StageError, slo.SloError, ConfigError, OSError) as error:
+        print(f"✗ {error}", file=sys.stderr)
+        return 1
+
+
+def play(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    bounds = slo.load(args.slo, args.scenario)
+    cell = Cell.of(config, args.config)
+    if not cell.whole():
+        raise StageError(f"the cell of {args.config} is not whole: zimage status")
+    folder = reports_folder(cell.layout.var_dir, args.scenario)
+    started = time.time()
+    print(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}", flush=True)
+    with Observer(cell) as observer:
+        stage = Stage(cell, config, args.config, folder, options(args), observer)
+        SCENARIOS[args.scenario](stage)
+        time.sleep(1.0)  # one more look at the cell at rest
+    run = finished(stage, args.scenario, started, bounds)
+    run_file.save(folder, run)
+    page = report.write(folder)
+    for objective in run.objectives:
+        print(f"{'✓' if objective.met else '✗'} {objective}")
+    print(f"{'✓ passed' if run.passed else '✗ failed'}: {page}")
+    return 0 if run.passed else 1
+
+
+def finished(stage: Stage, scenario: str, started: float, bounds: dict[str, slo.Bound]) -> Run:
+    """Everything that is known of a run. Figures of the scenario win over those of all users."""
+    records, observer = stage.records(), stage.observer
+    loaded_s = sum(part.end - part.start for part in stage.parts)
+    measured = measures.of_users(records, loaded_s)
+    measured["replayed"] = float(measures.replayed(stage.cell.layout.access_log, started))
+    measured |= stage.measured
+    return Run(
+        scenario=scenario,
+        started=started,
+        ended=time.time(),
+        about=about(stage.config),
+        objectives=slo.judge(bounds, measured),
+        measured=measured,
+        parts=stage.parts,
+        marks=stage.marks,
+        faults=sorted(stage.faults, key=lambda fault: fault.at),
+        lanes=observer.lanes,
+        queue=observer.queue,
+        resources=observer.resources,
+        temporary_files=observer.temporary_files,
+    )
+
+
+def about(config: ClusterConfig) -> dict[str, str]:
+    host = machine.read()
+    workers = plan(config, host).workers
+    devices = sorted({worker.device_name for worker in workers})
+    version = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "cell": config.cell.name,
+        "model": config.model.source,
+        "workers": f"{len(workers)} on {', '.join(devices)}",
+        "machine": f"{host.cores} cores, {_processor()}",
+        "version": version or "unknown",
+        "Python": platform.python_version(),
+    }
+
+
+def options(args: argparse.Namespace) -> Options:
+    return Options(
+        users=args.users,
+        duration_s=args.duration_s,
+        every_s=args.every_s,
+        requests=args.requests,
+        sizes=args.sizes,
+        seed=args.seed,
+        faults=tuple(args.faults),
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="loadtest/run", description=__doc__)
+    commands = parser.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
+    for name, scenario in SCENARIOS.items():
+        _add(commands.add_parser(name, help=scenario.__doc__, description=scenario.__doc__))
+    compare = commands.add_parser("compare", help="Two runs side by side.")
+    compare.add_argument("runs", nargs=2, type=Path, metavar="FOLDER", help="under var/reports")
+    return parser.parse_args()
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="of the running cell")
+    parser.add_argument("--slo", type=Path, default=slo.DEFAULT_PATH, help="the objectives")
+    parser.add_argument("--users", type=int, default=0, help="of the scenario, or a worker")
+    parser.add_argument("--duration-s", type=float, default=0.0, help="of each part")
+    parser.add_argument("--every-s", type=float, default=10.0, help="between two faults")
+    parser.add_argument("--requests", type=int, default=10_000, help="of a soak")
+    parser.add_argument("--sizes", default="", help="of pictures, such as 64x64,256x256")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
+    parser.add_argument("--faults", nargs="*", default=[], choices=sorted(FAULTS), metavar="NAME")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

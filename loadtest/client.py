@@ -1,0 +1,144 @@
+"""A user's HTTP: draw, stream, resume, leave. Blocking, so that gevent can run many of them."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from loadtest import checks
+from loadtest.checks import Checker
+from loadtest.record import Record
+
+TIMEOUT_S = 720.0
+"""Longer than any draw: whoever hangs must show up as slow, not as a client that gave up."""
+MAX_RESUMES = 5
+_PATH = "/v1/images/generations"
+_DONE = "image_generation.done"
+
+
+class Cut(Exception):
+    """A stream ended without its final event."""
+
+
+@dataclass
+class Client:
+    """One user's connection. Nothing is retried but a stream that was cut."""
+
+    url: str
+    checker: Checker
+    user: str = ""
+    session: requests.Session = field(default_factory=requests.Session)
+
+    def draw(self, body: dict[str, Any]) -> Record:
+        """Post, wait and check every picture."""
+        record = Record(time.time(), self.user, "draw")
+        try:
+            self._draw(body, record)
+        except requests.RequestException as error:
+            record.error = repr(error)
+        record.seconds = time.time() - record.at
+        return record
+
+    def stream(self, body: dict[str, Any], leave_after: int = 0) -> Record:
+        """Follow the events. ``leave_after`` steps the tab is closed. A stream that is cut is
+        asked for again with the seed of its first event."""
+        record = Record(time.time(), self.user, "stream")
+        body = {**body, "stream": True}
+        try:
+            while not self._follow(body, record, leave_after):
+                record.resumed += 1
+                if record.resumed > MAX_RESUMES:
+                    raise Cut(f"cut {record.resumed} times")
+        except (requests.RequestException, ValueError, Cut) as error:
+            record.error = repr(error)
+        record.seconds = time.time() - record.at
+        return record
+
+    def _draw(self, body: dict[str, Any], record: Record) -> None:
+        response = self.session.post(self.url + _PATH, json=body, timeout=TIMEOUT_S)
+        _note(record, response)
+        if response.status_code != 200:
+            _not_drawn(record, response.status_code, response)
+            return
+        record.queue_s = _seconds(response, "X-Queue-Ms")
+        record.draw_s = _seconds(response, "X-Inference-Ms")
+        record.error = self.checker.answer(response.content, body)
+        record.pictures = _count(body)
+        record.result = "failed" if record.error else "ok"
+
+    def _follow(self, body: dict[str, Any], record: Record, leave_after: int) -> bool:
+        """Whether the stream came to an end; False where it was cut."""
+        response = self.session.post(self.url + _PATH, json=body, timeout=TIMEOUT_S, stream=True)
+        with response:
+            _note(record, response)
+            if response.status_code != 200:
+                _not_drawn(record, response.status_code, response)
+                return True
+            try:
+                return self._take(events(response), body, record, leave_after)
+            except requests.RequestException:
+                return False  # the chunked body ended in the middle
+
+    def _take(
+        self, stream: Iterator[dict[str, Any]], body: dict[str, Any], record: Record, leave: int
+    ) -> bool:
+        pictures: list[dict[str, Any]] = []
+        for event in stream:
+            kind = event["type"]
+            if kind == "image_generation.queued":
+                body.setdefault("seed", event["seeds"][0])
+            elif kind == "image_generation.completed":
+                pictures.append(event)
+            elif kind == "image_generation.step" and leave and event["step"] >= leave:
+                record.result = "left"
+                return True
+            elif kind == "error":
+                record.error = str(event["error"])
+                # What would be a 500 before the header: the worker is at fault, not the request.
+                return bool(event["error"].get("type") != "server_error")
+            elif kind == _DONE:
+                record.error = ""
+                record.queue_s = event["queue_ms"] / 1000
+                record.draw_s = event["inference_ms"] / 1000
+                pictures.sort(key=lambda picture: int(picture["image_index"]))
+                record.error = self.checker.pictures(pictures, body)
+                record.pictures = len(pictures)
+                record.result = "failed" if record.error else "ok"
+                return True
+        return False
+
+
+def events(response: requests.Response) -> Iterator[dict[str, Any]]:
+    """The JSON of each server-sent event."""
+    for line in response.iter_lines(chunk_size=8192):
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+def _note(record: Record, response: requests.Response) -> None:
+    record.status = response.status_code
+    record.worker = response.headers.get("X-Worker", "")
+    record.request_id = response.headers.get("X-Request-ID", "")
+
+
+def _not_drawn(record: Record, status: int, response: requests.Response) -> None:
+    if status == 503:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        record.error = checks.refusal(status, headers, response.content)
+        record.result = "failed" if record.error else "refused"
+        if not record.error:
+            record.error = f"refused: come again in {headers['retry-after']} s"
+    else:
+        record.error = f"HTTP {status}: {response.text[:300]}"
+
+
+def _seconds(response: requests.Response, header: str) -> float:
+    return float(response.headers.get(header, "nan")) / 1000
+
+
+def _count(body: dict[str, Any]) -> int:
+    prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+    return len(prompts) * int(body.get("n", 1))

@@ -1,0 +1,86 @@
+"""A running cell, seen through its files."""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deploy import cell as deployed
+from deploy.config import ClusterConfig
+from deploy.layout import Layout
+from worker.beat import Beat, read_beat
+
+_FRESH_S = 2.5
+"""The guard writes every second."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``url`` is where clients find it, without a slash at the end."""
+
+    layout: Layout
+    url: str
+
+    @classmethod
+    def of(cls, config: ClusterConfig, path: Path) -> "Cell":
+        return cls(Layout.of(config), deployed.Cell(config, path).url.rstrip("/"))
+
+    def state(self) -> dict[str, Any]:
+        """What the guard last wrote."""
+        state: dict[str, Any] = json.loads(self.layout.cell_json.read_text())
+        return state
+
+    def workers(self) -> list[str]:
+        return [worker["name"] for worker in self.state()["workers"]]
+
+    def beat(self, worker: str) -> Beat:
+        """The worker's heartbeat; LookupError where it has none."""
+        beat = read_beat(self.layout.beat(worker))
+        if beat is None:
+            raise LookupError(f"{worker} has no heartbeat")
+        return beat
+
+    def pid(self, worker: str) -> int:
+        """Process id in the worker's heartbeat; LookupError where it has none."""
+        return self.beat(worker).pid
+
+    def open(self) -> set[str]:
+        """Workers that nginx would reach now."""
+        return {
+            gate.stem
+            for gate in self.layout.pool_dir.glob("*.sock")
+            if gate.readlink().name != self.layout.closed_socket.name
+        }
+
+    def serves(self, *workers: str) -> bool:
+        """``workers`` are in the pool, and guard and nginx are at work."""
+        with contextlib.suppress(OSError, ValueError, KeyError, httpx.HTTPError):
+            fresh = time.time() - self.state()["at"] < _FRESH_S
+            return fresh and self.open().issuperset(workers) and self._nginx_answers()
+        return False
+
+    def whole(self) -> bool:
+        """Every worker that nobody drained serves."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            drained = {flag.name for flag in self.layout.drained_dir.iterdir()}
+            return self.serves(*(set(self.workers()) - drained))
+        return False
+
+    def _nginx_answers(self) -> bool:
+        return httpx.get(f"{self.url}/healthz", timeout=1.0).status_code == 200
+
+
+def process_ids(under: Path) -> set[int]:
+    """Processes of this machine whose command line names ``under``."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if str(under).encode() in (entry / "cmdline").read_bytes():
+                    found.add(int(entry.name))
+    return found

@@ -1,0 +1,113 @@
+"""Figures of a run from what users and observer saw. Pure."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from loadtest.chaos import Injected
+from loadtest.faults.catalogue import FAULTS
+from loadtest.observer import Sample
+from loadtest.record import Record
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that ``share`` of all do not exceed; nan of none."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
+    """Counts, latency of answered requests in seconds, pictures a second."""
+    ok = [r for r in records if r.result == "ok"]
+    latencies = [r.seconds for r in ok]
+    queued = [r.queue_s for r in ok if r.queue_s is not None]
+    counts = {
+        result: float(sum(r.result == result for r in records))
+        for result in ("failed", "refused", "left")
+    }
+    answered = len(records) - counts["left"]
+    return {
+        "requests": float(len(records)),
+        **counts,
+        "resumed_streams": float(sum(r.resumed > 0 for r in records)),
+        "refused_share": counts["refused"] / answered if answered else math.nan,
+        "p50_s": percentile(latencies, 0.50),
+        "p95_s": percentile(latencies, 0.95),
+        "p99_s": percentile(latencies, 0.99),
+        "longest_s": max(latencies, default=math.nan),
+        "queue_p50_s": percentile(queued, 0.50),
+        "queue_p99_s": percentile(queued, 0.99),
+        "requests_per_s": len(ok) / duration_s,
+        "pictures_per_s": sum(r.pictures for r in ok) / duration_s,
+    }
+
+
+def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
+    """How soon workers left the pool and were back, in seconds."""
+    at_once = [
+        f.out_s
+        for f in faults
+        if f.out_s is not None and FAULTS[f.name].leaves and FAULTS[f.name].at_once
+    ]
+    hangs = [f.out_s for f in faults if f.out_s is not None and not FAULTS[f.name].at_once]
+    backs = [f.back_s for f in faults if f.back_s is not None]
+    found = {
+        "faults": float(len(faults)),
+        "unhealed_faults": float(sum(not f.healed for f in faults)),
+        "out_s": max(at_once, default=math.nan),
+        "hang_out_s": max(hangs, default=math.nan),
+        "back_s": max(backs, default=math.nan),
+    }
+    # What did not happen has no figure: no hang, no time until it was noticed.
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def replayed(access_log: Path, since: float) -> int:
+    """Requests that nginx sent on to a second worker: replays, and closed gates that it tried."""
+    count = 0
+    with access_log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            count += entry["end"] >= since and "," in entry["upstream_addr"]
+    return count
+
+
+def slope(points: Iterable[tuple[float, float]]) -> float:
+    """Least squares: by how much y grows when x grows by one; 0 of fewer than two points."""
+    known = list(points)
+    if len(known) < 2:
+        return 0.0
+    mean_x = sum(x for x, _ in known) / len(known)
+    mean_y = sum(y for _, y in known) / len(known)
+    spread = sum((x - mean_x) ** 2 for x, _ in known)
+    return sum((x - mean_x) * (y - mean_y) for x, y in known) / spread if spread else 0.0
+
+
+def settled(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without the first quarter, in which caches fill."""
+    return list(points[len(points) // 4 :])
+
+
+def growth(points: Sequence[tuple[float, float]]) -> float:
+    """What the fitted line gains from the first settled point to the last."""
+    kept = settled(points)
+    return slope(kept) * (kept[-1][0] - kept[0][0]) if kept else 0.0
+
+
+def of_resources(resources: dict[str, list[Sample]]) -> dict[str, float]:
+    """The worst growth of any program over the run, by the fitted line."""
+
+    def worst(what: str) -> float:
+        return max(
+            (growth([(s.at, getattr(s, what)) for s in samples]) for samples in resources.values()),
+            default=math.nan,
+        )
+
+    return {
+        "memory_growth_mib": worst("rss_mib"),
+        "files_growth": worst("files"),
+        "threads_growth": worst("threads"),
+    }

@@ -1,0 +1,98 @@
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loadtest.checks import Album, Checker, colour_of, refusal
+from worker.pipelines.base import DrawSpec
+from worker.pipelines.synthetic import SyntheticPipeline
+
+BODY: dict[str, Any] = {"prompt": "a cat", "size": "64x64", "seed": 5}
+
+
+def drawn(prompt: str = "a cat", width: int = 64, steps: int = 8, seed: int = 5) -> dict[str, Any]:
+    spec = DrawSpec(prompt, width, 64, steps, seed)
+    pipeline = SyntheticPipeline("synthetic:step_ms=0")
+    samples = pipeline.start([spec])
+    for _ in range(spec.steps):
+        pipeline.step(samples, lambda _: True)
+    return {"b64_json": png(pipeline.finish(samples)[0]), "seed": spec.seed}
+
+
+def png(pixels: np.ndarray[Any, Any]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_picture_that_was_asked_for_is_right() -> None:
+    assert Checker("synthetic").pictures([drawn()], BODY) == ""
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        (drawn(prompt="a dog"), "picture of 'a dog|5|8'"),
+        (drawn(steps=7), "picture of 'a cat|5|7'"),
+        (drawn(width=128), "size 128x64 instead of 64x64"),
+        (drawn(seed=6), "seed 6 instead of 5"),
+        ({"b64_json": "bm90IGEgcGljdHVyZQ==", "seed": 5}, "no picture"),
+        ({"seed": 5}, "no picture"),
+    ],
+)
+def test_any_other_picture_is_wrong(item: dict[str, Any], problem: str) -> None:
+    assert problem in Checker("synthetic").pictures([item], BODY)
+
+
+def test_missing_picture_is_wrong() -> None:
+    assert "1 pictures instead of 2" in Checker("synthetic").pictures([drawn()], {**BODY, "n": 2})
+
+
+def test_every_prompt_of_a_list_has_its_pictures() -> None:
+    body = {**BODY, "prompt": ["a cat", "a dog"]}
+    items = [drawn(), drawn(prompt="a dog", seed=6)]
+    assert Checker("synthetic").pictures(items, body) == ""
+    assert Checker("synthetic").pictures(items[::-1], body) != ""
+
+
+def test_tiny_model_must_draw_the_colour_that_was_asked_for() -> None:
+    red = np.full((64, 64, 3), (220, 40, 40), np.uint8)
+    item = {"b64_json": png(red), "seed": 5}
+    prompt = "a large {} circle in the centre, white background"
+    wrong = Checker("tiny").pictures([item], {**BODY, "prompt": prompt.format("blue")})
+    assert "red instead of blue" in wrong
+    assert Checker("tiny").pictures([item], {**BODY, "prompt": prompt.format("red")}) == ""
+
+
+def test_prompts_without_one_middle_colour_are_not_judged() -> None:
+    assert colour_of("a red circle on the left") is None
+    assert colour_of("a castle") is None
+
+
+def test_same_request_must_give_the_same_picture() -> None:
+    album, first = Album(), np.full((64, 64, 3), 100, np.uint8)
+    rounded, other = first.copy(), first.copy()
+    rounded[0, 0, 0] += 1
+    other[0, 0, 0] += 2
+    assert album.compare("key", first) == ""
+    assert album.compare("key", rounded) == ""
+    assert "differs by up to 2" in album.compare("key", other)
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "right"),
+    [
+        ({"retry-after": "5"}, b'{"error": {"message": "full"}}', True),
+        ({}, b'{"error": {"message": "full"}}', False),
+        ({"retry-after": "300"}, b'{"error": {"message": "full"}}', False),
+        ({"retry-after": "5"}, b"<html>503</html>", False),
+        ({"retry-after": "5"}, b'{"error": {"message": ""}}', False),
+    ],
+)
+def test_refusal_must_say_why_and_when(
+    headers: dict[str, str], content: bytes, right: bool
+) -> None:
+    assert (refusal(503, headers, content) == "") is right

@@ -1,0 +1,28 @@
+import tomllib
+
+import pytest
+
+from loadtest.scenarios import edited
+from loadtest.stage import drained
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[limits]\n",
+        "[limits]\nmax_steps = 50  # of one request\nmax_batch = 2\n",
+        "[nginx]\nmax_steps = 1\n[limits]\nmax_steps = 50\n[logs]\nkeep = 1\n",
+    ],
+)
+def test_one_key_is_changed_and_no_other(text: str) -> None:
+    before, after = tomllib.loads(text), tomllib.loads(edited(text, "limits", "max_steps", 49))
+    assert after["limits"].pop("max_steps") == 49
+    before.setdefault("limits", {}).pop("max_steps", None)
+    assert after == before
+
+
+def test_queue_is_drained_when_it_is_empty_after_the_load() -> None:
+    points = [(1.0, 0), (2.0, 9), (3.0, 4), (4.5, 0), (6.0, 0)]
+    assert drained(points, since=2.5) == 2.0
+    assert drained(points[:3], since=2.5) is None
