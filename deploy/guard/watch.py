@@ -87,7 +87,8 @@ class Watch:
 
     def look(self, program: Program | None, now: float) -> Seen:
         """Read heartbeat and process; everything that is known at ``now``."""
-        self.beat = read_beat(self._beat_path)
+        # Torn for as long as its writer is off the processor: that is no missing heartbeat.
+        self.beat = read_beat(self._beat_path) or self.beat
         self._follow_process(now)
         if self.process and self.beat and self.beat.phase is not Phase.IDLE:
             self._worked_at = now

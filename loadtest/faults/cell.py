@@ -40,10 +40,12 @@ class Cell:
 
     def beat(self, worker: str) -> Beat:
         """The worker's heartbeat; LookupError where it has none."""
-        beat = read_beat(self.layout.beat(worker))
-        if beat is None:
-            raise LookupError(f"{worker} has no heartbeat")
-        return beat
+        for _ in range(20):
+            beat = read_beat(self.layout.beat(worker))
+            if beat is not None:
+                return beat
+            time.sleep(0.005)  # torn: its writer is in the middle of it
+        raise LookupError(f"{worker} has no heartbeat")
 
     def pid(self, worker: str) -> int:
         """Process id in the worker's heartbeat; LookupError where it has none."""

@@ -252,7 +252,7 @@ def _bars(run: Run) -> list[dict[str, Any]]:
     if len(run.parts) < 2:
         return []
     rates = [part.measured.get("pictures_per_s", 0.0) for part in run.parts]
-    axis = Axis.to(max(rates), 560)
+    axis = Axis.to(max(rates), 420)
     return [
         {
             "part": part,
