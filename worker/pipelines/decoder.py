@@ -44,4 +44,5 @@ class PictureDecoder:
         latents = latents[None].to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae.decode(latents, return_dict=False)[0]
         image = self._processor.postprocess(image, output_type="pt")[0]
-        return (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        pixels: torch.Tensor = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0)
+        return pixels.contiguous()

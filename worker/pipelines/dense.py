@@ -28,6 +28,7 @@ class DenseTransformer:
         self._model = transformer
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
+        self._text_tables: dict[int, torch.Tensor] = {}  # a graph may read each: none ever goes
 
     def caption(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """What the layers see of one prompt: padded tokens × width, the same at every step.
@@ -37,7 +38,7 @@ class DenseTransformer:
         padding = torch.arange(len(hidden), device=hidden.device) >= tokens
         embedded = self._model.cap_embedder(hidden)
         embedded = torch.where(padding[:, None], self._model.cap_pad_token, embedded)[None]
-        table = self._table(0, 0, len(hidden))
+        table = self._text_table(len(hidden))
         for layer in self._model.context_refiner:
             embedded = layer(embedded, None, table)
         refined: torch.Tensor = embedded[0]
@@ -54,8 +55,9 @@ class DenseTransformer:
         rows, _, height, width = latents.shape
         table = self._table(height // _PATCH, width // _PATCH, captions.shape[1])
 
-        def core(*inputs: torch.Tensor) -> torch.Tensor:
-            return self._core(*inputs, table)
+        def core(*rows_of: torch.Tensor) -> torch.Tensor:
+            latents, times, captions = rows_of
+            return self._core(latents, times, captions, table)
 
         if self._graphs is None or rows * height * width * _PIXELS_PER_CELL > MOST_PIXELS:
             return core(latents, times, captions)
@@ -83,16 +85,24 @@ class DenseTransformer:
         output = model.all_final_layer[_PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
         return _unpatched(output, latents.shape).float()
 
+    def _text_table(self, text: int) -> torch.Tensor:
+        if text not in self._text_tables:
+            self._text_tables[text] = self._angles(_positions(0, 0, text))
+        return self._text_tables[text]
+
     def _table(self, height: int, width: int, text: int) -> torch.Tensor:
         """Angles of ``height`` × ``width`` patches, padded, and then of ``text`` tokens."""
         key = (height, width, text)
         if key not in self._tables:
             if len(self._tables) >= _KEPT_TABLES:
                 self._tables.popitem(last=False)
-            positions = _positions(height, width, text).to(self._model.device)
-            self._tables[key] = real_table(self._model.rope_embedder(positions)).contiguous()
+            self._tables[key] = self._angles(_positions(height, width, text))
         self._tables.move_to_end(key)
         return self._tables[key]
+
+    def _angles(self, positions: torch.Tensor) -> torch.Tensor:
+        frequencies = self._model.rope_embedder(positions.to(self._model.device))
+        return real_table(frequencies).contiguous()
 
 
 def padded(tokens: int) -> int:

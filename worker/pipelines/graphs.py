@@ -26,6 +26,7 @@ Function = Callable[..., torch.Tensor]
 
 @dataclass(eq=False)
 class _Recorded:
+    function: Function  # holds the constants that the graph reads
     graph: Any
     inputs: tuple[torch.Tensor, ...]
     output: torch.Tensor
@@ -40,6 +41,8 @@ class _Recorded:
 class Graphs:
     """Calls functions through graphs, of which the ``most`` last used are kept.
 
+    Tensors that a function reads besides its inputs must live as long as the function.
+
     What cannot be recorded is called as it is: after an error other than a lack of memory, always.
     All calls come from one thread, under ``torch.no_grad``.
     """
@@ -48,7 +51,7 @@ class Graphs:
         self._most = most
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._too_big: set[Hashable] = set()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self.failure: str | None = None
 
@@ -93,4 +96,4 @@ class Graphs:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             output = function(*statics)
-        return _Recorded(graph, statics, output)
+        return _Recorded(function, graph, statics, output)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 CompileError = (TorchDynamoException, InductorError)
 """What a compiled module raises when it cannot be compiled."""
 
+_AUTO_COMPILE = "all"
 _RECOMPILE_LIMIT = 64  # over it a compiled block fails; dynamic shapes need a handful
 _BACKENDS = {
     "cudnn": AttentionBackendName._NATIVE_CUDNN,
@@ -41,38 +42,55 @@ _BACKENDS = {
 class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``."""
 
-    compile: bool = False
+    compile_blocks: bool = False
+    compile_decoder: bool = False
     attention: str = "native"
     graphs: bool = False
     channels_last: bool = False
     why: tuple[tuple[str, str], ...] = ()
 
 
+NONE = Levers()
+
+
 def choose(settings: Settings, device: torch.device) -> Levers:
     """What the settings ask for; where that is "auto", what was measured to pay on ``device``."""
     cuda = device.type == "cuda"
-    compiles, compile_why = _choose_compile(settings.compile, cuda)
+    wish, compile_why = _choose_compile(settings.compile, cuda)
     graphs = cuda and settings.graphs == "auto"
     attention = "native" if settings.attention == "auto" else settings.attention
-    channels_last = cuda
     why = {
         "compile": compile_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
         "attention": f"{attention}: by the setting" if settings.attention != "auto" else attention,
-        "vae": "channels last" if channels_last else "as loaded",
+        "decoder": "channels last" if cuda else "as loaded",
     }
-    return Levers(compiles, attention, graphs, channels_last, tuple(why.items()))
+    return Levers(
+        compile_blocks=wish in ("blocks", "all"),
+        compile_decoder=wish == "all",
+        attention=attention,
+        graphs=graphs,
+        channels_last=cuda,
+        why=tuple(why.items()),
+    )
 
 
 def apply(levers: Levers, pipeline: Any) -> Graphs | None:
-    """Change the loaded ``ZImagePipeline``; the graphs to call it through, where they are on."""
+    """Change the loaded ``ZImagePipeline``; the graphs to call it through, where they are on.
+
+    What an earlier call has compiled, or laid out in another way, is put back first.
+    """
+    decoder = pipeline.vae.decoder
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor(_BACKENDS.get(levers.attention)))
-    if levers.channels_last:
-        pipeline.vae.decoder.to(memory_format=torch.channels_last)
-    if levers.compile:
-        for module in _compiled(pipeline):
-            module.compile(dynamic=True)
+    layout = torch.channels_last if levers.channels_last else torch.contiguous_format
+    decoder.to(memory_format=layout)
+    _forget_compiled(pipeline)
+    if levers.compile_blocks:
+        for block in _stepping_blocks(pipeline.transformer):
+            block.compile(dynamic=True)
+    if levers.compile_decoder:
+        decoder.compile(dynamic=True)
     return Graphs() if levers.graphs else None
 
 
@@ -90,16 +108,16 @@ def allow_any_shape() -> None:
 def stop_compiling(pipeline: Any, error: Exception) -> None:
     """Go on with what is not compiled: slower, but it draws."""
     log.warning("cannot compile; going on without", exc_info=error)
-    for module in _compiled(pipeline):
-        module._compiled_call_impl = None
+    _forget_compiled(pipeline)
 
 
-def _choose_compile(wish: str, cuda: bool) -> tuple[bool, str]:
+def _choose_compile(wish: str, cuda: bool) -> tuple[str, str]:
+    """off, blocks or all, and why."""
     if wish == "off" or (wish == "auto" and not cuda):
-        return False, "off: by the setting" if wish == "off" else "off: no GPU"
+        return "off", "off: by the setting" if wish == "off" else "off: no GPU"
     if missing := _missing(cuda):
-        return False, f"off: no {missing}"
-    return True, "blocks: by the setting" if wish == "blocks" else "blocks"
+        return "off", f"off: no {missing}"
+    return (_AUTO_COMPILE, _AUTO_COMPILE) if wish == "auto" else (wish, f"{wish}: by the setting")
 
 
 def _missing(cuda: bool) -> str | None:
@@ -117,7 +135,11 @@ def _blocks(transformer: Any) -> Iterator[Any]:
     )
 
 
-def _compiled(pipeline: Any) -> list[Any]:
+def _stepping_blocks(transformer: Any) -> Iterator[Any]:
     # Not the refiner of captions, which runs once a prompt.
-    transformer = pipeline.transformer
-    return [*transformer.noise_refiner, *transformer.layers, pipeline.vae.decoder]
+    return itertools.chain(transformer.noise_refiner, transformer.layers)
+
+
+def _forget_compiled(pipeline: Any) -> None:
+    for module in [*_stepping_blocks(pipeline.transformer), pipeline.vae.decoder]:
+        module._compiled_call_impl = None

@@ -56,7 +56,7 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
 
 
 def adapted(
-    pipeline: Any, defaults: Defaults, max_pixels: int, plan: levers.Levers = levers.Levers()
+    pipeline: Any, defaults: Defaults, max_pixels: int, plan: levers.Levers = levers.NONE
 ) -> Pipeline:
     """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
 

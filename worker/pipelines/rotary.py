@@ -67,6 +67,6 @@ def real_table(freqs_cis: torch.Tensor) -> torch.Tensor:
 def rotated(vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """``vectors`` (rows × tokens × heads × head size), each pair turned by its angle, in fp32."""
     cosine, sine = table.unsqueeze(-3).unbind(-1)
-    even, odd = vectors.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = vectors.float().reshape(*vectors.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
     return turned.flatten(-2).type_as(vectors)

@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -52,9 +53,7 @@ class ZImageStepwise:
     Each ``step`` waits for the device, so that errors and times belong to their step.
     """
 
-    def __init__(
-        self, pipeline: Any, info: ModelInfo, plan: levers.Levers = levers.Levers()
-    ) -> None:
+    def __init__(self, pipeline: Any, info: ModelInfo, plan: levers.Levers = levers.NONE) -> None:
         graphs = levers.apply(plan, pipeline)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.transformer.device
@@ -70,7 +69,7 @@ class ZImageStepwise:
             min_side=MIN_SIDE,
             stepwise=True,
             levers=plan.why,
-            compiles=plan.compile,
+            compiles=plan.compile_blocks,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -103,7 +102,7 @@ class ZImageStepwise:
         pictures = []
         for sample in _ours(samples):
             with fixed_kernels(sample.spec.reproducible):
-                pictures.append(self._compiled(lambda s=sample: self._decode(s.latents)))
+                pictures.append(self._compiled(partial(self._decode, sample.latents)))
         return pictures
 
     @translate
@@ -184,7 +183,7 @@ class ZImageStepwise:
         times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
         latents = torch.stack([sample.latents for sample in samples]).to(self._dtype)
         inputs = latents, times.to(self._device), torch.stack(list(captions))
-        return self._compiled(lambda: self._transformer(*inputs))
+        return self._compiled(partial(self._transformer, *inputs))
 
     def _compiled(self, call: Callable[[], T]) -> T:
         """``call``, and once more without the compiler if that is what failed."""

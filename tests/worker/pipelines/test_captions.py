@@ -13,7 +13,7 @@ from worker.pipelines.dense import DenseTransformer
 
 @pytest.fixture
 def encoder(small_zimage: Any) -> Iterator[CaptionEncoder]:
-    levers.apply(levers.Levers(), small_zimage)
+    levers.apply(levers.NONE, small_zimage)
     with torch.no_grad():
         yield CaptionEncoder(small_zimage, DenseTransformer(small_zimage.transformer))
 

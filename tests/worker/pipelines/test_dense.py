@@ -21,7 +21,7 @@ def test_computes_what_diffusers_computes(height: int, width: int) -> None:
     frames = [row.unsqueeze(1) for row in latents]
     (wanted,) = pipeline.transformer(frames, times, hidden, return_dict=False)
 
-    levers.apply(levers.Levers(), pipeline)
+    levers.apply(levers.NONE, pipeline)
     dense = DenseTransformer(pipeline.transformer)
     captions = torch.stack(list(map(CaptionEncoder(pipeline, dense), prompts)))
     output = dense(latents, times, captions)

@@ -12,6 +12,7 @@ from worker.pipelines.rotary import RealRotaryProcessor
 from worker.settings import Settings
 
 CUDA = torch.device("cuda")
+COMPILED = levers.Levers(compile_blocks=True, compile_decoder=True)
 
 
 def settings(**changes: Any) -> Settings:
@@ -25,21 +26,21 @@ def _gcc_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_pulls_no_lever() -> None:
     plan = levers.choose(settings(), CPU)
-    assert (plan.compile, plan.graphs, plan.channels_last) == (False, False, False)
+    assert (plan.compile_blocks, plan.graphs, plan.channels_last) == (False, False, False)
     assert dict(plan.why)["compile"] == "off: no GPU"
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
 def test_a_gpu_compiles_and_records() -> None:
     plan = levers.choose(settings(), CUDA)
-    assert plan.compile
+    assert plan.compile_blocks
     assert plan.graphs
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
 def test_settings_turn_levers_off() -> None:
     plan = levers.choose(settings(compile="off", graphs="off"), CUDA)
-    assert not plan.compile
+    assert not plan.compile_blocks
     assert not plan.graphs
     assert dict(plan.why)["graphs"] == "off: by the setting"
 
@@ -48,7 +49,7 @@ def test_without_a_c_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     plan = levers.choose(settings(compile="blocks"), CPU)
-    assert not plan.compile
+    assert not plan.compile_blocks
     assert "install gcc" in dict(plan.why)["compile"]
 
 
@@ -64,9 +65,8 @@ def test_attention_kernels_are_those_of_the_setting(small_zimage: Any) -> None:
 def _quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces as Inductor would, which spends two minutes in the C++ compiler here."""
     compiled = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda m, **how: compiled(m, backend="eager", **how)
-    )
+    quick = {"backend": "eager", "fullgraph": True}
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **how: compiled(m, **quick, **how))
 
 
 @pytest.mark.usefixtures("_quick_compiler")
@@ -74,7 +74,7 @@ def test_compiled_modules_draw_the_same_pictures() -> None:
     specs = [spec(steps=2), spec("blue", steps=2)]
     plain, fast = (
         adapted(random_zimage(SMALL, CPU, torch.float32), DEFAULTS, 1 << 20, plan)
-        for plan in (levers.Levers(), levers.Levers(compile=True))
+        for plan in (levers.NONE, COMPILED)
     )
     pictures = zip(draw(plain, *specs), draw(fast, *specs), strict=True)
     assert all(close(one, other) for one, other in pictures)
@@ -82,7 +82,7 @@ def test_compiled_modules_draw_the_same_pictures() -> None:
 
 @pytest.mark.usefixtures("_quick_compiler")
 def test_further_sizes_compile_nothing_more() -> None:
-    plan = levers.Levers(compile=True)
+    plan = COMPILED
     pipeline = adapted(random_zimage(SMALL, CPU, torch.float32), DEFAULTS, 1 << 20, plan)
     draw(pipeline, spec(steps=1))
     draw(pipeline, spec(steps=1), spec("blue", steps=1))
@@ -94,14 +94,12 @@ def test_further_sizes_compile_nothing_more() -> None:
 
 
 def test_what_cannot_be_compiled_is_drawn_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = random_zimage(SMALL, CPU, torch.float32)
-    plain = draw(adapted(pipeline, DEFAULTS, 1 << 20), spec(steps=1))
-
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no backend today")
 
-    for module in levers._compiled(pipeline):
-        module.compile(backend=broken)
-    stepwise = adapted(pipeline, DEFAULTS, 1 << 20)
-    assert close(draw(stepwise, spec(steps=1))[0], plain[0])
-    assert levers._compiled(pipeline)[0]._compiled_call_impl is None
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **how: compiled(m, backend=broken))
+    pipeline = random_zimage(SMALL, CPU, torch.float32)
+    (picture,) = draw(adapted(pipeline, DEFAULTS, 1 << 20, COMPILED), spec(steps=1))
+    (plain,) = draw(adapted(pipeline, DEFAULTS, 1 << 20), spec(steps=1))
+    assert close(picture, plain)

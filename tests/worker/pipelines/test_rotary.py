@@ -20,7 +20,7 @@ def table(tokens: int) -> torch.Tensor:
 
 def test_rotates_as_complex_numbers_do() -> None:
     vectors, frequencies = torch.randn(2, 40, 3, 128), table(40)
-    pairs = torch.view_as_complex(vectors.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(vectors.reshape(2, 40, 3, -1, 2))
     wanted = torch.view_as_real(pairs * frequencies[:, None]).flatten(-2)
     assert torch.allclose(rotated(vectors, real_table(frequencies)), wanted, atol=1e-5)
 
