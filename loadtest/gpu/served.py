@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 
-
 MOST_FAILURES = 20
 
 

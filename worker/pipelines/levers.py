@@ -17,7 +17,6 @@ import torch
 import torch._dynamo.config as dynamo_config
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 from torch.fx.experimental import _config as shapes_config
 
 from worker.pipelines.graphs import Graphs
@@ -26,7 +25,7 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CompileError = (TorchDynamoException, InductorError)
+CompileError = TorchDynamoException
 """What a compiled module raises when it cannot be compiled."""
 
 _AUTO_COMPILE = "all"
