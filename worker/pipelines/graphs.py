@@ -67,13 +67,17 @@ class Graphs:
                 self._recorded.clear()
                 self._too_big.add(key)
                 return function(*inputs)
-            except Exception as error:  # a poisoned device fails again in the plain call
-                self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-                log.warning("a CUDA graph cannot be recorded; no more are tried", exc_info=True)
-                self._recorded.clear()
-                return function(*inputs)
+            except Exception as error:
+                output = function(*inputs)  # raises again where recording was not at fault
+                self._give_up(error)
+                return output
         self._recorded.move_to_end(key)
         return self._recorded[key].replay(inputs)
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("a CUDA graph cannot be recorded; no more are tried", exc_info=error)
+        self._recorded.clear()
 
     def _unusable(self, key: Hashable) -> bool:
         # A recorded call would run the kernels that were chosen without the switch.

@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from tests.worker.conftest import load_synthetic, ready, serving, settings_in, until
 from worker import exits
-from worker.pipelines.base import Pipeline
+from worker.pipelines.base import OnInnerStep, Pipeline, Sample
 from worker.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,12 @@ async def test_model_that_compiles_draws_two_at_once_before_it_is_ready(home: Pa
         levers = (("compile", "blocks"),)
         pipeline.info = replace(pipeline.info, compiles=True, levers=levers)
         step = pipeline.step
-        pipeline.step = lambda samples, on: (rows.append(len(samples)), step(samples, on))[1]  # type: ignore[method-assign,func-returns-value]
+
+        def counted(samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+            rows.append(len(samples))
+            step(samples, on_inner_step)
+
+        pipeline.step = counted  # type: ignore[method-assign]
         return pipeline
 
     async with serving(settings_in(home), load) as (service, client):

@@ -78,6 +78,19 @@ def test_after_a_failure_nothing_more_is_recorded(
     assert graphs.failure == "RuntimeError: stream is capturing"
 
 
+def test_an_error_of_the_function_is_not_the_graphs(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_with(graphs, monkeypatch, lambda function: function(torch.ones(1)))
+
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not compiled")
+
+    with pytest.raises(RuntimeError, match="not compiled"):
+        graphs("a", broken, torch.ones(1))
+    assert graphs.failure is None
+
+
 def test_reproducible_pictures_use_no_graph(
     graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
