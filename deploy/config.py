@@ -146,7 +146,7 @@ class Limits(_Section):
     max_body_bytes: int = Field(1 << 20, ge=1024)
     max_batch: int = Field(4, ge=1)
     max_queued_requests: int = Field(64, ge=1)
-    max_queue_wait_s: float = Field(60.0, gt=0)
+    max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
     image_keep_gib: float = Field(10.0, gt=0)
 

@@ -109,7 +109,6 @@ def worker_table(workers: list[dict[str, Any]]) -> Table:
         "wait",
         "restarts",
         "device",
-        "last fault",
     )
     for name in columns:
         table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
@@ -122,7 +121,7 @@ _NUMBERS = {"for", "queue", "wait", "restarts"}
 
 
 def _cells(worker: dict[str, Any]) -> list[RenderableType]:
-    state, fault = worker["state"], worker.get("last_fault")
+    state = worker["state"]
     queue = worker.get("queued", 0) + worker.get("running", 0)
     wait_s = worker.get("predicted_wait_s")
     return [
@@ -134,7 +133,6 @@ def _cells(worker: dict[str, Any]) -> list[RenderableType]:
         f"{wait_s:.1f} s" if wait_s else "–",
         str(worker.get("restarts", 0) or "–"),
         short_device(worker.get("device") or ""),
-        f"{fault['what']}, {span(time.time() - fault['at'])} ago" if fault else "–",
     ]
 
 
@@ -146,7 +144,17 @@ def status(state: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"ALARM  {where}{alarm['text']}", "bold red"))
     parts.append(_headline(state))
     parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
+    # Not a column: they are long, and most of the time there is none.
+    faults = [_last_fault(w) for w in state["workers"] if w.get("last_fault")]
+    if faults:
+        parts.append(Padding(Group(Text("last faults", "dim"), *faults), (1, 0, 0, 2)))
     return Group(*parts)
+
+
+def _last_fault(worker: dict[str, Any]) -> Text:
+    fault = worker["last_fault"]
+    line = f"{worker['name']}  {span(time.time() - fault['at'])} ago: {fault['what']}"
+    return Text(line, overflow="fold")
 
 
 def _headline(state: dict[str, Any]) -> Text:

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(4, ge=1)
     """Most rows that advance in one step; a guided picture is two rows."""
     max_queued_requests: int = Field(64, ge=1)
-    max_queue_wait_s: float = Field(60.0, gt=0)
+    max_queue_wait_s: float = Field(120.0, gt=0)
     """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
     url_ttl_s: float = Field(3600.0, gt=0)
     """How long the link of ``response_format=url`` and its file live."""

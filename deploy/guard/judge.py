@@ -145,7 +145,8 @@ def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
 def _state_by_answer(seen: Seen, rules: Rules) -> State:
     loading = seen.beat is not None and seen.beat.phase in EXCUSED
     if not seen.alive and seen.refused_s is not None:
-        return "loading" if seen.beatless_s > 0 else "dead"
+        being_started = seen.beatless_s > 0 or seen.program == "STARTING"
+        return "loading" if being_started else "dead"
     if seen.refused_s is not None:
         return "loading" if loading else "dead"
     if seen.silent_s >= rules.silence_s:

@@ -105,14 +105,13 @@ def test_killed_guard_leaves_the_pool_as_it_is(cell: Cell) -> None:
 
 
 def test_worker_that_missed_its_stop_is_asked_again(cell: Cell) -> None:
-    supervisor = Supervisor(cell.layout.supervisor_socket)
+    supervisor, pid = Supervisor(cell.layout.supervisor_socket), cell.pid("w1")
     assert cell.ask("w1", "POST", "/fake/lose-a-stop") == 200
     supervisor._call("supervisor.stopProcess", "w1", False)
     wait_until(lambda: supervisor.programs()["w1"].state == "STOPPED", "stopped")
     assert "asked again to stop" in cell.events("w1")
     supervisor._call("supervisor.startProcess", "w1", False)
-    cell.wait_open("w1")
-    wait_until(lambda: cell.worker("w1")["state"] == "ready", "ready")
+    cell.wait_replaced("w1", pid)
 
 
 def test_start_leaves_alone_what_supervisor_has_started_meanwhile(cell: Cell) -> None:
