@@ -26,7 +26,7 @@ def _gcc_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_pulls_no_lever() -> None:
     plan = levers.choose(settings(), CPU)
-    assert (plan.compile_blocks, plan.graphs, plan.channels_last) == (False, False, False)
+    assert (plan.compile_blocks, plan.graphs) == (False, False)
     assert dict(plan.why)["compile"] == "off: no GPU"
 
 
