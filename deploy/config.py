@@ -110,6 +110,9 @@ class Model(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    compile: Literal["auto", "off", "blocks"] = "auto"
+    attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
+    graphs: Literal["auto", "off"] = "auto"
 
 
 class WorkerGroup(_Section):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from worker import calibration, card, exits, log
@@ -30,6 +31,7 @@ T = TypeVar("T")
 _PRUNE_EVERY_S = 60.0
 _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
 _LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
+_WARM_STEPS = 2
 _CLOSE_S = 1.0  # a call into the pipeline that runs longer ends with the process
 
 
@@ -124,16 +126,24 @@ class Service:
         return calibration.short(pipeline, memory, self.settings.max_batch)
 
     async def _warm_up(self) -> None:
+        """Draw before anybody waits. Where it compiles, two at once as well: torch makes code of
+        its own for one row, and one more for any number of them."""
         engine, info = self.engine, self.info
         engine.start()
         width, height = info.default_size
         steps = self.settings.steps or info.default_steps
         spec = DrawSpec("warm-up", width, height, steps, 0, info.default_guidance_scale)
-        ticket = engine.submit(DrawRequest("warm-up", (spec,), time.time()))
+        await self._warmed(spec)
+        if info.compiles and self.settings.max_batch > 1:
+            await self._warmed(*[replace(spec, steps=min(steps, _WARM_STEPS))] * 2)
+
+    async def _warmed(self, *specs: DrawSpec) -> None:
+        ticket = self.engine.submit(DrawRequest("warm-up", specs, time.time()))
         async with asyncio.timeout(self.settings.load_allowance_s):
             drawn = await ticket.result()
-        if drawn[0].pixels.shape != (height, width, 3):
-            raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {width}x{height}")
+        wanted = (specs[0].height, specs[0].width, 3)
+        if any(picture.pixels.shape != wanted for picture in drawn):
+            raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {wanted}")
 
     def end(self, code: int) -> None:
         """Ask the process to end with ``code``; the first one asked for wins."""
@@ -217,6 +227,10 @@ class Service:
         if reason is not None:
             retry_after_s = random.uniform(*_RETRY_AFTER_S)
             raise NotReady(f"This worker is {reason}: try again.", retry_after_s=retry_after_s)
+
+    def levers(self) -> dict[str, str]:
+        """What makes the loaded model faster, and why it is on or off."""
+        return {} if self._info is None else dict(self._info.levers)
 
     def engine_state(self) -> EngineState | None:
         return None if self._engine is None else self._engine.state()

@@ -72,6 +72,12 @@ def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) 
     assert (settings.model, settings.guidance_scale) == ("synthetic:", None)
 
 
+def test_workers_are_told_which_levers_to_pull() -> None:
+    given = environment(GPU, model={"compile": "blocks", "attention": "cudnn", "graphs": "off"})
+    assert given["ZIMAGE_COMPILE"] == "blocks"
+    assert (given["ZIMAGE_ATTENTION"], given["ZIMAGE_GRAPHS"]) == ("cudnn", "off")
+
+
 def test_cpu_workers_get_their_share_of_threads() -> None:
     assert environment()["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in environment()

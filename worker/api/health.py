@@ -30,6 +30,7 @@ async def livez(request: Request) -> Response:
             "pid": os.getpid(),
             "model": service.settings.model,
             "device": service.settings.device,
+            "levers": service.levers(),
             "uptime_s": round(time.time() - service.started_at, 1),
             "phase_age_s": None if beat is None else round(beat.age_s(), 3),
             "phase_allowance_s": None if beat is None else beat.allowance_s,

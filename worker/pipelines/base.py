@@ -44,6 +44,8 @@ class ModelInfo:
     stepwise: bool  # False: one ``step`` call runs a whole drawing
     device: str = "cpu"
     dtype: str = "float32"
+    levers: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
+    compiles: bool = False  # a second row and a first unusual shape may take seconds
 
 
 @dataclass(eq=False)

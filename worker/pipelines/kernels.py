@@ -26,7 +26,8 @@ def fixed_kernels(wanted: bool = True) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise

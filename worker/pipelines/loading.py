@@ -13,6 +13,8 @@ from diffusers import (
     ZImagePipeline,
 )
 
+from worker import log
+from worker.pipelines import levers
 from worker.pipelines.base import ModelInfo, Pipeline
 from worker.pipelines.folder import Defaults, ModelLoadError
 from worker.pipelines.random_zimage import TURBO, random_zimage
@@ -47,12 +49,19 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
             f"{settings.model} cannot be loaded ({type(error).__name__}: {_first_line(error)})",
             "check that all files of the model are there, and copy or download it again",
         ) from error
-    # Attention backends, compilation and quantisation change the loaded pipeline here.
-    return adapted(pipeline, defaults, settings.max_pixels)
+    plan = levers.choose(settings, device)
+    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan)
+    log.event("model loaded", model=settings.model, **dict(adapted_pipeline.info.levers))
+    return adapted_pipeline
 
 
-def adapted(pipeline: Any, defaults: Defaults, max_pixels: int) -> Pipeline:
-    """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else."""
+def adapted(
+    pipeline: Any, defaults: Defaults, max_pixels: int, plan: levers.Levers = levers.NONE
+) -> Pipeline:
+    """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
+
+    ``plan`` changes Z-Image only: for no other model the levers were measured.
+    """
     multiple = side_multiple(pipeline)
     info = ModelInfo(
         id=defaults.id,
@@ -65,7 +74,9 @@ def adapted(pipeline: Any, defaults: Defaults, max_pixels: int) -> Pipeline:
         device=str(pipeline.device),
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
-    return (ZImageStepwise if steps_singly(pipeline) else WholeCall)(pipeline, info)
+    if steps_singly(pipeline):
+        return ZImageStepwise(pipeline, info, plan)
+    return WholeCall(pipeline, info)
 
 
 def steps_singly(pipeline: Any) -> bool:

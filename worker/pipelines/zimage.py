@@ -7,15 +7,19 @@ still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`
 
 import gc
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
+from worker.pipelines import levers
 from worker.pipelines.base import DrawSpec, ModelInfo, OnInnerStep, Pixels, Sample
 from worker.pipelines.captions import CaptionEncoder, bucket
+from worker.pipelines.decoder import PictureDecoder
+from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.faults import translate
 from worker.pipelines.kernels import fixed_kernels
 from worker.pipelines.schedule import Schedule, schedule_of
@@ -25,12 +29,15 @@ PREVIEW_CELLS = 32
 """Longest side of a preview in latent cells, of 8 pixels each."""
 MIN_SIDE = 64
 
+T = TypeVar("T")
+
 
 @dataclass(eq=False, kw_only=True)
 class ZImageSample(Sample):
     """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
 
-    ``captions``: the prompt's and, of a guided sample, the negative prompt's.
+    ``captions``, from a ``CaptionEncoder``: the prompt's and, of a guided sample, the negative
+    prompt's.
     """
 
     schedule: Schedule
@@ -40,19 +47,30 @@ class ZImageSample(Sample):
 
 
 class ZImageStepwise:
-    """Built from a loaded ``ZImagePipeline``; see ``worker.pipelines.base.Pipeline``.
+    """Built from a loaded ``ZImagePipeline``, which it changes as ``plan`` says; see
+    ``worker.pipelines.base.Pipeline``.
 
     Each ``step`` waits for the device, so that errors and times belong to their step.
     """
 
-    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
+    def __init__(self, pipeline: Any, info: ModelInfo, plan: levers.Levers = levers.NONE) -> None:
+        graphs = levers.apply(plan, pipeline)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        self._captions = CaptionEncoder(pipeline, self._device)
+        self._transformer = DenseTransformer(pipeline.transformer, graphs)
+        self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
+        self._decode = PictureDecoder(pipeline, graphs)
         multiple = pipeline.vae_scale_factor * 2
-        self.info = replace(info, side_multiple=multiple, min_side=MIN_SIDE, stepwise=True)
+        self.info = replace(
+            info,
+            side_multiple=multiple,
+            min_side=MIN_SIDE,
+            stepwise=True,
+            levers=plan.why,
+            compiles=plan.compile_blocks,
+        )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
     def check(self, spec: DrawSpec) -> None:
@@ -84,7 +102,7 @@ class ZImageStepwise:
         pictures = []
         for sample in _ours(samples):
             with fixed_kernels(sample.spec.reproducible):
-                pictures.append(self._decoded(sample.latents))
+                pictures.append(self._compiled(partial(self._decode, sample.latents)))
         return pictures
 
     @translate
@@ -98,10 +116,10 @@ class ZImageStepwise:
         height, width = predicted.shape[1:]
         factor = max(2, math.ceil(max(height, width) / PREVIEW_CELLS))
         cells = (max(1, height // factor), max(1, width // factor))
-        return self._decoded(F.adaptive_avg_pool2d(predicted, cells))
+        return self._decode.rough(F.adaptive_avg_pool2d(predicted, cells))
 
     def close(self) -> None:
-        del self._pipeline, self._captions
+        del self._pipeline, self._transformer, self._captions, self._decode
         gc.collect()
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
@@ -163,27 +181,21 @@ class ZImageStepwise:
         self, samples: Sequence[ZImageSample], captions: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
-        outputs = self._pipeline.transformer(
-            [sample.latents.to(self._dtype).unsqueeze(1) for sample in samples],  # one frame each
-            times.to(self._device),
-            list(captions),
-            return_dict=False,
-        )[0]
-        return torch.stack([output.float() for output in outputs]).squeeze(2)
+        latents = torch.stack([sample.latents for sample in samples]).to(self._dtype)
+        inputs = latents, times.to(self._device), torch.stack(list(captions))
+        return self._compiled(partial(self._transformer, *inputs))
+
+    def _compiled(self, call: Callable[[], T]) -> T:
+        """``call``, and once more without the compiler if that is what failed."""
+        levers.allow_any_shape()
+        try:
+            return call()
+        except levers.CompileError as error:
+            levers.stop_compiling(self._pipeline, error)
+            return call()
 
     def _column(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)
-
-    def _decoded(self, latents: torch.Tensor) -> Pixels:
-        if not latents.isfinite().all():  # would be a black picture
-            raise FloatingPointError(f"latents are not finite in {self._dtype}; use bfloat16")
-        vae = self._pipeline.vae
-        latents = latents[None].to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        image = self._pipeline.image_processor.postprocess(image, output_type="pt")[0]
-        image = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0)
-        pixels: Pixels = image.contiguous().cpu().numpy()
-        return pixels
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":

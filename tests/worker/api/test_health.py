@@ -1,4 +1,6 @@
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from tests.worker.conftest import load_synthetic, ready, serving, settings_in, until
 from worker import exits
-from worker.pipelines.base import Pipeline
+from worker.pipelines.base import OnInnerStep, Pipeline, Sample
 from worker.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +42,28 @@ async def test_worker_is_ready_only_after_a_picture_was_drawn(home: Path) -> Non
         state = (await client.get("/livez")).json()
     assert state["ready"]
     assert state["engine"]["totals"]["pictures_drawn"] == 1
+
+
+async def test_model_that_compiles_draws_two_at_once_before_it_is_ready(home: Path) -> None:
+    rows: list[int] = []
+
+    def load(settings: Settings) -> Pipeline:
+        pipeline = load_synthetic(settings)
+        levers = (("compile", "blocks"),)
+        pipeline.info = replace(pipeline.info, compiles=True, levers=levers)
+        step = pipeline.step
+
+        def counted(samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+            rows.append(len(samples))
+            step(samples, on_inner_step)
+
+        pipeline.step = counted  # type: ignore[method-assign]
+        return pipeline
+
+    async with serving(settings_in(home), load) as (service, client):
+        await ready(service)
+        assert (await client.get("/livez")).json()["levers"] == {"compile": "blocks"}
+    assert set(rows) == {1, 2}
 
 
 async def test_model_that_does_not_load_ends_the_worker(home: Path) -> None:

@@ -1,61 +1,76 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from worker.pipelines import levers
 from worker.pipelines.captions import MAX_TOKENS, CaptionEncoder, bucket
-
-CPU = torch.device("cpu")
+from worker.pipelines.dense import DenseTransformer
 
 
 @pytest.fixture
-def encoded(small_zimage: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Prompts that reach the text encoder."""
-    prompts: list[str] = []
-    encode = small_zimage.encode_prompt
-
-    def counting(prompt: list[str], **options: Any) -> Any:
-        prompts.extend(prompt)
-        return encode(prompt, **options)
-
-    monkeypatch.setattr(small_zimage, "encode_prompt", counting)
-    return prompts
-
-
-def test_a_caption_equals_the_pipelines_padded_one(small_zimage: Any) -> None:
+def encoder(small_zimage: Any) -> Iterator[CaptionEncoder]:
+    levers.apply(levers.NONE, small_zimage)
     with torch.no_grad():
-        caption = CaptionEncoder(small_zimage, CPU)("a red circle")
-        (padded,), _ = small_zimage.encode_prompt(
-            ["a red circle"], do_classifier_free_guidance=False
-        )
-    assert caption.shape == padded.shape
-    assert torch.allclose(caption, padded, atol=1e-5)
+        yield CaptionEncoder(small_zimage, DenseTransformer(small_zimage.transformer))
 
 
-def test_long_prompts_are_cut(small_zimage: Any) -> None:
-    with torch.no_grad():
-        caption = CaptionEncoder(small_zimage, CPU)("long " * 300)
-    assert len(caption) == MAX_TOKENS
+@contextmanager
+def encoded(pipeline: Any) -> Iterator[list[int]]:
+    """Numbers of tokens that reach the text encoder."""
+    lengths: list[int] = []
+    hook = pipeline.text_encoder.register_forward_pre_hook(
+        lambda _, __, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    yield lengths
+    hook.remove()
 
 
-@torch.no_grad()
-def test_the_least_recently_used_makes_room(small_zimage: Any, encoded: list[str]) -> None:
-    encoder = CaptionEncoder(small_zimage, CPU)
+def test_hidden_states_equal_the_pipelines_padded_ones(
+    encoder: CaptionEncoder, small_zimage: Any
+) -> None:
+    hidden = encoder._hidden(torch.tensor(encoder._tokens("a red circle")))
+    (padded,), _ = small_zimage.encode_prompt(["a red circle"], do_classifier_free_guidance=False)
+    assert hidden.shape == padded.shape
+    assert torch.allclose(hidden, padded, atol=1e-5)
+
+
+def test_padding_changes_no_caption(encoder: CaptionEncoder) -> None:
+    """As where captions are encoded through graphs, which have a length each."""
+    tokens = torch.tensor(encoder._tokens("a red circle"))
+    count = torch.tensor(len(tokens))
+    plain = encoder._caption(tokens, count)
+    filled = encoder._caption(F.pad(tokens, (0, len(plain) - len(tokens)), value=7), count)
+    assert len(plain) > len(tokens)
+    assert torch.allclose(plain, filled, atol=1e-5)
+
+
+def test_long_prompts_are_cut(encoder: CaptionEncoder) -> None:
+    assert len(encoder("long " * 300)) == MAX_TOKENS
+
+
+def test_the_least_recently_used_makes_room(encoder: CaptionEncoder, small_zimage: Any) -> None:
     encoder._room = len(encoder("1")) + len(encoder("2"))
-    for prompt in ("1", "3", "1", "2"):
-        encoder(prompt)
-    assert encoded == ["1", "2", "3", "2"]
+    with encoded(small_zimage) as lengths:
+        for prompt in ("1", "3", "1", "2"):
+            encoder(prompt)
+    assert len(lengths) == 2
 
 
-@torch.no_grad()
-def test_a_prompt_over_the_bound_is_still_encoded(small_zimage: Any, encoded: list[str]) -> None:
-    encoder = CaptionEncoder(small_zimage, CPU, kept_tokens=1)
-    encoder("a")
-    encoder("b")
+def test_a_prompt_over_the_bound_is_still_encoded(
+    encoder: CaptionEncoder, small_zimage: Any
+) -> None:
+    encoder._room = 1
+    with encoded(small_zimage) as lengths:
+        encoder("a")
+        encoder("b")
     assert len(encoder._kept) == 1
-    assert encoded == ["a", "b"]
+    assert len(lengths) == 2
 
 
-def test_buckets_are_multiples_of_32() -> None:
-    lengths = (1, 32, 33, 512)
-    assert [bucket(torch.zeros(length, 4)) for length in lengths] == [1, 1, 2, 16]
+def test_captions_are_multiples_of_32(encoder: CaptionEncoder) -> None:
+    assert bucket(encoder("")) == 1
+    assert len(encoder("long " * 20)) % 32 == 0

@@ -30,9 +30,9 @@ def reference(pipeline: Any, wanted: DrawSpec) -> Pixels:
 
 @contextmanager
 def forwards(pipeline: ZImageStepwise) -> Iterator[list[int]]:
-    """Rows of every forward of the transformer."""
+    """Rows of every forward of the transformer's main layers."""
     rows: list[int] = []
-    hook = pipeline._pipeline.transformer.register_forward_pre_hook(
+    hook = pipeline._pipeline.transformer.layers[0].register_forward_pre_hook(
         lambda _, args: rows.append(len(args[0]))
     )
     yield rows
@@ -203,7 +203,7 @@ def test_reproducible_samples_get_a_group_of_their_own(stepwise: ZImageStepwise)
 
 def test_reproducible_samples_use_fixed_kernels(stepwise: ZImageStepwise) -> None:
     seen: list[bool] = []
-    hook = stepwise._pipeline.transformer.register_forward_pre_hook(
+    hook = stepwise._pipeline.transformer.layers[0].register_forward_pre_hook(
         lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
     )
     draw(stepwise, spec(reproducible=True, steps=1))
@@ -229,7 +229,7 @@ def test_preview_of_a_drawn_sample_shows_the_picture(stepwise: ZImageStepwise) -
     pooled = torch.nn.functional.avg_pool2d(sample.latents, 2)
     preview = stepwise.preview(sample)
     assert preview is not None
-    assert np.array_equal(preview, stepwise._decoded(pooled))
+    assert np.array_equal(preview, stepwise._decode(pooled))
 
 
 def test_preview_changes_nothing(stepwise: ZImageStepwise) -> None:

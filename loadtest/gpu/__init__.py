@@ -1,0 +1,1 @@
+"""What is measured on a real GPU. Needs no network."""

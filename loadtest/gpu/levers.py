@@ -1,0 +1,273 @@
+"""Times steps, decoding and text encoding of Z-Image under each speed lever.
+
+Every time is the median over calls that end with the device idle, as in the worker; the first
+call of each shape, which may compile, is told apart. Each output is checked to be finite and
+compared with what diffusers' own eager forward gives for the same input: ``off by`` is
+‖out − eager‖ / ‖eager‖. One line a result, also as JSON to ``--out``.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from worker.pipelines import levers
+from worker.pipelines.base import DrawSpec
+from worker.pipelines.captions import CaptionEncoder
+from worker.pipelines.decoder import PictureDecoder
+from worker.pipelines.dense import DenseTransformer
+from worker.pipelines.folder import Defaults
+from worker.pipelines.graphs import Graphs
+from worker.pipelines.loading import adapted, claim_device, dtype_for
+from worker.pipelines.random_zimage import TURBO, random_zimage
+
+BLOCKS = levers.Levers(compile_blocks=True)
+STEPS = {
+    "own": levers.NONE,
+    "compiled": BLOCKS,
+    "compiled+graphs": levers.Levers(compile_blocks=True, graphs=True),
+    "compiled+cudnn": levers.Levers(compile_blocks=True, attention="cudnn"),
+    "compiled+cudnn+graphs": levers.Levers(compile_blocks=True, attention="cudnn", graphs=True),
+}
+DECODES = {
+    "eager": levers.NONE,
+    "graphs": levers.Levers(graphs=True),
+    "nhwc": levers.Levers(channels_last=True),
+    "nhwc+graphs": levers.Levers(channels_last=True, graphs=True),
+    "compiled+nhwc": levers.Levers(compile_decoder=True, channels_last=True),
+    "compiled+nhwc+graphs": levers.Levers(compile_decoder=True, channels_last=True, graphs=True),
+}
+PROMPT = "picture 3 of a harbour at dawn, 21"
+
+
+@dataclass
+class Bench:
+    pipeline: Any
+    out: Path | None
+    deadline: float
+    references: dict[Any, torch.Tensor] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.pipeline.transformer.device
+        return device
+
+    def over(self) -> bool:
+        """No time for another measurement."""
+        return time.monotonic() > self.deadline
+
+    def measure(self, what: str, lever: str, shape: str, call: Callable[[], torch.Tensor]) -> None:
+        """Print and keep one result; an error is a result too."""
+        if self.over():
+            return
+        result: dict[str, Any] = {"what": what, "lever": lever, "shape": shape}
+        try:
+            with torch.no_grad():
+                levers.allow_any_shape()
+                self._time(result, (what, shape), call)
+        except Exception as error:
+            result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        self.note(result)
+
+    def _time(self, result: dict[str, Any], key: Any, call: Callable[[], torch.Tensor]) -> None:
+        first_s, output = self._timed(call)
+        times = [self._timed(call)[0] for _ in range(calls(first_s))]
+        times += [self._timed(call)[0] for _ in range(calls(min(times)) - len(times))]
+        result["first_s"] = round(first_s, 2)
+        result["ms"] = round(statistics.median(times) * 1000, 1)
+        result["worst_ms"] = round(max(times) * 1000, 1)
+        result["finite"] = bool(output.float().isfinite().all())
+        reference = self.references.setdefault(key, output.float())
+        off = (output.float() - reference).norm() / reference.norm()
+        result["off_by"] = float(f"{off.item():.1e}")
+
+    def _timed(self, call: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+        self.wait()
+        began = time.perf_counter()
+        output = call()
+        self.wait()
+        return time.perf_counter() - began, output
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def note(self, result: dict[str, Any]) -> None:
+        result["at_s"] = round(time.monotonic() - self.began, 1)
+        words = " ".join(f"{k}={v}" for k, v in result.items() if k not in ("what", "lever"))
+        print(f"{result['what']:7} {result.get('lever', ''):32} {words}", flush=True)
+        if self.out is not None:
+            with self.out.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+def calls(seconds: float) -> int:
+    """How often to repeat what takes ``seconds``: about half a second in all."""
+    return max(3, min(15, int(0.5 / max(seconds, 0.001))))
+
+
+def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
+    """One forward; every lever for all shapes before the next lever."""
+    inputs = {shape: step_inputs(bench, *shape) for shape in shapes}
+    for (size, rows), (latents, times, hidden) in inputs.items():
+        frames = [row.unsqueeze(1) for row in latents]
+        call = functools.partial(diffusers_forward, bench, frames, times, hidden)
+        bench.measure("step", "diffusers eager", f"{size}x{rows}", call)
+    for name in chosen:
+        graphs = apply(bench, STEPS[name])
+        dense = DenseTransformer(bench.pipeline.transformer, graphs)
+        for (size, rows), (latents, times, hidden) in inputs.items():
+            caption = caption_of(bench, hidden)
+            captions = torch.stack([caption] * rows)
+            call = functools.partial(dense, latents, times, captions)
+            bench.measure("step", name, f"{size}x{rows}", call)
+        if graphs is not None and graphs.failure:
+            bench.note({"what": "graphs", "lever": name, "failure": graphs.failure})
+
+
+def diffusers_forward(
+    bench: Bench, frames: list[torch.Tensor], times: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    texts = [hidden] * len(frames)
+    output = bench.pipeline.transformer(frames, times, texts, return_dict=False)[0]
+    return torch.stack(output).squeeze(2)
+
+
+def step_inputs(bench: Bench, size: int, rows: int) -> tuple[torch.Tensor, ...]:
+    """Latents, times and the prompt's hidden states."""
+    generator = torch.Generator("cpu").manual_seed(size + rows)
+    dtype = bench.pipeline.transformer.dtype
+    latents = torch.randn(rows, 16, size // 8, size // 8, generator=generator)
+    times = torch.linspace(0.1, 0.9, rows)
+    with torch.no_grad():
+        (hidden,), _ = bench.pipeline.encode_prompt(
+            [PROMPT], device=bench.device, do_classifier_free_guidance=False
+        )
+    return latents.to(bench.device, dtype), times.to(bench.device), hidden
+
+
+@torch.no_grad()
+def caption_of(bench: Bench, hidden: torch.Tensor) -> torch.Tensor:
+    dense = DenseTransformer(bench.pipeline.transformer)
+    filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % 32))
+    return dense.caption(filled, torch.tensor(len(hidden), device=bench.device))
+
+
+def texts(bench: Bench) -> None:
+    for name, plan in (("eager", levers.NONE), ("graphs", levers.Levers(graphs=True))):
+        graphs = apply(bench, plan)
+        dense = DenseTransformer(bench.pipeline.transformer)
+        encoder = CaptionEncoder(bench.pipeline, dense, graphs, kept_tokens=0)
+        tokens = encoder._tokens(PROMPT)
+        call = functools.partial(encoder._encode, tokens)
+        bench.measure("encode", name, f"{len(tokens)} tokens", call)
+
+
+def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
+    for name in chosen:
+        decoder = PictureDecoder(bench.pipeline, apply(bench, DECODES[name]))
+        for size in sizes:
+            generator = torch.Generator("cpu").manual_seed(size)
+            latents = torch.randn(16, size // 8, size // 8, generator=generator).to(bench.device)
+            call = functools.partial(decoder._graphed, latents)
+            bench.measure("decode", name, f"{size}x1", call)
+
+
+def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
+    """Whole pictures of four prompts: how far from eager, and again from the same seed."""
+    plans = {
+        "eager": levers.NONE,
+        "all levers": levers.Levers(compile_blocks=True, graphs=True),
+    }
+    drawn: dict[tuple[str, int], torch.Tensor] = {}
+    for name, plan in plans.items():
+        defaults = Defaults("z", steps=steps, guidance_scale=0.0, size=(256, 256))
+        pipeline = adapted(bench.pipeline, defaults, 1 << 20, here(bench, plan))
+        for size in sizes:
+            if bench.over():
+                return
+            specs = [DrawSpec(f"{PROMPT} {n}", size, size, steps, n) for n in range(4)]
+            began = time.perf_counter()
+            drawn[name, size] = draw(pipeline, specs)
+            seconds = time.perf_counter() - began
+            again = bool(torch.equal(drawn[name, size], draw(pipeline, specs)))
+            result = {"what": "picture", "lever": name, "shape": f"{size}x4", "same_again": again}
+            if name != "eager":
+                off = (drawn[name, size] - drawn["eager", size]).abs()
+                result |= {"mean_off": round(off.mean().item(), 2), "of": 255}
+            result["spread"] = round(drawn[name, size].std().item(), 1)
+            bench.note(result | {"first_s": round(seconds, 2)})
+
+
+def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
+    samples = pipeline.start(specs)
+    while not samples[0].drawn:
+        pipeline.step(samples, lambda _: True)
+    return torch.stack([torch.from_numpy(each).float() for each in pipeline.finish(samples)])
+
+
+def apply(bench: Bench, plan: levers.Levers) -> Graphs | None:
+    return levers.apply(here(bench, plan), bench.pipeline)
+
+
+def here(bench: Bench, plan: levers.Levers) -> levers.Levers:
+    """Without CUDA there are no graphs, so that the script can be tried anywhere."""
+    return replace(plan, graphs=plan.graphs and bench.device.type == "cuda")
+
+
+def loaded(args: argparse.Namespace) -> Any:
+    device = claim_device(args.device)
+    dtype = dtype_for("auto", device)
+    if args.model == "random:z-image-turbo":
+        return random_zimage(TURBO, device, dtype)
+    return diffusers.ZImagePipeline.from_pretrained(args.model, dtype=dtype).to(device)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="random:z-image-turbo")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--sizes", default="1024,512,256")
+    parser.add_argument("--rows", default="1,4")
+    parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--decodes", default="eager,graphs,nhwc", help=f"of {', '.join(DECODES)}")
+    parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after this")
+    parser.add_argument("--out", type=Path, help="JSON lines, appended")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    began = time.monotonic()
+    bench = Bench(loaded(args), args.out, began + args.limit_s, began=began)
+    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu"
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+    bench.note({"what": "machine", "lever": "", "name": name, "versions": versions})
+    sizes = [int(size) for size in args.sizes.split(",")]
+    shapes = [(size, int(rows)) for size in sizes for rows in args.rows.split(",")]
+    if args.steps:
+        steps(bench, shapes, args.steps.split(","))
+    if args.decodes:
+        texts(bench)
+        decodes(bench, sizes, args.decodes.split(","))
+    if args.pictures:
+        pictures(bench, sizes[1:] or sizes, steps=8)
+    if bench.device.type == "cuda":
+        peak_gib = round(torch.cuda.max_memory_reserved() / 2**30, 1)
+        bench.note({"what": "memory", "lever": "", "peak_gib": peak_gib})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

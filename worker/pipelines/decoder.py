@@ -1,0 +1,48 @@
+"""From latents to pixels."""
+
+from typing import Any
+
+import torch
+
+from worker.pipelines.base import Pixels
+from worker.pipelines.graphs import MOST_PIXELS, Graphs
+
+_PIXELS_PER_CELL = 64
+
+
+class PictureDecoder:
+    """Decodes one picture at a time: the peak of memory does not grow with the batch, and the
+    pixels do not depend on it. ``graphs``: None where there are none to use."""
+
+    def __init__(self, pipeline: Any, graphs: Graphs | None = None) -> None:
+        self._vae = pipeline.vae
+        self._processor = pipeline.image_processor
+        self._graphs = graphs
+
+    def __call__(self, latents: torch.Tensor) -> Pixels:
+        """``latents``: channels × height / 8 × width / 8, fp32."""
+        if not latents.isfinite().all():  # would be a black picture
+            raise FloatingPointError(f"latents are not finite in {self._vae.dtype}; use bfloat16")
+        pixels: Pixels = self._graphed(latents).cpu().numpy()
+        return pixels
+
+    def rough(self, latents: torch.Tensor) -> Pixels:
+        """The same for latents of any odd size: nothing is compiled nor recorded for it."""
+        with torch.compiler.set_stance("force_eager"):
+            pixels: Pixels = self._decoded(latents).cpu().numpy()
+        return pixels
+
+    def _graphed(self, latents: torch.Tensor) -> torch.Tensor:
+        cells = latents.shape[1] * latents.shape[2]
+        if self._graphs is None or cells * _PIXELS_PER_CELL > MOST_PIXELS:
+            return self._decoded(latents)
+        return self._graphs(("decode", tuple(latents.shape)), self._decoded, latents)
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """height × width × 3, 8 bits a value."""
+        vae = self._vae
+        latents = latents[None].to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0]
+        image = self._processor.postprocess(image, output_type="pt")[0]
+        pixels: torch.Tensor = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0)
+        return pixels.contiguous()
