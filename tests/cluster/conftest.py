@@ -22,6 +22,8 @@ from deploy.config import load
 from deploy.layout import Layout
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
+from worker.beat import read_beat
+from worker.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,12 +105,15 @@ class RunningCell(Cell):
         """``zimage`` beside running traffic."""
         return await asyncio.to_thread(self.zimage, *arguments)
 
-    async def all_open(self, timeout_s: float = 60.0) -> float:
+    async def all_open(self, timeout_s: float = 120.0) -> float:
         """Wait until every worker is in the pool; the seconds it took."""
         return await until(self.is_whole, timeout_s, "every worker in the pool")
 
     def is_whole(self) -> bool:
-        return self.open() == set(self.workers())
+        """Every gate is open, and not because the guard has yet to notice a death."""
+        beats = [read_beat(self.layout.beat(worker)) for worker in self.workers()]
+        alive = all(beat is not None and is_alive(beat.pid, beat.since) for beat in beats)
+        return alive and self.open() == set(self.workers())
 
     async def closed(self, worker: str, timeout_s: float = 10.0) -> float:
         """Wait until ``worker`` is out of the pool; the seconds it took."""

@@ -92,7 +92,7 @@ def test_poison_on_an_idle_cell_is_refused_after_two_workers(cell: RunningCell) 
         def successors() -> int:
             return sum(cell.pid(worker) != pid for worker, pid in pids.items())
 
-        await until(lambda: successors() == 2, 30, "two successors")
+        await until(lambda: successors() == 2, 90, "two successors")
         await cell.all_open()
         assert successors() == 2
 

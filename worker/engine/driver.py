@@ -233,9 +233,12 @@ class Driver:
         if shape not in self._drawn_shapes:
             self.refused.add(shape)
             return
+        # Nor is it the request's fault: another worker can draw it.
+        self.totals.requests_failed += self.settle(
+            picture.entry, Unavailable("this worker has run out of memory")
+        )
         self._lost_memory += 1
         if self._lost_memory >= self.max_lost_memory:
-            self.settle(picture.entry, Unavailable("the device has run out of memory"))
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
 
     def _expected_s(self, phase: Phase, part: Sequence[Picture]) -> float:
