@@ -11,6 +11,7 @@ ZimageError
 └── Unavailable         try again after ``retry_after_s``
     ├── Overloaded      the predicted wait is over ``max_queue_wait_s``, or the queue is full
     ├── NotReady        loading, warming up or stuck
+    ├── StoreAway       the database is locked, full, gone or not migrated
     └── HandedBack      draining: another worker should take it
 
 Engine and pipelines raise these and never name an HTTP status.
@@ -81,6 +82,15 @@ class NotReady(Unavailable):
 
 class HandedBack(Unavailable):
     code = "draining"
+
+
+class StoreAway(Unavailable):
+    """The database cannot be used now. Every worker has the same one."""
+
+    code = "store_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=5.0)
 
 
 # The most specific class wins. 408 and the other 4xx are final for nginx, and so is 507; 500 and

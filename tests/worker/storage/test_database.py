@@ -1,0 +1,174 @@
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from worker.errors import StoreAway, status_of
+from worker.storage.database import Database, sqlite_url
+from worker.storage.migrations import migrate
+
+NOTES = sa.table("notes", sa.column("id"), sa.column("text"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "deep" / "zimage.db"
+    migrate(sqlite_url(found))
+    with sqlite3.connect(found) as raw:
+        raw.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+    return found
+
+
+def add(connection: sa.Connection, id: int = 1) -> None:
+    connection.execute(NOTES.insert().values(id=id, text="kept"))
+
+
+def count(connection: sa.Connection) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(NOTES)) or 0
+
+
+class Held:
+    """Another process's write lock on the database."""
+
+    def __init__(self, path: Path) -> None:
+        self.raw = sqlite3.connect(path, isolation_level=None)
+        self.raw.execute("BEGIN IMMEDIATE")
+
+    def release(self) -> None:
+        self.raw.execute("ROLLBACK")
+        self.raw.close()
+
+
+async def opened(path: Path, timeout_s: float = 0.3) -> AsyncIterator[Database]:
+    database = Database(sqlite_url(path), timeout_s)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def run(path: Path, work: "object", timeout_s: float = 0.3) -> None:
+    async def main() -> None:
+        async for database in opened(path, timeout_s):
+            await work(database)  # type: ignore[operator]
+
+    asyncio.run(main())
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    async def work(database: Database) -> None:
+        await database.run(add)
+        assert await database.read(count) == 1
+
+    run(path, work)
+
+
+def test_a_failed_transaction_leaves_nothing(path: Path) -> None:
+    def half(connection: sa.Connection) -> None:
+        add(connection)
+        raise RuntimeError("half way")
+
+    async def work(database: Database) -> None:
+        with pytest.raises(RuntimeError, match="half way"):
+            await database.run(half)
+        assert await database.read(count) == 0
+
+    run(path, work)
+
+
+def test_a_duplicate_is_the_callers_to_see(path: Path) -> None:
+    async def work(database: Database) -> None:
+        await database.run(add)
+        with pytest.raises(IntegrityError):
+            await database.run(add)
+
+    run(path, work)
+
+
+def test_a_locked_database_is_away_for_writers_only(path: Path) -> None:
+    async def work(database: Database) -> None:
+        held = Held(path)
+        with pytest.raises(StoreAway, match="locked") as refused:
+            await database.run(add)
+        assert status_of(refused.value) == 503
+        assert await database.read(count) == 0
+        held.release()
+        await database.run(add)
+
+    run(path, work)
+
+
+def test_writers_wait_for_one_another(path: Path) -> None:
+    async def work(database: Database) -> None:
+        held = Held(path)
+        adding = asyncio.create_task(database.run(add))
+        await asyncio.sleep(0.2)
+        held.release()
+        await adding
+
+    run(path, work, timeout_s=10)
+
+
+def test_a_deleted_database_is_not_replaced_by_an_empty_one(path: Path) -> None:
+    async def work(database: Database) -> None:
+        await database.run(add)
+        for file in path.parent.glob("zimage.db*"):
+            file.unlink()
+        with pytest.raises(StoreAway):
+            await database.run(add)
+
+    run(path, work)
+    assert not path.exists()
+
+
+def test_a_replaced_database_is_noticed(path: Path) -> None:
+    async def work(database: Database) -> None:
+        await database.run(add)
+        for file in path.parent.glob("zimage.db*"):
+            file.unlink()
+        migrate(sqlite_url(path))
+        with pytest.raises(StoreAway, match="no such table"):
+            await database.run(add)
+
+    run(path, work)
+
+
+def test_too_many_waiting_calls_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.storage.database._MAX_WAITING", 1)
+
+    async def work(database: Database) -> None:
+        held = Held(path)
+        first = asyncio.create_task(database.run(add))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreAway, match="too many"):
+            await database.read(count)
+        held.release()
+        await first
+        assert await database.read(count) == 1
+
+    run(path, work, timeout_s=10)
+
+
+def test_every_transaction_is_synced_to_disk(path: Path) -> None:
+    async def work(database: Database) -> None:
+        modes = await database.read(
+            lambda c: [
+                c.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("synchronous", "journal_mode")
+            ]
+        )
+        assert modes == [2, "wal"]
+
+    run(path, work)
+
+
+def test_migrating_twice_changes_nothing(path: Path) -> None:
+    before = path.read_bytes()
+    migrate(sqlite_url(path))
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+    assert len(path.read_bytes()) == len(before)
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,34 @@
+"""Who asks: whose pictures and jobs these are, and who takes turns with whom."""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from starlette.requests import Request
+
+from worker.api.exchange import exchange_of
+
+EVERYONE = "everyone"
+"""Owner of all pictures and jobs of a cell without keys."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """``owner`` is the key's id, or ``EVERYONE``; ``turn`` takes turns in the queue: the key's
+    id, or the client's address where there are no keys."""
+
+    owner: str
+    turn: str
+    name: str
+    role: Literal["user", "ops"] = "user"
+
+    def may_see(self, owner: str) -> bool:
+        """Whether what belongs to ``owner`` is this caller's to see and to change."""
+        return self.role == "ops" or self.owner == owner
+
+
+def caller_of(request: Request) -> Caller:
+    """Who was let in with this request; without keys everybody is ``EVERYONE``."""
+    known = request.scope.get("caller")
+    if known is not None:
+        return cast(Caller, known)
+    return Caller(EVERYONE, exchange_of(request).key, EVERYONE)

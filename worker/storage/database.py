@@ -1,0 +1,143 @@
+"""The cell's database: transactions off the event loop, each with a deadline.
+
+SQLite in WAL mode by default; PostgreSQL can follow by URL, so nothing outside this module and the
+migrations may depend on either. A database that is locked, full, gone or not migrated raises
+``StoreAway``: what can do without it goes on.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from worker.errors import StoreAway
+
+T = TypeVar("T")
+
+_THREADS = 2  # SQLite has one writer: more threads would only wait for one another
+_MAX_WAITING = 256
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of the SQLite database in file ``path``."""
+    return f"sqlite:///{path}"
+
+
+class Database:
+    """``timeout_s`` bounds each call, waiting for other writers included.
+
+    An SQLite file must exist (``migrations.migrate`` makes it): a deleted one is not replaced by
+    an empty one in silence.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        self._timeout_s = timeout_s
+        self._engine = create_engine(url, timeout_s)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
+        self._waiting = 0
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        """The result of ``work`` inside one transaction that may write: all of it or nothing.
+
+        After a ``StoreAway`` for lack of time the transaction may still be committed: give what
+        must not happen twice a unique key.
+        """
+        return await self._call(lambda: self._transaction(work, read_only=False))
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """The result of ``work``, which only reads; it waits for no writer."""
+        return await self._call(lambda: self._transaction(work, read_only=True))
+
+    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
+        try:
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(read_only=read_only)
+                with connection.begin():
+                    return work(connection)
+        except (exc.OperationalError, exc.DatabaseError) as error:
+            if isinstance(error, exc.IntegrityError | exc.DataError):
+                raise  # the caller's own mistake or its duplicate key
+            raise StoreAway(f"The database cannot be used now ({_why(error)}).") from error
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        if self._waiting >= _MAX_WAITING:
+            raise StoreAway("The database cannot be used now (too many calls wait for it).")
+        self._waiting += 1
+        call = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        call.add_done_callback(self._done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s + 1)
+        except TimeoutError:
+            raise StoreAway("The database cannot be used now (it does not answer).") from None
+
+    def _done(self, call: "asyncio.Future[Any]") -> None:
+        self._waiting -= 1
+        if not call.cancelled():
+            call.exception()  # nobody may be left to ask
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._engine.dispose()
+
+
+def create_engine(url: str, timeout_s: float) -> sa.Engine:
+    """An engine whose SQLite connections are durable, wait at most ``timeout_s`` for other
+    writers, and notice that their file was replaced."""
+    made = sa.make_url(url)
+    if made.get_backend_name() != "sqlite":
+        return sa.create_engine(made, pool_pre_ping=True)
+    path = Path(made.database or "")
+    engine = sa.create_engine(
+        "sqlite://",
+        creator=lambda: _connect(path, timeout_s),
+        poolclass=sa.QueuePool,
+        pool_size=_THREADS,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+    )
+    event.listen(engine, "connect", lambda dbapi, record: record.info.update(file=_file(path)))
+    event.listen(engine, "checkout", lambda dbapi, record, _: _same_file(record, path))
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout_s,
+        isolation_level=None,  # _begin decides how a transaction starts
+        check_same_thread=False,
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A deferred transaction that turns into a writer fails at once beside another writer.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _same_file(record: Any, path: Path) -> None:
+    if record.info["file"] != _file(path):
+        raise exc.DisconnectionError("the database's file was replaced")
+
+
+def _why(error: exc.DBAPIError) -> str:
+    return str(error.orig or error).splitlines()[0][:200]

@@ -1,0 +1,40 @@
+"""Brings a database to this version of the kit; ``zimage up`` runs it before workers start.
+
+Alembic's revisions lie in ``versions/``. They only add: a worker of the version before must be
+able to go on while a rolling restart is under way.
+"""
+
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from worker.storage.database import create_engine
+
+LOCK_TIMEOUT_S = 30.0
+
+
+def migrate(url: str) -> None:
+    """Make the database where it is missing, and run the revisions that it lacks.
+
+    Raises ``sqlalchemy.exc.SQLAlchemyError`` or ``OSError``.
+    """
+    path = sa.make_url(url).database
+    if url.startswith("sqlite") and path:
+        _make_file(Path(path))
+    engine = create_engine(url, LOCK_TIMEOUT_S)
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    try:
+        with engine.connect() as connection, connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def _make_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
