@@ -1,10 +1,11 @@
-"""Pictures as files behind signed links that expire.
+"""Pictures as files: safe on the disk when they are stored, and sent by nginx.
 
-``<var_dir>/images/<yyyy-mm-dd>/<request id>-<k>.<format>``, written whole or not at all. The
-signing secret is shared by the workers of a cell.
+``<var_dir>/images/<yyyy-mm-dd>/<id>.<format>``, written whole or not at all; ``<id>.thumb.webp``
+beside it is its thumbnail. The secret that signs links is shared by the workers of a cell.
 """
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -12,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from pathlib import Path
 from worker.errors import StorageFailed
 
 MIN_FREE_BYTES = 64 << 20
-_NAME = re.compile(r"\d{4}-\d\d-\d\d/[0-9a-f]{32}-\d{1,4}\.(png|jpeg|webp)")
+ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
+"""``<request id>-<k>``, or the name that a job gives its picture."""
+_NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
 _ABANDONED_S = 600.0  # a temporary file this old belongs to a dead worker
 
 
@@ -66,6 +70,7 @@ class ImageStore:
         self._folder = folder
         self._ttl_s = ttl_s
         self._keep_bytes = keep_bytes
+        self._days: set[Path] = set()  # folders that are safe on the disk
 
     def require_room(self) -> None:
         """Raise ``StorageFailed`` before a drawing whose file would not fit."""
@@ -78,16 +83,29 @@ class ImageStore:
             raise _failed("the disk is full")
 
     def save(self, name: str, data: bytes) -> None:
-        """Write the picture called ``name`` under its name in one move."""
+        """Write the picture called ``name``. On return it is whole and survives a power cut."""
         path = self._folder / name
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.write_bytes(data)
+            self._make_day(path.parent)
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             fresh.replace(path)
+            _sync_folder(path.parent)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                fresh.unlink()
             raise _failed(error.strerror) from error
+
+    def _make_day(self, folder: Path) -> None:
+        if folder in self._days and folder.is_dir():
+            return
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Also where another worker has made it: its own call may not be through yet.
+        _sync_folder(folder.parent)
+        self._days.add(folder)
 
     def holds(self, name: str) -> bool:
         """Whether ``name`` is a picture's name and its file is here."""
@@ -132,6 +150,14 @@ class ImageStore:
             # Today's folder stays: a picture may be on its way there.
             if folder.name < today and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def day(at: float) -> str:

@@ -49,12 +49,10 @@ def test_picture_is_there_whole_or_not_at_all(
     store.save(NAME, b"first")
     assert store.holds(NAME)
 
-    def full(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[:2])
+    def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageFailed, match="No space left") as caught:
         store.save(NAME, b"second")
     assert caught.value.param == "response_format"

@@ -1,0 +1,145 @@
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from worker.storage import gallery
+from worker.storage.database import create_engine, sqlite_url
+from worker.storage.gallery import StoredImage, Wanted
+from worker.storage.migrations import migrate
+from worker.storage.schema import metadata
+
+AT = 1_769_903_000.25
+FOX = StoredImage(
+    id="a" * 32 + "-0",
+    owner="key_1",
+    created_at=AT,
+    prompt="A red Fox in the snow, 100% Ärmel",
+    seed=2**32 - 1,
+    width=256,
+    height=128,
+    steps=8,
+    guidance_scale=0.0,
+    model="tiny",
+    format="png",
+    bytes=1234,
+)
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sa.Connection]:
+    url = sqlite_url(tmp_path / "zimage.db")
+    migrate(url)
+    engine = create_engine(url, 1.0)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def ids(connection: sa.Connection, **wanted: object) -> list[str]:
+    return [p.id for p in gallery.page(connection, Wanted(**wanted))]  # type: ignore[arg-type]
+
+
+def named(name: str, **changes: object) -> StoredImage:
+    return replace(FOX, id=f"img_{name}", **changes)  # type: ignore[arg-type]
+
+
+def test_the_revision_makes_the_table_that_the_code_uses(connection: sa.Connection) -> None:
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    different = [
+        change for change in compare_metadata(context, metadata) if "images" in str(change)
+    ]
+    assert different == []
+
+
+def test_a_picture_is_found_as_it_was_stored(connection: sa.Connection) -> None:
+    gallery.insert(connection, FOX, named("of_a_job", job_id="job_1", job_number=3))
+    assert gallery.find(connection, FOX.id) == FOX
+    assert gallery.find(connection, "img_of_a_job") == named(
+        "of_a_job", job_id="job_1", job_number=3
+    )
+    assert gallery.find(connection, "img_none") is None
+    assert FOX.name == f"2026-01-31/{FOX.id}.png"
+
+
+def test_a_replay_changes_nothing(connection: sa.Connection) -> None:
+    gallery.insert(connection, FOX)
+    gallery.mark(connection, FOX.id, favourite=True)
+    gallery.insert(connection, FOX, replace(FOX, seed=1), named("new"))
+    found = gallery.find(connection, FOX.id)
+    assert found is not None
+    assert (found.favourite, found.seed) == (True, FOX.seed)
+    assert len(ids(connection)) == 2
+
+
+def test_newest_come_first_and_those_of_one_request_in_order(connection: sa.Connection) -> None:
+    young = [named(f"young-{k}", created_at=AT + 1) for k in range(3)]
+    gallery.insert(connection, FOX, *reversed(young))
+    assert ids(connection) == [*(p.id for p in young), FOX.id]
+
+
+def test_pages_follow_one_another_without_gap_or_double(connection: sa.Connection) -> None:
+    gallery.insert(connection, *(named(f"{k:02}", created_at=AT + k // 3) for k in range(20)))
+    everything = ids(connection)
+    walked: list[str] = []
+    while following := ids(connection, limit=7, after=walked[-1] if walked else None):
+        walked += following
+    assert walked == everything
+    assert len(everything) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("FOX",), 1),
+        (("snow", "red"), 1),
+        (("ÄRMEL",), 1),
+        (("100%",), 1),
+        (("10%",), 0),
+        (("_",), 0),
+    ],
+)
+def test_all_words_must_stand_in_the_prompt(
+    connection: sa.Connection, words: tuple[str, ...], found: int
+) -> None:
+    gallery.insert(connection, FOX, named("other", prompt="a green hill"))
+    assert len(ids(connection, words=words)) == found
+
+
+def test_chinese_is_searched_by_its_characters(connection: sa.Connection) -> None:
+    gallery.insert(connection, named("zh", prompt="白色背景上的一个大红色圆形"))
+    assert ids(connection, words=("红色",)) == ["img_zh"]
+
+
+def test_owner_job_and_favourites_narrow_the_page(connection: sa.Connection) -> None:
+    gallery.insert(
+        connection,
+        FOX,
+        named("theirs", owner="key_2", favourite=True),
+        named("job", job_id="job_1", job_number=0),
+    )
+    assert ids(connection, owner="key_2") == ["img_theirs"]
+    assert ids(connection, job_id="job_1") == ["img_job"]
+    assert ids(connection, favourite=True) == ["img_theirs"]
+    assert len(ids(connection, favourite=False, owner="key_1")) == 2
+
+
+def test_deleted_pictures_are_gone(connection: sa.Connection) -> None:
+    gallery.insert(connection, FOX, named("other"))
+    gallery.delete(connection, [FOX.id])
+    assert ids(connection) == ["img_other"]
+
+
+def test_a_page_reads_an_index_and_not_the_table(tmp_path: Path) -> None:
+    migrate(sqlite_url(tmp_path / "zimage.db"))
+    with sqlite3.connect(tmp_path / "zimage.db") as raw:
+        plan = raw.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM images WHERE owner = 'a' "
+            "ORDER BY created_at DESC, id LIMIT 50"
+        ).fetchall()
+    assert "ix_images_owner_created_at_id" in str(plan)

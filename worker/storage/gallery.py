@@ -1,0 +1,149 @@
+"""The gallery's rows: one a picture, with what it was drawn from. Their files: ``images.py``.
+
+The functions are work for ``Database.run`` and ``Database.read``, to be joined with other work of
+the same transaction. A row is written only after its file is safe on the disk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from worker.storage.images import day
+from worker.storage.schema import metadata
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("words", sa.Text, nullable=False),  # the prompt as searched: without upper case
+    sa.Column("negative_prompt", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("guidance_scale", sa.Double, nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("format", sa.String(8), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("favourite", sa.Boolean, nullable=False),
+    sa.Column("job_id", sa.String(64)),
+    sa.Column("job_number", sa.Integer),
+    sa.Index(None, "owner", "created_at", "id"),
+    sa.Index(None, "created_at", "id"),
+    sa.Index(None, "job_id", "job_number"),
+)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One picture of the gallery. ``created_at``: seconds since the epoch, of a request its
+    arrival, so that a replay stores the same row and file. ``job_number`` is its place in the job.
+    """
+
+    id: str
+    owner: str
+    created_at: float
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    model: str
+    format: str
+    bytes: int
+    negative_prompt: str = ""
+    favourite: bool = False
+    job_id: str | None = None
+    job_number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file, for ``ImageStore``."""
+        return f"{day(self.created_at)}/{self.id}.{self.format}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which pictures ``page`` looks for. ``owner`` None: everybody's; ``words``: all of them
+    stand in the prompt; ``after``: the id of the last picture of the page before."""
+
+    owner: str | None = None
+    words: tuple[str, ...] = ()
+    favourite: bool | None = None
+    job_id: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
+    """Add rows; a picture that has one keeps it as it is."""
+    ids = [picture.id for picture in pictures]
+    known = set(connection.scalars(sa.select(images.c.id).where(images.c.id.in_(ids))))
+    fresh = {picture.id: _row(picture) for picture in pictures if picture.id not in known}
+    if fresh:
+        connection.execute(images.insert(), list(fresh.values()))
+
+
+def _row(picture: StoredImage) -> dict[str, Any]:
+    return {**vars(picture), "words": picture.prompt.casefold()}
+
+
+def find(connection: sa.Connection, id: str) -> StoredImage | None:
+    """The picture called ``id``, whosever it is."""
+    row = connection.execute(sa.select(*_fields()).where(images.c.id == id)).one_or_none()
+    return None if row is None else _picture(row)
+
+
+def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
+    """At most ``limit`` pictures, newest first; those of one request in their order."""
+    query = sa.select(*_fields()).where(*_conditions(wanted))
+    if wanted.after is not None:
+        last = find(connection, wanted.after)
+        if last is None:
+            return []
+        query = query.where(_behind(last))
+    query = query.order_by(images.c.created_at.desc(), images.c.id).limit(wanted.limit)
+    return [_picture(row) for row in connection.execute(query)]
+
+
+def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
+    conditions = [
+        images.c.words.contains(word.casefold(), autoescape=True) for word in wanted.words
+    ]
+    if wanted.owner is not None:
+        conditions.append(images.c.owner == wanted.owner)
+    if wanted.favourite is not None:
+        conditions.append(images.c.favourite == wanted.favourite)
+    if wanted.job_id is not None:
+        conditions.append(images.c.job_id == wanted.job_id)
+    return conditions
+
+
+def _behind(last: StoredImage) -> sa.ColumnElement[bool]:
+    """What comes after ``last``."""
+    older = images.c.created_at < last.created_at
+    return older | ((images.c.created_at == last.created_at) & (images.c.id > last.id))
+
+
+def mark(connection: sa.Connection, id: str, favourite: bool) -> None:
+    """Make a picture a favourite, or none."""
+    connection.execute(images.update().where(images.c.id == id).values(favourite=favourite))
+
+
+def delete(connection: sa.Connection, ids: Sequence[str]) -> None:
+    """Forget pictures; their files go after the commit."""
+    connection.execute(images.delete().where(images.c.id.in_(ids)))
+
+
+def _fields() -> list[sa.Column[Any]]:
+    return [column for column in images.c if column.name != "words"]
+
+
+def _picture(row: sa.Row[Any]) -> StoredImage:
+    return StoredImage(**row._mapping)
