@@ -39,7 +39,7 @@ class Finding:
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    checks = (nginx, sockets, ports, memory, gpus, model)
+    checks = (nginx, sockets, ports, memory, gpus, model, database)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -135,6 +135,16 @@ def model(cell: Cell) -> Iterator[Finding]:
         yield _model_folder(Path(source), "give a folder in diffusers' layout as model.source")
     else:
         yield Finding("ok", "model", source)
+
+
+def database(cell: Cell) -> Iterator[Finding]:
+    path = cell.layout.database
+    kind = machine.file_system(path)
+    if kind in machine.NETWORK_FILE_SYSTEMS:
+        remedy = "set database.url to a file on a local disk, or cell.var_dir to a local folder"
+        yield Finding("fail", "database", f"{path} is on {kind}, where locks do not hold", remedy)
+    else:
+        yield Finding("ok", "database", f"{path} on {kind}")
 
 
 def disk(cell: Cell) -> Iterator[Finding]:

@@ -54,12 +54,14 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
 
 _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
+_SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\r\n]+)?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
 _PATTERNS = {
     _PATH: "must be a path without quotes, backslashes and any of $ ; # { }",
     _NAME: "must be small letters, digits and dashes (32 at most)",
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
+    _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     _VARIABLE: "must be the name of an environment variable",
 }
 
@@ -192,6 +194,10 @@ class Nginx(_Section):
     max_reply_mib: int = Field(64, ge=1)
 
 
+class Database(_Section):
+    url: str = Field("", pattern=_SQLITE)
+
+
 class Logs(_Section):
     max_mib: int = Field(20, ge=1)
     keep: int = Field(4, ge=1)
@@ -217,6 +223,7 @@ class ClusterConfig(_Section):
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()
+    database: Database = Database()
     logs: Logs = Logs()
     environment: dict[Annotated[str, Field(pattern=_VARIABLE)], str] = {}
 

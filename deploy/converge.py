@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from deploy import checks, files, orphans, processes, roll, screen, supervise, wait
+from deploy import checks, files, orphans, processes, roll, screen, store, supervise, wait
 from deploy.cell import Cell, CellError
 from deploy.orphans import Orphans
 from deploy.supervise import STOPPED, Changes
@@ -18,7 +18,10 @@ _NOTHING = Changes((), (), ())
 
 
 def prepare(cell: Cell) -> dict[str, str]:
-    """Check the machine, render, ask nginx; the files to apply. Nothing is changed yet."""
+    """Check the machine, render, ask nginx, migrate the database; the files to apply.
+
+    Nothing that runs is changed yet: migrations only add, so the workers of before go on.
+    """
     bad = [f for f in checks.before_up(cell) if f.level != "ok"]
     screen.findings(bad)
     if any(f.level == "fail" for f in bad):
@@ -27,6 +30,7 @@ def prepare(cell: Cell) -> dict[str, str]:
     cell.layout.create()
     try:
         files.check_nginx(cell, rendered)
+        store.migrate(cell)
     except CellError as error:
         raise CellError(_untouched(cell, str(error))) from None
     return rendered

@@ -13,6 +13,8 @@ MAX_SOCKET_PATH_BYTES = 107
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
 
+_SQLITE = "sqlite:///"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -20,14 +22,15 @@ class Layout:
 
     var_dir: Path
     run_dir: Path
+    database_file: Path | None = None
 
     @classmethod
     def of(cls, config: ClusterConfig) -> "Layout":
         """As the configuration says; a run directory that is too long moves to a short place."""
         var_dir = under_root(config.cell.var_dir)
-        if config.cell.run_dir:
-            return cls(var_dir, under_root(config.cell.run_dir))
-        return cls(var_dir, _run_dir(var_dir))
+        run_dir = under_root(config.cell.run_dir) if config.cell.run_dir else _run_dir(var_dir)
+        url = config.database.url
+        return cls(var_dir, run_dir, Path(url.removeprefix(_SQLITE)) if url else None)
 
     # run: sockets, heartbeats, locks, pids
     def socket(self, worker: str) -> Path:
@@ -158,6 +161,16 @@ class Layout:
     def web_dir(self) -> Path:
         """The static page, part of the checkout."""
         return ROOT / "web"
+
+    @property
+    def database(self) -> Path:
+        """Keys, usage, pictures and jobs."""
+        return self.database_file or self.var_dir / "zimage.db"
+
+    @property
+    def database_url(self) -> str:
+        """What workers connect to."""
+        return f"{_SQLITE}{self.database}"
 
     @property
     def directories(self) -> tuple[Path, ...]:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 _QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version")
 GIB = 1 << 30
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "ceph", "cifs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
+    | {"fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs"}
+)
+"""Those whose locks and shared memory SQLite cannot trust."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,22 @@ def find_nginx(binary: str) -> NginxBinary | None:
         return None
     major, minor, patch = map(int, version.groups())
     return NginxBinary(Path(path), (major, minor, patch))
+
+
+def file_system(path: Path) -> str:
+    """Kind of the file system where ``path`` lies or would lie, such as ``ext4`` or ``nfs4``."""
+    place = next(p for p in (path, *path.parents) if p.exists()).resolve()
+    return mount_kind(place, _read(Path("/proc/self/mounts")))
+
+
+def mount_kind(place: Path, mounts: str) -> str:
+    """Kind of the last mount of ``mounts`` (as in /proc/self/mounts) above ``place``, or ""."""
+    kinds: dict[Path, str] = {}
+    for _, point, kind, *_ in (line.split() for line in mounts.splitlines()):
+        # Blanks and the like stand there as three octal digits.
+        plain = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)
+        kinds[Path(plain)] = kind
+    return next((kinds[p] for p in (place, *place.parents) if p in kinds), "")
 
 
 def parse_gpus(csv: str, listing: str) -> tuple[Gpu, ...]:

@@ -118,6 +118,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "run_dir": layout.run_dir,
         "var_dir": layout.var_dir,
         "reply_dir": layout.replies_dir,
+        "database_url": layout.database_url,
         "model": model_source(config),
         "device": worker.device,
         "dtype": config.model.dtype,

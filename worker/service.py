@@ -19,6 +19,7 @@ from worker.metrics import Metrics
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import memory_of
 from worker.settings import Settings
+from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer, link_secret
 from worker.storage.replies import ReplyStore
 from worker.strikes import Strikes
@@ -57,6 +58,9 @@ class Service:
             int(settings.image_keep_gib * card.GIB),
         )
         self.replies = ReplyStore(settings.reply_dir, settings.name)
+        self.database = Database(
+            settings.database_url or sqlite_url(settings.var_dir / "zimage.db")
+        )
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"
@@ -178,6 +182,7 @@ class Service:
         if self._engine is not None:
             await self._engine.close(timeout_s=_CLOSE_S)
         self.encoders.close()
+        self.database.close()
         in_order = not self.over.done() or self.over.result() == 0
         if self._beat is not None and in_order:
             self._beat.end()

@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     reply_dir: Path | None = None
     """Where large answers are put for nginx to send. None: they go over the socket."""
 
+    database_url: str = ""
+    """Keys, usage, pictures, jobs. Empty: ``<var_dir>/zimage.db``. Must have been migrated."""
+
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
     device: str = "cpu"

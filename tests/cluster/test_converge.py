@@ -155,6 +155,20 @@ def test_configuration_that_nginx_refuses_leaves_the_cell_untouched(
     assert changed(before, pids(cell)) == set()
 
 
+def test_database_that_cannot_be_migrated_leaves_the_cell_untouched(cell: RunningCell) -> None:
+    assert cell.layout.database.is_file()
+    before = pids(cell)
+    broken = cell.config_path.parent / "broken.db"
+    broken.write_bytes(b"no database" * 100)
+    undo = edit(cell, "[limits]", f'[database]\nurl = "sqlite:///{broken}"\n[limits]')
+    done = cell.zimage("up")
+    undo()
+    assert done.returncode == 1
+    assert f"{broken} cannot be migrated: file is not a database" in done.stderr
+    assert "The running cell is untouched." in done.stderr
+    assert changed(before, pids(cell)) == set()
+
+
 def test_another_cell_on_the_same_sockets_is_refused(cell: RunningCell) -> None:
     undo = edit(cell, 'name = "test"', 'name = "other"')
     done = cell.zimage("up")

@@ -1,7 +1,9 @@
 import socket
 from pathlib import Path
 
-from deploy import checks
+import pytest
+
+from deploy import checks, machine
 from deploy.cell import Cell
 from deploy.config import parse
 
@@ -36,6 +38,15 @@ def test_sockets_that_would_not_fit_are_refused(tmp_path: Path) -> None:
 def test_missing_nginx_is_refused(tmp_path: Path) -> None:
     [finding] = checks.nginx(cell(tmp_path, nginx={"binary": "no-such-nginx"}))
     assert (finding.level, finding.text) == ("fail", 'no "no-such-nginx" here')
+
+
+def test_database_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "file_system", lambda _: "nfs4")
+    [finding] = checks.database(cell(tmp_path, database={"url": "sqlite:////mnt/a/z.db"}))
+    assert finding.level == "fail"
+    assert finding.text == "/mnt/a/z.db is on nfs4, where locks do not hold"
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ WRONG = [
         "[listen]\ntls = true",
         "listen.tls: unknown key; this table has address, port, auth",
     ),
+    (
+        '[database]\nurl = "postgresql://db/zimage"',
+        'database.url: must be "sqlite:////absolute/path/of/a/file.db", '
+        'not "postgresql://db/zimage"; the default is ""',
+    ),
     ("listen = 80", "listen: must be a table, not 80; write [listen] on a line of its own"),
     (
         '[listen]\nport = "80"',

@@ -12,6 +12,13 @@ def test_relative_paths_start_at_the_checkout() -> None:
     assert under_root("~/x") == Path.home() / "x"
 
 
+def test_database_is_in_the_state_directory_unless_the_file_says_where() -> None:
+    other = {"url": "sqlite:////data/z.db"}
+    found = [Layout.of(parse({"cell": {"var_dir": "/v"}, "database": d})) for d in ({}, other)]
+    assert [str(layout.database) for layout in found] == ["/v/zimage.db", "/data/z.db"]
+    assert [layout.database_url for layout in found] == ["sqlite:////v/zimage.db", other["url"]]
+
+
 def test_run_directory_is_in_the_state_directory_when_sockets_fit() -> None:
     layout = Layout.of(parse({"cell": {"var_dir": "/srv/cell"}}))
     assert layout.run_dir == Path("/srv/cell/run")

@@ -1,4 +1,6 @@
-from deploy.machine import find_nginx, parse_gpus, read
+from pathlib import Path
+
+from deploy.machine import find_nginx, mount_kind, parse_gpus, read
 
 CSV = """\
 0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 80994, 580.65.06
@@ -21,6 +23,17 @@ def test_cards_are_read_with_their_memory() -> None:
 
 def test_slices_take_the_place_of_their_card() -> None:
     assert [gpu.uuid for gpu in parse_gpus(CSV, LISTING)] == ["GPU-aaaa", "MIG-cccc", "MIG-dddd"]
+
+
+def test_file_system_is_that_of_the_nearest_mount() -> None:
+    mounts = (
+        "a / ext4 rw 0 0\nb:/x /srv/big\\040disk nfs4 rw 0 0\nc /srv/big\\040disk/in xfs rw 0 0"
+    )
+    kinds = [
+        mount_kind(Path(place), mounts)
+        for place in ("/srv", "/srv/big disk/var", "/srv/big disk/in/var", "/srv/big disk 2")
+    ]
+    assert kinds == ["ext4", "nfs4", "xfs", "ext4"]
 
 
 def test_this_machine_has_cores_and_memory() -> None:

@@ -17,6 +17,8 @@ from worker.pipelines.base import Pipeline
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.service import Service
 from worker.settings import Settings
+from worker.storage.database import sqlite_url
+from worker.storage.migrations import migrate
 
 
 @pytest.fixture
@@ -40,6 +42,12 @@ def settings(home: Path) -> Settings:
 def settings_in(home: Path, **changes: Any) -> Settings:
     values = {"run_dir": home / "run", "var_dir": home, "model": "synthetic:step_ms=1"}
     return Settings(**{**values, **changes})
+
+
+def migrated(settings: Settings) -> Settings:
+    """``settings`` with the database of their ``var_dir`` made, as ``zimage up`` does."""
+    migrate(settings.database_url or sqlite_url(settings.var_dir / "zimage.db"))
+    return settings
 
 
 def load_synthetic(settings: Settings) -> Pipeline:

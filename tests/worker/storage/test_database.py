@@ -1,4 +1,5 @@
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from worker.errors import StoreAway, status_of
 from worker.storage.database import Database, sqlite_url
-from worker.storage.migrations import migrate
+from worker.storage.migrations import ERRORS, SCRIPTS, migrate
 
 NOTES = sa.table("notes", sa.column("id"), sa.column("text"))
 
@@ -163,6 +164,41 @@ def test_every_transaction_is_synced_to_disk(path: Path) -> None:
         assert modes == [2, "wal"]
 
     run(path, work)
+
+
+ADD_NOTE_TABLE = """
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "9999", "0003"
+def upgrade() -> None:
+    op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+"""
+
+
+def scripts_and(folder: Path, revision: str) -> Path:
+    """The migrations and one more."""
+    shutil.copytree(SCRIPTS, folder / "migrations")
+    (folder / "migrations" / "versions" / "9999_later.py").write_text(revision)
+    return folder / "migrations"
+
+
+def tables(path: Path) -> set[str]:
+    with sqlite3.connect(path) as raw:
+        return {name for (name,) in raw.execute("SELECT name FROM sqlite_master")}
+
+
+def test_a_migration_that_fails_half_way_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    before = tables(path)
+    scripts = scripts_and(tmp_path, ADD_NOTE_TABLE + '    op.execute("no SQL")\n')
+    with pytest.raises(ERRORS, match="syntax error"):
+        migrate(sqlite_url(path), scripts)
+    assert tables(path) == before
+
+
+def test_a_database_of_a_newer_version_is_left_as_it_is(path: Path, tmp_path: Path) -> None:
+    migrate(sqlite_url(path), scripts_and(tmp_path, ADD_NOTE_TABLE))
+    migrate(sqlite_url(path))
+    assert "later" in tables(path)
 
 
 def test_migrating_twice_changes_nothing(path: Path) -> None:

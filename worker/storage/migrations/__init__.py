@@ -10,29 +10,41 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from worker.storage.database import create_engine
 
 LOCK_TIMEOUT_S = 30.0
+SCRIPTS = Path(__file__).parent
+
+ERRORS = (sa.exc.SQLAlchemyError, CommandError, OSError)
 
 
-def migrate(url: str) -> None:
-    """Make the database where it is missing, and run the revisions that it lacks.
-
-    Raises ``sqlalchemy.exc.SQLAlchemyError`` or ``OSError``.
+def migrate(url: str, scripts: Path = SCRIPTS) -> None:
+    """Make the database where it is missing, and run the revisions that it lacks, in one
+    transaction. One of a newer version is left as it is, so that a new version of the kit can be
+    taken back. Raises one of ``ERRORS``.
     """
     path = sa.make_url(url).database
     if url.startswith("sqlite") and path:
         _make_file(Path(path))
     engine = create_engine(url, LOCK_TIMEOUT_S)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("script_location", str(scripts))
     try:
         with engine.connect() as connection, connection.begin():
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if not _newer(connection, config):
+                command.upgrade(config, "head")
     finally:
         engine.dispose()
+
+
+def _newer(connection: sa.Connection, config: Config) -> bool:
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    return not known.issuperset(MigrationContext.configure(connection).get_current_heads())
 
 
 def _make_file(path: Path) -> None:
