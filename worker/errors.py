@@ -5,6 +5,7 @@ ZimageError
 ├── TooLarge            the body is over the limit
 ├── Refused             understood and declined: it kills workers, or cannot fit the memory
 ├── NotFound
+├── Conflict            what it is about is in a state that does not allow it
 ├── DeadlinePassed      the request's own ``timeout_s`` ran out
 ├── DrawingFailed       the pipeline failed on this request alone
 ├── StorageFailed       the picture is drawn or could be, but cannot be stored for its link
@@ -48,6 +49,10 @@ class Refused(ZimageError):
 
 class NotFound(ZimageError):
     code = "not_found"
+
+
+class Conflict(ZimageError):
+    code = "wrong_state"
 
 
 class DeadlinePassed(ZimageError):
@@ -99,6 +104,7 @@ STATUS: dict[type[ZimageError], int] = {
     InvalidRequest: 400,
     NotFound: 404,
     DeadlinePassed: 408,
+    Conflict: 409,
     TooLarge: 413,
     Refused: 422,
     DrawingFailed: 500,

@@ -248,5 +248,10 @@ def _check_combinations(
         )
     if partial_images and not stream:
         bad("partial_images", "previews need stream: true")
+    check_compression(fields, output_format)
+
+
+def check_compression(fields: Fields, output_format: str) -> None:
+    """Refuse ``output_compression`` where it has no meaning."""
     if output_format == "png" and fields.values.get("output_compression") not in (None, 100):
         bad("output_compression", "png is lossless: leave it out, or use jpeg or webp")

@@ -1,0 +1,72 @@
+import contextlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import InvalidRequest
+from worker.jobs.template import expand
+
+TABLE = {"product": ["tea", "coffee"], "颜色": ["红", "蓝"]}
+
+
+@pytest.mark.parametrize(
+    ("template", "table", "prompts"),
+    [
+        ("a hill", {}, ["a hill"]),
+        ("a {red|blue} hill", {}, ["a red hill", "a blue hill"]),
+        ("{a|b} {c|d}", {}, ["a c", "a d", "b c", "b d"]),
+        ("{a|b{1|2}c|}", {}, ["a", "b1c", "b2c", ""]),
+        ("{p} or {p}", {"p": ["x", "y"]}, ["x or x", "y or y"]),
+        ("{ p }", {"p": ["x"]}, ["x"]),
+        ("{big {p}|small}", {"p": ["x", "y"]}, ["big x", "big y", "small"]),
+        ("{{p}|no {p}}{p}", {"p": ["x", "y"]}, ["xx", "yy", "no xx", "no yy"]),
+        ("{p|q}", {}, ["p", "q"]),
+        (r"\{a\|b\} \\ \n", {}, [r"{a|b} \ \n"]),
+        ("one | two", {}, ["one | two"]),
+        ("{红|蓝}色的{物}", {"物": ["山"]}, ["红色的山", "蓝色的山"]),
+        ("{p}", {"p": ["{red|blue}"]}, ["{red|blue}"]),
+    ],
+)
+def test_template_stands_for_these_prompts(
+    template: str, table: dict[str, list[str]], prompts: list[str]
+) -> None:
+    assert expand(template, table, limit=100) == prompts
+
+
+@pytest.mark.parametrize(
+    ("template", "param", "why"),
+    [
+        ("a {red|blue", "template", "character 3: this { is not closed"),
+        ("a red|blue}", "template", "character 11: this } closes nothing"),
+        ("a {}", "template", "character 3: these braces hold neither choices"),
+        ("a {deep red}", "template", "character 3: these braces hold neither choices"),
+        ("a {thing}", "template", "no variable 'thing' in variables (product, 颜色)"),
+        ("{product}", "variables.颜色", "does not use it: write {颜色}"),
+        ("{a|b}" * 65, "template", "more than 64 braces"),
+        ("{a|" * 9 + "}" * 9, "template", "more than 8 deep"),
+        ("{a|b}{c|d}{e|f}{product}{颜色}", "template", "more than 31 prompts"),
+    ],
+)
+def test_what_is_wrong_and_where(template: str, param: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(why)) as raised:
+        expand(template, TABLE, limit=31)
+    assert raised.value.param == param
+
+
+def test_no_number_of_choices_takes_long() -> None:
+    with pytest.raises(InvalidRequest, match="more than 10000 prompts"):
+        expand("{a|b}" * 64, {}, limit=10_000)
+
+
+@given(st.text(alphabet="{|}\\ab", max_size=60))
+def test_any_text_expands_or_is_refused(template: str) -> None:
+    with contextlib.suppress(InvalidRequest):
+        assert expand(template, {}, limit=50)
+
+
+@given(st.text(max_size=60))
+def test_escaped_text_stands_for_itself(text: str) -> None:
+    escaped = re.sub(r"([{|}\\])", r"\\\1", text)
+    assert expand(escaped, {}, limit=1) == [text]

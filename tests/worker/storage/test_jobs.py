@@ -1,0 +1,193 @@
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+
+from worker.errors import Conflict, Overloaded, Refused
+from worker.storage import jobs
+from worker.storage.database import create_engine, sqlite_url
+from worker.storage.jobs import Job, Wish
+from worker.storage.migrations import migrate
+from worker.storage.schema import metadata
+
+T = TypeVar("T")
+REQUEST = "0123456789abcdef0123456789abcdef"
+WISH = Wish(
+    name="posters",
+    prompts=("a", "b", "c"),
+    first_seed=jobs.SEEDS - 2,
+    width=256,
+    height=128,
+    steps=8,
+    guidance_scale=0.0,
+    negative_prompt="",
+    output_format="png",
+    quality=None,
+    priority=1,
+    idempotency_key=None,
+    digest="d",
+)
+
+
+class Store:
+    """Each call is a transaction of its own, as for workers."""
+
+    def __init__(self, path: Path) -> None:
+        migrate(sqlite_url(path))
+        self.engine = create_engine(sqlite_url(path), 5.0)
+
+    def __call__(self, work: Callable[..., T], *args: Any, **values: Any) -> T:
+        with self.engine.connect() as connection, connection.begin():
+            return work(connection, *args, **values)
+
+    def create(self, request_id: str = REQUEST, owner: str = "k1", **changes: Any) -> Job:
+        wish = replace(WISH, **changes)
+        return self(jobs.create, wish, owner, owner, request_id, now=100.0)
+
+    def job(self, job_id: str) -> Job:
+        return self(jobs.require, job_id)
+
+    def items(self, job_id: str, *states: str) -> list[jobs.Item]:
+        return self(jobs.items_of, job_id, states, 100, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "zimage.db")
+    yield made
+    made.engine.dispose()
+
+
+def test_migration_makes_what_the_tables_say(store: Store) -> None:
+    def columns(connection: sa.Connection, table: str) -> dict[str, str]:
+        found = sa.inspect(connection).get_columns(table)
+        return {c["name"]: f"{c['type']} {c['nullable']}" for c in found}
+
+    def indexes(connection: sa.Connection, table: str) -> set[object]:
+        found = sa.inspect(connection).get_indexes(table)
+        return {(i["name"], tuple(i["column_names"]), i["unique"]) for i in found}
+
+    for table in (jobs.jobs, jobs.items):
+        declared = {c.name: f"{c.type} {c.nullable}" for c in table.columns}
+        assert store(columns, table.name) == declared
+        known = {(i.name, tuple(c.name for c in i.columns), i.unique) for i in table.indexes}
+        assert store(indexes, table.name) == known
+        assert table in metadata.sorted_tables
+
+
+def test_job_has_an_item_for_each_prompt_with_its_own_seed(store: Store) -> None:
+    job = store.create()
+    assert (job.state, job.total, job.counts["waiting"]) == ("running", 3, 3)
+    found = [(i.number, i.prompt, i.seed, i.state) for i in store.items(job.id)]
+    assert found == [
+        (1, "a", jobs.SEEDS - 2, "waiting"),
+        (2, "b", jobs.SEEDS - 1, "waiting"),
+        (3, "c", 0, "waiting"),
+    ]
+
+
+def test_a_replayed_post_makes_one_job(store: Store) -> None:
+    first = store.create()
+    assert store.create().id == first.id
+    assert store.create(request_id="f" * 32).id != first.id
+
+
+def test_an_idempotency_key_makes_one_job_of_its_owner(store: Store) -> None:
+    first = store.create(idempotency_key="monday")
+    again = store.create("e" * 32, idempotency_key="monday")
+    other = store.create("f" * 32, owner="k2", idempotency_key="monday")
+    assert again.id == first.id != other.id
+
+
+def test_an_idempotency_key_stands_for_one_wish(store: Store) -> None:
+    store.create(idempotency_key="monday")
+    with pytest.raises(Refused, match="asked for something else") as refused:
+        store.create("e" * 32, idempotency_key="monday", digest="other")
+    assert refused.value.param == "idempotency_key"
+
+
+def test_two_posts_at_once_cannot_both_make_a_job(store: Store) -> None:
+    job = store.create()
+
+    def blindly(connection: sa.Connection) -> None:
+        row = connection.execute(sa.select(jobs.jobs)).mappings().one()
+        connection.execute(jobs.jobs.insert().values(**{**row, "id": "job_other"}))
+
+    with pytest.raises(sa.exc.IntegrityError):
+        store(blindly)
+    assert store.job(job.id).total == 3
+
+
+def test_what_waits_is_bounded_for_each_owner(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MAX_UNFINISHED", 5)
+    first = store.create()
+    with pytest.raises(Overloaded, match="3 pictures of your jobs are waiting and 5 may"):
+        store.create("e" * 32)
+    store.create("f" * 32, owner="k2")
+    store(jobs.cancel, store.job(first.id), 1.0)
+    store.create("e" * 32)
+
+
+def test_list_is_newest_first_and_paged(store: Store) -> None:
+    ids = [store.create(f"{k}" * 32).id for k in range(5)]
+    everything = [job.id for job in store(jobs.page, "k1", (), 10, None)]
+    assert sorted(everything) == sorted(ids)
+    first = [job.id for job in store(jobs.page, "k1", (), 2, None)]
+    rest = [job.id for job in store(jobs.page, "k1", (), 10, first[-1])]
+    assert first + rest == everything
+    assert store(jobs.page, "k2", (), 10, None) == []
+    assert len(store(jobs.page, None, ("running", "paused"), 10, None)) == 5
+    assert store(jobs.page, None, ("paused",), 10, None) == []
+    assert store(jobs.page, None, (), 10, "job_gone") == []
+
+
+def test_pause_and_resume_may_be_repeated(store: Store) -> None:
+    job = store.create()
+    for _ in range(2):
+        store(jobs.pause, store.job(job.id))
+        assert store.job(job.id).state == "paused"
+    for _ in range(2):
+        store(jobs.resume, store.job(job.id))
+        assert store.job(job.id).state == "running"
+
+
+def test_cancelled_is_final(store: Store) -> None:
+    job = store.create()
+    for now in (7.0, 8.0):
+        store(jobs.cancel, store.job(job.id), now)
+    cancelled = store.job(job.id)
+    assert (cancelled.state, cancelled.finished_at) == ("cancelled", 7.0)
+    assert cancelled.counts["cancelled"] == 3
+    for verb in (jobs.pause, jobs.resume, jobs.retry):
+        with pytest.raises(Conflict, match="is cancelled and cannot be"):
+            store(verb, cancelled)
+
+
+def test_whoever_knows_a_revision_learns_what_changed_since(store: Store) -> None:
+    job = store.create()
+    store(jobs.change_items, job.id, jobs.items.c.number == 2, state="done")
+    seen = store(jobs.changed_since, job.id, 0, 10)
+    assert [(i.number, i.state) for i in seen] == [(2, "done")]
+    store(jobs.cancel, store.job(job.id), 1.0)
+    first = store(jobs.changed_since, job.id, seen[-1].revision, 1)
+    rest = store(jobs.changed_since, job.id, first[-1].revision, 10)
+    assert [i.number for i in first + rest] == [1, 3]
+    assert rest[-1].revision <= store.job(job.id).revision
+    assert store(jobs.changed_since, job.id, store.job(job.id).revision, 10) == []
+
+
+def test_deleted_and_old_jobs_leave_no_items(store: Store, tmp_path: Path) -> None:
+    one, two = store.create(), store.create("e" * 32)
+    store(jobs.delete, one.id)
+    assert store(jobs.get, one.id) is None
+    store(jobs.cancel, two, 50.0)
+    assert store(jobs.forget_finished, 50.0) == 0
+    assert store(jobs.forget_finished, 51.0) == 1
+    with sqlite3.connect(tmp_path / "zimage.db") as raw:
+        assert raw.execute("SELECT count(*) FROM job_items").fetchone() == (0,)

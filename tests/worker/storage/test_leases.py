@@ -1,0 +1,170 @@
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.storage.test_jobs import Store
+from worker.storage import jobs, leases
+from worker.storage.leases import LEASE_S, Leased, Offer
+
+NAMES = (f"lease-{k}" for k in itertools.count())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "zimage.db")
+    yield made
+    made.engine.dispose()
+
+
+def take(store: Store, count: int = 1, holder: str = "w1", now: float = 200.0) -> list[Leased]:
+    return store(leases.take, holder, lambda: next(NAMES), lambda _: count, now)
+
+
+def test_items_are_leased_in_order_and_once(store: Store) -> None:
+    job = store.create()
+    first, second = take(store, 2), take(store, 2)
+    assert [i.number for i in first + second] == [1, 2, 3]
+    assert [i.prompt for i in first] == ["a", "b"]
+    assert take(store) == []
+    assert store.job(job.id).counts["running"] == 3
+
+
+def test_last_result_ends_the_job(store: Store) -> None:
+    job = store.create()
+    for item in take(store, 3):
+        assert store.job(job.id).state == "running"
+        assert store(leases.finish, item, f"img_{item.number}", now=300.0)
+    done = store.job(job.id)
+    assert (done.state, done.finished_at, done.counts["done"]) == ("completed", 300.0, 3)
+    assert [i.image_id for i in store.items(job.id)] == ["img_1", "img_2", "img_3"]
+
+
+def test_a_failed_item_fails_the_job_once_all_are_over(store: Store) -> None:
+    job = store.create()
+    one, *others = take(store, 3)
+    store(leases.fail, one, "request_refused", "it kills workers", 300.0)
+    assert store.job(job.id).state == "running"
+    for item in others:
+        store(leases.finish, item, "img", 301.0)
+    assert store.job(job.id).state == "failed"
+    store(jobs.retry, store.job(job.id))
+    again = store.job(job.id)
+    assert (again.state, again.finished_at, again.counts["waiting"]) == ("running", None, 1)
+    assert store.items(job.id, "waiting")[0].error_code is None
+
+
+def test_only_the_present_lease_gives_a_result(store: Store) -> None:
+    job = store.create()
+    [item] = take(store)
+    assert store(leases.end, {"w1"}, 201.0) == 1
+    [other] = take(store, holder="w2")
+    assert other.number == item.number
+    assert not store(leases.finish, item, "img_late", 300.0)
+    assert not store(leases.fail, item, "x", "x", 300.0)
+    assert not store(leases.give_back, item)
+    assert store(leases.finish, other, "img_right", 300.0)
+    assert store.items(job.id, "done")[0].image_id == "img_right"
+
+
+def test_a_result_may_be_given_again_after_a_doubtful_commit(store: Store) -> None:
+    job = store.create()
+    [item] = take(store)
+    assert store(leases.finish, item, "img_1", 300.0)
+    assert store(leases.finish, item, "img_1", 300.0)
+    assert not store(leases.finish, item, "img_2", 300.0)
+    assert store.job(job.id).counts["done"] == 1
+
+
+def test_leases_end_with_their_time_unless_they_are_renewed(store: Store) -> None:
+    store.create()
+    kept, lost = take(store, 2)
+    late = 200.0 + LEASE_S + 1
+    store(leases.renew, [kept.lease], 200.0 + LEASE_S)
+    assert store(leases.glance, late).late
+    assert store(leases.end, (), late) == 1
+    assert store(leases.held_by, "w1") == {kept.lease}
+    assert [i.number for i in take(store, 3, now=late)] == [lost.number, 3]
+    assert not store(leases.glance, late).late
+
+
+def test_glance_says_whether_there_is_work_and_who_has_some(store: Store) -> None:
+    assert store(leases.glance, 200.0) == leases.Glance(False, frozenset(), False)
+    job = store.create()
+    take(store, 1)
+    assert store(leases.glance, 200.0) == leases.Glance(True, frozenset({"w1"}), False)
+    store(jobs.pause, store.job(job.id))
+    assert store(leases.glance, 200.0) == leases.Glance(False, frozenset(), False)
+
+
+def test_what_is_given_back_waits_until_it_may_be_tried_again(store: Store) -> None:
+    job = store.create()
+    [item] = take(store)
+    why = ("storage_failed", "the disk is full")
+    store(leases.give_back, item, not_before=250.0, tried=True, why=why)
+    assert [i.number for i in take(store, 3)] == [2, 3]
+    assert not store(leases.glance, 249.0).waiting
+    [again] = take(store, now=250.0)
+    assert (again.number, again.tries) == (1, 1)
+    assert store.items(job.id)[0].error_message == "the disk is full"
+    store(leases.finish, again, "img", 251.0)
+    assert store.items(job.id)[0].error_code is None
+
+
+def test_paused_and_cancelled_items_lose_their_leases(store: Store) -> None:
+    job = store.create()
+    [item] = take(store)
+    store(jobs.pause, store.job(job.id))
+    assert store(leases.held_by, "w1") == frozenset()
+    assert take(store) == []
+    assert not store(leases.finish, item, "img", 300.0)
+    store(jobs.resume, store.job(job.id))
+    [again] = take(store)
+    store(jobs.cancel, store.job(job.id), 301.0)
+    assert not store(leases.finish, again, "img", 302.0)
+    assert store.job(job.id).counts == {
+        "waiting": 0,
+        "running": 0,
+        "done": 0,
+        "failed": 0,
+        "cancelled": 3,
+    }
+
+
+def test_a_deleted_job_takes_its_leases_along(store: Store) -> None:
+    job = store.create()
+    [item] = take(store)
+    store(jobs.delete, job.id)
+    assert not store(leases.finish, item, "img", 300.0)
+
+
+def test_owners_take_turns_and_interactive_jobs_go_first(store: Store) -> None:
+    store.create("1" * 32, owner="busy", prompts=("b",) * 9)
+    store.create("2" * 32, owner="quiet", prompts=("q",) * 9)
+    order = [take(store, 2)[0].owner for _ in range(4)]
+    assert order == ["busy", "quiet", "busy", "quiet"]
+    store.create("3" * 32, owner="busy", prompts=("now",), priority=0)
+    assert take(store)[0].prompt == "now"
+
+
+def test_room_is_asked_for_the_job_that_is_next(store: Store) -> None:
+    store.create()
+    asked: list[Offer] = []
+
+    def full(offer: Offer) -> int:
+        asked.append(offer)
+        return 0
+
+    assert store(leases.take, "w1", lambda: "x", full, 200.0) == []
+    assert (asked[0].width, asked[0].height) == (256, 128)
+
+
+def test_a_job_that_does_harm_is_stopped(store: Store) -> None:
+    job = store.create()
+    one, _ = take(store, 2)
+    store(leases.fail, one, "request_refused", "it kills", 300.0)
+    assert store(leases.failures, job.id, "request_refused") == 1
+    store(leases.pause_job, job.id)
+    assert store.job(job.id).state == "paused"
+    assert store.job(job.id).counts["waiting"] == 2

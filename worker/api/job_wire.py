@@ -1,0 +1,149 @@
+"""What the jobs API accepts, and jobs and items as it shows them."""
+
+import hashlib
+import json
+from typing import Any
+
+from worker.api import wire
+from worker.api.fields import Fields, bad, bounded, json_object, kind_of, refuse_unknown
+from worker.jobs.template import expand
+from worker.pipelines.base import ModelInfo
+from worker.settings import Settings
+from worker.storage.jobs import MAX_ITEMS, Wish
+
+MAX_BODY_BYTES = 8 << 20
+MAX_NAME_CHARS = 200
+MAX_VARIABLES = 20
+PRIORITY_NAMES = {int(value): name for name, value in wire.PRIORITIES.items()}
+
+KNOWN = (
+    "guidance_scale",
+    "idempotency_key",
+    "model",
+    "name",
+    "negative_prompt",
+    "output_compression",
+    "output_format",
+    "priority",
+    "prompts",
+    "seed",
+    "size",
+    "steps",
+    "template",
+    "variables",
+    "variants",
+)
+
+
+def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> Wish:
+    """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
+    fields = Fields(json_object(body))
+    refuse_unknown(fields, KNOWN)
+    wire.check_model(fields, settings, info)
+    width, height = wire.size_of(fields, settings, info)
+    output_format = fields.choice("output_format", "png", wire.FORMATS)
+    wire.check_compression(fields, output_format)
+    seed = fields.optional_whole("seed", 0, wire.MAX_SEED)
+    return Wish(
+        name=fields.prompt("name", "", MAX_NAME_CHARS),
+        prompts=_with_variants(fields, prompts_of(fields, settings)),
+        first_seed=default_seed if seed is None else seed,
+        width=width,
+        height=height,
+        steps=wire.steps_of(fields, settings, info),
+        guidance_scale=wire.guidance_of(fields, settings, info),
+        negative_prompt=fields.prompt("negative_prompt", "", settings.max_prompt_chars),
+        output_format=output_format,
+        quality=fields.optional_whole("output_compression", 0, 100),
+        priority=wire.PRIORITIES[fields.choice("priority", "batch", tuple(wire.PRIORITIES))],
+        idempotency_key=_idempotency_key(fields),
+        digest=_digest(fields),
+    )
+
+
+def prompts_of(fields: Fields, settings: Settings) -> list[str]:
+    """The prompts that ``prompts`` or ``template`` ask for, without variants."""
+    named = [name for name in ("prompts", "template") if fields.values.get(name) is not None]
+    if len(named) != 1:
+        what = "missing" if not named else "given beside template"
+        code = "missing_required_parameter" if not named else "invalid_value"
+        bad("prompts", f"{what}: give either a list of prompts or a template", code)
+    if named == ["template"]:
+        template = wire.one_prompt("template", fields.values["template"], settings)
+        prompts = expand(template, _variables(fields), MAX_ITEMS)
+        _require_drawable(prompts, settings.max_prompt_chars)
+        return prompts
+    if fields.values.get("variables") is not None:
+        bad("variables", "they belong to a template: use template in place of prompts")
+    given = _list("prompts", fields.values["prompts"])
+    return [wire.one_prompt(f"prompts[{k}]", prompt, settings) for k, prompt in enumerate(given)]
+
+
+def _require_drawable(prompts: list[str], most: int) -> None:
+    for k, prompt in enumerate(prompts):
+        if not prompt.strip():
+            bad("template", f"prompt {k + 1} that it makes is empty")
+        if len(prompt) > most:
+            bad(
+                "template",
+                f"prompt {k + 1} that it makes has {len(prompt)} characters; at most {most} are "
+                "read: shorten it",
+            )
+
+
+def _variables(fields: Fields) -> dict[str, list[str]]:
+    table = fields.values.get("variables")
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        bad("variables", f"must be an object of lists, not {kind_of(table)}", "invalid_type")
+    if len(table) > MAX_VARIABLES:
+        bad("variables", f"{len(table)} of them; at most {MAX_VARIABLES} are read")
+    return {name: _values(name, values) for name, values in table.items()}
+
+
+def _values(name: str, values: object) -> list[str]:
+    param = f"variables.{name[:40]}"
+    if not name.isidentifier():
+        bad(param, "is no name: use letters, digits and _")
+    return [_value(f"{param}[{k}]", value) for k, value in enumerate(_list(param, values))]
+
+
+def _value(param: str, value: object) -> str:
+    if not isinstance(value, str):
+        bad(param, f"must be text, not {kind_of(value)}", "invalid_type")
+    return value
+
+
+def _list(param: str, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        bad(param, f"must be a list, not {kind_of(value)}", "invalid_type")
+    if not value:
+        bad(param, "the list is empty: give at least one text")
+    if len(value) > MAX_ITEMS:
+        bad(param, f"{len(value)} of them; at most {MAX_ITEMS} are read: send several jobs")
+    return value
+
+
+def _with_variants(fields: Fields, prompts: list[str]) -> tuple[str, ...]:
+    variants = fields.whole("variants", 1, 1, MAX_ITEMS)
+    if variants * len(prompts) > MAX_ITEMS:
+        bad(
+            "variants",
+            f"{len(prompts)} prompts × {variants} variants are {variants * len(prompts)} pictures; "
+            f"a job may have {MAX_ITEMS}: send several jobs",
+        )
+    return tuple(prompt for prompt in prompts for _ in range(variants))
+
+
+def _idempotency_key(fields: Fields) -> str | None:
+    key = fields.values.get("idempotency_key")
+    return (
+        None if key is None else bounded("idempotency_key", fields.text("idempotency_key", ""), 200)
+    )
+
+
+def _digest(fields: Fields) -> str:
+    """Of everything that was asked: the same for a resubmission only."""
+    asked = json.dumps({k: v for k, v in fields.values.items() if v is not None}, sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -1,0 +1,405 @@
+"""Jobs and their items as rows. Functions of a connection: the caller owns the transaction.
+
+Every change of an item takes the next numbers of its job's ``revision``, so whoever knows the
+revision that it saw last can ask for what changed since. Items that are drawn are ``leases``'.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from worker.errors import Conflict, Overloaded, Refused
+from worker.storage.schema import metadata
+
+MAX_ITEMS = 10_000
+MAX_UNFINISHED = 100_000
+"""Items of one owner that wait or are drawn."""
+SEEDS = 2**32
+
+JobState = Literal["running", "paused", "cancelled", "completed", "failed"]
+ItemState = Literal["waiting", "running", "done", "failed", "cancelled"]
+JOB_STATES: tuple[JobState, ...] = ("running", "paused", "cancelled", "completed", "failed")
+ITEM_STATES: tuple[ItemState, ...] = ("waiting", "running", "done", "failed", "cancelled")
+OPEN = ("waiting", "running")
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("turn", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(32), nullable=False, unique=True),
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False, index=True),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("guidance_scale", sa.Double, nullable=False),
+    sa.Column("negative_prompt", sa.Text, nullable=False),
+    sa.Column("output_format", sa.String(8), nullable=False),
+    sa.Column("quality", sa.Integer),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("ix_jobs_owner_created_at", "owner", "created_at"),
+)
+
+items = sa.Table(
+    "job_items",
+    metadata,
+    sa.Column(
+        "job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("not_before", sa.Double, nullable=False),
+    # While it is drawn: by which lease, of which process, until when.
+    sa.Column("lease", sa.String(64)),
+    sa.Column("holder", sa.String(200)),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("error_code", sa.String(40)),
+    sa.Column("error_message", sa.Text),
+    sa.Column("image_id", sa.String(64)),
+    sa.Index("ix_job_items_job_id_state_number", "job_id", "state", "number"),
+    sa.Index("ix_job_items_job_id_revision", "job_id", "revision"),
+    sa.Index(
+        "ix_job_items_lease",
+        "lease",
+        unique=True,
+        sqlite_where=sa.text("lease IS NOT NULL"),
+        postgresql_where=sa.text("lease IS NOT NULL"),
+    ),
+)
+
+NO_LEASE: Mapping[str, None] = {"lease": None, "holder": None, "lease_until": None}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A checked job. ``prompts`` has one for each item; item k is drawn with seed ``first_seed`` +
+    k, wrapping. ``digest`` stands for all that was asked."""
+
+    name: str
+    prompts: tuple[str, ...]
+    first_seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    output_format: str
+    quality: int | None
+    priority: int
+    idempotency_key: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of ``jobs`` and how many items it has of each state. Times are seconds since the
+    epoch."""
+
+    id: str
+    owner: str
+    turn: str
+    name: str
+    state: JobState
+    priority: int
+    created_at: float
+    finished_at: float | None
+    total: int
+    revision: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    output_format: str
+    counts: Mapping[ItemState, int]
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("cancelled", "completed", "failed")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row of ``job_items``. ``number`` counts from 1."""
+
+    number: int
+    prompt: str
+    seed: int
+    state: ItemState
+    revision: int
+    lease: str | None
+    error_code: str | None
+    error_message: str | None
+    image_id: str | None
+
+
+_ITEM_COLUMNS = [items.c[name] for name in Item.__dataclass_fields__]
+_JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name != "counts"]
+
+
+# Making
+
+
+def create(
+    connection: sa.Connection, wish: Wish, owner: str, turn: str, request_id: str, now: float
+) -> Job:
+    """The job of this request: made now, or before by a replay or under its idempotency key.
+
+    Raises ``Refused`` where the key was used for something else, ``Overloaded`` where the owner
+    has too much waiting. Two at once may raise IntegrityError: then ask again.
+    """
+    known = _known(connection, wish, owner, request_id)
+    if known is not None:
+        return known
+    _require_room(connection, owner, len(wish.prompts))
+    job_id = f"job_{secrets.token_hex(12)}"
+    values = {k: v for k, v in vars(wish).items() if k not in ("prompts", "first_seed")}
+    connection.execute(
+        jobs.insert().values(
+            **values,
+            id=job_id,
+            owner=owner,
+            turn=turn,
+            request_id=request_id,
+            state="running",
+            created_at=now,
+            total=len(wish.prompts),
+            revision=0,
+        )
+    )
+    connection.execute(items.insert(), list(_new_items(job_id, wish)))
+    return require(connection, job_id)
+
+
+def _new_items(job_id: str, wish: Wish) -> Iterable[dict[str, Any]]:
+    for k, prompt in enumerate(wish.prompts):
+        yield {
+            "job_id": job_id,
+            "number": k + 1,
+            "prompt": prompt,
+            "seed": (wish.first_seed + k) % SEEDS,
+            "state": "waiting",
+            "revision": 0,
+            "tries": 0,
+            "not_before": 0.0,
+        }
+
+
+def _known(connection: sa.Connection, wish: Wish, owner: str, request_id: str) -> Job | None:
+    same = jobs.c.request_id == request_id
+    if wish.idempotency_key is not None:
+        same |= (jobs.c.owner == owner) & (jobs.c.idempotency_key == wish.idempotency_key)
+    found = connection.execute(sa.select(jobs.c.id, jobs.c.digest).where(same)).first()
+    if found is None:
+        return None
+    if found.digest != wish.digest:
+        raise Refused(
+            f"idempotency_key: it belongs to {found.id}, which asked for something else: "
+            "use a new key for a new job.",
+            param="idempotency_key",
+            code="idempotency_key_reused",
+        )
+    return require(connection, found.id)
+
+
+def _require_room(connection: sa.Connection, owner: str, more: int) -> None:
+    unfinished = connection.scalar(
+        sa.select(sa.func.count())
+        .select_from(items.join(jobs))
+        .where(jobs.c.owner == owner, jobs.c.finished_at.is_(None), items.c.state.in_(OPEN))
+    )
+    if (unfinished or 0) + more > MAX_UNFINISHED:
+        raise Overloaded(
+            f"{unfinished} pictures of your jobs are waiting and {MAX_UNFINISHED} may: "
+            "wait for some, or cancel a job.",
+            retry_after_s=120.0,
+        )
+
+
+# Looking
+
+
+def get(connection: sa.Connection, job_id: str) -> Job | None:
+    """The job, or None."""
+    found = _with_counts(connection, sa.select(*_JOB_COLUMNS).where(jobs.c.id == job_id))
+    return found[0] if found else None
+
+
+def require(connection: sa.Connection, job_id: str) -> Job:
+    """The job, which exists."""
+    job = get(connection, job_id)
+    assert job is not None, job_id
+    return job
+
+
+def page(
+    connection: sa.Connection,
+    owner: str | None,
+    states: Sequence[str],
+    limit: int,
+    after: str | None,
+) -> list[Job]:
+    """Jobs of ``owner`` (None: of everybody) in ``states`` (none: in any), newest first, from the
+    one behind job ``after`` on."""
+    query = sa.select(*_JOB_COLUMNS).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    if states:
+        query = query.where(jobs.c.state.in_(states))
+    if after is not None:
+        query = query.where(_behind(connection, after))
+    return _with_counts(connection, query.limit(limit))
+
+
+def _behind(connection: sa.Connection, after: str) -> sa.ColumnElement[bool]:
+    at: float | None = connection.scalar(sa.select(jobs.c.created_at).where(jobs.c.id == after))
+    if at is None:
+        return sa.false()
+    older = jobs.c.created_at < at
+    return older | ((jobs.c.created_at == at) & (jobs.c.id < after))
+
+
+def unfinished(connection: sa.Connection) -> list[Job]:
+    """Jobs of everybody that are being drawn, oldest first."""
+    query = sa.select(*_JOB_COLUMNS).where(jobs.c.state == "running").order_by(jobs.c.created_at)
+    return _with_counts(connection, query)
+
+
+def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
+    rows = connection.execute(query).mappings().all()
+    counts: dict[str, dict[ItemState, int]] = {
+        row["id"]: dict.fromkeys(ITEM_STATES, 0) for row in rows
+    }
+    counted = sa.select(items.c.job_id, items.c.state, sa.func.count()).group_by(
+        items.c.job_id, items.c.state
+    )
+    for job_id, state, count in connection.execute(counted.where(items.c.job_id.in_(counts))):
+        counts[job_id][state] = count
+    return [Job(**row, counts=counts[row["id"]]) for row in rows]
+
+
+def items_of(
+    connection: sa.Connection, job_id: str, states: Sequence[str], limit: int, after: int
+) -> list[Item]:
+    """Items in ``states`` (none: in any) by number, beyond number ``after``."""
+    query = sa.select(*_ITEM_COLUMNS).where(items.c.job_id == job_id, items.c.number > after)
+    if states:
+        query = query.where(items.c.state.in_(states))
+    rows = connection.execute(query.order_by(items.c.number).limit(limit)).mappings()
+    return [Item(**row) for row in rows]
+
+
+def changed_since(connection: sa.Connection, job_id: str, revision: int, limit: int) -> list[Item]:
+    """Items that changed after ``revision``, in the order of their last change."""
+    query = sa.select(*_ITEM_COLUMNS).where(items.c.job_id == job_id, items.c.revision > revision)
+    rows = connection.execute(query.order_by(items.c.revision).limit(limit)).mappings()
+    return [Item(**row) for row in rows]
+
+
+# Changing. Each may be repeated: nginx replays what a dying worker did not answer.
+
+
+def pause(connection: sa.Connection, job: Job) -> None:
+    """Stop drawing; what is under way starts again when the job goes on."""
+    if job.state == "paused":
+        return
+    if job.over:
+        raise _is_over(job, "paused")
+    _set(connection, job, state="paused")
+    change_items(connection, job.id, items.c.state == "running", state="waiting", **NO_LEASE)
+
+
+def resume(connection: sa.Connection, job: Job) -> None:
+    """Go on drawing."""
+    if job.state == "running":
+        return
+    if job.over:
+        raise _is_over(job, "resumed")
+    _set(connection, job, state="running")
+
+
+def cancel(connection: sa.Connection, job: Job, now: float) -> None:
+    """Draw no more; what is done stays."""
+    if job.over:
+        return
+    _set(connection, job, state="cancelled", finished_at=now)
+    change_items(connection, job.id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE)
+
+
+def retry(connection: sa.Connection, job: Job) -> None:
+    """Draw failed items again."""
+    if job.state == "cancelled":
+        raise _is_over(job, "retried")
+    if not job.counts["failed"]:
+        return
+    change_items(
+        connection,
+        job.id,
+        items.c.state == "failed",
+        state="waiting",
+        tries=0,
+        not_before=0.0,
+        error_code=None,
+        error_message=None,
+    )
+    if job.over:
+        _set(connection, job, state="running", finished_at=None)
+
+
+def delete(connection: sa.Connection, job_id: str) -> None:
+    """Forget the job; its pictures stay."""
+    connection.execute(items.delete().where(items.c.job_id == job_id))
+    connection.execute(jobs.delete().where(jobs.c.id == job_id))
+
+
+def forget_finished(connection: sa.Connection, before: float) -> int:
+    """Delete jobs that finished ``before``; how many."""
+    old = sa.select(jobs.c.id).where(jobs.c.finished_at < before)
+    connection.execute(items.delete().where(items.c.job_id.in_(old)))
+    return connection.execute(jobs.delete().where(jobs.c.finished_at < before)).rowcount
+
+
+def change_items(
+    connection: sa.Connection, job_id: str, which: sa.ColumnElement[bool], **values: Any
+) -> None:
+    """Set ``values`` in the items of a job that are ``which``, with new revisions."""
+    base = next_revisions(connection, job_id)
+    update = items.update().where(items.c.job_id == job_id, which)
+    connection.execute(update.values(revision=base + items.c.number, **values))
+
+
+def next_revisions(connection: sa.Connection, job_id: str) -> int:
+    """Take a revision for each item of the job: item n's is what is returned plus n."""
+    taken = (
+        jobs.update()
+        .where(jobs.c.id == job_id)
+        .values(revision=jobs.c.revision + jobs.c.total)
+        .returning(jobs.c.revision - jobs.c.total)
+    )
+    return int(connection.execute(taken).scalar_one())
+
+
+def _set(connection: sa.Connection, job: Job, **values: Any) -> None:
+    # A revision for the job alone would do; this way there is one rule.
+    next_revisions(connection, job.id)
+    connection.execute(jobs.update().where(jobs.c.id == job.id).values(**values))
+
+
+def _is_over(job: Job, verb: str) -> Conflict:
+    return Conflict(f"{job.id} is {job.state} and cannot be {verb}: make a new job.")

@@ -1,0 +1,243 @@
+"""Who draws which item until when. Functions of a connection: the caller owns the transaction.
+
+An item has one result because only its present lease can give it one. A lease ends with its
+result, with its time, or with the process that holds it.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from worker.storage.jobs import NO_LEASE, change_items, items, jobs, next_revisions
+
+LEASE_S = 30.0
+"""Renewed three times as often: a worker that is merely slow keeps what it draws."""
+
+
+@dataclass(frozen=True)
+class Leased:
+    """One item to draw."""
+
+    lease: str
+    job_id: str
+    number: int
+    owner: str
+    turn: str
+    priority: int
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    output_format: str
+    quality: int | None
+    tries: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A job that has items to draw: enough to say how many of them there is room for."""
+
+    job_id: str
+    turn: str
+    priority: int
+    width: int
+    height: int
+    guidance_scale: float
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Glance:
+    """``waiting``: something could be leased now. ``holders`` have leases, ``late`` ones have
+    leases that have run out."""
+
+    waiting: bool
+    holders: frozenset[str]
+    late: bool
+
+
+def glance(connection: sa.Connection, now: float) -> Glance:
+    """Whether there is anything to do; reads only."""
+    held = connection.execute(
+        sa.select(items.c.holder, sa.func.min(items.c.lease_until))
+        .where(items.c.lease.is_not(None))
+        .group_by(items.c.holder)
+    ).all()
+    waiting = connection.execute(sa.select(jobs.c.id).where(_has_work(now)).limit(1)).first()
+    return Glance(
+        waiting is not None,
+        frozenset(holder for holder, _ in held),
+        any(until < now for _, until in held),
+    )
+
+
+def held_by(connection: sa.Connection, holder: str) -> frozenset[str]:
+    """Leases of ``holder``; reads only."""
+    query = sa.select(items.c.lease).where(items.c.lease.is_not(None), items.c.holder == holder)
+    return frozenset(connection.scalars(query))
+
+
+def end(connection: sa.Connection, dead: Collection[str], now: float) -> int:
+    """Give back what ``dead`` processes hold, and all whose time has passed; how many items."""
+    gone = items.c.lease.is_not(None) & (items.c.holder.in_(dead) | (items.c.lease_until < now))
+    found = connection.execute(sa.select(items.c.job_id).where(gone)).scalars().all()
+    for job_id in set(found):
+        change_items(connection, job_id, gone, state="waiting", **NO_LEASE)
+    return len(found)
+
+
+def take(
+    connection: sa.Connection,
+    holder: str,
+    new_lease: Callable[[], str],
+    room: Callable[[Offer], int],
+    now: float,
+) -> list[Leased]:
+    """Lease items of one job, as many as ``room`` says: interactive before batch jobs, then the
+    turn of whoever has the fewest under way in the whole cell, then the oldest job."""
+    offer = _choose(connection, now)
+    count = room(offer) if offer else 0
+    if offer is None or count < 1:
+        return []
+    ready = sa.select(items.c.number).where(
+        items.c.job_id == offer.job_id, items.c.state == "waiting", items.c.not_before <= now
+    )
+    numbers = connection.scalars(ready.order_by(items.c.number).limit(count)).all()
+    base = next_revisions(connection, offer.job_id)
+    leases = {number: new_lease() for number in numbers}
+    for number, lease in leases.items():
+        connection.execute(
+            items.update()
+            .where(items.c.job_id == offer.job_id, items.c.number == number)
+            .values(
+                state="running",
+                revision=base + number,
+                lease=lease,
+                holder=holder,
+                lease_until=now + LEASE_S,
+            )
+        )
+    return _leased(connection, list(leases.values()))
+
+
+def renew(connection: sa.Connection, leases: Collection[str], now: float) -> None:
+    """Hold ``leases`` on, if they are still held."""
+    held = items.update().where(items.c.lease.in_(leases))
+    connection.execute(held.values(lease_until=now + LEASE_S))
+
+
+def finish(connection: sa.Connection, item: Leased, image_id: str, now: float) -> bool:
+    """The item has its picture; False where the lease had ended, and the picture with it."""
+    done = {"state": "done", "image_id": image_id, "error_code": None, "error_message": None}
+    return _end_lease(connection, item, done, now) or _is_finished(connection, item, image_id)
+
+
+def fail(connection: sa.Connection, item: Leased, code: str, message: str, now: float) -> bool:
+    """The item gets no picture."""
+    values = {"state": "failed", "error_code": code, "error_message": message}
+    return _end_lease(connection, item, values, now)
+
+
+def give_back(
+    connection: sa.Connection,
+    item: Leased,
+    *,
+    not_before: float = 0.0,
+    tried: bool = False,
+    why: tuple[str, str] = ("", ""),
+) -> bool:
+    """Somebody else may draw it, from ``not_before`` on. ``tried``: it counts as an attempt.
+    ``why``: code and message of what holds it up."""
+    code, message = why
+    values = {
+        "state": "waiting",
+        "not_before": not_before,
+        "tries": item.tries + tried,
+        "error_code": code or None,
+        "error_message": message or None,
+    }
+    return _end_lease(connection, item, values, 0.0)
+
+
+def pause_job(connection: sa.Connection, job_id: str) -> None:
+    """Stop a job that does harm."""
+    running = (jobs.c.id == job_id) & (jobs.c.state == "running")
+    connection.execute(jobs.update().where(running).values(state="paused"))
+    change_items(connection, job_id, items.c.state == "running", state="waiting", **NO_LEASE)
+
+
+def failures(connection: sa.Connection, job_id: str, code: str) -> int:
+    """Items of the job that failed with ``code``."""
+    query = sa.select(sa.func.count()).where(
+        items.c.job_id == job_id, items.c.state == "failed", items.c.error_code == code
+    )
+    return connection.scalar(query) or 0
+
+
+def _end_lease(connection: sa.Connection, item: Leased, values: dict[str, Any], now: float) -> bool:
+    held = items.c.lease == item.lease
+    if connection.execute(sa.select(items.c.number).where(held)).first() is None:
+        return False
+    change_items(connection, item.job_id, held, **values, **NO_LEASE)
+    if values["state"] != "waiting":
+        _settle(connection, item.job_id, now)
+    return True
+
+
+def _is_finished(connection: sa.Connection, item: Leased, image_id: str) -> bool:
+    """Whether an earlier attempt at this very ``finish`` was committed after all."""
+    query = sa.select(items.c.image_id).where(
+        items.c.job_id == item.job_id, items.c.number == item.number
+    )
+    return bool(connection.scalar(query) == image_id)
+
+
+def _settle(connection: sa.Connection, job_id: str, now: float) -> None:
+    """A job none of whose items is left is over."""
+    states = set(
+        connection.scalars(sa.select(items.c.state).distinct().where(items.c.job_id == job_id))
+    )
+    if states & {"waiting", "running"}:
+        return
+    state = "failed" if "failed" in states else "completed"
+    connection.execute(
+        jobs.update().where(jobs.c.id == job_id).values(state=state, finished_at=now)
+    )
+
+
+def _has_work(now: float) -> sa.ColumnElement[bool]:
+    ready = sa.select(items.c.number).where(
+        items.c.job_id == jobs.c.id, items.c.state == "waiting", items.c.not_before <= now
+    )
+    return (jobs.c.state == "running") & ready.exists()
+
+
+def _choose(connection: sa.Connection, now: float) -> Offer | None:
+    names = ["turn", "priority", "width", "height", "guidance_scale", "created_at"]
+    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names))
+    offers = [Offer(**row) for row in connection.execute(query.where(_has_work(now))).mappings()]
+    under_way = _under_way(connection)
+
+    def rank(offer: Offer) -> tuple[int, int, float]:
+        return offer.priority, under_way.get(offer.turn, 0), offer.created_at
+
+    return min(offers, key=rank, default=None)
+
+
+def _under_way(connection: sa.Connection) -> dict[str, int]:
+    """How many items of each turn are being drawn in the cell."""
+    query = sa.select(jobs.c.turn, sa.func.count()).select_from(items.join(jobs))
+    rows = connection.execute(query.where(items.c.lease.is_not(None)).group_by(jobs.c.turn))
+    return {row[0]: row[1] for row in rows}
+
+
+def _leased(connection: sa.Connection, leases: Sequence[str]) -> list[Leased]:
+    names = Leased.__dataclass_fields__
+    columns = [items.c[name] if name in items.c else jobs.c[name] for name in names]
+    query = sa.select(*columns).select_from(items.join(jobs)).where(items.c.lease.in_(leases))
+    return [Leased(**row) for row in connection.execute(query.order_by(items.c.number)).mappings()]
