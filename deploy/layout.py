@@ -56,6 +56,11 @@ class Layout:
         return self.run_dir / "supervisord.pid"
 
     @property
+    def guard_socket(self) -> Path:
+        """The guard's metrics."""
+        return self.run_dir / "guard.sock"
+
+    @property
     def nginx_pid(self) -> Path:
         return self.run_dir / "nginx.pid"
 
@@ -123,6 +128,11 @@ class Layout:
     @property
     def cell_json(self) -> Path:
         return self.state_dir / "cell.json"
+
+    @property
+    def history_json(self) -> Path:
+        """The last hours, for the ops page."""
+        return self.state_dir / "history.json"
 
     @property
     def drained_dir(self) -> Path:

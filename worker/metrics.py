@@ -1,78 +1,220 @@
-"""What Prometheus reads from a worker. Names and units follow its conventions."""
+"""What Prometheus reads from a worker. Names and units follow its conventions.
+
+Handlers say what happened (``answered``, ``drew``, ``queued``); what the engine counts itself is
+read when somebody asks. No label takes a value that a client can choose.
+"""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
+from worker.beat import Beat
+from worker.engine.state import EngineState
 
-Gauges = Callable[[], Mapping[str, tuple[str, float]]]
-"""Reads the present values: name → (help, value)."""
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
+_PICTURES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+_SIDES = (256, 512, 768, 1024, 1536, 2048)
+LARGER = "larger"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A worker at one moment; None and empty where it does not know yet."""
+
+    ready: bool
+    encoding: int
+    """Pictures being encoded or waiting for it."""
+    build: Mapping[str, str]
+    """Version, model, device …: constant while the process lives."""
+    beat: Beat | None = None
+    engine: EngineState | None = None
+    device_memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by kind: allocated, reserved, limit."""
 
 
 class Metrics:
     """One registry of its own: importing this module registers nothing anywhere."""
 
-    def __init__(self, gauges: Gauges) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
             "zimage_http_requests",
             "Requests answered, by route and status (499: the client left).",
-            ("route", "status"),
-            registry=self.registry,
+            ("route", "code"),
+            registry=registry,
         )
-        self.request_seconds = Histogram(
+        self._request_seconds = Histogram(
             "zimage_http_request_duration_seconds",
             "From the first byte of a request to the last of its answer.",
             ("route",),
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.images = Counter(
-            "zimage_images_drawn", "Pictures drawn.", ("format",), registry=self.registry
+        self._images = Counter(
+            "zimage_images_drawn", "Pictures drawn.", ("format",), registry=registry
         )
-        self.pixels = Counter("zimage_pixels_drawn", "Pixels drawn.", registry=self.registry)
-        self.queue_seconds = Histogram(
+        self._pixels = Counter("zimage_pixels_drawn", "Pixels drawn.", registry=registry)
+        self._queue_seconds = Histogram(
             "zimage_queue_duration_seconds",
             "From a request's arrival to the first step of its first picture.",
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.inference_seconds = Histogram(
+        self._inference_seconds = Histogram(
             "zimage_inference_duration_seconds",
-            "From the first step of a picture to its pixels.",
+            "From the first step of a picture to its pixels. size: the side of the smallest of "
+            "some squares that has as many pixels.",
+            ("size",),
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.encode_seconds = Histogram(
+        self._encode_seconds = Histogram(
             "zimage_encode_duration_seconds",
             "From pixels to a file and its base64, waiting included.",
             ("format",),
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self.strikes = Counter(
             "zimage_strikes",
             "Requests seen in the step of a worker that died, by what was done with them.",
             ("action",),
-            registry=self.registry,
+            registry=registry,
         )
-        self.registry.register(_GaugeCollector(gauges))
-        ProcessCollector(pid=os.getpid, registry=self.registry)
+        for action in ("inherited", "alone", "refused"):
+            self.strikes.labels(action)  # from zero on: a first strike is an increase
+        # A series is looked up under a lock, and these on every request.
+        self._answered: dict[tuple[str, object], tuple[Counter, Histogram]] = {}
+        self._drawn: dict[str, tuple[Counter, Histogram]] = {}
+        self._by_size = {s: self._inference_seconds.labels(s) for s in map(str, _SIDES)}
+        self._by_size[LARGER] = self._inference_seconds.labels(LARGER)
+        self.drawn = 0
+        """Pictures since the start."""
+        registry.register(_Readings(read))
+        ProcessCollector(pid=os.getpid, registry=registry)
+
+    def answered(self, route: str, status: object, seconds: float) -> None:
+        """A request was answered with an HTTP ``status``. ``route`` is a template, never a path."""
+        series = self._answered.get((route, status))
+        if series is None:
+            series = self._requests.labels(route, status), self._request_seconds.labels(route)
+            self._answered[route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
+
+    def queued(self, seconds: float) -> None:
+        """A request has waited so long for its first step."""
+        self._queue_seconds.observe(seconds)
+
+    def drew(self, pixels: int, inference_s: float, image_format: str, encode_s: float) -> None:
+        """A picture is drawn and is a file."""
+        series = self._drawn.get(image_format)
+        if series is None:
+            counted = self._images.labels(image_format)
+            series = self._drawn[image_format] = (
+                counted,
+                self._encode_seconds.labels(image_format),
+            )
+        series[0].inc()
+        series[1].observe(encode_s)
+        self.drawn += 1
+        self._pixels.inc(pixels)
+        self._by_size[size_class(pixels)].observe(inference_s)
 
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
 
 
-class _GaugeCollector(Collector):
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
+def size_class(pixels: int) -> str:
+    """Side of the smallest square of a few that has ``pixels``, or ``larger``."""
+    return next((str(side) for side in _SIDES if pixels <= side * side), LARGER)
+
+
+class _Readings(Collector):
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        for name, (text, value) in self._gauges().items():
-            yield GaugeMetricFamily(f"zimage_{name}", text, value=value)
+        reading = self._read()
+        yield InfoMetricFamily("zimage_build", "What runs here.", value=dict(reading.build))
+        yield _gauge("ready", "1 where this worker takes work now.", reading.ready)
+        yield _gauge("encoding_pictures", "Pictures being encoded or waiting.", reading.encoding)
+        for kind, value in reading.device_memory.items():
+            yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
+        if reading.beat is not None:
+            yield from _of_beat(reading.beat)
+        if reading.engine is not None:
+            yield from _of_engine(reading.engine)
+
+
+_MEMORY = {
+    "allocated": "Memory of the device in use by weights and pictures.",
+    "reserved": "Memory of the device that this process keeps, in use or not.",
+    "limit": "Memory of the device that weights and pictures may use.",
+}
+_TOTALS = (
+    ("out_of_memory", "out_of_memory", "Calls that found no room on the device."),
+    ("busy_seconds", "busy_s", "Time in which there was something to draw."),
+    ("device_seconds", "device_s", "Of that, time inside the pipeline."),
+)
+_OUTCOMES = ("done", "failed", "cancelled", "handed_back")
+
+
+def _of_beat(beat: Beat) -> Iterator[Metric]:
+    yield _gauge("heartbeat_age_seconds", "Since the present phase or step began.", beat.age_s())
+    yield _gauge("heartbeat_allowance_seconds", "How long it may last.", beat.allowance_s)
+
+
+def _of_engine(state: EngineState) -> Iterator[Metric]:
+    yield _gauge("queued_requests", "Requests that wait for their first step.", state.queued)
+    yield _gauge("running_requests", "Requests being drawn.", state.running)
+    wait_text = "What a request arriving now would wait."
+    yield _gauge("predicted_wait_seconds", wait_text, state.predicted_wait_s)
+    for name, key, text in _TOTALS:
+        yield CounterMetricFamily(f"zimage_{name}", text, value=state.totals[key])
+    outcomes = CounterMetricFamily(
+        "zimage_engine_requests", "Requests that left the engine.", labels=("outcome",)
+    )
+    for outcome in _OUTCOMES:
+        outcomes.add_metric((outcome,), state.totals[f"requests_{outcome}"])
+    yield outcomes
+    yield _batches(state.batches)
+    if state.caption_lookups is not None:
+        yield _captions(*state.caption_lookups)
+
+
+def _batches(batches: Mapping[int, int]) -> Metric:
+    buckets = [
+        (str(float(most)), float(sum(steps for n, steps in batches.items() if n <= most)))
+        for most in _PICTURES
+    ]
+    return HistogramMetricFamily(
+        "zimage_batch_pictures",
+        "Pictures that shared a denoising step; their count is the steps taken.",
+        buckets=[*buckets, ("+Inf", float(sum(batches.values())))],
+        sum_value=float(sum(n * steps for n, steps in batches.items())),
+    )
+
+
+def _captions(hits: int, misses: int) -> Metric:
+    text = "Prompts looked up in the cache of embeddings."
+    lookups = CounterMetricFamily("zimage_caption_lookups", text, labels=("result",))
+    lookups.add_metric(("hit",), hits)
+    lookups.add_metric(("miss",), misses)
+    return lookups
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"zimage_{name}", text, value=float(value))

@@ -5,8 +5,9 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from importlib import metadata
 from typing import Any, TypeVar
 
 from worker import calibration, card, exits, log
@@ -15,9 +16,9 @@ from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady
 from worker.imaging import Encoders
-from worker.metrics import Metrics
+from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
-from worker.pipelines.memory import memory_of
+from worker.pipelines.memory import Memory, NoMemory, memory_of
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer, link_secret
@@ -48,7 +49,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[int] = self._loop.create_future()
         self.encoders = Encoders(settings.threads)
-        self.metrics = Metrics(self._gauges)
+        self.metrics = Metrics(self._reading)
         self.strikes = Strikes(
             settings.var_dir, settings.run_dir, settings.name, settings.strike_ttl_s
         )
@@ -68,6 +69,7 @@ class Service:
         self._stopping = False
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
+        self._memory: Memory = NoMemory()
         self._beat: BeatWriter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -120,7 +122,7 @@ class Service:
     def _costs(self, pipeline: Pipeline) -> Costs:
         """What calibration found for this device, or a short measurement where that is quick."""
         device = pipeline.info.device
-        memory = memory_of(device, self.settings.vram_limit_gib)
+        memory = self._memory = memory_of(device, self.settings.vram_limit_gib)
         table = calibration.load(self.settings, pipeline, memory)
         log.event("costs", calibrated=table is not None, memory_limit=memory.limit_bytes)
         if table is not None:
@@ -240,25 +242,25 @@ class Service:
     def engine_state(self) -> EngineState | None:
         return None if self._engine is None else self._engine.state()
 
-    def _gauges(self) -> Mapping[str, tuple[str, float]]:
-        beat, state = self.beat(), self.engine_state()
-        gauges = {
-            "ready": ("1 where this worker takes work now.", float(self.not_ready() is None)),
-            "encoding_pictures": ("Pictures being encoded or waiting.", self.encoders.waiting),
+    def _reading(self) -> Reading:
+        return Reading(
+            ready=self.not_ready() is None,
+            encoding=self.encoders.waiting,
+            build=self._build(),
+            beat=self.beat(),
+            engine=self.engine_state(),
+            device_memory=self._memory.usage(),
+        )
+
+    def _build(self) -> dict[str, str]:
+        info, settings = self._info, self.settings
+        return {
+            "version": metadata.version("zimage-cluster"),
+            "worker": settings.name,
+            "model": info.id if info else settings.model,
+            "device": info.device if info else settings.device,
+            "dtype": info.dtype if info else settings.dtype,
         }
-        if beat is not None:
-            gauges["phase_seconds"] = ("Since the present phase or step began.", beat.age_s())
-            gauges["steps"] = ("Denoising steps since the start.", beat.steps)
-        if state is not None:
-            gauges |= {
-                "queued_requests": ("Requests that wait for their first step.", state.queued),
-                "running_requests": ("Requests being drawn.", state.running),
-                "predicted_wait_seconds": (
-                    "What a request arriving now would wait.",
-                    state.predicted_wait_s,
-                ),
-            }
-        return gauges
 
     # Behind the scenes
 

@@ -6,10 +6,13 @@ import time
 from collections.abc import Coroutine
 from pathlib import Path
 
-from deploy.guard import housekeeping, state
+from deploy.guard import exposition, housekeeping, state
 from deploy.guard.gate import make_closed_socket
+from deploy.guard.gpus import Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
+from deploy.guard.metrics import GuardMetrics
+from deploy.guard.observer import Observer
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings
 from deploy.guard.supervisor import (
@@ -42,6 +45,9 @@ class Guard:
         self._layout = Layout(settings.var_dir, settings.run_dir)
         self._journal = Journal()
         self._watches = [Watch(w, settings, self._layout) for w in settings.workers]
+        self._gpus = Gpus(watch.device for watch in self._watches)
+        self._metrics = GuardMetrics(self._watches, self._journal, self._gpus, settings.var_dir)
+        self._observer = Observer(self._watches, self._gpus, self._layout, self._metrics.registry)
         self._hold = KillHold(self._rules)
         self._supervisor = Supervisor(self._layout.supervisor_socket)
         self._restarts = Restarts(self._rules.max_start_backoff_s)
@@ -56,12 +62,21 @@ class Guard:
         make_closed_socket(self._layout.closed_socket)
         for watch in self._watches:
             watch.gate.prepare()
+        self._gpus.start()
         self._journal.event("guard started")
-        async with asyncio.TaskGroup() as tasks:
+        async with (
+            exposition.serving(self._layout.guard_socket, self._metrics.render),
+            asyncio.TaskGroup() as tasks,
+        ):
             loops = [tasks.create_task(w.ask_for_ever(self._on_change)) for w in self._watches]
             loops += [
                 tasks.create_task(loop())
-                for loop in (self._judge_for_ever, self._supervise, self._do_chores)
+                for loop in (
+                    self._judge_for_ever,
+                    self._supervise,
+                    self._do_chores,
+                    self._observer.observe_for_ever,
+                )
             ]
             await _vanished(settings_path)
             for loop in loops:
@@ -80,6 +95,7 @@ class Guard:
             self._write_state(now)
 
     def _excuse_own_lag(self, lag_s: float, now: float) -> None:
+        self._metrics.lag_seconds.observe(max(0.0, lag_s))
         if lag_s > _TICK_S:
             for watch in self._watches:
                 watch.forgive(lag_s)
@@ -131,9 +147,11 @@ class Guard:
             self._journal.event(f"in: {verdict.why}", watch.name)
         elif self._must_close(watch, verdict) and watch.gate.is_open:
             watch.gate.close()
+            watch.ejections[verdict.cause] += 1
             self._journal.event(f"out: {verdict.why}", watch.name)
         if watch.enter(verdict.state):
             self._journal.news = True
+        self._observer.look(watch)
 
     def _must_close(self, watch: Watch, verdict: Verdict) -> bool:
         others = (other for other in self._watches if other is not watch)
@@ -273,7 +291,8 @@ class Guard:
         self._written_at = now
         self._journal.news = False
         try:
-            state.write(self._layout.cell_json, state.snapshot(self._watches, self._journal))
+            seen = state.snapshot(self._settings.cell, self._watches, self._journal, self._gpus)
+            state.write(self._layout.cell_json, seen)
         except OSError as error:
             logging.getLogger("guard").error("cannot write the cell's state: %s", error)
 

@@ -41,6 +41,21 @@ EXCUSED = frozenset({Phase.BOOT, Phase.LOAD, Phase.COMPILE})
 GateVerdict = Literal["open", "close", "spare", "keep"]
 
 
+# Why it goes out, for counting. The first four are seen from outside, the next it says itself.
+Cause = Literal[
+    "drained",
+    "hung",
+    "gone",
+    "silent",
+    "loading",
+    "warming",
+    "draining",
+    "stuck",
+    "broken",
+    "other",
+]
+
+
 @dataclass(frozen=True)
 class Seen:
     """One worker at one moment. Seconds are durations up to that moment."""
@@ -74,13 +89,15 @@ class Verdict:
     state: State
     kill: str | None = None
     """Why it must be killed; None: let it live."""
+    cause: Cause = "other"
+    """``why`` in one of few words."""
 
 
 def judge(seen: Seen, now: float, rules: Rules) -> Verdict:
     """``now`` is on the clock of ``Beat.since``."""
     kill = _kill_reason(seen, now, rules)
-    gate, why = _gate(seen, kill, rules)
-    return Verdict(gate, why, _state(seen, kill, rules), kill)
+    gate, why, cause = _gate(seen, kill, rules)
+    return Verdict(gate, why, _state(seen, kill, rules), kill, cause)
 
 
 def _kill_reason(seen: Seen, now: float, rules: Rules) -> str | None:
@@ -117,20 +134,30 @@ def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
     return None
 
 
-def _gate(seen: Seen, kill: str | None, rules: Rules) -> tuple[GateVerdict, str]:
+def _gate(seen: Seen, kill: str | None, rules: Rules) -> tuple[GateVerdict, str, Cause]:
     if seen.drained:
-        return "close", "drained"
+        return "close", "drained", "drained"
     if kill is not None:
-        return "close", kill
+        return "close", kill, "hung"
     if seen.refused_s is not None:
-        return "close", "nobody listens"
+        return "close", "nobody listens", "gone"
     if seen.silent_s >= rules.silence_s:
-        return "spare", f"silent for {seen.silent_s:.1f} s"
+        return "spare", f"silent for {seen.silent_s:.1f} s", "silent"
     if seen.answer is None:
-        return "keep", "not heard yet"
+        return "keep", "not heard yet", "other"
     if seen.answer.status == 200:
-        return "open", "ready"
-    return "close", seen.answer.reason or f"answered {seen.answer.status}"
+        return "open", "ready", "other"
+    reason = seen.answer.reason
+    return "close", reason or f"answered {seen.answer.status}", _SAID.get(reason, "other")
+
+
+_SAID: dict[str, Cause] = {
+    "loading": "loading",
+    "warming": "warming",
+    "draining": "draining",
+    "stuck": "stuck",
+    "broken": "broken",
+}
 
 
 def _state(seen: Seen, kill: str | None, rules: Rules) -> State:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATE, _START_TIME = 0, 19  # fields of /proc/<pid>/stat behind the command's name
 
 
@@ -30,6 +31,14 @@ class Process:
     @property
     def alive(self) -> bool:
         return self.state != ""
+
+    def resident_bytes(self) -> int:
+        """What it holds of the machine's memory, shared pages included; 0 once it has ended."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * _PAGE_BYTES
 
     def terminate(self) -> None:
         """SIGTERM it, if it is still there."""

@@ -3,19 +3,23 @@
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deploy.guard.gpus import Gpu, Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.watch import Watch
+from worker.beat import DRAWING
 
 
-def snapshot(watches: Iterable[Watch], journal: Journal) -> dict[str, Any]:
+def snapshot(cell: str, watches: Iterable[Watch], journal: Journal, gpus: Gpus) -> dict[str, Any]:
     """Times are seconds since the epoch."""
-    workers = [_worker(watch) for watch in watches]
+    workers = [_worker(watch, gpus.get(watch.device)) for watch in watches]
     n_open = sum(worker["open"] for worker in workers)
     return {
         "at": round(time.time(), 3),
+        "name": cell,
         "ready": n_open > 0,
         "alarms": journal.alarms,
         "pool": {"open": n_open, "of": len(workers)},
@@ -31,7 +35,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     fresh.replace(path)
 
 
-def _worker(watch: Watch) -> dict[str, Any]:
+def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:
     said = watch.answer.body if watch.answer else {}
     beat = watch.beat if watch.process else None
     return {
@@ -41,6 +45,8 @@ def _worker(watch: Watch) -> dict[str, Any]:
         "since": round(watch.since, 3),
         "open": watch.gate.is_open,
         "phase": beat.phase.name.lower() if beat else None,
+        "phase_age_s": round(beat.age_s(), 3) if beat else None,
+        "in_step": len(beat.running) if beat and beat.phase in DRAWING else 0,
         "steps": beat.steps if beat else 0,
         "queued": said.get("queued", 0),
         "running": said.get("running", 0),
@@ -50,4 +56,6 @@ def _worker(watch: Watch) -> dict[str, Any]:
         "last_fault": watch.last_fault,
         "device": watch.device,
         "device_name": watch.device_name,
+        "resident_bytes": watch.resident_bytes(),
+        "gpu": asdict(gpu) if gpu else None,
     }

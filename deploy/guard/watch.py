@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
 from deploy.guard import probe
 from deploy.guard.gate import Gate
-from deploy.guard.judge import EXCUSED, Seen, State
+from deploy.guard.judge import EXCUSED, Cause, Seen, State
 from deploy.guard.probe import Answer, NoAnswer, NobodyListens
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
@@ -19,6 +20,9 @@ from worker.beat import Beat, Phase, read_beat
 # One question stays open for long: a stopped worker is not given a heap of them to answer later,
 # and answers within the moment in which it goes on.
 _PROBE_TIMEOUT_S = 5.0
+
+FAULTS = ("killed", "died")
+"""By the guard; or of itself, by the kernel or a stranger."""
 
 
 class Watch:
@@ -35,6 +39,8 @@ class Watch:
         self.restarts = 0
         self.last_exit: str | None = None
         self.last_fault: dict[str, object] | None = None
+        self.faults: Counter[str] = Counter()
+        self.ejections: Counter[Cause] = Counter()
         self.being_killed = False
         self.was_ready = False
         """This process has answered 200 before: only then does its silence mean anything."""
@@ -117,7 +123,23 @@ class Watch:
         self.state, self.since = state, time.time()
         return True
 
-    def fault(self, what: str) -> None:
+    @property
+    def lane(self) -> str:
+        """What the history calls it: ``in`` the pool, or out and why."""
+        return "in" if self.gate.is_open else self.state
+
+    @property
+    def predicted_wait_s(self) -> float:
+        said = self.answer.body.get("predicted_wait_s") if self.answer else None
+        return float(said) if isinstance(said, int | float) else 0.0
+
+    def resident_bytes(self) -> int:
+        """Memory of its process; 0 without one."""
+        return self.process.resident_bytes() if self.process else 0
+
+    def fault(self, kind: str, what: str) -> None:
+        """``kind`` is one of ``FAULTS``."""
+        self.faults[kind] += 1
         self.last_fault = {"at": round(time.time(), 3), "what": what}
 
     def exited(self, end: Exit) -> None:
@@ -134,7 +156,7 @@ class Watch:
         """The guard itself ends the process."""
         self._killed_because = why
         self.last_exit = f"killed: {why}"
-        self.fault(why)
+        self.fault("killed", why)
 
     def _outcome(self) -> tuple[int | None, bool]:
         return self.answer.status if self.answer else None, self._refused_at is None
@@ -172,7 +194,7 @@ class Watch:
         if self._killed_because is None:
             self.last_exit = "ended in order" if orderly else where
             if not orderly:
-                self.fault(where)
+                self.fault("died", where)
         self.process = None
         self.was_ready = False
         self._nobody_listens(now)

@@ -89,8 +89,7 @@ class Exchanges:
         # The route's template, so that no client can add label values.
         route = getattr(scope.get("route"), "path", "none")
         status = exchange.notes.get("status", answer.status)
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._metrics.answered(route, status, seconds)
         fields: dict[str, log.Value] = {
             "request_id": exchange.id,
             "method": scope["method"][:20],

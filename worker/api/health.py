@@ -55,6 +55,7 @@ def readiness(service: Service) -> dict[str, Any]:
         "phase": None if beat is None else beat.phase.name.lower(),
         "queued": 0 if state is None else state.queued,
         "running": 0 if state is None else state.running,
+        "drawn": service.metrics.drawn,
         "predicted_wait_s": 0.0 if state is None else round(state.predicted_wait_s, 3),
     }
     return content if reason is None else {**content, "reason": reason}

@@ -204,11 +204,8 @@ class Drawing:
             parameters_text(drawn.spec, self._service.info.id),
             b64=self._generation.response_format == "b64_json",
         )
-        metrics = self._service.metrics
-        metrics.encode_seconds.labels(image_format).observe(time.monotonic() - began)
-        metrics.images.labels(image_format).inc()
-        metrics.pixels.inc(drawn.spec.width * drawn.spec.height)
-        metrics.inference_seconds.observe(drawn.inference_ms / 1000)
+        pixels, encode_s = drawn.spec.width * drawn.spec.height, time.monotonic() - began
+        self._service.metrics.drew(pixels, drawn.inference_ms / 1000, image_format, encode_s)
         return Finished(drawn, picture)
 
     async def _item(self, request: Request, one: Finished) -> bytes:
@@ -230,7 +227,7 @@ class Drawing:
             "Inference-Ms": round(done_ms - queue_ms),
             "Batch-Size": max(one.batch_size for one in drawn),
         }
-        self._service.metrics.queue_seconds.observe(queue_ms / 1000)
+        self._service.metrics.queued(queue_ms / 1000)
         for name, value in timings.items():
             self.exchange.notes[name.lower().replace("-", "_")] = value
         return timings

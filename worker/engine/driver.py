@@ -7,6 +7,7 @@ touched under ``lock`` only, and ``lock`` is never held during a call into the p
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +46,7 @@ class Driver:
     scheduler: Scheduler
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
+    batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
     refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
@@ -252,6 +254,7 @@ class Driver:
             self.scheduler.charge(part, seconds)
             if phase is Phase.STEP:
                 self.totals.steps += 1
+                self.batches[len(part)] += 1
                 seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
                 self.costs.record(_KINDS[phase], part[0].size, _rows(part), seconds)

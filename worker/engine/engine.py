@@ -161,6 +161,8 @@ class Engine:
                 predicted_wait_s=self._newcomers_wait_s(),
                 steps_done=self._driver.totals.steps,
                 totals=dataclasses.asdict(self._driver.totals),
+                batches=dict(self._driver.batches),
+                caption_lookups=self._pipeline.caption_lookups(),
                 step_ms=self._costs.step_ms(),
                 refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
             )

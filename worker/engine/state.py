@@ -55,6 +55,8 @@ class EngineState:
     predicted_wait_s: float  # of a request that came now
     steps_done: int
     totals: Mapping[str, float]
+    batches: Mapping[int, int]  # steps by the pictures that shared them
+    caption_lookups: tuple[int, int] | None  # hits and misses of the cache, where there is one
     step_ms: Mapping[str, float]  # by "WIDTHxHEIGHT/rows"
     refused_sizes: tuple[str, ...]
 

@@ -99,6 +99,9 @@ class Pipeline(Protocol):
     def preview(self, sample: Sample) -> Pixels | None:
         """A cheap look at an unfinished picture, smaller than the result, or None."""
 
+    def caption_lookups(self) -> tuple[int, int] | None:
+        """Hits and misses of the cache of text embeddings; None without one. From any thread."""
+
     def close(self) -> None:
         """Let go of the device."""
 

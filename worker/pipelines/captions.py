@@ -38,11 +38,16 @@ class CaptionEncoder:
         self._graphs = graphs if _looks_back_only(pipeline.text_encoder) else None
         self._room = kept_tokens
         self._kept: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
 
     def __call__(self, prompt: str) -> torch.Tensor:
         """padded tokens × width of the transformer, on the device."""
         tokens = self._tokens(prompt)
-        if tokens not in self._kept:
+        if tokens in self._kept:
+            self.hits += 1
+        else:
+            self.misses += 1
             caption = self._encode(tokens)
             self._make_room(len(caption))
             self._kept[tokens] = caption

@@ -1,6 +1,7 @@
 """What a device has and uses of memory. Without a GPU, nothing is known and nothing is limited."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class Memory(Protocol):
     def resident_bytes(self) -> int: ...
     def reset_peak(self) -> None: ...
     def peak_bytes(self) -> int | None: ...
+    def usage(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class NoMemory:
     def reset_peak(self) -> None: ...
     def peak_bytes(self) -> int | None:
         return None
+
+    def usage(self) -> Mapping[str, int]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,16 @@ class CudaMemory:
         import torch
 
         return int(torch.cuda.max_memory_allocated())
+
+    def usage(self) -> Mapping[str, int]:
+        """Bytes now: allocated, reserved, limit. From any thread; does not touch the device."""
+        import torch
+
+        return {
+            "allocated": int(torch.cuda.memory_allocated()),
+            "reserved": int(torch.cuda.memory_reserved()),
+            "limit": self.limit_bytes or 0,
+        }
 
 
 def memory_of(device: str, vram_limit_gib: float | None) -> Memory:

@@ -100,6 +100,9 @@ class SyntheticPipeline:
     def preview(self, sample: Sample) -> Pixels | None:
         return self._picture(sample)[::4, ::4]
 
+    def caption_lookups(self) -> tuple[int, int] | None:
+        return None
+
     def close(self) -> None:
         pass
 

@@ -99,6 +99,9 @@ class WholeCall:
         """None: what latents mean differs from pipeline to pipeline."""
         return None
 
+    def caption_lookups(self) -> tuple[int, int] | None:
+        return None
+
     def close(self) -> None:
         del self._pipeline
         gc.collect()

@@ -118,6 +118,9 @@ class ZImageStepwise:
         cells = (max(1, height // factor), max(1, width // factor))
         return self._decode.rough(F.adaptive_avg_pool2d(predicted, cells))
 
+    def caption_lookups(self) -> tuple[int, int] | None:
+        return self._captions.hits, self._captions.misses
+
     def close(self) -> None:
         del self._pipeline, self._transformer, self._captions, self._decode
         gc.collect()

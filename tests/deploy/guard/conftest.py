@@ -48,6 +48,9 @@ class Cell:
     def events(self, worker: str | None) -> list[str]:
         return [e["what"] for e in cell_state(self.layout)["events"] if e["worker"] == worker]
 
+    def history(self) -> dict[str, Any]:
+        return dict(json.loads(self.layout.history_json.read_text()))
+
     def alarms(self) -> set[str]:
         return {alarm["name"] for alarm in cell_state(self.layout)["alarms"]}
 

@@ -145,13 +145,17 @@ async def test_metrics_count_what_was_drawn(client: httpx.AsyncClient) -> None:
     assert 'zimage_images_drawn_total{format="webp"} 2.0' in text
     assert "zimage_pixels_drawn_total 8192.0" in text
     assert "zimage_ready 1.0" in text
+    assert 'zimage_inference_duration_seconds_count{size="256"} 2.0' in text
+    assert "zimage_queue_duration_seconds_count 1.0" in text
+    assert 'zimage_engine_requests_total{outcome="done"}' in text
+    assert "zimage_build_info{" in text
 
 
 async def test_unknown_paths_make_no_new_series(client: httpx.AsyncClient) -> None:
     await client.get("/a")
     await client.get("/b")
     text = (await client.get("/metrics")).text
-    assert 'zimage_http_requests_total{route="none",status="404"} 2.0' in text
+    assert 'zimage_http_requests_total{code="404",route="none"} 2.0' in text
 
 
 async def test_models_are_listed_with_their_limits(client: httpx.AsyncClient) -> None:

@@ -58,6 +58,7 @@ def test_the_least_recently_used_makes_room(encoder: CaptionEncoder, small_zimag
         for prompt in ("1", "3", "1", "2"):
             encoder(prompt)
     assert len(lengths) == 2
+    assert (encoder.hits, encoder.misses) == (2, 4)
 
 
 def test_a_prompt_over_the_bound_is_still_encoded(
