@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deploy import machine
+from deploy import certificate, machine
+from deploy.certificate import Certificate
 from deploy.config import ClusterConfig
 from deploy.layout import Layout
 from deploy.machine import Machine
@@ -27,6 +28,7 @@ class CellError(Exception):
 class Cell:
     config: ClusterConfig
     config_path: Path
+    certificate_source: certificate.Source | None = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -53,12 +55,22 @@ class Cell:
             )
         return Host.current(nginx.path, nginx.version, self.machine.cores)
 
+    @cached_property
+    def certificate(self) -> Certificate | None:
+        """What nginx is to show, None without HTTPS; ``CertificateError`` where it is unusable."""
+        if self.config.tls.self_signed:
+            return certificate.self_signed(self.config, self.layout)
+        if not self.config.tls.on:
+            return None
+        return certificate.check(self.certificate_source or certificate.read(self.config.tls))
+
     def render(self) -> dict[str, str]:
         return render(self.config, self.plan, self.layout, self.host)
 
     @property
     def url(self) -> str:
-        return f"http://{_reachable(self.config.listen.address)}:{self.config.listen.port}/"
+        scheme = "https" if self.config.tls.on else "http"
+        return f"{scheme}://{_reachable(self.config.listen.address)}:{self.config.listen.port}/"
 
     @property
     def ops_url(self) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 
 from deploy import machine, processes
 from deploy.cell import Cell
+from deploy.certificate import WARN_BEFORE, CertificateError
 from deploy.config import ROOT
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
 from deploy.plan import model_source
@@ -39,7 +40,7 @@ class Finding:
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    checks = (nginx, sockets, ports, memory, gpus, model, database)
+    checks = (nginx, sockets, ports, https, memory, gpus, model, database)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -86,7 +87,10 @@ def ports(cell: Cell) -> Iterator[Finding]:
     for key, address, port in (
         ("listen", config.listen.address, config.listen.port),
         ("ops", config.ops.address, config.ops.port),
+        ("tls.http_port", config.listen.address, config.tls.http_port),
     ):
+        if not port:
+            continue
         subject = f"{key} {address}:{port}"
         problem = _bind_error(address, port)
         if problem == 0:
@@ -94,11 +98,42 @@ def ports(cell: Cell) -> Iterator[Finding]:
         elif problem == errno.EADDRINUSE:
             yield _port_in_use(key, subject, _listeners(port), ours)
         elif problem == errno.EACCES:
-            remedy = f"use {key}.port = 7860 or another above 1023"
+            remedy = (
+                "use a port above 1023, or let users listen there: "
+                f"sysctl net.ipv4.ip_unprivileged_port_start={port}"
+            )
             yield Finding("fail", subject, "only root may listen there", remedy)
         else:
             remedy = f"set {key}.address to an address of this machine"
             yield Finding("fail", subject, os.strerror(problem), remedy)
+
+
+def https(cell: Cell) -> Iterator[Finding]:
+    """Whether the certificate is one that browsers will take, and for how long."""
+    try:
+        shown = cell.certificate
+        if shown is None:
+            return
+        shown.require_valid()
+    except CertificateError as error:
+        yield Finding("fail", "certificate", error.text, error.remedy)
+        return
+    names = ", ".join(shown.names[:3]) + (" …" if len(shown.names) > 3 else "")
+    text = f"for {names}; ends on {shown.ends:%Y-%m-%d}, in {shown.days_left} days"
+    if shown.days_left < WARN_BEFORE.days:
+        remedy = "renew it (certbot renew), then: zimage reload"
+        yield Finding("warn", "certificate", text, remedy)
+    elif processes.members(cell.layout.processes) and not _is_shown(cell, shown.pem):
+        yield Finding("warn", "certificate", f"{text}; not shown yet", "zimage reload")
+    else:
+        yield Finding("ok", "certificate", text)
+
+
+def _is_shown(cell: Cell, pem: bytes) -> bool:
+    try:
+        return cell.layout.pair.read_bytes() == pem
+    except OSError:
+        return False
 
 
 def memory(cell: Cell) -> Iterator[Finding]:
@@ -212,7 +247,7 @@ def _port_in_use(key: str, subject: str, holders: set[int], ours: set[int]) -> F
     if holders & ours:
         return Finding("ok", subject, "held by this cell")
     names = ", ".join(f"{pid} ({_command(pid)})" for pid in sorted(holders)) or "another user"
-    remedy = f"stop that process, or set {key}.port to a free port"
+    remedy = f"stop that process, or set {key if '.' in key else f'{key}.port'} to a free port"
     return Finding("fail", subject, f"in use by process {names}", remedy)
 
 

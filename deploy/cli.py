@@ -15,6 +15,7 @@ from rich.live import Live
 
 from deploy import (
     account,
+    certificate,
     checks,
     converge,
     files,
@@ -31,6 +32,7 @@ from deploy import (
 )
 from deploy.account import AccountError
 from deploy.cell import Cell, CellError
+from deploy.certificate import CertificateError
 from deploy.config import DEFAULT_PATH, ROOT, ConfigError, load
 from deploy.down import down as end_cell
 from deploy.supervise import SupervisorError
@@ -159,6 +161,18 @@ def render(
 
 
 @app.command()
+def reload(config: Config = None) -> None:
+    """Take on a renewed certificate, for certbot's deploy hook. Nothing restarts or ends."""
+    cell = _cell(config)
+    if cell.certificate is None:
+        raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
+    with converge.alone(cell):
+        changed = converge.take_certificate(cell)
+    until = f"{', '.join(cell.certificate.names)}, until {cell.certificate.ends:%Y-%m-%d}"
+    screen.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
+
+
+@app.command()
 def drain(worker: WorkerName, config: Config = None) -> None:
     """Take a worker out of the pool and let it finish; it stays out until undrain."""
     cell = _cell(config)
@@ -283,7 +297,7 @@ def run(command: Callable[..., Any]) -> int:
         screen.fail(f"{error.path} is wrong; nothing was touched")
         for problem in error.problems:
             screen.errors.print(f"  {problem}", markup=False)
-    except (CellError, SupervisorError, AccountError) as error:
+    except (CellError, CertificateError, SupervisorError, AccountError) as error:
         screen.fail(str(error))
     except PermissionError as error:
         screen.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
@@ -299,10 +313,11 @@ def run(command: Callable[..., Any]) -> int:
 def _cell(config: Path | None, *, create: bool = False) -> Cell:
     path = (config or _default_config()).expanduser().resolve()
     loaded = load(path)
+    source = certificate.read(loaded.tls)
     warning = account.settle(loaded, path, create=create)
     if warning and create:
         screen.warn(warning)
-    return Cell(loaded, path)
+    return Cell(loaded, path, source)
 
 
 def _default_config() -> Path:

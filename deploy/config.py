@@ -55,6 +55,7 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
 _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
 _SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\r\n]+)?$"
+_HOST = r"^[A-Za-z0-9*][A-Za-z0-9.:-]{0,252}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
 _PATTERNS = {
@@ -62,6 +63,7 @@ _PATTERNS = {
     _NAME: "must be small letters, digits and dashes (32 at most)",
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
+    _HOST: "must be a host's name or an IP address",
     _VARIABLE: "must be the name of an environment variable",
 }
 
@@ -91,6 +93,37 @@ class Listen(_Section):
                 f'other machines could draw without a key on "{self.address}"',
                 'use "127.0.0.1", or set listen.auth = "none" if everybody who can connect may',
             )
+        return self
+
+
+class Tls(_Section):
+    certificate: str = Field("", pattern=_PATH)
+    key: str = Field("", pattern=_PATH)
+    self_signed: bool = False
+    names: list[Annotated[str, Field(pattern=_HOST)]] = []
+    http_port: int = Field(0, ge=0, le=65535)
+    hsts_s: int = Field(0, ge=0)
+
+    @property
+    def on(self) -> bool:
+        return self.self_signed or bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _one_certificate(self) -> Self:
+        if bool(self.certificate) != bool(self.key):
+            key, other = ("key", "certificate") if self.certificate else ("certificate", "key")
+            raise _problem(key, f"missing beside tls.{other}", "name both files, or neither")
+        if self.self_signed and self.certificate:
+            raise _problem(
+                "self_signed", "there is a certificate as well", "delete one of the two settings"
+            )
+        for key in ("http_port", "hsts_s"):
+            if getattr(self, key) and not self.on:
+                raise _problem(
+                    key,
+                    "has no meaning without HTTPS",
+                    "set tls.certificate and tls.key, or tls.self_signed = true",
+                )
         return self
 
 
@@ -217,6 +250,7 @@ class ClusterConfig(_Section):
     ] = "auto"
     cell: Cell = Cell()
     listen: Listen = Listen()
+    tls: Tls = Tls()
     ops: Ops = Ops()
     model: Model = Model()
     limits: Limits = Limits()
@@ -257,10 +291,14 @@ def parse(data: dict[str, Any], path: Path = DEFAULT_PATH) -> ClusterConfig:
 
 
 def _port_problems(config: ClusterConfig) -> list[str]:
-    if config.listen.port != config.ops.port:
-        return []
-    port = config.listen.port
-    return [f"ops.port: {port} is also listen.port; choose another, such as {port + 1}"]
+    problems, taken = [], {config.listen.port: "listen.port"}
+    for key, port in (("ops.port", config.ops.port), ("tls.http_port", config.tls.http_port)):
+        if port in taken:
+            remedy = f"choose another, such as {port + 1}"
+            problems.append(f"{key}: {port} is also {taken[port]}; {remedy}")
+        elif port:
+            taken[port] = key
+    return problems
 
 
 def _model_problems(config: ClusterConfig) -> list[str]:
@@ -353,6 +391,8 @@ def _what(detail: ErrorDetails) -> str:
     words = {
         "int_type": "must be a whole number",
         "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "list_type": "must be a list in [ ]",
         "string_type": "must be text in quotes",
         "dict_type": "must be a table",
         "model_type": "must be a table",
@@ -388,6 +428,8 @@ def _toml(value: object) -> str:
     return (
         f'"{value}"'
         if isinstance(value, str)
+        else str(value).lower()
+        if isinstance(value, bool)
         else f"{value:g}"
         if isinstance(value, float)
         else str(value)

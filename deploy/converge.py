@@ -9,7 +9,18 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from deploy import checks, files, orphans, processes, roll, screen, store, supervise, wait
+from deploy import (
+    certificate,
+    checks,
+    files,
+    orphans,
+    processes,
+    roll,
+    screen,
+    store,
+    supervise,
+    wait,
+)
 from deploy.cell import Cell, CellError
 from deploy.orphans import Orphans
 from deploy.supervise import STOPPED, Changes
@@ -46,6 +57,8 @@ def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
     first = not processes.members(cell.layout.processes)
     if changes and not first:
         _show(changes)
+    if take_certificate(cell):
+        screen.step("take on the certificate of [tls]; no connection ends")
     replaced = _supervisord_differs(cell, rendered)
     files.write(cell.layout.render_dir, rendered)
     if replaced:
@@ -53,6 +66,16 @@ def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
     if processes.leader(cell.layout.processes) is None:
         return _start(cell, child=child)
     return _update(cell)
+
+
+def take_certificate(cell: Cell) -> bool:
+    """Show the certificate that ``cluster.toml`` names; whether it is another one than before.
+
+    nginx finds it with its next handshake: no connection ends."""
+    if cell.certificate is None:
+        cell.layout.certificate_json.unlink(missing_ok=True)  # the guard watches its end
+        return False
+    return certificate.adopt(cell.certificate, cell.layout)
 
 
 def wait_ready(cell: Cell) -> None:

@@ -163,6 +163,35 @@ class Layout:
     def cache_dir(self) -> Path:
         return self.var_dir / "cache"
 
+    # HTTPS
+    @property
+    def tls_dir(self) -> Path:
+        return self.var_dir / "tls"
+
+    @property
+    def pair(self) -> Path:
+        """Key and chain as nginx reads them, this user's alone."""
+        return self.tls_dir / "pair.pem"
+
+    @property
+    def certificate(self) -> Path:
+        """The chain without its key, for those who are to trust it."""
+        return self.tls_dir / "certificate.pem"
+
+    @property
+    def certificate_json(self) -> Path:
+        """Its names and its end, for the guard."""
+        return self.tls_dir / "certificate.json"
+
+    @property
+    def self_signed(self) -> Path:
+        return self.tls_dir / "self-signed.pem"
+
+    @property
+    def acme_dir(self) -> Path:
+        """Where certbot leaves the answers to its certificate authority's questions."""
+        return self.var_dir / "acme"
+
     @property
     def first_picture(self) -> Path:
         return self.var_dir / "first-picture.png"
@@ -197,6 +226,7 @@ class Layout:
             self.tmp_dir,
             self.replies_dir,
             self.cache_dir,
+            self.acme_dir,
         )
 
     def create(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from deploy import certificate
 from deploy.cell import Cell, CellError
 
 PROMPT = "a large red circle on a white background"
@@ -25,8 +26,9 @@ def draw(cell: Cell) -> Drawn:
     timeout_s = limits.max_queue_wait_s + timeouts.longest_draw_s
     started = time.monotonic()
     try:
+        verify = certificate.trusting(cell.layout) if cell.config.tls.on else True
         # trust_env: a proxy of the environment has no business between us and this machine.
-        with httpx.Client(timeout=timeout_s, trust_env=False) as client:
+        with httpx.Client(timeout=timeout_s, trust_env=False, verify=verify) as client:
             answer = client.post(f"{cell.url}v1/images/generations", json={"prompt": PROMPT})
     except httpx.HTTPError as error:
         raise CellError(f"no picture from {cell.url}: {error!r}; see zimage logs nginx") from None

@@ -10,6 +10,7 @@ import base64
 import io
 import itertools
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Traffic:
     """``clients`` closed-loop clients against ``url`` from ``start`` to ``stop``.
 
     ``body`` makes the request of client c's k-th turn; ``slow_readers`` of the clients read their
-    answers at ``slow_bytes_per_s``.
+    answers at ``slow_bytes_per_s``. ``verify`` is httpx's: whom to trust where ``url`` is https.
     """
 
     url: str
@@ -52,6 +53,7 @@ class Traffic:
     )
     synthetic: bool = True
     think_s: float = 0.0
+    verify: ssl.SSLContext | bool = True
     outcomes: list[Outcome] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -74,7 +76,7 @@ class Traffic:
         await until(lambda: len(self.outcomes) >= goal, timeout_s, f"{count} more answers")
 
     async def _client(self, client: int) -> None:
-        async with httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=self.verify) as http:
             for turn in itertools.count():
                 if self._stop.is_set():
                     return

@@ -36,6 +36,7 @@ _EMPTY_POOL_S = 10.0
 _STOP_REMINDER_S = 2.0
 _REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
 _SUPERVISOR_AWAY_S = 3.0
+_CERTIFICATE_DAYS = 14.0  # certbot has tried to renew it for two weeks by then
 
 
 class Guard:
@@ -306,7 +307,14 @@ class Guard:
             moved = [housekeeping.rotate(log, size, keep) for log in logs]
             if any(moved):
                 housekeeping.reopen_logs(layout.nginx_pid)
+            self._watch_certificate()
             await asyncio.sleep(_CHORES_INTERVAL_S)
+
+    def _watch_certificate(self) -> None:
+        days = housekeeping.days_of_certificate(self._layout.certificate_json)
+        ends_soon = days is not None and days < _CERTIFICATE_DAYS
+        text = f"the certificate of HTTPS ends in {days or 0:.0f} days: zimage doctor"
+        self._journal.set("certificate", ends_soon, text)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,5 +1,6 @@
 """Small chores that keep a cell bounded: old strikes go, nginx's logs are rotated."""
 
+import json
 import os
 import signal
 import time
@@ -40,3 +41,11 @@ def reopen_logs(nginx_pid: Path) -> None:
         # The number may be another process's by now, which the signal would end.
         if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
             os.kill(pid, signal.SIGUSR1)
+
+
+def days_of_certificate(path: Path) -> float | None:
+    """Days until the certificate described in ``path`` ends; None without HTTPS."""
+    try:
+        return float((json.loads(path.read_text())["ends_at"] - time.time()) / 86_400)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

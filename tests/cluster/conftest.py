@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from deploy.config import load
-from deploy.layout import Layout
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
 from worker.beat import read_beat
@@ -51,6 +50,7 @@ max_requests_per_s_per_address = 0
 device = "cpu"
 count = {workers}
 threads = 1
+{more}
 """
 
 
@@ -76,11 +76,13 @@ class RunningCell(Cell):
             "max_batch": 4,
             "max_queued_requests": 64,
             "step_allowance_s": 2.0,
+            "more": "",
         } | values
         self.config_path.write_text(
             CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)
         )
-        super().__init__(Layout.of(load(self.config_path)), f"http://127.0.0.1:{port}")
+        seen = Cell.of(load(self.config_path), self.config_path)
+        super().__init__(seen.layout, seen.url)
 
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""

@@ -61,6 +61,32 @@ WRONG = [
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (
+        '[tls]\ncertificate = "full.pem"',
+        "tls.key: missing beside tls.certificate; name both files, or neither",
+    ),
+    (
+        '[tls]\ncertificate = "a"\nkey = "b"\nself_signed = true',
+        "tls.self_signed: there is a certificate as well; delete one of the two settings",
+    ),
+    (
+        "[tls]\nhsts_s = 60",
+        "tls.hsts_s: has no meaning without HTTPS; "
+        "set tls.certificate and tls.key, or tls.self_signed = true",
+    ),
+    (
+        '[tls]\nself_signed = "yes"',
+        'tls.self_signed: must be true or false, not "yes"; the default is false',
+    ),
+    (
+        '[tls]\nself_signed = true\nnames = ["a b"]',
+        'tls.names[0]: must be a host\'s name or an IP address, not "a b"; '
+        "see [tls] in deploy/cluster.toml",
+    ),
+    (
+        "[tls]\nself_signed = true\nhttp_port = 7860",
+        "tls.http_port: 7860 is also listen.port; choose another, such as 7861",
+    ),
+    (
         '[ops]\naddress = "10.0.0.1"',
         'ops.address: "10.0.0.1" is not a loopback address; use "127.0.0.1"',
     ),

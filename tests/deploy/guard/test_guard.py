@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 import pytest
 
@@ -41,6 +42,15 @@ def test_killed_worker_goes_out_and_comes_back(cell: Cell) -> None:
     wait_until(lambda: cell.worker("w1")["last_exit"] == "terminated by SIGKILL", "explained")
     assert cell.worker("w1")["last_fault"]["what"] == "died in phase IDLE"
     assert cell.worker("w1")["restarts"] >= 1
+
+
+def test_certificate_that_ends_soon_rings_until_it_is_renewed(cell: Cell) -> None:
+    described = cell.layout.certificate_json
+    described.parent.mkdir()
+    for days, rings in ((13, True), (90, False)):
+        described.write_text(json.dumps({"names": ["a"], "ends_at": time.time() + days * 86_400}))
+        expected = {"certificate"} if rings else set()
+        wait_until(lambda: cell.alarms() & {"certificate"} == expected, "noticed")  # noqa: B023
 
 
 def test_stopped_worker_is_out_then_killed(cell: Cell) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from deploy import certificate
 from deploy.config import ClusterConfig, parse
 from deploy.guard.gate import Gate, make_closed_socket
 from deploy.layout import Layout
@@ -105,14 +107,22 @@ def nginx_command(layout: Layout, *options: str) -> list[str]:
 
 @contextlib.contextmanager
 def site(var_dir: Path, slot: str = "", **sections: dict[str, Any]) -> Iterator[Site]:
-    """``slot`` stands in the public server, where certificates will."""
+    """``slot`` stands in the public server, beside its locations."""
     config = configuration(var_dir, **sections)
     layout = SiteLayout(var_dir, var_dir / "run")
-    write(layout, {**files(config, layout), "conf.d/tls.conf": slot})
+    texts = files(config, layout)
+    texts["conf.d/locations.conf"] += slot
+    write(layout, texts)
     make_closed_socket(layout.closed_socket)
+    verify: ssl.SSLContext | bool = True
+    scheme = "http"
+    if config.tls.on:
+        certificate.adopt(certificate.self_signed(config, layout), layout)
+        verify, scheme = certificate.trusting(layout), "https"
+    url = f"{scheme}://127.0.0.1:{config.listen.port}"
     with (
         running(nginx_command(layout), layout.log("nginx")),
-        httpx.Client(base_url=f"http://127.0.0.1:{config.listen.port}", timeout=60) as client,
+        httpx.Client(base_url=url, timeout=60, verify=verify) as client,
         httpx.Client(base_url=f"http://127.0.0.1:{config.ops.port}", timeout=60) as ops,
     ):
         here = Site(layout, config, client, ops)
