@@ -56,6 +56,7 @@ _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
 _SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\r\n]+)?$"
 _HOST = r"^[A-Za-z0-9*][A-Za-z0-9.:-]{0,252}$"
+_NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
 _PATTERNS = {
@@ -64,6 +65,7 @@ _PATTERNS = {
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     _HOST: "must be a host's name or an IP address",
+    _NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     _VARIABLE: "must be the name of an environment variable",
 }
 
@@ -84,6 +86,7 @@ class Listen(_Section):
     address: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
     auth: Literal["loopback", "none"] = "loopback"
+    trusted_proxies: list[Annotated[str, Field(pattern=_NETWORK)]] = []
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

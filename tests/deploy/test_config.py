@@ -33,7 +33,7 @@ WRONG = [
     ("[listen]\nadress = 1", 'listen.adress: unknown key; did you mean "address"?'),
     (
         "[listen]\ntls = true",
-        "listen.tls: unknown key; this table has address, port, auth",
+        "listen.tls: unknown key; this table has address, port, auth, trusted_proxies",
     ),
     (
         '[database]\nurl = "postgresql://db/zimage"',

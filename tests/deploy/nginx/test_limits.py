@@ -1,22 +1,247 @@
-"""Rates and connections of one client address."""
+"""What one address may do, which addresses are believed, and what other sites may not."""
 
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.deploy.nginx.site import site
+import httpx
+import pytest
 
+from tests.deploy.nginx.site import Site, site
 
-def test_a_runaway_client_is_told_to_slow_down(tmp_path: Path) -> None:
-    limits = {"max_requests_per_s_per_address": 1, "max_connections_per_address": 0}
-    with site(tmp_path, nginx=limits) as front, front.worker("w1"):
-        replies = [front.client.get("/v1/models") for _ in range(5)]
-    # Two seconds' worth may come at once, and the first is on time.
-    assert [reply.status_code for reply in replies[:3]] == [200] * 3
-    refused = replies[-1]
-    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
-    assert 1 <= int(refused.headers["retry-after"]) <= 120
+DRAW = "/v1/images/generations"
+PROXY, STRANGER = "127.0.0.1", "127.0.0.9"
 
 
-def test_the_page_is_never_limited(tmp_path: Path) -> None:
-    limits = {"max_requests_per_s_per_address": 1, "max_connections_per_address": 1}
-    with site(tmp_path, nginx=limits) as front:
-        assert {front.client.get("/healthz").status_code for _ in range(20)} == {200}
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Small limits, and one trusted proxy."""
+    var_dir = tmp_path_factory.mktemp("strict")
+    (var_dir / "web").mkdir()
+    (var_dir / "web" / "index.html").write_text("<title>Z</title>")
+    with site(
+        var_dir,
+        listen={"port": _port(), "trusted_proxies": [PROXY, "10.9.0.0/16"]},
+        nginx={
+            "max_requests_per_s_per_address": 5,
+            "max_connections_per_address": 2,
+            "client_timeout_s": 1.0,
+        },
+    ) as strict:
+        yield strict
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def client_at(site: Site, address: str) -> Iterator[httpx.Client]:
+    """A client whose connections come from ``address``."""
+    transport = httpx.HTTPTransport(local_address=address)
+    base_url = str(site.client.base_url)
+    with httpx.Client(base_url=base_url, transport=transport, timeout=60) as client:
+        yield client
+
+
+def drawn_for(client: httpx.Client, **headers: str) -> dict[str, Any]:
+    """The headers that the worker saw."""
+    reply = client.post(DRAW, json={"direct": True}, headers=headers)
+    return dict(reply.json()["headers"])
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [
+        ("6.6.6.6", "6.6.6.6"),
+        ("1.1.1.1, 6.6.6.6, 10.9.3.4", "6.6.6.6"),
+        ("nonsense", PROXY),
+        ("2001:db8::7", "2001:db8::7"),
+    ],
+)
+def test_trusted_proxy_is_believed(strict: Site, said: str, believed: str) -> None:
+    with strict.worker("w1"):
+        seen = drawn_for(strict.client, **{"X-Forwarded-For": said, "X-Forwarded-Proto": "https"})
+    assert (seen["x-real-ip"], seen["x-forwarded-for"]) == (believed, believed)
+    assert seen["x-forwarded-proto"] == "https"
+
+
+def test_stranger_is_not_believed(strict: Site) -> None:
+    with strict.worker("w1"), client_at(strict, STRANGER) as stranger:
+        seen = drawn_for(stranger, **{"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"})
+    assert (seen["x-real-ip"], seen["x-forwarded-for"]) == (STRANGER, STRANGER)
+    assert seen["x-forwarded-proto"] == "http"
+
+
+def test_requests_beyond_the_rate_are_refused_for_that_address_alone(strict: Site) -> None:
+    noisy, quiet = {"X-Forwarded-For": "7.7.7.7"}, {"X-Forwarded-For": "8.8.8.8"}
+    with strict.worker("w1"):
+        replies = [strict.client.get("/v1/models", headers=noisy) for _ in range(40)]
+        assert strict.client.get("/v1/models", headers=quiet).status_code == 200
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert 11 <= len(replies) - len(refused) < 40
+    assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 2 <= int(refused[0].headers["Retry-After"]) <= 5
+
+
+def test_connections_beyond_the_limit_are_refused_for_that_address_alone(strict: Site) -> None:
+    many, other = {"X-Forwarded-For": "7.1.1.1"}, {"X-Forwarded-For": "8.1.1.1"}
+    with strict.worker("w1"), contextlib.ExitStack() as open_streams:
+        for _ in range(2):
+            stream = strict.client.stream("POST", DRAW, json={"stream": True}, headers=many)
+            assert open_streams.enter_context(stream).status_code == 200
+        assert strict.client.get("/v1/models", headers=many).status_code == 429
+        assert strict.client.get("/v1/models", headers=other).status_code == 200
+
+
+def test_head_that_drips_is_cut_off(strict: Site) -> None:
+    """A slow loris: one byte every 0.2 s would hold the connection for ever."""
+    with socket.create_connection(("127.0.0.1", strict.config.listen.port)) as connection:
+        connection.settimeout(0.2)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+        assert _ends(connection, b"x")
+
+
+def test_body_that_stalls_is_cut_off(strict: Site) -> None:
+    head = f"POST {DRAW} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"
+    with (
+        strict.worker("w1"),
+        socket.create_connection(("127.0.0.1", strict.config.listen.port)) as connection,
+    ):
+        connection.settimeout(0.2)
+        connection.sendall(head.encode())
+        assert _ends(connection, b"")
+
+
+def test_reader_that_stalls_is_cut_off(strict: Site) -> None:
+    body = b'{"bytes": 30000000}'
+    head = f"POST {DRAW} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with (
+        strict.worker("w1"),
+        socket.create_connection(("127.0.0.1", strict.config.listen.port)) as connection,
+    ):
+        connection.sendall(head.encode() + body)
+        time.sleep(4)  # reads nothing for longer than it may
+        connection.settimeout(30)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                got += len(chunk)
+    assert 0 < got < 30_000_000
+
+
+def test_hundred_lorises_do_not_keep_others_out(strict: Site) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            address = ("127.0.0.1", strict.config.listen.port)
+            lazy = held.enter_context(socket.create_connection(address))
+            lazy.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n")
+        with strict.worker("w1"):
+            assert strict.draw(direct=True).status_code == 200
+
+
+def _ends(connection: socket.socket, drip: bytes) -> bool:
+    """Whether the other side closes within 30 s although ``drip`` comes again and again."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            if drip:
+                connection.sendall(drip)
+            if not connection.recv(4096):
+                return True
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1", 403),  # another port is another site
+        ("https://localhost.evil.example", 403),
+        (None, 200),
+    ],
+)
+def test_pages_of_other_sites_may_not_post(front: Site, origin: str | None, status: int) -> None:
+    headers = {} if origin is None else {"Origin": origin}
+    with front.worker("w1"):
+        reply = front.client.post(DRAW, json={"direct": True}, headers=headers)
+        own = {"Origin": f"http://127.0.0.1:{front.config.listen.port}"}
+        assert front.client.post(DRAW, json={"direct": True}, headers=own).status_code == 200
+        assert front.client.get("/v1/models", headers=headers).status_code == 200
+    assert reply.status_code == status
+    if status == 403:
+        assert reply.json()["error"]["code"] == "cross_site"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "SHOUT"])
+def test_no_method_that_changes_something_is_for_other_sites(front: Site, method: str) -> None:
+    headers = {"Origin": "http://evil.example"}
+    with front.worker("w1"):
+        assert front.client.request(method, "/v1/jobs/x", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", DRAW, "/cell.json", "/readyz"])
+def test_loopback_cell_answers_to_no_foreign_name(front: Site, path: str) -> None:
+    """DNS rebinding: a page's own name is led to 127.0.0.1, so that it may read what it asks."""
+    with front.worker("w1"):
+        for client in (front.client, front.ops):
+            reply = client.get(path, headers={"Host": "evil.example:7860"})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (
+                421,
+                "misdirected_request",
+            )
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:7860"])
+def test_loopback_cell_answers_to_its_own_names(front: Site, host: str) -> None:
+    assert front.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_cell_for_everybody_answers_to_every_name(tmp_path: Path) -> None:
+    everybody = {"port": _port(), "address": "0.0.0.0", "auth": "none"}
+    with site(tmp_path, listen=everybody) as open_to_all:
+        reply = open_to_all.client.get("/healthz", headers={"Host": "draw.example.com"})
+        assert reply.status_code == 200
+        # The ops address is loopback's alone, whatever the page listens on.
+        outside = socket.gethostbyname(socket.gethostname())
+        if not outside.startswith("127."):
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"http://{outside}:{open_to_all.config.ops.port}/cell.json", timeout=5)
+            assert httpx.get(
+                f"http://{outside}:{open_to_all.config.listen.port}/healthz"
+            ).is_success
+
+
+def test_every_answer_forbids_guessing_its_type(front: Site) -> None:
+    with front.worker("w1"):
+        replies = [front.client.get(p) for p in ("/v1/models", "/none", "/healthz", "/cell.json")]
+        replies.append(front.draw(direct=True))
+        replies.append(front.draw(direct=False))
+    assert {reply.headers["X-Content-Type-Options"] for reply in replies} == {"nosniff"}
+
+
+def test_parallel_strangers_do_not_share_a_limit(strict: Site) -> None:
+    codes: list[int] = []
+
+    def ask(k: int) -> None:
+        headers = {"X-Forwarded-For": f"9.9.9.{k}"}
+        codes.append(strict.client.get("/v1/models", headers=headers).status_code)
+
+    with strict.worker("w1"):
+        threads = [threading.Thread(target=ask, args=(k,)) for k in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert codes == [200] * 12
