@@ -56,6 +56,9 @@ _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
 _SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\r\n]+)?$"
 _HOST = r"^[A-Za-z0-9*][A-Za-z0-9.:-]{0,252}$"
+_HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # those of worker/fonts/mark.otf
+_MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
+_PRODUCER = r"^[^\"\\;#\x00-\x1f]{0,200}$"
 _NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
@@ -65,6 +68,8 @@ _PATTERNS = {
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     _HOST: "must be a host's name or an IP address",
+    _MARK: f"must be up to 16 letters, digits, spaces, and characters of {_HANZI}",
+    _PRODUCER: 'must be one line without " \\ ; and #',
     _NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     _VARIABLE: "must be the name of an environment variable",
 }
@@ -189,6 +194,12 @@ class Limits(_Section):
     image_keep_gib: float = Field(10.0, gt=0)
 
 
+class Labels(_Section):
+    mark: bool = False
+    mark_text: str = Field("AI生成", pattern=_MARK)
+    producer: str = Field("", pattern=_PRODUCER)
+
+
 class Timeouts(_Section):
     step_allowance_s: float = Field(5.0, gt=0)
     idle_allowance_s: float = Field(3.0, gt=0)
@@ -257,6 +268,7 @@ class ClusterConfig(_Section):
     ops: Ops = Ops()
     model: Model = Model()
     limits: Limits = Limits()
+    labels: Labels = Labels()
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()

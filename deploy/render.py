@@ -130,6 +130,8 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "attention": config.model.attention,
         "graphs": config.model.graphs,
         **config.limits.model_dump(),
+        "label_mark": config.labels.mark_text if config.labels.mark else "",
+        "label_producer": config.labels.producer,
         "step_allowance_s": config.timeouts.step_allowance_s,
         "load_allowance_s": config.timeouts.load_allowance_s,
         "compile_allowance_s": config.timeouts.compile_allowance_s,

@@ -1,7 +1,7 @@
 """Pictures as PNG, JPEG or WebP files, made in a bounded pool of threads.
 
 A file says how it was drawn: PNG in a text chunk ``parameters``, JPEG and WebP in EXIF's
-``UserComment``, in the form that common picture tools read.
+``UserComment``, in the form that common picture tools read. Labels stand in XMP.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from worker.errors import Overloaded
+from worker.labels import Labels
 from worker.pipelines.base import DrawSpec, Pixels
 
 DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
@@ -46,20 +47,23 @@ def parameters_text(spec: DrawSpec, model: str) -> str:
     return "\n".join(lines)
 
 
-def encode(pixels: Pixels, image_format: str, quality: int | None, parameters: str) -> bytes:
-    """The file's bytes. ``quality`` 0 to 100 is for JPEG and WebP."""
+def encode(
+    pixels: Pixels, image_format: str, quality: int | None, parameters: str, xmp: bytes = b""
+) -> bytes:
+    """The file's bytes. ``quality`` 0 to 100 is for JPEG and WebP, ``xmp`` a packet of metadata."""
     if image_format == "png":
-        return _png(pixels, parameters)
+        return _png(pixels, parameters, xmp)
     options: dict[str, Any] = {
         "quality": DEFAULT_QUALITY[image_format] if quality is None else quality,
         "exif": _exif(parameters),
+        **({"xmp": xmp} if xmp else {}),
     }
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def _png(pixels: Pixels, parameters: str) -> bytes:
+def _png(pixels: Pixels, parameters: str, xmp: bytes) -> bytes:
     # Pillow takes three to four times as long for the same size: see docs/performance.md.
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)
@@ -68,16 +72,21 @@ def _png(pixels: Pixels, parameters: str) -> bytes:
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    text = b"parameters\0\0\0\0\0" + parameters.replace("\0", " ").encode()
+    said = parameters.replace("\0", " ").encode()
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _RGB, 0, 0, 0)),
-            _chunk(b"iTXt", text),
+            _text(b"parameters", said),
+            _text(b"XML:com.adobe.xmp", xmp) if xmp else b"",
             _chunk(b"IDAT", deflate.compress(filtered.data) + deflate.flush()),
             _chunk(b"IEND", b""),
         )
     )
+
+
+def _text(keyword: bytes, utf8: bytes) -> bytes:
+    return _chunk(b"iTXt", keyword + b"\0\0\0\0\0" + utf8)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -97,9 +106,12 @@ def _exif(parameters: str) -> bytes:
 
 
 class Encoders:
-    """A pool of ``threads`` encoder threads. Base64 is made there too, off the event loop."""
+    """A pool of ``threads`` encoder threads. Base64 is made there too, off the event loop.
 
-    def __init__(self, threads: int) -> None:
+    Every picture that leaves it bears ``labels``."""
+
+    def __init__(self, threads: int, labels: Labels = Labels()) -> None:  # noqa: B008 (frozen)
+        self._labels = labels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
         self.waiting = 0
 
@@ -115,23 +127,30 @@ class Encoders:
         quality: int | None,
         parameters: str,
         *,
+        produce_id: str,
         b64: bool = True,
     ) -> Picture:
+        """``produce_id`` names the picture for ever; empty for a preview."""
         self.waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._pool, _picture, pixels, image_format, quality, parameters, b64
-            )
+            how = (image_format, quality, parameters, produce_id, b64)
+            return await loop.run_in_executor(self._pool, self._picture, pixels, *how)
         finally:
             self.waiting -= 1
 
+    def _picture(
+        self,
+        pixels: Pixels,
+        image_format: str,
+        quality: int | None,
+        parameters: str,
+        produce_id: str,
+        b64: bool,
+    ) -> Picture:
+        marked, xmp = self._labels.marked(pixels), self._labels.xmp(produce_id)
+        data = encode(marked, image_format, quality, parameters, xmp)
+        return Picture(data, base64.b64encode(data) if b64 else b"")
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _picture(
-    pixels: Pixels, image_format: str, quality: int | None, parameters: str, b64: bool
-) -> Picture:
-    data = encode(pixels, image_format, quality, parameters)
-    return Picture(data, base64.b64encode(data) if b64 else b"")

@@ -16,6 +16,7 @@ from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady
 from worker.imaging import Encoders
+from worker.labels import Labels
 from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import Memory, NoMemory, memory_of
@@ -48,7 +49,9 @@ class Service:
         self.started_at = time.time()
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[int] = self._loop.create_future()
-        self.encoders = Encoders(settings.threads)
+        self.encoders = Encoders(
+            settings.threads, Labels(settings.label_mark, settings.label_producer)
+        )
         self.metrics = Metrics(self._reading)
         self.strikes = Strikes(
             settings.var_dir, settings.run_dir, settings.name, settings.strike_ttl_s

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     image_keep_gib: float = Field(10.0, gt=0)
     """Pictures under ``var/images`` beyond this are deleted, oldest first."""
 
+    label_mark: str = ""
+    """Text in the corner of every picture. Empty: none."""
+    label_producer: str = ""
+    """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
+
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
     load_allowance_s: float = Field(900.0, gt=0)

@@ -86,7 +86,7 @@ def test_every_quality_makes_a_file(image_format: str, quality: int) -> None:
 @pytest.mark.anyio
 async def test_pool_encodes_with_base64() -> None:
     encoders = Encoders(2)
-    picture = await encoders.encode(noise(), "png", None, "p")
+    picture = await encoders.encode(noise(), "png", None, "p", produce_id="x-0")
     assert base64.b64decode(picture.b64) == picture.data
     assert encoders.waiting == 0
     encoders.close()

@@ -202,6 +202,7 @@ class Drawing:
             image_format,
             self._generation.quality,
             parameters_text(drawn.spec, self._service.info.id),
+            produce_id=f"{self.exchange.id}-{drawn.image_index}",
             b64=self._generation.response_format == "b64_json",
         )
         pixels, encode_s = drawn.spec.width * drawn.spec.height, time.monotonic() - began
@@ -282,7 +283,11 @@ class Drawing:
 
     async def _partial(self, event: Partial) -> bytes:
         picture = await self._service.encoders.encode(
-            event.pixels, self._generation.output_format, self._generation.quality, ""
+            event.pixels,
+            self._generation.output_format,
+            self._generation.quality,
+            "",
+            produce_id="",
         )
         fields = {
             "partial_image_index": event.partial_index,
