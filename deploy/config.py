@@ -186,7 +186,23 @@ class Limits(_Section):
     max_queued_requests: int = Field(64, ge=1)
     max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
-    image_keep_gib: float = Field(10.0, gt=0)
+
+
+class Gallery(_Section):
+    enabled: bool = True
+    keep_days: float = Field(365.0, gt=0)
+    keep_gib: float = Field(20.0, gt=0)
+    favourites_gib: float = Field(10.0, ge=0)
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.favourites_gib > self.keep_gib:
+            raise _problem(
+                "favourites_gib",
+                f"{self.favourites_gib:g} GiB of favourites do not fit {self.keep_gib:g} GiB",
+                "lower it, or raise gallery.keep_gib",
+            )
+        return self
 
 
 class Timeouts(_Section):
@@ -257,6 +273,7 @@ class ClusterConfig(_Section):
     ops: Ops = Ops()
     model: Model = Model()
     limits: Limits = Limits()
+    gallery: Gallery = Gallery()
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()
