@@ -186,7 +186,7 @@ def disk(cell: Cell) -> Iterator[Finding]:
     place = next(p for p in (cell.layout.var_dir, *cell.layout.var_dir.parents) if p.exists())
     free_gib = shutil.disk_usage(place).free / machine.GIB
     text = f"{free_gib:.1f} GiB free at {place}"
-    remedy = "make room, or lower limits.image_keep_gib and logs.max_mib"
+    remedy = "make room, or lower gallery.keep_gib and logs.max_mib"
     level: Literal["ok", "warn", "fail"] = (
         "fail" if free_gib < 0.2 else "warn" if free_gib < 2 else "ok"
     )

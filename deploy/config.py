@@ -191,7 +191,23 @@ class Limits(_Section):
     max_queued_requests: int = Field(64, ge=1)
     max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
-    image_keep_gib: float = Field(10.0, gt=0)
+
+
+class Gallery(_Section):
+    enabled: bool = True
+    keep_days: float = Field(365.0, gt=0)
+    keep_gib: float = Field(20.0, gt=0)
+    favourites_gib: float = Field(10.0, ge=0)
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.favourites_gib > self.keep_gib:
+            raise _problem(
+                "favourites_gib",
+                f"{self.favourites_gib:g} GiB of favourites do not fit {self.keep_gib:g} GiB",
+                "lower it, or raise gallery.keep_gib",
+            )
+        return self
 
 
 class Labels(_Section):
@@ -269,6 +285,7 @@ class ClusterConfig(_Section):
     model: Model = Model()
     limits: Limits = Limits()
     labels: Labels = Labels()
+    gallery: Gallery = Gallery()
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()

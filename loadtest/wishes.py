@@ -27,4 +27,5 @@ def wish(rng: random.Random, sizes: tuple[str, ...] = SMALL) -> dict[str, Any]:
         "size": rng.choice(sizes),
         "seed": 1000 * rng.randrange(SEEDS),
         "negative_prompt": os.urandom(8).hex(),
+        "store": False,  # nobody wants these in a gallery
     }

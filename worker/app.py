@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from worker.api import admin, answers, files, health, images, models
+from worker.api import admin, answers, files, gallery, health, images, models
 from worker.api.exchange import Exchanges
 from worker.errors import ZimageError
 from worker.service import Load, Service
@@ -17,6 +17,7 @@ from worker.settings import Settings
 ROUTES = [
     Route("/v1/images/generations", images.generate, methods=["POST"]),
     Route(files.ROUTE + "/{name:path}", files.get_file),
+    *gallery.ROUTES,
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     Route("/readyz", health.readyz),

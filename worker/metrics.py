@@ -86,6 +86,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.pictures_lost = Counter(
+            "zimage_pictures_lost",
+            "Pictures that were answered but not kept: disk or database were away too long.",
+            registry=registry,
+        )
         self.strikes = Counter(
             "zimage_strikes",
             "Requests seen in the step of a worker that died, by what was done with them.",

@@ -14,7 +14,7 @@ from worker import calibration, card, exits, log
 from worker.beat import Beat, BeatWriter, Phase, read_beat
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
-from worker.errors import HandedBack, NotReady
+from worker.errors import HandedBack, NotReady, StoreAway
 from worker.imaging import Encoders
 from worker.labels import Labels
 from worker.metrics import Metrics, Reading
@@ -23,7 +23,10 @@ from worker.pipelines.memory import Memory, NoMemory, memory_of
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer, link_secret
+from worker.storage.keeper import Keeper
 from worker.storage.replies import ReplyStore
+from worker.storage.retention import Retention, Sweeper
+from worker.storage.thumbnails import Thumbnails
 from worker.strikes import Strikes
 
 Load = Callable[[Settings], Pipeline]
@@ -31,7 +34,7 @@ Load = Callable[[Settings], Pipeline]
 
 T = TypeVar("T")
 
-_PRUNE_EVERY_S = 60.0
+_SWEEP_EVERY_S = 60.0
 _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
 _LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
 _WARM_STEPS = 2
@@ -56,15 +59,13 @@ class Service:
         self.strikes = Strikes(
             settings.var_dir, settings.run_dir, settings.name, settings.strike_ttl_s
         )
-        self.images = ImageStore(
-            settings.var_dir / "images",
-            settings.url_ttl_s,
-            int(settings.image_keep_gib * card.GIB),
-        )
-        self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.database = Database(
             settings.database_url or sqlite_url(settings.var_dir / "zimage.db")
         )
+        self.images = ImageStore(settings.var_dir / "images")
+        self.thumbnails = Thumbnails(self.images)
+        self.keeper = Keeper(self.images, self.database, self.metrics.pictures_lost.inc)
+        self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"
@@ -86,7 +87,8 @@ class Service:
         self._beat = BeatWriter(self.settings.beat)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
         self._spawn(self._boot(self._beat))
-        self._spawn(self._prune())
+        self._spawn(self.keeper.run())
+        self._spawn(self._sweep())
 
     def _inherit_strikes(self) -> None:
         try:
@@ -181,12 +183,14 @@ class Service:
 
     async def close(self) -> None:
         """After the last answer: end the engine, and the heartbeat if all went in order."""
+        await self.keeper.close(timeout_s=_CLOSE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._engine is not None:
             await self._engine.close(timeout_s=_CLOSE_S)
         self.encoders.close()
+        self.thumbnails.close()
         self.database.close()
         in_order = not self.over.done() or self.over.result() == 0
         if self._beat is not None and in_order:
@@ -272,17 +276,21 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _prune(self) -> None:
-        lock = self.settings.run_dir / "images-prune.lock"
+    async def _sweep(self) -> None:
+        lock = self.settings.run_dir / "images-sweep.lock"
+        retention = _retention(self.settings)
+        sweeper = Sweeper(self.images, self.database, retention, lock, self.settings.gallery)
         while True:
-            await asyncio.sleep(_PRUNE_EVERY_S)
+            await asyncio.sleep(_SWEEP_EVERY_S)
             try:
-                deleted = await asyncio.to_thread(self.images.prune, lock)
+                deleted = await sweeper.sweep()
+            except StoreAway:
+                continue  # what the database knows must not be taken for a stray
             except OSError as error:
-                log.failure("pictures cannot be pruned", error)
+                log.failure("old pictures cannot be deleted", error)
                 continue
             if deleted:
-                log.event("pictures pruned", deleted=deleted)
+                log.event("old pictures deleted", deleted=deleted)
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
@@ -311,6 +319,15 @@ def _tell(
 
     with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
         loop.call_soon_threadsafe(unless_cancelled)
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        keep_s=settings.keep_days * 86_400,
+        keep_bytes=int(settings.keep_gib * card.GIB),
+        favourites_bytes=int(settings.favourites_gib * card.GIB),
+        link_s=settings.url_ttl_s,
+    )
 
 
 def _limits(settings: Settings) -> Limits:

@@ -71,9 +71,16 @@ class Settings(BaseSettings):
     max_queue_wait_s: float = Field(120.0, gt=0)
     """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
     url_ttl_s: float = Field(3600.0, gt=0)
-    """How long the link of ``response_format=url`` and its file live."""
-    image_keep_gib: float = Field(10.0, gt=0)
-    """Pictures under ``var/images`` beyond this are deleted, oldest first."""
+    """How long the link of ``response_format=url`` works; without a gallery, its file's life."""
+
+    gallery: bool = True
+    """Whether every picture is kept, to be found again."""
+    keep_days: float = Field(365.0, gt=0)
+    """Older pictures are deleted, favourites excepted."""
+    keep_gib: float = Field(20.0, gt=0)
+    """Pictures under ``var/images`` beyond this are deleted, oldest first, favourites excepted."""
+    favourites_gib: float = Field(10.0, ge=0)
+    """Favourites beyond this, the oldest, are deleted like others."""
 
     label_mark: str = ""
     """Text in the corner of every picture. Empty: none."""

@@ -105,8 +105,9 @@ class Fields:
     def prompt(self, name: str, default: str, max_chars: int) -> str:
         return bounded(name, self.text(name, default), max_chars)
 
-    def flag(self, name: str) -> bool:
-        return bool(self._get(name, lambda v: isinstance(v, bool), "true or false"))
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self._get(name, lambda v: isinstance(v, bool), "true or false")
+        return default if value is None else bool(value)
 
     def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
         value = self.text(name, default)

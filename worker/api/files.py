@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api import gallery
 from worker.errors import NotFound
 from worker.imaging import MEDIA_TYPES
 from worker.service import Service
@@ -39,7 +40,7 @@ async def get_file(request: Request) -> Response:
         raise NotFound("This picture has been deleted to make room: draw it again.")
     return Response(
         headers={
-            "X-Accel-Redirect": f"/internal/images/{name}",
+            "X-Accel-Redirect": gallery.LOCATION + name,
             "Content-Type": MEDIA_TYPES[name.rpartition(".")[2]],
             "Content-Disposition": f'inline; filename="{name.rpartition("/")[2]}"',
             "Cache-Control": f"private, max-age={left_s}",

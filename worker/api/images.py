@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from worker import log
 from worker.api import answers, files, sse, wire
+from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
 from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.engine import Ticket
@@ -20,7 +21,7 @@ from worker.engine.request import Drawn, DrawRequest, Event, Partial, Queued, St
 from worker.errors import Refused, Unavailable
 from worker.imaging import Picture, parameters_text
 from worker.service import Service
-from worker.storage.images import day
+from worker.storage.gallery import StoredImage
 from worker.strikes import CLEAN, Record
 
 ALONE_WAIT_S = 60.0
@@ -46,7 +47,7 @@ async def generate(request: Request) -> Response:
     try:
         body = await read_json_body(request, service.settings.max_body_bytes)
         generation = wire.parse(body, service.settings, service.info)
-        drawing = Drawing(service, generation, exchange_of(request))
+        drawing = Drawing(service, generation, exchange_of(request), caller_of(request))
         if generation.stream:
             await while_connected(request.receive, drawing.admit())
             return sse.EventStream(drawing.events(), drawing.cancel, drawing.exchange.id)
@@ -66,8 +67,11 @@ class Finished:
 class Drawing:
     """One admitted request on its way through engine and encoders."""
 
-    def __init__(self, service: Service, generation: wire.Generation, exchange: Exchange) -> None:
+    def __init__(
+        self, service: Service, generation: wire.Generation, exchange: Exchange, caller: Caller
+    ) -> None:
         self.exchange = exchange
+        self._caller = caller
         self._service = service
         self._generation = generation
         self._specs = generation.specs(default_seed(exchange.id))
@@ -205,6 +209,8 @@ class Drawing:
             produce_id=f"{self.exchange.id}-{drawn.image_index}",
             b64=self._generation.response_format == "b64_json",
         )
+        if self._generation.response_format == "b64_json":
+            self._keep(drawn, picture, picture.data)
         pixels, encode_s = drawn.spec.width * drawn.spec.height, time.monotonic() - began
         self._service.metrics.drew(pixels, drawn.inference_ms / 1000, image_format, encode_s)
         return Finished(drawn, picture)
@@ -213,11 +219,25 @@ class Drawing:
         fields = {"seed": one.drawn.spec.seed}
         if self._generation.response_format == "b64_json":
             return answers.with_b64(fields, one.picture.b64)
-        folder = day(self.exchange.arrived_at)
-        extension = self._generation.output_format
-        name = f"{folder}/{self.exchange.id}-{one.drawn.image_index}.{extension}"
+        name = self._stored(one.drawn, one.picture).name
         await asyncio.to_thread(self._service.images.save, name, one.picture.data)
+        self._keep(one.drawn, one.picture, None)
         return answers.dumps({**fields, "url": files.link(request, self._service, name)})
+
+    def _keep(self, drawn: Drawn, picture: Picture, data: bytes | None) -> None:
+        if self._generation.store and self._service.settings.gallery:
+            self._service.keeper.keep(self._stored(drawn, picture), data)
+
+    def _stored(self, drawn: Drawn, picture: Picture) -> StoredImage:
+        return StoredImage.of(
+            drawn.spec,
+            id=f"{self.exchange.id}-{drawn.image_index}",
+            owner=self._caller.owner,
+            created_at=self.exchange.arrived_at,
+            model=self._service.info.id,
+            format=self._generation.output_format,
+            bytes=len(picture.data),
+        )
 
     def _account(self, drawn: Sequence[Drawn]) -> dict[str, int]:
         """Times of the whole request, for headers, log and metrics."""

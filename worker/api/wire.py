@@ -49,6 +49,7 @@ KNOWN = (
     "seed",
     "size",
     "steps",
+    "store",
     "stream",
     "timeout_s",
     *IGNORED,
@@ -58,7 +59,8 @@ KNOWN = (
 @dataclass(frozen=True)
 class Generation:
     """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP.
-    ``timeout_s`` counts from the request's arrival; None: no limit of its own."""
+    ``timeout_s`` counts from the request's arrival; None: no limit of its own. ``store``: the
+    pictures go into the gallery."""
 
     prompts: tuple[str, ...]
     n: int
@@ -76,6 +78,7 @@ class Generation:
     partial_images: int
     priority: Priority
     timeout_s: float | None
+    store: bool = True
 
     @property
     def size(self) -> str:
@@ -152,6 +155,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         partial_images=partial_images,
         priority=PRIORITIES[fields.choice("priority", "interactive", tuple(PRIORITIES))],
         timeout_s=fields.optional_number("timeout_s", 0.1, MAX_TIMEOUT_S),
+        store=fields.flag("store", default=True),
     )
 
 

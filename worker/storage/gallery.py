@@ -4,12 +4,13 @@ The functions are work for ``Database.run`` and ``Database.read``, to be joined 
 the same transaction. A row is written only after its file is safe on the disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from worker.pipelines.base import DrawSpec
 from worker.storage.images import day
 from worker.storage.schema import metadata
 
@@ -62,6 +63,20 @@ class StoredImage:
     job_id: str | None = None
     job_number: int | None = None
 
+    @classmethod
+    def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
+        """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
+        return cls(
+            prompt=spec.prompt,
+            negative_prompt=spec.negative_prompt,
+            seed=spec.seed,
+            width=spec.width,
+            height=spec.height,
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            **rest,
+        )
+
     @property
     def name(self) -> str:
         """Of its file, for ``ImageStore``."""
@@ -83,9 +98,8 @@ class Wanted:
 
 def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
     """Add rows; a picture that has one keeps it as it is."""
-    ids = [picture.id for picture in pictures]
-    known = set(connection.scalars(sa.select(images.c.id).where(images.c.id.in_(ids))))
-    fresh = {picture.id: _row(picture) for picture in pictures if picture.id not in known}
+    there = known(connection, [picture.id for picture in pictures])
+    fresh = {picture.id: _row(picture) for picture in pictures if picture.id not in there}
     if fresh:
         connection.execute(images.insert(), list(fresh.values()))
 
@@ -98,6 +112,12 @@ def find(connection: sa.Connection, id: str) -> StoredImage | None:
     """The picture called ``id``, whosever it is."""
     row = connection.execute(sa.select(*_fields()).where(images.c.id == id)).one_or_none()
     return None if row is None else _picture(row)
+
+
+def named(connection: sa.Connection, ids: Collection[str]) -> list[StoredImage]:
+    """The pictures called ``ids``, as far as there are such."""
+    rows = connection.execute(sa.select(*_fields()).where(images.c.id.in_(ids)))
+    return [_picture(row) for row in rows]
 
 
 def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
@@ -136,9 +156,14 @@ def mark(connection: sa.Connection, id: str, favourite: bool) -> None:
     connection.execute(images.update().where(images.c.id == id).values(favourite=favourite))
 
 
-def delete(connection: sa.Connection, ids: Sequence[str]) -> None:
+def delete(connection: sa.Connection, ids: Collection[str]) -> None:
     """Forget pictures; their files go after the commit."""
     connection.execute(images.delete().where(images.c.id.in_(ids)))
+
+
+def known(connection: sa.Connection, ids: Collection[str]) -> set[str]:
+    """Which of ``ids`` are pictures."""
+    return set(connection.scalars(sa.select(images.c.id).where(images.c.id.in_(ids))))
 
 
 def _fields() -> list[sa.Column[Any]]:

@@ -6,7 +6,6 @@ beside it is its thumbnail. The secret that signs links is shared by the workers
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import os
@@ -15,7 +14,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ MIN_FREE_BYTES = 64 << 20
 ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
 """``<request id>-<k>``, or the name that a job gives its picture."""
 _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
-_ABANDONED_S = 600.0  # a temporary file this old belongs to a dead worker
 
 
 def link_secret(path: Path) -> bytes:
@@ -63,13 +61,34 @@ class Signer:
         return hmac.compare_digest(self.sign(name, int(expires)), signature)
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """``name`` as for ``ImageStore``; ``modified_at`` in seconds since the epoch."""
+
+    name: str
+    bytes: int
+    modified_at: float
+
+    @property
+    def id(self) -> str:
+        """Of its picture; of an unfinished file nothing that any picture has."""
+        return self.name.partition("/")[2].partition(".")[0]
+
+    @property
+    def unfinished(self) -> bool:
+        return self.name.partition("/")[2].startswith(".")
+
+
+def thumbnail_of(name: str) -> str:
+    """The name of the thumbnail of picture ``name``."""
+    return f"{name.rpartition('.')[0]}.thumb.webp"
+
+
 class ImageStore:
     """The folder of pictures. Its methods block: call them from a thread."""
 
-    def __init__(self, folder: Path, ttl_s: float, keep_bytes: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ttl_s = ttl_s
-        self._keep_bytes = keep_bytes
         self._days: set[Path] = set()  # folders that are safe on the disk
 
     def require_room(self) -> None:
@@ -82,8 +101,9 @@ class ImageStore:
         if free < MIN_FREE_BYTES:
             raise _failed("the disk is full")
 
-    def save(self, name: str, data: bytes) -> None:
-        """Write the picture called ``name``. On return it is whole and survives a power cut."""
+    def save(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write the picture called ``name``, whole or not at all. ``durable``: on return it
+        survives a power cut."""
         path = self._folder / name
         fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
@@ -91,9 +111,11 @@ class ImageStore:
             with fresh.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             fresh.replace(path)
-            _sync_folder(path.parent)
+            if durable:
+                _sync_folder(path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink()
@@ -111,44 +133,32 @@ class ImageStore:
         """Whether ``name`` is a picture's name and its file is here."""
         return _NAME.fullmatch(name) is not None and (self._folder / name).is_file()
 
-    def prune(self, lock: Path) -> int:
-        """Delete what is too old, then the oldest beyond the allowed size; returns how many.
+    def path(self, name: str) -> Path:
+        """Where the picture or thumbnail called ``name`` lies."""
+        return self._folder / name
 
-        Does nothing while another worker holds ``lock``.
-        """
-        with lock.open("a") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return 0
-            return self._prune(time.time())
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete pictures and their thumbnails, as far as they are there."""
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+            (self._folder / thumbnail_of(name)).unlink(missing_ok=True)
 
-    def _prune(self, now: float) -> int:
-        deleted, total = 0, 0
-        for path, stat in self._newest_first():
-            total += stat.st_size
-            max_age_s = _ABANDONED_S if path.name.startswith(".") else self._ttl_s
-            if now - stat.st_mtime > max_age_s or total > self._keep_bytes:
-                path.unlink(missing_ok=True)
-                deleted += 1
-        self._remove_empty_days(now)
-        return deleted
+    def files(self) -> list[StoredFile]:
+        """Everything that lies here, thumbnails and what a dead worker left included."""
+        return [
+            StoredFile(f"{path.parent.name}/{path.name}", stat.st_size, stat.st_mtime)
+            for path, stat in self._stats()
+        ]
 
-    def _newest_first(self) -> list[tuple[Path, os.stat_result]]:
-        return sorted(self._files(), key=lambda found: -found[1].st_mtime)
-
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+    def _stats(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self._folder.glob("*/*"):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 yield path, path.stat()
-            except FileNotFoundError:
-                continue
 
-    def _remove_empty_days(self, now: float) -> None:
-        today = day(now)
+    def remove_empty_days(self, now: float) -> None:
+        """Of days before the one of ``now``: a picture may be on its way to today's."""
         for folder in self._folder.glob("*-*-*"):
-            # Today's folder stays: a picture may be on its way there.
-            if folder.name < today and not any(folder.iterdir()):
+            if folder.name < day(now) and not any(folder.iterdir()):
                 folder.rmdir()
 
 

@@ -148,7 +148,7 @@ def _slow_reader(site: Site, asked: dict[str, int]) -> socket.socket:
     connection.settimeout(60)
     connection.connect(("127.0.0.1", site.config.listen.port))
     connection.sendall(
-        b"POST /v1/images/generations HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
+        b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     )
     return connection

@@ -1,5 +1,6 @@
 """docs/api.md says what the code does."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,4 +27,5 @@ def test_every_status_and_code_is_documented(error: type[errors.ZimageError]) ->
     "route", [r for r in app.ROUTES if "files" not in r.path], ids=lambda r: r.path
 )
 def test_every_route_is_documented(route: object) -> None:
-    assert route.path.replace(":path", "") in TEXT  # type: ignore[attr-defined]
+    path = re.sub(":[a-z]+", "", route.path)  # type: ignore[attr-defined]
+    assert path in TEXT

@@ -10,7 +10,8 @@ URL = "/v1/images/generations"
 KNOWN = (
     "background, complexity, guidance_scale, model, moderation, n, negative_prompt, "
     "output_compression, output_format, partial_images, priority, prompt, quality, reproducible, "
-    "response_format, safety_identifier, seed, size, steps, stream, style, timeout_s, user"
+    "response_format, safety_identifier, seed, size, steps, store, stream, style, timeout_s, "
+    "user"
 )
 
 FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [

@@ -1,5 +1,4 @@
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -8,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from worker.errors import StorageFailed
-from worker.storage.images import ImageStore, Signer, day, link_secret
+from worker.storage.images import ImageStore, Signer, day, link_secret, thumbnail_of
 
 NAME = f"2026-01-31/{'a' * 32}-0.png"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path / "images", ttl_s=100.0, keep_bytes=1000)
+    return ImageStore(tmp_path / "images")
 
 
 def test_secret_is_made_once_for_all_workers(tmp_path: Path) -> None:
@@ -74,42 +73,43 @@ def test_other_names_are_no_pictures(store: ImageStore, name: str) -> None:
     assert not store.holds(name)
 
 
-def test_old_pictures_are_deleted(store: ImageStore, tmp_path: Path) -> None:
-    store.save(NAME, b"x")
+def test_a_deleted_picture_takes_its_thumbnail_along(store: ImageStore) -> None:
     young = NAME.replace("-0.", "-1.")
-    store.save(young, b"x")
-    os.utime(tmp_path / "images" / NAME, (0, time.time() - 101))
-    assert store.prune(tmp_path / "lock") == 1
-    assert (store.holds(NAME), store.holds(young)) == (False, True)
+    for name in (NAME, thumbnail_of(NAME), young):
+        store.save(name, b"x")
+    store.delete([NAME, NAME.replace("-0.", "-2.")])
+    assert [file.name for file in store.files()] == [young]
 
 
-def test_oldest_pictures_go_when_there_are_too_many(store: ImageStore, tmp_path: Path) -> None:
+def test_empty_days_are_removed_but_today_stays(store: ImageStore, tmp_path: Path) -> None:
     now = time.time()
-    for k in range(4):
-        store.save(NAME.replace("-0.", f"-{k}."), b"x" * 400)
-        os.utime(tmp_path / "images" / NAME.replace("-0.", f"-{k}."), (0, now - 10 * k))
-    assert store.prune(tmp_path / "lock") == 2
-    assert store.holds(NAME)
-    assert not store.holds(NAME.replace("-0.", "-3."))
+    for name in (NAME, NAME.replace("2026-01-31", day(now))):
+        store.save(name, b"x")
+        store.delete([name])
+    store.remove_empty_days(now)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [day(now)]
 
 
-def test_empty_days_and_abandoned_files_are_removed(store: ImageStore, tmp_path: Path) -> None:
+def test_a_picture_is_synced_before_its_name_and_its_folder_after(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(f"rename to {target.name}")
+        return replace(self, target)
+
+    def synced(fd: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name.split('.png')[0]}")
+        fsync(fd)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", synced)
     store.save(NAME, b"x")
-    (tmp_path / "images" / NAME).unlink()
-    abandoned = tmp_path / "images" / "2026-01-31" / ".x.png.1"
-    abandoned.write_bytes(b"half")
-    os.utime(abandoned, (0, time.time() - 3600))
-    assert store.prune(tmp_path / "lock") == 1
-    assert list((tmp_path / "images").iterdir()) == []
-
-
-def test_one_worker_prunes_at_a_time(store: ImageStore, tmp_path: Path) -> None:
-    store.save(NAME, b"x")
-    os.utime(tmp_path / "images" / NAME, (0, 0))
-    with (tmp_path / "lock").open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert store.prune(tmp_path / "lock") == 0
-    assert store.prune(tmp_path / "lock") == 1
+    name = NAME.partition("/")[2]
+    file = f"sync .{name.removesuffix('.png')}"
+    assert done == ["sync images", file, f"rename to {name}", "sync 2026-01-31"]
 
 
 def test_day_is_that_of_the_arrival() -> None:

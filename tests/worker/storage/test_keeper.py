@@ -1,0 +1,116 @@
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.worker.storage.conftest import picture
+from worker.storage import gallery, keeper
+from worker.storage.database import Database
+from worker.storage.gallery import Wanted
+from worker.storage.images import ImageStore
+from worker.storage.keeper import Keeper
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def lost() -> list[int]:
+    return []
+
+
+@pytest.fixture
+async def keeping(store: ImageStore, database: Database, lost: list[int]) -> AsyncIterator[Keeper]:
+    made = Keeper(store, database, lost.append)
+    running = asyncio.create_task(made.run())
+    yield made
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def rows(database: Database) -> list[str]:
+    return [p.id for p in await database.read(lambda c: gallery.page(c, Wanted()))]
+
+
+async def test_file_and_row_are_there_when_it_is_idle(
+    keeping: Keeper, store: ImageStore, database: Database, lost: list[int]
+) -> None:
+    fox = picture("fox")
+    keeping.keep(fox, b"file")
+    await keeping.close(5)
+    assert store.path(fox.name).read_bytes() == b"file"
+    assert (await rows(database), lost) == (["img_fox"], [])
+
+
+async def test_a_stored_file_needs_its_row_only(
+    keeping: Keeper, store: ImageStore, database: Database
+) -> None:
+    store.save(picture("fox").name, b"file")
+    keeping.keep(picture("fox"), None)
+    await keeping.close(5)
+    assert await rows(database) == ["img_fox"]
+
+
+async def test_rows_wait_for_a_locked_database(
+    keeping: Keeper, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PAUSE_S", 0.05)
+    other = sqlite3.connect(tmp_path / "zimage.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for k in range(3):
+        keeping.keep(picture(str(k)), b"file")
+    await anyio.sleep(0.5)
+    assert await rows(database) == []
+    other.execute("ROLLBACK")
+    other.close()
+    await keeping.close(5)
+    assert sorted(await rows(database)) == ["img_0", "img_1", "img_2"]
+
+
+async def test_a_full_disk_loses_pictures_and_says_how_many(
+    keeping: Keeper,
+    database: Database,
+    lost: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    keeping.keep(picture("a"), b"file")
+    keeping.keep(picture("b"), b"file")
+    await keeping.close(5)
+    assert (await rows(database), sum(lost)) == ([], 2)
+
+
+async def test_a_disk_that_stands_still_holds_up_nobody_and_no_more_than_its_share(
+    keeping: Keeper,
+    store: ImageStore,
+    database: Database,
+    lost: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go, save = threading.Event(), store.save
+    monkeypatch.setattr(keeper, "MAX_WAITING_BYTES", 20)
+    monkeypatch.setattr(store, "save", lambda name, data: (go.wait(20), save(name, data)))
+    for k in range(5):
+        keeping.keep(picture(str(k)), b"12345678")
+        await anyio.sleep(0.01)
+    assert lost == [1, 1, 1]
+    go.set()
+    await keeping.close(5)
+    assert await rows(database) == ["img_0", "img_1"]
+
+
+async def test_the_end_waits_for_a_while_only(
+    keeping: Keeper, store: ImageStore, lost: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(store, "save", lambda name, data: go.wait(20))
+    keeping.keep(picture("a"), b"x")
+    await keeping.close(0.05)
+    go.set()
+    assert len(lost) == 1

@@ -1,0 +1,118 @@
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.worker.storage.conftest import picture
+from worker.storage import gallery
+from worker.storage.database import Database
+from worker.storage.gallery import StoredImage, Wanted
+from worker.storage.images import ImageStore, thumbnail_of
+from worker.storage.retention import Retention, Sweeper, _take
+
+pytestmark = pytest.mark.anyio
+
+WIDE = Retention(keep_s=1000.0, keep_bytes=1000, favourites_bytes=500, link_s=100.0)
+NOW = time.time()
+
+
+class Swept:
+    """Pictures in place, then a sweep."""
+
+    def __init__(self, store: ImageStore, database: Database, lock: Path) -> None:
+        self.store, self.database, self.lock = store, database, lock
+
+    async def holding(self, *pictures: StoredImage) -> "Swept":
+        for one in pictures:
+            self.store.save(one.name, b"x" * one.bytes)
+            self.store.save(thumbnail_of(one.name), b"x", durable=False)
+        await self.database.run(lambda c: gallery.insert(c, *pictures))
+        return self
+
+    def stray(self, name: str, age_s: float = 0, bytes: int = 1) -> None:
+        self.store.save(name, b"x" * bytes)
+        os.utime(self.store.path(name), (NOW - age_s, NOW - age_s))
+
+    async def sweep(self, retention: Retention = WIDE, gallery: bool = True) -> int:
+        sweeper = Sweeper(self.store, self.database, retention, self.lock, gallery)
+        return await sweeper.sweep()
+
+    async def left(self) -> list[str]:
+        """Rows and their files agree, and this is their names."""
+        rows = await self.database.read(lambda c: gallery.page(c, Wanted()))
+        files = {file.id for file in self.store.files()}
+        assert files == {row.id for row in rows}
+        return [row.prompt for row in rows]
+
+
+@pytest.fixture
+def swept(store: ImageStore, database: Database, tmp_path: Path) -> Swept:
+    return Swept(store, database, tmp_path / "lock")
+
+
+def aged(name: str, age_s: float, bytes: int = 10, favourite: bool = False) -> StoredImage:
+    return picture(name, NOW - age_s, bytes, favourite=favourite)
+
+
+async def test_old_pictures_go_and_favourites_stay(swept: Swept) -> None:
+    await swept.holding(aged("new", 10), aged("old", 1100), aged("loved", 1200, favourite=True))
+    assert await swept.sweep() == 1
+    assert await swept.left() == ["new", "loved"]
+
+
+async def test_the_oldest_go_when_there_are_too_many(swept: Swept) -> None:
+    await swept.holding(*(aged(str(k), k, bytes=300) for k in range(6)))
+    assert await swept.sweep() == 3
+    assert await swept.left() == ["0", "1", "2"]
+
+
+async def test_favourites_are_spared_up_to_their_bound(swept: Swept) -> None:
+    loved = [aged(f"loved {k}", 50 + k, bytes=200, favourite=True) for k in range(4)]
+    await swept.holding(aged("new", 0, bytes=300), *loved)
+    assert await swept.sweep() == 1
+    assert await swept.left() == ["new", "loved 0", "loved 1", "loved 2"]
+    assert await swept.sweep(replace(WIDE, keep_bytes=700)) == 1
+    assert await swept.left() == ["new", "loved 0", "loved 1"]
+    assert await swept.sweep(replace(WIDE, keep_bytes=500)) == 1
+    assert await swept.left() == ["loved 0", "loved 1"]
+
+
+async def test_files_behind_links_go_with_their_links(swept: Swept) -> None:
+    await swept.holding(aged("kept", 500))
+    swept.stray("2026-01-31/img_link.png", age_s=101)
+    swept.stray("2026-01-31/img_young.png", age_s=20)
+    assert await swept.sweep() == 1
+    assert swept.store.holds("2026-01-31/img_young.png")
+    assert not swept.store.holds("2026-01-31/img_link.png")
+
+
+async def test_what_a_dead_worker_left_half_written_goes(swept: Swept) -> None:
+    swept.stray("2026-01-31/.img_half.png.123-4", age_s=601)
+    swept.stray("2026-01-31/.img_half.png.123-5", age_s=5)
+    assert await swept.sweep(replace(WIDE, link_s=3600)) == 1
+
+
+async def test_pictures_that_a_lost_database_does_not_know_stay(swept: Swept) -> None:
+    swept.stray("2026-01-31/img_a.png", age_s=100_000)
+    swept.stray("2026-01-31/img_b.png", age_s=1000)
+    assert await swept.sweep() == 0
+    assert await swept.sweep(gallery=False) == 2
+
+
+async def test_without_a_gallery_the_size_bounds_the_files(swept: Swept) -> None:
+    for k in range(4):
+        swept.stray(f"2026-01-31/img_{k}.png", age_s=k, bytes=400)
+    assert await swept.sweep(gallery=False) == 2
+    assert swept.store.holds("2026-01-31/img_1.png")
+    assert not swept.store.holds("2026-01-31/img_2.png")
+
+
+async def test_one_worker_sweeps_at_a_time(swept: Swept) -> None:
+    await swept.holding(aged("old", 5000))
+    held = _take(swept.lock)
+    assert held is not None
+    with held:
+        assert await swept.sweep() == 0
+    assert await swept.sweep() == 1

@@ -1,0 +1,184 @@
+"""The gallery: stored pictures of whoever asks, found again, marked and deleted.
+
+Somebody else's picture answers as one that does not exist.
+"""
+
+import asyncio
+import re
+from typing import Any
+from urllib.parse import quote
+
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from worker.api.answers import Json
+from worker.api.caller import Caller, caller_of
+from worker.api.client import read_json_body
+from worker.api.fields import Fields, bad, bounded, json_object, refuse_unknown
+from worker.errors import NotFound, ZimageError
+from worker.imaging import MEDIA_TYPES
+from worker.service import Service
+from worker.storage import gallery, images, thumbnails
+from worker.storage.gallery import StoredImage, Wanted
+
+MAX_LIMIT = 200
+MAX_QUERY_CHARS = 200
+LOCATION = "/internal/images/"
+"""Where nginx finds the files of ``ImageStore``."""
+
+_QUERIES = ("after", "favourite", "job", "limit", "q")
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+# A picture never changes under its id.
+_CACHE = {"Cache-Control": "private, max-age=2592000, immutable"}
+
+
+def describe(picture: StoredImage) -> dict[str, Any]:
+    """The ``image`` object of the API."""
+    url = f"/v1/images/{picture.id}"
+    job = {"id": picture.job_id, "number": picture.job_number}
+    return {
+        "id": picture.id,
+        "object": "image",
+        "created_at": round(picture.created_at, 3),
+        "prompt": picture.prompt,
+        "negative_prompt": picture.negative_prompt,
+        "seed": picture.seed,
+        "width": picture.width,
+        "height": picture.height,
+        "steps": picture.steps,
+        "guidance_scale": picture.guidance_scale,
+        "model": picture.model,
+        "format": picture.format,
+        "bytes": picture.bytes,
+        "favourite": picture.favourite,
+        "job": None if picture.job_id is None else job,
+        "url": url,
+        "thumbnail_url": f"{url}/thumbnail",
+    }
+
+
+async def list_images(request: Request) -> Response:
+    """One page of pictures, newest first."""
+    service, caller = _service(request), caller_of(request)
+    wanted = _wanted(request.query_params, caller)
+    if wanted.after is not None:
+        await _owned(service, caller, wanted.after, "after")
+    found = await service.database.read(lambda c: gallery.page(c, wanted))
+    shown, more = found[: wanted.limit - 1], len(found) == wanted.limit
+    data = [describe(picture) for picture in shown]
+    return Json({"object": "list", "data": data, "has_more": more})
+
+
+async def get_details(request: Request) -> Response:
+    return Json(describe(await _asked(request)))
+
+
+async def get_image(request: Request) -> Response:
+    """The picture's file; with ``?download=1`` for the browser to save."""
+    picture = await _asked(request)
+    if not await asyncio.to_thread(_service(request).images.holds, picture.name):
+        raise _lost(picture)
+    kind = "attachment" if request.query_params.get("download") == "1" else "inline"
+    extension = {"jpeg": "jpg"}.get(picture.format, picture.format)
+    words = re.sub(r"[\W_]+", "-", picture.prompt)[:48].strip("-")
+    name = quote(f"{words}-{picture.seed}.{extension}")
+    headers = {
+        "X-Accel-Redirect": LOCATION + picture.name,
+        "Content-Type": MEDIA_TYPES[picture.format],
+        "Content-Disposition": f"{kind}; filename*=UTF-8''{name}",
+    }
+    return Response(headers={**headers, **_CACHE})
+
+
+async def get_thumbnail(request: Request) -> Response:
+    """A small WebP of the picture."""
+    picture = await _asked(request)
+    try:
+        name = await _service(request).thumbnails.of(picture.name)
+    except OSError:
+        raise _lost(picture) from None
+    headers = {"X-Accel-Redirect": LOCATION + name, "Content-Type": thumbnails.MEDIA_TYPE}
+    return Response(headers={**headers, **_CACHE})
+
+
+async def patch_image(request: Request) -> Response:
+    """Change whether the picture is a favourite."""
+    service, picture = _service(request), await _asked(request)
+    fields = Fields(json_object(await read_json_body(request, service.settings.max_body_bytes)))
+    refuse_unknown(fields, ("favourite",))
+    if fields.values.get("favourite") is None:
+        bad("favourite", "is missing: send true or false", "missing_field")
+    favourite = fields.flag("favourite")
+    await service.database.run(lambda c: gallery.mark(c, picture.id, favourite))
+    return Json(describe(await _asked(request)))
+
+
+async def delete_image(request: Request) -> Response:
+    """Delete the picture and its file."""
+    service, picture = _service(request), await _asked(request)
+    await service.database.run(lambda c: gallery.delete(c, [picture.id]))
+    await asyncio.to_thread(service.images.delete, [picture.name])
+    return Response(status_code=204)
+
+
+class _Id(StringConvertor):
+    regex = images.ID
+
+
+register_url_convertor("image", _Id())
+
+ROUTES = [
+    Route("/v1/images", list_images, methods=["GET"]),
+    Route("/v1/images/{id:image}", get_image, methods=["GET"]),
+    Route("/v1/images/{id:image}", patch_image, methods=["PATCH"]),
+    Route("/v1/images/{id:image}", delete_image, methods=["DELETE"]),
+    Route("/v1/images/{id:image}/details", get_details, methods=["GET"]),
+    Route("/v1/images/{id:image}/thumbnail", get_thumbnail, methods=["GET"]),
+]
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    service.require_ready()
+    return service
+
+
+async def _asked(request: Request) -> StoredImage:
+    """The picture that the request's path names, if it is the caller's."""
+    return await _owned(_service(request), caller_of(request), request.path_params["id"])
+
+
+async def _owned(
+    service: Service, caller: Caller, id: str, param: str | None = None
+) -> StoredImage:
+    picture = None
+    if re.fullmatch(images.ID, id):
+        picture = await service.database.read(lambda c: gallery.find(c, id))
+    if picture is None or not caller.may_see(picture.owner):
+        raise NotFound(f"There is no picture {id[:70]!r}: it may have been deleted.", param=param)
+    return picture
+
+
+def _lost(picture: StoredImage) -> ZimageError:
+    return NotFound(f"The file of picture {picture.id} is gone: draw it again with its seed.")
+
+
+def _wanted(query: QueryParams, caller: Caller) -> Wanted:
+    fields = Fields(dict(query))
+    refuse_unknown(fields, _QUERIES)
+    favourite, limit = query.get("favourite"), query.get("limit", "50")
+    if favourite is not None and favourite not in _FLAGS:
+        bad("favourite", f"{favourite[:40]!r} is neither true nor false")
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
+        bad("limit", f"{limit[:40]!r} is no number from 1 to {MAX_LIMIT}")
+    return Wanted(
+        owner=None if caller.role == "ops" else caller.owner,
+        words=tuple(bounded("q", query.get("q", ""), MAX_QUERY_CHARS).split()),
+        favourite=None if favourite is None else _FLAGS[favourite],
+        job_id=query.get("job"),
+        after=query.get("after"),
+        limit=int(limit) + 1,  # one more tells whether there is more
+    )

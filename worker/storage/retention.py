@@ -1,0 +1,149 @@
+"""Which pictures go, and when: by age, by size, and files that no row names."""
+
+import asyncio
+import fcntl
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import sqlalchemy as sa
+
+from worker import log
+from worker.storage import gallery
+from worker.storage.database import Database
+from worker.storage.gallery import StoredImage, images
+from worker.storage.images import ImageStore, StoredFile
+
+ABANDONED_S = 600.0
+"""An unfinished file this old belongs to a dead worker."""
+STRAYS_EVERY_S = 3600.0
+_SUSPECT_S = 86_400.0
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Retention:
+    """``keep_bytes`` of all pictures. Favourites are spared up to ``favourites_bytes``: older
+    ones beyond it go like others. ``link_s``: life of a file that is in no gallery."""
+
+    keep_s: float
+    keep_bytes: int
+    favourites_bytes: int
+    link_s: float
+
+
+class Sweeper:
+    """One worker of a cell sweeps at a time; ``lock`` says whose turn it is.
+
+    ``gallery``: whether pictures go into it; without, files are looked at every time.
+    """
+
+    def __init__(
+        self, store: ImageStore, database: Database, retention: Retention, lock: Path, gallery: bool
+    ) -> None:
+        self._store = store
+        self._database = database
+        self._retention = retention
+        self._lock = lock
+        self._gallery = gallery
+        self._strays_at = 0.0
+
+    async def sweep(self) -> int:
+        """Delete what must go; how many pictures that were. Raises ``StoreAway`` or ``OSError``."""
+        held = await asyncio.to_thread(_take, self._lock)
+        if held is None:
+            return 0
+        with held:
+            deleted = await self._rows()
+            if not self._gallery or time.monotonic() > self._strays_at:
+                deleted += await self._strays()
+                self._strays_at = time.monotonic() + STRAYS_EVERY_S
+            return deleted
+
+    async def _rows(self) -> int:
+        deleted = 0
+        while gone := await self._database.run(self._forget):
+            await asyncio.to_thread(self._store.delete, [picture.name for picture in gone])
+            deleted += len(gone)
+        return deleted
+
+    def _forget(self, connection: sa.Connection) -> list[StoredImage]:
+        gone = doomed(connection, self._retention, time.time())
+        if gone:
+            gallery.delete(connection, [picture.id for picture in gone])
+        return gone
+
+    async def _strays(self) -> int:
+        found = await asyncio.to_thread(self._store.files)
+        strays = await self._without_row(found)
+        now = time.time()
+        suspect = now - self._retention.link_s - _SUSPECT_S
+        if self._gallery and any(file.modified_at < suspect for file in strays):
+            # They would have gone long ago: it is the rows that are missing.
+            log.event("pictures are unknown to the database and stay", pictures=len(strays))
+            return 0
+        gone = excess(strays, self._retention, now)
+        await asyncio.to_thread(self._store.delete, [file.name for file in gone])
+        await asyncio.to_thread(self._store.remove_empty_days, now)
+        return len(gone)
+
+    async def _without_row(self, files: Sequence[StoredFile]) -> list[StoredFile]:
+        ids = sorted({file.id for file in files})
+        there: set[str] = set()
+        for k in range(0, len(ids), _AT_ONCE):
+            some = ids[k : k + _AT_ONCE]
+            there |= await self._database.read(lambda c, some=some: gallery.known(c, some))  # type: ignore[misc]
+        return [file for file in files if file.id not in there]
+
+
+def doomed(connection: sa.Connection, retention: Retention, now: float) -> list[StoredImage]:
+    """Some pictures that must go, oldest first; empty where none must."""
+    common = ~images.c.favourite | (images.c.created_at <= _unspared(connection, retention))
+    old = common & (images.c.created_at < now - retention.keep_s)
+    total = connection.scalar(sa.select(sa.func.sum(images.c.bytes))) or 0
+    too_much = total - retention.keep_bytes
+    query = sa.select(images.c.id, images.c.created_at, images.c.bytes)
+    query = query.where(common if too_much > 0 else old)
+    gone = []
+    for row in connection.execute(query.order_by(images.c.created_at).limit(_AT_ONCE)):
+        if too_much <= 0 and row.created_at >= now - retention.keep_s:
+            break
+        gone.append(row.id)
+        too_much -= row.bytes
+    return gallery.named(connection, gone)
+
+
+def _unspared(connection: sa.Connection, retention: Retention) -> float:
+    """Favourites of this time and before are beyond ``favourites_bytes``."""
+    query = sa.select(images.c.created_at, images.c.bytes).where(images.c.favourite)
+    total = 0
+    for row in connection.execute(query.order_by(images.c.created_at.desc())):
+        total += row.bytes
+        if total > retention.favourites_bytes:
+            return float(row.created_at)
+    return -math.inf
+
+
+def excess(strays: Sequence[StoredFile], retention: Retention, now: float) -> list[StoredFile]:
+    """Files of no gallery that are too old, and the oldest beyond the allowed size."""
+    gone, total = [], 0
+    for file in sorted(strays, key=lambda file: -file.modified_at):
+        total += file.bytes
+        max_age_s = ABANDONED_S if file.unfinished else retention.link_s
+        if now - file.modified_at > max_age_s or total > retention.keep_bytes:
+            gone.append(file)
+    return gone
+
+
+def _take(lock: Path) -> IO[str] | None:
+    """The lock, to be closed; None while another worker holds it."""
+    file = lock.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
