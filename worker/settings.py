@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     """How long the link of ``response_format=url`` and its file live."""
     image_keep_gib: float = Field(10.0, gt=0)
     """Pictures under ``var/images`` beyond this are deleted, oldest first."""
+    job_keep_days: float = Field(30.0, gt=0)
+    """Jobs are forgotten so long after they were finished; their pictures stay."""
 
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""

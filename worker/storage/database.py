@@ -71,7 +71,9 @@ class Database:
         call = asyncio.get_running_loop().run_in_executor(self._threads, work)
         call.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s + 1)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that meets the result.
+            async with asyncio.timeout(self._timeout_s + 1):
+                return await asyncio.shield(call)
         except TimeoutError:
             raise StoreAway("The database cannot be used now (it does not answer).") from None
 
