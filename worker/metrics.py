@@ -41,6 +41,7 @@ class Reading:
     engine: EngineState | None = None
     device_memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by kind: allocated, reserved, limit."""
+    job_items: int = 0
 
 
 class Metrics:
@@ -99,6 +100,14 @@ class Metrics:
         )
         for action in ("inherited", "alone", "refused"):
             self.strikes.labels(action)  # from zero on: a first strike is an increase
+        self.job_items = Counter(
+            "zimage_job_items",
+            "Items of jobs that this worker ended, by result: done or failed.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("done", "failed"):
+            self.job_items.labels(result)
         # A series is looked up under a lock, and these on every request.
         self._answered: dict[tuple[str, object], tuple[Counter, Histogram]] = {}
         self._drawn: dict[str, tuple[Counter, Histogram]] = {}
@@ -156,6 +165,7 @@ class _Readings(Collector):
         yield InfoMetricFamily("zimage_build", "What runs here.", value=dict(reading.build))
         yield _gauge("ready", "1 where this worker takes work now.", reading.ready)
         yield _gauge("encoding_pictures", "Pictures being encoded or waiting.", reading.encoding)
+        yield _gauge("job_items_held", "Items of jobs in this worker's hands.", reading.job_items)
         for kind, value in reading.device_memory.items():
             yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
         if reading.beat is not None:

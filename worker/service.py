@@ -16,6 +16,9 @@ from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.imaging import Encoders
+from worker.jobs.drawing import Tools
+from worker.jobs.runner import Runner
+from worker.jobs.steps import StepsWriter
 from worker.labels import Labels
 from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
@@ -71,6 +74,20 @@ class Service:
         self._booting: str | None = "loading"
         self._draining = False
         self._stopping = False
+        self.jobs = Runner(
+            self.database,
+            Tools(
+                self.encoders,
+                self.images,
+                self.strikes,
+                self.metrics,
+                StepsWriter(settings.run_dir / f"{settings.name}.steps"),
+            ),
+            self._ready,
+            settings.name,
+            settings.run_dir,
+            settings.job_keep_days * 86_400,
+        )
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()
@@ -89,6 +106,7 @@ class Service:
         self._spawn(self._boot(self._beat))
         self._spawn(self.keeper.run())
         self._spawn(self._sweep())
+        self._spawn(self.jobs.run())
 
     def _inherit_strikes(self) -> None:
         try:
@@ -174,6 +192,7 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_timeout_s - _LAST_ANSWERS_S):
                     await self._engine.drained()
+                    await self.jobs.settled()
         self.end(0)
 
     def _on_fatal(self, error: BaseException) -> None:
@@ -187,6 +206,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jobs.close(timeout_s=_CLOSE_S)
         if self._engine is not None:
             await self._engine.close(timeout_s=_CLOSE_S)
         self.encoders.close()
@@ -242,6 +262,9 @@ class Service:
             retry_after_s = random.uniform(*_RETRY_AFTER_S)
             raise NotReady(f"This worker is {reason}: try again.", retry_after_s=retry_after_s)
 
+    def _ready(self) -> tuple[Engine, str] | None:
+        return (self.engine, self.info.id) if self.not_ready() is None else None
+
     def levers(self) -> dict[str, str]:
         """What makes the loaded model faster, and why it is on or off."""
         return {} if self._info is None else dict(self._info.levers)
@@ -253,6 +276,7 @@ class Service:
         return Reading(
             ready=self.not_ready() is None,
             encoding=self.encoders.waiting,
+            job_items=self.jobs.held,
             build=self._build(),
             beat=self.beat(),
             engine=self.engine_state(),

@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     """Text in the corner of every picture. Empty: none."""
     label_producer: str = ""
     """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
+    job_keep_days: float = Field(30.0, gt=0)
+    """Jobs are forgotten so long after they were finished; their pictures stay."""
 
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""

@@ -167,6 +167,11 @@ class Engine:
                 refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
             )
 
+    def batch_cap(self, size: Size) -> int:
+        """Most rows of ``size`` that share a step."""
+        with self._lock:
+            return self._costs.batch_cap(size)
+
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         """Seconds that a call will take."""
         with self._lock:

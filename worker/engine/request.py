@@ -22,7 +22,7 @@ class DrawRequest:
     fairness. ``fingerprint`` stands for key and normalised body: the same for a resubmission.
     ``partial_images`` is how many previews of each picture are wanted. ``exclusive``: this request
     was in a step that killed a worker and must share its steps with nobody. ``watched``: somebody
-    reads its position as it changes.
+    reads its position as it changes. ``followed``: somebody reads its steps; whoever watches does.
     """
 
     id: str
@@ -35,6 +35,7 @@ class DrawRequest:
     partial_images: int = 0
     exclusive: bool = False
     watched: bool = True
+    followed: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Ticket:
 
     def __init__(self, request: DrawRequest, cancel: Callable[[], None]) -> None:
         self.request = request
+        self._wanted = (Drawn, Stepped) if request.followed else (Drawn,)
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class Ticket:
 
     def post(self, event: Event) -> None:
         """From any thread: tell the reader. The last Drawn ends the request."""
-        if not (self.request.watched or isinstance(event, Drawn)):
+        if not (self.request.watched or isinstance(event, self._wanted)):
             return
         with self._lock:
             if self._over:

@@ -71,7 +71,7 @@ class Database:
         call = asyncio.get_running_loop().run_in_executor(self._threads, work)
         call.add_done_callback(self._done)
         try:
-            # Not wait_for: before Python 3.12 it can swallow the cancellation of its caller.
+            # Not wait_for: before Python 3.12 it swallows a cancellation that meets the result.
             async with asyncio.timeout(self._timeout_s + 1):
                 return await asyncio.shield(call)
         except TimeoutError:

@@ -5,7 +5,7 @@ result, with its time, or with the process that holds it.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from worker.storage.jobs import NO_LEASE, change_items, items, jobs, next_revisi
 
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""
+_COUNTED = 200
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ class Offer:
     height: int
     guidance_scale: float
     created_at: float
+    ready: int  # items that may be drawn now; counted up to a bound
 
 
 @dataclass(frozen=True)
 class Glance:
-    """``waiting``: something could be leased now. ``holders`` have leases, ``late`` ones have
-    leases that have run out."""
+    """``offer`` is what could be leased next. ``holders`` have leases; ``late``: some of them have
+    run out."""
 
-    waiting: bool
+    offer: Offer | None
     holders: frozenset[str]
     late: bool
 
@@ -68,9 +70,8 @@ def glance(connection: sa.Connection, now: float) -> Glance:
         .where(items.c.lease.is_not(None))
         .group_by(items.c.holder)
     ).all()
-    waiting = connection.execute(sa.select(jobs.c.id).where(_has_work(now)).limit(1)).first()
     return Glance(
-        waiting is not None,
+        _choose(connection, now),
         frozenset(holder for holder, _ in held),
         any(until < now for _, until in held),
     )
@@ -85,7 +86,7 @@ def held_by(connection: sa.Connection, holder: str) -> frozenset[str]:
 def end(connection: sa.Connection, dead: Collection[str], now: float) -> int:
     """Give back what ``dead`` processes hold, and all whose time has passed; how many items."""
     gone = items.c.lease.is_not(None) & (items.c.holder.in_(dead) | (items.c.lease_until < now))
-    found = connection.execute(sa.select(items.c.job_id).where(gone)).scalars().all()
+    found = connection.scalars(sa.select(items.c.job_id).where(gone)).all()
     for job_id in set(found):
         change_items(connection, job_id, gone, state="waiting", **NO_LEASE)
     return len(found)
@@ -104,10 +105,8 @@ def take(
     count = room(offer) if offer else 0
     if offer is None or count < 1:
         return []
-    ready = sa.select(items.c.number).where(
-        items.c.job_id == offer.job_id, items.c.state == "waiting", items.c.not_before <= now
-    )
-    numbers = connection.scalars(ready.order_by(items.c.number).limit(count)).all()
+    query = sa.select(items.c.number).where(*_ready(offer.job_id, now))
+    numbers = connection.scalars(query.order_by(items.c.number).limit(count)).all()
     base = next_revisions(connection, offer.job_id)
     leases = {number: new_lease() for number in numbers}
     for number, lease in leases.items():
@@ -123,6 +122,13 @@ def take(
             )
         )
     return _leased(connection, list(leases.values()))
+
+
+def let_go(connection: sa.Connection, given_up: Collection[str]) -> None:
+    """End leases without a result."""
+    held = items.c.lease.in_(given_up)
+    for job_id in set(connection.scalars(sa.select(items.c.job_id).where(held))):
+        change_items(connection, job_id, held, state="waiting", **NO_LEASE)
 
 
 def renew(connection: sa.Connection, leases: Collection[str], now: float) -> None:
@@ -210,23 +216,27 @@ def _settle(connection: sa.Connection, job_id: str, now: float) -> None:
     )
 
 
-def _has_work(now: float) -> sa.ColumnElement[bool]:
-    ready = sa.select(items.c.number).where(
-        items.c.job_id == jobs.c.id, items.c.state == "waiting", items.c.not_before <= now
-    )
-    return (jobs.c.state == "running") & ready.exists()
+def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
+    return items.c.job_id == job_id, items.c.state == "waiting", items.c.not_before <= now
 
 
 def _choose(connection: sa.Connection, now: float) -> Offer | None:
     names = ["turn", "priority", "width", "height", "guidance_scale", "created_at"]
-    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names))
-    offers = [Offer(**row) for row in connection.execute(query.where(_has_work(now))).mappings()]
+    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names)).where(
+        jobs.c.state == "running", sa.select(items.c.number).where(*_ready(jobs.c.id, now)).exists()
+    )
+    offers = [Offer(**row, ready=0) for row in connection.execute(query).mappings()]
+    if not offers:
+        return None
     under_way = _under_way(connection)
 
     def rank(offer: Offer) -> tuple[int, int, float]:
         return offer.priority, under_way.get(offer.turn, 0), offer.created_at
 
-    return min(offers, key=rank, default=None)
+    chosen = min(offers, key=rank)
+    ready = sa.select(items.c.number).where(*_ready(chosen.job_id, now)).limit(_COUNTED).subquery()
+    counted = connection.scalar(sa.select(sa.func.count()).select_from(ready))
+    return replace(chosen, ready=counted or 0)
 
 
 def _under_way(connection: sa.Connection) -> dict[str, int]:

@@ -89,13 +89,16 @@ def test_leases_end_with_their_time_unless_they_are_renewed(store: Store) -> Non
     assert not store(leases.glance, late).late
 
 
-def test_glance_says_whether_there_is_work_and_who_has_some(store: Store) -> None:
-    assert store(leases.glance, 200.0) == leases.Glance(False, frozenset(), False)
+def test_glance_says_what_is_next_and_who_has_some(store: Store) -> None:
+    assert store(leases.glance, 200.0) == leases.Glance(None, frozenset(), False)
     job = store.create()
     take(store, 1)
-    assert store(leases.glance, 200.0) == leases.Glance(True, frozenset({"w1"}), False)
+    seen = store(leases.glance, 200.0)
+    assert seen.offer is not None
+    assert (seen.offer.job_id, seen.offer.ready) == (job.id, 2)
+    assert (seen.holders, seen.late) == (frozenset({"w1"}), False)
     store(jobs.pause, store.job(job.id))
-    assert store(leases.glance, 200.0) == leases.Glance(False, frozenset(), False)
+    assert store(leases.glance, 200.0) == leases.Glance(None, frozenset(), False)
 
 
 def test_what_is_given_back_waits_until_it_may_be_tried_again(store: Store) -> None:
@@ -104,7 +107,7 @@ def test_what_is_given_back_waits_until_it_may_be_tried_again(store: Store) -> N
     why = ("storage_failed", "the disk is full")
     store(leases.give_back, item, not_before=250.0, tried=True, why=why)
     assert [i.number for i in take(store, 3)] == [2, 3]
-    assert not store(leases.glance, 249.0).waiting
+    assert store(leases.glance, 249.0).offer is None
     [again] = take(store, now=250.0)
     assert (again.number, again.tries) == (1, 1)
     assert store.items(job.id)[0].error_message == "the disk is full"
@@ -157,7 +160,15 @@ def test_room_is_asked_for_the_job_that_is_next(store: Store) -> None:
         return 0
 
     assert store(leases.take, "w1", lambda: "x", full, 200.0) == []
-    assert (asked[0].width, asked[0].height) == (256, 128)
+    assert (asked[0].width, asked[0].height, asked[0].ready) == (256, 128, 3)
+
+
+def test_leases_can_be_let_go(store: Store) -> None:
+    store.create()
+    one, two = take(store, 2)
+    store(leases.let_go, [one.lease, "unknown"])
+    assert store(leases.held_by, "w1") == {two.lease}
+    assert take(store)[0].number == one.number
 
 
 def test_a_job_that_does_harm_is_stopped(store: Store) -> None:

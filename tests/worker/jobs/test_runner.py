@@ -1,0 +1,275 @@
+import errno
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.worker.conftest import ready, serving
+from tests.worker.jobs.conftest import eventually, over, settings_of
+from tests.worker.storage.test_jobs import Store
+from worker.beat import digest
+from worker.jobs.drawing import _fingerprint
+from worker.jobs.holder import this_process
+from worker.pipelines.synthetic import text_of
+from worker.service import Service
+from worker.settings import Settings
+from worker.storage import gallery, jobs, leases
+from worker.storage.jobs import Job
+from worker.storage.leases import Leased
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+PROMPTS = tuple(f"item {k}" for k in range(9))
+
+
+def pictures(store: Store, home: Path, job: Job) -> list[str]:
+    """What the stored picture of each item spells, in order."""
+    found = []
+    for item in store.items(job.id):
+        assert item.image_id is not None
+        image = store(gallery.find, item.image_id)
+        assert image is not None
+        assert (image.job_id, image.job_number, image.owner) == (job.id, item.number, job.owner)
+        pixels = np.asarray(Image.open(home / "images" / image.name))
+        found.append(text_of(pixels))
+    return found
+
+
+async def test_every_item_gets_the_picture_of_its_seed(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    async with serving(settings) as (service, _):
+        job = store.create(prompts=PROMPTS)
+        await ready(service)
+        done = await over(store, job)
+    assert (done.state, done.counts["done"]) == ("completed", 9)
+    seeds = [(jobs.SEEDS - 2 + k) % jobs.SEEDS for k in range(9)]
+    assert pictures(store, home, job) == [
+        f"{prompt}|{seed}|8" for prompt, seed in zip(PROMPTS, seeds, strict=True)
+    ]
+    assert len(list((home / "images").rglob("img_*.png"))) == 9
+
+
+async def test_batches_are_full(home: Path, store: Store) -> None:
+    async with serving(settings_of(home, model="synthetic:step_ms=30")) as (service, _):
+        await ready(service)
+        before = service.engine.state().steps_done
+        job = store.create(prompts=PROMPTS[:8])
+        await over(store, job)
+        assert service.engine.state().steps_done - before <= 2 * 8 + 2
+
+
+async def test_workers_share_a_job(home: Path, store: Store) -> None:
+    one, two = (settings_of(home, name, model="synthetic:step_ms=60") for name in ("w1", "w2"))
+    async with serving(one) as (first, _), serving(two) as (second, _):
+        await ready(first)
+        await ready(second)
+        before = [s.engine.state().totals["pictures_drawn"] for s in (first, second)]
+        job = store.create(prompts=PROMPTS)
+        await over(store, job)
+        after = [s.engine.state().totals["pictures_drawn"] for s in (first, second)]
+    assert min(b - a for a, b in zip(before, after, strict=True)) >= 2
+
+
+@pytest.fixture
+def slow(home: Path) -> Settings:
+    return settings_of(home, model="synthetic:step_ms=100", max_batch=2)
+
+
+async def drawing(store: Store, service: Service) -> Job:
+    """A job of many steps, once it is being drawn."""
+    await ready(service)
+    job = store.create(prompts=PROMPTS, steps=50)
+    await eventually(lambda: service.engine.state().running == 2)
+    return job
+
+
+@pytest.mark.parametrize("verb", ["pause", "cancel", "delete"])
+async def test_stopped_items_leave_within_a_step(slow: Settings, store: Store, verb: str) -> None:
+    async with serving(slow) as (service, _):
+        job = await drawing(store, service)
+        match verb:
+            case "pause":
+                store(jobs.pause, store.job(job.id))
+            case "cancel":
+                store(jobs.cancel, store.job(job.id), time.time())
+            case _:
+                store(jobs.delete, job.id)
+        # Rung by nobody: the runner looks by itself.
+        await eventually(lambda: not service.engine.state().running, timeout_s=5.0)
+        await eventually(lambda: not service.jobs.held)
+    if verb == "pause":
+        assert store.job(job.id).counts["waiting"] == 9
+
+
+async def test_draining_gives_back_what_has_not_begun(slow: Settings, store: Store) -> None:
+    async with serving(slow) as (service, _):
+        await ready(service)
+        job = store.create(prompts=PROMPTS, steps=20)
+        await eventually(lambda: service.engine.state().running == 2)
+        await eventually(lambda: store.job(job.id).counts["running"] == 4)
+        service.drain()
+        await eventually(lambda: store.job(job.id).counts["running"] == 2)
+        await eventually(lambda: store.job(job.id).counts["done"] == 2)
+        assert store.job(job.id).counts["waiting"] == 7
+        service.undrain()
+        await eventually(lambda: store.job(job.id).counts["done"] > 2)
+
+
+async def test_closing_gives_everything_back(slow: Settings, store: Store) -> None:
+    async with serving(slow) as (service, _):
+        job = await drawing(store, service)
+    assert store.job(job.id).counts["waiting"] == 9
+
+
+def take(store: Store, holder: str) -> Leased:
+    return store(leases.take, holder, lambda: f"lease-{holder}", lambda _: 1, time.time())[0]
+
+
+async def test_leases_of_the_dead_end_at_once(settings: Settings, store: Store) -> None:
+    job = store.create()
+    boot, _, at, name = this_process("w9").split("/")
+    take(store, f"{boot}/4194304/{at}/{name}")
+    async with serving(settings) as (service, _):
+        await ready(service)
+        done = await over(store, job, timeout_s=leases.LEASE_S / 2)
+    assert done.counts["done"] == 3
+
+
+async def test_leases_of_the_living_end_by_time(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_S", 2.0)
+    job = store.create()
+    lost = take(store, this_process("w9"))
+    async with serving(settings) as (service, _):
+        await ready(service)
+        await eventually(lambda: store.job(job.id).counts["done"] == 2)
+        assert store.job(job.id).counts["running"] == 1
+        done = await over(store, job)
+    assert done.counts["done"] == 3
+    assert not store(leases.finish, lost, "img_late", 1.0)
+
+
+async def test_leases_that_nobody_remembers_are_given_back(
+    settings: Settings, store: Store
+) -> None:
+    async with serving(settings) as (service, _):
+        await ready(service)
+        holder = service.jobs._holder
+        job = store.create()
+        with store.engine.connect() as raw, raw.begin():
+            leases.take(raw, holder, lambda: "forgotten", lambda _: 1, time.time())
+        await over(store, job, timeout_s=leases.LEASE_S / 2)
+
+
+async def test_a_failing_item_is_tried_again_and_then_fails(
+    settings: Settings, store: Store
+) -> None:
+    job = store.create(prompts=("fine", "fault:error"))
+    async with serving(settings) as (service, _):
+        await ready(service)
+        done = await over(store, job)
+    assert (done.state, done.counts["done"], done.counts["failed"]) == ("failed", 1, 1)
+    bad = store.items(job.id, "failed")[0]
+    assert bad.error_code == "drawing_failed"
+    assert "the drawing failed" in str(bad.error_message)
+
+
+def strike(home: Path, store: Store, job: Job, number: int) -> None:
+    """Two workers died with this item alone in their step."""
+    [leased] = [store(leases.take, "x", lambda: "probe", lambda _: 1, time.time())[0]]
+    store(leases.let_go, ["probe"])
+    name = _fingerprint(Leased(**{**vars(leased), "job_id": job.id, "number": number}))
+    folder = home / "strikes" / digest(name).hex()
+    folder.mkdir(parents=True)
+    for death in ("w7-1-alone", "w8-2-alone"):
+        (folder / death).touch()
+
+
+async def test_an_item_that_ends_workers_is_not_tried_again(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    job = store.create()
+    strike(home, store, job, 2)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        done = await over(store, job)
+    assert (done.counts["done"], done.counts["failed"]) == (2, 1)
+    bad = store.items(job.id, "failed")[0]
+    assert (bad.number, bad.error_code) == (2, "request_refused")
+    assert "ended 2 workers" in str(bad.error_message)
+
+
+async def test_a_job_full_of_them_is_paused(settings: Settings, store: Store, home: Path) -> None:
+    job = store.create(prompts=PROMPTS)
+    for number in (1, 2, 3):
+        strike(home, store, job, number)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        await eventually(lambda: store.job(job.id).state == "paused")
+
+
+async def test_results_wait_for_a_locked_database(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    job = store.create(prompts=("slow",), steps=50)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        await eventually(lambda: store.job(job.id).counts["running"] == 1)
+        with sqlite3.connect(home / "zimage.db", isolation_level=None) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            await eventually(lambda: len(list((home / "images").rglob("img_*.png"))) == 1)
+            await anyio.sleep(0.3)
+            assert service.jobs.held == 1
+            lock.execute("ROLLBACK")
+        done = await over(store, job)
+    assert pictures(store, home, job) == [f"slow|{jobs.SEEDS - 2}|50"]
+    assert done.state == "completed"
+
+
+async def test_without_room_on_the_disk_items_wait_and_say_why(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with serving(settings) as (service, _):
+        await ready(service)
+        monkeypatch.setattr(os, "fsync", full)
+        job = store.create(prompts=("a",))
+        await eventually(lambda: store.items(job.id)[0].error_code == "storage_failed")
+        assert store.job(job.id).counts["waiting"] == 1
+        assert "No space left" in str(store.items(job.id)[0].error_message)
+
+
+async def test_a_picture_whose_lease_is_lost_is_deleted(
+    slow: Settings, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(slow) as (service, _):
+        await ready(service)
+        save = service.images.save
+
+        def robbed(name: str, data: bytes) -> None:
+            save(name, data)
+            store(leases.end, [service.jobs._holder], 0.0)
+
+        monkeypatch.setattr(service.images, "save", robbed)
+        job = store.create(prompts=("a",), steps=1)
+        await eventually(lambda: service.engine.state().totals["pictures_drawn"] > 2)
+        monkeypatch.undo()
+        await over(store, job)
+    names = [p.stem for p in (home / "images").rglob("img_*.png")]
+    assert names == [store.items(job.id)[0].image_id]
+
+
+async def test_without_a_database_the_worker_goes_on(home: Path) -> None:
+    unmade = Settings(run_dir=home / "run", var_dir=home, model="synthetic:step_ms=1")
+    async with serving(unmade) as (service, client):
+        await ready(service)
+        answer = await client.post("/v1/images/generations", json={"prompt": "a"})
+        assert answer.status_code == 200

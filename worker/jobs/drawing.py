@@ -1,0 +1,188 @@
+"""One leased item on its way through engine, encoder and disk."""
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from worker import log
+from worker.engine import Engine, Ticket
+from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
+from worker.errors import DrawingFailed, Refused, Unavailable
+from worker.imaging import Encoders, parameters_text
+from worker.jobs.steps import StepsWriter
+from worker.metrics import Metrics
+from worker.pipelines.base import DrawSpec
+from worker.storage.gallery import StoredImage
+from worker.storage.images import ImageStore
+from worker.storage.leases import Leased
+from worker.strikes import CLEAN, Record, Strikes
+
+STRIKES_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What drawing an item takes, beside the engine."""
+
+    encoders: Encoders
+    images: ImageStore
+    strikes: Strikes
+    metrics: Metrics
+    steps: StepsWriter
+
+
+@dataclass(eq=False)
+class Held:
+    """An item in this worker's hands. ``begun``: it has been in a step; ``revoked``: its lease has
+    ended, and whatever becomes of it counts for nothing."""
+
+    item: Leased
+    begun: bool = False
+    revoked: bool = False
+    ticket: Ticket | None = field(default=None, repr=False)
+
+    def revoke(self) -> None:
+        """Stop the drawing, within a step."""
+        self.revoked = True
+        if self.ticket is not None:
+            self.ticket.cancel()
+
+
+async def draw(held: Held, engine: Engine, model: str, tools: Tools) -> StoredImage:
+    """Draw and store the picture of ``held``; its file is safe on the disk on return.
+
+    Raises ``ZimageError``: ``Refused`` where the item itself is at fault.
+    """
+    item = held.item
+    spec = _spec(item)
+    exclusive = await _must_be_alone(item, tools)
+    if held.revoked:
+        raise Unavailable("the lease has ended")
+    held.ticket = engine.submit(_request(item, spec, exclusive=exclusive))
+    try:
+        drawn = await _followed(held, held.ticket, tools.steps)
+    finally:
+        held.ticket.cancel()
+    return await _stored(item, drawn, model, tools)
+
+
+def _spec(item: Leased) -> DrawSpec:
+    return DrawSpec(
+        item.prompt,
+        item.width,
+        item.height,
+        item.steps,
+        item.seed,
+        item.guidance_scale,
+        item.negative_prompt,
+    )
+
+
+def _request(item: Leased, spec: DrawSpec, *, exclusive: bool) -> DrawRequest:
+    return DrawRequest(
+        id=_name(item),
+        specs=(spec,),
+        # Since its lease: one that came when its job was made would pass for a replay.
+        arrived_at=time.time(),
+        key=item.turn,
+        fingerprint=_fingerprint(item),
+        priority=Priority(item.priority),
+        exclusive=exclusive,
+        watched=False,
+        followed=True,
+    )
+
+
+async def _followed(held: Held, ticket: Ticket, steps: StepsWriter) -> Drawn:
+    async for event in ticket.events():
+        match event:
+            case Stepped():
+                held.begun = True
+                steps.set(held.item.lease, event.step, event.steps)
+            case Drawn():
+                return event
+    raise DrawingFailed("the engine ended without a picture")
+
+
+async def _stored(item: Leased, drawn: Drawn, model: str, tools: Tools) -> StoredImage:
+    began = time.monotonic()
+    text = parameters_text(drawn.spec, model)
+    picture = await tools.encoders.encode(
+        drawn.pixels,
+        item.output_format,
+        item.quality,
+        text,
+        produce_id=_image_id(item),
+        b64=False,
+    )
+    tools.metrics.drew(
+        item.width * item.height,
+        drawn.inference_ms / 1000,
+        item.output_format,
+        time.monotonic() - began,
+    )
+    image = _image(item, len(picture.data), model)
+    await asyncio.to_thread(tools.images.save, image.name, picture.data)
+    return image
+
+
+def _image_id(item: Leased) -> str:
+    # After the lease: who has lost it can never overwrite the picture of who has it.
+    return f"img_{item.lease}"
+
+
+def _image(item: Leased, size: int, model: str) -> StoredImage:
+    return StoredImage(
+        id=_image_id(item),
+        owner=item.owner,
+        created_at=time.time(),
+        prompt=item.prompt,
+        seed=item.seed,
+        width=item.width,
+        height=item.height,
+        steps=item.steps,
+        guidance_scale=item.guidance_scale,
+        model=model,
+        format=item.output_format,
+        bytes=size,
+        negative_prompt=item.negative_prompt,
+        job_id=item.job_id,
+        job_number=item.number,
+    )
+
+
+async def _must_be_alone(item: Leased, tools: Tools) -> bool:
+    """Whether workers died with this item in their step; raises ``Refused`` where it was two that
+    drew nothing else."""
+    record = await _record(item, tools.strikes)
+    if record.refused:
+        tools.metrics.strikes.labels("refused").inc()
+        raise Refused(
+            f"Drawing this item ended {record.alone} workers, each while it drew nothing else: "
+            "change its prompt, size or steps."
+        )
+    if record.strikes:
+        tools.metrics.strikes.labels("alone").inc()
+    if record.alone and not await asyncio.to_thread(tools.strikes.another_is_open):
+        raise Unavailable("It ended a worker before and waits until a second one is back.")
+    return record.strikes > 0
+
+
+async def _record(item: Leased, strikes: Strikes) -> Record:
+    try:
+        async with asyncio.timeout(STRIKES_TIMEOUT_S):
+            return await asyncio.to_thread(strikes.arrive, _name(item), _fingerprint(item))
+    except (OSError, TimeoutError) as error:
+        # A full or stalled disk must not stop the drawing.
+        log.failure("strikes cannot be read", error, request_id=_name(item))
+        return CLEAN
+
+
+def _name(item: Leased) -> str:
+    """Of the item, the same for each attempt."""
+    return f"{item.job_id}-{item.number}"
+
+
+def _fingerprint(item: Leased) -> str:
+    return hashlib.blake2b(f"item\n{_name(item)}".encode(), digest_size=16).hexdigest()

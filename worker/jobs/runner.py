@@ -1,0 +1,288 @@
+"""Keeps the engine supplied with items of jobs, and jobs with results.
+
+Whatever happens to this process, the rows are right: an item is leased before it is drawn, its
+picture is safe on the disk before its row says so, and only the present lease may say it.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from worker import log
+from worker.beat import Phase, read_beat
+from worker.engine import Engine
+from worker.errors import (
+    DrawingFailed,
+    HandedBack,
+    Refused,
+    StorageFailed,
+    StoreAway,
+    Unavailable,
+    ZimageError,
+)
+from worker.jobs.bell import Bell
+from worker.jobs.drawing import Held, Tools, draw
+from worker.jobs.holder import is_dead, this_process
+from worker.processes import is_alive
+from worker.storage import gallery, jobs, leases
+from worker.storage.database import Database
+from worker.storage.gallery import StoredImage
+from worker.storage.leases import LEASE_S, Leased, Offer
+
+T = TypeVar("T")
+
+LOOK_S = 1.0
+"""A change that the bell did not tell is seen this much later."""
+MAX_TRIES = 3
+HARMFUL = 3
+"""A job of which so many items end workers is paused."""
+_BUSY_S = 1.0
+_NO_ROOM_S = 15.0
+_PATIENCE_S = 5.0  # between attempts to tell a database that is away
+_SWEEP_S = 3600.0
+
+Ready = Callable[[], tuple[Engine, str] | None]
+"""The engine and its model's name, where this worker takes work now."""
+
+
+class Runner:
+    """``run`` it as a task; ``close`` gives back what it holds."""
+
+    def __init__(
+        self,
+        database: Database,
+        tools: Tools,
+        ready: Ready,
+        worker: str,
+        run_dir: Path,
+        keep_s: float,
+    ) -> None:
+        self._database = database
+        self._tools = tools
+        self._ready = ready
+        self._run_dir = run_dir
+        self._keep_s = keep_s
+        self._holder = this_process(worker)
+        self._bell = Bell(run_dir / "jobs.bell")
+        self._held: dict[str, Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._renewed_at = 0.0
+        self._swept_at = 0.0
+        self._trouble = ""
+        self._closed = False
+
+    @property
+    def held(self) -> int:
+        """Items in this worker's hands."""
+        return len(self._held)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                while await self._round():
+                    pass
+                self._trouble = ""
+            except ZimageError as error:
+                self._complain(error)
+            except Exception as error:
+                log.failure("jobs are held up", error)
+            await self._bell.wait(LOOK_S)
+
+    async def settled(self) -> None:
+        """Return when nothing is in this worker's hands."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self, timeout_s: float) -> None:
+        """Give back what is not done."""
+        self._closed = True
+        held = list(self._held)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if held:
+            with contextlib.suppress(StoreAway, TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._database.run(lambda c: leases.let_go(c, held))
+            self._bell.ring()
+
+    def _complain(self, error: ZimageError) -> None:
+        if self._trouble != error.code:  # once: it may last for hours
+            self._trouble = error.code
+            log.event("jobs wait", why=error.message)
+
+    # Leases
+
+    async def _round(self) -> bool:
+        """Do what is due; whether there may be more to do at once."""
+        now = time.time()
+        glance, mine = await self._database.read(
+            lambda c: (leases.glance(c, now), leases.held_by(c, self._holder))
+        )
+        await self._compare(mine)
+        await self._hold_on(now)
+        dead = [holder for holder in glance.holders if is_dead(holder)]
+        if dead or glance.late:
+            await self._end(dead, now)
+            return True
+        return glance.offer is not None and await self._take(glance.offer)
+
+    async def _hold_on(self, now: float) -> None:
+        if self._held and now - self._renewed_at > LEASE_S / 3:
+            await self._database.run(lambda c: leases.renew(c, list(self._held), now))
+            self._renewed_at = now
+        if now - self._swept_at > _SWEEP_S:
+            await self._database.run(lambda c: jobs.forget_finished(c, now - self._keep_s))
+            self._swept_at = now
+
+    async def _compare(self, mine: frozenset[str]) -> None:
+        """Leases that others have ended are revoked; leases that nobody here knows, because their
+        transaction was thought to have failed, are given back."""
+        for lease in self._held.keys() - mine:
+            self._held[lease].revoke()
+        unknown = mine - self._held.keys()
+        if unknown:
+            await self._database.run(lambda c: leases.let_go(c, unknown))
+            self._bell.ring()
+
+    async def _end(self, dead: list[str], now: float) -> None:
+        ended = await self._database.run(lambda c: leases.end(c, dead, now))
+        if ended:
+            log.event("leases of others ended", items=ended, dead=len(dead))
+            self._bell.ring()
+
+    async def _take(self, offer: Offer) -> bool:
+        """Lease some more, if there is room; whether anything was leased."""
+        ready = self._ready()
+        if ready is None or self._closed:
+            return False
+        engine, model = ready
+        workers = await asyncio.to_thread(_live_workers, self._run_dir)
+        if not self._room(engine, workers, offer):
+            return False
+        self._tools.encoders.require_room()
+        await asyncio.to_thread(self._tools.images.require_room)
+        now = time.time()
+        self._renewed_at = self._renewed_at if self._held else now
+        taken = await self._database.run(
+            lambda c: leases.take(
+                c, self._holder, _new_lease, lambda o: self._room(engine, workers, o), now
+            )
+        )
+        for item in taken:
+            self._begin(Held(item), engine, model)
+        if taken:
+            self._bell.ring()
+        return bool(taken)
+
+    def _room(self, engine: Engine, workers: int, offer: Offer) -> int:
+        """How many items of ``offer`` to lease: a full batch, once fewer than half of one waits
+        here; where few are left, no more than this worker's share."""
+        cap = _pictures(engine, offer)
+        held = list(self._held.values())
+        ahead = sum(not h.begun and h.item.priority <= offer.priority for h in held)
+        if ahead and 2 * ahead >= cap:
+            return 0
+        return min(cap, math.ceil(offer.ready / workers))
+
+    def _begin(self, held: Held, engine: Engine, model: str) -> None:
+        self._held[held.item.lease] = held
+        task = asyncio.get_running_loop().create_task(self._draw(held, engine, model))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Results
+
+    async def _draw(self, held: Held, engine: Engine, model: str) -> None:
+        item = held.item
+        try:
+            image = await draw(held, engine, model, self._tools)
+            await self._finish(item, image)
+        except ZimageError as error:
+            if not held.revoked:
+                await self._settle(item, error)
+        except Exception as error:
+            log.failure("item failed", error, job=item.job_id, number=item.number)
+            await self._settle(item, DrawingFailed("The worker failed on this item."))
+        finally:
+            self._held.pop(item.lease, None)
+            self._tools.steps.drop(item.lease)
+            self._bell.ring()
+
+    async def _finish(self, item: Leased, image: StoredImage) -> None:
+        def work(connection: sa.Connection) -> bool:
+            if not leases.finish(connection, item, image.id, time.time()):
+                return False
+            gallery.insert(connection, image)
+            return True
+
+        if await self._surely(work):
+            self._tools.metrics.job_items.labels("done").inc()
+        else:
+            # Somebody else draws it, or nobody may: this picture belongs to nothing.
+            await asyncio.to_thread(self._tools.images.discard, image.name)
+
+    async def _settle(self, item: Leased, error: ZimageError) -> None:
+        """``item`` has no picture: another attempt, or none."""
+        now = time.time()
+        code = error.code, error.message
+        match error:
+            case HandedBack():
+                await self._surely(lambda c: leases.give_back(c, item))
+            case StorageFailed():
+                later = now + _NO_ROOM_S
+                await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
+            case Unavailable():
+                later = now + _BUSY_S * (1 + secrets.randbelow(1000) / 1000)
+                await self._surely(lambda c: leases.give_back(c, item, not_before=later))
+            case DrawingFailed() if item.tries + 1 < MAX_TRIES:
+                later = now + 2.0**item.tries
+                await self._surely(
+                    lambda c: leases.give_back(c, item, not_before=later, tried=True, why=code)
+                )
+            case _:
+                self._tools.metrics.job_items.labels("failed").inc()
+                await self._surely(lambda c: _fail(c, item, error, now))
+
+    async def _surely(self, work: Callable[[sa.Connection], T]) -> T:
+        """The result of ``work``, however long the database is away: it may be repeated."""
+        wait_s = 0.1
+        while True:
+            try:
+                return await self._database.run(work)
+            except StoreAway as error:
+                self._complain(error)
+            await asyncio.sleep(wait_s)
+            wait_s = min(_PATIENCE_S, 2 * wait_s)
+
+
+def _fail(connection: sa.Connection, item: Leased, error: ZimageError, now: float) -> None:
+    failed = leases.fail(connection, item, error.code, error.message, now)
+    harmful = failed and isinstance(error, Refused) and error.code == Refused.code
+    if harmful and leases.failures(connection, item.job_id, error.code) >= HARMFUL:
+        leases.pause_job(connection, item.job_id)
+
+
+def _pictures(engine: Engine, offer: Offer) -> int:
+    """How many pictures of ``offer`` fill a batch."""
+    rows = 2 if offer.guidance_scale > 0 else 1
+    return max(1, engine.batch_cap((offer.width, offer.height)) // rows)
+
+
+def _live_workers(run_dir: Path) -> int:
+    beats = (read_beat(path) for path in run_dir.glob("*.beat"))
+    loading = (Phase.BOOT, Phase.LOAD, Phase.ENDED)
+    alive = [b for b in beats if b and b.phase not in loading and is_alive(b.pid, b.since)]
+    return max(1, len(alive))
+
+
+def _new_lease() -> str:
+    return secrets.token_hex(16)

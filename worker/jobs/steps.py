@@ -1,0 +1,65 @@
+"""How far the items under way are: one small file a worker, read by all of them.
+
+Steps are told while they are new and forgotten after: they are not worth a transaction.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+
+_WRITE_S = 0.1
+
+Steps = dict[str, tuple[int, int]]
+"""Steps done and steps in all, by lease."""
+
+
+class StepsWriter:
+    """The file of one worker; it may lie behind by a moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._steps: Steps = {}
+        self._writing: asyncio.Task[None] | None = None
+        self._changed = False
+
+    def set(self, lease: str, done: int, of: int) -> None:
+        """On the event loop: the item of ``lease`` has done so many steps."""
+        self._steps[lease] = done, of
+        self._write()
+
+    def drop(self, lease: str) -> None:
+        """The item of ``lease`` is drawn, or not any more."""
+        if self._steps.pop(lease, None):
+            self._write()
+
+    def _write(self) -> None:
+        self._changed = True
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write_soon())
+
+    async def _write_soon(self) -> None:
+        while self._changed:
+            self._changed = False
+            text = json.dumps(self._steps)
+            await asyncio.to_thread(_replace, self._path, text)
+            await asyncio.sleep(_WRITE_S)
+
+
+def read_steps(folder: Path) -> Steps:
+    """Blocks. What all workers last said."""
+    found: Steps = {}
+    for path in folder.glob("*.steps"):
+        with contextlib.suppress(OSError, ValueError):
+            found |= {
+                lease: (done, of) for lease, (done, of) in json.loads(path.read_text()).items()
+            }
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    with contextlib.suppress(OSError):  # a full disk must not stop the drawing
+        fresh.write_text(text)
+        fresh.replace(path)
