@@ -139,7 +139,7 @@ def _groups(account: pwd.struct_passwd) -> list[int]:
 def _hand_over(var_dir: Path, account: pwd.struct_passwd, *, create: bool) -> None:
     if not create:
         return
-    var_dir.mkdir(parents=True, exist_ok=True)
+    var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if var_dir.stat().st_uid == account.pw_uid:
         return
     for path in (var_dir, *var_dir.rglob("*")):

@@ -216,6 +216,13 @@ class Labels(_Section):
     producer: str = Field("", pattern=_PRODUCER)
 
 
+class Audit(_Section):
+    log: bool = True
+    prompts: bool = True
+    keep_days: int = Field(180, ge=1)
+    max_mib: int = Field(1024, ge=1)
+
+
 class Timeouts(_Section):
     step_allowance_s: float = Field(5.0, gt=0)
     idle_allowance_s: float = Field(3.0, gt=0)
@@ -286,6 +293,7 @@ class ClusterConfig(_Section):
     limits: Limits = Limits()
     labels: Labels = Labels()
     gallery: Gallery = Gallery()
+    audit: Audit = Audit()
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()

@@ -231,6 +231,8 @@ class Layout:
 
     def create(self) -> None:
         """Make the directories; the run directory is this user's alone, or PermissionError."""
+        # Prompts, pictures and keys: this user's alone, unless who made it shares it.
+        self.var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self.run_dir.lstat()  # in /tmp, somebody else may have been here first
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

@@ -130,6 +130,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "attention": config.model.attention,
         "graphs": config.model.graphs,
         **config.limits.model_dump(),
+        **{f"audit_{key}": value for key, value in config.audit.model_dump().items()},
         "label_mark": config.labels.mark_text if config.labels.mark else "",
         "label_producer": config.labels.producer,
         "gallery": config.gallery.enabled,

@@ -43,7 +43,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: Mapping[str, Value] = getattr(record, "fields", {})
         line: dict[str, Value] = {
-            "at": _timestamp(record.created),
+            "at": timestamp(record.created),
             "level": record.levelname.lower(),
             "worker": self._worker,
             "event": record.getMessage(),
@@ -106,7 +106,8 @@ class LogWriter:
             thread.join(max(0.05, deadline - time.monotonic()))
 
 
-def _timestamp(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
+    """UTC in ISO 8601, to the millisecond."""
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
 

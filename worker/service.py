@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 from worker import calibration, card, exits, log
+from worker.audit import Audit
 from worker.beat import Beat, BeatWriter, Phase, read_beat
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
@@ -57,6 +58,13 @@ class Service:
         self.over: asyncio.Future[int] = self._loop.create_future()
         self.encoders = Encoders(
             settings.threads, Labels(settings.label_mark, settings.label_producer)
+        )
+        self.audit = Audit(
+            settings.var_dir / "audit" if settings.audit_log else None,
+            settings.name,
+            settings.audit_prompts,
+            settings.audit_keep_days,
+            settings.audit_max_mib << 20,
         )
         self.metrics = Metrics(self._reading)
         self.strikes = Strikes(
@@ -211,6 +219,7 @@ class Service:
             await self._engine.close(timeout_s=_CLOSE_S)
         self.encoders.close()
         self.thumbnails.close()
+        await asyncio.to_thread(self.audit.close)
         self.database.close()
         in_order = not self.over.done() or self.over.result() == 0
         if self._beat is not None and in_order:

@@ -89,6 +89,13 @@ class Settings(BaseSettings):
     job_keep_days: float = Field(30.0, gt=0)
     """Jobs are forgotten so long after they were finished; their pictures stay."""
 
+    audit_log: bool = True
+    """Write who drew what to ``var_dir/audit``."""
+    audit_prompts: bool = True
+    audit_keep_days: int = Field(180, ge=1)
+    audit_max_mib: int = Field(1024, ge=1)
+    """Of all workers' files together; the oldest go."""
+
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
     load_allowance_s: float = Field(900.0, gt=0)

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker import log
+from worker import audit, log
 from worker.api import answers, files, sse, wire
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
@@ -201,19 +201,33 @@ class Drawing:
     async def _finish(self, drawn: Drawn) -> Finished:
         began = time.monotonic()
         image_format = self._generation.output_format
+        image_id = f"{self.exchange.id}-{drawn.image_index}"
         picture = await self._service.encoders.encode(
             drawn.pixels,
             image_format,
             self._generation.quality,
             parameters_text(drawn.spec, self._service.info.id),
-            produce_id=f"{self.exchange.id}-{drawn.image_index}",
+            produce_id=image_id,
             b64=self._generation.response_format == "b64_json",
         )
         if self._generation.response_format == "b64_json":
             self._keep(drawn, picture, picture.data)
         pixels, encode_s = drawn.spec.width * drawn.spec.height, time.monotonic() - began
         self._service.metrics.drew(pixels, drawn.inference_ms / 1000, image_format, encode_s)
+        self._note(image_id, drawn)
         return Finished(drawn, picture)
+
+    def _note(self, image_id: str, drawn: Drawn) -> None:
+        entry = audit.Entry(
+            at=time.time(),
+            image=image_id,
+            owner=self._caller.owner,
+            name=self._caller.name,
+            client=self.exchange.key,
+            model=self._service.info.id,
+            spec=drawn.spec,
+        )
+        self._service.audit.drew(entry)
 
     async def _item(self, request: Request, one: Finished) -> bytes:
         fields = {"seed": one.drawn.spec.seed}
