@@ -84,7 +84,8 @@ def _says_something(line: str) -> bool:
 
 
 def _is_nginx(path: Path) -> bool:
-    return path.name not in {"supervisord.conf", "guard.json"}
+    others = {"supervisord.conf", "guard.json"}
+    return path.name not in others and path.parent.name != "monitoring"
 
 
 def _files(directory: Path) -> Iterator[Path]:

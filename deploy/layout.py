@@ -104,6 +104,11 @@ class Layout:
     def guard_json(self) -> Path:
         return self.render_dir / "guard.json"
 
+    @property
+    def monitoring_dir(self) -> Path:
+        """For Prometheus and Grafana; nothing of the cell reads it."""
+        return self.render_dir / "monitoring"
+
     # state
     @property
     def logs_dir(self) -> Path:
@@ -210,6 +215,11 @@ class Layout:
     def database_url(self) -> str:
         """What workers connect to."""
         return f"{_SQLITE}{self.database}"
+
+    @property
+    def docs_dir(self) -> Path:
+        """Where the runbook is that alerts link to."""
+        return ROOT / "docs"
 
     @property
     def directories(self) -> tuple[Path, ...]:

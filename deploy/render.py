@@ -8,7 +8,7 @@ import getpass
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.config import ROOT, ClusterConfig
+from deploy.dashboard import dashboard
 from deploy.layout import Layout
 from deploy.plan import Plan, WorkerPlan, model_source
 
@@ -59,6 +60,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "layout": layout,
         "host": host,
         "nginx_version": host.nginx_version,
+        "ops": endpoint(config.ops.address, config.ops.port),
         "root": ROOT,
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
@@ -66,7 +68,15 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         environment = _environment(_HERE / piece)
         for name in sorted(environment.list_templates(extensions=["j2"])):
             files[name.removesuffix(".j2")] = environment.get_template(name).render(context)
-    return files
+    return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    # Prometheus has {{ }} of its own.
+    environment = _environment(_HERE / "monitoring", ("<<", ">>"))
+    for name in environment.list_templates(extensions=["j2"]):
+        yield name.removesuffix(".j2"), environment.get_template(name).render(context)
+    yield "dashboard.json", dashboard()
 
 
 def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
@@ -163,9 +173,17 @@ def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:
     }
 
 
-def _environment(directory: Path) -> Environment:
+def endpoint(address: str, port: int) -> str:
+    """As it stands in a URL."""
+    bare = address.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def _environment(directory: Path, variable: tuple[str, str] = ("{{", "}}")) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(directory),
+        variable_start_string=variable[0],
+        variable_end_string=variable[1],
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

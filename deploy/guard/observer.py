@@ -29,6 +29,7 @@ class Observer:
         self._traffic = Traffic(AccessLog(layout.access_log), registry)
         self._lanes: dict[str, str] = {}
         self._drawn: dict[str, tuple[int, int]] = {}  # pid and its total, by worker
+        self._images = 0  # since the last point
 
     def look(self, watch: Watch) -> None:
         """Note whether ``watch`` is in the pool, or why not. Cheap where nothing has changed."""
@@ -43,6 +44,8 @@ class Observer:
             await asyncio.sleep(_READ_INTERVAL_S)
             try:
                 await asyncio.to_thread(self._traffic.read)
+                # Often: what a worker has made since the last time is lost when it dies.
+                self._images += sum(self._drawn_since(watch) for watch in self._watches)
                 if time.monotonic() - added_at >= INTERVAL_S:
                     added_at = time.monotonic()
                     self._history.add(self._point())
@@ -51,7 +54,8 @@ class Observer:
                 _log.error("cannot keep the history: %s", error)
 
     def _point(self) -> dict[str, float | None]:
-        window = self._traffic.take_window()
+        window, images = self._traffic.take_window(), self._images
+        self._images = 0
         p50_s, p95_s = window.percentiles_s()
         answers = [w.answer.body for w in self._watches if w.answer]
         members = [w for w in self._watches if w.gate.is_open]
@@ -59,7 +63,7 @@ class Observer:
         used = [ratio for ratio in cards if ratio is not None]
         return {
             "at": round(time.time(), 1),
-            "images": self._images(),
+            "images": images,
             "answered": window.answered,
             "refused": window.refused,
             "failed": window.failed,
@@ -72,11 +76,6 @@ class Observer:
             "pool": len(members),
             "gpu_ratio": round(fmean(used), 3) if used else None,
         }
-
-    def _images(self) -> int:
-        """Pictures that workers made since the last call; what one made just before its end may
-        be missing."""
-        return sum(self._drawn_since(watch) for watch in self._watches)
 
     def _drawn_since(self, watch: Watch) -> int:
         if watch.answer is None or not watch.pid:
