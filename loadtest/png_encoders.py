@@ -60,7 +60,7 @@ def encoders() -> Iterator[tuple[str, Encoder]]:
             "fpng",
             lambda p: bytes(fpng.fpng_encode_image_to_memory(p.tobytes(), p.shape[1], p.shape[0])),
         )
-    yield "ours: numpy Up, zlib RLE", lambda p: encode(p, "png", None, "")
+    yield "ours: numpy Up, ISA-L level 1", lambda p: encode(p, "png", None, "")
 
 
 def _pillow(level: int, strategy: int) -> Encoder:

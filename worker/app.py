@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from worker.api import admin, answers, files, gallery, health, images, models
+from worker.api.direct import Direct
 from worker.api.exchange import Exchanges
 from worker.errors import ZimageError
 from worker.service import Load, Service
@@ -26,9 +29,22 @@ ROUTES = [
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]
+DIRECT = ROUTES[:1]
+"""What must cost next to nothing besides its drawing. Middleware sees it like all others."""
 
 
-def create_app(settings: Settings, load: Load) -> Starlette:
+class Application(Starlette):
+    """Starlette without its own outermost middleware: ``Exchanges`` answers what nobody caught."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
+        app = Direct(app, DIRECT)
+        for middleware in reversed(self.user_middleware):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return app
+
+
+def create_app(settings: Settings, load: Load) -> Application:
     """One worker's application; ``app.state.service`` is its life.
 
     ``load`` runs in a thread once the lifespan has begun: until it is done and a warm-up picture
@@ -44,7 +60,7 @@ def create_app(settings: Settings, load: Load) -> Starlette:
         finally:
             await service.close()
 
-    app = Starlette(
+    app = Application(
         routes=ROUTES,
         lifespan=lifespan,
         middleware=[Middleware(Exchanges, worker=settings.name, metrics=service.metrics)],

@@ -84,6 +84,7 @@ class BeatWriter:
 
     def __init__(self, path: Path) -> None:
         self._map = _create(path)
+        self._pid = os.getpid()
         self._sequence = 0
         self._steps = 0
         self._phase = Phase.BOOT
@@ -106,7 +107,7 @@ class BeatWriter:
         self._steps += phase is Phase.STEP
         self._phase = phase
         body = _BODY.pack(
-            os.getpid(), phase, time.monotonic(), allowance_s, self._steps, alone, len(entries)
+            self._pid, phase, time.monotonic(), allowance_s, self._steps, alone, len(entries)
         )
         self._write(body + b"".join(_ENTRY.pack(r.request, r.fingerprint) for r in entries))
 

@@ -5,27 +5,34 @@ thread, and are dropped when it is full.
 """
 
 import contextlib
+import functools
 import json
 import logging
-import logging.handlers
-import queue
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from queue import Empty, SimpleQueue
 
 MAX_QUEUED_LINES = 10_000
 MAX_FIELD_CHARS = 4_000
 _COALESCE_S = 0.05
+"""Lines of so long are written at once: a thread that wakes for each takes the GIL each time."""
 
 Value = str | int | float | bool | None
+_Event = tuple[float, str, Mapping[str, Value]]
 
 _log = logging.getLogger("worker")
 _encode = json.JSONEncoder().encode
+_writer: "LogWriter | None" = None
 
 
 def event(name: str, **fields: Value) -> None:
     """Log ``name`` with ``fields``. Prompts do not belong here: logs outlive their pictures."""
-    _log.info(name, extra={"fields": fields})
+    if _writer is None:
+        _log.info(name, extra={"fields": fields})
+    else:  # a record of the standard library takes longer than all else that a line costs
+        _writer.put((time.time(), name, fields))
 
 
 def failure(name: str, error: BaseException, **fields: Value) -> None:
@@ -34,82 +41,103 @@ def failure(name: str, error: BaseException, **fields: Value) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"at", "level", "logger", "event", …fields, "traceback"?}``."""
+    """``{"at", "level", "worker", "event", …fields, "traceback"?}``."""
 
     def __init__(self, worker: str) -> None:
         super().__init__()
         self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: Mapping[str, Value] = getattr(record, "fields", {})
-        line: dict[str, Value] = {
-            "at": timestamp(record.created),
-            "level": record.levelname.lower(),
-            "worker": self._worker,
-            "event": record.getMessage(),
-            **fields,
-        }
+        fields: dict[str, Value] = dict(getattr(record, "fields", {}))
         if record.exc_info:
             # The end of a traceback names the error.
-            line["traceback"] = self.formatException(record.exc_info)[-MAX_FIELD_CHARS:]
-        return _encode({key: _bounded(value) for key, value in line.items()})
+            fields["traceback"] = self.formatException(record.exc_info)[-MAX_FIELD_CHARS:]
+        return self.line(record.created, record.levelname.lower(), record.getMessage(), fields)
+
+    def line(self, at: float, level: str, name: str, fields: Mapping[str, Value]) -> str:
+        """One event as JSON; ``at`` in seconds since the epoch."""
+        line = {"at": timestamp(at), "level": level, "worker": self._worker, "event": name}
+        return _encode({key: _bounded(value) for key, value in {**line, **fields}.items()})
 
 
-class _DroppingQueueHandler(logging.handlers.QueueHandler):
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # same process: the formatter still wants exc_info
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full):
-            self.queue.put_nowait(record)
-
-
-class _CoalescingListener(logging.handlers.QueueListener):
-    """Wakes for many lines at once: a thread that wakes for each takes the GIL each time."""
-
-    def dequeue(self, block: bool) -> logging.LogRecord:
-        with contextlib.suppress(queue.Empty):
-            return super().dequeue(False)
-        time.sleep(_COALESCE_S)
-        return super().dequeue(block)
-
-
-class LogWriter:
+class LogWriter(logging.Handler):
     """Takes over the root logger until ``close``."""
 
     def __init__(self, worker: str) -> None:
+        super().__init__()
         logging.raiseExceptions = False  # a broken pipe must not add lines about itself
         # What no line shows need not be looked up: logging's own advice (HOWTO, "Optimization").
         logging._srcfile = None
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-        lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_QUEUED_LINES)
-        stdout = logging.StreamHandler(sys.stdout)
-        stdout.setFormatter(JsonFormatter(worker))
-        self._queue = lines
-        self._listener = _CoalescingListener(lines, stdout)
+        self._json = JsonFormatter(worker)
+        self._stdout = sys.stdout
+        self._lines: SimpleQueue[logging.LogRecord | _Event | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        global _writer
+        _writer = self
         root = logging.getLogger()
-        root.handlers[:] = [_DroppingQueueHandler(lines)]
+        root.handlers[:] = [self]
         root.setLevel(logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # we log our own start and end
-        self._listener.start()
+
+    def put(self, line: logging.LogRecord | _Event) -> None:
+        """Queue ``line``, or drop it where too many wait."""
+        if self._lines.qsize() < MAX_QUEUED_LINES:
+            self._lines.put(line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.put(record)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most ``timeout_s``: the reader of stdout may be stopped."""
-        deadline = time.monotonic() + timeout_s
-        while not self._queue.empty() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        global _writer
+        _writer = None
+        self._lines.put(None)
+        self._thread.join(timeout_s)
+        super().close()
+
+    def _run(self) -> None:
+        while True:
+            lines = [self._lines.get()]
+            time.sleep(_COALESCE_S)
+            lines += self._waiting()
+            with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
+                self._stdout.write("".join(self._text(line) for line in lines if line))
+                self._stdout.flush()
+            if None in lines:
+                return
+
+    def _waiting(self) -> Iterator[logging.LogRecord | _Event | None]:
+        with contextlib.suppress(Empty):
+            while True:
+                yield self._lines.get_nowait()
+
+    def _text(self, line: logging.LogRecord | _Event) -> str:
         try:
-            self._listener.enqueue_sentinel()
-        except queue.Full:
-            return
-        if (thread := self._listener._thread) is not None:
-            thread.join(max(0.05, deadline - time.monotonic()))
+            return self._formatted(line) + "\n"
+        except (TypeError, ValueError) as error:  # one bad line must not end all others
+            return self._json.line(time.time(), "error", "bad log line", {"why": str(error)}) + "\n"
+
+    def _formatted(self, line: logging.LogRecord | _Event) -> str:
+        if isinstance(line, logging.LogRecord):
+            return self._json.format(line)
+        at, name, fields = line
+        return self._json.line(at, "info", name, fields)
 
 
 def timestamp(seconds: float) -> str:
     """UTC in ISO 8601, to the millisecond."""
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+    return f"{_second(whole)}.{milliseconds:03d}Z"
+
+
+@functools.lru_cache(4)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def _bounded(value: Value) -> Value:

@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import random
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
 from worker import calibration, card, exits, log
 from worker.audit import Audit
@@ -32,11 +31,10 @@ from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
 from worker.storage.thumbnails import Thumbnails
 from worker.strikes import Strikes
+from worker.threads import in_daemon_thread
 
 Load = Callable[[Settings], Pipeline]
 """Loads the model that the settings name. Blocks, and may import for seconds."""
-
-T = TypeVar("T")
 
 _SWEEP_EVERY_S = 60.0
 _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
@@ -324,34 +322,6 @@ class Service:
                 continue
             if deleted:
                 log.event("old pictures deleted", deleted=deleted)
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of ``work``, from a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            value = work()
-        except BaseException as error:
-            _tell(loop, result, lambda error=error: result.set_exception(error))  # type: ignore[misc]
-        else:
-            _tell(loop, result, lambda: result.set_result(value))
-
-    threading.Thread(target=run, name="loader", daemon=True).start()
-    return await result
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop, result: asyncio.Future[T], settle: Callable[[], None]
-) -> None:
-    def unless_cancelled() -> None:
-        if not result.done():
-            settle()
-
-    with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-        loop.call_soon_threadsafe(unless_cancelled)
 
 
 def _retention(settings: Settings) -> Retention:

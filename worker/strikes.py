@@ -9,6 +9,7 @@ Two notice: the worker at which nginx replays the request, while its id still st
 heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
 """
 
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ class Strikes:
         self._name = name
         self._ttl_s = ttl_s
         self._empty_since = -1  # when the folder changed last, if it was empty afterwards
+        self._mapped: list[mmap.mmap] = []  # the heartbeat files
+        self._mapped_since = -1  # when their folder changed last, if they were mapped afterwards
 
     def inherit(self) -> int:
         """At boot, before the heartbeat is overwritten: strike what the predecessor was drawing."""
@@ -70,13 +73,17 @@ class Strikes:
 
     def _nobody_struck(self) -> bool:
         try:
-            changed_at = self._folder.stat().st_mtime_ns
+            changed_at = _changed_at(self._folder)
         except FileNotFoundError:
             return True
         return changed_at == self._empty_since
 
     def _is_held(self, request: bytes) -> bool:
-        return any(request in _raw(path) for path in _beats(self._run_dir))
+        changed_at = _changed_at(self._run_dir)
+        if changed_at != self._mapped_since:
+            self._mapped = [mapped for path in _beats(self._run_dir) for mapped in _map(path)]
+            self._mapped_since = changed_at if _settled(changed_at) else -1
+        return any(request in mapped[:] for mapped in self._mapped)
 
     def arrive(self, request_id: str, fingerprint: str) -> Record:
         """Look whether this is the replay of a request that a worker died of, and what is known.
@@ -89,12 +96,11 @@ class Strikes:
 
     def _look_whether_empty(self) -> None:
         try:
-            changed_at = self._folder.stat().st_mtime_ns
+            changed_at = _changed_at(self._folder)
         except FileNotFoundError:
             return
-        # A change in the same tick of the file system's clock would go unseen.
-        settled = time.time_ns() - changed_at > _CLOCK_TICK_NS
-        self._empty_since = changed_at if settled and not _files(self._folder) else -1
+        empty = _settled(changed_at) and not _files(self._folder)
+        self._empty_since = changed_at if empty else -1
 
     def record(self, fingerprint: str) -> Record:
         """The unexpired strikes of ``fingerprint``."""
@@ -166,11 +172,21 @@ def _beats(folder: Path) -> list[Path]:
     return [folder / name for name in names if name.endswith(".beat")]
 
 
-def _raw(path: Path) -> bytes:
+def _map(path: Path) -> list[mmap.mmap]:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+        with path.open("rb") as file:
+            return [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)]
+    except (FileNotFoundError, ValueError):  # gone, or empty
+        return []
+
+
+def _changed_at(folder: Path) -> int:
+    return os.stat(folder).st_mtime_ns  # noqa: PTH116 — asked twice a request
+
+
+def _settled(changed_at: int) -> bool:
+    """Whether a further change would show: it has another time by the file system's clock."""
+    return time.time_ns() - changed_at > _CLOCK_TICK_NS
 
 
 def _files(folder: Path) -> list[Path]:

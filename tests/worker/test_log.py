@@ -58,3 +58,29 @@ def test_reader_that_stopped_does_not_stop_the_worker(monkeypatch: pytest.Monkey
     for _ in range(1000):
         log.event("line")
     writer.close(timeout_s=0.5)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_line_that_cannot_be_written_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    writer = log.LogWriter("w7")
+    log.event("odd", what=object())  # type: ignore[arg-type]
+    logging.getLogger("library").warning("%d pictures", "no")
+    log.event("next")
+    writer.close()
+    assert [line["event"] for line in lines(stdout)] == ["bad log line", "bad log line", "next"]
+
+
+@pytest.mark.usefixtures("root")
+def test_lines_of_libraries_keep_their_order_and_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    writer = log.LogWriter("w7")
+    log.event("first")
+    logging.getLogger("library").warning("second")
+    writer.close()
+    assert [(line["event"], line["level"]) for line in lines(stdout)] == [
+        ("first", "info"),
+        ("second", "warning"),
+    ]

@@ -166,3 +166,23 @@ def test_struck_request_waits_until_its_victim_is_not_the_last(home: Path) -> No
         (home / "pool" / "w2.sock").symlink_to(home / "run" / "w2.sock")
         write_beat(home, os.getpid(), Phase.IDLE, name="w2")
         assert last.draw("a").status_code == 200
+
+
+def test_a_request_is_found_in_heartbeats_that_come_and_go(strikes: Strikes, home: Path) -> None:
+    assert strikes.surely_clean("r")
+    write_beat(home, os.getpid(), Phase.STEP, name="w3")
+    assert not strikes.surely_clean("r")
+    assert strikes.surely_clean("another")
+    write_beat(home, os.getpid(), Phase.IDLE, name="w3")  # its successor's, in a file of its own
+    (home / "run" / "w3.beat").write_bytes(b"")
+    assert strikes.surely_clean("r")
+
+
+def test_a_request_is_found_in_a_heartbeat_that_goes_on(strikes: Strikes, home: Path) -> None:
+    beat = BeatWriter(home / "run" / "w1.beat")
+    time.sleep(0.2)  # so that the file is mapped once and for all
+    assert strikes.surely_clean("r")
+    beat.enter(Phase.STEP, 60.0, [Running(digest("r"), digest("f"))])
+    assert not strikes.surely_clean("r")
+    beat.enter(Phase.STEP, 60.0, [Running(digest("another"), digest("f"))])
+    assert strikes.surely_clean("r")

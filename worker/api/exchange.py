@@ -4,10 +4,10 @@ import math
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,16 +40,17 @@ def exchange_of(request: Request) -> Exchange:
     return cast(Exchange, request.scope["exchange"])
 
 
-def read_exchange(headers: Headers) -> Exchange:
+def read_exchange(headers: Mapping[bytes, bytes]) -> Exchange:
     """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``."""
-    request_id = headers.get("x-request-id", "")
+    request_id = headers.get(b"x-request-id", b"").decode("latin-1")
     if not _ID.fullmatch(request_id):
         request_id = secrets.token_hex(16)
-    arrived_at = _arrival(headers.get("x-request-start", ""))
-    return Exchange(request_id, arrived_at, headers.get("x-real-ip", "local")[:64])
+    arrived_at = _arrival(headers.get(b"x-request-start", b""))
+    address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
+    return Exchange(request_id, arrived_at, address)
 
 
-def _arrival(text: str) -> float:
+def _arrival(text: bytes) -> float:
     now = time.time()
     try:
         at = float(text)
@@ -63,15 +64,16 @@ class Exchanges:
 
     def __init__(self, app: ASGIApp, worker: str, metrics: Metrics) -> None:
         self._app = app
-        self._worker = worker
+        self._worker = b"x-worker", worker.encode()
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope["exchange"] = read_exchange(Headers(scope=scope))
-        answer = _Answer(send, exchange.id, self._worker)
+        exchange = scope["exchange"] = read_exchange(dict(scope["headers"]))
+        headers = [(b"x-request-id", exchange.id.encode()), self._worker]
+        answer = _Answer(send, headers)
         began = time.monotonic()
         try:
             await self._app(scope, receive, answer.send)
@@ -106,16 +108,16 @@ class Exchanges:
 class _Answer:
     """Adds the headers that every answer has and remembers what was sent."""
 
-    def __init__(self, send: Send, request_id: str, worker: str) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
-        self._headers = {"X-Request-ID": request_id, "X-Worker": worker}
+        self._headers = headers
         self.status = 0
         self.body_bytes = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message).update(self._headers)
+            message["headers"] = [*message["headers"], *self._headers]
         else:
             self.body_bytes += len(message.get("body", b""))
         await self._send(message)

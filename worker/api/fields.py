@@ -23,7 +23,7 @@ def bad(param: str | None, message: str, code: str = "invalid_value") -> NoRetur
 def json_object(body: bytes) -> dict[str, Any]:
     """``body`` as a JSON object."""
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = _decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError:
         bad(None, "The body is not UTF-8: send JSON encoded in UTF-8", "invalid_json")
     except RecursionError:
@@ -40,6 +40,9 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a JSON number")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def refuse_unknown(fields: "Fields", known: Collection[str]) -> None:

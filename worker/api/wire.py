@@ -167,8 +167,8 @@ def model_names(settings: Settings, info: ModelInfo) -> frozenset[str]:
 
 def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
     """Raise ``NotFound`` where field ``model`` names another one."""
-    asked = fields.text("model", info.id)
-    if asked.lower() not in model_names(settings, info):
+    asked = fields.text("model", "")
+    if fields.values.get("model") is not None and asked.lower() not in model_names(settings, info):
         raise NotFound(
             f"model: {asked[:100]!r} is not served here; use {info.id!r} or leave the field out.",
             param="model",

@@ -75,6 +75,7 @@ class Engine:
         self._sequence = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rested = asyncio.Event()
+        self._watching_rest = False
         self._busy = False
         self._draining = False
         self._closed = False
@@ -106,7 +107,8 @@ class Engine:
             self._queue.add(entry)
         if queued:
             ticket.post(queued)
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
         return ticket
 
     def drain(self) -> None:
@@ -122,6 +124,7 @@ class Engine:
     async def drained(self) -> None:
         """Return when nothing is queued or running."""
         self._loop = asyncio.get_running_loop()
+        self._watching_rest = True
         while not self._resting():
             self._rested.clear()
             await self._rested.wait()
@@ -310,7 +313,8 @@ class Engine:
     def _rest(self) -> None:
         self._pulse.idle()
         self._busy = False
-        self._soon(self._rested.set)
+        if self._watching_rest:  # waking the event loop for nobody would slow everybody
+            self._soon(self._rested.set)
         self._wake.wait(IDLE_BEAT_S)
 
     def _die(self, error: BaseException) -> None:

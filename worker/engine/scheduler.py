@@ -50,9 +50,10 @@ class Scheduler:
         """The picture that must advance next; None when there is none."""
         heads: dict[Priority, dict[str, Picture]] = {}
         for entry in queue:
-            heads.setdefault(entry.request.priority, {}).setdefault(
-                entry.request.key, entry.first_undone
-            )
+            request = entry.request
+            firsts = heads.setdefault(request.priority, {})
+            if request.key not in firsts:
+                firsts[request.key] = entry.first_undone
         if not heads:
             return None
         priority = self._priority(heads)
