@@ -129,6 +129,12 @@ def draw(
         time = torch.full((len(noise),), 1 - sigma, device=noise.device)
         out = velocity(transformer, latents, time, text, tokens).float()
         latents = latents + (sigma - following) * out
+    return decode(vae, latents)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents (B, 16, H, W) as the transformer makes them → pictures in 0…1, (B, 3, 8 H, 8 W)."""
     decoded: Tensor = vae.decode(latents / configs.LATENT_SCALE + configs.LATENT_MEAN).sample
     return (decoded.float() / 2 + 0.5).clamp(0, 1)
 

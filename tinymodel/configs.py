@@ -37,7 +37,10 @@ def transformer() -> ZImageTransformer2DModel:
 
 
 def vae() -> AutoencoderKL:
-    """16 to 64 channels: a million parameters."""
+    """16 to 64 channels: a million parameters.
+
+    No attention: what it learns of one picture size would not hold for others.
+    """
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -50,6 +53,7 @@ def vae() -> AutoencoderKL:
         shift_factor=LATENT_MEAN,
         use_quant_conv=False,
         use_post_quant_conv=False,
+        mid_block_add_attention=False,
         force_upcast=False,
     )
 

@@ -5,6 +5,7 @@ A `Scene` says what a picture shows, as far as anybody asked; `plan` fills in th
 once, on a GPU) and the pictures that the judge is tested on come from the same few lines.
 """
 
+import math
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -51,7 +52,8 @@ _RADII: dict[str | None, tuple[tuple[float, float], tuple[float, float]]] = {
 }
 _GRID = (0.24, 0.5, 0.76)
 _MARGIN = 1.08  # of the radius, kept free towards the picture's edge
-_MAX_TILT = 0.15  # radians
+_MAX_TILT = 0.03  # radians
+_CELL_PX = 8  # middles lie on this grid, the autoencoder's: a small model draws sharper outlines so
 _MAX_TINT = 6  # of 255, either way
 
 
@@ -177,13 +179,16 @@ def _plan_one(out: Plan, row: int, scene: Scene, width: int, height: int, rng: R
         out.colour[row, slot] = _tinted(shape.colour, rng)
         out.radius[row, slot] = radius
         out.tilt[row, slot] = rng.uniform(-_MAX_TILT, _MAX_TILT)
-        out.x[row, slot] = _fit(_GRID[column], slack, radius * shorter / width, rng)
-        out.y[row, slot] = _fit(_GRID[line], slack, radius * shorter / height, rng)
+        margin = _MARGIN * radius * shorter
+        out.x[row, slot] = _fit(_GRID[column] + rng.uniform(-slack, slack), width, margin)
+        out.y[row, slot] = _fit(_GRID[line] + rng.uniform(-slack, slack), height, margin)
 
 
-def _fit(centre: float, slack: float, radius: float, rng: Random) -> float:
-    margin = min(0.5, _MARGIN * radius)
-    return min(max(centre + rng.uniform(-slack, slack), margin), 1 - margin)
+def _fit(share: float, side: int, margin: float) -> float:
+    """The cell border nearest to a share of a side, in shares, at least `margin` pixels inside."""
+    first, last = math.ceil(margin / _CELL_PX), int((side - margin) / _CELL_PX)
+    cell = min(max(round(share * side / _CELL_PX), first), last)
+    return cell * _CELL_PX / side
 
 
 def _tinted(colour: str | None, rng: Random) -> np.ndarray[Any, Any]:

@@ -1,8 +1,8 @@
 """Makes the tiny model from nothing but this code: `python -m tinymodel.train --help`.
 
-First the autoencoder, then transformer and text encoder. Each stage is bounded by minutes and goes
-on from its checkpoint in the run folder when started again. The result lies in RUN/weights as a
-diffusers folder.
+First the autoencoder, then transformer and text encoder, then what guidance adds. Each stage is
+bounded by minutes and goes on from its checkpoint in the run folder when started again. The result
+lies in RUN/weights as a diffusers folder.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tinymodel.graphs import stream
 from tinymodel.schedule import Schedule
 
 _VAE_PIXELS_PER_TOKEN = 10  # of the batch
+_GUIDE_RATE = 0.4  # of the rate
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ def _train(options: argparse.Namespace, samples: list[data.Samples], device: tor
     pixels = tokens * _VAE_PIXELS_PER_TOKEN
     vae_schedule = Schedule(options.vae_minutes, options.max_steps)
     vae = train_vae.train(samples, vae_schedule, options.run, pixels, device, options.start)
+    for side in (128, 256):
+        right = train_vae.round_trips(vae, side)
+        _log.info("round trips at %d pixels: %d of 64 right", side, right)
     started = time.monotonic()
     pools = train_transformer.fill(vae, samples, tokens, device)
     count, took_s = sum(len(pool.latents) for pool in pools), time.monotonic() - started
@@ -55,6 +59,29 @@ def _train(options: argparse.Namespace, samples: list[data.Samples], device: tor
         trainer.compile()
     trainer.run(pools)
     _log.info("done after %d steps: %s", schedule.step, trainer.preview())
+    if options.guide_minutes:
+        _guide(options, pools, trainer)
+
+
+def _guide(
+    options: argparse.Namespace,
+    pools: list[train_transformer.Pool],
+    trained: train_transformer.Trainer,
+) -> None:
+    schedule = Schedule(options.guide_minutes, options.max_steps)
+    trainer = train_transformer.Trainer(
+        trained.vae,
+        schedule,
+        options.run,
+        trained.device,
+        options.rate * _GUIDE_RATE,
+        teacher=trained.average,
+        name="guided",
+    )
+    if options.compile:
+        trainer.compile()
+    trainer.run(pools)
+    _log.info("guided after %d steps: %s", schedule.step, trainer.preview())
 
 
 def _samples(options: argparse.Namespace) -> list[data.Samples]:
@@ -75,10 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run", type=Path, default=Path("var/tinymodel"), help="checkpoints and result")
     add("--start", type=Path, help="a diffusers folder to go on from, such as tinymodel/weights")
-    add("--minutes", type=float, default=11.0, help="transformer and text encoder")
-    add("--vae-minutes", type=float, default=2.6, help="autoencoder; of --start, its decoder")
+    add("--minutes", type=float, default=12.0, help="transformer and text encoder")
+    add("--guide-minutes", type=float, default=3.0, help="learning what guidance draws; 0 skips it")
+    add("--vae-minutes", type=float, default=3.3, help="autoencoder; of --start, its decoder")
     add("--max-steps", type=int, help="end each stage after so many steps, however fast")
-    add("--rate", type=float, default=8e-4, help="the transformer's highest learning rate")
+    add("--rate", type=float, default=1e-3, help="the transformer's highest learning rate")
     add("--samples", type=int, default=120_000, help="pictures to draw")
     add("--tokens-per-batch", type=int, default=49_152, help="image and prompt tokens a step")
     add("--seed", type=int, default=0)

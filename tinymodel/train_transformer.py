@@ -3,6 +3,8 @@
 Plain flow matching: the transformer sees a mixture of latents and noise and learns latents minus
 noise. Latents come from a pool that was drawn and encoded once; noise, noise level and phrasing are
 new each time. What is kept is a moving average of the weights.
+
+Then the result teaches a copy of itself to draw at once what it draws with guidance.
 """
 
 import copy
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
@@ -30,6 +32,7 @@ from tinymodel.data import (
 )
 from tinymodel.graphs import Graphs
 from tinymodel.judge import judge
+from tinymodel.muon import Muon
 from tinymodel.schedule import Schedule, cosine
 from tinymodel.train_vae import encode
 
@@ -41,6 +44,7 @@ _LONG_SHARE = 0.15  # of steps with captions of LONG tokens, in the sizes that a
 _OFTEN = 0.03  # of all steps
 _EMPTY_SHARE = 0.04  # of captions
 _PURE_NOISE_SHARE, _LOGIT_NORMAL_SHARE = 0.1, 0.2  # of samples; the others: shifted uniform
+_GUIDANCE = 1.75  # that a second trainer learns to do without: 1 and 3 draw fewer shapes right
 _WAIT_EVERY_STEPS = 50
 _REPORT_EVERY_STEPS = 1000
 _SAVE_EVERY_S = 150.0
@@ -87,8 +91,12 @@ def batch_size(width: int, height: int, tokens_per_batch: int) -> int:
     return max(1, tokens_per_batch // (width * height // configs.PIXELS_PER_TOKEN**2 + SHORT))
 
 
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+Models = tuple[ZImageTransformer2DModel, Qwen3Model]
+
+
 class Trainer:
-    """Weights, their average and the optimiser, in memory and in run/transformer.pt."""
+    """Weights, their average and the optimisers, in memory and in run/NAME.pt."""
 
     def __init__(
         self,
@@ -97,29 +105,42 @@ class Trainer:
         run: Path,
         device: torch.device,
         rate: float = 8e-4,
+        teacher: Models | None = None,
+        name: str = "transformer",
     ) -> None:
+        """With a teacher (used as it is) learns what that draws with guidance, from its weights."""
         torch.manual_seed(schedule.step)
         self.vae, self.schedule, self.device, self.rate = vae, schedule, device, rate
         self.transformer = configs.transformer().to(device)
         self.text_encoder = configs.text_encoder().to(device)
-        self.average = [
-            copy.deepcopy(m).eval().requires_grad_(False)
-            for m in (self.transformer, self.text_encoder)
-        ]
+        self.teacher = teacher
+        if teacher:
+            self.transformer.load_state_dict(teacher[0].state_dict())
+            self.text_encoder.load_state_dict(teacher[1].state_dict())
+        self.average: Models = (_frozen(self.transformer), _frozen(self.text_encoder))
         batched.use_real_rotary(self.transformer)
         batched.use_real_rotary(self.average[0])
         self.parameters = [*self.transformer.parameters(), *self.text_encoder.parameters()]
         self._averaged = [p for module in self.average for p in module.parameters()]
-        options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-        start = torch.tensor(0.0, device=device)
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=start, betas=(0.9, 0.98), weight_decay=0.01, **options
-        )
+        self.optimisers = self._optimisers()
         self._graphs = Graphs(device)
         self._loss_sum = torch.zeros((), device=device)
-        self._path, self._folder = run / "transformer.pt", run / "weights"
+        self._path, self._folder = run / f"{name}.pt", run / "weights"
         if self._path.exists():
             self._load()
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices in blocks, AdamW for all else."""
+        transformer, start = self.transformer, torch.tensor(0.0, device=self.device)
+        blocks = [*_blocks(transformer), *transformer.context_refiner, *self.text_encoder.layers]
+        matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
+        taken = set(map(id, matrices))
+        others = [p for p in self.parameters if id(p) not in taken]
+        options = {"fused": True, "capturable": True} if self.device.type == "cuda" else {}
+        adam = torch.optim.AdamW(
+            others, lr=start.clone(), betas=(0.9, 0.98), weight_decay=0.01, **options
+        )
+        return [Muon(matrices, start), adam]
 
     def start_from(self, folder: Path) -> None:
         """Takes over the weights of a diffusers folder, in place of random ones."""
@@ -132,8 +153,9 @@ class Trainer:
     def compile(self) -> None:
         """Compiles the blocks, once for all sizes."""
         torch._dynamo.config.recompile_limit = 64
-        for block in [*self.transformer.noise_refiner, *self.transformer.layers]:
-            block.compile(dynamic=True)
+        for transformer in (self.transformer, *(self.teacher or ())[:1]):
+            for block in _blocks(transformer):
+                block.compile(dynamic=True)
 
     def run(self, pools: list[Pool]) -> None:
         """Trains until the schedule ends; saves, previews and reports on the way."""
@@ -143,7 +165,7 @@ class Trainer:
             pool = rng.choices(pools, weights)[0]
             is_long = pool.weight >= _OFTEN and rng.random() < _LONG_SHARE
             rate = self.rate * min(1.0, (self.schedule.step + 1) / _WARM_UP_STEPS)
-            for group in self.optimiser.param_groups:
+            for group in (g for o in self.optimisers for g in o.param_groups):
                 group["lr"].fill_(rate * cosine(self.schedule.progress))
             self._graphs.run((id(pool), is_long), partial(self._step, pool, is_long))
             if self.schedule.step % _WAIT_EVERY_STEPS == 0:
@@ -164,11 +186,13 @@ class Trainer:
         _log.info("step %d at %.0f s: loss %.4f", self.schedule.step, elapsed_s, loss)
 
     def _step(self, pool: Pool, is_long: bool) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss = self._loss(pool, is_long)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         detached = [p.detach() for p in self.parameters]
         torch._foreach_lerp_(self._averaged, detached, 1 - _AVERAGE_DECAY)
         self._loss_sum.add_(loss.detach())
@@ -185,10 +209,24 @@ class Trainer:
         noise = torch.randn_like(clean)
         sigma = _noise_levels(count, self.device)
         mixture = clean + sigma[:, None, None, None] * (noise - clean)
+        time, learner = 1 - sigma, (self.transformer, self.text_encoder)
+        target = self._guided(mixture, time, tokens) if self.teacher else clean - noise
+        out = self._velocity(learner, mixture, time, tokens)
+        return (out - target).square().mean()
+
+    @torch.no_grad()
+    def _guided(self, mixture: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        """The teacher's velocity with guidance; for an empty prompt, just its velocity."""
+        assert self.teacher
+        asked = self._velocity(self.teacher, mixture, time, tokens)
+        unasked = self._velocity(self.teacher, mixture, time, _empty(tokens))
+        return asked + _GUIDANCE * (asked - unasked)
+
+    def _velocity(self, models: Models, mixture: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        transformer, text_encoder = models
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            text = batched.encode_text(self.text_encoder, tokens)
-            out = batched.velocity(self.transformer, mixture, 1 - sigma, text, tokens)
-        return (out.float() - (clean - noise)).square().mean()
+            text = batched.encode_text(text_encoder, tokens)
+            return batched.velocity(transformer, mixture, time, text, tokens).float()
 
     def preview(self, side: int = 256) -> str:
         """Draws and judges held-out prompts with the averaged weights."""
@@ -216,7 +254,7 @@ class Trainer:
         state = {
             "weights": [m.state_dict() for m in (self.transformer, self.text_encoder)],
             "average": [m.state_dict() for m in self.average],
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
             **self.schedule.state(),
         }
         torch.save(state, self._path.with_suffix(".new"))
@@ -229,8 +267,17 @@ class Trainer:
         modules = (self.transformer, self.text_encoder, *self.average)
         for module, weights in zip(modules, state["weights"] + state["average"], strict=True):
             module.load_state_dict(weights)
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.schedule.resume(state)
+
+
+def _frozen(module: _Module) -> _Module:
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def _blocks(transformer: ZImageTransformer2DModel) -> list[torch.nn.Module]:
+    return [*transformer.noise_refiner, *transformer.layers]
 
 
 def _noise_levels(count: int, device: torch.device) -> Tensor:

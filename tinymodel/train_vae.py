@@ -11,15 +11,19 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tinymodel import configs
-from tinymodel.data import Samples, batches, pictures
+from tinymodel import build, configs
+from tinymodel.batched import decode
+from tinymodel.data import Samples, batches, held_out_prompts, pictures, size_weights
 from tinymodel.graphs import Graphs
+from tinymodel.judge import judge
 from tinymodel.schedule import Schedule, cosine
+from tinymodel.shapes import draw
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +88,8 @@ def _run(stage: _Stage, path: Path, until: float) -> None:
     while schedule.progress < until:
         for group in optimiser.param_groups:
             group["lr"].fill_(_rate(stage))
-        chosen = rng.randrange(len(stage.images))
-        graphs.run(chosen, partial(_step, stage, optimiser, stage.images[chosen]))
+        images = _pool(stage, rng)
+        graphs.run(id(images), partial(_step, stage, optimiser, images))
         if schedule.step % _WAIT_EVERY_STEPS == 0:
             stage.error.item()  # the clock must not run ahead of the device
         schedule.tick()
@@ -95,6 +99,20 @@ def _run(stage: _Stage, path: Path, until: float) -> None:
         if schedule.elapsed_s - saved_at > _SAVE_EVERY_S:
             _save(stage, path)
             saved_at = schedule.elapsed_s
+
+
+@torch.no_grad()
+def round_trips(vae: AutoencoderKL, side: int, count: int = 64) -> int:
+    """How many of `count` drawn pictures still show their scenes after encoding and decoding."""
+    scenes = [scene for _, scene in held_out_prompts(count)]
+    drawn = [draw(scene, side, side, seed=number) for number, scene in enumerate(scenes)]
+    pixels = np.stack([np.asarray(image) for image in drawn]).transpose(0, 3, 1, 2)
+    device = next(vae.parameters()).device
+    latents = encode(vae, torch.from_numpy(pixels).to(device).float() / 127.5 - 1)
+    again = decode(vae, latents)
+    return sum(
+        judge(image, scene).ok for image, scene in zip(build.to_images(again), scenes, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -141,6 +159,12 @@ def _loss(stage: _Stage, images: Tensor) -> tuple[Tensor, Tensor]:
     return error + F.mse_loss(decoded, images) + spread, error.detach()
 
 
+def _pool(stage: _Stage, rng: Random) -> Tensor:
+    """All pictures of a size, small ones as often as the transformer will meet them."""
+    weights = [size_weights()[images.shape[3], images.shape[2]] for images in stage.images]
+    return rng.choices(stage.images, weights)[0]
+
+
 def _some(images: Tensor, pixels: int) -> Tensor:
     """Pictures by chance, (B, 3, H, W) in -1…1, with so many pixels together."""
     count = max(1, pixels // (images.shape[2] * images.shape[3]))
@@ -152,7 +176,7 @@ def _some(images: Tensor, pixels: int) -> Tensor:
 def _freeze(stage: _Stage) -> None:
     rng, seen = Random(0), []
     for _ in range(100):
-        images = _some(rng.choice(stage.images), stage.pixels)
+        images = _some(_pool(stage, rng), stage.pixels)
         latents = stage.vae.encode(images).latent_dist.mode()
         seen.append(latents.transpose(0, 1).flatten(1))
     flat = torch.cat(seen, 1).double()

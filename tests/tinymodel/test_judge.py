@@ -1,12 +1,13 @@
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tinymodel.captions import random_scene
 from tinymodel.judge import colour_at_centre, judge
-from tinymodel.shapes import KINDS, PALETTE, POSITIONS, Scene, Shape, draw
+from tinymodel.shapes import KINDS, PALETTE, POSITIONS, Scene, Shape, draw, paint, plan
 
 SHAPE = Shape("heart", "red", "large", "left")
 SCENE = Scene("white", (SHAPE,))
@@ -18,6 +19,15 @@ def test_drawn_scenes_are_right(size: tuple[int, int]) -> None:
     scenes = [random_scene(rng) for _ in range(30)]
     wrong = [s for n, s in enumerate(scenes) if not judge(draw(s, *size, seed=n), s).ok]
     assert wrong == []
+
+
+@pytest.mark.parametrize("tilt", [-0.15, 0.15])
+def test_tilted_shapes_are_right(tilt: float) -> None:
+    for kind in KINDS:
+        scene = Scene("white", (replace(SHAPE, kind=kind),))
+        planned = plan([scene], 128, 128, Random(0))
+        pixels = paint(np, replace(planned, tilt=planned.tilt * 0 + tilt), 128, 128)[0]
+        assert judge(Image.fromarray((pixels * 255).astype(np.uint8)), scene).ok, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)

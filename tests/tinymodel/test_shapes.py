@@ -34,3 +34,13 @@ def test_shapes_stay_inside_the_picture() -> None:
     there = planned.kind >= 0
     assert (planned.x[there] * 128 >= planned.radius[there] * 128).all()
     assert (planned.y[there] * 512 >= planned.radius[there] * 128).all()
+
+
+def test_middles_lie_on_the_autoencoders_grid() -> None:
+    rng = Random(0)
+    planned = plan([random_scene(rng) for _ in range(300)], 208, 144, rng)
+    there = planned.kind >= 0
+    for middles, side in ((planned.x, 208), (planned.y, 144)):
+        cells = middles[there] * side / 8
+        assert abs(cells - cells.round()).max() < 1e-4
+        assert len(np.unique(cells.round())) > 5

@@ -7,6 +7,7 @@ from diffusers import ZImagePipeline
 from tinymodel import build, evaluate
 from tinymodel.captions import scene_of
 from tinymodel.judge import judge
+from tinymodel.train_vae import round_trips
 
 FILE_LIMIT = 16 * 1024 * 1024
 
@@ -45,6 +46,11 @@ def test_unknown_words_change_nothing(pipe: ZImagePipeline) -> None:
 
 def test_empty_prompt_draws(pipe: ZImagePipeline) -> None:
     assert evaluate.draw(pipe, "", 128, 128, seed=0).size == (128, 128)
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_autoencoder_keeps_what_a_picture_shows(pipe: ZImagePipeline, side: int) -> None:
+    assert round_trips(pipe.vae, side, count=20) >= {128: 15, 256: 20}[side]
 
 
 def test_every_file_is_small() -> None:

@@ -56,3 +56,36 @@ def test_interrupted_training_goes_on_and_ends_as_a_pipeline(
     pipe = ZImagePipeline.from_pretrained(tmp_path / "weights", dtype=torch.float32)
     kept = again.average[0].state_dict()["x_pad_token"]
     assert (pipe.transformer.x_pad_token - kept).abs().max() < 1e-3
+
+
+def test_pupil_starts_as_its_teacher_learns_and_goes_on_when_interrupted(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    pools = fill(trainer.vae, [sample(4, *SIZE, seed=0)], 200, CPU)
+    trainer.run(pools)
+    before = [p.clone() for p in trainer.average[0].parameters()]
+    for last in (2, 3):
+        schedule = Schedule(1, max_steps=last)
+        pupil = Trainer(
+            trainer.vae, schedule, tmp_path, CPU, teacher=trainer.average, name="guided"
+        )
+        if last == 2:
+            assert all(map(torch.equal, before, pupil.transformer.parameters()))
+        else:
+            assert schedule.step == 2
+        pupil.run(pools)
+    assert all(map(torch.equal, before, trainer.average[0].parameters()))
+    assert not any(map(torch.equal, before, pupil.transformer.parameters()))
+
+
+def test_teacher_is_asked_with_guidance_and_empty_prompts_stay(trainer: Trainer) -> None:
+    trainer.teacher = trainer.average
+    torch.manual_seed(0)
+    mixture, time = torch.randn(2, 16, 16, 16), torch.tensor([0.2, 0.8])
+    tokens = torch.zeros(2, 32, dtype=torch.long)
+    tokens[:, :2] = torch.tensor([2, 3])  # an empty prompt: start and end
+    tokens[1, :4] = torch.tensor([2, 10, 40, 3])
+    plain = trainer._velocity(trainer.average, mixture, time, tokens)
+    guided = trainer._guided(mixture, time, tokens)
+    assert torch.allclose(guided[0], plain[0], atol=1e-5)
+    assert not torch.allclose(guided[1], plain[1], atol=1e-3)
