@@ -79,8 +79,9 @@ def create(
     cell = open_cell(config, create=True)
     cell.layout.create()
     store.migrate(cell)
-    key, token = stored.new_key(secret_for(cell), name, **limits)
-    _run(cell, lambda connection: stored.insert(connection, key, secret_for(cell)), name)
+    secret = secret_for(cell)
+    key, token = stored.new_key(secret, name, **limits)
+    _run(cell, lambda connection: stored.insert(connection, key, secret), name)
     _print_token(cell, key, token, as_json=as_json)
 
 

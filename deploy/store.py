@@ -35,7 +35,8 @@ def run(cell: Cell, work: Callable[[sa.Connection], T]) -> T:
         raise  # the caller's own: a name that is taken
     except sa.exc.SQLAlchemyError as error:
         where, why = cell.layout.database, _first_line(error)
-        raise CellError(f"the database {where} cannot be used: {why}; zimage up makes it") from None
+        remedy = "try again" if where.exists() else "zimage up makes it"
+        raise CellError(f"the database {where} cannot be used: {why}; {remedy}") from None
     finally:
         engine.dispose()
 
