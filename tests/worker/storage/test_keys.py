@@ -1,4 +1,3 @@
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,10 +87,3 @@ def test_expiry_and_switch_decide_whether_a_key_is_good() -> None:
     key, _ = keys.new_key(SECRET, "ada", expires_at=100.0)
     assert (key.why_not(99.0), key.why_not(100.0)) == (None, "expired")
     assert keys.new_key(SECRET, "ada", disabled=True)[0].why_not(0) == "disabled"
-
-
-def test_tables_are_as_the_migration_makes_them(path: Path) -> None:
-    with sqlite3.connect(path) as raw:
-        for table in (keys.keys, keys.keys_state):
-            found = [row[1] for row in raw.execute(f"PRAGMA table_info({table.name})")]
-            assert found == [column.name for column in table.columns]
