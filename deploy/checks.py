@@ -9,18 +9,20 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from deploy import machine, processes
-from deploy.cell import Cell
+from deploy import machine, processes, store
+from deploy.cell import Cell, CellError
 from deploy.certificate import WARN_BEFORE, CertificateError
 from deploy.config import ROOT
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
 from deploy.plan import model_source
+from worker.storage import keys as stored_keys
 
 MIN_NGINX = (1, 22, 0)
 _Z_IMAGE_GIB = 21.5  # 19.3 resident in bf16 and 2.2 of activations
@@ -40,7 +42,7 @@ class Finding:
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    checks = (nginx, sockets, ports, https, memory, gpus, model, database)
+    checks = (nginx, sockets, ports, https, memory, gpus, model, database, keys)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -180,6 +182,20 @@ def database(cell: Cell) -> Iterator[Finding]:
         yield Finding("fail", "database", f"{path} is on {kind}, where locks do not hold", remedy)
     else:
         yield Finding("ok", "database", f"{path} on {kind}")
+
+
+def keys(cell: Cell) -> Iterator[Finding]:
+    if cell.config.listen.auth != "keys":
+        return
+    try:
+        found = store.run(cell, stored_keys.snapshot).keys
+    except CellError:
+        found = ()  # made by the first `up`
+    good = sum(key.why_not(time.time()) is None for key in found)
+    if good:
+        yield Finding("ok", "keys", f"{good} of {len(found)} are good")
+    else:
+        yield Finding("warn", "keys", "nobody can draw: no key is good", "zimage keys create NAME")
 
 
 def disk(cell: Cell) -> Iterator[Finding]:

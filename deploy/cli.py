@@ -14,18 +14,17 @@ import typer
 from rich.live import Live
 
 from deploy import (
-    account,
-    certificate,
+    calibrate as calibration,
+)
+from deploy import (
     checks,
     converge,
     files,
+    keys,
     picture,
     processes,
     roll,
     screen,
-)
-from deploy import (
-    calibrate as calibration,
 )
 from deploy import (
     trace as tracing,
@@ -33,8 +32,10 @@ from deploy import (
 from deploy.account import AccountError
 from deploy.cell import Cell, CellError
 from deploy.certificate import CertificateError
-from deploy.config import DEFAULT_PATH, ROOT, ConfigError, load
+from deploy.config import ConfigError
 from deploy.down import down as end_cell
+from deploy.options import AsJson, Config
+from deploy.options import open_cell as _cell
 from deploy.supervise import SupervisorError
 
 app = typer.Typer(
@@ -45,17 +46,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="ZIMAGE_CONFIG",
-        help="cluster.toml of the cell [default: cluster.toml in the checkout, "
-        "or deploy/cluster.toml where there is none]",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+app.add_typer(keys.app, name="keys")
+
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 
 
@@ -308,21 +300,6 @@ def run(command: Callable[..., Any]) -> int:
     else:
         return 0
     return 1
-
-
-def _cell(config: Path | None, *, create: bool = False) -> Cell:
-    path = (config or _default_config()).expanduser().resolve()
-    loaded = load(path)
-    source = certificate.read(loaded.tls)
-    warning = account.settle(loaded, path, create=create)
-    if warning and create:
-        screen.warn(warning)
-    return Cell(loaded, path, source)
-
-
-def _default_config() -> Path:
-    own = ROOT / "cluster.toml"
-    return own if own.exists() else DEFAULT_PATH
 
 
 def _known_worker(cell: Cell, name: str) -> None:

@@ -90,7 +90,7 @@ class Cell(_Section):
 class Listen(_Section):
     address: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
-    auth: Literal["loopback", "none"] = "loopback"
+    auth: Literal["loopback", "keys", "none"] = "loopback"
     trusted_proxies: list[Annotated[str, Field(pattern=_NETWORK)]] = []
 
     @model_validator(mode="after")
@@ -99,9 +99,18 @@ class Listen(_Section):
             raise _problem(
                 "address",
                 f'other machines could draw without a key on "{self.address}"',
-                'use "127.0.0.1", or set listen.auth = "none" if everybody who can connect may',
+                'use "127.0.0.1"; or set listen.auth = "keys" and make keys with zimage keys '
+                'create; or "none" if everybody who can connect may',
             )
         return self
+
+
+class Auth(_Section):
+    """Of ``listen.auth = "keys"``."""
+
+    key_cache_s: float = Field(3600.0, ge=0)
+    session_ttl_s: float = Field(604_800.0, gt=0)
+    wrong_keys_per_minute: int = Field(20, ge=1)
 
 
 class Tls(_Section):
@@ -287,6 +296,7 @@ class ClusterConfig(_Section):
     ] = "auto"
     cell: Cell = Cell()
     listen: Listen = Listen()
+    auth: Auth = Auth()
     tls: Tls = Tls()
     ops: Ops = Ops()
     model: Model = Model()

@@ -13,6 +13,7 @@ from deploy import (
     certificate,
     checks,
     files,
+    keys,
     orphans,
     processes,
     roll,
@@ -42,6 +43,8 @@ def prepare(cell: Cell) -> dict[str, str]:
     try:
         files.check_nginx(cell, rendered)
         store.migrate(cell)
+        if cell.config.listen.auth == "keys":
+            keys.secret_for(cell)  # workers never make it
     except CellError as error:
         raise CellError(_untouched(cell, str(error))) from None
     return rendered

@@ -222,6 +222,11 @@ class Layout:
         return ROOT / "docs"
 
     @property
+    def key_secret(self) -> Path:
+        """Without it no stored key fits any more: a backup needs it beside the database."""
+        return self.var_dir / "key-secret"
+
+    @property
     def directories(self) -> tuple[Path, ...]:
         return (
             self.var_dir,

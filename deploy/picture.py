@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from deploy import certificate
+from deploy import certificate, keys
 from deploy.cell import Cell, CellError
 
 PROMPT = "a large red circle on a white background"
@@ -29,7 +29,11 @@ def draw(cell: Cell) -> Drawn:
         verify = certificate.trusting(cell.layout) if cell.config.tls.on else True
         # trust_env: a proxy of the environment has no business between us and this machine.
         with httpx.Client(timeout=timeout_s, trust_env=False, verify=verify) as client:
-            answer = client.post(f"{cell.url}v1/images/generations", json={"prompt": PROMPT})
+            answer = client.post(
+                f"{cell.url}v1/images/generations",
+                json={"prompt": PROMPT},
+                headers=keys.operator_headers(cell),
+            )
     except httpx.HTTPError as error:
         raise CellError(f"no picture from {cell.url}: {error!r}; see zimage logs nginx") from None
     if answer.status_code != 200:

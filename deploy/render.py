@@ -129,6 +129,8 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "var_dir": layout.var_dir,
         "reply_dir": layout.replies_dir,
         "database_url": layout.database_url,
+        "auth": config.listen.auth,
+        **config.auth.model_dump(),
         "model": model_source(config),
         "device": worker.device,
         "dtype": config.model.dtype,

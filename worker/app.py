@@ -10,7 +10,8 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from worker.api import admin, answers, files, gallery, health, images, models
+from worker.api import admin, answers, files, gallery, health, images, models, session
+from worker.api.access import Access
 from worker.api.direct import Direct
 from worker.api.exchange import Exchanges
 from worker.errors import ZimageError
@@ -21,6 +22,7 @@ ROUTES = [
     Route("/v1/images/generations", images.generate, methods=["POST"]),
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
+    Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     Route("/readyz", health.readyz),
@@ -63,7 +65,10 @@ def create_app(settings: Settings, load: Load) -> Application:
     app = Application(
         routes=ROUTES,
         lifespan=lifespan,
-        middleware=[Middleware(Exchanges, worker=settings.name, metrics=service.metrics)],
+        middleware=[
+            Middleware(Exchanges, worker=settings.name, metrics=service.metrics),
+            Middleware(Access, service=service),
+        ],
         exception_handlers={
             ZimageError: answers.on_zimage_error,
             HTTPException: answers.on_http_error,

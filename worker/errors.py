@@ -2,6 +2,9 @@
 
 ZimageError
 ├── InvalidRequest      a field is wrong: ``param`` names it, the message says the remedy
+├── Unauthenticated     no good key came with it
+├── Forbidden           a good key, but not for this; or another site's page
+├── LimitReached        over a limit of the key or the address
 ├── TooLarge            the body is over the limit
 ├── Refused             understood and declined: it kills workers, or cannot fit the memory
 ├── NotFound
@@ -37,6 +40,28 @@ class ZimageError(Exception):
 
 class InvalidRequest(ZimageError):
     code = "invalid_value"
+
+
+class Unauthenticated(ZimageError):
+    code = "invalid_api_key"
+
+
+class Forbidden(ZimageError):
+    code = "forbidden"
+
+
+class LimitReached(ZimageError):
+    """Come again after ``retry_after_s`` seconds. ``retry``: clients may do so by themselves;
+    otherwise it would only keep a person waiting."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, retry_after_s: float, retry: bool = False, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+        self.retry = retry
 
 
 class TooLarge(ZimageError):
@@ -102,11 +127,14 @@ class StoreAway(Unavailable):
 # 503 make it try the next worker, so an error that every worker would repeat must not be one.
 STATUS: dict[type[ZimageError], int] = {
     InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
     NotFound: 404,
     DeadlinePassed: 408,
     Conflict: 409,
     TooLarge: 413,
     Refused: 422,
+    LimitReached: 429,
     DrawingFailed: 500,
     StorageFailed: 507,
     Unavailable: 503,

@@ -42,6 +42,8 @@ class Reading:
     device_memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by kind: allocated, reserved, limit."""
     job_items: int = 0
+    keys_age_s: float | None = None
+    """Since the keys were last confirmed; None where none are asked for."""
 
 
 class Metrics:
@@ -91,6 +93,12 @@ class Metrics:
             "zimage_pictures_lost",
             "Pictures that were answered but not kept: disk or database were away too long.",
             registry=registry,
+        )
+        self.denied = Counter(
+            "zimage_http_requests_denied",
+            "Requests without a good key, by what was wrong.",
+            ("reason",),
+            registry=self.registry,
         )
         self.strikes = Counter(
             "zimage_strikes",
@@ -166,6 +174,9 @@ class _Readings(Collector):
         yield _gauge("ready", "1 where this worker takes work now.", reading.ready)
         yield _gauge("encoding_pictures", "Pictures being encoded or waiting.", reading.encoding)
         yield _gauge("job_items_held", "Items of jobs in this worker's hands.", reading.job_items)
+        if reading.keys_age_s is not None:
+            age_text = "Since the database last confirmed the keys in memory."
+            yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)
         for kind, value in reading.device_memory.items():
             yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
         if reading.beat is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from worker import calibration, card, exits, log
 from worker.audit import Audit
 from worker.beat import Beat, BeatWriter, Phase, read_beat
+from worker.denials import Denials
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
@@ -19,16 +20,18 @@ from worker.imaging import Encoders
 from worker.jobs.drawing import Tools
 from worker.jobs.runner import Runner
 from worker.jobs.steps import StepsWriter
+from worker.keyring import KeyRing
 from worker.labels import Labels
 from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import Memory, NoMemory, memory_of
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
-from worker.storage.images import ImageStore, Signer, link_secret
+from worker.storage.images import ImageStore, Signer
 from worker.storage.keeper import Keeper
 from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
+from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.strikes import Strikes
 from worker.threads import in_daemon_thread
@@ -75,6 +78,7 @@ class Service:
         self.thumbnails = Thumbnails(self.images)
         self.keeper = Keeper(self.images, self.database, self.metrics.pictures_lost.inc)
         self.replies = ReplyStore(settings.reply_dir, settings.name)
+        self.keys = KeyRing(self.database, settings.var_dir / "key-secret", settings.key_cache_s)
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"
@@ -105,7 +109,13 @@ class Service:
     async def start(self) -> None:
         """Everything that is quick; loading goes on behind it."""
         self.settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.signer = Signer(link_secret(self.settings.run_dir / "link-secret"))
+        self.signer = Signer(shared_secret(self.settings.run_dir / "link-secret"))
+        self.denials = Denials(
+            self.settings.run_dir / "denials", self.settings.wrong_keys_per_minute
+        )
+        if self.settings.auth == "keys":
+            await self.keys.refresh()
+            self._spawn(self.keys.follow())
         await asyncio.to_thread(self._inherit_strikes)
         self._beat = BeatWriter(self.settings.beat)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
@@ -288,6 +298,7 @@ class Service:
             beat=self.beat(),
             engine=self.engine_state(),
             device_memory=self._memory.usage(),
+            keys_age_s=self.keys.age_s if self.settings.auth == "keys" else None,
         )
 
     def _build(self) -> dict[str, str]:

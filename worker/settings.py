@@ -37,6 +37,15 @@ class Settings(BaseSettings):
     database_url: str = ""
     """Keys, usage, pictures, jobs. Empty: ``<var_dir>/zimage.db``. Must have been migrated."""
 
+    auth: Literal["loopback", "none", "keys"] = "loopback"
+    """keys: whoever asks must show an API key or be signed in. Else nobody needs one."""
+    key_cache_s: float = Field(3600.0, ge=0)
+    """How long keys that were read go on being good while the database is away."""
+    session_ttl_s: float = Field(604_800.0, gt=0)
+    """How long somebody stays signed in who does not come back."""
+    wrong_keys_per_minute: int = Field(20, ge=1)
+    """Of one address, over all workers; from then on the answer is 429 instead of 401."""
+
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
     device: str = "cpu"

@@ -32,6 +32,7 @@ name = "{name}"
 var_dir = "{folder}/var"
 [listen]
 port = {port}
+auth = "{auth}"
 [ops]
 port = {ops_port}
 [model]
@@ -71,6 +72,7 @@ class RunningCell(Cell):
         self.config_path = folder / "cluster.toml"
         values = {
             "name": "test",
+            "auth": "loopback",
             "model": "synthetic:step_ms=20",
             "workers": 3,
             "max_batch": 4,

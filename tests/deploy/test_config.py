@@ -52,12 +52,13 @@ WRONG = [
     ),
     (
         '[listen]\naddress = "0.0.0.0"',
-        'listen.address: other machines could draw without a key on "0.0.0.0"; use "127.0.0.1", '
-        'or set listen.auth = "none" if everybody who can connect may',
+        'listen.address: other machines could draw without a key on "0.0.0.0"; use "127.0.0.1"; '
+        'or set listen.auth = "keys" and make keys with zimage keys create; '
+        'or "none" if everybody who can connect may',
     ),
     (
         '[listen]\nauth = "off"',
-        'listen.auth: must be "loopback" or "none", not "off"; the default is "loopback"',
+        'listen.auth: must be "loopback", "keys" or "none", not "off"; the default is "loopback"',
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (

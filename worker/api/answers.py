@@ -9,7 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.errors import InvalidRequest, Unavailable, ZimageError, status_of
+from worker.errors import (
+    InvalidRequest,
+    LimitReached,
+    Unauthenticated,
+    Unavailable,
+    ZimageError,
+    status_of,
+)
 
 MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
 
@@ -23,6 +30,7 @@ _CODES = {
 }
 
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -43,7 +51,7 @@ def with_b64(fields: Mapping[str, Any], b64: bytes) -> bytes:
 
 
 def error_object(status: int, message: str, param: str | None, code: str) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -57,6 +65,12 @@ def of_error(error: ZimageError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(retry_after_s(error.retry_after_s))
+    elif isinstance(error, LimitReached):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        # What OpenAI's clients obey before they look at Retry-After.
+        headers["X-Should-Retry"] = "true" if error.retry else "false"
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return Json(describe(error), status_of(error), headers)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, cast
 from starlette.requests import Request
 
 from worker.api.exchange import exchange_of
+from worker.storage.keys import Key
 
 EVERYONE = "everyone"
 """Owner of all pictures and jobs of a cell without keys."""
@@ -14,12 +15,17 @@ EVERYONE = "everyone"
 @dataclass(frozen=True)
 class Caller:
     """``owner`` is the key's id, or ``EVERYONE``; ``turn`` takes turns in the queue: the key's
-    id, or the client's address where there are no keys."""
+    id, or the client's address where there are no keys. ``key`` has the limits."""
 
     owner: str
     turn: str
     name: str
     role: Literal["user", "ops"] = "user"
+    key: Key | None = None
+
+    @classmethod
+    def of(cls, key: Key) -> "Caller":
+        return cls(key.id, key.id, key.name, key.role, key)
 
     def may_see(self, owner: str) -> bool:
         """Whether what belongs to ``owner`` is this caller's to see and to change."""

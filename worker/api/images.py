@@ -17,7 +17,7 @@ from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
 from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.engine import Ticket
-from worker.engine.request import Drawn, DrawRequest, Event, Partial, Queued, Stepped
+from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
 from worker.errors import Refused, Unavailable
 from worker.imaging import Picture, parameters_text
 from worker.service import Service
@@ -74,6 +74,7 @@ class Drawing:
         self._caller = caller
         self._service = service
         self._generation = generation
+        self._caller = caller
         self._specs = generation.specs(default_seed(exchange.id))
         self._ticket: Ticket | None = None
         exchange.notes |= {
@@ -90,15 +91,15 @@ class Drawing:
         service.encoders.require_room()
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)
-        fingerprint = fingerprint_of(self.exchange.key, generation)
+        fingerprint = fingerprint_of(self._caller.turn, generation)
         exclusive = await self._clear(fingerprint)
         request = DrawRequest(
             id=self.exchange.id,
             specs=self._specs,
             arrived_at=self.exchange.arrived_at,
-            key=self.exchange.key,
+            key=self._caller.turn,
             fingerprint=fingerprint,
-            priority=generation.priority,
+            priority=self._priority(),
             deadline=self._deadline(),
             partial_images=generation.partial_images,
             exclusive=exclusive,
@@ -107,6 +108,11 @@ class Drawing:
         self._ticket = service.engine.submit(request)
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
+
+    def _priority(self) -> Priority:
+        key = self._caller.key
+        of_key = wire.PRIORITIES["interactive" if key is None else key.priority]
+        return max(self._generation.priority, of_key)
 
     def _deadline(self) -> float | None:
         timeout_s = self._generation.timeout_s

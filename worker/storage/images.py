@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import os
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -24,24 +23,6 @@ MIN_FREE_BYTES = 64 << 20
 ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
 """``<request id>-<k>``, or the name that a job gives its picture."""
 _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
-
-
-def link_secret(path: Path) -> bytes:
-    """The cell's secret, made by whoever asks first; readable by this user alone."""
-    if not path.exists():
-        fresh = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(fd)
-        try:
-            path.hardlink_to(fresh)  # fails where another worker was faster
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-    return path.read_bytes()
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from worker.storage import gallery
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.gallery import StoredImage, Wanted
 from worker.storage.migrations import migrate
-from worker.storage.schema import metadata
 
 AT = 1_769_903_000.25
 FOX = StoredImage(
@@ -47,14 +44,6 @@ def ids(connection: sa.Connection, **wanted: object) -> list[str]:
 
 def named(name: str, **changes: object) -> StoredImage:
     return replace(FOX, id=f"img_{name}", **changes)  # type: ignore[arg-type]
-
-
-def test_the_revision_makes_the_table_that_the_code_uses(connection: sa.Connection) -> None:
-    context = MigrationContext.configure(connection, opts={"compare_type": True})
-    different = [
-        change for change in compare_metadata(context, metadata) if "images" in str(change)
-    ]
-    assert different == []
 
 
 def test_a_picture_is_found_as_it_was_stored(connection: sa.Connection) -> None:

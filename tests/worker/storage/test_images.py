@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import StorageFailed
-from worker.storage.images import ImageStore, Signer, day, link_secret, thumbnail_of
+from worker.storage.images import ImageStore, Signer, day, thumbnail_of
 
 NAME = f"2026-01-31/{'a' * 32}-0.png"
 
@@ -15,15 +15,6 @@ NAME = f"2026-01-31/{'a' * 32}-0.png"
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path / "images")
-
-
-def test_secret_is_made_once_for_all_workers(tmp_path: Path) -> None:
-    path = tmp_path / "link-secret"
-    first = link_secret(path)
-    assert link_secret(path) == first
-    assert len(first) == 32
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_signature_covers_name_and_time() -> None:

@@ -1,0 +1,286 @@
+"""``zimage keys``: who may use the cell, and how much. Changes reach all workers within 2 s."""
+
+import json
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+import typer
+from rich.table import Table
+
+from deploy import screen, store
+from deploy.cell import Cell, CellError
+from deploy.options import AsJson, Config, open_cell
+from worker.storage import keys as stored
+from worker.storage.keys import Key
+from worker.storage.secret import shared_secret
+from worker.tokens import operator_token
+
+app = typer.Typer(help="Who may use the cell, and how much.", no_args_is_help=True)
+
+
+class Role(StrEnum):
+    USER = "user"
+    OPS = "ops"
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the key, or its id.")]
+RoleOption = Annotated[
+    Role | None, typer.Option(help="ops also sees what others drew and used. [default: user]")
+]
+PriorityOption = Annotated[
+    Priority | None,
+    typer.Option(help="batch: its requests always wait for others. [default: interactive]"),
+]
+ImagesPerDay = Annotated[int | None, typer.Option(min=0, help="Of one day, UTC. 0: no limit.")]
+Concurrency = Annotated[
+    int | None, typer.Option(min=0, max=256, help="Requests at a time. 0: no limit.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
+MaxSteps = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
+Expires = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Last day, as 2027-12-31, or a moment, as 2027-12-31T18:00; UTC. never: no end.",
+    ),
+]
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whom it is for: a person, a team, a program.")],
+    role: RoleOption = None,
+    priority: PriorityOption = None,
+    images_per_day: ImagesPerDay = None,
+    concurrency: Concurrency = None,
+    max_pixels: MaxPixels = None,
+    max_steps: MaxSteps = None,
+    expires: Expires = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once: only a hash of it is stored."""
+    if not _NAME.fullmatch(name) or name.startswith("key_"):
+        raise typer.BadParameter("1 to 64 characters without / that do not begin with key_")
+    limits = _values(
+        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
+    )
+    cell = open_cell(config, create=True)
+    cell.layout.create()
+    store.migrate(cell)
+    secret = secret_for(cell)
+    key, token = stored.new_key(secret, name, **limits)
+    _run(cell, lambda connection: stored.insert(connection, key, secret), name)
+    _print_token(cell, key, token, as_json=as_json)
+
+
+@app.command("list")
+def list_keys(config: Config = None, as_json: AsJson = False) -> None:
+    """Show all keys and what each may do."""
+    cell = open_cell(config)
+    found = _run(cell, stored.snapshot).keys
+    if as_json:
+        print(json.dumps([described(key) for key in found], indent=2, ensure_ascii=False))  # noqa: T201
+    elif found:
+        screen.console.print(_table(found))
+    else:
+        screen.say("no keys yet; make one with: zimage keys create NAME")
+
+
+@app.command()
+def show(name: Name, config: Config = None, as_json: AsJson = False) -> None:
+    """Show one key: everything but the key itself, which nobody can show again."""
+    found = described(_find(open_cell(config), name))
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))  # noqa: T201
+        return
+    for field, value in found.items():
+        screen.say(f"{field:<15} {'–' if value is None else value}")
+
+
+@app.command()
+def change(
+    name: Name,
+    role: RoleOption = None,
+    priority: PriorityOption = None,
+    images_per_day: ImagesPerDay = None,
+    concurrency: Concurrency = None,
+    max_pixels: MaxPixels = None,
+    max_steps: MaxSteps = None,
+    expires: Expires = None,
+    config: Config = None,
+) -> None:
+    """Change what a key may do; what is not named stays."""
+    values = _values(
+        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
+    )
+    if not values:
+        raise typer.BadParameter("name what to change, for example --images-per-day 200")
+    cell = open_cell(config)
+    _change(cell, _find(cell, name), **values)
+    screen.done(f"changed {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+
+
+@app.command()
+def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
+    """Give a key a new secret and print it; the old one and its sign-ins end at once."""
+    cell = open_cell(config)
+    key, secret = _find(cell, name), secret_for(cell)
+    fresh, token = stored.new_key(secret, key.name)
+    _change(cell, key, hash=fresh.hash, hint=fresh.hint, version=key.version + 1)
+    _print_token(cell, key, token, as_json=as_json)
+
+
+@app.command()
+def disable(name: Name, config: Config = None) -> None:
+    """Switch a key off, and sign out whoever is signed in with it."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _change(cell, key, disabled=True, version=key.version + 1)
+    screen.done(f"{key.name} is disabled; let it in again with: zimage keys enable {key.name}")
+
+
+@app.command()
+def enable(name: Name, config: Config = None) -> None:
+    """Switch a disabled key on again."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _change(cell, key, disabled=False)
+    screen.done(f"{key.name} is enabled")
+
+
+@app.command()
+def delete(name: Name, config: Config = None) -> None:
+    """Delete a key for good. What it used stays in the ledger, under its id."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _run(cell, lambda connection: stored.delete(connection, key.id))
+    screen.done(f"deleted {key.name} ({key.id})")
+
+
+def secret_for(cell: Cell) -> bytes:
+    """The secret of the cell's keys, made where there is no key yet; ``CellError``: it is lost."""
+    path = cell.layout.key_secret
+    _run(cell, lambda c: stored.require_secret(c, path.read_bytes() if path.exists() else None))
+    return shared_secret(path)
+
+
+def operator_headers(cell: Cell) -> dict[str, str]:
+    """What lets a command of the cell's own user in, where keys are asked for."""
+    if cell.config.listen.auth != "keys":
+        return {}
+    return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
+
+
+def described(key: Key) -> dict[str, Any]:
+    """Everything of ``key`` that a person may see."""
+    shown = asdict(key)
+    del shown["hash"], shown["version"]
+    shown["hint"] = f"…{key.hint}"
+    return shown | {"expires_at": _date(key.expires_at), "created_at": _date(key.created_at)}
+
+
+def _values(
+    role: Role | None,
+    priority: Priority | None,
+    images_per_day: int | None,
+    concurrency: int | None,
+    max_pixels: int | None,
+    max_steps: int | None,
+    *,
+    expires: str | None,
+) -> dict[str, Any]:
+    """Columns that were named; a limit of 0 is none."""
+    limits = {
+        "images_per_day": images_per_day,
+        "concurrency": concurrency,
+        "max_pixels": max_pixels,
+        "max_steps": max_steps,
+    }
+    values: dict[str, Any] = {k: v or None for k, v in limits.items() if v is not None}
+    if role:
+        values["role"] = role.value
+    if priority:
+        values["priority"] = priority.value
+    if expires is not None:
+        values["expires_at"] = _moment(expires)
+    return values
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch of the end of ``text``; None: never."""
+    if text == "never":
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"--expires {text}: write it as 2027-12-31") from None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return (at + timedelta(days=1) if len(text) == 10 else at).timestamp()
+
+
+def _find(cell: Cell, name: str) -> Key:
+    found: Key | None = _run(cell, lambda connection: stored.find(connection, name))
+    if found is None:
+        raise CellError(f"no key {name}; see zimage keys list")
+    return found
+
+
+def _change(cell: Cell, key: Key, **values: Any) -> None:
+    _run(cell, lambda connection: stored.change(connection, key.id, **values))
+
+
+def _run(cell: Cell, work: Any, name: str = "") -> Any:
+    try:
+        return store.run(cell, work)
+    except sa.exc.IntegrityError:
+        raise CellError(f"there is a key {name} already; rotate or delete that one") from None
+    except stored.SecretLost:
+        raise CellError(
+            f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "
+            "restore it from a backup, or delete all keys and make new ones"
+        ) from None
+
+
+def _print_token(cell: Cell, key: Key, token: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"id": key.id, "name": key.name, "key": token}, ensure_ascii=False))  # noqa: T201
+        return
+    screen.done(f"key of {key.name}; it is shown this once:")
+    screen.say(f"\n  {token}\n")
+    if cell.config.listen.auth != "keys":
+        screen.warn('nobody is asked for it yet: set listen.auth = "keys", then zimage up')
+
+
+def _table(found: tuple[Key, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("name", "state", "role", "priority", "images/day", "at once", "ends", "key"):
+        table.add_column(name, no_wrap=True)
+    now = datetime.now(UTC).timestamp()
+    for key in found:
+        table.add_row(
+            key.name,
+            key.why_not(now) or "good",
+            key.role,
+            key.priority,
+            str(key.images_per_day or "–"),
+            str(key.concurrency or "–"),
+            _date(key.expires_at) or "–",
+            f"…{key.hint}",
+        )
+    return table
+
+
+def _date(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,38 @@
+"""What all commands share: the options that name a cell, and opening it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy import account, certificate, screen
+from deploy.cell import Cell
+from deploy.config import DEFAULT_PATH, ROOT, load
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="ZIMAGE_CONFIG",
+        help="cluster.toml of the cell [default: cluster.toml in the checkout, "
+        "or deploy/cluster.toml where there is none]",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def open_cell(config: Path | None, *, create: bool = False) -> Cell:
+    """The cell of ``config``, as the user that it belongs to. ``create``: it may not be there."""
+    path = (config or _default_config()).expanduser().resolve()
+    loaded = load(path)
+    source = certificate.read(loaded.tls)
+    warning = account.settle(loaded, path, create=create)
+    if warning and create:
+        screen.warn(warning)
+    return Cell(loaded, path, source)
+
+
+def _default_config() -> Path:
+    own = ROOT / "cluster.toml"
+    return own if own.exists() else DEFAULT_PATH

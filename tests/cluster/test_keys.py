@@ -1,0 +1,194 @@
+"""Keys on a real cell: who gets in, how fast a change is everywhere, and attacks from outside."""
+
+import asyncio
+import http.client
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from loadtest.traffic import until
+from tests.cluster.conftest import RunningCell, started
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+BODY = {"prompt": "a", "size": "64x64"}
+KNOWN_EVERYWHERE_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[RunningCell]:
+    """Three workers that ask for keys; ``up`` has drawn its first picture on them."""
+    with started(auth="keys") as running:
+        yield running
+
+
+def make(cell: RunningCell, name: str, *options: str) -> str:
+    done = cell.zimage("keys", "create", name, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["key"])
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def on_each_worker(cell: RunningCell, token: str) -> set[int]:
+    """What each worker says to ``token``, asked on its own socket."""
+    found = set()
+    for worker in cell.workers():
+        transport = httpx.HTTPTransport(uds=str(cell.layout.socket(worker)))
+        with httpx.Client(transport=transport, base_url="http://worker") as client:
+            found.add(client.get("/v1/models", headers=bearer(token)).status_code)
+    return found
+
+
+def known_after_s(cell: RunningCell, token: str, status: int) -> float:
+    async def wait() -> float:
+        return await until(lambda: on_each_worker(cell, token) == {status}, 30, f"{status}s")
+
+    return asyncio.run(wait())
+
+
+def test_changes_reach_all_workers_in_time(keyed: RunningCell) -> None:
+    token = make(keyed, "ada")
+    took = [known_after_s(keyed, token, 200)]
+    assert keyed.zimage("keys", "disable", "ada").returncode == 0
+    took.append(known_after_s(keyed, token, 401))
+    assert keyed.zimage("keys", "enable", "ada").returncode == 0
+    took.append(known_after_s(keyed, token, 200))
+    rotated = json.loads(keyed.zimage("keys", "rotate", "ada", "--json").stdout)["key"]
+    took += [known_after_s(keyed, rotated, 200), known_after_s(keyed, token, 401)]
+    assert keyed.zimage("keys", "delete", "ada").returncode == 0
+    took.append(known_after_s(keyed, rotated, 401))
+    assert max(took) < KNOWN_EVERYWHERE_S
+
+
+def test_keys_work_through_nginx_and_after_a_kill(keyed: RunningCell) -> None:
+    token = make(keyed, "bob")
+    known_after_s(keyed, token, 200)
+    with httpx.Client(base_url=keyed.url, timeout=60) as client:
+        drawn = client.post("/v1/images/generations", json=BODY, headers=bearer(token))
+        assert drawn.status_code == 200
+        refused = client.post("/v1/images/generations", json=BODY)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/").status_code == 200  # the page itself, to sign in on
+        assert client.get("/readyz").status_code == 200
+        url = client.post(
+            "/v1/images/generations", json=BODY | {"response_format": "url"}, headers=bearer(token)
+        ).json()["data"][0]["url"]
+        assert client.get(url).status_code == 200  # signed: it needs no key
+        # Through nginx, from another site's page.
+        evil = {"Origin": "http://evil.example"}
+        assert client.post("/v1/session", json={"key": token}, headers=evil).status_code == 403
+
+
+def test_a_browser_signs_in_draws_and_out(keyed: RunningCell) -> None:
+    token = make(keyed, "carol")
+    known_after_s(keyed, token, 200)
+    own = {"Origin": keyed.url}
+    with httpx.Client(base_url=keyed.url, timeout=60) as client:
+        assert client.post("/v1/session", json={"key": token}, headers=own).status_code == 204
+        assert client.get("/v1/session").json()["key"]["name"] == "carol"
+        assert client.post("/v1/images/generations", json=BODY, headers=own).status_code == 200
+        assert client.post("/v1/images/generations", json=BODY).status_code == 403
+        assert client.delete("/v1/session", headers=own).status_code == 204
+        assert client.get("/v1/models").status_code == 401
+
+
+# What nginx and a worker might read differently: neither may lead past the key.
+DISGUISES = [
+    "/v1//models",
+    "//v1/models",
+    "/v1/./models",
+    "/v1/images/files/../../models",
+    "/v1/images/files/%2e%2e/%2e%2e/models",
+    "/v1/session/../models",
+    "/v1/session%2f..%2fmodels",
+    "/readyz/../v1/models",
+    "/readyz%2f..%2fv1/models",
+    "/v1/models?/readyz",
+    "/v1/models;/readyz",
+    "/v1/models%00",
+    "/V1/models",
+    "/v1/models/",
+    "/metrics",
+    "/livez",
+    "/admin/drain",
+    "/v1/../admin/drain",
+    "/v1/%2e%2e/metrics",
+    "/readyz/../metrics",
+]
+
+
+@pytest.mark.parametrize("path", DISGUISES)
+def test_no_spelling_of_an_address_leads_past_the_key(keyed: RunningCell, path: str) -> None:
+    host, port = keyed.url.removeprefix("http://").split(":")
+    for method in ("GET", "POST"):
+        # Not httpx: it would tidy the path.
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.putrequest(method, path)
+        connection.putheader("Content-Length", "0")
+        connection.endheaders()
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        assert answer.status in (400, 401, 403, 404, 405), content
+        assert b'"id"' not in content
+        assert b"zimage_" not in content
+
+
+def test_a_wrong_key_takes_no_longer_than_another(keyed: RunningCell) -> None:
+    token = make(keyed, "dave")
+    known_after_s(keyed, token, 200)
+    wrong = ["zimage_" + "A" * 43, token[:-8] + "A" * 8]
+    times: dict[str, list[float]] = {each: [] for each in wrong}
+    [worker, *_] = keyed.workers()
+    transport = httpx.HTTPTransport(uds=str(keyed.layout.socket(worker)))
+    with httpx.Client(transport=transport, base_url="http://worker") as client:
+        for _ in range(100):
+            for each in wrong:
+                began = time.perf_counter()
+                client.get("/v1/models", headers=bearer(each))
+                times[each].append(time.perf_counter() - began)
+    first, second = (statistics.median(each) for each in times.values())
+    assert 0.5 < first / second < 2.0
+
+
+def test_drawing_goes_on_without_the_database(keyed: RunningCell) -> None:
+    token = make(keyed, "erin")
+    known_after_s(keyed, token, 200)
+    database = keyed.layout.database
+    away = database.with_suffix(".away")
+    database.rename(away)
+    try:
+        time.sleep(1.0)  # every worker has looked by now
+        with httpx.Client(base_url=keyed.url, timeout=60) as client:
+            codes = [
+                client.post("/v1/images/generations", json=BODY, headers=bearer(token)).status_code
+                for _ in range(6)
+            ]
+            assert codes == [200] * 6
+            sign_in: Any = client.post("/v1/session", json={"key": token})
+            assert sign_in.status_code == 503
+            assert sign_in.json()["error"]["code"] == "store_unavailable"
+    finally:
+        away.rename(database)
+    known_after_s(keyed, token, 200)
+
+
+def test_up_says_when_no_key_is_good_and_when_the_secret_is_lost(keyed: RunningCell) -> None:
+    secret = keyed.layout.key_secret
+    kept = secret.read_bytes()
+    secret.unlink()
+    done = keyed.zimage("up", "--no-draw")
+    secret.write_bytes(kept)
+    assert done.returncode == 1
+    assert "key-secret is lost" in done.stderr
+    assert "The running cell is untouched." in done.stderr
+    assert keyed.zimage("up", "--no-draw").returncode == 0

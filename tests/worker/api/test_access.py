@@ -1,0 +1,346 @@
+"""Who is let in: every route, with every kind of wrong proof."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from tests.worker.conftest import migrated, ready, serving, settings_in
+from worker import tokens
+from worker.api.access import COOKIE, INTERNAL
+from worker.app import ROUTES
+from worker.engine import Ticket
+from worker.engine.request import DrawRequest
+from worker.keyring import KeyRing
+from worker.service import Service
+from worker.storage import keys
+from worker.storage.keys import Key
+from worker.storage.secret import shared_secret
+
+pytestmark = pytest.mark.anyio
+
+DRAW = "/v1/images/generations"
+BODY = {"prompt": "a", "size": "64x64"}
+SITE = {"Origin": "http://cell"}
+
+
+@dataclass
+class Keyed:
+    """A worker that asks for keys, and a way to make some."""
+
+    service: Service
+    client: httpx.AsyncClient
+    secret: bytes
+
+    async def make(self, name: str = "ada", **limits: Any) -> tuple[Key, str]:
+        key, token = keys.new_key(self.secret, name, **limits)
+        await self.service.database.run(lambda c: keys.insert(c, key, self.secret))
+        await self.service.keys.refresh()
+        return key, token
+
+    async def change(self, key: Key, **values: Any) -> None:
+        await self.service.database.run(lambda c: keys.change(c, key.id, **values))
+        await self.service.keys.refresh()
+
+    async def draw(self, token: str | None = None, **headers: str) -> httpx.Response:
+        proof = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return await self.client.post(DRAW, json=BODY, headers=proof | headers)
+
+    async def sign_in(self, token: str, **headers: str) -> httpx.Response:
+        return await self.client.post("/v1/session", json={"key": token}, headers=headers)
+
+
+@pytest.fixture
+async def keyed(home: Path) -> AsyncIterator[Keyed]:
+    settings = migrated(settings_in(home, auth="keys", wrong_keys_per_minute=1000))
+    secret = shared_secret(home / "key-secret")
+    async with serving(settings) as (service, client):
+        await ready(service)
+        yield Keyed(service, client, secret)
+
+
+def closed_routes() -> list[tuple[str, str]]:
+    routes = [route for route in ROUTES if isinstance(route, Route)]
+    return [
+        (method, route.path.replace("{name:path}", "x").replace("{id:path}", "x"))
+        for route in routes
+        for method in sorted(route.methods or ())
+        if route.path not in INTERNAL | {"/v1/session"} and "/images/files/" not in route.path
+    ]
+
+
+def test_there_are_closed_routes() -> None:
+    assert ("POST", DRAW) in closed_routes()
+    assert ("GET", "/v1/models") in closed_routes()
+
+
+@pytest.mark.parametrize(("method", "path"), [*closed_routes(), ("GET", "/v1/no-such-route")])
+async def test_no_route_answers_without_a_good_key(keyed: Keyed, method: str, path: str) -> None:
+    _, good = await keyed.make()
+    expired = (await keyed.make("old", expires_at=time.time() - 1))[1]
+    disabled = (await keyed.make("off", disabled=True))[1]
+    wrong = [None, "", "none", good[:-1], good + "a", good.upper(), expired, disabled, "é", "\x00"]
+    answers = []
+    for token in wrong:
+        proof = [] if token is None else [(b"Authorization", f"Bearer {token}".encode())]
+        answers.append(await keyed.client.request(method, path, headers=proof))
+    for scheme in ("Basic", "Token", "Bearer" + good):
+        proof = [(b"Authorization", f"{scheme} {good}".encode())]
+        answers.append(await keyed.client.request(method, path, headers=proof))
+    assert {answer.status_code for answer in answers} == {401}
+    if method != "HEAD":
+        # Nothing tells an unknown key from one that was switched off.
+        assert len({answer.content for answer in answers}) == 1
+        assert answers[0].json()["error"]["code"] == "invalid_api_key"
+        assert answers[0].headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_a_good_key_draws_and_is_named_in_the_log(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, token = await keyed.make("ada")
+    with caplog.at_level("INFO"):
+        assert (await keyed.draw(token)).status_code == 200
+        assert (await keyed.draw("zimage_wrong")).status_code == 401
+    good, wrong = [r.fields for r in caplog.records if r.message == "request"]  # type: ignore[attr-defined]
+    assert (good["key"], good["status"]) == ("ada", 200)
+    assert (wrong["denied"], wrong["status"]) == ("wrong key", 401)
+    assert "zimage_wrong" not in str(caplog.records)
+    assert token not in caplog.text
+
+
+async def test_changes_of_a_key_count_without_a_restart(keyed: Keyed) -> None:
+    key, token = await keyed.make()
+    await keyed.change(key, disabled=True)
+    assert (await keyed.draw(token)).status_code == 401
+    await keyed.change(key, disabled=False)
+    assert (await keyed.draw(token)).status_code == 200
+    _, fresh = keys.new_key(keyed.secret, "ada")
+    await keyed.change(key, hash=keys.hash_of(keyed.secret, fresh), version=2)
+    assert (await keyed.draw(token)).status_code == 401
+    assert (await keyed.draw(fresh)).status_code == 200
+    await keyed.service.database.run(lambda c: keys.delete(c, key.id))
+    await keyed.service.keys.refresh()
+    assert (await keyed.draw(fresh)).status_code == 401
+
+
+async def test_a_key_of_the_batch_draws_as_batch(
+    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await keyed.make(priority="batch")
+    seen: list[DrawRequest] = []
+    submit = keyed.service.engine.submit
+
+    def see(request: DrawRequest) -> Ticket:
+        seen.append(request)
+        return submit(request)
+
+    monkeypatch.setattr(keyed.service.engine, "submit", see)
+    assert (await keyed.draw(token)).status_code == 200
+    assert [(r.priority.name, r.key.startswith("key_")) for r in seen] == [("BATCH", True)]
+
+
+async def test_wrong_keys_of_one_address_are_limited_and_good_ones_pass(home: Path) -> None:
+    settings = migrated(settings_in(home, auth="keys", wrong_keys_per_minute=3))
+    shared_secret(home / "key-secret")
+    async with serving(settings) as (service, client):
+        await ready(service)
+        keyed = Keyed(service, client, shared_secret(home / "key-secret"))
+        _, token = await keyed.make()
+        here = {"X-Real-IP": "10.0.0.1"}
+        codes = [(await keyed.draw("wrong", **here)).status_code for _ in range(6)]
+        last = await keyed.sign_in("wrong", **here)
+        # One minute may end and the next begin in between.
+        assert codes[:3] == [401] * 3
+        assert 429 in [*codes, last.status_code]
+        assert (await keyed.draw(token, **here)).status_code == 200
+        assert (await keyed.draw("wrong", **{"X-Real-IP": "10.0.0.2"})).status_code == 401
+        limited = next(a for a in [await keyed.draw("wrong", **here)] if a.status_code == 429)
+        assert 1 <= int(limited.headers["Retry-After"]) <= 60
+        assert limited.headers["X-Should-Retry"] == "false"
+
+
+# Signing in
+
+
+async def test_signing_in_sets_a_cookie_that_draws(keyed: Keyed) -> None:
+    _, token = await keyed.make("ada", images_per_day=7, concurrency=2)
+    nobody = (await keyed.client.get("/v1/session")).json()
+    assert nobody == {"auth": "keys", "signed_in": False, "key": None}
+    answer = await keyed.sign_in(token)
+    assert answer.status_code == 204
+    cookie = answer.headers["Set-Cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=strict", "Path=/"))
+    assert "Secure" not in cookie
+    assert token not in cookie
+    me = (await keyed.client.get("/v1/session")).json()
+    assert me["signed_in"]
+    assert (me["key"]["name"], me["key"]["images_per_day"], me["key"]["concurrency"]) == (
+        "ada",
+        7,
+        2,
+    )
+    assert (await keyed.draw(**SITE)).status_code == 200
+    assert (await keyed.client.get("/v1/models")).status_code == 200
+
+
+async def test_under_https_the_cookie_stays_there(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    answer = await keyed.sign_in(token, **{"X-Forwarded-Proto": "https"})
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+async def test_signing_out_takes_the_cookie(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    await keyed.sign_in(token)
+    assert (await keyed.client.delete("/v1/session", headers=SITE)).status_code == 204
+    assert not (await keyed.client.get("/v1/session")).json()["signed_in"]
+    assert (await keyed.draw(**SITE)).status_code == 401
+
+
+@pytest.mark.parametrize("change", [{"disabled": True}, {"version": 2}, {"expires_at": 1.0}])
+async def test_what_ends_a_key_ends_its_sign_ins(keyed: Keyed, change: dict[str, Any]) -> None:
+    key, token = await keyed.make()
+    await keyed.sign_in(token)
+    await keyed.change(key, **change)
+    assert not (await keyed.client.get("/v1/session")).json()["signed_in"]
+    assert (await keyed.draw(**SITE)).status_code == 401
+
+
+async def test_a_changed_cookie_is_nobody(keyed: Keyed) -> None:
+    key, token = await keyed.make()
+    other, _ = await keyed.make("bob", role="ops")
+    await keyed.sign_in(token)
+    text = keyed.client.cookies[COOKIE]
+    session = tokens.read_session(keyed.secret, text, time.time())
+    assert session is not None
+    forged = [
+        text.replace(key.id, other.id),
+        text.replace(f".{session.expires_at}.", f".{session.expires_at + 1}."),
+        text[:-1] + ("0" if text[-1] != "0" else "1"),
+        tokens.session_text(b"", replace(session, key_id=other.id)),
+        tokens.session_text(keyed.secret, replace(session, expires_at=1)),
+        tokens.session_text(keyed.secret, replace(session, key_id="key_gone")),
+        "",
+        '"' + text,
+    ]
+    for value in forged:
+        keyed.client.cookies.clear()
+        answer = await keyed.client.get("/v1/models", headers={"Cookie": f"{COOKIE}={value}"})
+        assert answer.status_code == 401, value
+
+
+async def test_a_session_is_renewed_after_half_its_life(keyed: Keyed) -> None:
+    key, _ = await keyed.make()
+    ttl_s = keyed.service.settings.session_ttl_s
+    for left_s, renewed in ((ttl_s * 0.6, False), (ttl_s * 0.4, True)):
+        session = tokens.Session(key.id, key.version, int(time.time() + left_s))
+        cookie = f"other=1; {COOKIE}={tokens.session_text(keyed.secret, session)}"
+        answer = await keyed.client.get("/v1/session", headers={"Cookie": cookie})
+        assert answer.json()["signed_in"]
+        assert ("Set-Cookie" in answer.headers) == renewed
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "http://evil.example", "http://cell.evil.example", "http://cell:81"]
+)
+async def test_other_sites_cannot_use_a_visitors_cookie(keyed: Keyed, origin: str | None) -> None:
+    _, token = await keyed.make()
+    await keyed.sign_in(token)
+    headers = {} if origin is None else {"Origin": origin}
+    for method, path in (("POST", DRAW), ("POST", "/v1/jobs"), ("DELETE", "/v1/images/x")):
+        answer = await keyed.client.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+async def test_a_sign_in_that_is_not_understood_names_the_field(keyed: Keyed) -> None:
+    for body, param in (({"key": 1}, "key"), ({"keys": "a"}, "keys")):
+        answer = await keyed.client.post("/v1/session", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert (await keyed.sign_in("")).status_code == 401
+
+
+# Without keys
+
+
+async def test_without_keys_everybody_draws(
+    client: httpx.AsyncClient,
+) -> None:
+    assert (await client.post(DRAW, json=BODY)).status_code == 200
+    session = (await client.get("/v1/session")).json()
+    assert session == {"auth": "loopback", "signed_in": False, "key": None}
+    refused = await client.post("/v1/session", json={"key": "a"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "key")
+
+
+# Without the database
+
+
+async def test_known_keys_go_on_without_the_database_and_nobody_signs_in(
+    keyed: Keyed, home: Path
+) -> None:
+    _, token = await keyed.make()
+    (home / "zimage.db").rename(home / "away.db")
+    await keyed.service.keys.refresh()
+    assert (await keyed.draw(token)).status_code == 200
+    assert (await keyed.draw("wrong")).status_code == 401
+    refused = await keyed.sign_in(token)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+    (home / "away.db").rename(home / "zimage.db")
+    await keyed.service.keys.refresh()
+    assert (await keyed.sign_in(token)).status_code == 204
+
+
+async def test_known_keys_are_good_for_a_set_time_only(
+    keyed: Keyed, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await keyed.make()
+    (home / "zimage.db").rename(home / "away.db")
+    monkeypatch.setattr(KeyRing, "age_s", keyed.service.settings.key_cache_s + 1)
+    answer = await keyed.draw(token)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+
+
+async def test_a_worker_without_the_secret_lets_nobody_in(home: Path) -> None:
+    settings = migrated(settings_in(home, auth="keys"))
+    async with serving(settings) as (service, client):
+        await ready(service)
+        answer = await client.post(DRAW, json=BODY, headers={"Authorization": "Bearer zimage_a"})
+        assert answer.status_code == 503
+
+
+async def test_another_secret_than_that_of_the_keys_is_noticed(keyed: Keyed, home: Path) -> None:
+    _, token = await keyed.make()
+    (home / "key-secret").write_bytes(b"x" * 32)
+    await keyed.make("bob")
+    assert (await keyed.draw(token)).status_code == 200  # as before it was lost
+    assert (await keyed.sign_in(token)).status_code == 503
+
+
+# Timing
+
+
+async def test_no_key_is_told_from_another_by_time(keyed: Keyed) -> None:
+    """A look-up takes the same whether nothing, the beginning or all but the end is right."""
+    _, token = await keyed.make()
+    for i in range(200):
+        keyed.service.keys._by_hash[bytes([i]) * 32] = Key(f"k{i}", f"k{i}", b"", "")
+    wrong = [
+        "zimage_" + "A" * 43,
+        token[:30] + "A" * 20,
+        token[:-1] + ("A" if token[-1] != "A" else "B"),
+    ]
+    best = [min(_spent_ns(keyed, each) for _ in range(15)) for each in wrong]
+    assert max(best) < 2 * min(best)
+
+
+def _spent_ns(keyed: Keyed, token: str) -> int:
+    began = time.process_time_ns()
+    for _ in range(300):
+        assert keyed.service.keys.holder(token) is None
+    return time.process_time_ns() - began

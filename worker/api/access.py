@@ -1,0 +1,129 @@
+"""Who is let in. Every route is closed unless it is named here."""
+
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from worker import tokens
+from worker.api import answers
+from worker.api.caller import Caller
+from worker.api.exchange import Exchange
+from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
+from worker.service import Service
+from worker.storage.keys import Key
+
+COOKIE = "zimage_session"
+INTERNAL = frozenset({"/readyz", "/livez", "/metrics", "/admin/drain", "/admin/undrain"})
+"""Nothing of a user's. But for ``/readyz`` nginx offers none of them to users."""
+
+_SESSION = "/v1/session"
+_LINKS = "/v1/images/files/"
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Headers = Mapping[bytes, bytes]
+
+
+class Access:
+    """Lets in whoever shows a good key or is signed in with one, where ``auth`` is ``keys``."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._keys = service.settings.auth == "keys"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in INTERNAL:
+            try:
+                self._check(scope)
+            except ZimageError as error:
+                await answers.of_error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        bearer = headers.get(b"authorization")
+        if not self._keys or _asks_itself(scope["path"]):
+            return
+        key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
+        exchange: Exchange = scope["exchange"]
+        exchange.notes["key"] = key.name
+        scope["caller"] = Caller.of(key)
+
+    def _of_header(self, scope: Scope, header: bytes) -> Key:
+        scheme, _, token = header.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            raise denied(self._service, scope["exchange"], "no bearer")
+        return key_of(self._service, scope["exchange"], token.strip())
+
+    def _of_cookie(self, scope: Scope, headers: Headers) -> Key:
+        key = signed_in(self._service, headers)
+        if key is None:
+            raise denied(self._service, scope["exchange"], "no key", count=False)
+        _require_own_page(scope["method"], headers)
+        return key
+
+
+def _asks_itself(path: str) -> bool:
+    """Whether the handler wants a proof of its own: the key to sign in with, a link's signature."""
+    return path == _SESSION or path.startswith(_LINKS)
+
+
+def key_of(service: Service, exchange: Exchange, token: str) -> Key:
+    """The good key ``token``; raises ``Unauthenticated``, ``LimitReached`` or ``StoreAway``."""
+    key = service.keys.holder(token)
+    why_not = "wrong key" if key is None else key.why_not(time.time())
+    if key is None or why_not is not None:
+        raise denied(service, exchange, why_not or "")
+    return key
+
+
+def signed_in(service: Service, headers: Headers) -> Key | None:
+    """The key that the cookie stands for, if it is still good."""
+    session = session_in(service, headers)
+    key = None if session is None else service.keys.named(session.key_id)
+    if session is None or key is None or key.version != session.version:
+        return None
+    return None if key.why_not(time.time()) else key
+
+
+def session_in(service: Service, headers: Headers) -> tokens.Session | None:
+    """What the cookie says, if it is one of ours and not over."""
+    for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return tokens.read_session(service.keys.secret, value, time.time())
+    return None
+
+
+def denied(
+    service: Service, exchange: Exchange, why: str, *, count: bool = True
+) -> Unauthenticated | LimitReached:
+    """The error for whoever showed no good key. Says nothing that would help to guess one; the
+    log says why, without the key."""
+    exchange.notes["denied"] = why
+    service.metrics.denied.labels(why.replace(" ", "_")).inc()
+    wait_s = service.denials.add(exchange.key) if count else 0.0
+    if wait_s:
+        return LimitReached(
+            "Too many wrong keys came from this address: wait a minute.", retry_after_s=wait_s
+        )
+    return Unauthenticated(
+        "A valid API key is needed: send it as Authorization: Bearer KEY, or sign in on the page."
+    )
+
+
+def _require_own_page(method: str, headers: Headers) -> None:
+    """A cookie goes along whatever page made the browser send this; the browser says which."""
+    if method in _SAFE:
+        return
+    # Not the scheme: whoever terminates TLS before nginx changes it.
+    origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc.lower()
+    if not origin or origin != headers.get(b"host", b"").decode("latin-1").lower():
+        raise Forbidden(
+            "Sent with a cookie, this needs the Origin of the cell's own page: "
+            "programs send Authorization: Bearer KEY instead."
+        )

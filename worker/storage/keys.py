@@ -1,0 +1,164 @@
+"""API keys as rows. Of the key itself only a keyed hash is stored, and its last letters as a hint.
+
+The functions are work for ``Database.run`` and ``Database.read``. Each change gives the one row of
+``keys_state`` a new random ``version``: whoever remembers the last one sees that something changed,
+an older database that was restored included.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from worker.storage.schema import metadata
+
+PREFIX = "zimage_"
+"""Every key begins so: tools that look for leaked secrets can tell it."""
+
+Role = Literal["user", "ops"]
+KeyPriority = Literal["interactive", "batch"]
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("hint", sa.String(8), nullable=False),
+    sa.Column("role", sa.String(8), nullable=False),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("images_per_day", sa.Integer),
+    sa.Column("concurrency", sa.Integer),
+    sa.Column("max_pixels", sa.Integer),
+    sa.Column("max_steps", sa.Integer),
+    sa.Column("expires_at", sa.Double),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+keys_state = sa.Table(
+    "keys_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("secret_check", sa.LargeBinary(32)),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key without its secret. Limits: None is no limit of its own.
+
+    ``version`` counts what ends the sign-ins of before (a new secret, switching off).
+    ``expires_at`` and ``created_at`` are seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    hash: bytes
+    hint: str
+    role: Role = "user"
+    priority: KeyPriority = "interactive"
+    images_per_day: int | None = None
+    concurrency: int | None = None
+    max_pixels: int | None = None
+    max_steps: int | None = None
+    expires_at: float | None = None
+    disabled: bool = False
+    version: int = 1
+    created_at: float = 0.0
+
+    def why_not(self, now: float) -> str | None:
+        """``disabled``, ``expired``, or None while it is good."""
+        if self.disabled:
+            return "disabled"
+        return "expired" if self.expires_at is not None and self.expires_at <= now else None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All keys at once. ``secret_check`` is ``check_of`` the secret that their hashes need."""
+
+    version: int
+    secret_check: bytes | None
+    keys: tuple[Key, ...]
+
+
+class SecretLost(Exception):
+    """There are keys, and the secret of their hashes is missing or another one."""
+
+
+def new_token() -> str:
+    """A fresh key as its owner sees it, once: 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(secret: bytes, token: str) -> bytes:
+    """What is stored of ``token``. Quick on purpose: there is nothing to guess in 256 bits."""
+    return hmac.digest(secret, token.encode(), hashlib.sha256)
+
+
+def check_of(secret: bytes) -> bytes:
+    """Tells whether a secret is the one of the stored hashes, without telling the secret."""
+    return hmac.digest(secret, b"zimage keys", hashlib.sha256)
+
+
+def new_key(secret: bytes, name: str, **limits: Any) -> tuple[Key, str]:
+    """A key called ``name`` that is not stored yet, and its token."""
+    token = new_token()
+    id = f"key_{secrets.token_hex(8)}"
+    key = Key(id, name, hash_of(secret, token), token[-4:], created_at=time.time(), **limits)
+    return key, token
+
+
+def version(connection: sa.Connection) -> int:
+    """Changes with every change of a key."""
+    return connection.scalar(sa.select(keys_state.c.version)) or 0
+
+
+def snapshot(connection: sa.Connection) -> Snapshot:
+    state = connection.execute(sa.select(keys_state.c.version, keys_state.c.secret_check)).one()
+    rows = connection.execute(sa.select(keys).order_by(keys.c.name)).mappings()
+    return Snapshot(state.version, state.secret_check, tuple(Key(**row) for row in rows))
+
+
+def require_secret(connection: sa.Connection, secret: bytes | None) -> None:
+    """Raise ``SecretLost`` unless ``secret`` is that of the stored keys. Without keys any is."""
+    found = snapshot(connection)
+    if found.keys and (secret is None or found.secret_check != check_of(secret)):
+        raise SecretLost
+
+
+def insert(connection: sa.Connection, key: Key, secret: bytes) -> None:
+    """Store a new key. Raises ``IntegrityError`` where its name is taken."""
+    require_secret(connection, secret)
+    connection.execute(keys.insert().values(asdict(key)))
+    _changed(connection, secret_check=check_of(secret))
+
+
+def change(connection: sa.Connection, id: str, **values: Any) -> None:
+    """Set columns of one key."""
+    connection.execute(keys.update().where(keys.c.id == id).values(values))
+    _changed(connection)
+
+
+def delete(connection: sa.Connection, id: str) -> None:
+    """Forget a key. What it used stays in the ledger, under its id."""
+    connection.execute(keys.delete().where(keys.c.id == id))
+    _changed(connection)
+
+
+def find(connection: sa.Connection, name: str) -> Key | None:
+    """By name or id."""
+    wanted = sa.select(keys).where(sa.or_(keys.c.name == name, keys.c.id == name))
+    row = connection.execute(wanted).mappings().first()
+    return None if row is None else Key(**row)
+
+
+def _changed(connection: sa.Connection, **values: Any) -> None:
+    connection.execute(keys_state.update().values(version=secrets.randbits(62), **values))
