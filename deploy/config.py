@@ -200,6 +200,7 @@ class Limits(_Section):
     max_queued_requests: int = Field(64, ge=1)
     max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
+    job_keep_days: float = Field(30.0, gt=0)
 
 
 class Gallery(_Section):

@@ -52,7 +52,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.float()
+    done: Tensor = x.float()
+    return done
 
 
 def _by_shape(parameters: list[Tensor]) -> dict[torch.Size, list[Tensor]]:

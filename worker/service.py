@@ -18,8 +18,9 @@ from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.imaging import Encoders
 from worker.jobs.drawing import Tools
+from worker.jobs.outlook import Outlook
 from worker.jobs.runner import Runner
-from worker.jobs.steps import StepsWriter
+from worker.jobs.steps import StepsReader, StepsWriter
 from worker.keyring import KeyRing
 from worker.labels import Labels
 from worker.metrics import Metrics, Reading
@@ -98,6 +99,9 @@ class Service:
             settings.run_dir,
             settings.job_keep_days * 86_400,
         )
+        self.outlook = Outlook(self.database, lambda: self._engine, settings.run_dir)
+        self.steps = StepsReader(settings.run_dir)
+        self.job_streams = 0
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()

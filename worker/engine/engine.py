@@ -175,6 +175,12 @@ class Engine:
         with self._lock:
             return self._costs.batch_cap(size)
 
+    def picture_s(self, size: Size, rows: int, steps: int) -> float:
+        """Seconds that a picture of ``rows`` rows takes in a full batch."""
+        with self._lock:
+            cap = max(rows, self._costs.batch_cap(size))
+            return self._costs.drawing_s(size, cap, steps) * rows / cap
+
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         """Seconds that a call will take."""
         with self._lock:

@@ -16,7 +16,6 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from worker import log
-from worker.beat import Phase, read_beat
 from worker.engine import Engine
 from worker.errors import (
     DrawingFailed,
@@ -30,7 +29,7 @@ from worker.errors import (
 from worker.jobs.bell import Bell
 from worker.jobs.drawing import Held, Tools, draw
 from worker.jobs.holder import is_dead, this_process
-from worker.processes import is_alive
+from worker.jobs.workers import live_workers
 from worker.storage import gallery, jobs, leases
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
@@ -47,6 +46,7 @@ _BUSY_S = 1.0
 _NO_ROOM_S = 15.0
 _PATIENCE_S = 5.0  # between attempts to tell a database that is away
 _SWEEP_S = 3600.0
+_BELL = "jobs.bell"
 
 Ready = Callable[[], tuple[Engine, str] | None]
 """The engine and its model's name, where this worker takes work now."""
@@ -70,7 +70,7 @@ class Runner:
         self._run_dir = run_dir
         self._keep_s = keep_s
         self._holder = this_process(worker)
-        self._bell = Bell(run_dir / "jobs.bell")
+        self._bell = Bell(run_dir / _BELL)
         self._held: dict[str, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewed_at = 0.0
@@ -82,6 +82,14 @@ class Runner:
     def held(self) -> int:
         """Items in this worker's hands."""
         return len(self._held)
+
+    def listen(self) -> Bell:
+        """A bell that rings whenever a job has changed."""
+        return Bell(self._run_dir / _BELL)
+
+    def ring(self) -> None:
+        """Tell all workers and listeners that a job has changed."""
+        self._bell.ring()
 
     async def run(self) -> None:
         """For ever."""
@@ -165,7 +173,7 @@ class Runner:
         if ready is None or self._closed:
             return False
         engine, model = ready
-        workers = await asyncio.to_thread(_live_workers, self._run_dir)
+        workers = await asyncio.to_thread(live_workers, self._run_dir)
         if not self._room(engine, workers, offer):
             return False
         self._tools.encoders.require_room()
@@ -228,7 +236,7 @@ class Runner:
             self._tools.metrics.job_items.labels("done").inc()
         else:
             # Somebody else draws it, or nobody may: this picture belongs to nothing.
-            await asyncio.to_thread(self._tools.images.discard, image.name)
+            await asyncio.to_thread(self._tools.images.delete, [image.name])
 
     async def _settle(self, item: Leased, error: ZimageError) -> None:
         """``item`` has no picture: another attempt, or none."""
@@ -275,13 +283,6 @@ def _pictures(engine: Engine, offer: Offer) -> int:
     """How many pictures of ``offer`` fill a batch."""
     rows = 2 if offer.guidance_scale > 0 else 1
     return max(1, engine.batch_cap((offer.width, offer.height)) // rows)
-
-
-def _live_workers(run_dir: Path) -> int:
-    beats = (read_beat(path) for path in run_dir.glob("*.beat"))
-    loading = (Phase.BOOT, Phase.LOAD, Phase.ENDED)
-    alive = [b for b in beats if b and b.phase not in loading and is_alive(b.pid, b.since)]
-    return max(1, len(alive))
 
 
 def _new_lease() -> str:

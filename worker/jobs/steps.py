@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
 
 _WRITE_S = 0.1
+_READ_S = 0.2
 
 Steps = dict[str, tuple[int, int]]
 """Steps done and steps in all, by lease."""
@@ -47,8 +49,23 @@ class StepsWriter:
             await asyncio.sleep(_WRITE_S)
 
 
-def read_steps(folder: Path) -> Steps:
-    """Blocks. What all workers last said."""
+class StepsReader:
+    """What all workers last said, for any number of readers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: Steps = {}
+        self._known_at = 0.0
+
+    async def read(self) -> Steps:
+        """Steps of all items under way; a moment old."""
+        if time.monotonic() - self._known_at > _READ_S:
+            self._known_at = time.monotonic()
+            self._known = await asyncio.to_thread(_read, self._folder)
+        return self._known
+
+
+def _read(folder: Path) -> Steps:
     found: Steps = {}
     for path in folder.glob("*.steps"):
         with contextlib.suppress(OSError, ValueError):

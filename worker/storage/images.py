@@ -110,11 +110,6 @@ class ImageStore:
         _sync_folder(folder.parent)
         self._days.add(folder)
 
-    def discard(self, name: str) -> None:
-        """Delete a picture that no row names."""
-        with contextlib.suppress(OSError):
-            (self._folder / name).unlink()
-
     def holds(self, name: str) -> bool:
         """Whether ``name`` is a picture's name and its file is here."""
         return _NAME.fullmatch(name) is not None and (self._folder / name).is_file()

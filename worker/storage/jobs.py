@@ -312,6 +312,14 @@ def changed_since(connection: sa.Connection, job_id: str, revision: int, limit: 
     return [Item(**row) for row in rows]
 
 
+def leases_of(connection: sa.Connection, job_id: str) -> dict[str, int]:
+    """Numbers of the items that are being drawn, by lease."""
+    held = sa.select(items.c.lease, items.c.number).where(
+        items.c.job_id == job_id, items.c.state == "running"
+    )
+    return {row[0]: row[1] for row in connection.execute(held)}
+
+
 # Changing. Each may be repeated: nginx replays what a dying worker did not answer.
 
 
@@ -385,12 +393,13 @@ def change_items(
 
 
 def next_revisions(connection: sa.Connection, job_id: str) -> int:
-    """Take a revision for each item of the job: item n's is what is returned plus n."""
+    """Take a revision for each item of the job, item n's being what is returned plus n, and the
+    one above all of them for the job."""
     taken = (
         jobs.update()
         .where(jobs.c.id == job_id)
-        .values(revision=jobs.c.revision + jobs.c.total)
-        .returning(jobs.c.revision - jobs.c.total)
+        .values(revision=jobs.c.revision + jobs.c.total + 1)
+        .returning(jobs.c.revision - jobs.c.total - 1)
     )
     return int(connection.execute(taken).scalar_one())
 

@@ -15,7 +15,6 @@ from worker.storage.retention import Retention, Sweeper, _take
 pytestmark = pytest.mark.anyio
 
 WIDE = Retention(keep_s=1000.0, keep_bytes=1000, favourites_bytes=500, link_s=100.0)
-NOW = time.time()
 
 
 class Swept:
@@ -33,7 +32,8 @@ class Swept:
 
     def stray(self, name: str, age_s: float = 0, bytes: int = 1) -> None:
         self.store.save(name, b"x" * bytes)
-        os.utime(self.store.path(name), (NOW - age_s, NOW - age_s))
+        at = time.time() - age_s
+        os.utime(self.store.path(name), (at, at))
 
     async def sweep(self, retention: Retention = WIDE, gallery: bool = True) -> int:
         sweeper = Sweeper(self.store, self.database, retention, self.lock, gallery)
@@ -53,7 +53,7 @@ def swept(store: ImageStore, database: Database, tmp_path: Path) -> Swept:
 
 
 def aged(name: str, age_s: float, bytes: int = 10, favourite: bool = False) -> StoredImage:
-    return picture(name, NOW - age_s, bytes, favourite=favourite)
+    return picture(name, time.time() - age_s, bytes, favourite=favourite)
 
 
 async def test_old_pictures_go_and_favourites_stay(swept: Swept) -> None:

@@ -1,0 +1,359 @@
+"""Durable jobs: make, watch, steer, and fetch what was drawn. Somebody else's job answers 404."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from worker.api import gallery, job_wire, sse
+from worker.api.answers import Json
+from worker.api.caller import Caller, caller_of
+from worker.api.client import ClientGone, read_json_body
+from worker.api.exchange import CLIENT_GONE, exchange_of
+from worker.api.fields import bad
+from worker.api.images import default_seed
+from worker.errors import Conflict, NotFound, Overloaded
+from worker.jobs.archive import archive
+from worker.jobs.steps import Steps
+from worker.pipelines.base import DrawSpec
+from worker.service import Service
+from worker.storage import gallery as pictures
+from worker.storage import jobs
+from worker.storage.gallery import StoredImage
+from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Wish
+
+MAX_JOBS = 100
+MAX_ITEMS = 500
+MAX_STREAMS = 200
+PREVIEWED = 100
+_LOOK_S = 1.0
+_STEPS_S = 0.25
+
+
+async def create(request: Request) -> Response:
+    """Accept a job: once this has answered, it will be drawn whatever happens."""
+    service, caller = _service(request), caller_of(request)
+    exchange = exchange_of(request)
+    try:
+        body = await read_json_body(request, job_wire.MAX_BODY_BYTES)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+    seed = default_seed(exchange.id)
+    wish = await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, seed)
+    service.engine.check([_first(wish)])
+    job = await _created(service, wish, caller, exchange.id)
+    exchange.notes |= {"job": job.id, "items": job.total}
+    service.jobs.ring()
+    return Json(await _described(service, job), 202)
+
+
+def _first(wish: Wish) -> DrawSpec:
+    size = wish.width, wish.height
+    return DrawSpec(wish.prompts[0], *size, wish.steps, wish.first_seed, wish.guidance_scale)
+
+
+async def _created(service: Service, wish: Wish, caller: Caller, request_id: str) -> Job:
+    now = time.time()
+
+    def work(connection: sa.Connection) -> Job:
+        return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now)
+
+    try:
+        return await service.database.run(work)
+    except IntegrityError:  # its replay on another worker was faster
+        return await service.database.run(work)
+
+
+async def preview(request: Request) -> Response:
+    """What a job would draw."""
+    service = _service(request)
+    try:
+        body = await read_json_body(request, job_wire.MAX_BODY_BYTES)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+    wish = await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, 0)
+    return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
+
+
+async def list_jobs(request: Request) -> Response:
+    """Jobs of the caller, newest first."""
+    service, caller = _service(request), caller_of(request)
+    query = _Query(request.query_params, ("state", "limit", "after"))
+    states, limit = query.states(JOB_STATES), query.limit(20, MAX_JOBS)
+    owner = None if caller.role == "ops" else caller.owner
+    after = query.values.get("after")
+    found = await service.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
+    ends = await service.outlook.finish_times()
+    data = [describe(job, ends) for job in found[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+
+
+async def get_job(request: Request) -> Response:
+    service = _service(request)
+    return Json(await _described(service, await _asked(request)))
+
+
+async def list_items(request: Request) -> Response:
+    """Items of a job by number, with their pictures."""
+    service, job = _service(request), await _asked(request)
+    query = _Query(request.query_params, ("state", "limit", "after"))
+    states, limit = query.states(ITEM_STATES), query.limit(100, MAX_ITEMS)
+    after = query.whole("after", 0)
+
+    def work(connection: sa.Connection) -> tuple[list[Item], dict[str, StoredImage]]:
+        found = jobs.items_of(connection, job.id, states, limit + 1, after)
+        return found, _pictures(connection, found)
+
+    found, images = await service.database.read(work)
+    steps = await service.steps.read()
+    data = [describe_item(item, job, images, steps) for item in found[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+
+
+async def delete(request: Request) -> Response:
+    """Forget a job; what it has drawn stays in the gallery."""
+    service, job = _service(request), await _asked(request)
+    await service.database.run(lambda c: jobs.delete(c, job.id))
+    service.jobs.ring()
+    return Response(status_code=204)
+
+
+async def results(request: Request) -> Response:
+    """All pictures that are done, as a ZIP file."""
+    service, job = _service(request), await _asked(request)
+    if not job.counts["done"]:
+        raise Conflict(f"{job.id} has no picture yet: wait until the first one is done.")
+    name = quote(f"{job.name or job.id}.zip", safe="")
+    return StreamingResponse(
+        archive(service.database, service.images, job),
+        media_type="application/zip",
+        headers={**sse.HEADERS, "Content-Disposition": f"attachment; filename*=UTF-8''{name}"},
+    )
+
+
+def _steering(
+    change: Callable[[sa.Connection, Job], None],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def steer(request: Request) -> Response:
+        service, caller = _service(request), caller_of(request)
+        job_id = request.path_params["id"]
+
+        def work(connection: sa.Connection) -> Job:
+            change(connection, _visible(connection, caller, job_id))
+            return jobs.require(connection, job_id)
+
+        job = await service.database.run(work)
+        service.jobs.ring()
+        return Json(await _described(service, job))
+
+    return steer
+
+
+# Events
+
+
+async def events(request: Request) -> Response:
+    """What happens to a job from a revision on, as server-sent events."""
+    service, job = _service(request), await _asked(request)
+    query = _Query(request.query_params, ("after",))
+    last = request.headers.get("last-event-id", "")
+    after = int(last) if last.isascii() and last.isdigit() else query.whole("after", 0)
+    if job.over and after >= job.revision:
+        return Response(status_code=204)  # tells an EventSource not to come back
+    if service.job_streams >= MAX_STREAMS:
+        raise Overloaded("Too many streams of jobs are open.", retry_after_s=5.0)
+    service.job_streams += 1
+
+    def ended() -> None:
+        service.job_streams -= 1
+
+    return sse.EventStream(_events(service, job.id, after), ended, exchange_of(request).id)
+
+
+async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
+    bell, told, look_at = service.jobs.listen(), Steps(), 0.0
+    leases: dict[str, int] = {}
+    while True:
+        if bell.rung() or time.monotonic() >= look_at:
+            look = partial(_changes, job_id=job_id, after=after)
+            job, changed, images, leases = await service.database.read(look)
+            for item in changed:
+                after = item.revision
+                yield _event(after, "job.item", item=describe_item(item, job, images, {}))
+            if len(changed) == MAX_ITEMS:
+                continue
+            if job.revision > after:
+                after = job.revision
+                yield _event(after, "job.updated", job=await _described(service, job))
+            if job.over:
+                return
+            look_at = time.monotonic() + _LOOK_S
+        new = await _news(service, leases, told)
+        for lease, (done, of) in new.items():
+            yield sse.event("job.step", number=leases[lease], step=done, steps=of)
+        told = {lease: told[lease] for lease in leases if lease in told} | new
+        await asyncio.sleep(_STEPS_S)
+
+
+async def _news(service: Service, leases: dict[str, int], told: Steps) -> Steps:
+    """Steps of ``leases`` that were not told yet."""
+    steps = await service.steps.read() if leases else {}
+    return {k: steps[k] for k in leases if k in steps and told.get(k) != steps[k]}
+
+
+def _changes(
+    connection: sa.Connection, job_id: str, after: int
+) -> tuple[Job, list[Item], dict[str, StoredImage], dict[str, int]]:
+    job = jobs.get(connection, job_id)
+    if job is None:
+        raise _missing(job_id)
+    changed = jobs.changed_since(connection, job_id, after, MAX_ITEMS)
+    leases = jobs.leases_of(connection, job_id)
+    return job, changed, _pictures(connection, changed), leases
+
+
+def _event(revision: int, kind: str, **fields: Any) -> bytes:
+    return b"id: %d\n%b" % (revision, sse.event(kind, **fields))
+
+
+# As the API shows them
+
+
+def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
+    """The ``job`` object of the API; ``ends`` predicts when running ones are done."""
+    end = ends.get(job.id) if job.state == "running" else None
+    return {
+        "id": job.id,
+        "object": "job",
+        "name": job.name,
+        "state": job.state,
+        "created_at": round(job.created_at, 3),
+        "finished_at": None if job.finished_at is None else round(job.finished_at, 3),
+        "total": job.total,
+        "counts": job.counts,
+        "predicted_finish_at": None if end is None else round(end, 1),
+        "priority": job_wire.PRIORITY_NAMES[job.priority],
+        "revision": job.revision,
+        "parameters": {
+            "size": f"{job.width}x{job.height}",
+            "steps": job.steps,
+            "guidance_scale": job.guidance_scale,
+            "negative_prompt": job.negative_prompt,
+            "output_format": job.output_format,
+        },
+    }
+
+
+def describe_item(
+    item: Item, job: Job, images: dict[str, StoredImage], steps: Steps
+) -> dict[str, Any]:
+    """One item; ``steps`` says how far those under way are."""
+    image = images.get(item.image_id or "")
+    error = {"code": item.error_code, "message": item.error_message}
+    done = job.steps if item.state == "done" else 0
+    return {
+        "number": item.number,
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "state": item.state,
+        "step": steps.get(item.lease or "", (done, 0))[0],
+        "steps": job.steps,
+        "error": None if item.error_code is None else error,
+        "image": None if image is None else gallery.describe(image),
+    }
+
+
+async def _described(service: Service, job: Job) -> dict[str, Any]:
+    return describe(job, await service.outlook.finish_times())
+
+
+def _pictures(connection: sa.Connection, items: list[Item]) -> dict[str, StoredImage]:
+    ids = [item.image_id for item in items if item.image_id]
+    return {image.id: image for image in pictures.named(connection, ids)}
+
+
+# Who may, and what is asked
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    service.require_ready()
+    return service
+
+
+async def _asked(request: Request) -> Job:
+    """The job that the path names, if it is the caller's."""
+    service, caller = _service(request), caller_of(request)
+    job_id = request.path_params["id"]
+    return await service.database.read(lambda c: _visible(c, caller, job_id))
+
+
+def _visible(connection: sa.Connection, caller: Caller, job_id: str) -> Job:
+    job = jobs.get(connection, job_id)
+    if job is None or not caller.may_see(job.owner):
+        raise _missing(job_id)
+    return job
+
+
+def _missing(job_id: str) -> NotFound:
+    return NotFound(f"There is no job {job_id[:60]!r} of yours.")
+
+
+class _Query:
+    """Typed access to what stands behind the question mark."""
+
+    def __init__(self, values: QueryParams, known: tuple[str, ...]) -> None:
+        self.values = values
+        for name in values:
+            if name not in known:
+                bad(name[:40], f"unknown here: use {', '.join(known)}", "unknown_parameter")
+
+    def states(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        asked = tuple(filter(None, self.values.get("state", "").split(",")))
+        for state in asked:
+            if state not in known:
+                bad("state", f"{state[:40]!r} is not one of {', '.join(known)}")
+        return asked
+
+    def limit(self, default: int, most: int) -> int:
+        limit = self.whole("limit", default)
+        if not 1 <= limit <= most:
+            bad("limit", f"{limit} is out of range: 1 to {most}")
+        return limit
+
+    def whole(self, name: str, default: int) -> int:
+        text = self.values.get(name, str(default))
+        if not (text.isascii() and text.isdigit() and len(text) < 18):
+            bad(name, f"{text[:40]!r} is not a whole number")
+        return int(text)
+
+
+_JOB = "/v1/jobs/{id}"
+
+ROUTES = [
+    Route("/v1/jobs", create, methods=["POST"]),
+    Route("/v1/jobs", list_jobs, methods=["GET"]),
+    Route("/v1/jobs/preview", preview, methods=["POST"]),
+    Route(_JOB, get_job, methods=["GET"]),
+    Route(_JOB, delete, methods=["DELETE"]),
+    Route(_JOB + "/items", list_items, methods=["GET"]),
+    Route(_JOB + "/events", events, methods=["GET"]),
+    Route(_JOB + "/results.zip", results, methods=["GET"]),
+    Route(_JOB + "/pause", _steering(jobs.pause), methods=["POST"]),
+    Route(_JOB + "/resume", _steering(jobs.resume), methods=["POST"]),
+    Route(
+        _JOB + "/cancel",
+        _steering(lambda c, job: jobs.cancel(c, job, time.time())),
+        methods=["POST"],
+    ),
+    Route(_JOB + "/retry", _steering(jobs.retry), methods=["POST"]),
+]

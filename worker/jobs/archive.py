@@ -1,0 +1,89 @@
+"""The pictures of a job as one ZIP file, made while it is sent: one picture in memory at a time."""
+
+import asyncio
+import re
+import time
+import zipfile
+from collections.abc import AsyncIterator
+from io import RawIOBase
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from worker.storage import gallery, jobs
+from worker.storage.database import Database
+from worker.storage.gallery import StoredImage
+from worker.storage.images import ImageStore
+from worker.storage.jobs import Item, Job
+
+_PAGE = 200
+_WORDS_CHARS = 40
+
+
+async def archive(database: Database, images: ImageStore, job: Job) -> AsyncIterator[bytes]:
+    """The bytes of the file. Pictures that were deleted are named in ``missing.txt``."""
+    sink, missing = _Sink(), []
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as zipped:
+        async for item, image in _pictures(database, job):
+            data = (
+                None if image is None else await asyncio.to_thread(_read, images.path(image.name))
+            )
+            if image is None or data is None:
+                missing.append(f"{item.number}: {item.prompt}")
+                continue
+            zipped.writestr(_entry(item, image, job.total), data)
+            yield sink.taken()
+        if missing:
+            zipped.writestr("missing.txt", "\n".join(["Deleted meanwhile:", *missing, ""]))
+    yield sink.taken()
+
+
+async def _pictures(database: Database, job: Job) -> AsyncIterator[tuple[Item, StoredImage | None]]:
+    """Items that are done, and their pictures where they are still there."""
+    after = 0
+
+    def page(connection: sa.Connection) -> list[tuple[Item, StoredImage | None]]:
+        done = jobs.items_of(connection, job.id, ("done",), _PAGE, after)
+        ids = [item.image_id for item in done if item.image_id]
+        images = {image.id: image for image in gallery.named(connection, ids)}
+        return [(item, images.get(item.image_id or "")) for item in done]
+
+    while found := await database.read(page):
+        for pair in found:
+            yield pair
+        after = found[-1][0].number
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _entry(item: Item, image: StoredImage, total: int) -> zipfile.ZipInfo:
+    words = re.sub(r"\W+", "-", item.prompt)[:_WORDS_CHARS].strip("-")
+    digits = max(4, len(str(total)))
+    name = f"{item.number:0{digits}d}-{words}.{image.format}"
+    entry = zipfile.ZipInfo(name, time.gmtime(image.created_at)[:6])
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+class _Sink(RawIOBase):
+    """What a ZIP file is written to; it cannot go back."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+        self._chunks.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        """What was written since this was asked last."""
+        chunks, self._chunks = self._chunks, []
+        return b"".join(chunks)
