@@ -8,12 +8,12 @@ stalled one holds up a drawing. What could not be written is counted in the log.
 import contextlib
 import json
 import os
-import queue
 import re
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TextIO
 
 from worker import log
@@ -21,6 +21,8 @@ from worker.pipelines.base import DrawSpec
 
 MAX_QUEUED_LINES = 10_000
 MAX_FILE_BYTES = 16 << 20
+_COALESCE_S = 0.05
+"""Lines of so long are written at once: a thread that wakes for each takes the GIL each time."""
 _COMPLAIN_EVERY_S = 60.0
 _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-[a-z0-9-]+\.jsonl")
 
@@ -54,9 +56,10 @@ class Audit:
         self._prompts = prompts
         self._keep_s = keep_days * 86_400.0
         self._max_bytes = max_bytes
-        self._queue: queue.Queue[Entry | None] = queue.Queue(MAX_QUEUED_LINES)
+        self._queue: SimpleQueue[Entry | None] = SimpleQueue()
         self._file: TextIO | None = None
         self._day = ""
+        self._unwritten = 0  # lines in the file's buffer
         self._lost, self._complained_at = 0, -_COMPLAIN_EVERY_S
         self._thread = threading.Thread(target=self._write_for_ever, name="audit", daemon=True)
         if folder is not None:
@@ -66,32 +69,50 @@ class Audit:
         """Note one picture. Never waits."""
         if self._folder is None:
             return
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
+        if self._queue.qsize() < MAX_QUEUED_LINES:
+            self._queue.put(entry)
+        else:
             self._lost += 1
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most ``timeout_s``."""
         if self._folder is None:
             return
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
+        self._queue.put(None)
         self._thread.join(timeout_s)
 
     def _write_for_ever(self) -> None:
         while (entry := self._queue.get()) is not None:
-            try:
-                file = self._current(entry.at)
-                file.write(self._line(entry))
-                file.flush()
-            except OSError as error:
-                self._let_go()
-                self._complain(error)
+            self._write(entry)
+            if self._queue.empty():
+                self._flush()
+                time.sleep(_COALESCE_S)
+        self._flush()
         self._let_go()
 
+    def _write(self, entry: Entry) -> None:
+        self._unwritten += 1
+        try:
+            self._current(entry.at).write(self._line(entry))
+        except OSError as error:
+            self._fail(error)
+
+    def _flush(self) -> None:
+        try:
+            if self._file is not None:
+                self._file.flush()
+                self._unwritten = 0
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self._lost += self._unwritten
+        self._unwritten = 0
+        self._let_go()
+        self._complain(error)
+
     def _line(self, entry: Entry) -> str:
-        spec = asdict(entry.spec)
+        spec = dict(vars(entry.spec))
         asked = {key: spec.pop(key) for key in ("prompt", "negative_prompt")}
         fields = {
             "at": log.timestamp(entry.at),
@@ -140,7 +161,6 @@ class Audit:
         self._file = None
 
     def _complain(self, error: OSError) -> None:
-        self._lost += 1
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY_S:
             self._complained_at = now
