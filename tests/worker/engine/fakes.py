@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from hypothesis import settings
 
 from worker.engine.costs import Costs
 from worker.engine.queue import Entry
@@ -17,6 +20,9 @@ from worker.pipelines.base import DrawSpec, OnInnerStep, Sample
 from worker.pipelines.synthetic import SyntheticPipeline, text_of
 
 PATIENCE_S = 30.0
+fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
+"""For property tests; ``scripts/fuzz`` asks for more."""
+
 _numbers = itertools.count()
 
 Hook = Callable[[list[str]], object]

@@ -1,9 +1,9 @@
 """The forecast, which skips what it knows, against the scheduler taken step by step."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.worker.engine.fakes import entry, spec
+from tests.worker.engine.fakes import entry, fuzzed, spec
 from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import forecast
 from worker.engine.queue import Entry, Picture, Queue
@@ -78,7 +78,7 @@ class StepByStep:
         self.now += seconds
 
 
-@settings(max_examples=200, deadline=None)
+@fuzzed
 @given(entries=arrivals)
 def test_predicted_waits_are_those_of_the_scheduler(entries: list[Entry]) -> None:
     scheduler = Scheduler(known())
@@ -90,7 +90,7 @@ def test_predicted_waits_are_those_of_the_scheduler(entries: list[Entry]) -> Non
         assert abs(predicted[each].wait_s - at) <= 0.06, (each, at, predicted[each])
 
 
-@settings(max_examples=200, deadline=None)
+@fuzzed
 @given(entries=arrivals)
 def test_everybody_gets_a_turn(entries: list[Entry]) -> None:
     real = StepByStep(entries, Scheduler(known()))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.worker.engine.fakes import GatedPipeline, entry, recorder, spec
+from tests.worker.engine.fakes import GatedPipeline, entry, fuzzed, recorder, spec
 from worker.beat import BeatWriter
 from worker.engine.costs import Costs
 from worker.engine.driver import Driver
@@ -107,7 +107,7 @@ def unlike(one: Picture, other: Picture) -> bool:
     return one.solo or one.size != other.size or lengths[0] != lengths[1]
 
 
-@settings(max_examples=200, deadline=None)
+@fuzzed
 @given(events=events, cap=st.integers(1, 5), room=st.integers(2, 6))
 def test_everyone_is_answered_once_whatever_happens(
     events: list[Entry | int | None], cap: int, room: int
@@ -150,7 +150,7 @@ def require_one_answer(each: Entry, cancelled: bool) -> None:
         assert heard.texts[drawn.index(event)] == f"{event.spec.prompt}|7|{event.spec.steps}"
 
 
-@settings(max_examples=200, deadline=None)
+@fuzzed
 @given(entries=st.lists(arrivals, max_size=12), cap=st.integers(1, 5))
 def test_order_is_kept_within_a_key_and_priority(entries: list[Entry], cap: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
