@@ -1,10 +1,12 @@
 """What everything but the drawing costs: a pipeline that takes no time, through a whole cell.
 
 Starts a cell of its own (nginx, guard, workers on the synthetic pipeline), LitServe and a Gradio
-queue, one after the other, and loads each with 1, 16 and 64 clients. wrk speaks HTTP to the first
-two; Gradio's queue takes two requests an answer, which a small client of ours makes. CPU time is
-that of all processes of the server. LitServe and Gradio are in the dependency group ``peers``;
-``--peers`` names a Python that has them, and without it only the cell is measured.
+queue, one after the other, and loads each with 1, 16 and 64 clients. All draw with the same
+pipeline and write the same PNG. wrk speaks HTTP to the first two; Gradio's queue takes two requests
+an answer, which a small client of ours makes. CPU time is that of all processes of the server. The
+cell stores no pictures, for its peers store none; ``gallery`` is one that does, as by default.
+LitServe and Gradio are in the dependency group ``peers``; ``--peers`` names a Python that has them
+and the kit, and without it only the cell is measured.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from loadtest.drawing import quantile
 
@@ -44,6 +47,8 @@ source = "synthetic:step_ms=0,noise=1"
 [nginx]
 max_connections_per_address = 0
 max_requests_per_s_per_address = 0
+[gallery]
+enabled = {gallery}
 [[workers]]
 device = "cpu"
 count = {workers}
@@ -61,7 +66,6 @@ done = function(summary, latency, requests)
     latency:percentile(50), latency:percentile(95), latency:percentile(99)))
 end
 """
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -75,27 +79,30 @@ class Result:
     p95_ms: float
     p99_ms: float
     cpu_ms: float  # of all its processes, a request
+    nginx_cpu_ms: float  # of that, nginx's
     failed: int
 
     def __str__(self) -> str:
         times = f"{self.p50_ms:8.2f} {self.p95_ms:8.2f} {self.p99_ms:8.2f}"
         head = f"{self.server:<10} {self.clients:>7} {self.per_s:>10.0f} {times}"
-        return f"{head} {self.cpu_ms:>8.2f} {self.failed:>6}"
+        return f"{head} {self.cpu_ms:>8.2f} {self.nginx_cpu_ms:>6.2f} {self.failed:>6}"
 
 
+PEERS = ("litserve", "gradio")
 HEAD = f"{'server':<10} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95':>8} {'p99':>8} "
-HEAD += f"{'CPU ms':>8} {'failed':>6}"
+HEAD += f"{'CPU ms':>8} {'nginx':>6} {'failed':>6}"
 
 
 # Servers
 
 
 @contextlib.contextmanager
-def cell(workers: int) -> Iterator[str]:
+def cell(workers: int, gallery: bool) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="zo-", dir="/tmp"))
     port, ops_port = free_port(), free_port()
     config = folder / "cluster.toml"
-    config.write_text(CELL.format(folder=folder, port=port, ops_port=ops_port, workers=workers))
+    values = {"folder": folder, "port": port, "ops_port": ops_port, "workers": workers}
+    config.write_text(CELL.format(**values, gallery=str(gallery).lower()))
 
     def zimage(verb: str, *options: str) -> None:
         command = [sys.executable, "-m", "deploy.cli", verb, "--config", str(config), *options]
@@ -189,29 +196,26 @@ async def gradio_load(url: str, clients: int, seconds: float) -> tuple[float, li
 # CPU time
 
 
-def family(marks: list[str]) -> set[int]:
-    """Processes whose command line, environment or ancestry has one of ``marks``."""
-    found, parents = set(), {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-            if any(mark.encode() in text for mark in marks):
-                found.add(int(folder.name))
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {os.getpid()}
+def family(marks: list[str]) -> list[psutil.Process]:
+    """Processes whose command line or environment has one of ``marks``, and their descendants."""
+    found: set[psutil.Process] = set()
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            text = " ".join([*each.cmdline(), *map("=".join, each.environ().items())])
+            if any(mark in text for mark in marks):
+                found |= {each, *each.children(recursive=True)}
+    return list(found - {psutil.Process()})
 
 
-def cpu_s(processes: set[int]) -> float:
-    total = 0
-    for pid in processes:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
+def cpu_s(processes: list[psutil.Process]) -> tuple[float, float]:
+    """CPU seconds of ``processes`` so far, and nginx's among them."""
+    total = nginx = 0.0
+    for each in processes:
+        with contextlib.suppress(psutil.Error):
+            times = each.cpu_times()
+            total += times.user + times.system
+            nginx += (times.user + times.system) * (each.name() == "nginx")
+    return total, nginx
 
 
 def measure(
@@ -223,15 +227,16 @@ def measure(
         per_s, latencies, bad = asyncio.run(gradio_load(url, clients, seconds))
     else:
         per_s, latencies, bad = wrk(url, body, clients, seconds)
-    cpu_ms = (cpu_s(processes) - before) * 1000 / max(1.0, per_s * seconds)
+    pairs = zip(cpu_s(processes), before, strict=True)
+    cpu_ms, nginx_ms = [(after - was) * 1000 / max(1.0, per_s * seconds) for after, was in pairs]
     p50_ms, p95_ms, p99_ms = latencies
-    return Result(name, clients, per_s, p50_ms, p95_ms, p99_ms, cpu_ms, bad)
+    return Result(name, clients, per_s, p50_ms, p95_ms, p99_ms, cpu_ms, nginx_ms, bad)
 
 
 def series(name: str, url: str, args: argparse.Namespace) -> list[Result]:
     body = BODY % (args.size, args.format)
     port = url.rpartition(":")[2]
-    marks = ["/tmp/zo-"] if name == "cell" else [f"_app\0{port}"]
+    marks = [f"_app {port}"] if name in PEERS else ["/tmp/zo-"]
     measure(name, url, marks, body, 4, 1.0)  # warm up
     results = []
     for clients in args.clients:
@@ -256,9 +261,10 @@ def main() -> None:
     args = arguments()
     print(HEAD)
     results = []
-    with cell(args.workers) as url:
-        results += series("cell", url, args)
-    for name in ("litserve", "gradio") if args.peers else ():
+    for name in ("cell", "gallery"):
+        with cell(args.workers, gallery=name == "gallery") as url:
+            results += series(name, url, args)
+    for name in PEERS if args.peers else ():
         with process(args.peers, f"loadtest.peers.{name}_app") as url:
             results += series(name, url, args)
     if args.json:

@@ -5,21 +5,28 @@ from typing import Any
 
 import litserve  # type: ignore[import-not-found, unused-ignore]
 
-from loadtest.peers.model import answer
+from loadtest.peers.model import Painter
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
     def setup(self, device: str) -> None:
-        pass
+        self._painter = Painter()
 
-    def decode_request(self, request: dict[str, Any]) -> str:
-        return str(request["prompt"])
+    def decode_request(self, request: dict[str, Any]) -> tuple[str, str]:
+        return str(request["prompt"]), str(request["size"])
 
-    def predict(self, prompts: list[str]) -> list[str]:
-        return prompts
+    def batch(self, requests: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return requests
 
-    def encode_response(self, output: str) -> dict[str, object]:
-        return answer(output)
+    def predict(self, requests: list[tuple[str, str]]) -> list[dict[str, object]]:
+        width, height = map(int, requests[0][1].split("x"))
+        return self._painter.draw([prompt for prompt, _ in requests], width, height)
+
+    def unbatch(self, answers: list[dict[str, object]]) -> list[dict[str, object]]:
+        return answers
+
+    def encode_response(self, answer: dict[str, object]) -> dict[str, object]:
+        return answer
 
 
 if __name__ == "__main__":

@@ -1,24 +1,41 @@
-"""What every server in the comparison answers with: 20 KB of base64 PNG in JSON."""
+"""What every server in the comparison does: the cell's own pipeline, PNG writer and answer."""
 
 import base64
 import json
 import os
 
-PNG_BYTES = 15_000
+from worker.imaging import encode, parameters_text
+from worker.pipelines.base import DrawSpec
+from worker.pipelines.synthetic import SyntheticPipeline
+
+SIDES = (80, 64)
 
 
-def picture() -> str:
-    """Base64 of as many bytes as a small PNG has."""
-    return base64.b64encode(os.urandom(PNG_BYTES)).decode()
+class Painter:
+    """Draws in one step that takes no time."""
+
+    def __init__(self) -> None:
+        self._pipeline = SyntheticPipeline("synthetic:step_ms=0,noise=1")
+
+    def draw(self, prompts: list[str], width: int, height: int) -> list[dict[str, object]]:
+        """A batch; for each prompt an answer in OpenAI's shape."""
+        specs = [DrawSpec(prompt, width, height, 1, _seed()) for prompt in prompts]
+        samples = self._pipeline.start(specs)
+        self._pipeline.step(samples, lambda _: True)
+        pictures = zip(specs, self._pipeline.finish(samples), strict=True)
+        return [
+            _answer(spec, encode(pixels, "png", None, parameters_text(spec, "synthetic")))
+            for spec, pixels in pictures
+        ]
 
 
-PICTURE = picture()
+def json_answer(painter: Painter, prompt: str) -> str:
+    return json.dumps(painter.draw([prompt], *SIDES)[0])
 
 
-def answer(prompt: str) -> dict[str, object]:
-    """OpenAI's shape."""
-    return {"created": 0, "data": [{"b64_json": PICTURE, "prompt": prompt}]}
+def _seed() -> int:
+    return int.from_bytes(os.urandom(4), "big")
 
 
-def json_answer(prompt: str) -> str:
-    return json.dumps(answer(prompt))
+def _answer(spec: DrawSpec, png: bytes) -> dict[str, object]:
+    return {"created": 0, "data": [{"seed": spec.seed, "b64_json": base64.b64encode(png).decode()}]}
