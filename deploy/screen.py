@@ -107,6 +107,7 @@ def worker_table(workers: list[dict[str, Any]]) -> Table:
         "phase",
         "queue",
         "wait",
+        "memory",
         "restarts",
         "device",
     )
@@ -117,13 +118,14 @@ def worker_table(workers: list[dict[str, Any]]) -> Table:
     return table
 
 
-_NUMBERS = {"for", "queue", "wait", "restarts"}
+_NUMBERS = {"for", "queue", "wait", "memory", "restarts"}
 
 
 def _cells(worker: dict[str, Any]) -> list[RenderableType]:
     state = worker["state"]
     queue = worker.get("queued", 0) + worker.get("running", 0)
     wait_s = worker.get("predicted_wait_s")
+    resident = worker.get("resident_bytes")
     return [
         Text(worker["name"], "bold"),
         Text(state, _COLOURS.get(state, "")),
@@ -131,6 +133,7 @@ def _cells(worker: dict[str, Any]) -> list[RenderableType]:
         worker.get("phase") or "–",
         str(queue) if queue else "–",
         f"{wait_s:.1f} s" if wait_s else "–",
+        f"{resident / 2**30:.1f} GiB" if resident else "–",
         str(worker.get("restarts", 0) or "–"),
         short_device(worker.get("device") or ""),
     ]

@@ -30,6 +30,7 @@ class Observer:
         self._lanes: dict[str, str] = {}
         self._drawn: dict[str, tuple[int, int]] = {}  # pid and its total, by worker
         self._images = 0  # since the last point
+        self._news = False  # since the last save
 
     def look(self, watch: Watch) -> None:
         """Note whether ``watch`` is in the pool, or why not. Cheap where nothing has changed."""
@@ -37,6 +38,7 @@ class Observer:
         if self._lanes.get(watch.name) != lane:
             self._lanes[watch.name] = lane
             self._history.enter(watch.name, lane)
+            self._news = True
 
     async def observe_for_ever(self) -> None:
         added_at = time.monotonic()
@@ -49,6 +51,9 @@ class Observer:
                 if time.monotonic() - added_at >= INTERVAL_S:
                     added_at = time.monotonic()
                     self._history.add(self._point())
+                    self._news = True
+                if self._news:
+                    self._news = False
                     await asyncio.to_thread(self._history.save, self._history.dump())
             except OSError as error:
                 _log.error("cannot keep the history: %s", error)

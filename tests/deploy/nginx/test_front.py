@@ -95,7 +95,8 @@ def test_server_names_no_version(front: Site) -> None:
     [
         *("/.secret", "/admin/drain", "/livez", "/metrics", "/nginx_status", "/fake/ready"),
         *("/internal/images/pic.png", "/errors/503", "/workers/w1/metrics"),
-        *("/guard/metrics", "/nginx/metrics", "/history.json"),
+        *("/guard/metrics", "/nginx/metrics", "/history.json", "/ops/", "/ops/ops.js"),
+        *("/docs/runbook.md",),
     ],
 )
 def test_inner_addresses_are_not_there_for_clients(front: Site, path: str) -> None:

@@ -1,0 +1,36 @@
+/** What the guard writes, asked for only while the page is seen. */
+
+const STATE_MS = 2000;
+const HISTORY_MS = 5000; // mostly "not modified"
+const TIMEOUT_MS = 5000;
+
+async function get(path) {
+  const response = await fetch(path, { cache: "no-cache", signal: AbortSignal.timeout(TIMEOUT_MS) });
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  const now = Date.parse(response.headers.get("Date")) / 1000; // the host's clock, not the browser's
+  return { now, value: await response.json() };
+}
+
+/** Calls `onState(state | null, now)` and `onHistory(history)`; `now` in seconds of the host. */
+export function watch({ onState, onHistory }) {
+  repeat(STATE_MS, () => get("/cell.json"), ({ value, now }) => onState(value, now), () => onState(null));
+  repeat(HISTORY_MS, () => get("/history.json"), ({ value }) => onHistory(value), () => {});
+}
+
+function repeat(interval_ms, ask, take, miss) {
+  let timer = null;
+  let asking = false;
+  const turn = async () => {
+    clearTimeout(timer);
+    if (document.hidden || asking) return;
+    asking = true;
+    // What goes wrong in drawing what came is no lost connection: let the console say it.
+    const answer = await ask().catch(() => null);
+    asking = false;
+    timer = setTimeout(turn, interval_ms);
+    if (answer) take(answer);
+    else miss();
+  };
+  document.addEventListener("visibilitychange", turn);
+  turn();
+}
