@@ -10,7 +10,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from worker.api import admin, answers, files, gallery, health, images, models
+from worker.api import admin, answers, files, gallery, health, images, models, openapi
 from worker.api.direct import Direct
 from worker.api.exchange import Exchanges
 from worker.errors import ZimageError
@@ -23,6 +23,7 @@ ROUTES = [
     *gallery.ROUTES,
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
+    openapi.route((images, files, gallery, models, health)),
     Route("/readyz", health.readyz),
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

@@ -39,6 +39,7 @@ source = "{model}"
 [limits]
 max_batch = {max_batch}
 max_queued_requests = {max_queued_requests}
+{limits}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [guard]
@@ -77,6 +78,7 @@ class RunningCell(Cell):
             "max_queued_requests": 64,
             "step_allowance_s": 2.0,
             "more": "",
+            "limits": "",
         } | values
         self.config_path.write_text(
             CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)
