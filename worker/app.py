@@ -10,7 +10,18 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from worker.api import admin, answers, files, gallery, health, images, jobs, models, session
+from worker.api import (
+    admin,
+    answers,
+    files,
+    gallery,
+    health,
+    images,
+    jobs,
+    models,
+    openapi,
+    session,
+)
 from worker.api.access import Access
 from worker.api.direct import Direct
 from worker.api.exchange import Exchanges
@@ -26,6 +37,7 @@ ROUTES = [
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
+    openapi.route((images, files, gallery, models, health)),
     Route("/readyz", health.readyz),
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

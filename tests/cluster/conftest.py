@@ -40,6 +40,7 @@ source = "{model}"
 [limits]
 max_batch = {max_batch}
 max_queued_requests = {max_queued_requests}
+{limits}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [guard]
@@ -79,6 +80,7 @@ class RunningCell(Cell):
             "max_queued_requests": 64,
             "step_allowance_s": 2.0,
             "more": "",
+            "limits": "",
         } | values
         self.config_path.write_text(
             CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)

@@ -7,11 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from worker.api import gallery
+from worker.api.openapi import Part, operation, parameter
 from worker.errors import NotFound
 from worker.imaging import MEDIA_TYPES
 from worker.service import Service
 
 ROUTE = "/v1/images/files"
+_FILE = {kind: {"type": "string", "format": "binary"} for kind in MEDIA_TYPES.values()}
 
 
 def link(request: Request, service: Service, name: str) -> str:
@@ -46,3 +48,18 @@ async def get_file(request: Request) -> Response:
             "Cache-Control": f"private, max-age={left_s}",
         }
     )
+
+
+def openapi(_: Service) -> Part:
+    get = operation(
+        "A picture behind a signed link, as `response_format: url` gives it.",
+        {200: _FILE},
+        errors=(404,),
+        parameters=(
+            parameter("path", "day", {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}),
+            parameter("path", "file", {"type": "string", "minLength": 1}),
+            parameter("query", "expires", {"type": "string"}),
+            parameter("query", "signature", {"type": "string"}),
+        ),
+    )
+    return Part({f"{ROUTE}/{{day}}/{{file}}": {"get": get}})

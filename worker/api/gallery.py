@@ -18,6 +18,7 @@ from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
 from worker.api.fields import Fields, bad, bounded, json_object, refuse_unknown
+from worker.api.openapi import Part, operation, parameter, ref
 from worker.errors import NotFound, ZimageError
 from worker.imaging import MEDIA_TYPES
 from worker.service import Service
@@ -182,3 +183,78 @@ def _wanted(query: QueryParams, caller: Caller) -> Wanted:
         after=query.get("after"),
         limit=int(limit) + 1,  # one more tells whether there is more
     )
+
+
+def openapi(_: Service) -> Part:
+    text, flag = {"type": "string"}, {"type": "boolean"}
+    whole, number = {"type": "integer"}, {"type": "number"}
+    job = {
+        "type": ["object", "null"],
+        "required": ["id", "number"],
+        "properties": {"id": text, "number": whole},
+    }
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(("id", "prompt", "negative_prompt", "model", "url", "thumbnail_url"), text),
+        **dict.fromkeys(("seed", "width", "height", "steps", "bytes"), whole),
+        **dict.fromkeys(("created_at", "guidance_scale"), number),
+        "object": {"const": "image"},
+        "format": {"enum": list(MEDIA_TYPES)},
+        "favourite": flag,
+        "job": job,
+    }
+    image = {"type": "object", "required": sorted(kinds), "properties": kinds}
+    page = {
+        "type": "object",
+        "required": ["object", "data", "has_more"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": ref("Image")},
+            "has_more": flag,
+        },
+    }
+    queries = (
+        parameter("query", "q", {**text, "maxLength": MAX_QUERY_CHARS}, "Words of the prompt."),
+        parameter("query", "favourite", {"enum": list(_FLAGS)}),
+        parameter("query", "job", text),
+        parameter("query", "limit", {**whole, "minimum": 1, "maximum": MAX_LIMIT}),
+        parameter("query", "after", text, "The id of the last picture that is known."),
+    )
+    mark = {
+        "type": "object",
+        "required": ["favourite"],
+        "additionalProperties": False,
+        "properties": {"favourite": flag},
+    }
+    one = (parameter("path", "id", {**text, "pattern": f"^{images.ID}$"}),)
+    file = {kind: {**text, "format": "binary"} for kind in MEDIA_TYPES.values()}
+    save = (*one, parameter("query", "download", text, "1: for the browser to save."))
+    small = {thumbnails.MEDIA_TYPE: {**text, "format": "binary"}}
+    missing: dict[str, Any] = {"errors": (404,), "parameters": one}
+    below = ("", "/details", "/thumbnail")
+    one_picture = [
+        *(("get", f"/v1/images/{{id}}{path}") for path in below),
+        *((method, "/v1/images/{id}") for method in ("patch", "delete")),
+    ]
+    paths = {
+        "": {
+            "get": operation(
+                "Your pictures, newest first.",
+                {200: page},
+                errors=(404,),
+                parameters=queries,
+                leads_to={"/data/0/id": one_picture},
+            )
+        },
+        "/{id}": {
+            "get": operation("The file.", {200: file}, errors=(404,), parameters=save),
+            "patch": operation(
+                "Change whether it is a favourite.", {200: ref("Image")}, body=mark, **missing
+            ),
+            "delete": operation("Delete picture and file.", {204: {}}, **missing),
+        },
+        "/{id}/details": {
+            "get": operation("How it was drawn.", {200: ref("Image")}, **missing),
+        },
+        "/{id}/thumbnail": {"get": operation("A small WebP.", {200: small}, **missing)},
+    }
+    return Part({f"/v1/images{path}": item for path, item in paths.items()}, {"Image": image})

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from worker.api.answers import Json
+from worker.api.openapi import Part, operation
 from worker.service import Service
 
 
@@ -59,3 +60,18 @@ def readiness(service: Service) -> dict[str, Any]:
         "predicted_wait_s": 0.0 if state is None else round(state.predicted_wait_s, 3),
     }
     return content if reason is None else {**content, "reason": reason}
+
+
+def openapi(_: Service) -> Part:
+    state = {
+        "type": "object",
+        "required": ["ready", "queued", "running", "predicted_wait_s"],
+        "properties": {
+            "ready": {"type": "boolean"},
+            "phase": {"type": ["string", "null"]},
+            "queued": {"type": "integer"},
+            "running": {"type": "integer"},
+            "predicted_wait_s": {"type": "number"},
+        },
+    }
+    return Part({"/readyz": {"get": operation("Whether the cell would take work.", {200: state})}})

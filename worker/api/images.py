@@ -16,6 +16,7 @@ from worker.api import answers, files, sse, wire
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
 from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
+from worker.api.openapi import Part, operation, ref
 from worker.engine import Ticket
 from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
 from worker.errors import Refused, Unavailable
@@ -388,3 +389,34 @@ async def _until_another_is_open(service: Service) -> None:
                 retry_after_s=10.0,
             )
         await asyncio.sleep(_POLL_S)
+
+
+def openapi(service: Service) -> Part:
+    item = {
+        "type": "object",
+        "required": ["seed"],
+        "properties": {
+            "seed": {"type": "integer"},
+            "b64_json": {"type": "string"},
+            "url": {"type": "string", "description": "Works for a while, without a key."},
+        },
+    }
+    drawn = {
+        "type": "object",
+        "required": ["created", "data", "output_format", "size"],
+        "properties": {
+            "created": {"type": "integer"},
+            "background": {"type": "string"},
+            "output_format": {"enum": list(wire.FORMATS)},
+            "size": {"type": "string"},
+            "data": {"type": "array", "items": item},
+        },
+    }
+    post = operation(
+        "Draw pictures; with `stream` as server-sent events.",
+        {200: {"application/json": ref("Drawn"), "text/event-stream": {"type": "string"}}},
+        errors=(404, 422, 507),
+        body=ref("Generation"),
+    )
+    schemas = {"Drawn": drawn, "Generation": wire.schema(service.settings, service.info)}
+    return Part({"/v1/images/generations": {"post": post}}, schemas)

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from worker.api import wire
 from worker.api.answers import Json
+from worker.api.openapi import Part, operation, parameter
 from worker.errors import NotFound
 from worker.service import Service
 
@@ -47,3 +48,21 @@ def _describe(service: Service) -> dict[str, Any]:
         "max_prompt_chars": settings.max_prompt_chars,
         "output_formats": list(wire.FORMATS),
     }
+
+
+def openapi(service: Service) -> Part:
+    kinds = {int: "integer", float: "number", str: "string", list: "array"}
+    shown = _describe(service)
+    properties = {key: {"type": kinds[type(value)]} for key, value in shown.items()}
+    model = {"type": "object", "required": list(shown), "properties": properties}
+    models = {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": model}},
+    }
+    name = parameter("path", "id", {"type": "string", "minLength": 1})
+    one = operation(
+        "The model, under any of its names.", {200: model}, errors=(404,), parameters=[name]
+    )
+    every = operation("The loaded model, as a list of one.", {200: models})
+    return Part({"/v1/models": {"get": every}, "/v1/models/{id}": {"get": one}})

@@ -6,7 +6,7 @@ Each problem is an ``InvalidRequest`` that names the field, what is wrong and th
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from worker.api.fields import Fields, bad, bounded, json_object, refuse_unknown, text_of
 from worker.engine.request import Priority
@@ -259,3 +259,46 @@ def check_compression(fields: Fields, output_format: str) -> None:
     """Refuse ``output_compression`` where it has no meaning."""
     if output_format == "png" and fields.values.get("output_compression") not in (None, 100):
         bad("output_compression", "png is lossless: leave it out, or use jpeg or webp")
+
+
+def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
+    """What ``parse`` takes, as JSON Schema; ``null`` counts as left out."""
+
+    def whole(low: int, high: int) -> dict[str, Any]:
+        return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+    def number(low: float, high: float) -> dict[str, Any]:
+        return {"type": ["number", "null"], "minimum": low, "maximum": high}
+
+    def choice(*words: str) -> dict[str, Any]:
+        return {"enum": [*words, None]}
+
+    text, flag = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
+    prompt = {"type": "string", "maxLength": settings.max_prompt_chars, "pattern": r"\S"}
+    prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
+    names = sorted({info.id, settings.model})
+    return {
+        "type": "object",
+        "required": ["prompt"],
+        "additionalProperties": False,
+        "properties": {
+            **dict.fromkeys(IGNORED, text),
+            "prompt": {"anyOf": [prompt, prompts]},
+            "model": choice(*names),
+            "n": whole(1, settings.max_images),
+            "size": {"type": ["string", "null"], "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"},
+            "seed": whole(0, MAX_SEED),
+            "steps": whole(1, settings.max_steps),
+            "guidance_scale": number(0, MAX_GUIDANCE_SCALE),
+            "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
+            "reproducible": flag,
+            "response_format": choice("b64_json", "url"),
+            "output_format": choice(*FORMATS),
+            "output_compression": whole(0, 100),
+            "stream": flag,
+            "partial_images": whole(0, MAX_PARTIAL_IMAGES),
+            "priority": choice(*PRIORITIES),
+            "timeout_s": number(0.1, MAX_TIMEOUT_S),
+            "store": flag,
+        },
+    }

@@ -245,3 +245,13 @@ def test_parallel_strangers_do_not_share_a_limit(strict: Site) -> None:
         for thread in threads:
             thread.join(60)
     assert codes == [200] * 12
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/images", "/v1/images/x", "/v1/models", "/v1/jobs", "/v1/session", DRAW]
+)
+def test_every_part_of_the_api_asks_where_a_page_is_from(front: Site, path: str) -> None:
+    headers = {"Origin": "http://evil.example"}
+    with front.worker("w1"):
+        reply = front.client.post(path, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")

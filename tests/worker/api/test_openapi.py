@@ -1,0 +1,90 @@
+"""The document is complete, and its schema of a drawing says what the code does."""
+
+import re
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from starlette.routing import Route
+
+from tests.worker.conftest import ready, serving, settings_in
+from worker import app
+from worker.api import wire
+from worker.errors import ZimageError
+from worker.pipelines.synthetic import SyntheticPipeline
+from worker.settings import Settings
+
+FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain"}
+SETTINGS = Settings(model="synthetic:")
+INFO = SyntheticPipeline("synthetic:").info
+
+
+@pytest.mark.anyio
+async def test_every_address_and_method_is_in_the_document(home: Any) -> None:
+    async with serving(settings_in(home)) as (service, client):
+        await ready(service)
+        document = (await client.get("/openapi.json")).json()
+    described = {
+        (_shape(path), method.upper())
+        for path, item in document["paths"].items()
+        for method in item
+    }
+    served = {
+        (_shape(route.path), method)
+        for route in app.ROUTES
+        if isinstance(route, Route) and route.path not in FOR_OPERATORS
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert served == described
+
+
+def _shape(path: str) -> str:
+    """Names of parameters do not matter, nor how many segments one takes."""
+    return re.sub(r"\{[^}]*\}(/\{[^}]*\})*", "{}", path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x"},
+        {"prompt": ["x", "狐狸"], "n": 2, "seed": 0, "steps": 50, "stream": True},
+        {"prompt": "x", "size": "256x512", "guidance_scale": 30, "timeout_s": 0.1},
+        {"prompt": "x", "seed": None, "n": None, "size": None, "model": None},
+        {"prompt": "x", "priority": "batch", "output_format": "webp", "output_compression": 0},
+        {"prompt": "x", "user": "me", "style": "vivid", "store": False, "size": "auto"},
+        {"prompt": ""},
+        {"prompt": " \n"},
+        {"prompt": []},
+        {"prompt": [1]},
+        {},
+        {"prompt": "x", "n": 0},
+        {"prompt": "x", "n": 11},
+        {"prompt": "x", "n": True},
+        {"prompt": "x", "n": 1.5},
+        {"prompt": "x", "seed": 2**32},
+        {"prompt": "x", "steps": 51},
+        {"prompt": "x", "size": "big"},
+        {"prompt": "x", "guidance_scale": 31},
+        {"prompt": "x", "timeout_s": 0},
+        {"prompt": "x", "priority": "now"},
+        {"prompt": "x", "user": 1},
+        {"prompt": "x", "model": 1},
+        {"prompt": "x", "negative_prompt": "x" * 4001},
+        {"prompt": "x" * 4001},
+        {"prompt": "x", "colour": "red"},
+    ],
+)
+def test_schema_takes_what_the_code_takes(body: dict[str, Any]) -> None:
+    import json
+
+    schema = wire.schema(SETTINGS, INFO)
+    try:
+        wire.parse(json.dumps(body).encode(), SETTINGS, INFO)
+        taken = True
+    except ZimageError:
+        taken = False
+    assert jsonschema_rs.is_valid(schema, body) == taken
+
+
+def test_schema_has_every_field() -> None:
+    assert set(wire.schema(SETTINGS, INFO)["properties"]) == set(wire.KNOWN)
