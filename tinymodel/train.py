@@ -102,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run", type=Path, default=Path("var/tinymodel"), help="checkpoints and result")
     add("--start", type=Path, help="a diffusers folder to go on from, such as tinymodel/weights")
-    add("--minutes", type=float, default=12.0, help="transformer and text encoder")
+    add("--minutes", type=float, default=12.5, help="transformer and text encoder")
     add("--guide-minutes", type=float, default=3.0, help="learning what guidance draws; 0 skips it")
-    add("--vae-minutes", type=float, default=3.3, help="autoencoder; of --start, its decoder")
+    add("--vae-minutes", type=float, default=3.2, help="autoencoder; of --start, its decoder")
     add("--max-steps", type=int, help="end each stage after so many steps, however fast")
     add("--rate", type=float, default=1e-3, help="the transformer's highest learning rate")
     add("--samples", type=int, default=120_000, help="pictures to draw")
