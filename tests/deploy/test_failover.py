@@ -86,7 +86,7 @@ def _slow(front: Site) -> Callable[[dict[str, Any]], Any]:
     def draw(asked: dict[str, Any]) -> Any:
         body = json.dumps(asked).encode()
         head = (
-            "POST /v1/images/generations HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
+            "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         with socket.create_connection(("127.0.0.1", front.config.listen.port), 60) as connection:
