@@ -13,13 +13,20 @@ def is_alive(pid: int, at: float) -> bool:
 
     A zombie is dead, and so is a process whose number a younger one has taken.
     """
+    started = started_at(pid)
+    return started is not None and started <= at + 1.0
+
+
+def started_at(pid: int) -> float | None:
+    """When ``pid`` was started, in monotonic seconds to a hundredth; None where it is dead."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
+        return None
     fields = stat.rpartition(")")[2].split()
-    started = int(fields[_START_TIME]) / _TICKS_PER_S - _suspended_s()
-    return fields[0] not in ("Z", "X", "x") and started <= at + 1.0
+    if fields[0] in ("Z", "X", "x"):
+        return None
+    return int(fields[_START_TIME]) / _TICKS_PER_S - _suspended_s()
 
 
 def _suspended_s() -> float:

@@ -7,6 +7,7 @@ whoever notices it first may record it and a second record changes nothing. File
 
 Two notice: the worker at which nginx replays the request, while its id still stands in the
 heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
+Where all workers of several died together, nobody is struck.
 """
 
 import mmap
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.beat import DRAWING, Beat, Phase, digest, read_beat
-from worker.processes import is_alive
+from worker.processes import is_alive, started_at
 
 ALONE_LIMIT = 2
 CLOSED_SOCKET = "closed.sock"
 IN_STEP = DRAWING | {Phase.COMPILE}  # the first step of a shape compiles
 _DYING_S = 0.5
 _POLL_S = 0.02
+_TOGETHER_S = 1.5
 _CLOCK_TICK_NS = 100_000_000
 
 
@@ -135,12 +137,24 @@ class Strikes:
                 time.sleep(_POLL_S)
 
     def _strike(self, worker: str, beat: Beat, fingerprint: bytes) -> None:
+        if self._all_died(worker, beat):
+            return
         folder = self._folder / fingerprint.hex()
         folder.mkdir(parents=True, exist_ok=True)
         list(self._unexpired(folder))
         path = folder / (f"{worker}-{beat.pid}" + ("-alone" if beat.alone else ""))
         if not path.exists():
             path.touch()
+
+    def _all_died(self, worker: str, beat: Beat) -> bool:
+        """Whether no other worker of several has outlived ``worker``: then it was a power cut or
+        an operator, for a poison ends one worker at a time."""
+        paths = [path for path in _beats(self._run_dir) if path.stem != worker]
+        others = [other for path in paths if (other := read_beat(path)) is not None]
+        # One that was dead long before tells nothing.
+        pids = [other.pid for other in others if other.since > beat.since - _TOGETHER_S]
+        starts = [started_at(pid) for pid in (*pids, os.getpid())]
+        return bool(pids) and not any(at is not None and at < beat.since for at in starts)
 
     def _unexpired(self, folder: Path) -> Iterator[tuple[Path, float]]:
         now = time.time()

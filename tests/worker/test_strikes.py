@@ -48,6 +48,26 @@ def test_replay_of_what_a_dead_worker_drew_is_struck(
     assert [p.name for p in home.glob("strikes/*/*")] == [f"w1-{dead}"]
 
 
+def test_nobody_is_struck_where_all_workers_died_together(
+    strikes: Strikes, home: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_beat(home, dead, Phase.STEP)
+    write_beat(home, dead, Phase.STEP, name="w2")
+    time.sleep(0.05)  # starts are known to a hundredth of a second
+    with subprocess.Popen(["sleep", "60"]) as successor:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: successor.pid)
+            strikes.inherit()
+        assert strikes.record("f").strikes == 0
+        write_beat(home, os.getpid(), Phase.IDLE, name="w1")  # which has seen it die
+        write_beat(home, dead, Phase.STEP, name="w2")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: successor.pid)
+            strikes.inherit()
+        assert strikes.record("f").strikes == 1
+        successor.kill()
+
+
 def test_zombie_counts_as_dead(strikes: Strikes, home: Path) -> None:
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -134,14 +154,13 @@ def test_pool_tells_whether_another_worker_is_open(strikes: Strikes, home: Path,
 
 def test_request_that_kills_two_workers_alone_is_refused_by_the_third(home: Path) -> None:
     request_id = "f" * 32
-    for name in ("w1", "w2"):
-        with worker(home, name) as victim:
-            victim.wait_ready()
+    with worker(home, "w1") as first, worker(home, "w2") as second, worker(home, "w3") as third:
+        for each in (first, second, third):
+            each.wait_ready()
+        for victim in (first, second):
             with pytest.raises(httpx.TransportError):
                 victim.draw("fault:exit", request_id)
             assert victim.wait() == 139
-    with worker(home, "w3") as third:
-        third.wait_ready()
         refused = third.draw("fault:exit", request_id)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request_refused")
         assert "ended 2 workers" in refused.json()["error"]["message"]
