@@ -20,6 +20,7 @@ from deploy import (
     checks,
     converge,
     files,
+    jobs,
     keys,
     picture,
     processes,
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
 
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 
