@@ -42,6 +42,7 @@ class Reading:
     device_memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by kind: allocated, reserved, limit."""
     job_items: int = 0
+    database_failures: int = 0
     keys_age_s: float | None = None
     """Since the keys were last confirmed; None where none are asked for."""
 
@@ -174,6 +175,9 @@ class _Readings(Collector):
         yield _gauge("ready", "1 where this worker takes work now.", reading.ready)
         yield _gauge("encoding_pictures", "Pictures being encoded or waiting.", reading.encoding)
         yield _gauge("job_items_held", "Items of jobs in this worker's hands.", reading.job_items)
+        failures = "Calls that the database did not answer: locked, full, missing or too slow."
+        count = reading.database_failures
+        yield CounterMetricFamily("zimage_database_failures", failures, value=count)
         if reading.keys_age_s is not None:
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)
