@@ -107,6 +107,8 @@ class Metrics:
             ("action",),
             registry=registry,
         )
+        for reason in ("wrong_key", "disabled", "expired", "no_key", "no_bearer"):
+            self.denied.labels(reason)
         for action in ("inherited", "alone", "refused"):
             self.strikes.labels(action)  # from zero on: a first strike is an increase
         self.job_items = Counter(
