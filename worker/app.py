@@ -41,6 +41,7 @@ ROUTES = [
     Route("/readyz", health.readyz),
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),
+    Route("/admin/ops", admin.ops),
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]

@@ -42,6 +42,7 @@ class Reading:
     device_memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by kind: allocated, reserved, limit."""
     job_items: int = 0
+    database_failures: int = 0
     keys_age_s: float | None = None
     """Since the keys were last confirmed; None where none are asked for."""
 
@@ -106,6 +107,8 @@ class Metrics:
             ("action",),
             registry=registry,
         )
+        for reason in ("wrong_key", "disabled", "expired", "no_key", "no_bearer"):
+            self.denied.labels(reason)
         for action in ("inherited", "alone", "refused"):
             self.strikes.labels(action)  # from zero on: a first strike is an increase
         self.job_items = Counter(
@@ -174,6 +177,9 @@ class _Readings(Collector):
         yield _gauge("ready", "1 where this worker takes work now.", reading.ready)
         yield _gauge("encoding_pictures", "Pictures being encoded or waiting.", reading.encoding)
         yield _gauge("job_items_held", "Items of jobs in this worker's hands.", reading.job_items)
+        failures = "Calls that the database did not answer: locked, full, missing or too slow."
+        count = reading.database_failures
+        yield CounterMetricFamily("zimage_database_failures", failures, value=count)
         if reading.keys_age_s is not None:
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)

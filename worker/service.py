@@ -298,6 +298,7 @@ class Service:
             ready=self.not_ready() is None,
             encoding=self.encoders.waiting,
             job_items=self.jobs.held,
+            database_failures=self.database.failures,
             build=self._build(),
             beat=self.beat(),
             engine=self.engine_state(),

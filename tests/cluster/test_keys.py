@@ -192,3 +192,32 @@ def test_up_says_when_no_key_is_good_and_when_the_secret_is_lost(keyed: RunningC
     assert "key-secret is lost" in done.stderr
     assert "The running cell is untouched." in done.stderr
     assert keyed.zimage("up", "--no-draw").returncode == 0
+
+
+def test_page_of_operators_is_for_keys_of_that_role(keyed: RunningCell) -> None:
+    user, ops = make(keyed, "una"), make(keyed, "otto", "--role", "ops")
+    known_after_s(keyed, ops, 200)
+    paths = ("/ops/", "/ops/ops.js", "/ops/cell.json", "/ops/history.json", "/ops/docs/runbook.md")
+
+    def seen(client: httpx.Client) -> list[int]:
+        return [client.get(path).status_code for path in paths]
+
+    with httpx.Client(base_url=keyed.url, timeout=30) as client:
+        assert seen(client) == [302, 401, 401, 401, 401]
+        assert client.get("/ops/").headers["Location"] == "/"
+        assert client.get("/internal/ops").status_code == 404
+        assert client.get("/admin/ops", headers=bearer(ops)).status_code == 404
+        client.post("/v1/session", json={"key": user})
+        assert seen(client) == [403] * 5
+        assert client.get("/ops/").json()["error"]["code"] == "forbidden"
+    with httpx.Client(base_url=keyed.url, timeout=30) as client:
+        client.post("/v1/session", json={"key": ops})
+        assert seen(client) == [200] * 5
+        assert client.get("/ops/cell.json").json()["pool"] == {"open": 3, "of": 3}
+        assert "script-src 'self'" in client.get("/ops/").headers["Content-Security-Policy"]
+        assert keyed.zimage("keys", "disable", "otto").returncode == 0
+        known_after_s(keyed, ops, 401)
+        assert seen(client) == [302, 401, 401, 401, 401]
+    # Without a worker to ask, the ops address is left.
+    with httpx.Client(base_url=f"http://127.0.0.1:{keyed.ops_port}", timeout=30) as client:
+        assert seen(client) == [200] * 5

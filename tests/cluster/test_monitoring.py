@@ -167,7 +167,7 @@ def test_a_killed_worker_fires_an_alert_that_leads_to_the_runbook(
 
 def test_the_history_has_what_happened(cell: RunningCell) -> None:
     def history() -> dict[str, Any]:
-        return dict(httpx.get(f"http://127.0.0.1:{cell.ops_port}/history.json").json())
+        return dict(httpx.get(f"http://127.0.0.1:{cell.ops_port}/ops/history.json").json())
 
     def lane() -> list[str]:
         return [state for _, state in history()["lanes"]["w2"]]

@@ -41,12 +41,13 @@ def _samples(metrics: Metrics) -> Iterator[tuple[str, float]]:
 
 def reading(engine: EngineState | None = STATE) -> Reading:
     memory = {"allocated": 5, "reserved": 6, "limit": 9}
-    return Reading(True, 1, {"version": "1"}, None, engine, memory)
+    return Reading(True, 1, {"version": "1"}, None, engine, memory, database_failures=4)
 
 
 def test_engine_is_read_when_asked() -> None:
     found = samples(Metrics(reading))
     assert found["zimage_queued_requests"] == 3
+    assert found["zimage_database_failures_total"] == 4
     assert found["zimage_out_of_memory_total"] == 1
     assert found["zimage_device_seconds_total"] == 2.0
     assert found["zimage_engine_requests_total{outcome=done}"] == 4

@@ -110,7 +110,7 @@ function alarm({ name, worker, since, text }) {
 
 function notice(title, entry = null, text = null) {
   const book = currentLanguage() === "zh" ? "runbook.zh-CN.md" : "runbook.md";
-  const link = entry && h("a", { href: `/docs/${book}#${entry}`, target: "_blank" }, `${t("opsRunbook")}: ${entry}`);
+  const link = entry && h("a", { href: `docs/${book}#${entry}`, target: "_blank" }, `${t("opsRunbook")}: ${entry}`);
   return h("p", { class: "alarm" }, h("b", {}, title), ...(text ? [h("span", {}, text)] : []), ...(link ? [link] : []));
 }
 

@@ -13,8 +13,8 @@ async function get(path) {
 
 /** Calls `onState(state | null, now)` and `onHistory(history)`; `now` in seconds of the host. */
 export function watch({ onState, onHistory }) {
-  repeat(STATE_MS, () => get("/cell.json"), ({ value, now }) => onState(value, now), () => onState(null));
-  repeat(HISTORY_MS, () => get("/history.json"), ({ value }) => onHistory(value), () => {});
+  repeat(STATE_MS, () => get("cell.json"), ({ value, now }) => onState(value, now), () => onState(null));
+  repeat(HISTORY_MS, () => get("history.json"), ({ value }) => onHistory(value), () => {});
 }
 
 function repeat(interval_ms, ask, take, miss) {

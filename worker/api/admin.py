@@ -1,11 +1,13 @@
-"""Verbs for guard and command line. nginx never routes here: the socket is the permission."""
+"""For guard, command line and nginx itself: nobody outside is routed here."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from worker import log
 from worker.api.answers import Json
+from worker.api.caller import caller_of
 from worker.api.health import readiness
+from worker.errors import Forbidden
 from worker.service import Service
 
 
@@ -15,6 +17,13 @@ async def drain(request: Request) -> Response:
     service.drain()
     log.event("drained by request")
     return Json(readiness(service))
+
+
+async def ops(request: Request) -> Response:
+    """204 for a key of the role ops: nginx asks before it shows the page of operators."""
+    if caller_of(request).role != "ops":
+        raise Forbidden("The page of operators needs a key of the role ops.")
+    return Response(status_code=204)
 
 
 async def undrain(request: Request) -> Response:

@@ -15,7 +15,7 @@ from worker import log
 from worker.api import answers
 from worker.metrics import Metrics
 
-QUIET = frozenset({"/readyz", "/livez", "/metrics"})
+QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
 """Routes that are asked all the time: not logged, not counted."""
 
 CLIENT_GONE = 499

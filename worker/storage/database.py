@@ -40,6 +40,8 @@ class Database:
         self._engine = create_engine(url, timeout_s)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
         self._waiting = 0
+        self.failures = 0
+        """Calls that raised ``StoreAway``."""
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of ``work`` inside one transaction that may write: all of it or nothing.
@@ -65,6 +67,13 @@ class Database:
             raise StoreAway(f"The database cannot be used now ({_why(error)}).") from error
 
     async def _call(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._in_time(work)
+        except StoreAway:
+            self.failures += 1
+            raise
+
+    async def _in_time(self, work: Callable[[], T]) -> T:
         if self._waiting >= _MAX_WAITING:
             raise StoreAway("The database cannot be used now (too many calls wait for it).")
         self._waiting += 1

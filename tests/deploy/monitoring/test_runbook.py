@@ -41,7 +41,7 @@ def test_links_inside_lead_somewhere(runbook: Path) -> None:
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=lambda path: path.name)
 def test_settings_that_it_names_are_there(runbook: Path) -> None:
     manual = (ROOT / "deploy" / "cluster.toml").read_text()
-    sections = "limits|timeouts|guard|nginx|logs|database|listen|model"
+    sections = "limits|timeouts|auth|gallery|guard|nginx|logs|database|listen|model"
     for section, key in re.findall(rf"`({sections})\.(\w+)`", runbook.read_text()):
         if key not in {"log", "md"}:
             block = manual.split(f"\n[{section}]", 1)[1].split("\n[", 1)[0]

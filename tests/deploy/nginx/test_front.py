@@ -95,8 +95,11 @@ def test_server_names_no_version(front: Site) -> None:
     [
         *("/.secret", "/admin/drain", "/livez", "/metrics", "/nginx_status", "/fake/ready"),
         *("/internal/images/pic.png", "/errors/503", "/workers/w1/metrics"),
-        *("/guard/metrics", "/nginx/metrics", "/history.json", "/ops/", "/ops/ops.js"),
-        *("/docs/runbook.md",),
+        *("/guard/metrics", "/nginx/metrics", "/ops/history.json", "/ops/", "/ops/ops.js"),
+        *(
+            "/ops/docs/runbook.md",
+            "/internal/ops",
+        ),
     ],
 )
 def test_inner_addresses_are_not_there_for_clients(front: Site, path: str) -> None:

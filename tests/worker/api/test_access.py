@@ -165,6 +165,16 @@ async def test_wrong_keys_of_one_address_are_limited_and_good_ones_pass(home: Pa
         assert limited.headers["X-Should-Retry"] == "false"
 
 
+async def test_operators_are_told_apart_for_nginx(keyed: Keyed) -> None:
+    _, user = await keyed.make("una")
+    _, ops = await keyed.make("otto", role="ops")
+    codes = [
+        (await keyed.client.get("/admin/ops", headers={"Authorization": f"Bearer {t}"})).status_code
+        for t in (user, ops)
+    ]
+    assert codes == [403, 204]
+
+
 # Signing in
 
 

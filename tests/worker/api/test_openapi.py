@@ -14,7 +14,7 @@ from worker.errors import ZimageError
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
-FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain"}
+FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain", "/admin/ops"}
 SETTINGS = Settings(model="synthetic:")
 INFO = SyntheticPipeline("synthetic:").info
 

@@ -99,6 +99,7 @@ def test_a_locked_database_is_away_for_writers_only(path: Path) -> None:
         assert await database.read(count) == 0
         held.release()
         await database.run(add)
+        assert database.failures == 1
 
     run(path, work)
 
