@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
+from tests.web.fake_store import FakeStore
 from tests.web.landscapes import encoded, landscape, preview
 
 WEB = Path(__file__).parents[2] / "web"
@@ -83,12 +84,14 @@ class FakeCell:
     position: int = 0
     wait_s: float = 3.0
     open_workers: int = 3
+    store: FakeStore = field(default_factory=FakeStore)
 
     def __enter__(self) -> Self:
         routes = [
             Route("/v1/images/generations", self._generate, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/cell.json", self._cell),
+            *self.store.routes,
             Mount("/", StaticFiles(directory=WEB, html=True)),
         ]
         app = _WithPolicy(Starlette(routes=routes))
@@ -151,12 +154,15 @@ class FakeCell:
 
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
+        if not self.store.lets_in(request):
+            return _refusal(Refuse(401, "This needs a key.", code="invalid_api_key"))
         self.requests.append(body)
         first_seed = body.get("seed", FIRST_SEED + 100 * len(self.requests))
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, Refuse):
             return _refusal(fault)
-        events = self._counted(self._events(body, first_seed), fault)
+        request_id = f"{len(self.requests):032x}"
+        events = self._counted(self._events(body, first_seed, request_id), fault)
         headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
@@ -178,14 +184,14 @@ class FakeCell:
             self.open_streams -= 1
             self.left += not finished
 
-    async def _events(self, body: dict[str, Any], seed: int) -> AsyncIterator[str]:
+    async def _events(self, body: dict[str, Any], seed: int, request_id: str) -> AsyncIterator[str]:
         n = body.get("n", 1)
         seeds = [(seed + k) % 2**32 for k in range(n)]
         steps = body.get("steps", self.steps)
         for position in range(self.position, -1, -1):
             wait_s = self.wait_s * (position + 1)
             yield _event(
-                "queued", request_id="0" * 32, seeds=seeds, position=position, wait_s=wait_s
+                "queued", request_id=request_id, seeds=seeds, position=position, wait_s=wait_s
             )
             await self._pace(0)
         pictures = [self._picture(body, one) for one in seeds]
@@ -204,6 +210,7 @@ class FakeCell:
                         partial_image_index=part,
                     )
         for index, picture in enumerate(pictures):
+            self.store.keep(f"{request_id}-{index}", body, seeds[index], steps)
             yield _picture_event("completed", picture, body, image_index=index, seed=seeds[index])
         yield _event("done", created=0, images=n, seeds=seeds, queue_ms=1, inference_ms=2)
 

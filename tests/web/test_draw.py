@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 
 def draw(page: Page, prompts: str, n: int = 1) -> None:
-    page.get_by_label("Prompts").fill(prompts)
+    page.locator("#prompt").fill(prompts)
     page.get_by_label("Variants", exact=True).fill(str(n))
     page.locator("#draw").click()
 
@@ -22,7 +22,7 @@ def test_each_line_is_one_request_with_its_variants(cell: FakeCell, open_page: O
     draw(page, "a red hill\n\n  a blue hill  ", n=2)
     expect(page.locator("[data-face=picture]")).to_have_count(4)
     expected = {"n": 2, "size": "256x256", "output_format": "png"}
-    streaming = {"stream": True, "partial_images": 2}
+    streaming = {"stream": True, "partial_images": 3}
     assert cell.requests == [
         {"prompt": "a red hill", **expected, **streaming},
         {"prompt": "a blue hill", **expected, **streaming},
@@ -153,7 +153,7 @@ def test_a_refusal_is_shown_at_its_field_and_keeps_what_was_typed(
     draw(page, "a hill", n=2)
     expect(page.locator(f"#error-{param}")).to_have_text(f"{param}: not like this.")
     expect(page.locator(f"[data-field={param}] [aria-invalid=true]").first).to_be_visible()
-    expect(page.get_by_label("Prompts")).to_have_value("a hill")
+    expect(page.locator("#prompt")).to_have_value("a hill")
     expect(page.locator("[data-face=failed]")).to_have_count(1)
     assert len(cell.requests) == 1
     forgive(complaints, "400")
@@ -170,19 +170,19 @@ def test_a_refusal_of_one_line_names_the_line(
     forgive(complaints, "422")
 
 
-def test_at_most_four_streams_are_open_and_the_rest_waits_in_sight(
+def test_at_most_three_streams_are_open_and_the_rest_waits_in_sight(
     cell: FakeCell, open_page: OpenPage
 ) -> None:
     page = open_page()
     cell.hold_before_step = 1
     draw(page, "\n".join(f"hill {k}" for k in range(7)))
-    expect(page.locator("[data-state=queued]")).to_have_count(4)
-    expect(page.locator("[data-state=waiting]")).to_have_count(3)
-    expect(page.locator(".card").last).to_contain_text("Waiting on this page, 2 ahead")
-    assert cell.most_open_streams == 4
+    expect(page.locator("[data-state=queued]")).to_have_count(3)
+    expect(page.locator("[data-state=waiting]")).to_have_count(4)
+    expect(page.locator(".card").last).to_contain_text("Waiting on this page, 3 ahead")
+    assert cell.most_open_streams == 3
     cell.release()
     expect(page.locator("[data-face=picture]")).to_have_count(7)
-    assert cell.most_open_streams == 4
+    assert cell.most_open_streams == 3
 
 
 def test_cancelling_the_last_picture_of_a_request_hangs_up(
@@ -205,12 +205,12 @@ def test_cancel_all_empties_the_queue(cell: FakeCell, open_page: OpenPage) -> No
     page = open_page()
     cell.hold_before_step = 1
     draw(page, "\n".join(f"hill {k}" for k in range(6)))
-    expect(page.locator("[data-state=queued]")).to_have_count(4)
+    expect(page.locator("[data-state=queued]")).to_have_count(3)
     page.get_by_role("button", name="Cancel all").click()
     expect(page.locator(".card")).to_have_count(0)
     expect(page.get_by_role("button", name="Cancel all")).to_be_hidden()
     cell.await_idle()
-    assert (cell.left, len(cell.requests)) == (4, 4)
+    assert (cell.left, len(cell.requests)) == (3, 3)
 
 
 def test_unfinished_drawings_go_on_after_a_reload(cell: FakeCell, open_page: OpenPage) -> None:

@@ -12,11 +12,11 @@ pytestmark = pytest.mark.browser
 
 def test_what_was_typed_survives_a_reload(open_page: OpenPage) -> None:
     page = open_page()
-    page.get_by_label("Prompts").fill("a hill\na lake")
+    page.locator("#prompt").fill("a hill\na lake")
     page.get_by_label("Seed", exact=True).fill("42")
     page.locator(".ratio", has_text="3:2").click()
     page.reload()
-    expect(page.get_by_label("Prompts")).to_have_value("a hill\na lake")
+    expect(page.locator("#prompt")).to_have_value("a hill\na lake")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
     expect(page.locator("#ratios input:checked")).to_have_value("3:2")
 
@@ -25,8 +25,8 @@ def test_an_empty_prompt_is_refused_before_it_is_sent(cell: FakeCell, open_page:
     page = open_page()
     draw(page, " \n ")
     expect(page.locator("#error-prompt")).to_have_text("Write at least one line.")
-    expect(page.get_by_label("Prompts")).to_be_focused()
-    page.get_by_label("Prompts").fill("a hill")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.locator("#prompt").fill("a hill")
     expect(page.locator("#error-prompt")).to_be_empty()
     assert cell.requests == []
 
@@ -70,7 +70,7 @@ def test_numbers_out_of_range_are_refused_at_their_field(
 def test_steps_and_format_are_sent(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page()
     page.locator("#advanced summary").click()
-    page.get_by_label("Steps").fill("6")
+    page.get_by_label("Steps", exact=True).fill("6")
     page.get_by_label("File format").select_option("webp")
     draw(page, "a hill")
     expect(page.locator("[data-face=picture]")).to_have_count(1)

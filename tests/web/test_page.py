@@ -1,7 +1,7 @@
 """The page as a whole: languages, themes, keyboard, small screens, accessibility, health."""
 
 import re
-from pathlib import Path
+from importlib import resources
 
 import pytest
 from playwright.sync_api import expect
@@ -12,7 +12,8 @@ from tests.web.test_draw import draw
 
 pytestmark = pytest.mark.browser
 
-AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+RUN = "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
 
 
 def test_a_picture_is_drawn_with_the_keyboard_alone(cell: FakeCell, open_page: OpenPage) -> None:
@@ -93,7 +94,7 @@ def test_every_used_word_is_in_the_table_and_none_is_left_over(open_page: OpenPa
         used |= {pair.split(":")[1] for pair in pairs.split(";")}
     assert used | set(re.findall(r'\bt\("(\w+)"', scripts)) <= keys
     quoted = used | set(re.findall(r'"(\w+)"', scripts))
-    assert {key for key in keys - quoted if not key.startswith("state_")} == set()
+    assert {key for key in keys - quoted if not key.startswith(("state_", "usage_"))} == set()
 
 
 def test_the_theme_follows_the_system_until_it_is_switched(open_page: OpenPage) -> None:
@@ -183,21 +184,51 @@ def test_what_the_policy_forbids_is_noticed(open_page: OpenPage, complaints: lis
     complaints.clear()
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed in tests/web")
 @pytest.mark.parametrize("color_scheme", ["dark", "light"])
-def test_axe_finds_nothing_to_mend(
-    cell: FakeCell, open_page: OpenPage, complaints: list[str], color_scheme: str
-) -> None:
+def test_axe_finds_nothing_to_mend(cell: FakeCell, open_page: OpenPage, color_scheme: str) -> None:
     page = open_page(color_scheme=color_scheme, reduced_motion="reduce")
     draw(page, "a hill", n=2)
     expect(page.locator("[data-face=picture]")).to_have_count(2)
     draw(page, " ")
     page.locator("#advanced summary").click()
+    page.locator("#history summary").click()
     cell.hold_before_step = 2
     draw(page, "a lake\na hill")
     expect(page.locator("[data-state=drawing]")).to_have_count(2)
-    page.evaluate(AXE.read_text())
-    run = "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
-    assert page.evaluate(run) == []
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []
     page.locator(".open").first.click()
-    assert page.evaluate(run) == []
+    assert page.evaluate(RUN) == []
+
+
+@pytest.mark.parametrize("color_scheme", ["dark", "light"])
+def test_axe_finds_nothing_to_mend_in_jobs_and_usage(
+    cell: FakeCell, open_page: OpenPage, color_scheme: str
+) -> None:
+    page = open_page(color_scheme=color_scheme, reduced_motion="reduce")
+    page.evaluate(AXE)
+    page.get_by_role("radio", name="Template").check()
+    page.get_by_role("button", name="Example").click()
+    expect(page.locator("#draw-label")).to_have_text("Draw 24 pictures")
+    assert page.evaluate(RUN) == []
+    page.locator("#draw").click()
+    expect(page.locator("#job-grid .card")).to_have_count(24)
+    job = cell.store.jobs["job_1"]
+    cell.store.finish(job, 1, 2)
+    cell.store.step(job, 3, 1)
+    cell.store.fail(job, 4, "Not this one.")
+    expect(page.locator("#job-grid [data-face=failed]")).to_have_count(1)
+    assert page.evaluate(RUN) == []
+    for view in ("jobs", "usage", "gallery"):
+        page.locator(f".tabs [data-view={view}]").click()
+        expect(page.locator(f"#view-{view}")).to_be_visible()
+        page.wait_for_timeout(200)
+        assert page.evaluate(RUN) == []
+
+
+def test_axe_finds_nothing_to_mend_in_signing_in(cell: FakeCell, open_page: OpenPage) -> None:
+    cell.store.key = "secret"
+    page = open_page(reduced_motion="reduce")
+    expect(page.locator("#sign-in")).to_be_visible()
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []

@@ -26,6 +26,12 @@ const LOST_CODES = new Set(["unavailable", "overloaded", "not_ready", "draining"
 /** The stream ended without its final event: its worker died. */
 export class StreamCut extends Error {}
 
+const TIMEOUT_MS = 20_000;
+const signedOut = new EventTarget();
+
+/** Calls `listener()` when the cell asks for a key. */
+export const onSignedOut = (listener) => signedOut.addEventListener("out", listener);
+
 /** A picture request's events, up to and including `image_generation.done`. */
 export async function* drawEvents(body, signal) {
   const response = await fetch("/v1/images/generations", {
@@ -45,6 +51,7 @@ export async function* drawEvents(body, signal) {
 
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
+  if (response.status === 401) signedOut.dispatchEvent(new Event("out"));
   return new ApiError({
     ...body.error,
     status: response.status,
@@ -57,18 +64,54 @@ function secondsOf(header) {
   return Number.isFinite(seconds) ? Math.max(0, seconds) : null;
 }
 
+/** The JSON answer, or null where there is none; throws `ApiError`, or what `fetch` throws. */
+async function call(method, path, body, options = {}) {
+  const response = await fetch(path, {
+    method,
+    cache: "no-store",
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+    ...options,
+  });
+  if (!response.ok) throw await errorOf(response);
+  return response.status === 204 ? null : response.json();
+}
+
 /** JSON of a GET, or null when it cannot be had within `timeout_ms`. */
 async function get(path, timeout_ms = 5000) {
-  try {
-    const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(timeout_ms) });
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null;
-  }
+  return call("GET", path, undefined, { signal: AbortSignal.timeout(timeout_ms) }).catch(() => null);
 }
+
+const query = (values) => {
+  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+};
 
 export const getModels = () => get("/v1/models");
 export const getCell = () => get("/cell.json");
+
+export const listImages = (values) => call("GET", `/v1/images${query(values)}`);
+export const markImage = (id, favourite) => call("PATCH", `/v1/images/${id}`, { favourite });
+/** `leaving`: the page goes; the request must outlive it. */
+export const deleteImage = (id, leaving = false) =>
+  call("DELETE", `/v1/images/${id}`, undefined, leaving ? { keepalive: true } : {});
+
+export const createJob = (body) => call("POST", "/v1/jobs", body);
+export const previewJob = (body, signal) => call("POST", "/v1/jobs/preview", body, { signal });
+export const listJobs = () => call("GET", "/v1/jobs?limit=50");
+export const getJob = (id) => call("GET", `/v1/jobs/${id}`);
+export const listItems = (id, values) => call("GET", `/v1/jobs/${id}/items${query(values)}`);
+/** `verb`: pause, resume, cancel or retry. */
+export const steerJob = (id, verb) => call("POST", `/v1/jobs/${id}/${verb}`);
+export const deleteJob = (id) => call("DELETE", `/v1/jobs/${id}`);
+export const jobEvents = (id, after) => new EventSource(`/v1/jobs/${id}/events?after=${after}`);
+export const zipOf = (id) => `/v1/jobs/${id}/results.zip`;
+
+export const getUsage = (by, since) => call("GET", `/v1/usage${query({ by, since })}`);
+
+export const getSession = () => call("GET", "/v1/session");
+export const signIn = (key) => call("POST", "/v1/session", { key });
+export const signOut = () => call("DELETE", "/v1/session");
 
 /** Bytes of a base64 picture. (A `data:` fetch would need a wider CSP.) */
 export function blobOf(base64, format) {

@@ -1,47 +1,61 @@
-/** Puts the rooms together: the form makes jobs, the queue draws them, the gallery shows them. */
+/** Puts the rooms together: the form makes drawings and jobs, the gallery and the job views show them. */
 
+import { createJob } from "./api.js";
 import { messageOf } from "./card.js";
 import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
+import { bindDrop } from "./drop.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Health } from "./health.js";
 import { EXAMPLES, inLanguage, switchLanguage, t, translate } from "./i18n.js";
 import { Job, OPEN } from "./job.js";
-import { allPictures, forgetPicture, keepPicture, MAX_PICTURES } from "./pictures.js";
+import { Jobs, JobView } from "./jobs.js";
+import { Library } from "./library.js";
+import { settingsOf } from "./metadata.js";
 import { DrawQueue } from "./queue.js";
+import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
 import { limitsOf } from "./sizes.js";
 import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
-import { toast } from "./toast.js";
+import { toast, UNDO_MS } from "./toast.js";
+import { Usage } from "./usage.js";
 import { Viewer } from "./viewer.js";
 
+const SEARCH_WAIT_MS = 300;
+
+const forPictures = { favourite, again, download, copyPrompt, remove, open: (item, where) => viewer.open(item, where) };
 const actions = {
-  open: (item) => viewer.open(item),
+  ...forPictures,
+  open: (item) => viewer.open(item, gallery),
   ahead: (item) => queue.ahead(item.shot.job),
   cancel: (item) => queue.cancel(item.shot),
   dismiss: (item) => drop(item),
   retry,
-  again,
-  download,
-  copyPrompt,
-  remove,
 };
 
-const form = new Form(draw);
+const form = new Form(draw, begin);
 const queue = new DrawQueue({ changed, settled });
-const gallery = new Gallery(actions);
-const viewer = new Viewer(gallery, actions);
+const gallery = new Gallery($("#grid"), actions);
+const library = new Library(gallery, renderProgress);
+const jobs = new Jobs(() => {});
+const jobView = new JobView(forPictures, () => jobs.poll());
+const viewer = new Viewer(forPictures);
 const health = new Health(useModel);
+const usage = new Usage();
+const session = new Session(start, stop);
 
 // How much of what was asked for since the page was last idle is done.
 const progress = { done: 0, all: 0 };
+const leaving = new Map(); // pictures that go when nobody takes it back: id → timer
 let model = null;
+
+// Drawing
 
 function draw({ lines, n, seed, ...settings }) {
   const batchAt = Date.now();
   let order = 0;
-  const jobs = lines.map((prompt, index) => {
+  const drawings = lines.map((prompt, index) => {
     const line = lines.length > 1 ? index + 1 : null;
     const shots = Array.from({ length: n }, (_, k) => ({
       id: crypto.randomUUID?.() ?? `${batchAt}-${order}`, // only secure contexts have UUIDs
@@ -50,17 +64,36 @@ function draw({ lines, n, seed, ...settings }) {
     }));
     return new Job({ settings: { ...settings, prompt }, shots, batchAt, line });
   });
-  begin(jobs);
-  const narrow = matchMedia("(max-width: 860px)").matches;
-  if (narrow) $("#stage").scrollIntoView();
+  const shots = drawings.flatMap((drawing) => drawing.shots);
+  progress.all += shots.length;
+  if (library.filtered) showAll();
+  gallery.prepend(shots.map(itemOf));
+  queue.add(drawings);
+  renderProgress();
+  show("gallery");
 }
 
-function begin(jobs) {
-  const shots = jobs.flatMap((job) => job.shots);
-  progress.all += shots.length;
-  gallery.prepend(shots.map(itemOf));
-  queue.add(jobs);
-  renderProgress();
+/** Make a job: it is drawn whether this page is open or not. */
+async function begin(body) {
+  const button = $("#draw");
+  button.disabled = true;
+  try {
+    const key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+    const job = await createJob({ ...body, idempotency_key: key });
+    toast(t("jobBegun", { n: job.total }));
+    await jobs.poll();
+    show(`job=${job.id}`);
+  } catch (error) {
+    form.showError(error.param, error.message || t("errorNetwork"));
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function show(view) {
+  location.hash = `#${view}`;
+  const narrow = matchMedia("(max-width: 860px)").matches;
+  if (narrow) $("#stage").scrollIntoView();
 }
 
 const itemOf = (shot) => ({ id: shot.id, batchAt: shot.job.batchAt, order: shot.order, shot, picture: null });
@@ -83,18 +116,18 @@ function forgo(shot) {
   gallery.remove(shot.id);
 }
 
-async function finish(shot) {
+function finish(shot) {
   const card = gallery.card(shot.id);
   if (!card) return;
-  const { prompt, width, height, steps, format } = shot.job.settings;
-  const { id, seed, blob } = shot;
-  const place = { batchAt: shot.job.batchAt, order: shot.order };
-  const picture = { id, ...place, prompt, width, height, seed, steps: steps ?? shot.steps ?? null, format, blob };
-  card.item.picture = picture;
+  const { prompt, width, height, steps, format, guidance, negative } = shot.job.settings;
+  const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? shot.steps ?? null };
+  const url = `/v1/images/${shot.imageId}`;
+  const stored = { id: shot.imageId, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
+  const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", blob: shot.blob };
+  gallery.finish(card.item, { ...stored, ...drawn, ...rest });
   shot.blob = null;
   progress.done += 1;
   viewer.render();
-  if (!(await keepPicture(picture))) toast(t("notKept"));
 }
 
 // One card tells of the whole request: its siblings failed for the same reason.
@@ -125,41 +158,110 @@ function drop(item) {
   renderProgress();
 }
 
+// What is done with pictures
+
 function again({ picture }) {
   form.fill(picture);
   toast(t("reused"));
 }
 
-function download({ id, picture }) {
+function download({ picture }) {
   const words = picture.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 48).replace(/^-|-$/g, "");
   const extension = picture.format === "jpeg" ? "jpg" : picture.format;
-  h("a", { href: gallery.card(id).url, download: `${words}-${picture.seed}.${extension}` }).click();
+  const href = picture.blob ? URL.createObjectURL(picture.blob) : `${picture.url}?download=1`;
+  h("a", { href, download: `${words}-${picture.seed}.${extension}` }).click();
+  if (picture.blob) setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 async function copyPrompt({ picture }) {
   toast(t((await copyText(picture.prompt)) ? "copied" : "copyFailed"));
 }
 
-function remove(item) {
-  drop(item);
-  forgetPicture(item.id);
+async function favourite(item) {
+  const wanted = !item.picture.favourite;
+  setFavourite(item.picture.id, wanted);
+  item.marking = true; // what the server last said is older than this
+  await library.mark(item.picture, wanted).catch((error) => {
+    setFavourite(item.picture.id, !wanted);
+    toast(error.message || t("errorNetwork"));
+  });
+  item.marking = false;
+}
+
+function setFavourite(id, loved) {
+  for (const grid of [gallery, jobView.gallery]) {
+    const item = grid.itemOf(id);
+    if (!item) continue;
+    item.picture.favourite = loved;
+    grid.refresh(item.id);
+  }
+  viewer.render();
+}
+
+function remove({ picture }) {
+  const { id } = picture;
+  const items = [gallery, jobView.gallery].map((grid) => [grid, grid.itemOf(id)]).filter(([, item]) => item);
+  for (const [grid, item] of items) grid.remove(item.id);
+  library.forget(id);
+  leaving.set(id, setTimeout(() => part(id), UNDO_MS));
+  renderProgress();
   viewer.render();
   const undo = () => {
-    gallery.insert(item);
-    keepPicture(item.picture);
+    clearTimeout(leaving.get(id));
+    leaving.delete(id);
+    library.restore(id);
+    for (const [grid, item] of items) grid.insert(item);
     renderProgress();
   };
   toast(t("removed"), { label: t("undo"), run: undo });
 }
 
+function part(id, last = false) {
+  clearTimeout(leaving.get(id));
+  leaving.delete(id);
+  library.delete(id, last);
+}
+
+async function takeUp(file) {
+  const settings = await settingsOf(file);
+  if (!settings) return toast(t("noSettings"));
+  form.fill(settings);
+  toast(t("reused"));
+}
+
+// What is on show
+
+const VIEWS = ["gallery", "jobs", "job", "usage"];
+
+function route() {
+  const [, name, id] = location.hash.match(/^#(\w+)(?:=([\w-]+))?$/) ?? [];
+  const view = VIEWS.includes(name) && (name === "job") === Boolean(id) ? name : "gallery";
+  for (const other of VIEWS) $(`#view-${other}`).hidden = other !== view;
+  for (const tab of document.querySelectorAll(".tabs a")) {
+    const here = tab.dataset.view === view || (view === "job" && tab.dataset.view === "jobs");
+    if (here) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  $("#strip").hidden = view === "job" || view === "jobs"; // they show the same
+  if (!session.open) return;
+  if (view === "job") jobView.open(id);
+  else jobView.close();
+  if (view === "jobs") jobs.poll();
+  if (view === "usage") usage.load();
+}
+
 function renderProgress() {
   const open = queue.openShots.length;
-  const text = open ? t("progress", progress) : gallery.size ? t("count", { n: gallery.pictures.length }) : "";
+  const { length } = gallery.pictures;
+  const counted = t(library.hasMore ? "countMore" : "count", { n: length });
+  const text = open ? t("progress", progress) : library.reachable === false ? t("galleryAway") : length ? counted : "";
   setText($("#summary"), text);
   if (progress.all) setText($("#live"), t("progress", progress));
   document.title = open ? `(${progress.done}/${progress.all}) Z-Image` : "Z-Image";
   $("#cancel-all").hidden = !open;
-  $("#empty").hidden = gallery.size > 0;
+  $("#nothing").hidden = gallery.size > 0 || !library.filtered;
+  $("#empty").hidden = gallery.size > 0 || library.filtered || library.reachable === null;
+  $("#more-pictures").hidden = !library.hasMore;
 }
 
 function useModel(entry) {
@@ -181,10 +283,7 @@ function render() {
   $("#language").textContent = t("language");
   $("#language").setAttribute("aria-label", t("languageLabel"));
   showThemeSwitch($("#theme"));
-  form.render();
-  gallery.render();
-  health.render();
-  viewer.render();
+  for (const part of [form, gallery, jobs, jobView, health, viewer, usage, session]) part.render();
   renderModel();
   renderProgress();
 }
@@ -192,41 +291,80 @@ function render() {
 function bind() {
   $("#language").addEventListener("click", () => (switchLanguage(), render()));
   bindThemeSwitch($("#theme"));
+  bindDrop(takeUp);
+  bindFilter();
   $("#cancel-all").addEventListener("click", () => queue.cancelAll());
   const tile = load("tile", "m");
-  $("#grid").dataset.tile = tile;
+  const setTile = (value) => ["#grid", "#job-grid"].forEach((grid) => ($(grid).dataset.tile = value));
+  setTile(tile);
   for (const input of $("#tiles").querySelectorAll("input")) {
     input.checked = input.value === tile;
     input.addEventListener("change", () => {
-      $("#grid").dataset.tile = input.value;
+      setTile(input.value);
       save("tile", input.value);
     });
   }
+  addEventListener("hashchange", route);
   // Both, because a phone may end a hidden page without a further word.
-  addEventListener("pagehide", () => remember(true));
+  addEventListener("pagehide", () => {
+    remember(true);
+    [...leaving.keys()].forEach((id) => part(id, true));
+  });
   document.addEventListener("visibilitychange", () => remember(document.hidden));
 }
 
-// Nothing is left there while the page lives: a tab that is duplicated must not draw it all again.
-function remember(leaving) {
-  saveForTab("open", leaving ? queue.jobs.filter((job) => job.open.length) : []);
+function bindFilter() {
+  let timer = null;
+  const apply = () => {
+    const favourite = $("#favourites").getAttribute("aria-pressed") === "true" || null;
+    library.show({ q: $("#search").value.trim(), favourite });
+  };
+  $("#search").addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(apply, SEARCH_WAIT_MS);
+  });
+  $("#favourites").addEventListener("click", ({ currentTarget }) => {
+    currentTarget.setAttribute("aria-pressed", String(currentTarget.getAttribute("aria-pressed") !== "true"));
+    apply();
+  });
 }
 
-async function restore() {
-  const pictures = await allPictures();
-  for (const { id, batchAt, order, ...rest } of pictures.slice(0, MAX_PICTURES)) {
-    gallery.insert({ id, batchAt, order, shot: null, picture: { id, batchAt, order, ...rest } });
-  }
-  const jobs = loadForTab("open", []).map((saved) => new Job(saved));
+function showAll() {
+  $("#search").value = "";
+  $("#favourites").setAttribute("aria-pressed", "false");
+  library.show({ q: "", favourite: null });
+}
+
+// Nothing is left there while the page lives: a tab that is duplicated must not draw it all again.
+function remember(away) {
+  saveForTab("open", away ? queue.jobs.filter((job) => job.open.length) : []);
+}
+
+function restore() {
+  const drawings = loadForTab("open", []).map((saved) => new Job(saved));
   saveForTab("open", []);
-  const shots = jobs.flatMap((job) => job.shots);
+  const shots = drawings.flatMap((drawing) => drawing.shots);
   progress.all += shots.length;
   shots.map(itemOf).forEach((item) => gallery.insert(item));
-  queue.add(jobs);
-  renderProgress();
+  queue.add(drawings);
+}
+
+/** Everything that the server has for this person. */
+function start() {
+  library.start();
+  jobs.start();
+  usage.start();
+  route();
+}
+
+/** Nobody is signed in: nothing is asked for. */
+function stop() {
+  jobs.stop();
+  library.stop();
 }
 
 bind();
 render();
 health.start();
 restore();
+session.start();

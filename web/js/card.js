@@ -4,9 +4,11 @@ import { h, icon, setText } from "./dom.js";
 import { duration, t } from "./i18n.js";
 import { OPEN } from "./job.js";
 
+const PENDING = new Set([...OPEN, "planned"]);
+
 const faceOf = (item) => {
   if (item.picture) return "picture";
-  return OPEN.has(item.shot.state) ? "pending" : "failed";
+  return PENDING.has(item.shot.state) ? "pending" : "failed";
 };
 
 export class Card {
@@ -29,8 +31,9 @@ export class Card {
     return this.#parts.open;
   }
 
+  /** Of the whole picture. */
   get url() {
-    return this.#url;
+    return this.#url ?? this.item.picture.url;
   }
 
   update() {
@@ -61,6 +64,12 @@ export class Card {
     this.element.remove();
   }
 
+  /** A stored picture, small. */
+  showStored(image, { thumbnail_url }) {
+    image.hidden = false;
+    if (image.getAttribute("src") !== thumbnail_url) image.src = thumbnail_url;
+  }
+
   #turn(face) {
     const focused = this.element.contains(document.activeElement);
     this.#face = face;
@@ -85,20 +94,23 @@ function caption(prompt, ...more) {
 
 function buildPicture(card) {
   const { prompt, seed, width, height } = card.item.picture;
-  const image = h("img", { alt: "", loading: "lazy", decoding: "async" });
+  const image = h("img", { alt: "", loading: "lazy", decoding: "async", width, height });
   const label = t("open", { prompt, seed });
   const run = () => card.actions.open(card.item);
   const open = h("button", { type: "button", class: "open", "aria-label": label, onclick: run }, image);
+  const star = button(card, "favourite", "star", { class: "tool star" });
   const tools = h(
     "div",
     { class: "tools" },
+    star,
     button(card, "download", "download"),
     button(card, "again", "again"),
     button(card, "copyPrompt", "copy"),
   );
   const meta = h("p", { class: "meta" }, h("span", {}, `${width} × ${height}`), h("span", {}, `#${seed}`));
   if (card.item.shot?.reconnected) meta.append(h("span", { class: "badge" }, t("reconnected")));
-  return { frame: h("div", { class: "frame" }, open, tools), caption: caption(prompt, meta), open, image };
+  const frame = h("div", { class: "frame" }, open, tools);
+  return { frame, caption: caption(prompt, meta), open, image, star };
 }
 
 function buildPending(card) {
@@ -108,7 +120,8 @@ function buildPending(card) {
   const detail = h("p", { class: "detail" });
   const bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-label": prompt });
   bar.append(h("span"));
-  const cancel = button(card, "cancel", "close", { class: "tool cancel", "aria-label": t("cancelOf", { prompt }) });
+  const ownCancel = { class: "tool cancel", "aria-label": t("cancelOf", { prompt }) };
+  const cancel = card.actions.cancel ? button(card, "cancel", "close", ownCancel) : ""; // a job is cancelled whole
   const badge = h("span", { class: "badge", hidden: true }, t("reconnected"));
   const words = h("div", { class: "status" }, badge, title, detail, bar);
   const frame = h("div", { class: "frame" }, image, words, cancel);
@@ -118,27 +131,38 @@ function buildPending(card) {
 function buildFailed(card) {
   const { job, error } = card.item.shot;
   const words = h("p", { class: "detail" }, messageOf(card.item.shot));
-  const title = h("p", { class: "title" }, icon("alert"), t("failed"));
+  const cancelled = card.item.shot.state === "cancelled";
+  const title = h("p", { class: "title" }, icon("alert"), t(cancelled ? "state_cancelled" : "failed"));
   const again = h("button", { type: "button", class: "ghost" }, t("tryAgain"));
   again.addEventListener("click", () => card.actions.retry(card.item));
   const away = h("button", { type: "button", class: "ghost" }, t("dismiss"));
   away.addEventListener("click", () => card.actions.dismiss(card.item));
   // What the server refused once, it refuses again: only a changed form helps.
-  const refused = error.status >= 400 && error.status < 500;
-  const buttons = h("div", { class: "choices" }, ...(refused ? [away] : [again, away]));
+  const refused = error?.status >= 400 && error?.status < 500;
+  const choices = card.actions.retry ? (refused ? [away] : [again, away]) : [];
+  const buttons = h("div", { class: "choices" }, ...choices);
   const status = h("div", { class: "status" }, title, words, buttons);
   return { frame: h("div", { class: "frame" }, status), caption: caption(job.settings.prompt) };
 }
 
 export function messageOf({ error, tries }) {
+  if (!error) return "";
   if (error.message) return error.message;
   if (error.status) return t("errorHttp", { status: error.status });
   return tries ? t("errorStream", { n: tries }) : t("errorNetwork");
 }
 
+function updatePicture(card, { image, star }) {
+  const { picture } = card.item;
+  if (picture.blob) card.show(image, picture.blob);
+  else card.showStored(image, picture);
+  star.setAttribute("aria-pressed", String(Boolean(picture.favourite)));
+  card.element.classList.toggle("loved", Boolean(picture.favourite));
+}
+
 function updatePending(card, { image, title, detail, bar, badge }) {
   const { shot } = card.item;
-  const [first, second] = wordsOf(shot, card.actions.ahead(card.item));
+  const [first, second] = wordsOf(shot, card.actions.ahead?.(card.item) ?? -1);
   card.element.dataset.state = shot.state;
   setText(title, first);
   setText(detail, second);
@@ -155,6 +179,8 @@ function updatePending(card, { image, title, detail, bar, badge }) {
 function wordsOf(shot, ahead) {
   const left_s = (shot.until - Date.now()) / 1000;
   switch (shot.state) {
+    case "planned":
+      return [t("state_waiting"), ""];
     case "waiting":
       return [ahead > 0 ? t("waitHereAhead", { n: ahead }) : t("waitHere"), ""];
     case "sending":
@@ -178,7 +204,7 @@ function wordsOf(shot, ahead) {
 const FACES = {
   picture: {
     build: buildPicture,
-    update: (card, { image }) => card.show(image, card.item.picture.blob),
+    update: updatePicture,
   },
   pending: { build: buildPending, update: updatePending },
   failed: { build: buildFailed, update: () => {} },

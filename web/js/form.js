@@ -1,14 +1,26 @@
 /** The form: what shall be drawn, checked before it is sent, remembered as it is typed. */
 
 import { $, h, setText } from "./dom.js";
+import { History } from "./history.js";
 import { t } from "./i18n.js";
 import { load, save } from "./settings.js";
 import { LIMITS, RATIOS, fit, ratioOf, sizeOf } from "./sizes.js";
+import { TemplateEditor } from "./template.js";
 
-export const MAX_PICTURES_AT_ONCE = 200;
+/** More than this is drawn as a job, which outlives the page. */
+export const MAX_STREAMED = 10;
+const MAX_PICTURES = 10_000;
 const MAX_SEED = 2 ** 32 - 1;
-const FIELDS = ["prompt", "size", "n", "seed", "steps", "output_format", "form"];
-const BLANK = { prompt: "", n: 1, ratio: "1:1", width: "", height: "", seed: "", steps: "", format: "png" };
+const FIELDS = [
+  "prompt", "template", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
+];
+const ADVANCED = new Set(["steps", "output_format", "guidance_scale", "name", "negative_prompt"]);
+const ALIASES = { prompts: "prompt", variables: "template", variants: "n" };
+const BLANK = {
+  mode: "prompts", prompt: "", template: "", n: 1, ratio: "1:1", width: "", height: "", seed: "", steps: "",
+  format: "png", guidance: "", negative: "", name: "",
+};
+const QUICK = [1, 4, 10];
 
 const linesOf = (prompt) => prompt.split("\n").map((line) => line.trim()).filter(Boolean);
 const isWhole = (text, least, most) => /^\d+$/.test(text) && +text >= least && +text <= most;
@@ -17,10 +29,13 @@ export class Form {
   #limits = LIMITS;
   #state = { ...BLANK, ...load("form", {}) };
   #form = $("#form");
+  #template = new TemplateEditor(() => (this.#errors(false).length ? null : this.#body()));
+  #history = new History((prompt) => this.setPrompt(prompt));
 
-  /** `onDraw({lines, n, seed, width, height, steps, format})` with checked values. */
-  constructor(onDraw) {
+  /** `onDraw` gets checked values, `onJob` the body of a job. */
+  constructor(onDraw, onJob) {
     this.onDraw = onDraw;
+    this.onJob = onJob;
     this.#buildRatios();
     this.#write();
     this.#bind();
@@ -33,15 +48,19 @@ export class Form {
   }
 
   /** Take over the settings of one picture: drawing now gives the same picture again. */
-  fill({ prompt, width, height, seed, steps, format }) {
-    const ratio = ratioOf(width, height, this.#limits) ?? "custom";
-    const size = ratio === "custom" ? { width, height } : {};
-    this.#change({ prompt, n: 1, ratio, ...size, seed: seed ?? "", steps: steps ?? "", format });
+  fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }) {
+    const ratio = width && height ? ratioOf(width, height, this.#limits) ?? "custom" : this.#state.ratio;
+    const size = ratio === "custom" && width ? { width, height } : {};
+    const rest = format ? { format } : {};
+    const guidance = guidance_scale ? String(guidance_scale) : "";
+    const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
+    this.#change({ mode: "prompts", prompt: prompt.replaceAll("\n", " "), n: 1, ratio, ...size, ...exact, ...rest });
+    if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
   }
 
   setPrompt(prompt) {
-    this.#change({ prompt });
+    this.#change({ mode: "prompts", prompt });
     this.focus();
   }
 
@@ -53,29 +72,68 @@ export class Form {
 
   /** Show `message` at the field that `param` names, or above the button. */
   showError(param, message) {
-    const name = FIELDS.find((field) => field === param?.match(/^\w+/)?.[0]) ?? "form";
+    const asked = param?.match(/^\w+/)?.[0];
+    let name = FIELDS.find((field) => field === (ALIASES[asked] ?? asked)) ?? "form";
+    if ($(`[data-field=${name}]`).hidden) name = "form";
     setText($(`#error-${name}`), message);
     this.#mark(name, true);
-    if (["steps", "output_format"].includes(name)) $("#advanced").open = true;
+    if (ADVANCED.has(name)) $("#advanced").open = true;
   }
 
   /** Everything that depends on language or limits. */
   render() {
-    const { n, ratio, prompt } = this.#state;
+    const { ratio, prompt, mode } = this.#state;
     const lines = linesOf(prompt).length;
+    $("[data-field=prompt]").hidden = mode !== "prompts";
+    $("[data-field=template]").hidden = mode !== "template";
     setText($("#lines"), lines > 1 ? t("lines", { n: lines }) : t("linesHint"));
-    const all = lines * (Number(n) || 0);
-    setText($("#draw-label"), all > 0 ? t("drawCount", { n: all }) : t("draw"));
     setText($("#draw-keys"), /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵");
     $("#custom-size").hidden = ratio !== "custom";
     $("#n").max = this.#limits.maxImages;
-    const { steps } = this.#limits;
+    const { steps, guidance } = this.#limits;
     $("#steps").placeholder = steps ? t("stepsDefault", { n: steps }) : t("stepsDefaultUnknown");
+    $("#guidance").placeholder = guidance === null ? t("stepsDefaultUnknown") : t("stepsDefault", { n: guidance });
     for (const side of ["width", "height"]) {
       $(`#${side}`).placeholder = this.#limits[side];
       $(`#${side}`).step = this.#limits.multiple;
     }
     this.#renderRatios();
+    this.#renderQuick();
+    this.#template.update();
+    this.#renderCount();
+  }
+
+  #renderCount() {
+    const all = this.#count;
+    setText($("#draw-label"), all > 0 ? t("drawCount", { n: all }) : t("draw"));
+    const asJob = this.#asJob;
+    $("#as-job").hidden = !asJob;
+    if (asJob) setText($("#as-job"), t("asJob"));
+  }
+
+  /** Pictures that Draw would draw now; 0 where that is not known. */
+  get #count() {
+    const { mode, prompt, n } = this.#state;
+    if (mode === "template") return this.#template.count ?? 0; // variants included
+    return linesOf(prompt).length * (Number(n) || 0);
+  }
+
+  get #asJob() {
+    return this.#state.mode === "template" || this.#count > MAX_STREAMED;
+  }
+
+  #renderQuick() {
+    const chip = (n) => {
+      const pressed = String(Number(this.#state.n) === n);
+      const set = () => this.#change({ n });
+      const named = { "aria-label": t("quick", { n }), "aria-pressed": pressed };
+      return h("button", { type: "button", class: "link", onclick: set, ...named }, `× ${n}`);
+    };
+    const most = this.#limits.maxImages;
+    const box = $("#quick");
+    const focused = [...box.children].indexOf(document.activeElement);
+    box.replaceChildren(...QUICK.filter((n) => n <= most).map(chip));
+    box.children[focused]?.focus();
   }
 
   #buildRatios() {
@@ -104,10 +162,11 @@ export class Form {
   #bind() {
     this.#form.addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
     this.#form.addEventListener("input", (event) => this.#typed(event.target));
+    this.#form.addEventListener("counted", () => this.#renderCount());
     $("#advanced").addEventListener("toggle", () => save("advanced", $("#advanced").open));
     $("#advanced").open = load("advanced", false);
-    $("#fewer").addEventListener("click", () => this.#count(-1));
-    $("#more").addEventListener("click", () => this.#count(+1));
+    $("#fewer").addEventListener("click", () => this.#add(-1));
+    $("#more").addEventListener("click", () => this.#add(+1));
     $("#random").addEventListener("click", () => this.#change({ seed: "" }));
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
@@ -116,7 +175,7 @@ export class Form {
     });
   }
 
-  #count(by) {
+  #add(by) {
     const n = Math.min(this.#limits.maxImages, Math.max(1, (Number(this.#state.n) || 1) + by));
     this.#change({ n });
   }
@@ -153,21 +212,38 @@ export class Form {
     const errors = this.#errors();
     for (const [field, message] of errors) this.showError(field, message);
     if (errors.length) return $(`[data-field=${errors[0][0]}]`).querySelector("textarea,input,select").focus();
-    this.onDraw(this.#values());
+    if (this.#state.mode === "prompts") this.#history.add(this.#state.prompt.trim());
+    if (this.#asJob) this.onJob(this.#body());
+    else this.onDraw(this.#values());
   }
 
   #values() {
-    const { prompt, n, seed, steps, format } = this.#state;
+    const { prompt, n, seed, steps, format, guidance, negative } = this.#state;
     const [width, height] = this.#size();
     return {
       lines: linesOf(prompt),
       n: Number(n),
       seed: seed === "" ? null : Number(seed),
       steps: steps === "" ? null : Number(steps),
+      guidance: guidance === "" ? null : Number(guidance),
+      negative: negative.trim(),
       width,
       height,
       format,
     };
+  }
+
+  /** What `POST /v1/jobs` takes. */
+  #body() {
+    const { lines, n, seed, steps, guidance, negative, width, height, format } = this.#values();
+    const { mode, name } = this.#state;
+    const body = { variants: n, size: `${width}x${height}`, output_format: format };
+    if (name.trim()) body.name = name.trim();
+    if (seed !== null) body.seed = seed;
+    if (steps !== null) body.steps = steps;
+    if (guidance !== null) body.guidance_scale = guidance;
+    if (negative) body.negative_prompt = negative;
+    return { ...body, ...(mode === "template" ? this.#template.body : { prompts: lines }) };
   }
 
   #size() {
@@ -175,21 +251,34 @@ export class Form {
     return ratio === "custom" ? [Number(width), Number(height)] : sizeOf(ratio, this.#limits);
   }
 
-  /** [[field, message], …] in the order of the form. */
-  #errors() {
-    const { prompt, n, seed, steps } = this.#state;
+  /** [[field, message], …] in the order of the form; without `asked`, of the settings alone. */
+  #errors(asked = true) {
+    const { n, seed, steps, guidance } = this.#state;
     const { maxImages, maxSteps } = this.#limits;
-    const lines = linesOf(prompt).length;
-    const all = lines * Number(n);
     const checks = [
-      ["prompt", lines === 0 && t("errorPromptEmpty")],
-      ["prompt", all > MAX_PICTURES_AT_ONCE && t("errorTooMany", { n: all, max: MAX_PICTURES_AT_ONCE })],
+      ...(asked ? this.#promptErrors() : []),
       ["size", this.#sizeError()],
       ["n", !isWhole(String(n), 1, maxImages) && t("errorCount", { max: maxImages })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
       ["steps", steps !== "" && !isWhole(String(steps), 1, maxSteps) && t("errorSteps", { max: maxSteps })],
+      ["guidance_scale", guidance !== "" && !(guidance >= 0 && guidance <= 30) && t("errorGuidance")],
     ];
     return checks.filter(([, message]) => message);
+  }
+
+  #promptErrors() {
+    if (this.#state.mode === "template") {
+      const { unfilled, body } = this.#template;
+      return [
+        ["template", !body.template && t("errorTemplateEmpty")],
+        ["template", unfilled && t("errorVariable", { name: unfilled })],
+      ];
+    }
+    const all = this.#count;
+    return [
+      ["prompt", !linesOf(this.#state.prompt).length && t("errorPromptEmpty")],
+      ["prompt", all > MAX_PICTURES && t("errorTooMany", { n: all, max: MAX_PICTURES })],
+    ];
   }
 
   #sizeError() {

@@ -2,9 +2,35 @@
 
 import { load, save } from "./settings.js";
 
-// key: [English, Chinese]. `{name}` is filled in; `one|many` goes by `{n}`.
+// key: [English, Chinese]. `{name}` is filled in where it is given; with `n`, `one|many` goes by it.
 export const STRINGS = {
   formTitle: ["Draw pictures", "绘制图片"],
+  modeLabel: ["What to draw", "绘制方式"],
+  modePrompts: ["Prompts", "提示词"],
+  modeTemplate: ["Template", "模板"],
+  history: ["Earlier prompts", "历史提示词"],
+  historyEmpty: ["What you draw is remembered here.", "画过的提示词会记在这里。"],
+  templateLabel: ["Template", "模板"],
+  templatePlaceholder: ["a {red|blue} poster of {product}", "{红色|蓝色}的{product}海报"],
+  templateHelp: [
+    "{red|blue} draws each choice, {product} each value that you list below.",
+    "{红色|蓝色} 会逐个选用，{product} 会逐个换成下面列出的值。",
+  ],
+  templateExample: ["Example", "示例"],
+  values: ["{n} value|{n} values", "{n} 个值"],
+  valuesNone: ["one value a line", "每行一个值"],
+  expanded: ["{n} picture, from these prompts|{n} pictures, from these prompts", "共 {n} 张图，提示词如下"],
+  expandedRest: ["… and {n} more", "……另有 {n} 条"],
+  expandedLabel: ["Expanded prompts", "展开后的提示词"],
+  quick: ["{n} variant|{n} variants", "每行 {n} 张"],
+  guidance: ["Guidance", "引导强度"],
+  negative: ["Negative prompt", "反向提示词"],
+  negativeHelp: ["What to avoid. Works with guidance above 0 only.", "不想出现的内容，仅在引导强度大于 0 时有效。"],
+  jobName: ["Job name", "任务名称"],
+  fromPicture: ["Settings from a picture…", "从图片读取参数…"],
+  dropHere: ["Drop a picture: its settings come into the form", "松开鼠标，从这张图片读取参数"],
+  noSettings: ["This picture does not say how it was drawn", "这张图片里没有绘制参数"],
+  asJob: ["Runs as a job: it is finished even when you close this page.", "将作为任务运行，关闭页面也会画完。"],
   promptLabel: ["Prompts", "提示词"],
   promptPlaceholder: ["Describe a picture. Each line is a picture of its own.", "描述想要的画面，每行一张图。"],
   lines: ["{n} line|{n} lines", "{n} 行"],
@@ -28,6 +54,9 @@ export const STRINGS = {
   drawCount: ["Draw {n} picture|Draw {n} pictures", "绘制 {n} 张图"],
 
   errorPromptEmpty: ["Write at least one line.", "请至少写一行提示词。"],
+  errorTemplateEmpty: ["Write a template.", "请填写模板。"],
+  errorVariable: ["Give {{name}} at least one value.", "请为 {{name}} 至少填写一个值。"],
+  errorGuidance: ["A number from 0 to 30, or nothing.", "请填写 0 到 30 的数字，或留空。"],
   errorTooMany: ["{n} pictures at once are too many: at most {max}.", "一次 {n} 张太多了，最多 {max} 张。"],
   errorCount: ["Choose 1 to {max}.", "请填写 1 到 {max}。"],
   errorSide: ["Each side must be a multiple of {m}: try {w} × {h}.", "边长必须是 {m} 的倍数，例如 {w} × {h}。"],
@@ -38,13 +67,21 @@ export const STRINGS = {
   errorSteps: ["A whole number from 1 to {max}, or nothing.", "请填写 1 到 {max} 的整数，或留空。"],
   errorLine: ["Line {line}: {message}", "第 {line} 行：{message}"],
 
+  results: ["Results", "结果"],
+  views: ["Views", "视图"],
   gallery: ["Gallery", "图库"],
+  search: ["Search prompts", "搜索提示词"],
+  favouritesOnly: ["Favourites only", "只看收藏"],
+  nothingFound: ["No picture fits.", "没有符合条件的图片。"],
+  showMore: ["Show more", "显示更多"],
+  galleryAway: ["The gallery cannot be reached now", "暂时无法读取图库"],
   tileSize: ["Size of the previews", "缩略图大小"],
   tileSmall: ["S", "小"],
   tileMedium: ["M", "中"],
   tileLarge: ["L", "大"],
   cancelAll: ["Cancel all", "全部取消"],
   count: ["{n} picture|{n} pictures", "{n} 张"],
+  countMore: ["{n} pictures and more", "{n} 张以上"],
   progress: ["{done} of {all} drawn", "已完成 {done} / {all}"],
   emptyTitle: ["Your pictures appear here", "图片会出现在这里"],
   emptyText: ["Write a line and press Draw, or begin with one of these:", "写一行提示词，点击“开始绘制”，或者从下面的例子开始："],
@@ -64,6 +101,7 @@ export const STRINGS = {
   lost: ["Connection lost", "连接中断"],
   reconnected: ["reconnected", "已重新连接"],
   seconds: ["{n} s", "{n} 秒"],
+  hours: ["{n} h", "{n} 小时"],
   minutes: ["{n} min", "{n} 分钟"],
   failed: ["Not drawn", "绘制失败"],
   errorNetwork: ["The server cannot be reached.", "无法连接服务器。"],
@@ -76,15 +114,66 @@ export const STRINGS = {
   dismiss: ["Dismiss", "移除"],
   open: ["Open: {prompt} (seed {seed})", "打开：{prompt}（种子 {seed}）"],
   download: ["Download", "下载"],
-  again: ["Same seed again", "用同一种子再画"],
+  again: ["Reuse settings", "复用参数"],
+  favourite: ["Favourite", "收藏"],
   copyPrompt: ["Copy prompt", "复制提示词"],
-  remove: ["Remove", "删除"],
+  remove: ["Delete", "删除"],
   copied: ["Prompt copied", "提示词已复制"],
   copyFailed: ["The browser did not allow copying", "浏览器不允许复制"],
   reused: ["Settings are in the form", "参数已填入表单"],
-  removed: ["Picture removed", "图片已删除"],
+  removed: ["Picture deleted", "图片已删除"],
   undo: ["Undo", "撤销"],
-  notKept: ["Storage is full: this picture is lost when the page closes", "存储空间已满：关闭页面后这张图会丢失"],
+
+  jobs: ["Jobs", "任务"],
+  job: ["Job", "任务"],
+  running: ["Running jobs", "正在运行的任务"],
+  jobPictures: ["Pictures of this job", "本任务的图片"],
+  allJobs: ["← All jobs", "← 全部任务"],
+  noJobs: [
+    "No jobs yet. More than ten pictures, or a template, become a job: it goes on when you close this page.",
+    "还没有任务。超过十张图或使用模板时会创建任务，关闭页面也会继续。",
+  ],
+  jobUnnamed: ["Job of {time}", "{time} 的任务"],
+  jobBegun: ["Job of {n} picture begun|Job of {n} pictures begun", "任务已开始，共 {n} 张图"],
+  readyAt: ["ready at {time}, in {left}", "预计 {time} 完成，还需 {left}"],
+  took: ["took {time}", "用时 {time}"],
+  failedCount: ["{n} failed", "{n} 张失败"],
+  runningCount: ["{n} being drawn", "{n} 张绘制中"],
+  pause: ["Pause", "暂停"],
+  resume: ["Resume", "继续"],
+  retry: ["Retry what failed", "重试失败项"],
+  forgetJob: ["Delete the job; its pictures stay", "删除任务（保留图片）"],
+  zip: ["Download all as ZIP", "打包下载全部"],
+  pictureGone: ["The picture was deleted.", "图片已被删除。"],
+  state_waiting: ["Waiting", "等待中"],
+  state_running: ["running", "运行中"],
+  state_paused: ["paused", "已暂停"],
+  state_cancelled: ["cancelled", "已取消"],
+  state_completed: ["completed", "已完成"],
+  state_failed: ["failed", "有失败"],
+
+  usage: ["Usage", "用量"],
+  usageTitle: ["Pictures of the last 30 days", "最近 30 天的图片"],
+  usageBy: ["by", "按"],
+  byDay: ["Day", "日期"],
+  byKey: ["Key", "密钥"],
+  byModel: ["Model", "模型"],
+  usage_requests: ["Requests", "请求"],
+  usage_images: ["Pictures", "图片"],
+  usage_megapixel_steps: ["Megapixel-steps", "百万像素·步"],
+  usage_gpu_seconds: ["GPU seconds", "GPU 秒"],
+  usage_queue_seconds: ["Seconds waited", "等待秒数"],
+  usage_refusals: ["Refused", "被拒"],
+  usage_failures: ["Failed", "失败"],
+
+  signInTitle: ["Sign in", "登录"],
+  signInText: ["Paste the API key that your operators gave you.", "请粘贴管理员提供的 API 密钥。"],
+  key: ["API key", "API 密钥"],
+  signIn: ["Sign in", "登录"],
+  signOut: ["Sign out", "退出登录"],
+  wrongKey: ["This key is wrong, expired or switched off.", "密钥错误、已过期或已停用。"],
+  today: ["{n} picture today|{n} pictures today", "今日已画 {n} 张"],
+  todayOf: ["{n} of {max} pictures today", "今日已画 {n} / {max} 张"],
 
   viewer: ["Picture", "图片"],
   previous: ["Previous picture", "上一张"],
@@ -92,6 +181,7 @@ export const STRINGS = {
   close: ["Close", "关闭"],
   meta: ["Seed {seed}", "种子 {seed}"],
   metaSteps: ["{n} step|{n} steps", "{n} 步"],
+  metaWithout: ["without: {negative}", "排除：{negative}"],
 
   workers: ["{open} of {of} workers ready", "{open} / {of} 个绘图进程就绪"],
   noWorkers: ["No worker is ready", "没有就绪的绘图进程"],
@@ -128,6 +218,17 @@ export const EXAMPLES = {
   ],
 };
 
+export const TEMPLATE_EXAMPLE = [
+  {
+    template: "a {large|small} {colour} {shape} on a {white|black} background",
+    variables: { colour: "red\nblue\nyellow", shape: "circle\nstar" },
+  },
+  {
+    template: "{白色|黑色}背景上的一个{大|小}{颜色}{形状}",
+    variables: { 颜色: "红色\n蓝色\n黄色", 形状: "圆形\n星形" },
+  },
+];
+
 const LANGUAGES = ["en", "zh"];
 const preferred = () => (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
 
@@ -138,9 +239,10 @@ export const currentLanguage = () => language;
 
 /** The words for `key`, with `{name}`s filled from `values`. */
 export function t(key, values = {}) {
-  const [one, many] = STRINGS[key][LANGUAGES.indexOf(language)].split("|");
-  const text = many !== undefined && values.n !== 1 ? many : one;
-  return text.replace(/\{(\w+)\}/g, (_, name) => {
+  const words = STRINGS[key][LANGUAGES.indexOf(language)];
+  const [one, many = one] = "n" in values ? words.split("|") : [words];
+  return (values.n === 1 ? one : many).replace(/\{(\w+)\}/g, (braces, name) => {
+    if (!(name in values)) return braces;
     const value = values[name];
     return typeof value === "number" && name === "n" ? value.toLocaleString(language) : value;
   });
@@ -149,8 +251,17 @@ export function t(key, values = {}) {
 export const has = (key) => key in STRINGS;
 export const inLanguage = (pair) => pair[LANGUAGES.indexOf(language)];
 
+/** Seconds since the epoch as a time of day, with the day where it is not today. */
+export function clock(at) {
+  const date = new Date(at * 1000);
+  const today = date.toDateString() === new Date().toDateString();
+  const day = today ? {} : { month: "short", day: "numeric" };
+  return date.toLocaleString(language === "zh" ? "zh-CN" : "en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
+}
+
 /** Seconds as a person says them; never a false precision. */
 export function duration(seconds) {
+  if (seconds >= 5400) return t("hours", { n: Math.round(seconds / 360) / 10 });
   if (seconds >= 90) return t("minutes", { n: Math.round(seconds / 60) });
   return t("seconds", { n: Math.max(1, Math.ceil(seconds)) });
 }

@@ -17,11 +17,11 @@ const MAX_LOST_TRIES = 7; // in a row without a picture: about 30 s of a cell be
 const MAX_BUSY_TRIES = 60;
 const BUSY_WAIT_S = 5; // when a 503 carries no Retry-After
 const NOT_READY = new Set(["not_ready", "draining", "unavailable"]);
-const PREVIEWS = 2;
+const PREVIEWS = 3;
 const SILENCE_S = 900; // above every phase a worker is allowed, compiling included
 
 export class Job {
-  /** `settings`: {prompt, width, height, steps, format}; `shots`: [{id, seed}], seeds all or none. */
+  /** `settings`: {prompt, width, height, steps, format, negative, guidance}; `shots`: [{id, seed}], seeds all or none. */
   constructor({ settings, shots, batchAt, line = null }) {
     Object.assign(this, { settings, batchAt, line });
     this.abort = new AbortController();
@@ -49,10 +49,12 @@ export class Job {
   }
 
   body(slots) {
-    const { prompt, width, height, steps, format } = this.settings;
+    const { prompt, width, height, steps, format, negative, guidance } = this.settings;
     const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
     if (slots[0].seed !== null) body.seed = slots[0].seed;
     if (steps) body.steps = steps;
+    if (negative) body.negative_prompt = negative;
+    if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
     return { ...body, stream: true, partial_images: PREVIEWS };
   }
 }
@@ -107,6 +109,7 @@ function watch(outer) {
 
 const HANDLERS = {
   queued(event, slots, tries) {
+    slots.requestId = event.request_id;
     for (const [index, shot] of slots.entries()) {
       if (!shot || !OPEN.has(shot.state) || shot.state === "drawing") continue;
       shot.seed ??= event.seeds[index];
@@ -124,7 +127,8 @@ const HANDLERS = {
   completed({ image_index, b64_json, seed, output_format }, slots, tries, format) {
     const shot = slots[image_index];
     const blob = blobOf(b64_json, output_format ?? format);
-    return update(shot, { state: "done", preview: null, seed: seed ?? shot?.seed, blob });
+    const imageId = `${slots.requestId}-${image_index}`; // its name in the gallery
+    return update(shot, { state: "done", preview: null, seed: seed ?? shot?.seed, blob, imageId });
   },
 };
 

@@ -2,7 +2,7 @@
 
 import { runJob } from "./job.js";
 
-export const MAX_STREAMS = 4; // HTTP/1.1 browsers open six connections to a host; two stay free
+export const MAX_STREAMS = 3; // HTTP/1.1 browsers open six connections to a host; one follows a job
 
 export class DrawQueue {
   #waiting = [];

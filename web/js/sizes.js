@@ -10,13 +10,14 @@ export const LIMITS = {
   minSide: 16,
   maxPixels: 1024 * 1024,
   steps: null,
+  guidance: null,
   maxSteps: 50,
   maxImages: 10,
 };
 
 /** Limits from an entry of /v1/models; what it lacks stays as in `LIMITS`. */
 export function limitsOf(entry) {
-  const { default_size, default_steps, side_multiple, min_side, max_pixels, max_steps, max_images } =
+  const { default_size, default_steps, default_guidance_scale, side_multiple, min_side, max_pixels, max_steps, max_images } =
     entry;
   const [width, height] = String(default_size ?? "").match(/\d+/g)?.map(Number) ?? [];
   return {
@@ -26,6 +27,7 @@ export function limitsOf(entry) {
     maxPixels: number(max_pixels) ?? LIMITS.maxPixels,
     minSide: number(min_side) ?? LIMITS.minSide,
     steps: number(default_steps) ?? LIMITS.steps,
+    guidance: default_guidance_scale ?? LIMITS.guidance,
     maxSteps: number(max_steps) ?? LIMITS.maxSteps,
     maxImages: Math.min(number(max_images) ?? LIMITS.maxImages, 10),
   };

@@ -3,7 +3,8 @@
 import { $, h } from "./dom.js";
 
 const SHOWN_MS = 4000;
-const SHOWN_WITH_ACTION_MS = 8000;
+/** How long an action such as Undo is offered. */
+export const UNDO_MS = 8000;
 
 export function toast(text, action = null) {
   const element = h("div", { class: "toast" }, h("span", {}, text));
@@ -13,5 +14,5 @@ export function toast(text, action = null) {
     element.append(h("button", { type: "button", class: "ghost", onclick: act }, action.label));
   }
   $("#toasts").replaceChildren(element);
-  setTimeout(remove, action ? SHOWN_WITH_ACTION_MS : SHOWN_MS);
+  setTimeout(remove, action ? UNDO_MS : SHOWN_MS);
 }

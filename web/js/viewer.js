@@ -4,14 +4,15 @@ import { $, h, icon, setText } from "./dom.js";
 import { t } from "./i18n.js";
 
 const SWIPE_PX = 50;
+const ACTIONS = ["favourite", "download", "again", "copyPrompt", "remove"];
+const KEYS = ["f", "d", "r", "c", "delete"]; // of the actions, in their order
 
 export class Viewer {
   #dialog = $("#viewer");
   #gallery;
   #item = null;
 
-  constructor(gallery, actions) {
-    this.#gallery = gallery;
+  constructor(actions) {
     this.actions = actions;
     $("#viewer-prev").addEventListener("click", () => this.#walk(-1));
     $("#viewer-next").addEventListener("click", () => this.#walk(+1));
@@ -21,7 +22,9 @@ export class Viewer {
     this.#bindSwipe($(".viewer-picture"));
   }
 
-  open(item) {
+  /** `item` of `gallery`, through whose pictures the arrows walk. */
+  open(item, gallery) {
+    this.#gallery = gallery;
     this.#show(item);
     if (!this.#dialog.open) this.#dialog.showModal();
   }
@@ -33,21 +36,29 @@ export class Viewer {
 
   #show(item) {
     this.#item = item;
-    const { prompt, seed, width, height, steps, format } = item.picture;
+    const { prompt, seed, width, height, steps, format, negative_prompt, favourite } = item.picture;
     const image = $("#viewer-image");
     image.src = this.#gallery.card(item.id).url;
     image.alt = prompt;
     const facts = [`${width} × ${height}`, t("meta", { seed }), steps && t("metaSteps", { n: steps })];
+    if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
     setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
     const items = this.#gallery.pictures;
     setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}`);
-    $("#viewer-actions").replaceChildren(
+    const actions = $("#viewer-actions");
+    const focused = [...actions.children].indexOf(document.activeElement);
+    const star = this.#action("favourite", "star");
+    star.classList.add("star");
+    star.setAttribute("aria-pressed", String(Boolean(favourite)));
+    actions.replaceChildren(
+      star,
       this.#action("download", "download"),
       this.#action("again", "again", () => this.#dialog.close()),
       this.#action("copyPrompt", "copy"),
       this.#action("remove", "trash", () => this.#leave()),
     );
+    actions.children[focused]?.focus();
     $("#viewer-prev").disabled = !this.#neighbour(-1);
     $("#viewer-next").disabled = !this.#neighbour(+1);
   }
@@ -58,7 +69,10 @@ export class Viewer {
       before();
       this.actions[name](item);
     };
-    return h("button", { type: "button", class: "ghost", onclick: run }, icon(iconName), h("span", {}, t(name)));
+    const key = KEYS[ACTIONS.indexOf(name)];
+    const shortcut = { "aria-keyshortcuts": key, title: `${t(name)} (${key.toUpperCase()})` };
+    const words = h("span", {}, t(name));
+    return h("button", { type: "button", class: "ghost", onclick: run, ...shortcut }, icon(iconName), words);
   }
 
   #neighbour(by) {
@@ -79,9 +93,11 @@ export class Viewer {
   }
 
   #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by) this.#walk(by);
-    if (event.key === "Delete") this.#dialog.querySelector("#viewer-actions button:last-child").click();
+    if (by) return this.#walk(by);
+    const place = KEYS.indexOf(event.key.toLowerCase());
+    if (place >= 0) $("#viewer-actions").children[place].click();
   }
 
   // `again` has moved the focus to the form already.

@@ -1,0 +1,308 @@
+/** Durable jobs: the list, the strip of those that run, and one job with its pictures as they come. */
+
+import { deleteJob, getJob, jobEvents, listItems, listJobs, steerJob, zipOf } from "./api.js";
+import { $, h, icon, setText } from "./dom.js";
+import { Gallery } from "./gallery.js";
+import { clock, duration, t } from "./i18n.js";
+import { toast } from "./toast.js";
+
+const BUSY_MS = 2000;
+const CALM_MS = 10_000;
+const PAGE = 200;
+const RUNNING = new Set(["running", "paused"]);
+
+/** All jobs of this person, as the server last told. */
+export class Jobs {
+  #rows = new Map(); // by job id: [row in the list, row in the strip]
+  #timer = null;
+
+  /** `changed(job)` for each that has changed. */
+  constructor(changed) {
+    this.changed = changed;
+    this.all = [];
+    this.started = false;
+    document.addEventListener("visibilitychange", () => this.poll());
+  }
+
+  get running() {
+    return this.all.filter(({ state }) => RUNNING.has(state));
+  }
+
+  start() {
+    this.started = true;
+    this.poll();
+  }
+
+  async poll() {
+    clearTimeout(this.#timer);
+    if (document.hidden || !this.started) return;
+    const answer = await listJobs().catch(() => null);
+    if (answer) this.#take(answer.data);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.poll(), this.running.length ? BUSY_MS : CALM_MS);
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.started = false;
+  }
+
+  /** Words anew. */
+  render() {
+    this.#rows.clear();
+    this.#show();
+  }
+
+  #take(jobs) {
+    const before = new Map(this.all.map((job) => [job.id, JSON.stringify(job)]));
+    this.all = jobs;
+    this.#show();
+    for (const job of jobs) if (before.get(job.id) !== JSON.stringify(job)) this.changed(job);
+  }
+
+  #show() {
+    const running = this.running;
+    const row = (job, place) => this.#row(job, place);
+    arrange($("#jobs"), this.all.map((job) => row(job, 0)));
+    arrange($("#strip"), running.map((job) => row(job, 1)));
+    $("#no-jobs").hidden = this.all.length > 0;
+    $("#jobs-count").hidden = !running.length;
+    setText($("#jobs-count"), String(running.length));
+  }
+
+  #row(job, place) {
+    const rows = this.#rows.get(job.id) ?? [new JobRow(() => this.poll()), new JobRow(() => this.poll())];
+    this.#rows.set(job.id, rows);
+    rows[place].update(job);
+    return rows[place].element;
+  }
+}
+
+/** Put `elements` into `list` in their order, touching only what is elsewhere: the focus stays. */
+function arrange(list, elements) {
+  for (const element of [...list.children]) if (!elements.includes(element)) element.remove();
+  elements.forEach((element, k) => {
+    if (list.children[k] !== element) list.insertBefore(element, list.children[k] ?? null);
+  });
+}
+
+const ICONS = { pause: "pause", resume: "play", cancel: "close", retry: "again" };
+
+/** What can be done with `job` now. */
+function verbsOf({ state, counts }) {
+  const verbs = [];
+  if (state === "running") verbs.push("pause");
+  if (state === "paused") verbs.push("resume");
+  if (!RUNNING.has(state) && counts.failed + counts.cancelled > 0) verbs.push("retry");
+  if (RUNNING.has(state)) verbs.push("cancel");
+  return verbs;
+}
+
+/** One job: name, bar, numbers, buttons. */
+export class JobRow {
+  element = h("li", { class: "job" });
+  #buttons = "";
+  #parts = null;
+
+  /** `acted(verb, job)` after each button, with what the job became. */
+  constructor(acted) {
+    this.acted = acted;
+  }
+
+  update(job) {
+    this.#parts ??= this.#build(job);
+    const { name, bar, fill, facts, badge } = this.#parts;
+    const { done, failed, cancelled } = job.counts;
+    this.element.dataset.state = job.state;
+    setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
+    setText(badge, t(`state_${job.state}`));
+    setText(facts, factsOf(job).join("  ·  "));
+    bar.setAttribute("aria-valuenow", done);
+    bar.setAttribute("aria-valuemax", job.total);
+    bar.setAttribute("aria-label", name.textContent);
+    fill.style.setProperty("--done", (done + failed + cancelled) / job.total);
+    fill.style.setProperty("--bad", failed / job.total);
+    this.#renderButtons(job);
+  }
+
+  #build(job) {
+    const name = h("a", { class: "name", href: `#job=${job.id}` });
+    const badge = h("span", { class: "badge" });
+    const fill = h("span");
+    const bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": 0 }, fill);
+    const facts = h("p", { class: "facts" });
+    const tools = h("div", { class: "job-tools" });
+    this.element.replaceChildren(h("div", { class: "job-head" }, name, badge), tools, bar, facts);
+    return { name, badge, bar, fill, facts, tools };
+  }
+
+  #renderButtons(job) {
+    const verbs = verbsOf(job);
+    const zip = job.counts.done > 0;
+    const key = [...verbs, zip, job.state].join();
+    if (key === this.#buttons) return;
+    this.#buttons = key;
+    const { tools } = this.#parts;
+    const focused = tools.contains(document.activeElement);
+    const buttons = verbs.map((verb) => this.#button(verb, ICONS[verb], () => steerJob(job.id, verb)));
+    if (zip) {
+      const all = { class: "ghost", href: zipOf(job.id), download: "", title: t("zip"), "aria-label": t("zip") };
+      buttons.push(h("a", all, icon("download"), h("span", {}, "ZIP")));
+    }
+    if (!RUNNING.has(job.state)) buttons.push(this.#button("forgetJob", "trash", () => deleteJob(job.id)));
+    tools.replaceChildren(...buttons);
+    if (focused) tools.firstElementChild?.focus();
+  }
+
+  #button(name, iconName, act) {
+    const run = async () => {
+      const job = await act().catch((error) => toast(error.message || t("errorNetwork")));
+      this.acted(name, job);
+    };
+    const label = { title: t(name), "aria-label": t(name) };
+    return h("button", { type: "button", class: "ghost icon-only", onclick: run, ...label }, icon(iconName));
+  }
+}
+
+function factsOf({ state, counts, total, predicted_finish_at, finished_at, created_at, parameters }) {
+  const facts = [t("progress", { done: counts.done, all: total })];
+  if (counts.failed) facts.push(t("failedCount", { n: counts.failed }));
+  if (counts.running && state === "running") facts.push(t("runningCount", { n: counts.running }));
+  const left_s = predicted_finish_at - Date.now() / 1000;
+  if (state === "running" && predicted_finish_at) {
+    facts.push(t("readyAt", { time: clock(predicted_finish_at), left: duration(Math.max(1, left_s)) }));
+  }
+  if (finished_at) facts.push(t("took", { time: duration(finished_at - created_at) }));
+  if (parameters?.size) facts.push(parameters.size.replace("x", " × "));
+  return facts;
+}
+
+/** One job on show: what it has drawn, what it draws, what is still to come. */
+export class JobView {
+  #grid;
+  #row = new JobRow((verb, job) => this.#acted(verb, job));
+  #job = null;
+  #events = null;
+  #last = 0; // the number of the last item on show
+  #loading = false;
+  #heard = 0; // the revision of the job that is on show
+
+  /** `actions` as of a gallery; `changedElsewhere()` when the list of jobs is old. */
+  constructor(actions, changedElsewhere) {
+    this.changedElsewhere = changedElsewhere;
+    this.#grid = new Gallery($("#job-grid"), { ...actions, open: (item) => actions.open(item, this.#grid) });
+    const foot = $("#more-items");
+    $("button", foot).addEventListener("click", () => this.#more());
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: "600px" }).observe(foot);
+    $("#job-head").append(this.#row.element);
+  }
+
+  get gallery() {
+    return this.#grid;
+  }
+
+  async open(id) {
+    this.close();
+    const job = await getJob(id).catch((error) => error);
+    if (job instanceof Error) {
+      toast(job.message || t("errorNetwork"));
+      location.hash = "#jobs";
+      return;
+    }
+    this.#job = job;
+    this.#heard = job.revision ?? 0;
+    this.#row.update(job);
+    $("#more-items").hidden = false;
+    await this.#more();
+    this.#follow();
+  }
+
+  close() {
+    this.#events?.close();
+    this.#events = this.#job = null;
+    this.#last = 0;
+    this.#grid.empty();
+  }
+
+  render() {
+    if (!this.#job) return;
+    this.#row = new JobRow((verb, job) => this.#acted(verb, job));
+    $("#job-head").replaceChildren(this.#row.element);
+    this.#row.update(this.#job);
+    this.#grid.render();
+  }
+
+  async #more() {
+    const job = this.#job;
+    if (!job || this.#loading || $("#more-items").hidden) return;
+    this.#loading = true;
+    const page = await listItems(job.id, { after: this.#last, limit: PAGE }).catch(() => null);
+    this.#loading = false;
+    if (job !== this.#job && job.id !== this.#job?.id) return;
+    if (!page) return;
+    this.#grid.append(page.data.filter(({ number }) => !this.#grid.card(String(number))).map((item) => this.#itemOf(item)));
+    this.#last = page.data.at(-1)?.number ?? this.#last;
+    $("#more-items").hidden = !page.has_more;
+  }
+
+  #acted(verb, job) {
+    if (verb === "forgetJob") location.hash = "#jobs";
+    if (!job || job.id !== this.#job?.id) return this.changedElsewhere();
+    this.#updated(job);
+    if (this.#events.readyState !== EventSource.OPEN) this.#follow(); // a job that was over may run again
+  }
+
+  // The end of a stream may be cut off between the last item and the job's own last event.
+  async #look() {
+    const job = await getJob(this.#job.id).catch(() => null);
+    if (job && job.id === this.#job?.id) this.#updated(job);
+  }
+
+  /** Hear of everything after what was heard or loaded last. */
+  #follow() {
+    this.#events?.close();
+    const events = (this.#events = jobEvents(this.#job.id, this.#heard));
+    const on = (name, take) =>
+      events.addEventListener(name, (event) => {
+        if (events !== this.#events) return;
+        this.#heard = event.lastEventId || this.#heard;
+        take(JSON.parse(event.data));
+      });
+    events.onerror = () => events === this.#events && events.readyState === EventSource.CLOSED && this.#look();
+    on("job.updated", ({ job }) => this.#updated(job));
+    on("job.item", ({ item }) => this.#changed(item));
+    on("job.step", ({ number, step, steps }) => this.#stepped(number, step, steps));
+  }
+
+  #updated(job) {
+    this.#job = job;
+    this.#row.update(job);
+    this.changedElsewhere();
+  }
+
+  #changed(item) {
+    const card = this.#grid.card(String(item.number));
+    if (!card) return; // below what was looked at
+    const { shot, picture } = this.#itemOf(item);
+    card.item.shot = shot;
+    if (picture) this.#grid.finish(card.item, picture);
+    this.#grid.refresh(card.item.id);
+  }
+
+  #stepped(number, step, steps) {
+    const shot = this.#grid.card(String(number))?.item.shot;
+    if (!shot || shot.state === "done") return;
+    Object.assign(shot, { state: "drawing", step, steps });
+    this.#grid.refresh(String(number));
+  }
+
+  // A job's item as the cards know shots of this page.
+  #itemOf({ number, prompt, seed, state, step, steps, error, image }) {
+    const [width, height] = this.#job.parameters.size.split("x").map(Number);
+    const states = { waiting: "planned", running: "drawing" };
+    const shot = { state: states[state] ?? state, step, steps, seed, job: { settings: { prompt, width, height } } };
+    if (state === "failed") shot.error = error ?? {};
+    if (state === "done" && !image) Object.assign(shot, { state: "failed", error: { message: t("pictureGone") } });
+    return { id: String(number), batchAt: 0, order: number, shot, picture: image };
+  }
+}

@@ -1,0 +1,65 @@
+/** Who draws: a dialog for the key where the cell asks for one, and the name in the header. */
+
+import { ApiError, getSession, onSignedOut, signIn, signOut } from "./api.js";
+import { $, setText } from "./dom.js";
+import { t } from "./i18n.js";
+
+export class Session {
+  #dialog = $("#sign-in");
+  #key = null;
+
+  /** `onOpen()` once requests will be answered, `onShut()` when a key is asked for. */
+  constructor(onOpen, onShut) {
+    this.onOpen = onOpen;
+    this.onShut = onShut;
+    this.open = false;
+    onSignedOut(() => this.#ask());
+    $("#sign-in-form").addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
+    this.#dialog.addEventListener("cancel", (event) => event.preventDefault()); // nothing works without a key
+    $("#sign-out").addEventListener("click", () => this.#leave());
+  }
+
+  async start() {
+    const session = await getSession().catch(() => null); // an older cell knows none
+    this.#key = session?.key ?? null;
+    this.render();
+    if (session?.auth === "keys" && !session.signed_in) return this.#ask();
+    this.open = true;
+    this.onOpen();
+  }
+
+  render() {
+    $("#account").hidden = !this.#key;
+    if (!this.#key) return;
+    const { name, images_today, images_per_day } = this.#key;
+    setText($("#account-name"), name);
+    const today = { n: images_today ?? 0, max: images_per_day };
+    setText($("#account-facts"), images_per_day ? t("todayOf", today) : t("today", today));
+  }
+
+  #ask() {
+    this.open = false;
+    this.onShut();
+    if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  async #submit() {
+    setText($("#sign-in-error"), "");
+    try {
+      await signIn($("#key").value.trim());
+    } catch (error) {
+      const known = error instanceof ApiError && error.message;
+      const wrong = error.status === 401;
+      return setText($("#sign-in-error"), wrong ? t("wrongKey") : known || t("errorNetwork"));
+    }
+    $("#key").value = "";
+    this.#dialog.close();
+    await this.start();
+  }
+
+  // The pictures of one key must not stay on show for the next person.
+  async #leave() {
+    await signOut().catch(() => null);
+    location.reload();
+  }
+}

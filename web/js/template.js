@@ -1,0 +1,123 @@
+/** A template with choices and variables, and a look at the prompts that it stands for. */
+
+import { previewJob } from "./api.js";
+import { $, h, setText } from "./dom.js";
+import { inLanguage, t, TEMPLATE_EXAMPLE } from "./i18n.js";
+import { load, save } from "./settings.js";
+
+const WAIT_MS = 350; // after the last key
+const PARAMS = /^(template|variables|prompts|variants)/;
+
+const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+/** Names in braces, in order; choices and escaped braces are none. */
+function namesIn(template) {
+  const plain = template.replace(/\\[\s\S]/g, "  ");
+  const names = [...plain.matchAll(/\{\s*([\p{L}_][\p{L}\p{N}_]*)\s*\}/gu)].map(([, name]) => name);
+  return [...new Set(names)];
+}
+
+export class TemplateEditor {
+  #values = load("variables", {}); // what was typed, by name: also of names that are gone for now
+  #timer = null;
+  #asking = null;
+  #shown = null; // the last answer
+
+  /** `settings()`: the rest of the job's body, or null while it is wrong. */
+  constructor(settings) {
+    this.settings = settings;
+    this.count = null;
+    $("#template-example").addEventListener("click", () => this.#example());
+    $("#variables").addEventListener("input", (event) => this.#typed(event.target));
+  }
+
+  /** {template, variables} as the API takes them. */
+  get body() {
+    const template = $("#template").value.trim();
+    const variables = Object.fromEntries(namesIn(template).map((name) => [name, linesOf(this.#values[name] ?? "")]));
+    return { template, ...(Object.keys(variables).length ? { variables } : {}) };
+  }
+
+  /** The name of a variable without a value, or null. */
+  get unfilled() {
+    const { variables = {} } = this.body;
+    return Object.keys(variables).find((name) => !variables[name].length) ?? null;
+  }
+
+  /** After any change of the form, or of the language. */
+  update() {
+    this.#renderVariables();
+    this.#renderPreview();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#ask(), WAIT_MS);
+  }
+
+  #renderVariables() {
+    const names = namesIn($("#template").value);
+    const box = $("#variables");
+    const there = [...box.children].map((row) => row.dataset.name);
+    if (names.join("\n") !== there.join("\n")) box.replaceChildren(...names.map((name) => this.#row(name)));
+    for (const row of box.children) {
+      const n = linesOf(this.#values[row.dataset.name] ?? "").length;
+      setText($(".hint", row), n ? t("values", { n }) : t("valuesNone"));
+    }
+  }
+
+  #row(name) {
+    const id = `variable-${name}`;
+    const field = h("textarea", { id, rows: 2, spellcheck: "false", "data-variable": name });
+    field.value = this.#values[name] ?? "";
+    const label = h("label", { for: id }, h("code", {}, `{${name}}`));
+    const head = h("div", { class: "label-row" }, label, h("span", { class: "hint" }));
+    return h("div", { class: "variable", "data-name": name }, head, field);
+  }
+
+  #typed(field) {
+    this.#values[field.dataset.variable] = field.value;
+    save("variables", this.#values);
+  }
+
+  async #ask() {
+    this.#asking?.abort();
+    const rest = this.settings();
+    if ($("#template").closest("[hidden]") || !rest || !this.body.template || this.unfilled) return this.#show(null);
+    const asking = (this.#asking = new AbortController());
+    try {
+      const answer = await previewJob({ ...rest, ...this.body }, asking.signal);
+      if (asking === this.#asking) this.#show(answer);
+    } catch (error) {
+      if (asking !== this.#asking) return;
+      const ours = PARAMS.test(error.param ?? "");
+      this.#show(null, ours ? error.message : "");
+    }
+  }
+
+  #show(answer, problem = "") {
+    this.#shown = answer;
+    this.count = answer?.count ?? null;
+    setText($("#error-template"), problem);
+    this.#renderPreview();
+    $("#template").dispatchEvent(new Event("counted", { bubbles: true }));
+  }
+
+  #renderPreview() {
+    const answer = this.#shown;
+    $("#expanded").hidden = !answer;
+    if (!answer) return;
+    setText($("#expanded-count"), t("expanded", { n: answer.count }));
+    const rows = answer.prompts.map((prompt) => h("li", {}, prompt));
+    const left = answer.count - answer.prompts.length;
+    if (left > 0) rows.push(h("li", { class: "rest" }, t("expandedRest", { n: left })));
+    $("#expanded-list").replaceChildren(...rows);
+  }
+
+  #example() {
+    const { template, variables } = inLanguage(TEMPLATE_EXAMPLE);
+    Object.assign(this.#values, variables);
+    save("variables", this.#values);
+    $("#variables").replaceChildren(); // to be built with the new values
+    $("#template").value = template;
+    $("#template").dispatchEvent(new Event("input", { bubbles: true }));
+    $("#template").focus();
+  }
+}
