@@ -7,6 +7,7 @@ A file says how it was drawn: PNG in a text chunk ``parameters``, JPEG and WebP 
 import base64
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +112,11 @@ class Encoders:
     def __init__(self, threads: int, labels: Labels = Labels()) -> None:  # noqa: B008 (frozen)
         self._labels = labels
         self._crew = Crew(threads, "encoder")
-        self.waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """Pictures being encoded or waiting for it."""
+        return self._crew.waiting
 
     def require_room(self) -> None:
         """Raise ``Overloaded`` where drawing runs ahead of encoding: each picture waits in RAM."""
@@ -129,14 +134,15 @@ class Encoders:
         b64: bool = True,
     ) -> Picture:
         """``produce_id`` names the picture for ever; empty for a preview."""
-        self.waiting += 1
-        try:
-            how = (image_format, quality, parameters, produce_id, b64)
-            return await self._crew.do(lambda: self._picture(pixels, *how))
-        finally:
-            self.waiting -= 1
+        how = (image_format, quality, parameters, produce_id, b64)
+        return await self._crew.do(lambda: self.encoded(pixels, *how))
 
-    def _picture(
+    def begin(self, work: Callable[[], object]) -> None:
+        """Do ``work``, which calls ``encoded`` and raises nothing, in an encoder's thread. From
+        any thread, without waiting."""
+        self._crew.begin(work)
+
+    def encoded(
         self,
         pixels: Pixels,
         image_format: str,
@@ -145,6 +151,7 @@ class Encoders:
         produce_id: str,
         b64: bool,
     ) -> Picture:
+        """What ``encode`` gives, in the caller's thread."""
         marked, xmp = self._labels.marked(pixels), self._labels.xmp(produce_id)
         data = encode(marked, image_format, quality, parameters, xmp)
         return Picture(data, base64.b64encode(data) if b64 else b"")

@@ -25,16 +25,25 @@ class Crew:
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = threads
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
-        self._jobs = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._busy: set[int] = set()
         for k in range(threads):
             threading.Thread(target=self._run, name=f"{name}-{k}", daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not done."""
+        return self._jobs.qsize() + len(self._busy)
 
     async def do(self, work: Callable[[], T]) -> T:
         """The result of ``work``. Cancelled before its turn, it is not done at all."""
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put((work, result))
+        self._jobs.put(lambda: _do(work, result))
         return await result
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """From any thread, without waiting. ``work`` must raise nothing."""
+        self._jobs.put(work)
 
     def close(self) -> None:
         """Let the threads end after what is queued. Waits for nothing."""
@@ -42,13 +51,16 @@ class Crew:
             self._jobs.put(None)
 
     def _run(self) -> None:
+        own = threading.get_ident()
         while (job := self._jobs.get()) is not None:
-            work, result = job
-            if not result.cancelled():
-                _do(work, result)
+            self._busy.add(own)
+            job()
+            self._busy.discard(own)
 
 
 def _do(work: Callable[[], T], result: "asyncio.Future[T]") -> None:
+    if result.cancelled():
+        return
     value, error = None, None
     try:
         value = work()

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,17 @@ async def test_pool_encodes_with_base64() -> None:
     encoders = Encoders(2)
     picture = await encoders.encode(noise(), "png", None, "p", produce_id="x-0")
     assert base64.b64decode(picture.b64) == picture.data
-    assert encoders.waiting == 0
     encoders.close()
 
 
 def test_drawing_must_not_run_far_ahead_of_encoding() -> None:
-    encoders = Encoders(1)
-    encoders.require_room()
-    encoders.waiting = imaging.MAX_WAITING_PICTURES
+    encoders, free = Encoders(1), threading.Event()
+    for _ in range(imaging.MAX_WAITING_PICTURES):
+        encoders.require_room()
+        encoders.begin(lambda: free.wait(30))
     with pytest.raises(Overloaded):
         encoders.require_room()
+    free.set()
     encoders.close()
 
 

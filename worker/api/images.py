@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +19,7 @@ from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.api.openapi import Part, operation, ref
 from worker.engine import Ticket
 from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
-from worker.errors import Refused, Unavailable
+from worker.errors import DrawingFailed, Refused, Unavailable
 from worker.imaging import Picture, parameters_text
 from worker.service import Service
 from worker.storage.gallery import StoredImage
@@ -58,11 +58,11 @@ async def generate(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A drawn picture and its file."""
+class Finished(Drawn):
+    """A drawn picture and its file, which took ``encode_s``, waiting included."""
 
-    drawn: Drawn
     picture: Picture
+    encode_s: float
 
 
 class Drawing:
@@ -106,7 +106,7 @@ class Drawing:
             exclusive=exclusive,
             watched=generation.stream,
         )
-        self._ticket = service.engine.submit(request)
+        self._ticket = service.engine.submit(request, self._encode)
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
 
@@ -155,7 +155,7 @@ class Drawing:
         await self.admit()
         finished = await self._all()
         items = [await self._item(request, one) for one in finished]
-        timings = self._account([one.drawn for one in finished])
+        timings = self._account(finished)
         content = {
             "created": int(time.time()),
             "background": "opaque",
@@ -175,24 +175,19 @@ class Drawing:
     async def _all(self) -> list[Finished]:
         """Every picture in order. Encoding one overlaps the drawing of the next."""
         if len(self._specs) == 1:
-            return [await self._finish(await self._only())]
-        tasks: dict[int, asyncio.Task[Finished]] = {}
-        try:
-            async with aclosing(self._drawing()) as events:
-                async for event in events:
-                    if isinstance(event, Drawn):
-                        tasks[event.image_index] = asyncio.create_task(self._finish(event))
-            return [await tasks[k] for k in range(len(self._specs))]
-        finally:
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            return [await self._only()]
+        finished: dict[int, Finished] = {}
+        async with aclosing(self._drawing()) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    finished[event.image_index] = self._noted(event)
+        return [finished[k] for k in range(len(self._specs))]
 
-    async def _only(self) -> Drawn:
-        """The one picture of most requests, without tasks to wait for more."""
+    async def _only(self) -> Finished:
+        """The one picture of most requests, without looking at each event."""
         assert self._ticket is not None, "admit comes first"
         try:
-            return (await self._ticket.result())[0]
+            return self._noted(cast(Finished, (await self._ticket.result())[0]))
         finally:
             self._ticket.cancel()
 
@@ -205,24 +200,40 @@ class Drawing:
         finally:
             self._ticket.cancel()
 
-    async def _finish(self, drawn: Drawn) -> Finished:
+    def _encode(self, drawn: Drawn, ticket: Ticket) -> None:
+        """From the thread that draws straight to an encoder's: the event loop hears of a picture
+        when its file is there."""
         began = time.monotonic()
-        image_format = self._generation.output_format
-        image_id = f"{self.exchange.id}-{drawn.image_index}"
-        picture = await self._service.encoders.encode(
-            drawn.pixels,
-            image_format,
-            self._generation.quality,
-            parameters_text(drawn.spec, self._service.info.id),
-            produce_id=image_id,
-            b64=self._generation.response_format == "b64_json",
-        )
+        self._service.encoders.begin(lambda: self._deliver(drawn, ticket, began))
+
+    def _deliver(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
+        try:
+            picture = self._service.encoders.encoded(
+                drawn.pixels,
+                self._generation.output_format,
+                self._generation.quality,
+                parameters_text(drawn.spec, self._service.info.id),
+                self._image_id(drawn),
+                self._generation.response_format == "b64_json",
+            )
+        except Exception as error:
+            log.failure("a picture cannot be encoded", error, request_id=self.exchange.id)
+            ticket.fail(DrawingFailed("The picture was drawn and could not be encoded."))
+            return
+        encode_s = time.monotonic() - began
+        ticket.deliver(Finished(**vars(drawn), picture=picture, encode_s=encode_s))
+
+    def _image_id(self, drawn: Drawn) -> str:
+        return f"{self.exchange.id}-{drawn.image_index}"
+
+    def _noted(self, one: Finished) -> Finished:
+        """``one``, once it is counted, written down and on its way into the gallery."""
         if self._generation.response_format == "b64_json":
-            self._keep(drawn, picture, picture.data)
-        pixels, encode_s = drawn.spec.width * drawn.spec.height, time.monotonic() - began
-        self._service.metrics.drew(pixels, drawn.inference_ms / 1000, image_format, encode_s)
-        self._note(image_id, drawn)
-        return Finished(drawn, picture)
+            self._keep(one, one.picture, one.picture.data)
+        pixels, seconds = one.spec.width * one.spec.height, one.inference_ms / 1000
+        self._service.metrics.drew(pixels, seconds, self._generation.output_format, one.encode_s)
+        self._note(self._image_id(one), one)
+        return one
 
     def _note(self, image_id: str, drawn: Drawn) -> None:
         entry = audit.Entry(
@@ -237,12 +248,12 @@ class Drawing:
         self._service.audit.drew(entry)
 
     async def _item(self, request: Request, one: Finished) -> bytes:
-        fields = {"seed": one.drawn.spec.seed}
+        fields = {"seed": one.spec.seed}
         if self._generation.response_format == "b64_json":
             return answers.with_b64(fields, one.picture.b64)
-        name = self._stored(one.drawn, one.picture).name
+        name = self._stored(one, one.picture).name
         await asyncio.to_thread(self._service.images.save, name, one.picture.data)
-        self._keep(one.drawn, one.picture, None)
+        self._keep(one, one.picture, None)
         return answers.dumps({**fields, "url": files.link(request, self._service, name)})
 
     def _keep(self, drawn: Drawn, picture: Picture, data: bytes | None) -> None:
@@ -310,8 +321,10 @@ class Drawing:
                 )
             case Partial():
                 return await self._partial(event)
+            case Finished():
+                return self._completed(self._noted(event))
             case Drawn():
-                return self._completed(await self._finish(event))
+                raise AssertionError("every picture is encoded first")
 
     def _queued(self, event: Queued) -> bytes:
         return sse.event(
@@ -338,8 +351,8 @@ class Drawing:
 
     def _completed(self, one: Finished) -> bytes:
         fields = {
-            "image_index": one.drawn.image_index,
-            "seed": one.drawn.spec.seed,
+            "image_index": one.image_index,
+            "seed": one.spec.seed,
             "usage": _NO_USAGE,
         }
         return self._with_picture("image_generation.completed", one.picture, fields)

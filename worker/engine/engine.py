@@ -22,7 +22,7 @@ from worker.engine.queue import Entry, Queue, Size, expected_rows
 from worker.engine.request import DrawRequest, Queued
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import EngineState
-from worker.engine.ticket import Ticket
+from worker.engine.ticket import Finish, Ticket
 from worker.errors import (
     DeadlinePassed,
     HandedBack,
@@ -93,13 +93,15 @@ class Engine:
         with self._lock:
             self._require_known_to_fit(specs)
 
-    def submit(self, request: DrawRequest) -> Ticket:
+    def submit(self, request: DrawRequest, finish: Finish | None = None) -> Ticket:
         """Admit ``request``, on the event loop. Raises a ZimageError where it is not taken:
-        Overloaded, HandedBack (draining), NotReady, Refused, InvalidRequest, DeadlinePassed."""
+        Overloaded, HandedBack (draining), NotReady, Refused, InvalidRequest, DeadlinePassed.
+
+        ``finish`` does what its pictures still need before the ticket tells of them."""
         self._loop = asyncio.get_running_loop()
         _require_sense(request)
         self.check(request.specs)
-        ticket = Ticket(request, cancel=lambda: self._cancel(entry))
+        ticket = Ticket(request, lambda: self._cancel(entry), finish)
         entry = Entry(request, ticket, next(self._sequence), time.monotonic())
         with self._lock:
             self._require_open()

@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from worker.engine.request import Drawn, DrawRequest, Event, Queued, Stepped
 from worker.errors import ZimageError
 
+Finish = Callable[[Drawn, "Ticket"], object]
+"""Takes a picture from the drawing thread without waiting, does more with it elsewhere, and calls
+the ticket's ``deliver`` with it, or with a ``Drawn`` that tells more; or else its ``fail``."""
+
 
 class Ticket:
     """One admitted request. The driver posts from its thread; the methods without an underscore
@@ -20,8 +24,11 @@ class Ticket:
     keep: bool = False
     """Set once part of the answer is sent: a drain then lets the request finish here."""
 
-    def __init__(self, request: DrawRequest, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, request: DrawRequest, cancel: Callable[[], None], finish: Finish | None = None
+    ) -> None:
         self.request = request
+        self._finish = finish
         self._wanted = (Drawn, Stepped) if request.followed else (Drawn,)
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
@@ -63,6 +70,13 @@ class Ticket:
         """From any thread: tell the reader. The last Drawn ends the request."""
         if not (self.request.watched or isinstance(event, self._wanted)):
             return
+        if self._finish is not None and isinstance(event, Drawn):
+            self._finish(event, self)
+        else:
+            self.deliver(event)
+
+    def deliver(self, event: Event) -> None:
+        """From any thread: the reader finds ``event`` as it is."""
         with self._lock:
             if self._over:
                 return

@@ -16,6 +16,7 @@ from worker.api.access import COOKIE, INTERNAL
 from worker.app import ROUTES
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
+from worker.engine.ticket import Finish
 from worker.keyring import KeyRing
 from worker.service import Service
 from worker.storage import keys
@@ -136,9 +137,9 @@ async def test_a_key_of_the_batch_draws_as_batch(
     seen: list[DrawRequest] = []
     submit = keyed.service.engine.submit
 
-    def see(request: DrawRequest) -> Ticket:
+    def see(request: DrawRequest, finish: Finish) -> Ticket:
         seen.append(request)
-        return submit(request)
+        return submit(request, finish)
 
     monkeypatch.setattr(keyed.service.engine, "submit", see)
     assert (await keyed.draw(token)).status_code == 200

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.worker.conftest import ready, serving, settings_in
 from worker.api.images import default_seed
 from worker.beat import BeatWriter, Phase, Running, digest
+from worker.imaging import Encoders, Picture
 from worker.pipelines.synthetic import text_of
 from worker.service import Service
 
@@ -267,3 +268,18 @@ async def test_name_of_a_megabyte_is_refused_at_once(client: httpx.AsyncClient) 
     answer = await client.post(URL, json={"prompt": "a", "x" * 1_000_000: 1})
     assert answer.status_code == 400
     assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_picture_that_cannot_be_encoded_is_an_error_and_no_hang(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def broken(*_: object) -> Picture:
+        raise MemoryError
+
+    monkeypatch.setattr(Encoders, "encoded", broken)
+    answer = await client.post(URL, json={"prompt": "a", "n": 2, "stream": stream})
+    assert '"code":"drawing_failed"' in answer.text
+    assert (answer.status_code == 500) != stream
+    monkeypatch.undo()
+    assert (await client.post(URL, json={"prompt": "a"})).status_code == 200

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,3 +105,27 @@ def test_posting_after_the_loop_is_closed_is_harmless() -> None:
 
     ticket = asyncio.run(make())
     ticket.fail(Refused("nobody hears this"))
+
+
+async def test_pictures_are_finished_elsewhere_before_the_reader_hears_of_them() -> None:
+    waiting: list[Drawn] = []
+    ticket = Ticket(request("a", "b"), lambda: None, lambda event, _: waiting.append(event))
+    for k in (0, 1):
+        ticket.post(drawn(k))
+    result = asyncio.create_task(ticket.result())
+    await asyncio.sleep(0.01)
+    assert not result.done()
+    for event in reversed(waiting):
+        ticket.deliver(replace(event, batch_size=9))
+    assert [(each.image_index, each.batch_size) for each in await result] == [(0, 9), (1, 9)]
+
+
+async def test_picture_that_cannot_be_finished_fails_its_request() -> None:
+    gone = DrawingFailed("no")
+    ticket = Ticket(request("a", "b"), lambda: None, lambda _, ticket: ticket.fail(gone))
+    ticket.post(drawn(0))
+    with pytest.raises(DrawingFailed):
+        await ticket.result()
+    ticket.deliver(drawn(1))
+    with pytest.raises(DrawingFailed):
+        await ticket.result()
