@@ -198,6 +198,7 @@ def test_page_of_operators_is_for_keys_of_that_role(keyed: RunningCell) -> None:
     user, ops = make(keyed, "una"), make(keyed, "otto", "--role", "ops")
     known_after_s(keyed, ops, 200)
     paths = ("/ops/", "/ops/ops.js", "/ops/cell.json", "/ops/history.json", "/ops/docs/runbook.md")
+    usage = "/ops/usage?by=key"
 
     def seen(client: httpx.Client) -> list[int]:
         return [client.get(path).status_code for path in paths]
@@ -209,6 +210,7 @@ def test_page_of_operators_is_for_keys_of_that_role(keyed: RunningCell) -> None:
         assert client.get("/admin/ops", headers=bearer(ops)).status_code == 404
         client.post("/v1/session", json={"key": user})
         assert seen(client) == [403] * 5
+        assert client.get(usage).status_code == 403
         assert client.get("/ops/").json()["error"]["code"] == "forbidden"
     with httpx.Client(base_url=keyed.url, timeout=30) as client:
         client.post("/v1/session", json={"key": ops})

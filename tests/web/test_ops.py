@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from rich.console import Console
 
 from deploy import screen
@@ -248,3 +248,33 @@ def test_it_is_as_closed_as_the_page_for_drawing(ops: Ops) -> None:
         "/js/",
     ):
         assert httpx.get(ops.url + path).status_code in (403, 404)
+
+
+def test_usage_is_shown_to_whom_it_is_given(open_ops: OpenOps) -> None:
+    page = open_ops()
+    expect(page.locator("#usage-box")).to_be_hidden()
+    rows = [
+        {
+            "key": f"team {n}",
+            "images": n * 100,
+            "gpu_seconds": n * 71.0,
+            "refusals": n,
+            "failures": 0,
+        }
+        for n in range(1, 23)
+    ]
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(json={"object": "list", "by": "key", "data": rows})
+
+    page.route("**/ops/usage?*", answer)
+    page.reload()
+    expect(page.locator("#usage tbody tr")).to_have_count(20)
+    first = page.locator("#usage tbody tr").first.inner_text().split()
+    assert first == ["team", "22", "2,200", "26", "m", "2", "s", "22", "0"]
+    expect(page.locator("#usage-more")).to_have_text("and 2 more keys")
+    assert re.search(r"by=key&since=\d{4}-\d\d-\d\d$", asked[0])
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -10,6 +10,7 @@ import { laneOf, showLanes } from "./lanes.js";
 import { bucketsOf, perMinute, rowsOf } from "./points.js";
 import { watch } from "./source.js";
 import "./strings.js";
+import { showUsage, usagePath } from "./usage.js";
 import { showWorkers } from "./workers.js";
 
 const RANGES_S = [1800, 7200, 21_600];
@@ -54,6 +55,7 @@ let state = null;
 let now = 0;
 let reachable = true;
 let history = null;
+let usage = null;
 let range_s = RANGES_S.includes(load("opsRange")) ? load("opsRange") : RANGES_S[0];
 
 function onState(fresh, at) {
@@ -65,6 +67,11 @@ function onState(fresh, at) {
 function onHistory(fresh) {
   history = fresh;
   renderHistory();
+}
+
+function onUsage(fresh) {
+  usage = fresh;
+  showUsage(usage);
 }
 
 function renderState() {
@@ -171,6 +178,7 @@ function render() {
   renderRanges();
   renderState();
   renderHistory();
+  showUsage(usage);
 }
 
 $("#charts").append(...charts.map(({ element }) => element), gpuChart.element);
@@ -178,4 +186,4 @@ $("#language").addEventListener("click", () => (switchLanguage(), render()));
 bindThemeSwitch($("#theme"));
 addEventListener("resize", renderHistory);
 render();
-watch({ onState, onHistory });
+watch({ onState, onHistory, onUsage, usagePath });

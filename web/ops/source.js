@@ -2,17 +2,21 @@
 
 const STATE_MS = 2000;
 const HISTORY_MS = 5000; // mostly "not modified"
+const USAGE_MS = 60_000;
 const TIMEOUT_MS = 5000;
 
 async function get(path) {
   const response = await fetch(path, { cache: "no-cache", signal: AbortSignal.timeout(TIMEOUT_MS) });
   if (!response.ok) throw new Error(`${path}: ${response.status}`);
   const now = Date.parse(response.headers.get("Date")) / 1000; // the host's clock, not the browser's
-  return { now, value: await response.json() };
+  return { now, value: response.status === 204 ? null : await response.json() };
 }
 
-/** Calls `onState(state | null, now)` and `onHistory(history)`; `now` in seconds of the host. */
-export function watch({ onState, onHistory }) {
+/** Calls `onState(state | null, now)`, `onHistory(history)` and, while somebody may see it,
+ * `onUsage(usage | null)` of `usagePath(now)`; `now` in seconds of the host. */
+export function watch({ onState, onHistory, onUsage, usagePath }) {
+  const usage = () => get(usagePath(Date.now() / 1000));
+  repeat(USAGE_MS, usage, ({ value }) => onUsage(value), () => onUsage(null));
   repeat(STATE_MS, () => get("cell.json"), ({ value, now }) => onState(value, now), () => onState(null));
   repeat(HISTORY_MS, () => get("history.json"), ({ value }) => onHistory(value), () => {});
 }

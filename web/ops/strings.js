@@ -72,6 +72,14 @@ Object.assign(STRINGS, {
   opsGpu: ["GPUs in use", "GPU 利用率"],
   opsGpuLine: ["mean", "平均"],
 
+  opsUsage: ["Usage by key, last 7 days", "各密钥用量（最近 7 天）"],
+  opsKey: ["Key", "密钥"],
+  opsKeyImages: ["Pictures", "图片"],
+  opsKeyRefused: ["Refused", "拒绝"],
+  opsKeyFailed: ["Failed", "失败"],
+  opsGpuTime: ["GPU time", "GPU 时间"],
+  opsMoreKeys: ["and {n} more key|and {n} more keys", "另有 {n} 个密钥"],
+
   opsUnreachable: ["The cell does not answer. What stands here was last seen at {time}.", "cell 没有应答。以下内容最后更新于 {time}。"],
   opsStale: ["The guard has written nothing for {time}: this is what it saw last.", "guard 已有 {time} 没有更新：以下是它最后看到的情况。"],
   opsRunbook: ["What to do", "处理办法"],
