@@ -31,7 +31,7 @@ def draw(cell: Cell) -> Drawn:
         with httpx.Client(timeout=timeout_s, trust_env=False, verify=verify) as client:
             answer = client.post(
                 f"{cell.url}v1/images/generations",
-                json={"prompt": PROMPT},
+                json={"prompt": PROMPT, "store": False},
                 headers=keys.operator_headers(cell),
             )
     except httpx.HTTPError as error:
