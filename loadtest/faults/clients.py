@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 from loadtest.faults.cell import Cell
 
 _STRANGER = "127.0.0.2"
-_POST = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+_POST = (
+    "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 _TIMEOUT_S = 10.0
 
 
