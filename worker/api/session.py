@@ -13,6 +13,7 @@ from worker.api.answers import Json
 from worker.api.client import read_json_body
 from worker.api.exchange import exchange_of
 from worker.api.fields import Fields, json_object, refuse_unknown
+from worker.api.openapi import Part, operation
 from worker.errors import InvalidRequest, StoreAway
 from worker.service import Service
 from worker.storage import usage
@@ -106,3 +107,38 @@ async def _images_today(service: Service, key: Key) -> int | None:
         return await service.database.read(lambda c: usage.images_on(c, key.id, today))
     except StoreAway:
         return None
+
+
+def openapi(_: Service) -> Part:
+    optional = {"type": ["integer", "null"]}
+    key = {
+        "type": ["object", "null"],
+        "properties": {
+            "id": {"type": "string"},
+            "name": {"type": "string"},
+            "role": {"enum": ["user", "ops"]},
+            "priority": {"enum": ["interactive", "batch"]},
+            "images_per_day": optional,
+            "images_today": optional,
+            "concurrency": optional,
+        },
+    }
+    who = {
+        "type": "object",
+        "required": ["auth", "signed_in", "key"],
+        "properties": {
+            "auth": {"enum": ["none", "loopback", "keys"]},
+            "signed_in": {"type": "boolean"},
+            "key": key,
+        },
+    }
+    body = {
+        "type": "object",
+        "required": ["key"],
+        "properties": {"key": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    sign_in = operation("Sign in: sets a cookie.", {204: {}}, body=body)
+    look = operation("Who is signed in, and what the key may do.", {200: who})
+    sign_out = operation("Sign out: takes the cookie.", {204: {}})
+    return Part({"/v1/session": {"post": sign_in, "get": look, "delete": sign_out}})

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from worker.api.answers import Json
 from worker.api.caller import EVERYONE, Caller, caller_of
+from worker.api.openapi import Part, operation, parameter
 from worker.errors import InvalidRequest
 from worker.service import Service
 from worker.storage import usage
@@ -53,3 +54,24 @@ def _day(request: Request, name: str) -> str:
 
 def _refuse(param: str, message: str) -> None:
     raise InvalidRequest(f"{param}: {message}.", param=param)
+
+
+def openapi(_: Service) -> Part:
+    row = {"type": "object", "required": list(usage.COLUMNS)}
+    found = {
+        "type": "object",
+        "required": ["object", "by", "data"],
+        "properties": {
+            "object": {"const": "list"},
+            "by": {"enum": list(_BY)},
+            "data": {"type": "array", "items": row},
+        },
+    }
+    day = {"type": "string", "format": "date"}
+    asked = [
+        parameter("query", "by", {"enum": list(_BY)}),
+        parameter("query", "since", day, "The first day, UTC."),
+        parameter("query", "until", day, "The last day, included."),
+    ]
+    got = operation("What a key used; for role ops, what all did.", {200: found}, parameters=asked)
+    return Part({"/v1/usage": {"get": got}})
