@@ -26,6 +26,7 @@ from deploy import (
     processes,
     roll,
     screen,
+    usage,
 )
 from deploy import (
     trace as tracing,
@@ -49,6 +50,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
+app.command(name="usage")(usage.usage)
 
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 

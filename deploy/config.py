@@ -278,6 +278,10 @@ class Database(_Section):
     url: str = Field("", pattern=_SQLITE)
 
 
+class Usage(_Section):
+    keep_days: float = Field(800.0, gt=0)
+
+
 class Logs(_Section):
     max_mib: int = Field(20, ge=1)
     keep: int = Field(4, ge=1)
@@ -309,6 +313,7 @@ class ClusterConfig(_Section):
     guard: Guard = Guard()
     nginx: Nginx = Nginx()
     database: Database = Database()
+    usage: Usage = Usage()
     logs: Logs = Logs()
     environment: dict[Annotated[str, Field(pattern=_VARIABLE)], str] = {}
 

@@ -131,6 +131,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "database_url": layout.database_url,
         "auth": config.listen.auth,
         **config.auth.model_dump(),
+        "usage_keep_days": config.usage.keep_days,
         "model": model_source(config),
         "device": worker.device,
         "dtype": config.model.dtype,

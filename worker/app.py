@@ -21,6 +21,7 @@ from worker.api import (
     models,
     openapi,
     session,
+    usage,
 )
 from worker.api.access import Access
 from worker.api.direct import Direct
@@ -34,10 +35,11 @@ ROUTES = [
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
     Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
+    Route("/v1/usage", usage.get_usage),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
-    openapi.route((images, files, gallery, models, health)),
+    openapi.route((images, files, gallery, session, usage, models, health)),
     Route("/readyz", health.readyz),
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

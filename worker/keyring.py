@@ -104,6 +104,10 @@ class KeyRing:
         genuine = hmac.compare_digest(_NO_HASH if key is None else key.hash, hashed)
         return key if genuine else None
 
+    def known(self, id: str) -> Key | None:
+        """The key with this id, as far as it was ever read: whose limits a job has."""
+        return self._by_id.get(id)
+
     def named(self, id: str) -> Key | None:
         """The key with this id."""
         self.require()

@@ -43,6 +43,8 @@ class Reading:
     """Bytes by kind: allocated, reserved, limit."""
     job_items: int = 0
     database_failures: int = 0
+    usage_waiting_bytes: int = 0
+    """Of entries that are not in the ledger yet."""
     keys_age_s: float | None = None
     """Since the keys were last confirmed; None where none are asked for."""
 
@@ -93,6 +95,11 @@ class Metrics:
         self.pictures_lost = Counter(
             "zimage_pictures_lost",
             "Pictures that were answered but not kept: disk or database were away too long.",
+            registry=registry,
+        )
+        self.usage_lost = Counter(
+            "zimage_usage_lost",
+            "Entries of the ledger that found room neither on disk nor in memory.",
             registry=registry,
         )
         self.denied = Counter(
@@ -180,6 +187,8 @@ class _Readings(Collector):
         failures = "Calls that the database did not answer: locked, full, missing or too slow."
         count = reading.database_failures
         yield CounterMetricFamily("zimage_database_failures", failures, value=count)
+        usage_text = "Usage that is on its way to the database."
+        yield _gauge("usage_waiting_bytes", usage_text, reading.usage_waiting_bytes)
         if reading.keys_age_s is not None:
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)

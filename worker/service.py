@@ -23,9 +23,11 @@ from worker.jobs.runner import Runner
 from worker.jobs.steps import StepsReader, StepsWriter
 from worker.keyring import KeyRing
 from worker.labels import Labels
+from worker.ledger import Ledger
 from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import Memory, NoMemory, memory_of
+from worker.quota import Quotas
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer
@@ -79,12 +81,20 @@ class Service:
         self.thumbnails = Thumbnails(self.images)
         self.keeper = Keeper(self.images, self.database, self.metrics.pictures_lost.inc)
         self.replies = ReplyStore(settings.reply_dir, settings.name)
-        self.keys = KeyRing(self.database, settings.var_dir / "key-secret", settings.key_cache_s)
         self.signer = Signer(b"")
         self._load = load
         self._booting: str | None = "loading"
         self._draining = False
         self._stopping = False
+        self.keys = KeyRing(self.database, settings.var_dir / "key-secret", settings.key_cache_s)
+        self.ledger = Ledger(
+            self.database,
+            settings.var_dir / "usage",
+            settings.name,
+            settings.usage_keep_days,
+            self.metrics.usage_lost.inc,
+        )
+        self.quotas = Quotas(settings.run_dir, settings.var_dir)
         self.jobs = Runner(
             self.database,
             Tools(
@@ -93,6 +103,8 @@ class Service:
                 self.strikes,
                 self.metrics,
                 StepsWriter(settings.run_dir / f"{settings.name}.steps"),
+                self.quotas,
+                self.keys.known,
             ),
             self._ready,
             settings.name,
@@ -120,6 +132,7 @@ class Service:
         if self.settings.auth == "keys":
             await self.keys.refresh()
             self._spawn(self.keys.follow())
+        self._spawn(self.ledger.follow())
         await asyncio.to_thread(self._inherit_strikes)
         self._beat = BeatWriter(self.settings.beat)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
@@ -232,6 +245,10 @@ class Service:
         self.encoders.close()
         self.thumbnails.close()
         await asyncio.to_thread(self.audit.close)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self.ledger.flush()
+        self.ledger.close()
         self.database.close()
         in_order = not self.over.done() or self.over.result() == 0
         if self._beat is not None and in_order:
@@ -303,6 +320,7 @@ class Service:
             beat=self.beat(),
             engine=self.engine_state(),
             device_memory=self._memory.usage(),
+            usage_waiting_bytes=self.ledger.waiting_bytes,
             keys_age_s=self.keys.age_s if self.settings.auth == "keys" else None,
         )
 

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """How long keys that were read go on being good while the database is away."""
     session_ttl_s: float = Field(604_800.0, gt=0)
     """How long somebody stays signed in who does not come back."""
+    usage_keep_days: float = Field(800.0, gt=0)
+    """Of the ledger's sums by day."""
     wrong_keys_per_minute: int = Field(20, ge=1)
     """Of one address, over all workers; from then on the answer is 429 instead of 401."""
 

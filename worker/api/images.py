@@ -3,15 +3,16 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker import audit, log
+from worker import audit, log, quota
 from worker.api import answers, files, sse, wire
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
@@ -19,10 +20,22 @@ from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.api.openapi import Part, operation, ref
 from worker.engine import Ticket
 from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
-from worker.errors import DrawingFailed, Refused, Unavailable
+from worker.errors import (
+    DeadlinePassed,
+    DrawingFailed,
+    LimitReached,
+    Overloaded,
+    Refused,
+    StorageFailed,
+    Unavailable,
+    ZimageError,
+)
 from worker.imaging import Picture, parameters_text
+from worker.quota import Hold
 from worker.service import Service
+from worker.storage import usage
 from worker.storage.gallery import StoredImage
+from worker.storage.usage import Outcome
 from worker.strikes import CLEAN, Record
 
 ALONE_WAIT_S = 60.0
@@ -49,15 +62,16 @@ async def generate(request: Request) -> Response:
         body = await read_json_body(request, service.settings.max_body_bytes)
         generation = wire.parse(body, service.settings, service.info)
         drawing = Drawing(service, generation, exchange_of(request), caller_of(request))
-        if generation.stream:
-            await while_connected(request.receive, drawing.admit())
-            return sse.EventStream(drawing.events(), drawing.cancel, drawing.exchange.id)
-        return await while_connected(request.receive, drawing.answer(request))
+        with drawing.counted():
+            if generation.stream:
+                await while_connected(request.receive, drawing.admit())
+                return sse.EventStream(drawing.events(), drawing.end, drawing.exchange.id)
+            return await while_connected(request.receive, drawing.answer(request))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finished(Drawn):
     """A drawn picture and its file, which took ``encode_s``, waiting included."""
 
@@ -72,12 +86,12 @@ class Drawing:
         self, service: Service, generation: wire.Generation, exchange: Exchange, caller: Caller
     ) -> None:
         self.exchange = exchange
-        self._caller = caller
         self._service = service
         self._generation = generation
         self._caller = caller
         self._specs = generation.specs(default_seed(exchange.id))
         self._ticket: Ticket | None = None
+        self._hold: Hold | None = None
         exchange.notes |= {
             "images": len(self._specs),
             "size": generation.size,
@@ -86,7 +100,19 @@ class Drawing:
         }
 
     async def admit(self) -> None:
-        """Take a place in the queue, or raise why not."""
+        """Take what the key has left and a place in the queue, or raise why not."""
+        spec, exchange = self._specs[0], self.exchange
+        quota.require_size(self._caller.key, spec.width, spec.height, spec.steps)
+        self._hold = await self._service.quotas.hold(
+            self._caller.key, exchange.id, exchange.arrived_at, len(self._specs)
+        )
+        try:
+            await self._admit()
+        except BaseException:
+            await self._hold.release()
+            raise
+
+    async def _admit(self) -> None:
         service, generation = self._service, self._generation
         service.engine.check(self._specs)
         service.encoders.require_room()
@@ -119,10 +145,12 @@ class Drawing:
         timeout_s = self._generation.timeout_s
         return None if timeout_s is None else self.exchange.arrived_at + timeout_s
 
-    def cancel(self) -> None:
-        """Stop drawing, if there is anything left to draw."""
+    def end(self) -> None:
+        """Stop drawing, if there is anything left to draw, and give back what the key holds."""
         if self._ticket is not None:
             self._ticket.cancel()
+        if self._hold is not None:
+            self._hold.give_back()
 
     async def _clear(self, fingerprint: str) -> bool:
         """Whether this request must be drawn alone; raises ``Refused`` where it kills workers."""
@@ -153,6 +181,13 @@ class Drawing:
     async def answer(self, request: Request) -> Response:
         """All pictures in one JSON answer."""
         await self.admit()
+        assert self._hold is not None
+        try:
+            return await self._answer(request)
+        finally:
+            await self._hold.release()
+
+    async def _answer(self, request: Request) -> Response:
         finished = await self._all()
         items = [await self._item(request, one) for one in finished]
         timings = self._account(finished)
@@ -170,6 +205,7 @@ class Drawing:
         if name is not None:
             headers["X-Accel-Redirect"] = REPLIES_LOCATION + name
         content_sent = body if name is None else b""
+        self._count(finished, whole=True)
         return Response(content_sent, media_type="application/json", headers=headers)
 
     async def _all(self) -> list[Finished]:
@@ -285,8 +321,53 @@ class Drawing:
             self.exchange.notes[name.lower().replace("-", "_")] = value
         return timings
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Whatever ends what is inside with an error is counted as a refusal or a failure."""
+        try:
+            yield
+        except Exception as error:
+            outcome = outcome_of(error)
+            if outcome is not None:
+                self._service.ledger.record(self._entry(usage.REQUEST, outcome))
+            raise
+
+    def _count(self, drawn: Sequence[Drawn], *, whole: bool = False, queue_s: float = 0.0) -> None:
+        """Count pictures that are handed out now, and with the last of them the request."""
+        assert self._hold is not None, "admit comes first"
+        self._hold.drawn += len(drawn)
+        entries = [self._entry(one.image_index, "image", drawn=one) for one in drawn]
+        if whole:
+            queue_s = queue_s or min(one.queue_ms for one in drawn) / 1000
+            entries.append(self._entry(usage.REQUEST, "done", queue_s=queue_s))
+        self._service.ledger.record(*entries)
+
+    def _entry(
+        self, index: int, outcome: Outcome, *, drawn: Drawn | None = None, queue_s: float = 0.0
+    ) -> usage.Entry:
+        spec = self._specs[0]
+        megapixels = 0.0 if drawn is None else spec.width * spec.height / 1e6
+        return usage.Entry(
+            self.exchange.id,
+            index,
+            outcome,
+            self.exchange.arrived_at,
+            self._caller.owner,
+            self._service.info.id,
+            spec.width,
+            spec.height,
+            megapixels * spec.steps,
+            0.0 if drawn is None else round(drawn.device_s, 6),
+            queue_s,
+        )
+
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream, each as bytes on the wire."""
+        with self.counted():
+            async for data in self._events():
+                yield data
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         drawn: list[Drawn] = []
         announced = False
         async with aclosing(self._drawing()) as events:
@@ -294,10 +375,13 @@ class Drawing:
                 if not announced and not isinstance(event, Queued):
                     yield self._queued(Queued(0, 0.0))
                 announced = True
-                yield await self._wire_event(event)
+                data = await self._wire_event(event)
                 if isinstance(event, Drawn):
                     drawn.append(event)
+                    self._count([event])
+                yield data
         timings = self._account(drawn)
+        self._count([], whole=True, queue_s=timings["Queue-Ms"] / 1000)
         yield sse.event(
             "image_generation.done",
             created=int(time.time()),
@@ -368,6 +452,18 @@ class Drawing:
             **fields,
         }
         return sse.frame(kind, answers.with_b64(content, picture.b64))
+
+
+def outcome_of(error: Exception) -> Outcome | None:
+    """What the ledger calls it; None: not the end of the request, or its sender's own mistake."""
+    match error:
+        case LimitReached() | Refused() | Overloaded():
+            return "refused"
+        case DrawingFailed() | DeadlinePassed() | StorageFailed():
+            return "failed"
+        case ZimageError() | HTTPException() | ClientGone():
+            return None
+    return "failed"
 
 
 def default_seed(request_id: str) -> int:

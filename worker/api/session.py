@@ -1,5 +1,6 @@
 """Signing in on the page: a key once, then a cookie that scripts cannot read."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -12,8 +13,10 @@ from worker.api.answers import Json
 from worker.api.client import read_json_body
 from worker.api.exchange import exchange_of
 from worker.api.fields import Fields, json_object, refuse_unknown
-from worker.errors import InvalidRequest
+from worker.api.openapi import Part, operation
+from worker.errors import InvalidRequest, StoreAway
 from worker.service import Service
+from worker.storage import usage
 from worker.storage.keys import Key
 
 _MAX_BODY_BYTES = 4096
@@ -23,7 +26,7 @@ async def session(request: Request) -> Response:
     """Sign in, look who is, sign out."""
     if request.method == "POST":
         return await _sign_in(request)
-    return _sign_out() if request.method == "DELETE" else _get_session(request)
+    return _sign_out() if request.method == "DELETE" else await _get_session(request)
 
 
 async def _sign_in(request: Request) -> Response:
@@ -39,15 +42,20 @@ async def _sign_in(request: Request) -> Response:
     return _with_cookie(Response(status_code=204), request, key)
 
 
-def _get_session(request: Request) -> Response:
+async def _get_session(request: Request) -> Response:
     """Who is signed in, and what the key may do. Renews a cookie that is past half its life."""
     service: Service = request.app.state.service
     headers = dict(request.scope["headers"])
     key = signed_in(service, headers) if service.settings.auth == "keys" else None
-    content = {"auth": service.settings.auth, "signed_in": key is not None, "key": None}
+    content: dict[str, Any] = {
+        "auth": service.settings.auth,
+        "signed_in": key is not None,
+        "key": None,
+    }
     if key is None:
         return Json(content, headers={"Cache-Control": "no-store"})
-    answer = Json(content | {"key": _described(key)}, headers={"Cache-Control": "no-store"})
+    content["key"] = await _described(service, key)
+    answer = Json(content, headers={"Cache-Control": "no-store"})
     proof = session_in(service, headers)
     left_s = 0.0 if proof is None else proof.expires_at - time.time()
     renew = left_s < service.settings.session_ttl_s / 2
@@ -76,13 +84,61 @@ def _with_cookie(answer: Response, request: Request, key: Key) -> Response:
     return answer
 
 
-def _described(key: Key) -> dict[str, Any]:
+async def _described(service: Service, key: Key) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
         "role": key.role,
         "priority": key.priority,
         "images_per_day": key.images_per_day,
-        "images_today": 0,
+        "images_today": await _images_today(service, key),
         "concurrency": key.concurrency,
     }
+
+
+async def _images_today(service: Service, key: Key) -> int | None:
+    """What counts against the limit, or else stands in the ledger; None: nobody knows now."""
+    if key.images_per_day is not None:
+        counted = await asyncio.to_thread(service.quotas.today, key)
+        if counted is not None:
+            return counted
+    today = usage.day_of(time.time())
+    try:
+        return await service.database.read(lambda c: usage.images_on(c, key.id, today))
+    except StoreAway:
+        return None
+
+
+def openapi(_: Service) -> Part:
+    optional = {"type": ["integer", "null"]}
+    key = {
+        "type": ["object", "null"],
+        "properties": {
+            "id": {"type": "string"},
+            "name": {"type": "string"},
+            "role": {"enum": ["user", "ops"]},
+            "priority": {"enum": ["interactive", "batch"]},
+            "images_per_day": optional,
+            "images_today": optional,
+            "concurrency": optional,
+        },
+    }
+    who = {
+        "type": "object",
+        "required": ["auth", "signed_in", "key"],
+        "properties": {
+            "auth": {"enum": ["none", "loopback", "keys"]},
+            "signed_in": {"type": "boolean"},
+            "key": key,
+        },
+    }
+    body = {
+        "type": "object",
+        "required": ["key"],
+        "properties": {"key": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    sign_in = operation("Sign in: sets a cookie.", {204: {}}, body=body)
+    look = operation("Who is signed in, and what the key may do.", {200: who})
+    sign_out = operation("Sign out: takes the cookie.", {204: {}})
+    return Part({"/v1/session": {"post": sign_in, "get": look, "delete": sign_out}})

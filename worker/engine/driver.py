@@ -194,10 +194,12 @@ class Driver:
             picture.batch_size = max(picture.batch_size, len(part))
 
     def _finish(self, part: Sequence[Picture]) -> None:
+        began = time.monotonic()
         pixels = self.pipeline.finish(_samples(part))
         _require_as_many(pixels, part)
         now = time.monotonic()
         with self.lock:
+            _share(part, now - began)  # the call is as good as over, and they hear of it now
             for picture, each in zip(part, pixels, strict=True):
                 picture.pixels, picture.done = each, True
                 self._tell_drawn(picture, now)
@@ -252,6 +254,7 @@ class Driver:
     ) -> None:
         with self.lock:
             self.scheduler.charge(part, seconds)
+            _share(part, seconds)
             if phase is Phase.STEP:
                 self.totals.steps += 1
                 self.batches[len(part)] += 1
@@ -301,6 +304,7 @@ class Driver:
             queue_ms,
             inference_ms,
             picture.batch_size,
+            picture.device_s,
         )
         self._drawn_shapes.add((picture.size, picture.rows))
         self._lost_memory = 0
@@ -335,6 +339,13 @@ def _samples(pictures: Sequence[Picture]) -> list[Sample]:
 
 def _rows(pictures: Sequence[Picture]) -> int:
     return sum(picture.rows for picture in pictures)
+
+
+def _share(part: Sequence[Picture], seconds: float) -> None:
+    """Write ``seconds`` of the device down to those who used it, by their rows."""
+    each_s = seconds / _rows(part)
+    for picture in part:
+        picture.device_s += each_s * picture.rows
 
 
 def _require_as_many(results: Sequence[object], pictures: Sequence[Picture]) -> None:

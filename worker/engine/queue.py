@@ -36,6 +36,7 @@ class Picture:
     sample: Sample | None = None  # from the end of ``start`` to the end of ``finish``
     pixels: Pixels | None = field(default=None, repr=False)
     started_at: float = 0.0  # monotonic seconds
+    device_s: float = 0.0  # its rows' share of the calls that it was in
     batch_size: int = 0
     previews: int = 0
     done: bool = False

@@ -75,6 +75,7 @@ class Drawn:
     queue_ms: float
     inference_ms: float  # from first start to decoded
     batch_size: int  # most pictures that shared a step with it, itself included
+    device_s: float = 0.0  # its share, by rows, of the calls that it was in
 
 
 Event = Queued | Stepped | Partial | Drawn

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from worker import log
 from worker.engine import Engine, Ticket
@@ -13,8 +14,11 @@ from worker.imaging import Encoders, parameters_text
 from worker.jobs.steps import StepsWriter
 from worker.metrics import Metrics
 from worker.pipelines.base import DrawSpec
+from worker.quota import Hold, Quotas
+from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
+from worker.storage.keys import Key
 from worker.storage.leases import Leased
 from worker.strikes import CLEAN, Record, Strikes
 
@@ -30,6 +34,9 @@ class Tools:
     strikes: Strikes
     metrics: Metrics
     steps: StepsWriter
+    quotas: Quotas
+    key_of: Callable[[str], Key | None]
+    """The key that an owner is, if any."""
 
 
 @dataclass(eq=False)
@@ -40,6 +47,7 @@ class Held:
     item: Leased
     begun: bool = False
     revoked: bool = False
+    used: tuple[usage.Entry, ...] = ()
     ticket: Ticket | None = field(default=None, repr=False)
 
     def revoke(self) -> None:
@@ -59,12 +67,50 @@ async def draw(held: Held, engine: Engine, model: str, tools: Tools) -> StoredIm
     exclusive = await _must_be_alone(item, tools)
     if held.revoked:
         raise Unavailable("the lease has ended")
-    held.ticket = engine.submit(_request(item, spec, exclusive=exclusive))
+    hold = await _part_of_the_day(item, tools)
     try:
-        drawn = await _followed(held, held.ticket, tools.steps)
+        held.ticket = engine.submit(_request(item, spec, exclusive=exclusive))
+        try:
+            drawn = await _followed(held, held.ticket, tools.steps)
+        finally:
+            held.ticket.cancel()
+        image = await _stored(item, drawn, model, tools)
+        hold.drawn = 1
     finally:
-        held.ticket.cancel()
-    return await _stored(item, drawn, model, tools)
+        await hold.release()
+    held.used = _used(item, drawn, model)
+    return image
+
+
+async def _part_of_the_day(item: Leased, tools: Tools) -> Hold:
+    """One picture of what the owner's key may draw today; jobs do not take its slots."""
+    key = tools.key_of(item.owner)
+    day = None if key is None else replace(key, concurrency=None)
+    return await tools.quotas.hold(day, _name(item), time.time(), 1)
+
+
+def _used(item: Leased, drawn: Drawn, model: str) -> tuple[usage.Entry, ...]:
+    """What the ledger shall say, once the item is done; once, however often it was drawn."""
+    entry = usage.Entry(
+        _name(item),
+        usage.REQUEST,
+        "done",
+        time.time(),
+        item.owner,
+        model,
+        item.width,
+        item.height,
+        queue_seconds=drawn.queue_ms / 1000,
+    )
+    picture = replace(
+        entry,
+        image_index=0,
+        outcome="image",
+        megapixel_steps=item.width * item.height * item.steps / 1e6,
+        gpu_seconds=round(drawn.device_s, 6),
+        queue_seconds=0.0,
+    )
+    return picture, entry
 
 
 def _spec(item: Leased) -> DrawSpec:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from worker.engine import Engine
 from worker.errors import (
     DrawingFailed,
     HandedBack,
+    LimitReached,
     Refused,
     StorageFailed,
     StoreAway,
@@ -30,7 +31,7 @@ from worker.jobs.bell import Bell
 from worker.jobs.drawing import Held, Tools, draw
 from worker.jobs.holder import is_dead, this_process
 from worker.jobs.workers import live_workers
-from worker.storage import gallery, jobs, leases
+from worker.storage import gallery, jobs, leases, usage
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
 from worker.storage.leases import LEASE_S, Leased, Offer
@@ -46,6 +47,7 @@ _BUSY_S = 1.0
 _NO_ROOM_S = 15.0
 _PATIENCE_S = 5.0  # between attempts to tell a database that is away
 _SWEEP_S = 3600.0
+_LOOK_AT_LIMITS_S = 300.0  # an operator may have raised them
 _BELL = "jobs.bell"
 
 Ready = Callable[[], tuple[Engine, str] | None]
@@ -213,7 +215,7 @@ class Runner:
         item = held.item
         try:
             image = await draw(held, engine, model, self._tools)
-            await self._finish(item, image)
+            await self._finish(item, image, held.used)
         except ZimageError as error:
             if not held.revoked:
                 await self._settle(item, error)
@@ -225,11 +227,12 @@ class Runner:
             self._tools.steps.drop(item.lease)
             self._bell.ring()
 
-    async def _finish(self, item: Leased, image: StoredImage) -> None:
+    async def _finish(self, item: Leased, image: StoredImage, used: Sequence[usage.Entry]) -> None:
         def work(connection: sa.Connection) -> bool:
             if not leases.finish(connection, item, image.id, time.time()):
                 return False
             gallery.insert(connection, image)
+            usage.apply(connection, used)
             return True
 
         if await self._surely(work):
@@ -247,6 +250,10 @@ class Runner:
                 await self._surely(lambda c: leases.give_back(c, item))
             case StorageFailed():
                 later = now + _NO_ROOM_S
+                await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
+            case LimitReached():
+                # Told as a reason: it may be tomorrow before the key may draw again.
+                later = now + min(error.retry_after_s, _LOOK_AT_LIMITS_S)
                 await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
             case Unavailable():
                 later = now + _BUSY_S * (1 + secrets.randbelow(1000) / 1000)

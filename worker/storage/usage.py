@@ -1,4 +1,14 @@
-"""The usage ledger: what each key used, by day, model and size."""
+"""The usage ledger: what each key used, by day, model and size.
+
+``usage_entries`` has each picture and request once, so that nothing counts twice; ``usage_days``
+has the sums, which are changed in the same transaction.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -30,3 +40,166 @@ days = sa.Table(
     sa.Column("failures", sa.BigInteger, nullable=False),
     sa.Index(None, "owner", "day"),
 )
+
+
+Outcome = Literal["image", "done", "failed", "refused"]
+_RANK = {"image": 0, "refused": 0, "failed": 1, "done": 2}
+"""Of one request on several workers the best counts: nginx sent it on until it was drawn."""
+
+REQUEST = -1
+"""``image_index`` of the entry of a request itself."""
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
+COUNTS = ("requests", "images", "refusals", "failures")
+AMOUNTS = ("megapixel_steps", "gpu_seconds", "queue_seconds")
+COLUMNS = ("requests", "images", *AMOUNTS, "refusals", "failures")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture that was handed out, or what became of one request (``image_index`` REQUEST).
+
+    ``at``: the request's arrival, in seconds since the epoch, the same over its replays.
+    """
+
+    request_id: str
+    image_index: int
+    outcome: Outcome
+    at: float
+    owner: str
+    model: str
+    width: int
+    height: int
+    megapixel_steps: float = 0.0
+    gpu_seconds: float = 0.0
+    queue_seconds: float = 0.0
+
+    @property
+    def place(self) -> tuple[str, str, str, int, int]:
+        """The row of ``days`` that it counts in."""
+        return day_of(self.at), self.owner, self.model, self.width, self.height
+
+    def totals(self) -> dict[str, float]:
+        """What it adds to the columns of ``days``."""
+        counted = {"image": "images", "failed": "failures", "refused": "refusals"}
+        totals: dict[str, float] = {name: getattr(self, name) for name in AMOUNTS}
+        if self.outcome in counted:
+            totals[counted[self.outcome]] = 1
+        if self.image_index == REQUEST:
+            totals["requests"] = 1
+        return totals
+
+
+def day_of(at: float) -> str:
+    """``at`` (seconds since the epoch) as a day of the ledger: UTC, ``yyyy-mm-dd``."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
+
+
+def is_day(text: str) -> bool:
+    """Whether ``text`` is a day of the calendar, as ``yyyy-mm-dd``."""
+    if not _DAY.fullmatch(text):
+        return False
+    try:
+        time.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        return False
+    return True
+
+
+def apply(connection: sa.Connection, batch: Sequence[Entry]) -> None:
+    """Enter ``batch``. What is there already changes nothing, whichever worker brings it again."""
+    known = _known(connection, {entry.request_id for entry in batch})
+    totals: dict[tuple[str, str, str, int, int], dict[str, float]] = {}
+    fresh: dict[tuple[str, int], Entry] = {}
+    for entry in batch:
+        key = entry.request_id, entry.image_index
+        before = fresh[key].outcome if key in fresh else known.get(key)
+        if before is not None and _RANK[entry.outcome] <= _RANK[before]:
+            continue
+        _add(totals, entry, before)
+        fresh[key] = entry
+    for key, entry in fresh.items():
+        _write(connection, entry, new=key not in known)
+    for place, amounts in totals.items():
+        _count(connection, place, amounts)
+
+
+def _known(connection: sa.Connection, ids: set[str]) -> dict[tuple[str, int], Outcome]:
+    wanted = sa.select(entries.c.request_id, entries.c.image_index, entries.c.outcome)
+    rows = connection.execute(wanted.where(entries.c.request_id.in_(ids)))
+    return {(row.request_id, row.image_index): row.outcome for row in rows}
+
+
+def _add(
+    totals: dict[tuple[str, str, str, int, int], dict[str, float]],
+    entry: Entry,
+    before: Outcome | None,
+) -> None:
+    amounts = totals.setdefault(entry.place, dict.fromkeys(COLUMNS, 0))
+    for name, value in entry.totals().items():
+        amounts[name] += value
+    if before is not None:  # better than was thought: the request is counted already
+        amounts["requests"] -= 1
+        amounts["failures" if before == "failed" else "refusals"] -= 1
+
+
+def _write(connection: sa.Connection, entry: Entry, *, new: bool) -> None:
+    if new:
+        row = {column.name: getattr(entry, column.name) for column in entries.columns}
+        connection.execute(entries.insert().values(row))
+        return
+    same = (entries.c.request_id == entry.request_id) & (entries.c.image_index == entry.image_index)
+    connection.execute(entries.update().where(same).values(outcome=entry.outcome))
+
+
+def _count(
+    connection: sa.Connection, place: tuple[str, str, str, int, int], amounts: dict[str, float]
+) -> None:
+    keys = dict(zip(("day", "owner", "model", "width", "height"), place, strict=True))
+    same = sa.and_(*(days.c[name] == value for name, value in keys.items()))
+    more = {name: days.c[name] + value for name, value in amounts.items()}
+    if not connection.execute(days.update().where(same).values(more)).rowcount:
+        connection.execute(days.insert().values(keys | amounts))
+
+
+By = Literal["key", "day", "model"]
+_GROUPS = {"key": days.c.owner, "day": days.c.day, "model": days.c.model}
+
+
+def report(
+    connection: sa.Connection, by: By, since: str = "", until: str = "", owner: str | None = None
+) -> list[dict[str, Any]]:
+    """Sums from day ``since`` to day ``until``, both included, one row a group, in its order.
+
+    ``owner``: of this one only. A row of ``by`` key has the key's id as ``key``.
+    """
+    group = _GROUPS[by]
+    sums = (sa.func.sum(days.c[name]).label(name) for name in COLUMNS)
+    wanted = sa.select(group.label(by), *sums)
+    if since:
+        wanted = wanted.where(days.c.day >= since)
+    if until:
+        wanted = wanted.where(days.c.day <= until)
+    if owner is not None:
+        wanted = wanted.where(days.c.owner == owner)
+    rows = connection.execute(wanted.group_by(group).order_by(group)).mappings()
+    return [_rounded(dict(row)) for row in rows]
+
+
+def images_on(connection: sa.Connection, owner: str, day: str) -> int:
+    """Pictures of ``owner`` on ``day``."""
+    wanted = sa.select(sa.func.sum(days.c.images))
+    return connection.scalar(wanted.where(days.c.owner == owner, days.c.day == day)) or 0
+
+
+def prune(connection: sa.Connection, entries_before: float, days_before: str) -> int:
+    """Forget what is older: entries keep replays from counting twice, which is a matter of hours;
+    days are what reports are made of. How many rows went."""
+    gone = connection.execute(entries.delete().where(entries.c.at < entries_before)).rowcount
+    return gone + connection.execute(days.delete().where(days.c.day < days_before)).rowcount
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    counts = {name: int(row[name]) for name in COUNTS}
+    return row | counts | {name: round(float(row[name]), 3) for name in AMOUNTS}

@@ -355,3 +355,126 @@ def _spent_ns(keyed: Keyed, token: str) -> int:
     for _ in range(300):
         assert keyed.service.keys.holder(token) is None
     return time.process_time_ns() - began
+
+
+# Limits and usage
+
+
+async def used(keyed: Keyed, token: str, **query: str) -> list[dict[str, Any]]:
+    await keyed.service.ledger.flush()
+    proof = {"Authorization": f"Bearer {token}"}
+    answer = await keyed.client.get("/v1/usage", params=query, headers=proof)
+    assert answer.status_code == 200, answer.text
+    data: list[dict[str, Any]] = answer.json()["data"]
+    return data
+
+
+async def test_over_its_day_a_key_is_refused_with_the_numbers_before_anything_is_drawn(
+    keyed: Keyed,
+) -> None:
+    _, token = await keyed.make(images_per_day=3)
+    body = BODY | {"n": 2}
+    proof = {"Authorization": f"Bearer {token}"}
+    first = await keyed.client.post(DRAW, json=body, headers=proof)
+    drawn = keyed.service.engine.state().totals["pictures_drawn"]
+    second = await keyed.client.post(DRAW, json=body, headers=proof)
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert keyed.service.engine.state().totals["pictures_drawn"] == drawn
+    error = second.json()["error"]
+    assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+    assert "may draw 3 pictures a day (UTC) and has drawn 2" in error["message"]
+    assert second.headers["X-Should-Retry"] == "false"
+    assert (await keyed.draw(token)).status_code == 200
+    await keyed.sign_in(token)
+    assert (await keyed.client.get("/v1/session")).json()["key"]["images_today"] == 3
+    [row] = await used(keyed, token)
+    assert (row["requests"], row["images"], row["refusals"]) == (3, 3, 1)
+
+
+async def test_a_stream_counts_and_holds_its_slot_until_its_end(keyed: Keyed) -> None:
+    key, token = await keyed.make(images_per_day=9, concurrency=1)
+    proof = {"Authorization": f"Bearer {token}"}
+    body = BODY | {"stream": True, "n": 2}
+    answer = await keyed.client.post(DRAW, json=body, headers=proof)
+    assert answer.text.count("image_generation.completed") == 4  # event and type, twice
+    assert (await keyed.draw(token)).status_code == 200  # the slot is free again
+    assert keyed.service.quotas.today(key) == 3
+    [row] = await used(keyed, token)
+    assert (row["requests"], row["images"]) == (2, 3)
+
+
+async def test_too_many_at_a_time_wait_as_the_sdk_does(keyed: Keyed) -> None:
+    key, token = await keyed.make(concurrency=1)
+    held = await keyed.service.quotas.hold(key, "r", time.time(), 1)
+    refused = await keyed.draw(token)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
+    assert refused.headers["X-Should-Retry"] == "true"
+    await held.release()
+    assert (await keyed.draw(token)).status_code == 200
+
+
+@pytest.mark.parametrize(("limit", "param"), [("max_pixels", "size"), ("max_steps", "steps")])
+async def test_pictures_over_the_keys_limits_are_refused(
+    keyed: Keyed, limit: str, param: str
+) -> None:
+    limits: dict[str, Any] = {limit: 1}
+    _, token = await keyed.make("ada", **limits)
+    refused = await keyed.draw(token)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (429, param)
+
+
+async def test_usage_is_ones_own_and_ops_see_all(keyed: Keyed) -> None:
+    ada, of_ada = await keyed.make("ada")
+    _, of_bob = await keyed.make("bob")
+    _, of_ops = await keyed.make("olga", role="ops")
+    for token in (of_ada, of_ada, of_bob):
+        assert (await keyed.draw(token)).status_code == 200
+    [mine] = await used(keyed, of_ada, by="key")
+    assert (mine["key"], mine["key_id"], mine["images"]) == ("ada", ada.id, 2)
+    assert mine["gpu_seconds"] > 0
+    assert mine["megapixel_steps"] == pytest.approx(2 * 64 * 64 * 8 / 1e6, abs=1e-3)
+    assert {row["key"]: row["images"] for row in await used(keyed, of_ops, by="key")} == {
+        "ada": 2,
+        "bob": 1,
+    }
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert [row["images"] for row in await used(keyed, of_bob, since=today, by="model")] == [1]
+    assert await used(keyed, of_bob, until="2020-01-01") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({"by": "size"}, "by"),
+        ({"since": "today"}, "since"),
+        ({"until": "2027-02-30"}, "until"),
+        ({"a": "b"}, "a"),
+    ],
+)
+async def test_usage_names_what_it_does_not_understand(
+    keyed: Keyed, query: dict[str, str], param: str
+) -> None:
+    _, token = await keyed.make()
+    proof = {"Authorization": f"Bearer {token}"}
+    answer = await keyed.client.get("/v1/usage", params=query, headers=proof)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_without_keys_everybody_is_one(home: Path) -> None:
+    async with serving(migrated(settings_in(home))) as (service, client):
+        await ready(service)
+        assert (await client.post(DRAW, json=BODY)).status_code == 200
+        await service.ledger.flush()
+        [row] = (await client.get("/v1/usage?by=key")).json()["data"]
+        assert (row["key"], row["images"]) == ("everyone", 1)
+
+
+async def test_a_request_that_fails_is_a_failure_and_gives_its_pictures_back(keyed: Keyed) -> None:
+    key, token = await keyed.make(images_per_day=5)
+    proof = {"Authorization": f"Bearer {token}"}
+    body = BODY | {"prompt": "fault:error"}
+    answer = await keyed.client.post(DRAW, json=body, headers=proof)
+    assert answer.status_code == 500
+    assert keyed.service.quotas.today(key) == 0
+    [row] = await used(keyed, token)
+    assert (row["requests"], row["images"], row["failures"]) == (1, 0, 1)

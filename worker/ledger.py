@@ -1,0 +1,193 @@
+"""Usage on its way to the database: a journal on disk first, the ledger a moment later.
+
+``<var_dir>/usage/<worker>-<pid>-….journal`` holds JSON lines. A picture's entry is written before
+its answer leaves the worker, so whatever was handed out is counted even when the worker is killed;
+only a machine that loses power within about a second may lose it. Lines go to the database in
+batches, and stay while it is away. A journal whose process is gone is taken over by any worker: its
+lock is free. Entering a line twice changes nothing.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from worker import log
+from worker.errors import StoreAway
+from worker.storage import usage
+from worker.storage.database import Database
+from worker.storage.usage import Entry
+
+MAX_JOURNAL_BYTES = 64 << 20
+MAX_IN_MEMORY = 10_000
+_BATCH_BYTES = 256 << 10
+_FLUSH_S = 1.0
+_PRUNE_EVERY_S = 3600.0
+_ENTRIES_KEEP_S = 7 * 86_400.0  # replays come within minutes
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Ledger:
+    """``lost`` is told how many entries found room neither on disk nor in memory."""
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        worker: str,
+        keep_days: float,
+        lost: Callable[[int], None],
+    ) -> None:
+        self._database = database
+        self._folder = folder
+        self._path = folder / f"{worker}-{os.getpid()}-{secrets.token_hex(4)}.journal"
+        self._keep_s = keep_days * 86_400
+        self._lost = lost
+        self._fd: int | None = None
+        self._entered = 0  # bytes of the journal that are in the database
+        self._size = 0
+        self._memory: deque[bytes] = deque()  # what the disk had no room for
+        self._away = ""
+
+    def record(self, *entries: Entry) -> None:
+        """Promise that ``entries`` will be counted. Takes microseconds; never raises."""
+        lines = b"".join(_encode(asdict(entry)).encode() + b"\n" for entry in entries)
+        if not self._append(lines):
+            self._remember(lines, len(entries))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of entries that are not in the database yet."""
+        return self._size - self._entered + sum(map(len, self._memory))
+
+    async def follow(self) -> None:
+        """Bring what was recorded to the database, for ever; now and then forget what is old."""
+        prune_at = 0.0
+        while True:
+            await self.flush()
+            if time.monotonic() >= prune_at:
+                prune_at = time.monotonic() + _PRUNE_EVERY_S
+                await self._prune()
+            await asyncio.sleep(_FLUSH_S)
+
+    async def flush(self) -> None:
+        """Enter all that waits: this worker's, then that of processes that are gone."""
+        try:
+            await self._flush_own()
+            await self._flush_memory()
+            for path in await asyncio.to_thread(self._others):
+                await self._adopt(path)
+        except (StoreAway, OSError) as error:
+            self._tell(str(error))
+        else:
+            self._tell("")
+
+    def close(self) -> None:
+        """Leave nothing behind where all is entered; else the next worker takes it over."""
+        if self._fd is None:
+            return
+        if self._entered == self._size:
+            self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = None
+
+    # Writing
+
+    def _append(self, lines: bytes) -> bool:
+        if self._size + len(lines) > MAX_JOURNAL_BYTES:
+            return False
+        try:
+            fd = self._open()
+            written = os.write(fd, lines)
+            if written < len(lines):  # the disk is full: half a line must not stay
+                os.ftruncate(fd, self._size)
+                return False
+        except OSError as error:
+            self._tell(str(error))
+            return False
+        self._size += written
+        return True
+
+    def _remember(self, lines: bytes, count: int) -> None:
+        if len(self._memory) < MAX_IN_MEMORY:
+            self._memory.append(lines)
+        else:
+            self._lost(count)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Locked before it has its name: nobody may take it for a dead process's.
+            fresh = self._path.with_suffix(".new")
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fresh.rename(self._path)
+            self._fd = fd
+        return self._fd
+
+    # Entering
+
+    async def _flush_own(self) -> None:
+        while self._fd is not None and self._entered < self._size:
+            room = min(_BATCH_BYTES, self._size - self._entered)
+            data = os.pread(self._fd, room, self._entered)
+            whole = data[: data.rfind(b"\n") + 1] or data  # no line is as long as a batch
+            await self._enter(whole)
+            self._entered += len(whole)
+        if self._fd is not None and self._size:
+            os.ftruncate(self._fd, 0)
+            self._entered = self._size = 0
+
+    async def _flush_memory(self) -> None:
+        while self._memory:
+            await self._enter(self._memory[0])
+            self._memory.popleft()
+
+    async def _enter(self, lines: bytes) -> None:
+        batch = _parsed(lines)
+        if batch:
+            await self._database.run(lambda connection: usage.apply(connection, batch))
+
+    def _others(self) -> list[Path]:
+        with suppress(FileNotFoundError):
+            return [p for p in self._folder.iterdir() if p.suffix == ".journal" and p != self._path]
+        return []
+
+    async def _adopt(self, path: Path) -> None:
+        """Enter the journal at ``path`` and delete it, if its process is gone."""
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lines = await asyncio.to_thread(file.read)
+            # Of a line that was cut off no answer was sent.
+            await self._enter(lines[: lines.rfind(b"\n") + 1])
+            os.unlink(path)  # noqa: PTH108 — a moment, and nobody else may adopt it meanwhile
+            log.event("journal of a dead process entered", journal=path.name, bytes=len(lines))
+
+    async def _prune(self) -> None:
+        now = time.time()
+        before = now - _ENTRIES_KEEP_S, usage.day_of(now - self._keep_s)
+        with suppress(StoreAway):
+            await self._database.run(lambda connection: usage.prune(connection, *before))
+
+    def _tell(self, away: str) -> None:
+        if away and away != self._away:
+            log.event("usage waits for the disk or the database", why=away)
+        self._away = away
+
+
+def _parsed(lines: bytes) -> Sequence[Entry]:
+    entries = []
+    for line in lines.splitlines():
+        try:
+            entries.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            log.failure("a line of the journal makes no sense", error)
+    return entries
