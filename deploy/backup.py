@@ -1,8 +1,8 @@
 """A cell's memory in one file, and back: database, the secret of its keys, pictures on request.
 
-A tar archive of ``zimage.db``, ``key-secret``, ``cluster.toml`` (for people: it is not put back) and
-``images/…``. The database is copied through SQLite itself, so that a running cell goes on writing
-meanwhile and the copy is whole.
+A tar archive of ``zimage.db``, ``key-secret``, ``cluster.toml`` (for people: it is not put back)
+and ``images/…``. The database is copied through SQLite itself, so that a running cell goes on
+writing meanwhile and the copy is whole.
 """
 
 import os
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from deploy import processes
 from deploy.cell import Cell, CellError
@@ -91,12 +92,13 @@ def _put_back(cell: Cell, path: Path, folder: Path) -> Summary:
 
 
 def _copy_database(source: Path, target: Path) -> None:
+    uri = f"file:{quote(str(source))}?mode=rw"  # never makes a missing one
     try:
         with (
-            closing(sqlite3.connect(f"file:{source}?mode=rw", uri=True, timeout=_LOCK_TIMEOUT_S)) as a,
-            closing(sqlite3.connect(target)) as b,
+            closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT_S)) as present,
+            closing(sqlite3.connect(target)) as copy,
         ):
-            a.backup(b)
+            present.backup(copy)
     except sqlite3.Error as error:
         raise CellError(f"{source} cannot be copied: {error}") from error
     _require_sound(target, source)

@@ -56,7 +56,7 @@ _MEANINGS = {
     507: "There is no room for the file.",
 }
 
-ALWAYS = (400, 403, 405, 429, 431, 500, 503)
+ALWAYS = (400, 401, 403, 405, 429, 431, 500, 503)
 """What any address may answer, nginx's own refusals included."""
 
 WITH_BODY = (408, 413, 415)

@@ -12,6 +12,7 @@ from worker.api.answers import Json
 from worker.api.client import read_json_body
 from worker.api.exchange import exchange_of
 from worker.api.fields import Fields, json_object, refuse_unknown
+from worker.api.openapi import Part, operation
 from worker.errors import InvalidRequest
 from worker.service import Service
 from worker.storage.keys import Key
@@ -86,3 +87,31 @@ def _described(key: Key) -> dict[str, Any]:
         "images_today": 0,
         "concurrency": key.concurrency,
     }
+
+
+def openapi(_: Service) -> Part:
+    text, whole = {"type": "string"}, {"type": ["integer", "null"]}
+    key = {
+        "type": ["object", "null"],
+        "properties": {
+            **dict.fromkeys(("id", "name", "role", "priority"), text),
+            **dict.fromkeys(("images_per_day", "images_today", "concurrency"), whole),
+        },
+    }
+    shown = {
+        "type": "object",
+        "required": ["auth", "signed_in", "key"],
+        "properties": {"auth": text, "signed_in": {"type": "boolean"}, "key": key},
+    }
+    asked = {
+        "type": "object",
+        "required": ["key"],
+        "additionalProperties": False,
+        "properties": {"key": text},
+    }
+    item = {
+        "post": operation("Sign in: the answer sets a cookie.", {204: {}}, body=asked),
+        "get": operation("Who is signed in.", {200: shown}),
+        "delete": operation("Sign out.", {204: {}}),
+    }
+    return Part({"/v1/session": item})
