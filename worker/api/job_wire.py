@@ -155,17 +155,24 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     prompt = shared["prompt"]["anyOf"][0]
     texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS}
     variants = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_ITEMS}
+    list_, null = {"type": "array"}, {"type": "null"}
     kept = {name: shared[name] for name in KNOWN if name in shared}
     return {
         "type": "object",
         "additionalProperties": False,
-        "oneOf": [{"required": ["prompts"]}, {"required": ["template"]}],
+        "anyOf": [
+            {
+                "required": ["prompts"],
+                "properties": {"prompts": list_, "template": null, "variables": null},
+            },
+            {"required": ["template"], "properties": {"prompts": null, "template": prompt}},
+        ],
         "properties": {
             **kept,
             "name": {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS},
             "idempotency_key": {"type": ["string", "null"], "maxLength": 200},
-            "prompts": {**texts, "items": prompt},
-            "template": prompt,
+            "prompts": {**texts, "type": ["array", "null"], "items": prompt},
+            "template": {**prompt, "type": ["string", "null"]},
             "variables": {
                 "type": ["object", "null"],
                 "maxProperties": MAX_VARIABLES,
