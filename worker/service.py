@@ -105,6 +105,7 @@ class Service:
                 StepsWriter(settings.run_dir / f"{settings.name}.steps"),
                 self.quotas,
                 self.keys.known,
+                self.audit,
             ),
             self._ready,
             settings.name,

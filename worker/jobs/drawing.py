@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from worker import log
+from worker import audit, log
+from worker.audit import Audit
 from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
 from worker.errors import DrawingFailed, Refused, Unavailable
@@ -37,6 +38,7 @@ class Tools:
     quotas: Quotas
     key_of: Callable[[str], Key | None]
     """The key that an owner is, if any."""
+    audit: Audit
 
 
 @dataclass(eq=False)
@@ -171,6 +173,22 @@ async def _stored(item: Leased, drawn: Drawn, model: str, tools: Tools) -> Store
     image = _image(item, len(picture.data), model)
     await asyncio.to_thread(tools.images.save, image.name, picture.data)
     return image
+
+
+def note(item: Leased, image: StoredImage, tools: Tools) -> None:
+    """Write down who drew what; rows know a job's owner and whose turn it was."""
+    tools.audit.drew(
+        audit.Entry(
+            at=image.created_at,
+            image=image.id,
+            owner=item.owner,
+            name=item.owner,
+            client=item.turn,
+            model=image.model,
+            spec=_spec(item),
+            job=item.job_id,
+        )
+    )
 
 
 def _image_id(item: Leased) -> str:

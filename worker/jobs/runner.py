@@ -28,7 +28,7 @@ from worker.errors import (
     ZimageError,
 )
 from worker.jobs.bell import Bell
-from worker.jobs.drawing import Held, Tools, draw
+from worker.jobs.drawing import Held, Tools, draw, note
 from worker.jobs.holder import is_dead, this_process
 from worker.jobs.workers import live_workers
 from worker.storage import gallery, jobs, leases, usage
@@ -237,6 +237,7 @@ class Runner:
 
         if await self._surely(work):
             self._tools.metrics.job_items.labels("done").inc()
+            note(item, image, self._tools)
         else:
             # Somebody else draws it, or nobody may: this picture belongs to nothing.
             await asyncio.to_thread(self._tools.images.delete, [image.name])

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import sqlite3
 import time
@@ -265,6 +266,16 @@ async def test_a_picture_whose_lease_is_lost_is_deleted(
         await over(store, job)
     names = [p.stem for p in (home / "images").rglob("img_*.png")]
     assert names == [store.items(job.id)[0].image_id]
+
+
+async def test_each_picture_is_in_the_audit_log(home: Path, store: Store) -> None:
+    job = store.create(prompts=("a", "b"))
+    async with serving(settings_of(home, audit_log=True)) as (service, _):
+        await ready(service)
+        await over(store, job)
+    lines = [json.loads(x) for f in (home / "audit").iterdir() for x in f.read_text().splitlines()]
+    assert [(line["owner"], line["job"]) for line in lines] == [("k1", job.id)] * 2
+    assert {line["image"] for line in lines} == {i.image_id for i in store.items(job.id)}
 
 
 async def test_without_a_database_the_worker_goes_on(home: Path) -> None:
