@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from loadtest.faults import clients, programs, workers
+from loadtest.faults import clients, database, programs, workers
 from loadtest.faults.cell import Cell
 
 Inject = Callable[[Cell, str], AbstractContextManager[None]]
@@ -75,6 +75,17 @@ FAULTS: dict[str, Fault] = {
         of_worker=False,
         leaves=False,
         missing=programs.may_mount,
+    ),
+    "database-locked": _around(
+        "somebody writes to the database and does not end, for 15 s",
+        database.database_locked,
+        15.0,
+    ),
+    "database-missing": _around(
+        "the database's file is gone for 10 s", database.database_missing, 10.0
+    ),
+    "database-full": _around(
+        "no worker may write to any file, for 10 s", database.database_full, 10.0
     ),
     "idle-connections": _around(
         "10,000 connections that send nothing, for 15 s", clients.idle_connections, 15.0

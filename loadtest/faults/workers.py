@@ -115,7 +115,7 @@ def out_of_memory(cell: Cell, worker: str, spare_mib: int = 4) -> Iterator[None]
     pid = cell.pid(worker)
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + (spare_mib << 20)
-    with _limited(pid, resource.RLIMIT_AS, limit):
+    with limited(pid, resource.RLIMIT_AS, limit):
         yield
 
 
@@ -123,7 +123,7 @@ def out_of_memory(cell: Cell, worker: str, spare_mib: int = 4) -> Iterator[None]
 def descriptors_exhausted(cell: Cell, worker: str) -> Iterator[None]:
     """The process may open no file or connection more than it has now."""
     pid = cell.pid(worker)
-    with _limited(pid, resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{pid}/fd").iterdir()))):
+    with limited(pid, resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{pid}/fd").iterdir()))):
         yield
 
 
@@ -161,7 +161,8 @@ def _frozen(pid: int, which: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _limited(pid: int, what: int, soft: int) -> Iterator[None]:
+def limited(pid: int, what: int, soft: int) -> Iterator[None]:
+    """The process has no more than ``soft`` of resource ``what`` (a constant of ``resource``)."""
     before = resource.prlimit(pid, what)
     resource.prlimit(pid, what, (soft, before[1]))
     try:

@@ -1,8 +1,10 @@
 """The ledger on a real cell: one entry a picture, whatever is killed; limits over all workers."""
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import httpx
 import pytest
 
 from loadtest import faults
+from loadtest.faults.catalogue import FAULTS
 from loadtest.traffic import until
 from tests.cluster.conftest import RunningCell, started
 from tests.cluster.test_keys import bearer, known_after_s, make
@@ -132,23 +135,50 @@ def test_slots_of_a_key_hold_over_workers_and_kills(keyed: RunningCell) -> None:
     asyncio.run(scenario())
 
 
-def test_usage_goes_on_without_the_database_and_is_entered_later(keyed: RunningCell) -> None:
-    token = make(keyed, "patient")
+@pytest.mark.parametrize("fault", ["database-locked", "database-missing", "database-full"])
+def test_drawing_goes_on_without_the_database_and_is_counted_later(
+    keyed: RunningCell, fault: str
+) -> None:
+    name = f"during {fault}"
+    token = make(keyed, name)
     known_after_s(keyed, token, 200)
-    database = keyed.layout.database
-    away = database.with_suffix(".away")
 
     async def scenario() -> None:
         async with httpx.AsyncClient(timeout=120) as http:
-            database.rename(away)
-            try:
+            with FAULTS[fault].inject(keyed, ""):
+                for _ in range(8):
+                    assert (await draw(http, keyed, token)).status_code == 200
+                    await asyncio.sleep(0.2)
+                assert used_or_nothing(keyed, name) in (0, None)
+            assert (await draw(http, keyed, token)).status_code == 200
+
+    asyncio.run(scenario())
+    row = asyncio.run(settled(keyed, name, 9))
+    assert (row["requests"], row["images"]) == (9, 9)
+
+
+def used_or_nothing(cell: RunningCell, name: str) -> int | None:
+    """Requests of ``name`` in the ledger; None where it cannot be read."""
+    with contextlib.suppress(sqlite3.Error):
+        uri = f"file:{cell.layout.database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as raw:
+            wanted = "SELECT sum(requests) FROM usage_days JOIN keys ON owner = id WHERE name = ?"
+            return int(raw.execute(wanted, (name,)).fetchone()[0] or 0)
+    return None
+
+
+def test_what_a_killed_worker_had_not_entered_is_entered_by_another(keyed: RunningCell) -> None:
+    token = make(keyed, "patient")
+    known_after_s(keyed, token, 200)
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(timeout=120) as http:
+            with FAULTS["database-missing"].inject(keyed, ""):
                 for _ in range(6):
                     assert (await draw(http, keyed, token)).status_code == 200
                 faults.kill(keyed, "w1")  # its journal stays, for whoever finds it
                 await keyed.closed("w1")
                 assert (await draw(http, keyed, token)).status_code == 200
-            finally:
-                away.rename(database)
             await keyed.all_open()
 
     asyncio.run(scenario())
