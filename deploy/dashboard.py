@@ -228,6 +228,39 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Jobs, keys, database",
+        (
+            Panel(
+                "Items of jobs",
+                "short",
+                (
+                    (f"60 * {_rate('zimage_job_items_total', 'result')}", "{{result}}, a minute"),
+                    (f"sum(zimage_job_items_held{{{_CELL}}})", "held by workers"),
+                ),
+            ),
+            Panel(
+                "Requests without a good key",
+                "reqps",
+                ((_rate("zimage_http_requests_denied_total", "reason"), "{{reason}}"),),
+                stacked=True,
+            ),
+            Panel(
+                "Database away, pictures lost",
+                "short",
+                (
+                    (
+                        f"increase(zimage_database_failures_total{{{_CELL}}}[$__rate_interval])",
+                        "{{worker}} calls not answered",
+                    ),
+                    (
+                        f"increase(zimage_pictures_lost_total{{{_CELL}}}[$__rate_interval])",
+                        "{{worker}} pictures lost",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    (
         "Machine",
         (
             Panel(
