@@ -133,13 +133,18 @@ def _checked(archive: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted(folder.glob("*/*")) if p.is_file() and not p.name.startswith("."))
+    """Finished ones, without their thumbnails: those are made again when somebody looks."""
+    paths = (path for path in sorted(folder.glob("*/*")) if path.is_file())
+    return (path for path in paths if _NAME.fullmatch(_name_of(path, folder)))
+
+
+def _name_of(picture: Path, folder: Path) -> str:
+    return str(PurePosixPath(_IMAGES, picture.relative_to(folder)))
 
 
 def _add(archive: tarfile.TarFile, picture: Path, folder: Path) -> bool:
-    name = str(PurePosixPath(_IMAGES, picture.relative_to(folder)))
     try:
-        archive.add(picture, name)
+        archive.add(picture, _name_of(picture, folder))
     except FileNotFoundError:
         return False  # its time was over
     return True

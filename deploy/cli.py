@@ -321,6 +321,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: turns what may go wrong into one clear message and an exit code."""
+    os.umask(0o077)  # logs, state and what programs inherit: this user's alone
     sys.exit(run(app))
 
 

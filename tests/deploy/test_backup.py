@@ -32,6 +32,8 @@ def filled(folder: Path, value: str = "then") -> Cell:
     picture = here.layout.images_dir / "2026-01-01" / f"{'0' * 32}-0.png"
     picture.parent.mkdir()
     picture.write_text(f"picture of {value}")
+    for other in (f"{'0' * 32}-0.thumb.webp", f".{'0' * 32}-1.png.4711"):
+        (picture.parent / other).touch()
     return here
 
 

@@ -55,6 +55,20 @@ async def test_every_item_gets_the_picture_of_its_seed(
     assert len(list((home / "images").rglob("img_*.png"))) == 9
 
 
+async def test_every_picture_of_a_job_is_in_the_audit_log(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    async with serving(settings) as (service, _):
+        job = store.create(prompts=PROMPTS)
+        await ready(service)
+        await over(store, job)
+    texts = [path.read_text() for path in (home / "audit").iterdir()]
+    noted = [json.loads(line) for text in texts for line in text.splitlines()]
+    assert sorted(line["prompt"] for line in noted) == sorted(PROMPTS)
+    assert {(line["job"], line["owner"]) for line in noted} == {(job.id, job.owner)}
+    assert {line["image"] for line in noted} == {item.image_id for item in store.items(job.id)}
+
+
 async def test_batches_are_full(home: Path, store: Store) -> None:
     async with serving(settings_of(home, model="synthetic:step_ms=30")) as (service, _):
         await ready(service)
