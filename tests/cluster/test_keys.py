@@ -215,6 +215,7 @@ def test_page_of_operators_is_for_keys_of_that_role(keyed: RunningCell) -> None:
     with httpx.Client(base_url=keyed.url, timeout=30) as client:
         client.post("/v1/session", json={"key": ops})
         assert seen(client) == [200] * 5
+        assert client.get(usage).json()["by"] == "key"
         assert client.get("/ops/cell.json").json()["pool"] == {"open": 3, "of": 3}
         assert "script-src 'self'" in client.get("/ops/").headers["Content-Security-Policy"]
         assert keyed.zimage("keys", "disable", "otto").returncode == 0
