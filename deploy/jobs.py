@@ -84,7 +84,7 @@ def create(
         if as_json:
             _print(job)
         else:
-            screen.done(f"{job['id']}: {job['total']} pictures{_end(job)}")
+            screen.done(f"{job['id']}: {job['total']} pictures{', ' * bool(_end(job))}{_end(job)}")
         if stay:
             _watch(client, job["id"])
 
@@ -342,7 +342,7 @@ def _counts(job: dict[str, Any]) -> str:
 
 def _end(job: dict[str, Any]) -> str:
     ends = job["predicted_finish_at"]
-    return f", done in about {screen.span(ends - time.time())}" if ends else ""
+    return f"done in about {screen.span(ends - time.time())}" if ends else ""
 
 
 def _show_preview(found: dict[str, Any]) -> None:
