@@ -17,6 +17,7 @@ from deploy.options import AsJson, Config, open_cell
 from worker.storage import keys as stored
 from worker.storage.keys import Key
 from worker.storage.secret import shared_secret
+from worker.storage.usage import day_of
 from worker.tokens import operator_token
 
 app = typer.Typer(help="Who may use the cell, and how much.", no_args_is_help=True)
@@ -265,7 +266,8 @@ def _print_token(cell: Cell, key: Key, token: str, *, as_json: bool) -> None:
 
 def _table(found: tuple[Key, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("name", "state", "role", "priority", "images/day", "at once", "ends", "key"):
+    table.add_column("name", overflow="fold")
+    for name in ("state", "role", "priority", "a day", "at once", "last day", "key"):
         table.add_column(name, no_wrap=True)
     now = datetime.now(UTC).timestamp()
     for key in found:
@@ -276,7 +278,7 @@ def _table(found: tuple[Key, ...]) -> Table:
             key.priority,
             str(key.images_per_day or "–"),
             str(key.concurrency or "–"),
-            _date(key.expires_at) or "–",
+            "–" if key.expires_at is None else day_of(key.expires_at - 1),
             f"…{key.hint}",
         )
     return table

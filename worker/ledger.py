@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from worker import log
@@ -59,7 +58,7 @@ class Ledger:
 
     def record(self, *entries: Entry) -> None:
         """Promise that ``entries`` will be counted. Takes microseconds; never raises."""
-        lines = b"".join(_encode(asdict(entry)).encode() + b"\n" for entry in entries)
+        lines = b"".join(_encode(vars(entry)).encode() + b"\n" for entry in entries)
         if not self._append(lines):
             self._remember(lines, len(entries))
 

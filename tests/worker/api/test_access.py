@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from starlette.routing import Route
 
+from loadtest.traffic import until
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker import tokens
 from worker.api.access import COOKIE, INTERNAL
@@ -478,3 +480,76 @@ async def test_a_request_that_fails_is_a_failure_and_gives_its_pictures_back(key
     assert keyed.service.quotas.today(key) == 0
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"], row["failures"]) == (1, 0, 1)
+
+
+# Other people's
+
+
+async def test_what_belongs_to_one_key_does_not_exist_for_another(keyed: Keyed) -> None:
+    tokens = {name: (await keyed.make(name))[1] for name in ("ada", "bob")}
+    tokens["olga"] = (await keyed.make("olga", role="ops"))[1]
+    proofs = {name: {"Authorization": f"Bearer {token}"} for name, token in tokens.items()}
+    drawn = await keyed.draw(tokens["ada"])
+    image = f"/v1/images/{drawn.headers['X-Request-ID']}-0"
+    made = await keyed.client.post(
+        "/v1/jobs", json={"prompts": ["a"], "size": "64x64"}, headers=proofs["ada"]
+    )
+    job = f"/v1/jobs/{made.json()['id']}"
+
+    async def kept() -> bool:
+        answer = await keyed.client.get(f"{image}/details", headers=proofs["ada"])
+        return answer.status_code == 200
+
+    await until(kept, 30, "kept in the gallery")
+    for method, path in (
+        ("GET", image),
+        ("GET", f"{image}/details"),
+        ("GET", f"{image}/thumbnail"),
+        ("DELETE", image),
+        ("GET", job),
+        ("GET", f"{job}/items"),
+        ("GET", f"{job}/events"),
+        ("GET", f"{job}/results.zip"),
+        ("POST", f"{job}/cancel"),
+        ("DELETE", job),
+    ):
+        answer = await keyed.client.request(method, path, headers=proofs["bob"])
+        assert answer.status_code == 404, (method, path)
+    for route in ("/v1/images", "/v1/jobs"):
+        lists = {
+            name: (await keyed.client.get(route, headers=proof)).json()["data"]
+            for name, proof in proofs.items()
+        }
+        assert not lists["bob"]
+        assert lists["ada"]
+        assert len(lists["olga"]) >= len(lists["ada"])
+    for path in (f"{image}/details", job):
+        for name in ("ada", "olga"):
+            answer = await keyed.client.get(path, headers=proofs[name])
+            assert answer.status_code == 200
+
+
+async def test_a_job_draws_what_its_key_has_left_of_the_day(keyed: Keyed) -> None:
+    key, token = await keyed.make("ada", images_per_day=2, concurrency=1)
+    proof = {"Authorization": f"Bearer {token}"}
+    body = {"prompts": ["a", "b", "c", "d"], "size": "64x64"}
+    job = (await keyed.client.post("/v1/jobs", json=body, headers=proof)).json()["id"]
+
+    async def counts() -> dict[str, int]:
+        answer = await keyed.client.get(f"/v1/jobs/{job}", headers=proof)
+        found: dict[str, int] = answer.json()["counts"]
+        return found
+
+    async def two_done() -> bool:
+        return (await counts())["done"] == 2
+
+    await until(two_done, 30, "two done")
+    await anyio.sleep(1.5)  # another look of the runner
+    found = await counts()
+    assert (found["done"], found["failed"]) == (2, 0)
+    assert keyed.service.quotas.today(key) == 2
+    assert (await keyed.draw(token)).status_code == 429
+    [row] = await used(keyed, token)
+    assert (row["requests"], row["images"], row["refusals"]) == (3, 2, 1)
+    await keyed.change(key, images_per_day=None)
+    await keyed.client.post(f"/v1/jobs/{job}/cancel", headers=proof)
