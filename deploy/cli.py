@@ -1,5 +1,6 @@
 """``zimage``: the verbs of an operator. Exit code 0 done, 1 failed, 2 misuse."""
 
+import getpass
 import json
 import os
 import signal
@@ -13,6 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
+from deploy import (
+    backup as backups,
+)
 from deploy import (
     calibrate as calibration,
 )
@@ -39,6 +43,7 @@ from deploy.down import down as end_cell
 from deploy.options import AsJson, Config
 from deploy.options import open_cell as _cell
 from deploy.supervise import SupervisorError
+from deploy.unit import render_unit
 
 app = typer.Typer(
     help="Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard.",
@@ -169,6 +174,40 @@ def reload(config: Config = None) -> None:
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to; .gz compresses it.")],
+    config: Config = None,
+    images: Annotated[bool, typer.Option("--images", help="With the stored pictures.")] = False,
+) -> None:
+    """Write database, keys' secret and configuration to one file. The cell may run."""
+    done = backups.backup(_cell(config), file.absolute(), images=images)
+    with_pictures = f", pictures: {done.pictures}" if images else ""
+    screen.done(f"{done.path}: {done.bytes / 2**20:.1f} MiB{with_pictures}; keep it secret")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `zimage backup` wrote.")],
+    config: Config = None,
+) -> None:
+    """Put a backup back. The cell must be down; its present database is kept beside."""
+    cell = _cell(config)
+    with converge.alone(cell):
+        done = backups.restore(cell, file.absolute())
+    screen.done(f"restored {file}: database, pictures: {done.pictures}")
+    if done.aside:
+        screen.say(f"  before   {done.aside}")
+    screen.say("  next     zimage up")
+
+
+@app.command()
+def systemd(config: Config = None) -> None:
+    """Print a unit that runs the cell from boot on, as whoever prints it."""
+    user = "" if os.getuid() == 0 else getpass.getuser()
+    print(render_unit(_cell(config), user))  # noqa: T201
+
+
+@app.command()
 def drain(worker: WorkerName, config: Config = None) -> None:
     """Take a worker out of the pool and let it finish; it stays out until undrain."""
     cell = _cell(config)
@@ -282,6 +321,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: turns what may go wrong into one clear message and an exit code."""
+    os.umask(0o077)  # logs, state and what programs inherit: this user's alone
     sys.exit(run(app))
 
 
@@ -325,7 +365,7 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
 
 
 def _stay(cell: Cell, *, draw: bool) -> int:
-    """Until supervisord ends; SIGTERM and SIGINT end it in order."""
+    """Until supervisord ends; SIGTERM and SIGINT end it in order. 1 where it was killed."""
     leader = processes.leader(cell.layout.processes)
     if leader is None:
         raise CellError("supervisord ended at once; see zimage logs supervisord")
@@ -340,6 +380,9 @@ def _stay(cell: Cell, *, draw: bool) -> int:
         _reap()
         time.sleep(0.2)
     _reap()
+    if processes.members(cell.layout.processes):
+        screen.fail("supervisord was killed; workers go on, and zimage up takes them over")
+        return 1
     screen.done("the cell has ended")
     return 0
 

@@ -39,7 +39,7 @@ ROUTES = [
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
-    openapi.route((images, files, gallery, session, usage, models, health)),
+    openapi.route((images, files, gallery, jobs, session, usage, models, health)),
     Route("/readyz", health.readyz),
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

@@ -98,6 +98,7 @@ class Service:
         self.jobs = Runner(
             self.database,
             Tools(
+                self.audit,
                 self.encoders,
                 self.images,
                 self.strikes,

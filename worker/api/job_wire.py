@@ -147,3 +147,38 @@ def _digest(fields: Fields) -> str:
     """Of everything that was asked: the same for a resubmission only."""
     asked = json.dumps({k: v for k, v in fields.values.items() if v is not None}, sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
+    """What ``parse`` takes, as JSON Schema, but for what only a whole template shows."""
+    shared = wire.schema(settings, info)["properties"]
+    prompt = shared["prompt"]["anyOf"][0]
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS}
+    variants = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_ITEMS}
+    list_, null = {"type": "array"}, {"type": "null"}
+    kept = {name: shared[name] for name in KNOWN if name in shared}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "anyOf": [
+            {
+                "required": ["prompts"],
+                "properties": {"prompts": list_, "template": null, "variables": null},
+            },
+            {"required": ["template"], "properties": {"prompts": null, "template": prompt}},
+        ],
+        "properties": {
+            **kept,
+            "name": {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS},
+            "idempotency_key": {"type": ["string", "null"], "maxLength": 200},
+            "prompts": {**texts, "type": ["array", "null"], "items": prompt},
+            "template": {**prompt, "type": ["string", "null"]},
+            "variables": {
+                "type": ["object", "null"],
+                "maxProperties": MAX_VARIABLES,
+                "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+                "additionalProperties": texts,
+            },
+            "variants": variants,
+        },
+    }

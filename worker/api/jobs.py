@@ -21,6 +21,7 @@ from worker.api.client import ClientGone, read_json_body
 from worker.api.exchange import CLIENT_GONE, exchange_of
 from worker.api.fields import bad
 from worker.api.images import default_seed
+from worker.api.openapi import Part, Schema, operation, parameter, ref
 from worker.errors import Conflict, NotFound, Overloaded
 from worker.jobs.archive import archive
 from worker.jobs.steps import Steps
@@ -357,3 +358,110 @@ ROUTES = [
     ),
     Route(_JOB + "/retry", _steering(jobs.retry), methods=["POST"]),
 ]
+
+
+def openapi(service: Service) -> Part:
+    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    when, optional_text = {"type": ["number", "null"]}, {"type": ["string", "null"]}
+    job = _object(
+        id=text,
+        object={"const": "job"},
+        name=text,
+        state={"enum": list(JOB_STATES)},
+        created_at=number,
+        finished_at=when,
+        total=whole,
+        counts=_object(**dict.fromkeys(ITEM_STATES, whole)),
+        predicted_finish_at=when,
+        priority=text,
+        revision=whole,
+        parameters={"type": "object"},
+    )
+    item = _object(
+        number=whole,
+        prompt=text,
+        seed=whole,
+        state={"enum": list(ITEM_STATES)},
+        step=whole,
+        steps=whole,
+        error={"anyOf": [_object(code=text, message=optional_text), {"type": "null"}]},
+        image={"anyOf": [ref("Image"), {"type": "null"}]},
+    )
+    schemas = {"Job": job, "Item": item, "Wish": job_wire.schema(service.settings, service.info)}
+    return Part(_paths(), schemas)
+
+
+def _paths() -> dict[str, dict[str, Any]]:
+    text, whole = {"type": "string"}, {"type": "integer"}
+    one = parameter("path", "id", {**text, "minLength": 1})
+    about: dict[str, Any] = {"errors": (404,), "parameters": (one,)}
+    targets = [("get", path) for path in (_JOB, f"{_JOB}/items", f"{_JOB}/results.zip")]
+    change: dict[str, Any] = {"errors": (404, 409), "parameters": (one,)}
+    made: dict[str, Any] = {"errors": (404, 409, 422), "body": ref("Wish")}
+    seen = operation("How it stands.", {200: ref("Job")}, **about)
+    forget = operation(
+        "Forget it; its pictures stay.", {204: {}}, errors=(404, 409), parameters=(one,)
+    )
+    items = operation(
+        "Its pictures by number.",
+        {200: _page("Item")},
+        errors=(404,),
+        parameters=(one, *_paging(ITEM_STATES, MAX_ITEMS, {**whole, "minimum": 0})),
+    )
+    archived = {"application/zip": {**text, "format": "binary"}}
+    steering = {
+        f"{_JOB}/{verb}": {
+            "post": operation(says, {200: ref("Job")}, errors=(404, 409), parameters=(one,))
+        }
+        for verb, says in (
+            ("pause", "Draw no more for now."),
+            ("resume", "Go on."),
+            ("cancel", "Draw no more at all."),
+            ("retry", "Draw again what has failed."),
+        )
+    }
+    return {
+        "/v1/jobs": {
+            "post": operation("Draw all of this, whatever happens.", {202: ref("Job")}, **made),
+            "get": operation(
+                "Your jobs, newest first.",
+                {200: _page("Job")},
+                errors=(404,),
+                parameters=_paging(JOB_STATES, MAX_JOBS, text),
+                leads_to={"/data/0/id": targets},
+            ),
+        },
+        "/v1/jobs/preview": {
+            "post": operation("What a job would draw.", {200: _object(count=whole)}, **made)
+        },
+        _JOB: {"get": seen, "delete": forget},
+        f"{_JOB}/items": {"get": items},
+        f"{_JOB}/events": {
+            "get": operation(
+                "What happens to it, as server-sent events; 204 once it is over.",
+                {200: {"text/event-stream": text}, 204: {}},
+                errors=(404,),
+                parameters=(one, parameter("query", "after", {**whole, "minimum": 0})),
+            )
+        },
+        f"{_JOB}/results.zip": {"get": operation("What is done.", {200: archived}, **change)},
+        **steering,
+    }
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _page(of: str) -> dict[str, Any]:
+    many = {"type": "array", "items": ref(of)}
+    return _object(object={"const": "list"}, data=many, has_more={"type": "boolean"})
+
+
+def _paging(states: tuple[str, ...], most: int, after: Schema) -> tuple[dict[str, Any], ...]:
+    words = "|".join(states)
+    return (
+        parameter("query", "state", {"type": "string", "pattern": f"^(({words})(,({words}))*)?$"}),
+        parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": most}),
+        parameter("query", "after", after),
+    )

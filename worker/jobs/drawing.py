@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from worker import log
+from worker.audit import Audit, Entry
 from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
 from worker.errors import DrawingFailed, Refused, Unavailable
@@ -29,6 +30,7 @@ STRIKES_TIMEOUT_S = 5.0
 class Tools:
     """What drawing an item takes, beside the engine."""
 
+    audit: Audit
     encoders: Encoders
     images: ImageStore
     strikes: Strikes
@@ -170,6 +172,12 @@ async def _stored(item: Leased, drawn: Drawn, model: str, tools: Tools) -> Store
     )
     image = _image(item, len(picture.data), model)
     await asyncio.to_thread(tools.images.save, image.name, picture.data)
+    # Who stands behind the owner's key was asked when the job was made.
+    who = {"owner": item.owner, "name": "", "client": ""}
+    noted = Entry(
+        at=time.time(), image=image.id, model=model, spec=drawn.spec, job=item.job_id, **who
+    )
+    tools.audit.drew(noted)
     return image
 
 

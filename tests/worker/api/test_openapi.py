@@ -1,5 +1,6 @@
 """The document is complete, and its schema of a drawing says what the code does."""
 
+import json
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from starlette.routing import Route
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import app
-from worker.api import wire
+from worker.api import job_wire, wire
 from worker.errors import ZimageError
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.settings import Settings
@@ -75,8 +76,6 @@ def _shape(path: str) -> str:
     ],
 )
 def test_schema_takes_what_the_code_takes(body: dict[str, Any]) -> None:
-    import json
-
     schema = wire.schema(SETTINGS, INFO)
     try:
         wire.parse(json.dumps(body).encode(), SETTINGS, INFO)
@@ -88,3 +87,30 @@ def test_schema_takes_what_the_code_takes(body: dict[str, Any]) -> None:
 
 def test_schema_has_every_field() -> None:
     assert set(wire.schema(SETTINGS, INFO)["properties"]) == set(wire.KNOWN)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompts": ["x", "狐狸"], "variants": 2, "name": "n", "template": None},
+        {"template": "a {red|blue} {what}", "variables": {"what": ["fox"]}, "prompts": None},
+        {"template": "a fox", "size": "256x256", "priority": "interactive"},
+        {},
+        {"prompts": None, "template": None},
+        {"prompts": ["x"], "template": "x"},
+        {"prompts": ["x"], "variables": {"a": ["b"]}},
+        {"prompts": []},
+        {"prompts": [" "]},
+        {"template": ""},
+        {"template": "x", "variants": 0},
+        {"template": "x", "stream": True},
+        {"template": "x", "name": "x" * 201},
+    ],
+)
+def test_schema_of_jobs_takes_what_the_code_takes(body: dict[str, Any]) -> None:
+    try:
+        job_wire.parse(json.dumps(body).encode(), SETTINGS, INFO, 0)
+        taken = True
+    except ZimageError:
+        taken = False
+    assert jsonschema_rs.is_valid(job_wire.schema(SETTINGS, INFO), body) == taken

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import sqlite3
 import time
@@ -52,6 +53,20 @@ async def test_every_item_gets_the_picture_of_its_seed(
         f"{prompt}|{seed}|8" for prompt, seed in zip(PROMPTS, seeds, strict=True)
     ]
     assert len(list((home / "images").rglob("img_*.png"))) == 9
+
+
+async def test_every_picture_of_a_job_is_in_the_audit_log(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    async with serving(settings) as (service, _):
+        job = store.create(prompts=PROMPTS)
+        await ready(service)
+        await over(store, job)
+    texts = [path.read_text() for path in (home / "audit").iterdir()]
+    noted = [json.loads(line) for text in texts for line in text.splitlines()]
+    assert sorted(line["prompt"] for line in noted) == sorted(PROMPTS)
+    assert {(line["job"], line["owner"]) for line in noted} == {(job.id, job.owner)}
+    assert {line["image"] for line in noted} == {item.image_id for item in store.items(job.id)}
 
 
 async def test_batches_are_full(home: Path, store: Store) -> None:
