@@ -127,6 +127,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "name": worker.name,
         "run_dir": layout.run_dir,
         "var_dir": layout.var_dir,
+        "pool_dir": layout.pool_dir,
         "reply_dir": layout.replies_dir,
         "database_url": layout.database_url,
         "auth": config.listen.auth,

@@ -72,7 +72,11 @@ class Service:
         )
         self.metrics = Metrics(self._reading)
         self.strikes = Strikes(
-            settings.var_dir, settings.run_dir, settings.name, settings.strike_ttl_s
+            settings.var_dir,
+            settings.run_dir,
+            settings.pool_dir or settings.var_dir / "pool",
+            settings.name,
+            settings.strike_ttl_s,
         )
         self.database = Database(
             settings.database_url or sqlite_url(settings.var_dir / "zimage.db")

@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """Holds ``<name>.sock``, ``<name>.beat``, ``<name>.lock``; shared by all workers of a cell."""
     var_dir: Path = Path("var")
     """Strikes, images and caches."""
+    pool_dir: Path | None = None
+    """Where the guard keeps a link for each worker that takes work. None: ``<var_dir>/pool``."""
     reply_dir: Path | None = None
     """Where large answers are put for nginx to send. None: they go over the socket."""
 

@@ -48,9 +48,11 @@ CLEAN = Record(0, 0, 0.0)
 class Strikes:
     """The strikes of a cell, seen from the worker called ``name``."""
 
-    def __init__(self, var_dir: Path, run_dir: Path, name: str, ttl_s: float) -> None:
+    def __init__(
+        self, var_dir: Path, run_dir: Path, pool_dir: Path, name: str, ttl_s: float
+    ) -> None:
         self._folder = var_dir / "strikes"
-        self._pool = var_dir / "pool"
+        self._pool = pool_dir
         self._run_dir = run_dir
         self._name = name
         self._ttl_s = ttl_s

@@ -20,7 +20,7 @@ TTL_S = 600.0
 @pytest.fixture
 def strikes(home: Path) -> Strikes:
     (home / "run").mkdir()
-    return Strikes(home, home / "run", "w2", TTL_S)
+    return Strikes(home, home / "run", home / "pool", "w2", TTL_S)
 
 
 def write_beat(
@@ -79,7 +79,7 @@ def test_zombie_counts_as_dead(strikes: Strikes, home: Path) -> None:
 def test_same_death_counts_once(strikes: Strikes, home: Path, dead: int) -> None:
     write_beat(home, dead, Phase.STEP, alone=True)
     strikes.arrive("r", "f")
-    Strikes(home, home / "run", "w1", TTL_S).inherit()
+    Strikes(home, home / "run", home / "pool", "w1", TTL_S).inherit()
     assert strikes.record("f").strikes == 1
     assert strikes.record("f").alone == 1
 
@@ -100,13 +100,13 @@ def test_other_requests_and_other_phases_give_none(strikes: Strikes, home: Path,
     assert strikes.arrive("another", "g").strikes == 0
     write_beat(home, dead, Phase.ENDED)
     assert strikes.arrive("r", "f").strikes == 0
-    assert Strikes(home, home / "run", "w1", TTL_S).inherit() == 0
+    assert Strikes(home, home / "run", home / "pool", "w1", TTL_S).inherit() == 0
 
 
 def test_successor_strikes_what_its_predecessor_drew(home: Path, dead: int) -> None:
     (home / "run").mkdir()
     write_beat(home, dead, Phase.DECODE)
-    successor = Strikes(home, home / "run", "w1", TTL_S)
+    successor = Strikes(home, home / "run", home / "pool", "w1", TTL_S)
     assert successor.inherit() == 1
     assert successor.record("f").strikes == 1
 
