@@ -26,12 +26,6 @@ class PictureDecoder:
         pixels: Pixels = self._graphed(latents).cpu().numpy()
         return pixels
 
-    def rough(self, latents: torch.Tensor) -> Pixels:
-        """The same for latents of any odd size: nothing is compiled nor recorded for it."""
-        with torch.compiler.set_stance("force_eager"):
-            pixels: Pixels = self._decoded(latents).cpu().numpy()
-        return pixels
-
     def _graphed(self, latents: torch.Tensor) -> torch.Tensor:
         cells = latents.shape[1] * latents.shape[2]
         if self._graphs is None or cells * _PIXELS_PER_CELL > MOST_PIXELS:

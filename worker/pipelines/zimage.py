@@ -6,14 +6,12 @@ still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`
 """
 
 import gc
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 
 from worker.pipelines import levers
 from worker.pipelines.base import DrawSpec, ModelInfo, OnInnerStep, Pixels, Sample
@@ -21,12 +19,11 @@ from worker.pipelines.captions import CaptionEncoder, bucket
 from worker.pipelines.decoder import PictureDecoder
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.faults import translate
+from worker.pipelines.glance import Glance
 from worker.pipelines.kernels import fixed_kernels
 from worker.pipelines.schedule import Schedule, schedule_of
 from worker.pipelines.sides import check_sides
 
-PREVIEW_CELLS = 32
-"""Longest side of a preview in latent cells, of 8 pixels each."""
 MIN_SIDE = 64
 
 T = TypeVar("T")
@@ -62,6 +59,7 @@ class ZImageStepwise:
         self._transformer = DenseTransformer(pipeline.transformer, graphs)
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)
+        self._glance = Glance(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
         self.info = replace(
             info,
@@ -108,15 +106,11 @@ class ZImageStepwise:
     @translate
     @torch.no_grad()
     def preview(self, sample: Sample) -> Pixels | None:
-        """The picture that the last velocity points to, at most 256 pixels a side for Turbo."""
+        """The picture that the last velocity points to, one pixel for each cell of 8."""
         (ours,) = _ours([sample])
         if ours.velocity is None:
             return None
-        predicted = ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity
-        height, width = predicted.shape[1:]
-        factor = max(2, math.ceil(max(height, width) / PREVIEW_CELLS))
-        cells = (max(1, height // factor), max(1, width // factor))
-        return self._decode.rough(F.adaptive_avg_pool2d(predicted, cells))
+        return self._glance(ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity)
 
     def caption_lookups(self) -> tuple[int, int] | None:
         return self._captions.hits, self._captions.misses

@@ -212,40 +212,21 @@ def test_reproducible_samples_use_fixed_kernels(stepwise: ZImageStepwise) -> Non
     assert seen == [True, False]
 
 
-def test_preview_is_small_and_begins_with_the_first_step(stepwise: ZImageStepwise) -> None:
+def test_preview_begins_with_the_first_step(stepwise: ZImageStepwise) -> None:
     (sample,) = stepwise.start([spec(width=128, height=64)])
     assert stepwise.preview(sample) is None
     stepwise.step([sample], go_on)
     preview = stepwise.preview(sample)
     assert preview is not None
-    assert preview.shape == (32, 64, 3)
-
-
-def test_preview_of_a_drawn_sample_shows_the_picture(stepwise: ZImageStepwise) -> None:
-    """At the last step the predicted picture is the picture."""
-    (sample,) = stepwise.start([spec()])
-    finish(stepwise, [sample])
-    assert isinstance(sample, ZImageSample)
-    pooled = torch.nn.functional.avg_pool2d(sample.latents, 2)
-    preview = stepwise.preview(sample)
-    assert preview is not None
-    assert np.array_equal(preview, stepwise._decode(pooled))
+    assert preview.shape == (8, 16, 3)
 
 
 def test_preview_changes_nothing(stepwise: ZImageStepwise) -> None:
     (sample,) = stepwise.start([spec()])
     while not sample.drawn:
         stepwise.step([sample], go_on)
-        stepwise.preview(sample)
+        assert stepwise.preview(sample) is not None
     assert np.array_equal(stepwise.finish([sample])[0], draw(stepwise, spec())[0])
-
-
-def test_extreme_proportions_have_a_preview(stepwise: ZImageStepwise) -> None:
-    (sample,) = stepwise.start([spec(width=1024, height=64, steps=1)])
-    stepwise.step([sample], go_on)
-    preview = stepwise.preview(sample)
-    assert preview is not None
-    assert preview.shape == (16, 256, 3)
 
 
 @pytest.mark.parametrize(
