@@ -181,7 +181,7 @@ def backup(
 ) -> None:
     """Write database, keys' secret and configuration to one file. The cell may run."""
     done = backups.backup(_cell(config), file.absolute(), images=images)
-    with_pictures = f", {done.pictures} pictures" if images else ""
+    with_pictures = f", pictures: {done.pictures}" if images else ""
     screen.done(f"{done.path}: {done.bytes / 2**20:.1f} MiB{with_pictures}; keep it secret")
 
 
@@ -194,7 +194,7 @@ def restore(
     cell = _cell(config)
     with converge.alone(cell):
         done = backups.restore(cell, file.absolute())
-    screen.done(f"restored {file}: database, {done.pictures} pictures")
+    screen.done(f"restored {file}: database, pictures: {done.pictures}")
     if done.aside:
         screen.say(f"  before   {done.aside}")
     screen.say("  next     zimage up")
