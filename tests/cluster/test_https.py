@@ -109,7 +109,7 @@ def test_page_draws_over_http2(chromium: Browser, cell: RunningCell, complaints:
     page = context.new_page()
     watch(page, cell.url, complaints)
     page.goto(cell.url)
-    page.locator("textarea").fill("一座山")
+    page.locator("#prompt").fill("一座山")
     page.locator("#draw").click()
     expect(page.locator("[data-face=picture]")).to_have_count(1, timeout=30_000)
     entry = "performance.getEntriesByType('navigation')[0].nextHopProtocol"

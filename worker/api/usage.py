@@ -67,7 +67,7 @@ def openapi(_: Service) -> Part:
             "data": {"type": "array", "items": row},
         },
     }
-    day = {"type": "string", "format": "date"}
+    day = {"anyOf": [{"type": "string", "format": "date"}, {"const": ""}]}
     asked = [
         parameter("query", "by", {"enum": list(_BY)}),
         parameter("query", "since", day, "The first day, UTC."),
