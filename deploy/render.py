@@ -142,6 +142,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "compile": config.model.compile,
         "attention": config.model.attention,
         "graphs": config.model.graphs,
+        "fp8": config.model.fp8,
         **config.limits.model_dump(),
         **{f"audit_{key}": value for key, value in config.audit.model_dump().items()},
         "label_mark": config.labels.mark_text if config.labels.mark else "",

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,13 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo_config
 from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as shapes_config
 
+from worker.pipelines.decoder import LastNorm, WideHeadProcessor, attentions, needs_wide_heads
+from worker.pipelines.fp8 import multiplies
 from worker.pipelines.graphs import Graphs
 from worker.pipelines.rotary import RealRotaryProcessor
 from worker.settings import Settings
@@ -40,15 +45,18 @@ _BACKENDS = {
 class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
-    ``compile_decoder`` and ``channels_last`` (of the decoder) are there to be measured; on an H100
-    with torch 2.11 the first had not compiled after 75 s, and the second is slower.
+    Of the decoder: ``compile_decoder`` its blocks of convolutions, ``channels_last`` its layout
+    (which pays only where they are compiled: torch's own group norm is slow on it), ``wide_heads``
+    attention by plain matrix products.
     """
 
     compile_blocks: bool = False
     compile_decoder: bool = False
+    channels_last: bool = False
+    wide_heads: bool = False
     attention: str = "native"
     graphs: bool = False
-    channels_last: bool = False
+    fp8: str = "off"
     why: tuple[tuple[str, str], ...] = ()
 
 
@@ -59,19 +67,32 @@ def choose(settings: Settings, device: torch.device) -> Levers:
     """What the settings ask for; where that is "auto", what was measured to pay on ``device``."""
     cuda = device.type == "cuda"
     compiles, compile_why = _choose_compile(settings.compile, cuda)
+    decoder = compiles and settings.compile != "blocks"
     graphs = cuda and settings.graphs == "auto"
     attention = "native" if settings.attention == "auto" else settings.attention
     why = {
         "compile": compile_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
         "attention": f"{attention}: by the setting" if settings.attention != "auto" else attention,
+        "fp8": "off" if settings.fp8 == "off" else _fp8_why(settings.fp8, device),
     }
     return Levers(
         compile_blocks=compiles,
+        compile_decoder=decoder,
+        channels_last=decoder,
+        wide_heads=cuda,
         attention=attention,
         graphs=graphs,
+        fp8=settings.fp8,
         why=tuple(why.items()),
     )
+
+
+def prepare(levers: Levers) -> None:
+    """Import the compiler, which takes seconds, while the weights are being read."""
+    if levers.compile_blocks:
+        module = "torch._inductor.compile_fx"
+        threading.Thread(target=importlib.import_module, args=[module], daemon=True).start()
 
 
 def apply(levers: Levers, pipeline: Any) -> Graphs | None:
@@ -79,18 +100,26 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
 
     What an earlier call has compiled, or laid out in another way, is put back first.
     """
-    decoder = pipeline.vae.decoder
+    _forget_compiled(pipeline)
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor(_BACKENDS.get(levers.attention)))
-    layout = torch.channels_last if levers.channels_last else torch.contiguous_format
-    decoder.to(memory_format=layout)
-    _forget_compiled(pipeline)
     if levers.compile_blocks:
         for block in _stepping_blocks(pipeline.transformer):
             block.compile(dynamic=True)
-    if levers.compile_decoder:
-        decoder.compile(dynamic=True)
+    _apply_to_decoder(levers, pipeline.vae)
     return Graphs() if levers.graphs else None
+
+
+def _apply_to_decoder(levers: Levers, vae: Any) -> None:
+    wide = levers.wide_heads and needs_wide_heads(vae)
+    for attention in attentions(vae):
+        attention.set_processor(WideHeadProcessor() if wide else AttnProcessor2_0())
+    if levers.channels_last:
+        vae.decoder.to(memory_format=torch.channels_last)
+    if levers.compile_decoder:
+        vae.decoder.conv_norm_out = LastNorm(vae.decoder.conv_norm_out)
+        for block in _decoding_blocks(vae.decoder):
+            block.compile(dynamic=True)
 
 
 def allow_any_shape() -> None:
@@ -115,7 +144,13 @@ def _choose_compile(wish: str, cuda: bool) -> tuple[bool, str]:
         return False, "off: by the setting" if wish == "off" else "off: no GPU"
     if missing := _missing(cuda):
         return False, f"off: no {missing}"
-    return True, "blocks" if wish == "auto" else "blocks: by the setting"
+    parts = "transformer" if wish == "blocks" else "transformer and decoder"
+    return True, parts if wish == "auto" else f"{parts}: by the setting"
+
+
+def _fp8_why(parts: str, device: torch.device) -> str:
+    how = "multiplied in fp8" if multiplies(device) else "widened for each call: no fp8 units"
+    return f"{parts}: by the setting; {how}"
 
 
 def _missing(cuda: bool) -> str | None:
@@ -138,6 +173,17 @@ def _stepping_blocks(transformer: Any) -> Iterator[Any]:
     return itertools.chain(transformer.noise_refiner, transformer.layers)
 
 
+def _decoding_blocks(decoder: Any) -> Iterator[Any]:
+    # Each by itself: few kinds of them, and any size of picture. Compiling the decoder as a whole
+    # takes minutes a size.
+    yield from (each for each in decoder.modules() if isinstance(each, ResnetBlock2D))
+    yield decoder.conv_norm_out
+
+
 def _forget_compiled(pipeline: Any) -> None:
-    for module in [*_stepping_blocks(pipeline.transformer), pipeline.vae.decoder]:
+    decoder = pipeline.vae.decoder
+    for module in [*_stepping_blocks(pipeline.transformer), *_decoding_blocks(decoder)]:
         module._compiled_call_impl = None
+    if isinstance(decoder.conv_norm_out, LastNorm):
+        decoder.conv_norm_out = decoder.conv_norm_out.norm
+    decoder.to(memory_format=torch.contiguous_format)  # see Levers
