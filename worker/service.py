@@ -204,12 +204,14 @@ class Service:
             await self._warmed(spec, spec)
 
     async def _warmed(self, *specs: DrawSpec) -> None:
+        began = time.monotonic()
         ticket = self.engine.submit(DrawRequest("warm-up", specs, time.time()))
         async with asyncio.timeout(self.settings.load_allowance_s):
             drawn = await ticket.result()
         wanted = (specs[0].height, specs[0].width, 3)
         if any(picture.pixels.shape != wanted for picture in drawn):
             raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {wanted}")
+        log.event(f"warmed up with {len(specs)}", seconds=round(time.monotonic() - began, 2))
 
     def end(self, code: int) -> None:
         """Ask the process to end with ``code``; the first one asked for wins."""

@@ -65,6 +65,7 @@ class Bench:
     deadline: float
     references: dict[Any, torch.Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    profiles: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +107,16 @@ class Bench:
         output = call()
         self.wait()
         return time.perf_counter() - began, output
+
+    def profile(self, name: str, call: Callable[[], torch.Tensor]) -> None:
+        """The kernels that take longest, beside ``out``; only with ``--profile``."""
+        if self.profiles is None or self.over():
+            return
+        with torch.no_grad(), torch.profiler.profile() as seen:
+            call()
+            self.wait()
+        table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=14)
+        (self.profiles / f"{name}.txt").write_text(table)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -189,7 +200,9 @@ def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
         for size in sizes:
             generator = torch.Generator("cpu").manual_seed(size)
             latents = torch.randn(16, size // 8, size // 8, generator=generator).to(bench.device)
-            bench.measure("decode", name, f"{size}x1", functools.partial(decoder, latents))
+            call = functools.partial(decoder, latents)
+            bench.measure("decode", name, f"{size}x1", call)
+            bench.profile(f"decode-{name}-{size}", call)
     torch.backends.cudnn.benchmark = False
 
 
@@ -329,6 +342,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="diffusers alone, PNG and WebP")
     parser.add_argument("--bare", action="store_true", help="pictures a second without a server")
     parser.add_argument("--fp8", action="store_true", help="a step with 8-bit weights")
+    parser.add_argument("--profile", type=Path, help="a folder for the decoder's kernels")
     parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after this")
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     return parser.parse_args()
@@ -337,7 +351,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     began = time.monotonic()
-    bench = Bench(loaded(args), args.out, began + args.limit_s, began=began)
+    bench = Bench(loaded(args), args.out, began + args.limit_s, began=began, profiles=args.profile)
     name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu"
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     bench.note({"what": "machine", "lever": "", "name": name, "versions": versions})
