@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from deploy.config import ROOT, load
 from deploy.trace import counters
@@ -58,10 +59,13 @@ class Suite:
         with self.out.open("a") as file:
             file.write(json.dumps(result) + "\n")
 
-    def up(self, name: str, count: int = 1, gib: float | None = None, **model: str) -> Cell:
-        """The running cell; its compile cache is that of the cells before it."""
+    def up(
+        self, name: str, count: int = 1, gib: float | None = None, cards: int = 1, **model: str
+    ) -> Cell:
+        """The running cell, with ``count`` workers on each of ``cards`` cards; its compile cache is
+        that of the cells before it."""
         path = self.home / f"{name}.toml"
-        path.write_text(self._toml(count, gib, model))
+        path.write_text(self._toml(count, gib, cards, model))
         began = time.monotonic()
         command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
@@ -78,11 +82,13 @@ class Suite:
             command = [sys.executable, "-m", "deploy.cli", "down", "-c", str(path)]
             subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
-    def _toml(self, count: int, gib: float | None, model: dict[str, str]) -> str:
+    def _toml(self, count: int, gib: float | None, cards: int, model: dict[str, str]) -> str:
         limit = "" if gib is None or self.device == "cpu" else f"vram_limit_gib = {gib}\n"
         keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
+        devices = [self.device, *map(str, range(1, cards))]
+        workers = (f'[[workers]]\ndevice = "{each}"\ncount = {count}\n{limit}' for each in devices)
         return (
-            f'[[workers]]\ndevice = "{self.device}"\ncount = {count}\n{limit}'
+            f"{''.join(workers)}"
             f'[cell]\nvar_dir = "{self.home / "var"}"\nuser = "{os.environ.get("USER", "root")}"\n'
             f"[listen]\nport = {self.port}\n[ops]\nport = {self.port + 1}\n"
             "[nginx]\nmax_requests_per_s_per_address = 0\n"
@@ -228,6 +234,18 @@ def faults(suite: Suite) -> None:
     suite.note(stage="faults", failed=load.failed, drawn=load.drawn)
 
 
+def scale(suite: Suite) -> None:
+    """One worker on each of 1, 2, … cards: images/s against those of one card."""
+    cards = torch.cuda.device_count()
+    for count in (n for n in (1, 2, 4, 8) if n <= cards):
+        cell = suite.up(f"cards{count}", cards=count)
+
+        async def go(load: Load, count: int = count) -> dict[str, Any]:
+            return await load.saturated(suite.sizes[0], 8 * count, 4.0, suite.seconds)
+
+        suite.note(stage="scale", cards=count, **with_load(cell, go, clients=8 * count))
+
+
 def fp8(suite: Suite) -> None:
     """The transformer in 8 bits."""
     cell = suite.up("fp8", fp8="transformer")
@@ -251,6 +269,7 @@ STAGES: dict[str, Callable[[Suite], None]] = {
     "fp8": fp8,
     "small": small_card,
     "faults": faults,
+    "scale": scale,
 }
 
 
