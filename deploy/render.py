@@ -139,6 +139,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "vram_limit_gib": worker.vram_limit_gib,
         "steps": config.model.steps,
         "guidance_scale": config.model.guidance_scale,
+        "kernels": config.model.kernels,
         "compile": config.model.compile,
         "attention": config.model.attention,
         "graphs": config.model.graphs,

@@ -120,9 +120,14 @@ def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Co
 
 def short(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs:
     """A first idea where there is no table, kept for the next start: one and two rows of the
-    model's own size."""
-    sizes = [pipeline.info.default_size]
-    measured = list(measure(pipeline, memory, sizes, min(2, settings.max_batch), repeats=1))
+    model's own size, and all numbers of rows of its half, where batches may pay."""
+    whole = pipeline.info.default_size
+    half = tuple(
+        side // 2 // pipeline.info.side_multiple * pipeline.info.side_multiple for side in whole
+    )
+    measured = list(measure(pipeline, memory, [whole], min(2, settings.max_batch), repeats=1))
+    if min(half) >= pipeline.info.min_side:
+        measured += measure(pipeline, memory, [(half[0], half[1])], settings.max_batch, repeats=1)
     costs = costs_of(measured, memory, settings.max_batch)
     on = measured_on(settings, pipeline, memory)
     try:

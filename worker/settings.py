@@ -54,9 +54,11 @@ class Settings(BaseSettings):
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on the CPU, bfloat16 on a GPU."""
+    kernels: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, Z-Image is drawn with kernels of our own between the matrix products."""
     compile: Literal["auto", "off", "blocks", "all"] = "auto"
-    """``blocks``: the transformer's blocks are compiled; ``all``: the decoder's too. auto: all on a
-    GPU."""
+    """``blocks``: the transformer's blocks are compiled; ``all``: the decoder's too; both instead
+    of ``kernels``. auto: on a GPU, what ``kernels`` does not do."""
     attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
     """Which attention kernels. native: torch chooses."""
     graphs: Literal["auto", "off"] = "auto"

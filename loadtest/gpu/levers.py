@@ -36,6 +36,8 @@ from worker.pipelines.random_zimage import TURBO, random_zimage
 
 BLOCKS = levers.Levers(compile_blocks=True)
 STEPS = {
+    "kernels": levers.Levers(kernels=True),
+    "kernels+graphs": levers.Levers(kernels=True, graphs=True),
     "own": levers.NONE,
     "compiled": BLOCKS,
     "compiled+graphs": levers.Levers(compile_blocks=True, graphs=True),
@@ -47,13 +49,15 @@ NHWC = replace(BLOCKS_OF_DECODER, channels_last=True)
 DECODES = {
     "eager": levers.NONE,
     "wide": levers.Levers(wide_heads=True),
+    "kernels+wide": levers.Levers(kernels=True, wide_heads=True),
+    "kernels+wide+graphs": levers.Levers(kernels=True, wide_heads=True, graphs=True),
     "blocks+wide": BLOCKS_OF_DECODER,
     "blocks+wide+nhwc": NHWC,
     "blocks+wide+nhwc+graphs": replace(NHWC, graphs=True),
     "blocks+wide+nhwc+graphs+tuned": replace(NHWC, graphs=True),
 }
 TUNED = "+tuned"  # cuDNN tries its kernels at the first call of a shape
-ALL = replace(NHWC, compile_blocks=True, graphs=True)
+ALL = DECODES["kernels+wide+graphs"]
 """What a worker does by default on a GPU."""
 PROMPT = "picture 3 of a harbour at dawn, 21"
 
@@ -144,8 +148,8 @@ def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> Non
         call = functools.partial(diffusers_forward, bench, frames, times, hidden)
         bench.measure("step", "diffusers eager", f"{size}x{rows}", call)
     for name in chosen:
-        graphs = apply(bench, STEPS[name])
-        dense = DenseTransformer(bench.pipeline.transformer, graphs)
+        graphs, kernels = apply(bench, STEPS[name]), STEPS[name].kernels
+        dense = DenseTransformer(bench.pipeline.transformer, graphs, kernels=kernels)
         for (size, rows), (latents, times, hidden) in inputs.items():
             caption = caption_of(bench, hidden)
             captions = torch.stack([caption] * rows)
@@ -248,7 +252,7 @@ def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float = 10.0) -> 
         bench.note({"what": "bare", "lever": "all levers", "shape": f"{size}x{rows}"} | rate)
 
 
-def baseline(bench: Bench, seconds: float = 10.0) -> None:
+def baseline(bench: Bench, seconds: float = 6.0) -> None:
     """What a team writes first: diffusers' own call, eager, one picture at a time, and the file
     that Gradio makes of it, written before the next one begins."""
     apply_nothing(bench)

@@ -46,11 +46,12 @@ class Suite:
     home: Path
     out: Path
     model: Path
-    seconds: float
     sizes: tuple[int, ...]
+    seconds: dict[int, float]  # of a saturated load, by size
     port: int = 7960
     rates: dict[int, float] = field(default_factory=dict)  # images/s by side, as measured
     device: str = "0"
+    keys: dict[str, str] = field(default_factory=dict)  # of [model], for every cell
 
     def note(self, **result: Any) -> None:
         """Print and keep one result."""
@@ -65,7 +66,7 @@ class Suite:
         """The running cell, with ``count`` workers on each of ``cards`` cards; its compile cache is
         that of the cells before it."""
         path = self.home / f"{name}.toml"
-        path.write_text(self._toml(count, gib, cards, model))
+        path.write_text(self._toml(count, gib, cards, self.keys | model))
         began = time.monotonic()
         command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
@@ -126,7 +127,7 @@ def measured(suite: Suite, cell: Cell, size: int, **about: Any) -> dict[str, Any
     async def go(load: Load) -> dict[str, Any]:
         alone = await load.alone(size, 5)
         before = totals(cell)
-        found = await load.saturated(size, 8, 4.0, suite.seconds)
+        found = await load.saturated(size, 8, 4.0, suite.seconds[size])
         return {
             "alone_s": alone["median_s"],
             "images_per_s": found["images_per_s"],
@@ -140,7 +141,7 @@ def measured(suite: Suite, cell: Cell, size: int, **about: Any) -> dict[str, Any
     return result
 
 
-def restart(suite: Suite, times: int = 2) -> None:
+def restart(suite: Suite, times: int = 1) -> None:
     """SIGKILL to ready, with nothing else to do and all caches warm."""
     cell = suite.up("served")
     for _ in range(times):
@@ -241,7 +242,8 @@ def scale(suite: Suite) -> None:
         cell = suite.up(f"cards{count}", cards=count)
 
         async def go(load: Load, count: int = count) -> dict[str, Any]:
-            return await load.saturated(suite.sizes[0], 8 * count, 4.0, suite.seconds)
+            seconds = suite.seconds[suite.sizes[0]]
+            return await load.saturated(suite.sizes[0], 8 * count, 4.0, seconds)
 
         suite.note(stage="scale", cards=count, **with_load(cell, go, clients=8 * count))
 
@@ -408,14 +410,18 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a folder; made in --home where there is none")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     parser.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each saturated load")
+    parser.add_argument("--seconds", default="60", help="of a saturated load; one, or by size")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of [model]")
     parser.add_argument("--sizes", default="1024,512,256", help="at least two, the largest first")
     parser.add_argument("--device", default="0", help="the GPU's number; cpu to try the script")
     args = parser.parse_args()
     args.home.mkdir(exist_ok=True)
     model = args.model or args.home / "model"
     sizes = tuple(map(int, args.sizes.split(",")))
-    suite = Suite(args.home, args.out, model, args.seconds, sizes, device=args.device)
+    seconds = itertools.cycle(map(float, args.seconds.split(",")))
+    keys = dict(pair.split("=", 1) for pair in args.set)
+    spans = dict(zip(sizes, seconds, strict=False))
+    suite = Suite(args.home, args.out, model, sizes, spans, device=args.device, keys=keys)
     failed = 0
     try:
         for name in args.stages.split(","):

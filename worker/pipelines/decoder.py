@@ -60,10 +60,10 @@ class LastNorm(torch.nn.Module):
 
     def __init__(self, norm: torch.nn.GroupNorm) -> None:
         super().__init__()
-        self.norm = norm
+        self.replaced = norm
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        normed: torch.Tensor = self.norm(image)
+        normed: torch.Tensor = self.replaced(image)
         return normed
 
 

@@ -45,11 +45,14 @@ _BACKENDS = {
 class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
+    ``kernels``: those of ``fused``, for the decoder and for blocks that are not compiled.
+
     Of the decoder: ``compile_decoder`` its blocks of convolutions, ``channels_last`` its layout
     (which pays only where they are compiled: torch's own group norm is slow on it), ``wide_heads``
     attention by plain matrix products.
     """
 
+    kernels: bool = False
     compile_blocks: bool = False
     compile_decoder: bool = False
     channels_last: bool = False
@@ -66,17 +69,23 @@ NONE = Levers()
 def choose(settings: Settings, device: torch.device) -> Levers:
     """What the settings ask for; where that is "auto", what was measured to pay on ``device``."""
     cuda = device.type == "cuda"
-    compiles, compile_why = _choose_compile(settings.compile, cuda)
-    decoder = compiles and settings.compile != "blocks"
+    kernels, kernels_why = _choose_kernels(settings, cuda)
+    # Ours know nothing of 8-bit weights: then the blocks are compiled.
+    compiles, compile_why = _choose_compile(
+        settings.compile, cuda, instead=kernels and settings.fp8 == "off"
+    )
     graphs = cuda and settings.graphs == "auto"
     attention = "native" if settings.attention == "auto" else settings.attention
+    decoder = compiles and not kernels and settings.compile != "blocks"
     why = {
+        "kernels": kernels_why,
         "compile": compile_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
         "attention": f"{attention}: by the setting" if settings.attention != "auto" else attention,
         "fp8": "off" if settings.fp8 == "off" else _fp8_why(settings.fp8, device),
     }
     return Levers(
+        kernels=kernels,
         compile_blocks=compiles,
         compile_decoder=decoder,
         channels_last=decoder,
@@ -114,6 +123,11 @@ def _apply_to_decoder(levers: Levers, vae: Any) -> None:
     wide = levers.wide_heads and needs_wide_heads(vae)
     for attention in attentions(vae):
         attention.set_processor(WideHeadProcessor() if wide else AttnProcessor2_0())
+    if levers.kernels:
+        from worker.pipelines import fused  # Triton is on machines with a GPU only
+
+        fused.install(vae.decoder)
+        return
     if levers.channels_last:
         vae.decoder.to(memory_format=torch.channels_last)
     if levers.compile_decoder:
@@ -139,13 +153,26 @@ def stop_compiling(pipeline: Any, error: Exception) -> None:
     _forget_compiled(pipeline)
 
 
-def _choose_compile(wish: str, cuda: bool) -> tuple[bool, str]:
+def _choose_kernels(settings: Settings, cuda: bool) -> tuple[bool, str]:
+    if not cuda:
+        return False, "off: no GPU"
+    if settings.kernels == "off" or settings.compile in ("blocks", "all"):
+        return False, "off: by the setting"
+    if settings.attention not in ("auto", "native"):
+        return False, "off: they use torch's own attention"
+    missing = _missing(cuda)
+    return missing is None, "on" if missing is None else f"off: no {missing}"
+
+
+def _choose_compile(wish: str, cuda: bool, *, instead: bool) -> tuple[bool, str]:
     if wish == "off" or (wish == "auto" and not cuda):
         return False, "off: by the setting" if wish == "off" else "off: no GPU"
+    if instead:
+        return False, "off: the kernels do it"
     if missing := _missing(cuda):
         return False, f"off: no {missing}"
     parts = "transformer" if wish == "blocks" else "transformer and decoder"
-    return True, parts if wish == "auto" else f"{parts}: by the setting"
+    return True, "on" if wish == "auto" else f"{parts}: by the setting"
 
 
 def _fp8_why(parts: str, device: torch.device) -> str:
@@ -184,6 +211,7 @@ def _forget_compiled(pipeline: Any) -> None:
     decoder = pipeline.vae.decoder
     for module in [*_stepping_blocks(pipeline.transformer), *_decoding_blocks(decoder)]:
         module._compiled_call_impl = None
-    if isinstance(decoder.conv_norm_out, LastNorm):
-        decoder.conv_norm_out = decoder.conv_norm_out.norm
+    for module in decoder.modules():
+        for name, child in list(module.named_children()):
+            setattr(module, name, getattr(child, "replaced", child))
     decoder.to(memory_format=torch.contiguous_format)  # see Levers

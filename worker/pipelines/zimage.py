@@ -59,7 +59,9 @@ class ZImageStepwise:
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        self._transformer = DenseTransformer(pipeline.transformer, graphs)
+        self._transformer = DenseTransformer(
+            pipeline.transformer, graphs, kernels=plan.kernels and not plan.compile_blocks
+        )
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)
         multiple = pipeline.vae_scale_factor * 2
@@ -69,7 +71,7 @@ class ZImageStepwise:
             min_side=MIN_SIDE,
             stepwise=True,
             levers=plan.why,
-            compiles=plan.compile_blocks,
+            compiles=plan.compile_blocks or plan.kernels,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 

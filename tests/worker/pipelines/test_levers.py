@@ -31,10 +31,30 @@ def test_a_cpu_pulls_no_lever() -> None:
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
-def test_a_gpu_compiles_and_records() -> None:
+def test_a_gpu_uses_our_kernels_and_records() -> None:
     plan = levers.choose(settings(), CUDA)
-    assert plan.compile_blocks
+    assert plan.kernels
     assert plan.graphs
+    assert not plan.compile_blocks
+    assert dict(plan.why)["compile"] == "off: the kernels do it"
+
+
+@pytest.mark.usefixtures("_gcc_and_triton")
+@pytest.mark.parametrize("change", [{"kernels": "off"}, {"compile": "all"}])
+def test_without_our_kernels_a_gpu_compiles(change: dict[str, str]) -> None:
+    plan = levers.choose(settings(**change), CUDA)
+    assert not plan.kernels
+    assert plan.compile_blocks
+    assert plan.compile_decoder
+
+
+@pytest.mark.usefixtures("_gcc_and_triton")
+def test_blocks_of_8_bits_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "multiplies", lambda device: True)
+    plan = levers.choose(settings(fp8="transformer"), CUDA)
+    assert plan.compile_blocks
+    assert plan.kernels  # of the decoder
+    assert not plan.compile_decoder
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
