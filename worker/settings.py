@@ -55,10 +55,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on the CPU, bfloat16 on a GPU."""
     kernels: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, Z-Image is drawn with kernels of our own between the matrix products."""
-    compile: Literal["auto", "off", "blocks", "all"] = "auto"
-    """``blocks``: the transformer's blocks are compiled; ``all``: the decoder's too; both instead
-    of ``kernels``. auto: on a GPU, what ``kernels`` does not do."""
+    """auto: on a GPU, kernels of ours in Z-Image's decoder and in blocks that are not compiled."""
+    compile: Literal["auto", "off", "blocks"] = "auto"
+    """``blocks``: the transformer's blocks are compiled. auto: on a GPU."""
     attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
     """Which attention kernels. native: torch chooses."""
     graphs: Literal["auto", "off"] = "auto"

@@ -44,20 +44,13 @@ STEPS = {
     "compiled+cudnn": levers.Levers(compile_blocks=True, attention="cudnn"),
     "compiled+cudnn+graphs": levers.Levers(compile_blocks=True, attention="cudnn", graphs=True),
 }
-BLOCKS_OF_DECODER = levers.Levers(compile_decoder=True, wide_heads=True)
-NHWC = replace(BLOCKS_OF_DECODER, channels_last=True)
 DECODES = {
     "eager": levers.NONE,
-    "wide": levers.Levers(wide_heads=True),
-    "kernels+wide": levers.Levers(kernels=True, wide_heads=True),
-    "kernels+wide+graphs": levers.Levers(kernels=True, wide_heads=True, graphs=True),
-    "blocks+wide": BLOCKS_OF_DECODER,
-    "blocks+wide+nhwc": NHWC,
-    "blocks+wide+nhwc+graphs": replace(NHWC, graphs=True),
-    "blocks+wide+nhwc+graphs+tuned": replace(NHWC, graphs=True),
+    "graphs": levers.Levers(graphs=True),
+    "kernels": levers.Levers(kernels=True),
+    "kernels+graphs": levers.Levers(kernels=True, graphs=True),
 }
-TUNED = "+tuned"  # cuDNN tries its kernels at the first call of a shape
-ALL = DECODES["kernels+wide+graphs"]
+ALL = levers.Levers(kernels=True, compile_blocks=True, graphs=True)
 """What a worker does by default on a GPU."""
 PROMPT = "picture 3 of a harbour at dawn, 21"
 
@@ -199,7 +192,6 @@ def texts(bench: Bench) -> None:
 
 def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
     for name in chosen:
-        torch.backends.cudnn.benchmark = name.endswith(TUNED)
         decoder = PictureDecoder(bench.pipeline, apply(bench, DECODES[name]))
         for size in sizes:
             generator = torch.Generator("cpu").manual_seed(size)
@@ -207,7 +199,6 @@ def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
             call = functools.partial(decoder, latents)
             bench.measure("decode", name, f"{size}x1", call)
             bench.profile(f"decode-{name}-{size}", call)
-    torch.backends.cudnn.benchmark = False
 
 
 def pictures(bench: Bench, sizes: list[int], steps: int) -> None:

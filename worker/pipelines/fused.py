@@ -1,8 +1,9 @@
 """Kernels of ours, in Triton, for what stands between Z-Image's matrix products and convolutions.
 
-A compiler can fuse it as well, but takes minutes at a first start and ten seconds at every other.
-These take any size, sum in fp32, and run in one order: the same bytes each time. On a GPU only (or
-in Triton's interpreter, as the tests do).
+A compiler can fuse it as well, but takes a minute at a first start and ten seconds at every other.
+These take any size, sum in fp32, and run in one order: the same bytes each time. On a GPU only, or
+in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_not_specialize``: what changes with the size
+of a picture must not make Triton compile again.
 """
 
 from typing import Any
@@ -14,7 +15,6 @@ import triton.language as tl
 
 _TILE = 4096  # values of one tile of a picture
 _MOST_PARTS = 512  # partial sums of one picture
-_ANY = ["tokens", "cells", "part", "parts", "count"]  # what changes with the size of a picture
 
 
 def block(
@@ -87,7 +87,7 @@ def _launch_norm(
     )
 
 
-@triton.jit(do_not_specialize=_ANY[:1])
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_kernel(
     inputs,
     base,
@@ -146,7 +146,7 @@ def _turned(
     return turned
 
 
-@triton.jit(do_not_specialize=_ANY[:1])
+@triton.jit(do_not_specialize=["tokens"])
 def _turn_kernel(
     query,
     key,
@@ -167,35 +167,37 @@ def _turn_kernel(
     if tl.program_id(1) == 1:
         inputs, weight, output = key, key_weight, key_output
     head = tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, 2 * HALF)[None, :]
+    inside = (head < heads) & (at < 2 * half)
+    place = (token.to(tl.int64) * heads + head) * (2 * half) + at
+    values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, 1, keep_dims=True) / (2 * half) + eps)
+    values *= scale * tl.load(weight + at, at < 2 * half, 0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(values, (HEADS, HALF, 2)))
     pair = tl.arange(0, HALF)[None, :]
-    there = pair < half
-    inside = (head < heads) & there
-    place = token.to(tl.int64) * heads * half * 2 + head * half * 2 + pair * 2
-    even = tl.load(inputs + place, inside, 0.0).to(tl.float32)
-    odd = tl.load(inputs + place + 1, inside, 0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(even * even + odd * odd, 1, keep_dims=True) / (2 * half) + eps)
-    even *= scale * tl.load(weight + pair * 2, there, 0.0).to(tl.float32)
-    odd *= scale * tl.load(weight + pair * 2 + 1, there, 0.0).to(tl.float32)
     angle = table + ((token % tokens) * half + pair) * 2
-    cosine, sine = tl.load(angle, there, 0.0), tl.load(angle + 1, there, 0.0)
-    tl.store(output + place, even * cosine - odd * sine, inside)
-    tl.store(output + place + 1, even * sine + odd * cosine, inside)
+    cosine, sine = tl.load(angle, pair < half, 0.0), tl.load(angle + 1, pair < half, 0.0)
+    turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
+    tl.store(output + place, tl.reshape(turned, (HEADS, 2 * HALF)), inside)
 
 
 def _gated(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """silu(gate) × value."""
-    output, count = torch.empty_like(gate), gate.numel()
-    _gate_kernel[(triton.cdiv(count, _TILE),)](gate, value, output, count, TILE=_TILE, num_warps=8)
+    output, width = torch.empty_like(gate), gate.shape[-1]
+    grid = gate.numel() // width, triton.cdiv(width, _TILE)
+    _gate_kernel[grid](gate, value, output, width, TILE=_TILE, num_warps=8)
     return output
 
 
-@triton.jit(do_not_specialize=_ANY[4:])
-def _gate_kernel(gate, value, output, count, TILE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    inside = at < count
-    left = tl.load(gate + at, inside, 0.0).to(tl.float32)
-    right = tl.load(value + at, inside, 0.0).to(tl.float32)
-    tl.store(output + at, left * tl.sigmoid(left) * right, inside)
+@triton.jit
+def _gate_kernel(gate, value, output, width: tl.constexpr, TILE: tl.constexpr):
+    # A width that is known at compile time lets whole vectors be loaded under the mask.
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = at < width
+    place = tl.program_id(0).to(tl.int64) * width + at
+    left = tl.load(gate + place, inside, 0.0).to(tl.float32)
+    right = tl.load(value + place, inside, 0.0).to(tl.float32)
+    tl.store(output + place, left * tl.sigmoid(left) * right, inside)
 
 
 class Residual(torch.nn.Module):
@@ -211,7 +213,8 @@ class Residual(torch.nn.Module):
         hidden = block.conv2(norm_silu(hidden, block.norm2))
         if block.conv_shortcut is not None:
             image = block.conv_shortcut(image)
-        return hidden.add_(image)
+        output: torch.Tensor = hidden.add_(image)
+        return output
 
 
 def replaces(resnet: Any) -> bool:
@@ -285,7 +288,7 @@ def norm_silu(image: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
     return output
 
 
-@triton.jit(do_not_specialize=_ANY[1:3])
+@triton.jit(do_not_specialize=["cells", "part"])
 def _sum_kernel(
     image, sums, cells, part, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -340,7 +343,7 @@ def _line_kernel(
     tl.store(lines + channels + channel, summand, inside)
 
 
-@triton.jit(do_not_specialize=_ANY[1:2])
+@triton.jit(do_not_specialize=["cells"])
 def _silu_kernel(
     image, lines, output, cells, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
 ):

@@ -17,12 +17,9 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo_config
 from diffusers.models.attention_dispatch import AttentionBackendName
-from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.resnet import ResnetBlock2D
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as shapes_config
 
-from worker.pipelines.decoder import LastNorm, WideHeadProcessor, attentions, needs_wide_heads
 from worker.pipelines.fp8 import multiplies
 from worker.pipelines.graphs import Graphs
 from worker.pipelines.rotary import RealRotaryProcessor
@@ -46,17 +43,10 @@ class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
     ``kernels``: those of ``fused``, for the decoder and for blocks that are not compiled.
-
-    Of the decoder: ``compile_decoder`` its blocks of convolutions, ``channels_last`` its layout
-    (which pays only where they are compiled: torch's own group norm is slow on it), ``wide_heads``
-    attention by plain matrix products.
     """
 
     kernels: bool = False
     compile_blocks: bool = False
-    compile_decoder: bool = False
-    channels_last: bool = False
-    wide_heads: bool = False
     attention: str = "native"
     graphs: bool = False
     fp8: str = "off"
@@ -69,14 +59,10 @@ NONE = Levers()
 def choose(settings: Settings, device: torch.device) -> Levers:
     """What the settings ask for; where that is "auto", what was measured to pay on ``device``."""
     cuda = device.type == "cuda"
-    kernels, kernels_why = _choose_kernels(settings, cuda)
-    # Ours know nothing of 8-bit weights: then the blocks are compiled.
-    compiles, compile_why = _choose_compile(
-        settings.compile, cuda, instead=kernels and settings.fp8 == "off"
-    )
+    kernels, kernels_why = _choose_kernels(settings.kernels, cuda)
+    compiles, compile_why = _choose_compile(settings.compile, cuda)
     graphs = cuda and settings.graphs == "auto"
     attention = "native" if settings.attention == "auto" else settings.attention
-    decoder = compiles and not kernels and settings.compile != "blocks"
     why = {
         "kernels": kernels_why,
         "compile": compile_why,
@@ -87,9 +73,6 @@ def choose(settings: Settings, device: torch.device) -> Levers:
     return Levers(
         kernels=kernels,
         compile_blocks=compiles,
-        compile_decoder=decoder,
-        channels_last=decoder,
-        wide_heads=cuda,
         attention=attention,
         graphs=graphs,
         fp8=settings.fp8,
@@ -110,30 +93,17 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
     What an earlier call has compiled, or laid out in another way, is put back first.
     """
     _forget_compiled(pipeline)
+    _restore(pipeline.vae.decoder)
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor(_BACKENDS.get(levers.attention)))
     if levers.compile_blocks:
         for block in _stepping_blocks(pipeline.transformer):
             block.compile(dynamic=True)
-    _apply_to_decoder(levers, pipeline.vae)
-    return Graphs() if levers.graphs else None
-
-
-def _apply_to_decoder(levers: Levers, vae: Any) -> None:
-    wide = levers.wide_heads and needs_wide_heads(vae)
-    for attention in attentions(vae):
-        attention.set_processor(WideHeadProcessor() if wide else AttnProcessor2_0())
     if levers.kernels:
         from worker.pipelines import fused  # Triton is on machines with a GPU only
 
-        fused.install(vae.decoder)
-        return
-    if levers.channels_last:
-        vae.decoder.to(memory_format=torch.channels_last)
-    if levers.compile_decoder:
-        vae.decoder.conv_norm_out = LastNorm(vae.decoder.conv_norm_out)
-        for block in _decoding_blocks(vae.decoder):
-            block.compile(dynamic=True)
+        fused.install(pipeline.vae.decoder)
+    return Graphs() if levers.graphs else None
 
 
 def allow_any_shape() -> None:
@@ -153,26 +123,19 @@ def stop_compiling(pipeline: Any, error: Exception) -> None:
     _forget_compiled(pipeline)
 
 
-def _choose_kernels(settings: Settings, cuda: bool) -> tuple[bool, str]:
-    if not cuda:
-        return False, "off: no GPU"
-    if settings.kernels == "off" or settings.compile in ("blocks", "all"):
-        return False, "off: by the setting"
-    if settings.attention not in ("auto", "native"):
-        return False, "off: they use torch's own attention"
+def _choose_kernels(wish: str, cuda: bool) -> tuple[bool, str]:
+    if wish == "off" or not cuda:
+        return False, "off: by the setting" if wish == "off" else "off: no GPU"
     missing = _missing(cuda)
     return missing is None, "on" if missing is None else f"off: no {missing}"
 
 
-def _choose_compile(wish: str, cuda: bool, *, instead: bool) -> tuple[bool, str]:
+def _choose_compile(wish: str, cuda: bool) -> tuple[bool, str]:
     if wish == "off" or (wish == "auto" and not cuda):
         return False, "off: by the setting" if wish == "off" else "off: no GPU"
-    if instead:
-        return False, "off: the kernels do it"
     if missing := _missing(cuda):
         return False, f"off: no {missing}"
-    parts = "transformer" if wish == "blocks" else "transformer and decoder"
-    return True, "on" if wish == "auto" else f"{parts}: by the setting"
+    return True, "blocks" if wish == "auto" else "blocks: by the setting"
 
 
 def _fp8_why(parts: str, device: torch.device) -> str:
@@ -200,18 +163,14 @@ def _stepping_blocks(transformer: Any) -> Iterator[Any]:
     return itertools.chain(transformer.noise_refiner, transformer.layers)
 
 
-def _decoding_blocks(decoder: Any) -> Iterator[Any]:
-    # Each by itself: few kinds of them, and any size of picture. Compiling the decoder as a whole
-    # takes minutes a size.
-    yield from (each for each in decoder.modules() if isinstance(each, ResnetBlock2D))
-    yield decoder.conv_norm_out
-
-
 def _forget_compiled(pipeline: Any) -> None:
-    decoder = pipeline.vae.decoder
-    for module in [*_stepping_blocks(pipeline.transformer), *_decoding_blocks(decoder)]:
-        module._compiled_call_impl = None
+    for block in _stepping_blocks(pipeline.transformer):
+        block._compiled_call_impl = None
+
+
+def _restore(decoder: Any) -> None:
+    """As it was loaded."""
     for module in decoder.modules():
         for name, child in list(module.named_children()):
             setattr(module, name, getattr(child, "replaced", child))
-    decoder.to(memory_format=torch.contiguous_format)  # see Levers
+    decoder.to(memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ from worker.pipelines.rotary import RealRotaryProcessor
 from worker.settings import Settings
 
 CUDA = torch.device("cuda")
-COMPILED = levers.Levers(compile_blocks=True, compile_decoder=True)
+COMPILED = levers.Levers(compile_blocks=True)
 
 
 def settings(**changes: Any) -> Settings:
@@ -31,37 +31,15 @@ def test_a_cpu_pulls_no_lever() -> None:
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
-def test_a_gpu_uses_our_kernels_and_records() -> None:
+def test_a_gpu_pulls_all_but_fp8() -> None:
     plan = levers.choose(settings(), CUDA)
-    assert plan.kernels
-    assert plan.graphs
-    assert not plan.compile_blocks
-    assert dict(plan.why)["compile"] == "off: the kernels do it"
-
-
-@pytest.mark.usefixtures("_gcc_and_triton")
-@pytest.mark.parametrize("change", [{"kernels": "off"}, {"compile": "all"}])
-def test_without_our_kernels_a_gpu_compiles(change: dict[str, str]) -> None:
-    plan = levers.choose(settings(**change), CUDA)
-    assert not plan.kernels
-    assert plan.compile_blocks
-    assert plan.compile_decoder
-
-
-@pytest.mark.usefixtures("_gcc_and_triton")
-def test_blocks_of_8_bits_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levers, "multiplies", lambda device: True)
-    plan = levers.choose(settings(fp8="transformer"), CUDA)
-    assert plan.compile_blocks
-    assert plan.kernels  # of the decoder
-    assert not plan.compile_decoder
+    assert (plan.kernels, plan.compile_blocks, plan.graphs, plan.fp8) == (True, True, True, "off")
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
 def test_settings_turn_levers_off() -> None:
-    plan = levers.choose(settings(compile="off", graphs="off"), CUDA)
-    assert not plan.compile_blocks
-    assert not plan.graphs
+    plan = levers.choose(settings(compile="off", graphs="off", kernels="off"), CUDA)
+    assert (plan.compile_blocks, plan.graphs, plan.kernels) == (False, False, False)
     assert dict(plan.why)["graphs"] == "off: by the setting"
 
 
