@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    return random_zimage(SMALL, DEVICE, torch.float32)
+    one_layer = SMALL.transformer | {"n_layers": 1}  # the interpreter is slow
+    return random_zimage(replace(SMALL, transformer=one_layer), DEVICE, torch.float32)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 2])
 @torch.no_grad()
 def test_the_transformer_computes_the_same(pipeline: Any, rows: int) -> None:
     levers.apply(levers.NONE, pipeline)
@@ -34,7 +36,7 @@ def test_the_transformer_computes_the_same(pipeline: Any, rows: int) -> None:
     hidden, count = torch.randn(32, 32, device=DEVICE), torch.tensor(20, device=DEVICE)
     caption = plain.caption(hidden, count)
     assert torch.allclose(fast.caption(hidden, count), caption, atol=1e-5)
-    latents = torch.randn(rows, 16, 10, 22, device=DEVICE)
+    latents = torch.randn(rows, 16, 6, 10, device=DEVICE)
     times = torch.linspace(0.1, 0.9, rows, device=DEVICE)
     captions = torch.stack([caption] * rows)
     wanted = plain(latents, times, captions)
