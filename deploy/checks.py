@@ -21,11 +21,13 @@ from deploy.cell import Cell, CellError
 from deploy.certificate import WARN_BEFORE, CertificateError
 from deploy.config import ROOT
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
+from deploy.livez import livez
 from deploy.plan import model_source
 from worker.storage import keys as stored_keys
 
 MIN_NGINX = (1, 22, 0)
-_Z_IMAGE_GIB = 21.5  # 19.3 resident in bf16 and 2.2 of activations
+_Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
+"""By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
 _SMALL_GIB = 0.8  # Python, torch and the shipped model
 _HOST_GIB_OF_GPU_WORKER = 4.0
 
@@ -48,7 +50,7 @@ def before_up(cell: Cell) -> list[Finding]:
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    return [*before_up(cell), *disk(cell), *health(cell)]
+    return [*before_up(cell), *disk(cell), *health(cell), *levers(cell)]
 
 
 def nginx(cell: Cell) -> Iterator[Finding]:
@@ -225,6 +227,14 @@ def health(cell: Cell) -> Iterator[Finding]:
             yield Finding("warn", where, alarm["text"], f"see zimage logs {where}")
 
 
+def levers(cell: Cell) -> Iterator[Finding]:
+    """What makes each worker's model fast, and why it is on or off."""
+    for name in cell.plan.names:
+        found = livez(cell.layout.socket(name)).get("levers")
+        if found:
+            yield Finding("ok", name, "; ".join(f"{lever} {why}" for lever, why in found.items()))
+
+
 def _pool_health(open_: int, of: int) -> Iterator[Finding]:
     text = f"{open_} of {of} workers take requests"
     if open_ == of:
@@ -307,18 +317,26 @@ def _host_gib(cell: Cell, device: str) -> float:
         return _HOST_GIB_OF_GPU_WORKER
     if not _is_z_image(source):
         return _SMALL_GIB
-    return _Z_IMAGE_GIB * (1 if "16" in cell.config.model.dtype else 2)
+    return _Z_IMAGE_GIB["off"] * (1 if "16" in cell.config.model.dtype else 2)
 
 
 def _vram(cell: Cell, device: str, limit_gib: float | None, name: str) -> Iterator[Finding]:
     gpu = next(g for g in cell.machine.gpus if g.uuid == device)
     has_gib = limit_gib or gpu.memory_gib
     text = f"{name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
-    if has_gib and _is_z_image(model_source(cell.config)) and has_gib < _Z_IMAGE_GIB:
-        remedy = f"Z-Image-Turbo needs {_Z_IMAGE_GIB:g} GiB: raise vram_limit_gib or lower count"
-        yield Finding("fail", "gpu", text, remedy)
+    needs_gib = _Z_IMAGE_GIB[cell.config.model.fp8]
+    if has_gib and _is_z_image(model_source(cell.config)) and has_gib < needs_gib:
+        yield Finding("fail", "gpu", text, _more_room(cell.config.model.fp8, has_gib))
     else:
         yield Finding("ok", "gpu", text)
+
+
+def _more_room(fp8: str, has_gib: float) -> str:
+    smaller = next((part for part, gib in _Z_IMAGE_GIB.items() if gib <= has_gib), None)
+    room = f"Z-Image-Turbo needs {_Z_IMAGE_GIB[fp8]:g} GiB: raise vram_limit_gib, lower count"
+    if smaller is None:
+        return f"{room} or choose a smaller model"
+    return f'{room} or set model.fp8 = "{smaller}", with which it needs {_Z_IMAGE_GIB[smaller]:g}'
 
 
 def _torch_build() -> Finding:

@@ -162,9 +162,11 @@ class Model(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    kernels: Literal["auto", "off"] = "auto"
     compile: Literal["auto", "off", "blocks"] = "auto"
     attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
     graphs: Literal["auto", "off"] = "auto"
+    fp8: Literal["off", "transformer", "all"] = "off"
 
 
 class WorkerGroup(_Section):

@@ -4,15 +4,14 @@ Each worker counts the seconds in which its thread had something to draw and, of
 inside the pipeline. What is between them is ours: choosing, telling, waiting for the interpreter.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from rich.table import Table
 
 from deploy.cell import Cell, CellError
+from deploy.livez import livez
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,7 @@ def trace(cell: Cell, seconds: float) -> list[Trace]:
 
 def counters(socket: Path) -> dict[str, float] | None:
     """The totals of the worker at ``socket``; None where it does not answer or still loads."""
-    if not socket.exists():
-        return None
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=2.0) as client:
-            engine = client.get("http://worker/livez").json()["engine"]
-    except (httpx.HTTPError, json.JSONDecodeError, KeyError):
-        return None
+    engine = livez(socket).get("engine")
     return engine and {name: float(value) for name, value in engine["totals"].items()}
 
 

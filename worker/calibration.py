@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker import log
 from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Size
 from worker.pipelines.base import DrawSpec, OutOfMemory, Pipeline
@@ -49,6 +50,7 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "model": settings.model,
         "dtype": pipeline.info.dtype,
         "stepwise": pipeline.info.stepwise,
+        "levers": dict(pipeline.info.levers),
         "device": memory.device_name or platform.processor() or platform.machine(),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
@@ -116,11 +118,23 @@ def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Co
     return costs
 
 
-def short(pipeline: Pipeline, memory: Memory, max_batch: int) -> Costs:
-    """A first idea where there is no table: one and two rows of the model's own size."""
-    sizes = [pipeline.info.default_size]
-    measured = list(measure(pipeline, memory, sizes, min(2, max_batch), repeats=1))
-    return costs_of(measured, memory, max_batch)
+def short(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs:
+    """A first idea where there is no table, kept for the next start: one and two rows of the
+    model's own size, and all numbers of rows of its half, where batches may pay."""
+    whole = pipeline.info.default_size
+    half = tuple(
+        side // 2 // pipeline.info.side_multiple * pipeline.info.side_multiple for side in whole
+    )
+    measured = list(measure(pipeline, memory, [whole], min(2, settings.max_batch), repeats=1))
+    if min(half) >= pipeline.info.min_side:
+        measured += measure(pipeline, memory, [(half[0], half[1])], settings.max_batch, repeats=1)
+    costs = costs_of(measured, memory, settings.max_batch)
+    on = measured_on(settings, pipeline, memory)
+    try:
+        save(path_of(settings, on), on, measured, costs)
+    except OSError as error:  # a full disk: then the next start measures again
+        log.failure("costs cannot be kept", error)
+    return costs
 
 
 def default_sizes(pipeline: Pipeline, max_pixels: int) -> list[Size]:

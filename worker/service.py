@@ -5,7 +5,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -177,7 +176,9 @@ class Service:
         held.enter_context(card.card(self.settings))
         pipeline = self._load(self.settings)
         self._info = pipeline.info
+        began = time.monotonic()
         costs = self._costs(pipeline)
+        log.event("costs known", seconds=round(time.monotonic() - began, 2))
         self._engine = Engine(pipeline, beat, _limits(self.settings), costs, self._on_fatal)
 
     def _costs(self, pipeline: Pipeline) -> Costs:
@@ -190,27 +191,31 @@ class Service:
             return table
         if device == "cpu":  # slow, and shared: the warm-up picture and what is drawn measure
             return Costs(self.settings.max_batch)
-        return calibration.short(pipeline, memory, self.settings.max_batch)
+        return calibration.short(self.settings, pipeline, memory)
 
     async def _warm_up(self) -> None:
-        """Draw before anybody waits. Where it compiles, two at once as well: torch makes code of
-        its own for one row, and one more for any number of them."""
+        """Draw before anybody waits. Where it compiles, a few steps are enough, and two pictures at
+        once as well: torch makes code of its own for one row, and one more for any number."""
         engine, info = self.engine, self.info
         engine.start()
         width, height = info.default_size
         steps = self.settings.steps or info.default_steps
+        if info.compiles:
+            steps = min(steps, _WARM_STEPS)
         spec = DrawSpec("warm-up", width, height, steps, 0, info.default_guidance_scale)
         await self._warmed(spec)
         if info.compiles and self.settings.max_batch > 1:
-            await self._warmed(*[replace(spec, steps=min(steps, _WARM_STEPS))] * 2)
+            await self._warmed(spec, spec)
 
     async def _warmed(self, *specs: DrawSpec) -> None:
+        began = time.monotonic()
         ticket = self.engine.submit(DrawRequest("warm-up", specs, time.time()))
         async with asyncio.timeout(self.settings.load_allowance_s):
             drawn = await ticket.result()
         wanted = (specs[0].height, specs[0].width, 3)
         if any(picture.pixels.shape != wanted for picture in drawn):
             raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {wanted}")
+        log.event(f"warmed up with {len(specs)}", seconds=round(time.monotonic() - began, 2))
 
     def end(self, code: int) -> None:
         """Ask the process to end with ``code``; the first one asked for wins."""

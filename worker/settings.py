@@ -56,12 +56,16 @@ class Settings(BaseSettings):
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on the CPU, bfloat16 on a GPU."""
+    kernels: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, kernels of ours in Z-Image's decoder and in blocks that are not compiled."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """``blocks``: the transformer's blocks are compiled. auto: on a GPU."""
     attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
     """Which attention kernels. native: torch chooses."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU, small pictures are drawn through CUDA graphs."""
+    fp8: Literal["off", "transformer", "all"] = "off"
+    """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
     threads: int = Field(1, ge=1)
     """CPU threads of torch and of the image encoders, each."""
     vram_limit_gib: float | None = Field(None, gt=0)

@@ -8,6 +8,8 @@ compared with what diffusers' own eager forward gives for the same input: ``off 
 
 import argparse
 import functools
+import io
+import itertools
 import json
 import statistics
 import sys
@@ -19,6 +21,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 
 from worker.pipelines import levers
 from worker.pipelines.base import DrawSpec
@@ -26,12 +29,15 @@ from worker.pipelines.captions import CaptionEncoder
 from worker.pipelines.decoder import PictureDecoder
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.folder import Defaults
+from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.graphs import Graphs
 from worker.pipelines.loading import adapted, claim_device, dtype_for
 from worker.pipelines.random_zimage import TURBO, random_zimage
 
 BLOCKS = levers.Levers(compile_blocks=True)
 STEPS = {
+    "kernels": levers.Levers(kernels=True),
+    "kernels+graphs": levers.Levers(kernels=True, graphs=True),
     "own": levers.NONE,
     "compiled": BLOCKS,
     "compiled+graphs": levers.Levers(compile_blocks=True, graphs=True),
@@ -41,11 +47,11 @@ STEPS = {
 DECODES = {
     "eager": levers.NONE,
     "graphs": levers.Levers(graphs=True),
-    "nhwc": levers.Levers(channels_last=True),
-    "nhwc+graphs": levers.Levers(channels_last=True, graphs=True),
-    "compiled+nhwc": levers.Levers(compile_decoder=True, channels_last=True),
-    "compiled+nhwc+graphs": levers.Levers(compile_decoder=True, channels_last=True, graphs=True),
+    "kernels": levers.Levers(kernels=True),
+    "kernels+graphs": levers.Levers(kernels=True, graphs=True),
 }
+ALL = levers.Levers(kernels=True, compile_blocks=True, graphs=True)
+"""What a worker does by default on a GPU."""
 PROMPT = "picture 3 of a harbour at dawn, 21"
 
 
@@ -56,6 +62,7 @@ class Bench:
     deadline: float
     references: dict[Any, torch.Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    profiles: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +105,16 @@ class Bench:
         self.wait()
         return time.perf_counter() - began, output
 
+    def profile(self, name: str, call: Callable[[], torch.Tensor]) -> None:
+        """The kernels that take longest, beside ``out``; only with ``--profile``."""
+        if self.profiles is None or self.over():
+            return
+        with torch.no_grad(), torch.profiler.profile() as seen:
+            call()
+            self.wait()
+        table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=14)
+        (self.profiles / f"{name}.txt").write_text(table)
+
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -124,8 +141,8 @@ def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> Non
         call = functools.partial(diffusers_forward, bench, frames, times, hidden)
         bench.measure("step", "diffusers eager", f"{size}x{rows}", call)
     for name in chosen:
-        graphs = apply(bench, STEPS[name])
-        dense = DenseTransformer(bench.pipeline.transformer, graphs)
+        graphs, kernels = apply(bench, STEPS[name]), STEPS[name].kernels
+        dense = DenseTransformer(bench.pipeline.transformer, graphs, kernels=kernels)
         for (size, rows), (latents, times, hidden) in inputs.items():
             caption = caption_of(bench, hidden)
             captions = torch.stack([caption] * rows)
@@ -179,16 +196,14 @@ def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
         for size in sizes:
             generator = torch.Generator("cpu").manual_seed(size)
             latents = torch.randn(16, size // 8, size // 8, generator=generator).to(bench.device)
-            call = functools.partial(decoder._graphed, latents)
+            call = functools.partial(decoder, latents)
             bench.measure("decode", name, f"{size}x1", call)
+            bench.profile(f"decode-{name}-{size}", call)
 
 
 def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
     """Whole pictures of four prompts: how far from eager, and again from the same seed."""
-    plans = {
-        "eager": levers.NONE,
-        "all levers": levers.Levers(compile_blocks=True, graphs=True),
-    }
+    plans = {"eager": levers.NONE, "all levers": ALL}
     drawn: dict[tuple[str, int], torch.Tensor] = {}
     for name, plan in plans.items():
         defaults = Defaults("z", steps=steps, guidance_scale=0.0, size=(256, 256))
@@ -207,6 +222,81 @@ def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
                 result |= {"mean_off": round(off.mean().item(), 2), "of": 255}
             result["spread"] = round(drawn[name, size].std().item(), 1)
             bench.note(result | {"first_s": round(seconds, 2)})
+
+
+def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float = 10.0) -> None:
+    """Pictures a second in a loop without queue, server and files; every prompt is new."""
+    defaults = Defaults("z", steps=8, guidance_scale=0.0, size=(1024, 1024))
+    pipeline = adapted(bench.pipeline, defaults, 1 << 20, here(bench, ALL))
+    numbers = itertools.count()
+    for size, rows in shapes:
+        if bench.over():
+            return
+
+        def batch(size: int = size, rows: int = rows) -> None:
+            specs = [DrawSpec(f"{PROMPT} {next(numbers)}", size, size, 8, 0) for _ in range(rows)]
+            draw(pipeline, specs)
+
+        batch()
+        drawn, seconds_taken = _repeated(batch, seconds)
+        rate = {"images_per_s": round(drawn * rows / seconds_taken, 3)}
+        bench.note({"what": "bare", "lever": "all levers", "shape": f"{size}x{rows}"} | rate)
+
+
+def baseline(bench: Bench, seconds: float = 6.0) -> None:
+    """What a team writes first: diffusers' own call, eager, one picture at a time, and the file
+    that Gradio makes of it, written before the next one begins."""
+    apply_nothing(bench)
+    bench.pipeline.set_progress_bar_config(disable=True)
+    numbers = itertools.count()
+    for file in ("png", "webp"):
+        if bench.over():
+            return
+
+        def one(file: str = file) -> None:
+            picture = bench.pipeline(
+                f"{PROMPT} {next(numbers)}",
+                height=1024,
+                width=1024,
+                num_inference_steps=8,
+                guidance_scale=0.0,
+            ).images[0]
+            picture.save(io.BytesIO(), format=file)
+
+        one()
+        drawn, taken = _repeated(one, seconds)
+        rate = {"images_per_s": round(drawn / taken, 3), "alone_s": round(taken / drawn, 3)}
+        bench.note({"what": "base", "lever": f"diffusers, {file}", "shape": "1024x1"} | rate)
+
+
+def apply_nothing(bench: Bench) -> None:
+    """The model as diffusers loads it."""
+    levers.apply(levers.NONE, bench.pipeline)
+    transformer = bench.pipeline.transformer
+    for block in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
+        block.attention.set_processor(ZSingleStreamAttnProcessor())
+
+
+def _repeated(call: Callable[[], None], seconds: float) -> tuple[int, float]:
+    """How often ``call`` ran and how long that took, for at least ``seconds``."""
+    began, count = time.perf_counter(), 0
+    while (taken := time.perf_counter() - began) < seconds:
+        call()
+        count += 1
+    return count, taken
+
+
+def fp8(bench: Bench, shapes: list[tuple[int, int]]) -> None:
+    """A step with 8-bit weights, which then stay: the last thing to be measured."""
+    inputs = {shape: step_inputs(bench, *shape) for shape in shapes}
+    captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
+    shrink_pipeline(bench.pipeline, bench.device, "all")
+    graphs = apply(bench, STEPS["compiled+graphs"])
+    dense = DenseTransformer(bench.pipeline.transformer, graphs)
+    for (size, rows), (latents, times, _) in inputs.items():
+        stacked = torch.stack([captions[size, rows]] * rows)
+        call = functools.partial(dense, latents, times, stacked)
+        bench.measure("step", "fp8+compiled+graphs", f"{size}x{rows}", call)
 
 
 def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
@@ -230,7 +320,9 @@ def loaded(args: argparse.Namespace) -> Any:
     dtype = dtype_for("auto", device)
     if args.model == "random:z-image-turbo":
         return random_zimage(TURBO, device, dtype)
-    return diffusers.ZImagePipeline.from_pretrained(args.model, dtype=dtype).to(device)
+    return diffusers.ZImagePipeline.from_pretrained(
+        args.model, dtype=dtype, device_map="cuda" if device.type == "cuda" else None
+    )
 
 
 def arguments() -> argparse.Namespace:
@@ -240,8 +332,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", default="1024,512,256")
     parser.add_argument("--rows", default="1,4")
     parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--decodes", default="eager,graphs,nhwc", help=f"of {', '.join(DECODES)}")
+    parser.add_argument("--decodes", default=",".join(DECODES), help=f"of {', '.join(DECODES)}")
     parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--baseline", action="store_true", help="diffusers alone, PNG and WebP")
+    parser.add_argument("--bare", action="store_true", help="pictures a second without a server")
+    parser.add_argument("--fp8", action="store_true", help="a step with 8-bit weights")
+    parser.add_argument("--profile", type=Path, help="a folder for the decoder's kernels")
     parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after this")
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     return parser.parse_args()
@@ -250,12 +346,14 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     began = time.monotonic()
-    bench = Bench(loaded(args), args.out, began + args.limit_s, began=began)
+    bench = Bench(loaded(args), args.out, began + args.limit_s, began=began, profiles=args.profile)
     name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu"
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     bench.note({"what": "machine", "lever": "", "name": name, "versions": versions})
     sizes = [int(size) for size in args.sizes.split(",")]
     shapes = [(size, int(rows)) for size in sizes for rows in args.rows.split(",")]
+    if args.baseline:
+        baseline(bench)
     if args.steps:
         steps(bench, shapes, args.steps.split(","))
     if args.decodes:
@@ -263,6 +361,10 @@ def main() -> int:
         decodes(bench, sizes, args.decodes.split(","))
     if args.pictures:
         pictures(bench, sizes[1:] or sizes, steps=8)
+    if args.bare:
+        bare(bench, shapes)
+    if args.fp8:
+        fp8(bench, shapes)
     if bench.device.type == "cuda":
         peak_gib = round(torch.cuda.max_memory_reserved() / 2**30, 1)
         bench.note({"what": "memory", "lever": "", "peak_gib": peak_gib})

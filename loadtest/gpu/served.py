@@ -25,16 +25,19 @@ MOST_FAILURES = 20
 class Load:
     client: httpx.AsyncClient
     format: str
-    numbers: Iterator[int] = field(default_factory=itertools.count)
+    numbers: Iterator[int] = field(
+        default_factory=lambda: itertools.count(int(time.time()) % 10**6)
+    )
     failed: int = 0
 
-    async def draw(self, size: int) -> tuple[float, httpx.Response]:
-        """Seconds at the client."""
+    async def draw(self, size: int, more: str = "", **fields: Any) -> tuple[float, httpx.Response]:
+        """Seconds at the client. ``more`` lengthens the prompt; ``fields`` of the request."""
         number = next(self.numbers)
         body = {
-            "prompt": f"picture {number} of a harbour at dawn, {number * 7 % 1000}",
+            "prompt": f"picture {number} of a harbour at dawn, {number * 7 % 1000} {more}".strip(),
             "size": f"{size}x{size}",
             "output_format": self.format,
+            **fields,
         }
         began = time.perf_counter()
         response = await self.client.post("/v1/images/generations", json=body)

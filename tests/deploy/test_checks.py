@@ -65,3 +65,32 @@ def test_big_model_on_a_small_machine_is_refused(tmp_path: Path) -> None:
 def test_cell_that_is_down_is_a_warning_with_the_command(tmp_path: Path) -> None:
     [finding] = checks.health(cell(tmp_path))
     assert (finding.level, finding.remedy) == ("warn", "zimage up")
+
+
+@pytest.mark.parametrize(
+    ("gib", "fp8", "remedy"),
+    [
+        (24.0, "off", None),
+        (15.7, "all", None),
+        (15.7, "off", 'set model.fp8 = "all", with which it needs 13'),
+        (12.0, "all", "choose a smaller model"),
+    ],
+)
+def test_a_card_that_is_too_small_is_told_what_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: float, fp8: str, remedy: str | None
+) -> None:
+    card = machine.Gpu("0", "GPU-a", "A card", gib, gib, "580")
+    here = machine.Machine(8, 64.0, 60.0, (card,))
+    monkeypatch.setattr(machine, "read", lambda: here)
+    model = {"source": "random:z-image-turbo", "fp8": fp8}
+    finding = next(checks.gpus(cell(tmp_path, model=model)))
+    assert finding.level == ("ok" if remedy is None else "fail")
+    assert (remedy or "") in finding.remedy
+
+
+def test_doctor_tells_each_workers_levers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"levers": {"compile": "off: no GPU", "fp8": "off"}}
+    monkeypatch.setattr(checks, "livez", lambda path: given if path.name == "w1.sock" else {})
+    workers = [{"device": "cpu", "count": 2}]
+    [finding] = checks.levers(cell(tmp_path, workers=workers))
+    assert (finding.subject, finding.text) == ("w1", "compile off: no GPU; fp8 off")

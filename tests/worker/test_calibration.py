@@ -54,6 +54,22 @@ def test_a_table_of_another_device_is_not_used(home: Path) -> None:
     assert calibration.load(settings, pipeline, replace(CPU, device_name="H100")) is None
 
 
+def test_a_table_of_other_levers_is_not_used(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    on = calibration.measured_on(settings, pipeline, CPU)
+    calibration.save(calibration.path_of(settings, on), on, [], calibration.costs_of([], CPU, 4))
+    pipeline.info = replace(pipeline.info, levers=(("fp8", "transformer"),))
+    assert calibration.load(settings, pipeline, CPU) is None
+
+
+def test_a_short_table_is_kept_for_the_next_start(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    costs = calibration.short(settings, pipeline, CPU)
+    again = calibration.load(settings, pipeline, CPU)
+    assert again
+    assert again.dump() == costs.dump()
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"costs": 1}', '{"costs": {"caps": {"x": 1}}}'])
 def test_a_broken_table_is_as_good_as_none(home: Path, text: str) -> None:
     settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")

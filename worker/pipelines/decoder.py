@@ -1,5 +1,6 @@
 """From latents to pixels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,18 +20,22 @@ class PictureDecoder:
         self._processor = pipeline.image_processor
         self._graphs = graphs
 
-    def __call__(self, latents: torch.Tensor) -> Pixels:
-        """``latents``: channels × height / 8 × width / 8, fp32."""
-        if not latents.isfinite().all():  # would be a black picture
-            raise FloatingPointError(f"latents are not finite in {self._vae.dtype}; use bfloat16")
-        pixels: Pixels = self._graphed(latents).cpu().numpy()
-        return pixels
-
-    def _graphed(self, latents: torch.Tensor) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """``latents``: channels × height / 8 × width / 8, fp32. The picture, height × width × 3, is
+        on the device, and may not be finished yet: ``taken`` waits for it."""
         cells = latents.shape[1] * latents.shape[2]
         if self._graphs is None or cells * _PIXELS_PER_CELL > MOST_PIXELS:
             return self._decoded(latents)
         return self._graphs(("decode", tuple(latents.shape)), self._decoded, latents)
+
+    def taken(
+        self, pictures: Sequence[torch.Tensor], latents: Sequence[torch.Tensor]
+    ) -> list[Pixels]:
+        """What ``__call__`` made of ``latents``, on the CPU; FloatingPointError for bad latents."""
+        finite = torch.stack([each.isfinite().all() for each in latents])
+        if not finite.all():  # would be a black picture
+            raise FloatingPointError(f"latents are not finite in {self._vae.dtype}; use bfloat16")
+        return [picture.cpu().numpy() for picture in pictures]
 
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """height × width × 3, 8 bits a value."""

@@ -22,10 +22,14 @@ _KEPT_TABLES = 32  # 2 MB each at 1024²
 
 
 class DenseTransformer:
-    """``graphs``: None where there are none to use."""
+    """``graphs``: None where there are none to use. ``kernels``: ours, of ``fused``, instead of the
+    layers' own operations."""
 
-    def __init__(self, transformer: Any, graphs: Graphs | None = None) -> None:
+    def __init__(
+        self, transformer: Any, graphs: Graphs | None = None, *, kernels: bool = False
+    ) -> None:
         self._model = transformer
+        self._layer = _fused_layer if kernels else _own_layer
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
         self._text_tables: dict[int, torch.Tensor] = {}  # a graph may read each: none ever goes
@@ -40,7 +44,7 @@ class DenseTransformer:
         embedded = torch.where(padding[:, None], self._model.cap_pad_token, embedded)[None]
         table = self._text_table(len(hidden))
         for layer in self._model.context_refiner:
-            embedded = layer(embedded, None, table)
+            embedded = self._layer(layer, embedded, table, None)
         refined: torch.Tensor = embedded[0]
         return refined
 
@@ -78,10 +82,10 @@ class DenseTransformer:
         if padding := -patches.shape[1] % TOKENS_PER_BUCKET:
             tokens = torch.cat([tokens, model.x_pad_token.expand(len(latents), padding, -1)], 1)
         for layer in model.noise_refiner:
-            tokens = layer(tokens, None, table[: tokens.shape[1]], time)
+            tokens = self._layer(layer, tokens, table[: tokens.shape[1]], time)
         tokens = torch.cat([tokens, captions], 1)
         for layer in model.layers:
-            tokens = layer(tokens, None, table, time)
+            tokens = self._layer(layer, tokens, table, time)
         output = model.all_final_layer[_PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
         return _unpatched(output, latents.shape).float()
 
@@ -103,6 +107,21 @@ class DenseTransformer:
     def _angles(self, positions: torch.Tensor) -> torch.Tensor:
         frequencies = self._model.rope_embedder(positions.to(self._model.device))
         return real_table(frequencies).contiguous()
+
+
+def _own_layer(
+    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+) -> torch.Tensor:
+    output: torch.Tensor = layer(tokens, None, table, time)
+    return output
+
+
+def _fused_layer(
+    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+) -> torch.Tensor:
+    from worker.pipelines import fused  # Triton is on machines with a GPU only
+
+    return fused.block(layer, tokens, table, time)
 
 
 def padded(tokens: int) -> int:

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as shapes_config
 
+from worker.pipelines.fp8 import multiplies
 from worker.pipelines.graphs import Graphs
 from worker.pipelines.rotary import RealRotaryProcessor
 from worker.settings import Settings
@@ -40,15 +42,14 @@ _BACKENDS = {
 class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
-    ``compile_decoder`` and ``channels_last`` (of the decoder) are there to be measured; on an H100
-    with torch 2.11 the first had not compiled after 75 s, and the second is slower.
+    ``kernels``: those of ``fused``, for the decoder and for blocks that are not compiled.
     """
 
+    kernels: bool = False
     compile_blocks: bool = False
-    compile_decoder: bool = False
     attention: str = "native"
     graphs: bool = False
-    channels_last: bool = False
+    fp8: str = "off"
     why: tuple[tuple[str, str], ...] = ()
 
 
@@ -58,20 +59,32 @@ NONE = Levers()
 def choose(settings: Settings, device: torch.device) -> Levers:
     """What the settings ask for; where that is "auto", what was measured to pay on ``device``."""
     cuda = device.type == "cuda"
+    kernels, kernels_why = _choose_kernels(settings.kernels, cuda)
     compiles, compile_why = _choose_compile(settings.compile, cuda)
     graphs = cuda and settings.graphs == "auto"
     attention = "native" if settings.attention == "auto" else settings.attention
     why = {
+        "kernels": kernels_why,
         "compile": compile_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
         "attention": f"{attention}: by the setting" if settings.attention != "auto" else attention,
+        "fp8": "off" if settings.fp8 == "off" else _fp8_why(settings.fp8, device),
     }
     return Levers(
+        kernels=kernels,
         compile_blocks=compiles,
         attention=attention,
         graphs=graphs,
+        fp8=settings.fp8,
         why=tuple(why.items()),
     )
+
+
+def prepare(levers: Levers) -> None:
+    """Import the compiler, which takes seconds, while the weights are being read."""
+    if levers.compile_blocks:
+        module = "torch._inductor.compile_fx"
+        threading.Thread(target=importlib.import_module, args=[module], daemon=True).start()
 
 
 def apply(levers: Levers, pipeline: Any) -> Graphs | None:
@@ -79,17 +92,17 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
 
     What an earlier call has compiled, or laid out in another way, is put back first.
     """
-    decoder = pipeline.vae.decoder
+    _forget_compiled(pipeline)
+    _restore(pipeline.vae.decoder)
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor(_BACKENDS.get(levers.attention)))
-    layout = torch.channels_last if levers.channels_last else torch.contiguous_format
-    decoder.to(memory_format=layout)
-    _forget_compiled(pipeline)
     if levers.compile_blocks:
         for block in _stepping_blocks(pipeline.transformer):
             block.compile(dynamic=True)
-    if levers.compile_decoder:
-        decoder.compile(dynamic=True)
+    if levers.kernels:
+        from worker.pipelines import fused  # Triton is on machines with a GPU only
+
+        fused.install(pipeline.vae.decoder)
     return Graphs() if levers.graphs else None
 
 
@@ -110,12 +123,24 @@ def stop_compiling(pipeline: Any, error: Exception) -> None:
     _forget_compiled(pipeline)
 
 
+def _choose_kernels(wish: str, cuda: bool) -> tuple[bool, str]:
+    if wish == "off" or not cuda:
+        return False, "off: by the setting" if wish == "off" else "off: no GPU"
+    missing = _missing(cuda)
+    return missing is None, "on" if missing is None else f"off: no {missing}"
+
+
 def _choose_compile(wish: str, cuda: bool) -> tuple[bool, str]:
     if wish == "off" or (wish == "auto" and not cuda):
         return False, "off: by the setting" if wish == "off" else "off: no GPU"
     if missing := _missing(cuda):
         return False, f"off: no {missing}"
     return True, "blocks" if wish == "auto" else "blocks: by the setting"
+
+
+def _fp8_why(parts: str, device: torch.device) -> str:
+    how = "multiplied in fp8" if multiplies(device) else "widened for each call: no fp8 units"
+    return f"{parts}: by the setting; {how}"
 
 
 def _missing(cuda: bool) -> str | None:
@@ -139,5 +164,13 @@ def _stepping_blocks(transformer: Any) -> Iterator[Any]:
 
 
 def _forget_compiled(pipeline: Any) -> None:
-    for module in [*_stepping_blocks(pipeline.transformer), pipeline.vae.decoder]:
-        module._compiled_call_impl = None
+    for block in _stepping_blocks(pipeline.transformer):
+        block._compiled_call_impl = None
+
+
+def _restore(decoder: Any) -> None:
+    """As it was loaded."""
+    for module in decoder.modules():
+        for name, child in list(module.named_children()):
+            setattr(module, name, getattr(child, "replaced", child))
+    decoder.to(memory_format=torch.contiguous_format)

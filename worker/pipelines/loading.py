@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from diffusers import (
 from worker import log
 from worker.pipelines import levers
 from worker.pipelines.base import ModelInfo, Pipeline
-from worker.pipelines.folder import Defaults, ModelLoadError
+from worker.pipelines.folder import Defaults, ModelLoadError, class_of
+from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.random_zimage import TURBO, random_zimage
 from worker.pipelines.sides import fitted
 from worker.pipelines.whole import WholeCall, side_multiple
@@ -33,12 +35,17 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
     torch.set_num_threads(settings.threads)
     device = claim_device(settings.device, settings.vram_limit_gib)
     dtype = dtype_for(settings.dtype, device)
+    plan = levers.choose(settings, device)
+    levers.prepare(plan)
+    began = time.monotonic()
     try:
         pipeline = (
             random_zimage(TURBO, device, dtype)
             if folder is None
-            else _from_folder(folder, device, dtype)
+            else _from_folder(folder, device, dtype, plan.fp8)
         )
+        if plan.fp8 != "off" and steps_singly(pipeline):
+            shrink_pipeline(pipeline, device, plan.fp8)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"{settings.model} does not fit into the memory of {settings.device}",
@@ -49,9 +56,10 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
             f"{settings.model} cannot be loaded ({type(error).__name__}: {_first_line(error)})",
             "check that all files of the model are there, and copy or download it again",
         ) from error
-    plan = levers.choose(settings, device)
+    seconds = round(time.monotonic() - began, 2)
     adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan)
-    log.event("model loaded", model=settings.model, **dict(adapted_pipeline.info.levers))
+    why = dict(adapted_pipeline.info.levers)
+    log.event("model loaded", model=settings.model, seconds=seconds, **why)
     return adapted_pipeline
 
 
@@ -148,10 +156,11 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    # On a GPU the weights go there straight from the file; "cuda" is the current device.
+def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype, fp8: str) -> Any:
+    # On a GPU the weights go there straight from the file, unless they become smaller first;
+    # "cuda" is the current device.
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
-    if device.type == "cuda":
+    if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
     try:
         return AutoPipelineForText2Image.from_pretrained(str(folder), **options)

@@ -14,10 +14,12 @@ needs them.
 
 import inspect
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from worker import log
 from worker.pipelines.base import Pipeline
 from worker.pipelines.folder import (
     Defaults,
@@ -55,8 +57,10 @@ def load(settings: Settings) -> Pipeline:
         _check_synthetic(settings.model)
         return SyntheticPipeline(settings.model)
     folder = _local_folder(settings.model)
+    began = time.monotonic()
     from worker.pipelines import loading  # seconds of imports: only now
 
+    log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
     if settings.model != RANDOM and folder is None:
         folder = loading.download(settings.model)
     defaults = _defaults(settings.model, folder)

@@ -56,7 +56,9 @@ class ZImageStepwise:
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        self._transformer = DenseTransformer(pipeline.transformer, graphs)
+        self._transformer = DenseTransformer(
+            pipeline.transformer, graphs, kernels=plan.kernels and not plan.compile_blocks
+        )
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)
         self._glance = Glance(pipeline.vae)
@@ -67,7 +69,7 @@ class ZImageStepwise:
             min_side=MIN_SIDE,
             stepwise=True,
             levers=plan.why,
-            compiles=plan.compile_blocks,
+            compiles=plan.compile_blocks or plan.kernels,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -97,11 +99,12 @@ class ZImageStepwise:
     def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
         """Decodes one at a time: the decoder's peak of memory does not grow with the batch, and
         its output does not depend on it."""
+        ours = _ours(samples)
         pictures = []
-        for sample in _ours(samples):
+        for sample in ours:
             with fixed_kernels(sample.spec.reproducible):
                 pictures.append(self._compiled(partial(self._decode, sample.latents)))
-        return pictures
+        return self._decode.taken(pictures, [sample.latents for sample in ours])
 
     @translate
     @torch.no_grad()
@@ -151,10 +154,10 @@ class ZImageStepwise:
     def _advanced(
         self, samples: Sequence[ZImageSample]
     ) -> list[tuple[ZImageSample, torch.Tensor, torch.Tensor]]:
-        deltas = [sample.schedule.delta(sample.step_index) for sample in samples]
+        # On the device before the forward, for which a later copy would wait.
+        deltas = self._column([sample.schedule.delta(sample.step_index) for sample in samples])
         velocities = self._velocities(samples)
-        latents = torch.stack([sample.latents for sample in samples])
-        latents = latents + self._column(deltas) * velocities
+        latents = torch.stack([sample.latents for sample in samples]) + deltas * velocities
         return list(zip(samples, latents.unbind(), velocities.unbind(), strict=True))
 
     def _velocities(self, samples: Sequence[ZImageSample]) -> torch.Tensor:

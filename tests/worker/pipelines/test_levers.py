@@ -12,7 +12,7 @@ from worker.pipelines.rotary import RealRotaryProcessor
 from worker.settings import Settings
 
 CUDA = torch.device("cuda")
-COMPILED = levers.Levers(compile_blocks=True, compile_decoder=True)
+COMPILED = levers.Levers(compile_blocks=True)
 
 
 def settings(**changes: Any) -> Settings:
@@ -31,17 +31,15 @@ def test_a_cpu_pulls_no_lever() -> None:
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
-def test_a_gpu_compiles_and_records() -> None:
+def test_a_gpu_pulls_all_but_fp8() -> None:
     plan = levers.choose(settings(), CUDA)
-    assert plan.compile_blocks
-    assert plan.graphs
+    assert (plan.kernels, plan.compile_blocks, plan.graphs, plan.fp8) == (True, True, True, "off")
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
 def test_settings_turn_levers_off() -> None:
-    plan = levers.choose(settings(compile="off", graphs="off"), CUDA)
-    assert not plan.compile_blocks
-    assert not plan.graphs
+    plan = levers.choose(settings(compile="off", graphs="off", kernels="off"), CUDA)
+    assert (plan.compile_blocks, plan.graphs, plan.kernels) == (False, False, False)
     assert dict(plan.why)["graphs"] == "off: by the setting"
 
 

@@ -1,0 +1,440 @@
+"""One command from a machine with GPUs to a file of results; needs no network.
+
+Stages, of which ``--stages`` names some: the model is made once, with random weights, and saved as
+a folder; every cell loads it from there. Results are JSON lines in ``--out``, one a measurement.
+A stage that fails says so there, and the next one begins.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from deploy.config import ROOT, load
+from deploy.trace import counters
+from loadtest.faults import Cell
+from loadtest.faults.workers import kill, stop
+from loadtest.gpu.served import Load
+
+FAULTY = Path(__file__).parent / "faulty"
+BACK_S = 150.0
+"""A worker that is not ready again by then has failed the stage."""
+MIXED_LENGTHS = (3, 30, 90)  # words of a prompt
+
+
+@dataclass
+class Suite:
+    """``home`` holds model, state and configurations; its path must be short."""
+
+    home: Path
+    out: Path
+    model: Path
+    sizes: tuple[int, ...]
+    seconds: dict[int, float]  # of a saturated load, by size
+    port: int = 7960
+    rates: dict[int, float] = field(default_factory=dict)  # images/s by side, as measured
+    device: str = "0"
+    keys: dict[str, str] = field(default_factory=dict)  # of [model], for every cell
+
+    def note(self, **result: Any) -> None:
+        """Print and keep one result."""
+        result = {"at": time.strftime("%H:%M:%S"), **result}
+        print(json.dumps(result), flush=True)
+        with self.out.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def up(
+        self, name: str, count: int = 1, gib: float | None = None, cards: int = 1, **model: str
+    ) -> Cell:
+        """The running cell, with ``count`` workers on each of ``cards`` cards; its compile cache is
+        that of the cells before it."""
+        path = self.home / f"{name}.toml"
+        path.write_text(self._toml(count, gib, cards, self.keys | model))
+        began = time.monotonic()
+        command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+        self.note(stage="up", cell=name, seconds=seconds_since(began), code=done.returncode)
+        if done.returncode:
+            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+        cell = Cell.of(load(path), path)
+        self.note(stage="up", cell=name, boot=boot(cell), levers=levers(cell))
+        return cell
+
+    def down(self) -> None:
+        """End whatever cell runs."""
+        for path in self.home.glob("*.toml"):
+            command = [sys.executable, "-m", "deploy.cli", "down", "-c", str(path)]
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+
+    def _toml(self, count: int, gib: float | None, cards: int, model: dict[str, str]) -> str:
+        limit = "" if gib is None or self.device == "cpu" else f"vram_limit_gib = {gib}\n"
+        keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
+        devices = [self.device, *map(str, range(1, cards))]
+        workers = (f'[[workers]]\ndevice = "{each}"\ncount = {count}\n{limit}' for each in devices)
+        return (
+            f"{''.join(workers)}"
+            f'[cell]\nvar_dir = "{self.home / "var"}"\nuser = "{os.environ.get("USER", "root")}"\n'
+            f"[listen]\nport = {self.port}\n[ops]\nport = {self.port + 1}\n"
+            "[nginx]\nmax_requests_per_s_per_address = 0\n"
+            f'[model]\nsource = "{self.model}"\n{keys}'
+            f'[environment]\nPYTHONPATH = "{FAULTY}"\nGPU_FAULTS = "{self.home}"\n'
+        )
+
+
+def make_model(suite: Suite) -> None:
+    """Z-Image-Turbo's sizes with random weights, as a folder; nothing where it is there."""
+    if (suite.model / "model_index.json").exists():
+        return
+    began = time.monotonic()
+    program = (
+        "import sys, torch\n"
+        "from worker.pipelines.random_zimage import TURBO, random_zimage\n"
+        "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
+        "random_zimage(TURBO, device, torch.bfloat16).save_pretrained(sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(suite.model)], cwd=ROOT, check=True)
+    suite.note(stage="model", seconds=seconds_since(began))
+
+
+def serve(suite: Suite) -> None:
+    """Alone and saturated at each size; and what the drawing threads waited for."""
+    cell = suite.up("served")
+    for size in suite.sizes:
+        result = measured(suite, cell, size)
+        suite.rates[size] = result["images_per_s"]
+
+
+def measured(suite: Suite, cell: Cell, size: int, **about: Any) -> dict[str, Any]:
+    """One client and then eight of them, JPEG, at one size."""
+
+    async def go(load: Load) -> dict[str, Any]:
+        alone = await load.alone(size, 5)
+        before = totals(cell)
+        found = await load.saturated(size, 8, 4.0, suite.seconds[size])
+        return {
+            "alone_s": alone["median_s"],
+            "images_per_s": found["images_per_s"],
+            "seconds": found["seconds"],
+            "batch": found["batch"],
+            **idle(before, totals(cell)),
+        }
+
+    result = with_load(cell, go, clients=8)
+    suite.note(stage="serve", size=size, **result, **about)
+    return result
+
+
+def restart(suite: Suite, times: int = 1) -> None:
+    """SIGKILL to ready, with nothing else to do and all caches warm."""
+    cell = suite.up("served")
+    for _ in range(times):
+        began = time.monotonic()
+        dead = kill(cell, "w1")
+        await_back(cell, "w1", dead)
+        suite.note(stage="restart", seconds=seconds_since(began), boot=boot(cell))
+
+
+def mixed(suite: Suite, seconds: float = 30.0) -> None:
+    """32 clients, sizes and prompt lengths mixed, against what the single sizes promise."""
+    cell = suite.up("served")
+
+    async def go(load: Load) -> dict[str, Any]:
+        drawn: Counter[int] = Counter()
+        dice = random.Random(1)
+        stop = time.perf_counter() + seconds
+        begun = time.perf_counter()
+
+        async def client() -> None:
+            while time.perf_counter() < stop:
+                size = dice.choice(suite.sizes)
+                words = " ".join(["boats"] * dice.choice(MIXED_LENGTHS))
+                await load.draw(size, words)
+                drawn[size] += 1
+
+        await asyncio.gather(*(client() for _ in range(32)))
+        took = time.perf_counter() - begun
+        promised = sum(count / suite.rates[size] for size, count in drawn.items())
+        share = round(promised / took, 3)
+        return {"drawn": dict(drawn), "seconds": round(took, 1), "of_promised": share}
+
+    suite.note(stage="mixed", clients=32, **with_load(cell, go, clients=32))
+
+
+def priority(suite: Suite, seconds: float = 15.0) -> None:
+    """p95 of one interactive client, idle and beside saturating batch work, at the second size."""
+    cell, side = suite.up("served"), suite.sizes[-2]
+
+    async def go(load: Load) -> dict[str, Any]:
+        idle_s = [(await load.draw(side))[0] for _ in range(10)]
+        over = asyncio.Event()
+
+        async def background() -> None:
+            while not over.is_set():
+                await load.draw(side, priority="batch")
+
+        tasks = [asyncio.create_task(background()) for _ in range(8)]
+        await asyncio.sleep(3.0)
+        busy_s = []
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop:
+            busy_s.append((await load.draw(side))[0])
+            await asyncio.sleep(0.3)
+        over.set()
+        await asyncio.gather(*tasks)
+        return {"idle_p95_s": p95(idle_s), "busy_p95_s": p95(busy_s), "count": len(busy_s)}
+
+    suite.note(stage="priority", **with_load(cell, go, clients=16))
+
+
+def faults(suite: Suite) -> None:
+    """Four real faults under load with two workers on one card: requests that failed."""
+    cell = suite.up("slices", count=2, gib=38.0)
+    inject: dict[str, Callable[[str], Any]] = {
+        "SIGKILL": lambda worker: kill(cell, worker),
+        "SIGSTOP": lambda worker: stop(cell, worker),
+        "device-side assert": lambda worker: (suite.home / f"{worker}.assert").touch(),
+        "out of memory": lambda worker: (suite.home / f"{worker}.memory").touch(),
+    }
+    with loaded(cell, clients=6, size=suite.sizes[-2]) as load:
+        time.sleep(3.0)
+        for (name, fault), worker in zip(inject.items(), itertools.cycle(("w1", "w2"))):
+            began, failed, drawn, pid = time.monotonic(), load.failed, load.drawn, cell.pid(worker)
+            fault(worker)
+            if name == "out of memory":
+                time.sleep(12.0)  # its own length; the worker stays
+            else:
+                await_back(cell, worker, pid)
+            suite.note(
+                stage="fault",
+                fault=name,
+                worker=worker,
+                back_s=seconds_since(began),
+                same_process=cell.pid(worker) == pid,
+                failed=load.failed - failed,
+                drawn=load.drawn - drawn,
+                open=sorted(cell.open()),
+            )
+            time.sleep(2.0)
+    suite.note(stage="faults", failed=load.failed, drawn=load.drawn)
+
+
+def scale(suite: Suite) -> None:
+    """One worker on each of 1, 2, … cards: images/s against those of one card."""
+    cards = torch.cuda.device_count()
+    for count in (n for n in (1, 2, 4, 8) if n <= cards):
+        cell = suite.up(f"cards{count}", cards=count)
+
+        async def go(load: Load, count: int = count) -> dict[str, Any]:
+            seconds = suite.seconds[suite.sizes[0]]
+            return await load.saturated(suite.sizes[0], 8 * count, 4.0, seconds)
+
+        suite.note(stage="scale", cards=count, **with_load(cell, go, clients=8 * count))
+
+
+def fp8(suite: Suite) -> None:
+    """The transformer in 8 bits."""
+    cell = suite.up("fp8", fp8="transformer")
+    measured(suite, cell, suite.sizes[0], fp8="transformer")
+
+
+def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
+    """All weights in 8 bits under a limit, and the card's peak as the driver sees it."""
+    with watched_memory() as peak:
+        cell = suite.up("small", gib=limit_gib, fp8="all")
+        measured(suite, cell, suite.sizes[0], fp8="all", limit_gib=limit_gib)
+    suite.note(stage="small-card", limit_gib=limit_gib, peak_gib=round(peak[0] / 1024, 2))
+
+
+STAGES: dict[str, Callable[[Suite], None]] = {
+    "model": make_model,
+    "serve": serve,
+    "restart": restart,
+    "mixed": mixed,
+    "priority": priority,
+    "fp8": fp8,
+    "small": small_card,
+    "faults": faults,
+    "scale": scale,
+}
+
+
+class Counting(Load):
+    """Counts what was drawn."""
+
+    drawn = 0
+
+    async def draw(self, size: int, more: str = "", **fields: Any) -> tuple[float, httpx.Response]:
+        answer = await super().draw(size, more, **fields)
+        self.drawn += answer[1].status_code == 200
+        return answer
+
+
+def with_load(cell: Cell, go: Callable[[Load], Any], clients: int) -> dict[str, Any]:
+    """What ``go`` returns, and how many of its requests failed."""
+
+    async def run() -> dict[str, Any]:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=cell.url, timeout=300, limits=limits) as client:
+            load = Load(client, "jpeg")
+            return {**await go(load), "failed": load.failed}
+
+    return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def loaded(cell: Cell, clients: int, size: int) -> Iterator[Counting]:
+    """Clients that ask again and again, in a thread of their own; all answered at the end."""
+    over, ready = threading.Event(), threading.Event()
+    holder: list[Counting] = []
+
+    async def run() -> None:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=cell.url, timeout=300, limits=limits) as client:
+            holder.append(Counting(client, "jpeg"))
+            ready.set()
+
+            async def ask() -> None:
+                while not over.is_set():
+                    await holder[0].draw(size)
+
+            await asyncio.gather(*(ask() for _ in range(clients)))
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    ready.wait()
+    try:
+        yield holder[0]
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """The most MiB of the first card in use, by anybody."""
+    most, over = [0], threading.Event()
+
+    def watch() -> None:
+        query = [
+            "nvidia-smi",
+            "-i",
+            "0",
+            "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits",
+        ]
+        while not over.wait(0.2):
+            text = subprocess.run(query, text=True, capture_output=True, check=False).stdout
+            most[0] = max(most[0], int(text or 0))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def await_back(cell: Cell, worker: str, dead: int) -> None:
+    """Until another process than ``dead`` serves as ``worker``."""
+    end = time.monotonic() + BACK_S
+    while time.monotonic() < end:
+        with contextlib.suppress(LookupError):
+            if cell.pid(worker) != dead and worker in cell.open():
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"{worker} is not back after {BACK_S:g} s")
+
+
+def totals(cell: Cell) -> dict[str, float]:
+    """The counters of all workers together."""
+    found: Counter[str] = Counter()
+    for worker in cell.workers():
+        found.update(counters(cell.layout.socket(worker)) or {})
+    return dict(found)
+
+
+def idle(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """The share of the drawing threads' time beside the pipeline."""
+    busy_s, device_s = (after[key] - before[key] for key in ("busy_s", "device_s"))
+    return {"idle_share": round(1 - device_s / busy_s, 4) if busy_s else 0.0}
+
+
+def levers(cell: Cell) -> dict[str, str]:
+    transport = httpx.HTTPTransport(uds=str(cell.layout.socket("w1")))
+    with httpx.Client(transport=transport, timeout=5.0) as client:
+        given: dict[str, str] = client.get("http://worker/livez").json()["levers"]
+    return given
+
+
+def boot(cell: Cell) -> dict[str, float]:
+    """Seconds of each stage of the latest start of w1, from its log."""
+    stages: dict[str, float] = {}
+    for line in cell.layout.log("w1").read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError):
+            entry = json.loads(line)
+            if entry["event"] == "started":
+                stages = {}
+            stages[entry["event"]] = entry["seconds"]
+    return stages
+
+
+def p95(values: list[float]) -> float:
+    return round(statistics.quantiles(values, n=20, method="inclusive")[-1], 3)
+
+
+def seconds_since(began: float) -> float:
+    return round(time.monotonic() - began, 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, default=Path("/tmp/zimage-gpu"))
+    parser.add_argument("--model", type=Path, help="a folder; made in --home where there is none")
+    parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--seconds", default="60", help="of a saturated load; one, or by size")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of [model]")
+    parser.add_argument("--sizes", default="1024,512,256", help="at least two, the largest first")
+    parser.add_argument("--device", default="0", help="the GPU's number; cpu to try the script")
+    args = parser.parse_args()
+    args.home.mkdir(exist_ok=True)
+    model = args.model or args.home / "model"
+    sizes = tuple(map(int, args.sizes.split(",")))
+    seconds = itertools.cycle(map(float, args.seconds.split(",")))
+    keys = dict(pair.split("=", 1) for pair in args.set)
+    spans = dict(zip(sizes, seconds, strict=False))
+    suite = Suite(args.home, args.out, model, sizes, spans, device=args.device, keys=keys)
+    failed = 0
+    try:
+        for name in args.stages.split(","):
+            try:
+                STAGES[name](suite)
+            except Exception as error:
+                failed += 1
+                traceback.print_exc()
+                suite.note(stage=name, error=f"{type(error).__name__}: {error}"[-1500:])
+    finally:
+        suite.down()
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""Kernels of ours, in Triton, for what stands between Z-Image's matrix products and convolutions.
+
+A compiler can fuse it as well, but takes a minute at a first start and ten seconds at every other.
+These take any size, sum in fp32, and run in one order: the same bytes each time. On a GPU only, or
+in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_not_specialize``: what changes with the size
+of a picture must not make Triton compile again.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+_TILE = 4096  # values of one tile of a picture
+_MOST_PARTS = 512  # partial sums of one picture
+
+
+def block(
+    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+) -> torch.Tensor:
+    """A ``ZImageTransformerBlock``: rows × tokens × width. ``table``: tokens × half of a head ×
+    (cosine, sine); ``time``: None for a block without modulation."""
+    attention, feed = layer.attention, layer.feed_forward
+    changes = None if time is None else layer.adaLN_modulation(time)
+    normed = _scaled(tokens, layer.attention_norm1, changes, 0)
+    query, key = _turned(attention.to_q(normed), attention.to_k(normed), attention, table)
+    attended = _attended(query, key, attention.to_v(normed), attention.heads)
+    tokens = _added(tokens, attention.to_out[0](attended), layer.attention_norm2, changes, 1)
+    normed = _scaled(tokens, layer.ffn_norm1, changes, 2)
+    fed = feed.w2(_gated(feed.w1(normed), feed.w3(normed)))
+    return _added(tokens, fed, layer.ffn_norm2, changes, 3)
+
+
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
+) -> torch.Tensor:
+    shape = (*query.shape[:2], heads, -1)
+    query, key, value = (each.view(shape).transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _scaled(
+    tokens: torch.Tensor, norm: Any, changes: torch.Tensor | None, part: int
+) -> torch.Tensor:
+    """Normalised; times one more than ``part`` of ``changes``."""
+    output = torch.empty_like(tokens)
+    _launch_norm(tokens, tokens, output, norm, changes, part, add=False)
+    return output
+
+
+def _added(
+    tokens: torch.Tensor, more: torch.Tensor, norm: Any, changes: torch.Tensor | None, part: int
+) -> torch.Tensor:
+    """``tokens`` and normalised ``more``, times the tanh of ``part`` of ``changes``."""
+    output = torch.empty_like(tokens)
+    _launch_norm(more, tokens, output, norm, changes, part, add=True)
+    return output
+
+
+def _launch_norm(
+    inputs: torch.Tensor,
+    base: torch.Tensor,
+    output: torch.Tensor,
+    norm: Any,
+    changes: torch.Tensor | None,
+    part: int,
+    *,
+    add: bool,
+) -> None:
+    rows, tokens, width = inputs.shape
+    _norm_kernel[(rows * tokens,)](
+        inputs,
+        base,
+        norm.weight,
+        inputs if changes is None else changes,
+        output,
+        tokens,
+        norm.eps,
+        width,
+        part * width,
+        CHANGED=changes is not None,
+        ADD=add,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _norm_kernel(
+    inputs,
+    base,
+    weight,
+    changes,
+    output,
+    tokens,
+    eps,
+    width: tl.constexpr,
+    offset: tl.constexpr,
+    CHANGED: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    place = token.to(tl.int64) * width + at
+    values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values) / width + eps)
+    values = values * scale * tl.load(weight + at, inside, 0.0).to(tl.float32)
+    if CHANGED:
+        row = token // tokens
+        change = tl.load(changes + row * 4 * width + offset + at, inside, 0.0).to(tl.float32)
+        if ADD:
+            values *= 2 * tl.sigmoid(2 * change) - 1  # tanh
+        else:
+            values *= 1 + change
+    if ADD:
+        values += tl.load(base + place, inside, 0.0).to(tl.float32)
+    tl.store(output + place, values, inside)
+
+
+def _turned(
+    query: torch.Tensor, key: torch.Tensor, attention: Any, table: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both normalised head by head and turned by their places' angles."""
+    rows, tokens, width = query.shape
+    half = width // attention.heads // 2
+    turned = torch.empty_like(query), torch.empty_like(key)
+    _turn_kernel[(rows * tokens, 2)](
+        query,
+        key,
+        attention.norm_q.weight,
+        attention.norm_k.weight,
+        table,
+        *turned,
+        tokens,
+        attention.norm_q.eps,
+        heads=attention.heads,
+        half=half,
+        HALF=triton.next_power_of_2(half),
+        HEADS=triton.next_power_of_2(attention.heads),
+        num_warps=4,
+    )
+    return turned
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _turn_kernel(
+    query,
+    key,
+    query_weight,
+    key_weight,
+    table,
+    query_output,
+    key_output,
+    tokens,
+    eps,
+    heads: tl.constexpr,
+    half: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    token = tl.program_id(0)
+    inputs, weight, output = query, query_weight, query_output
+    if tl.program_id(1) == 1:
+        inputs, weight, output = key, key_weight, key_output
+    head = tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, 2 * HALF)[None, :]
+    inside = (head < heads) & (at < 2 * half)
+    place = (token.to(tl.int64) * heads + head) * (2 * half) + at
+    values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, 1, keep_dims=True) / (2 * half) + eps)
+    values *= scale * tl.load(weight + at, at < 2 * half, 0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(values, (HEADS, HALF, 2)))
+    pair = tl.arange(0, HALF)[None, :]
+    angle = table + ((token % tokens) * half + pair) * 2
+    cosine, sine = tl.load(angle, pair < half, 0.0), tl.load(angle + 1, pair < half, 0.0)
+    turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
+    tl.store(output + place, tl.reshape(turned, (HEADS, 2 * HALF)), inside)
+
+
+def _gated(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """silu(gate) × value."""
+    output, width = torch.empty_like(gate), gate.shape[-1]
+    grid = gate.numel() // width, triton.cdiv(width, _TILE)
+    _gate_kernel[grid](gate, value, output, width, TILE=_TILE, num_warps=8)
+    return output
+
+
+@triton.jit
+def _gate_kernel(gate, value, output, width: tl.constexpr, TILE: tl.constexpr):
+    # A width that is known at compile time lets whole vectors be loaded under the mask.
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = at < width
+    place = tl.program_id(0).to(tl.int64) * width + at
+    left = tl.load(gate + place, inside, 0.0).to(tl.float32)
+    right = tl.load(value + place, inside, 0.0).to(tl.float32)
+    tl.store(output + place, left * tl.sigmoid(left) * right, inside)
+
+
+class Residual(torch.nn.Module):
+    """In the place of a decoder's ``ResnetBlock2D``, which ``replaces`` says it may."""
+
+    def __init__(self, resnet: Any) -> None:
+        super().__init__()
+        self.replaced = resnet
+
+    def forward(self, image: torch.Tensor, temb: None = None) -> torch.Tensor:
+        block = self.replaced
+        hidden = block.conv1(norm_silu(image, block.norm1))
+        hidden = block.conv2(norm_silu(hidden, block.norm2))
+        if block.conv_shortcut is not None:
+            image = block.conv_shortcut(image)
+        output: torch.Tensor = hidden.add_(image)
+        return output
+
+
+def replaces(resnet: Any) -> bool:
+    """Whether ``Residual`` computes what ``resnet`` does."""
+    plain = resnet.upsample is resnet.downsample is resnet.time_emb_proj is None
+    silu = isinstance(resnet.nonlinearity, torch.nn.SiLU)
+    return plain and silu and resnet.output_scale_factor == 1
+
+
+def install(decoder: Any) -> None:
+    """Put them into a decoder, whose convolutions become channels last."""
+    decoder.to(memory_format=torch.channels_last)
+    for part in (decoder.mid_block, *decoder.up_blocks):
+        for number, resnet in enumerate(part.resnets):
+            if replaces(resnet):
+                part.resnets[number] = Residual(resnet)
+    decoder.conv_norm_out = NormSilu(decoder.conv_norm_out)
+    decoder.conv_act = Passed(decoder.conv_act)
+
+
+class NormSilu(torch.nn.Module):
+    """In the place of a group norm whose output goes through silu."""
+
+    def __init__(self, norm: torch.nn.GroupNorm) -> None:
+        super().__init__()
+        self.replaced = norm
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return norm_silu(image, self.replaced)
+
+
+class Passed(torch.nn.Module):
+    """In the place of a silu that the norm before it has done."""
+
+    def __init__(self, silu: torch.nn.Module) -> None:
+        super().__init__()
+        self.replaced = silu
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+
+def norm_silu(image: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
+    """silu of the group norm of ``image``, 1 × channels × height × width and channels last."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    channels, cells = image.shape[1], image.shape[2] * image.shape[3]
+    block = max(1, _TILE // triton.next_power_of_2(channels))
+    blocks = triton.cdiv(cells, block)
+    part = triton.cdiv(blocks, _MOST_PARTS) * block  # cells of one partial sum
+    parts = triton.cdiv(cells, part)
+    sums = torch.empty(parts, 2, channels, device=image.device)
+    lines = torch.empty(2, channels, device=image.device)
+    output = torch.empty_like(image)
+    sizes = {"channels": channels, "C": triton.next_power_of_2(channels)}
+    _sum_kernel[(parts,)](image, sums, cells, part, **sizes, ROWS=block, num_warps=8)
+    width = channels // norm.num_groups
+    _line_kernel[(norm.num_groups,)](
+        sums,
+        norm.weight,
+        norm.bias,
+        lines,
+        cells,
+        parts,
+        norm.eps,
+        channels,
+        width,
+        WIDTH=triton.next_power_of_2(width),
+        PARTS=64,
+    )
+    _silu_kernel[(blocks,)](image, lines, output, cells, **sizes, ROWS=block, num_warps=8)
+    return output
+
+
+@triton.jit(do_not_specialize=["cells", "part"])
+def _sum_kernel(
+    image, sums, cells, part, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
+):
+    number = tl.program_id(0)
+    channel = tl.arange(0, C)
+    total = tl.zeros((ROWS, C), tl.float32)
+    squares = tl.zeros((ROWS, C), tl.float32)
+    for start in range(0, part, ROWS):
+        cell = number * part + start + tl.arange(0, ROWS)[:, None]
+        inside = (cell < cells) & (channel[None, :] < channels)
+        place = cell.to(tl.int64) * channels + channel[None, :]
+        values = tl.load(image + place, inside, 0.0).to(tl.float32)
+        total += values
+        squares += values * values
+    place = sums + number * 2 * channels + channel
+    tl.store(place, tl.sum(total, 0), channel < channels)
+    tl.store(place + channels, tl.sum(squares, 0), channel < channels)
+
+
+@triton.jit(do_not_specialize=["cells", "parts"])
+def _line_kernel(
+    sums,
+    weight,
+    bias,
+    lines,
+    cells,
+    parts,
+    eps,
+    channels: tl.constexpr,
+    width: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """What to multiply each channel of one group with, and what to add."""
+    at = tl.arange(0, WIDTH)
+    inside = at < width
+    channel = tl.program_id(0) * width + at
+    total = tl.zeros((PARTS, WIDTH), tl.float32)
+    squares = tl.zeros((PARTS, WIDTH), tl.float32)
+    for start in range(0, parts, PARTS):
+        number = start + tl.arange(0, PARTS)[:, None]
+        there = (number < parts) & inside[None, :]
+        place = sums + number * 2 * channels + channel[None, :]
+        total += tl.load(place, there, 0.0)
+        squares += tl.load(place + channels, there, 0.0)
+    count = cells.to(tl.float32) * width
+    mean = tl.sum(total) / count
+    variance = tl.sum(squares) / count - mean * mean
+    factor = tl.rsqrt(variance + eps) * tl.load(weight + channel, inside, 0.0).to(tl.float32)
+    summand = tl.load(bias + channel, inside, 0.0).to(tl.float32) - mean * factor
+    tl.store(lines + channel, factor, inside)
+    tl.store(lines + channels + channel, summand, inside)
+
+
+@triton.jit(do_not_specialize=["cells"])
+def _silu_kernel(
+    image, lines, output, cells, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
+):
+    channel = tl.arange(0, C)[None, :]
+    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = (cell < cells) & (channel < channels)
+    place = cell.to(tl.int64) * channels + channel
+    factor = tl.load(lines + channel, channel < channels, 0.0)
+    summand = tl.load(lines + channels + channel, channel < channels, 0.0)
+    values = tl.load(image + place, inside, 0.0).to(tl.float32) * factor + summand
+    tl.store(output + place, values * tl.sigmoid(values), inside)
