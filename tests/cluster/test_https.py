@@ -109,9 +109,10 @@ def test_page_draws_over_http2(chromium: Browser, cell: RunningCell, complaints:
     page = context.new_page()
     watch(page, cell.url, complaints)
     page.goto(cell.url)
-    page.locator("#prompt").fill("一座山")
+    page.locator("#prompt").fill("一座桥")
     page.locator("#draw").click()
-    expect(page.locator("[data-face=picture]")).to_have_count(1, timeout=30_000)
+    drawn = page.locator("[data-face=picture]").filter(has_text="一座桥")
+    expect(drawn).to_have_count(1, timeout=30_000)
     entry = "performance.getEntriesByType('navigation')[0].nextHopProtocol"
     assert page.evaluate(entry) == "h2"
     context.close()
