@@ -106,6 +106,12 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
     return Graphs() if levers.graphs else None
 
 
+def blocks_use_kernels(levers: Levers, transformer: Any) -> bool:
+    """Whether to call ``fused.block``: it knows only torch's own attention and norms of heads."""
+    fit = levers.attention == "native" and transformer.config.qk_norm
+    return bool(levers.kernels and not levers.compile_blocks and fit)
+
+
 def allow_any_shape() -> None:
     """Let compiled modules of this thread serve all sizes.
 

@@ -56,9 +56,8 @@ class ZImageStepwise:
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        self._transformer = DenseTransformer(
-            pipeline.transformer, graphs, kernels=plan.kernels and not plan.compile_blocks
-        )
+        kernels = levers.blocks_use_kernels(plan, pipeline.transformer)
+        self._transformer = DenseTransformer(pipeline.transformer, graphs, kernels=kernels)
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)
         self._glance = Glance(pipeline.vae)

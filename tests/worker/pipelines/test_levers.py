@@ -59,6 +59,21 @@ def test_attention_kernels_are_those_of_the_setting(small_zimage: Any) -> None:
     assert processor._attention_backend == "_native_cudnn"
 
 
+@pytest.mark.parametrize(
+    ("plan", "wanted"),
+    [
+        (levers.Levers(kernels=True), True),
+        (levers.Levers(kernels=True, compile_blocks=True), False),
+        (levers.Levers(kernels=True, attention="cudnn"), False),
+        (levers.NONE, False),
+    ],
+)
+def test_blocks_use_our_kernels_where_they_can(
+    small_zimage: Any, plan: levers.Levers, wanted: bool
+) -> None:
+    assert levers.blocks_use_kernels(plan, small_zimage.transformer) == wanted
+
+
 @pytest.fixture
 def _quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces as Inductor would, which spends two minutes in the C++ compiler here."""
