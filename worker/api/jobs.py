@@ -188,11 +188,12 @@ async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[b
             look = partial(_changes, job_id=job_id, after=after)
             job, changed, images, leases = await service.database.read(look)
             for item in changed:
-                after = item.revision
-                yield _event(after, "job.item", item=describe_item(item, job, images, {}))
+                yield sse.event("job.item", item=describe_item(item, job, images, {}))
             if len(changed) == MAX_ITEMS:
+                after = changed[-1].revision
                 continue
-            if job.revision > after:
+            if changed or job.revision > after:
+                # The only event with an id: a stream that is cut before it tells its items again.
                 after = job.revision
                 yield _event(after, "job.updated", job=await _described(service, job))
             if job.over:

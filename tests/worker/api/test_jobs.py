@@ -214,13 +214,22 @@ async def test_events_go_on_where_they_were_left(client: httpx.AsyncClient) -> N
     job = await make(client)
     await finished(client, job)
     everything = await events(client, job)
-    first = everything[0][0]
-    rest = await events(client, job, **{"Last-Event-ID": str(first)})
-    assert rest == everything[1:]
-    end = await client.get(
-        f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": str(everything[-1][0])}
-    )
+    assert [kind for _, kind, _ in everything] == ["job.item"] * 3 + ["job.updated"]
+    last = everything[-1][0]
+    rest = await events(client, job, **{"Last-Event-ID": str(last - 1)})
+    assert rest[-1] == everything[-1]
+    assert len(rest) < len(everything)
+    end = await client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": str(last)})
     assert end.status_code == 204
+
+
+async def test_a_stream_cut_before_its_last_event_tells_it_later(client: httpx.AsyncClient) -> None:
+    job = await make(client)
+    await finished(client, job)
+    *items, over = await events(client, job)
+    # What carries no id leaves an EventSource where it was.
+    assert {number for number, _, _ in items} == {None}
+    assert over[2]["job"]["state"] == "completed"
 
 
 async def test_results_are_a_zip_of_named_pictures(
