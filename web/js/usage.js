@@ -5,6 +5,7 @@ import { $, h, setText } from "./dom.js";
 import { t } from "./i18n.js";
 
 const DAYS = 30;
+const REFRESH_MS = 5000;
 const COLUMNS = ["requests", "images", "megapixel_steps", "gpu_seconds", "queue_seconds", "refusals", "failures"];
 
 const dayOf = (ms) => new Date(ms).toISOString().slice(0, 10);
@@ -18,6 +19,11 @@ export class Usage {
       this.#by = event.target.value;
       this.load();
     });
+    setInterval(() => this.#seen() && this.load(), REFRESH_MS);
+  }
+
+  #seen() {
+    return !document.hidden && !$("#view-usage").hidden;
   }
 
   /** Show the tab where the cell counts. */

@@ -1,0 +1,51 @@
+"""The page with keys, in a real browser on a real cell: sign in, draw, see what was used."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.cluster.conftest import RunningCell, started
+from tests.web.conftest import DESKTOP, chromium
+
+__all__ = ["chromium"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def cell() -> Iterator[RunningCell]:
+    with started(workers=2, auth="keys") as running:
+        yield running
+
+
+def test_page_asks_for_a_key_draws_with_it_and_shows_its_use(
+    cell: RunningCell, chromium: Browser
+) -> None:
+    created = cell.zimage("keys", "create", "design", "--images-per-day", "50", "--json")
+    key = json.loads(created.stdout)["key"]
+    context = chromium.new_context(locale="en-US", **DESKTOP)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    page.goto(cell.url)
+    sign_in(page, "zimage_" + "x" * 43)
+    expect(page.locator("#sign-in-error")).not_to_be_empty()
+    sign_in(page, key)
+    expect(page.locator("#sign-in")).not_to_be_visible()
+    page.locator("#prompt").fill("a signed hill")
+    page.locator("#draw").click()
+    drawn = page.locator("[data-face=picture]").filter(has_text="a signed hill")
+    expect(drawn).to_have_count(1, timeout=30_000)
+    page.locator("#usage-tab").click()
+    expect(page.locator("#usage-table tbody tr")).to_have_count(1, timeout=20_000)
+    page.locator("#usage-by").select_option("key")
+    expect(page.locator("#usage-table")).to_contain_text("design", timeout=10_000)
+    page.goto(cell.url)
+    expect(drawn).to_have_count(1, timeout=10_000)
+    context.close()
+
+
+def sign_in(page: Page, key: str) -> None:
+    page.locator("#key").fill(key)
+    page.locator("#key").press("Enter")
