@@ -48,8 +48,11 @@ def on_each_worker(cell: RunningCell, token: str) -> set[int]:
 
 
 def known_after_s(cell: RunningCell, token: str, status: int) -> float:
+    """Seconds until every worker says ``status``; to a wrong key that is tried often, also 429."""
+    said = {status, 429} if status == 401 else {status}
+
     async def wait() -> float:
-        return await until(lambda: on_each_worker(cell, token) == {status}, 30, f"{status}s")
+        return await until(lambda: on_each_worker(cell, token) <= said, 30, f"{status}s")
 
     return asyncio.run(wait())
 

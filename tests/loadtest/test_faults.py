@@ -11,6 +11,7 @@ import pytest
 
 from deploy.config import ROOT
 from loadtest.faults.catalogue import FAULTS
+from tests.deploy.processes import wait_until
 
 _COUNTS = "import sys, time\nwhile True: print(time.monotonic(), flush=True); time.sleep(0.01)"
 
@@ -36,7 +37,8 @@ def test_frozen_thread_stands_still_until_it_is_let_go(counting: "subprocess.Pop
         held_from = time.monotonic()
         os.set_blocking(counting.stdout.fileno(), False)
         os.read(counting.stdout.fileno(), 1 << 16)  # what it had said before
-        assert Path(f"/proc/{counting.pid}/stat").read_text().split()[2] == "t"
+        state = Path(f"/proc/{counting.pid}/stat")
+        wait_until(lambda: state.read_text().split()[2] == "t", "stopped")  # soon, not at once
         held_s = time.monotonic() - held_from
         holder.communicate("")
     os.set_blocking(counting.stdout.fileno(), True)
