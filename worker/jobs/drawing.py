@@ -197,20 +197,14 @@ def _image_id(item: Leased) -> str:
 
 
 def _image(item: Leased, size: int, model: str) -> StoredImage:
-    return StoredImage(
+    return StoredImage.of(
+        _spec(item),
         id=_image_id(item),
         owner=item.owner,
         created_at=time.time(),
-        prompt=item.prompt,
-        seed=item.seed,
-        width=item.width,
-        height=item.height,
-        steps=item.steps,
-        guidance_scale=item.guidance_scale,
         model=model,
         format=item.output_format,
         bytes=size,
-        negative_prompt=item.negative_prompt,
         job_id=item.job_id,
         job_number=item.number,
     )

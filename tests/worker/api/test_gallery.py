@@ -2,7 +2,6 @@
 
 import io
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,10 @@ from PIL import Image
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.api.caller import Caller
 from worker.pipelines.synthetic import text_of
-from worker.service import Service
 
 pytestmark = pytest.mark.anyio
 DRAW = "/v1/images/generations"
 ID = "0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture
-async def cell(home: Path) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    async with serving(migrated(settings_in(home))) as (service, client):
-        await ready(service)
-        yield service, client
-
-
-@pytest.fixture
-async def client(cell: tuple[Service, httpx.AsyncClient]) -> httpx.AsyncClient:
-    return cell[1]
 
 
 async def draw(client: httpx.AsyncClient, prompt: str, id: str = ID, **fields: Any) -> None:

@@ -23,18 +23,6 @@ BODY = {"prompts": ["a", "b", "c"], "size": "128x64", "steps": 2, "seed": 7, "na
 
 
 @pytest.fixture
-async def cell(home: Path) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    async with serving(migrated(settings_in(home))) as (service, client):
-        await ready(service)
-        yield service, client
-
-
-@pytest.fixture
-async def client(cell: tuple[Service, httpx.AsyncClient]) -> httpx.AsyncClient:
-    return cell[1]
-
-
-@pytest.fixture
 async def slow(home: Path) -> AsyncIterator[httpx.AsyncClient]:
     settings = migrated(settings_in(home, model="synthetic:step_ms=100", max_batch=1))
     async with serving(settings) as (service, client):
