@@ -13,11 +13,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.cluster.conftest import RunningCell, started
-from tests.web.conftest import ARGUMENTS, DESKTOP
+from tests.web.conftest import DESKTOP, chromium
 from worker.pipelines.synthetic import text_of
+
+__all__ = ["chromium"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -38,14 +40,6 @@ def cell() -> Iterator[RunningCell]:
     # 60 pictures of 8 steps of 60 ms: long enough for several deaths.
     with started(model="synthetic:step_ms=60,noise=1", max_batch=2) as running:
         yield running
-
-
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, cell: RunningCell) -> Page:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,13 @@ def test_prompt_is_drawn_right(pipe: ZImagePipeline, prompt: str, size: tuple[in
     assert scene is not None
     verdict = judge(evaluate.draw(pipe, prompt, *size, seed=0), scene)
     assert vars(verdict) == dict.fromkeys(vars(verdict), True)
+
+
+def test_readmes_say_what_their_pictures_were_asked_for() -> None:
+    root = Path(__file__).parents[2]
+    for readme in (root / "README.md", root / "README.zh-CN.md"):
+        text = readme.read_text()
+        assert [prompt for prompt, _ in evaluate.SHOWN if f"“{prompt}”" not in text] == []
 
 
 def test_seeds_draw_different_pictures(pipe: ZImagePipeline) -> None:
