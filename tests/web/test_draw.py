@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FIRST_SEED, Cut, FakeCell, Refuse
@@ -222,3 +222,26 @@ def test_unfinished_drawings_go_on_after_a_reload(cell: FakeCell, open_page: Ope
     cell.release()
     expect(page.locator("[data-face=picture]")).to_have_count(1)
     assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]
+
+
+def test_a_picture_that_ends_while_the_gallery_is_listed_stays(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    cell.hold_before_step = 2
+    draw(page, "a hill")
+    expect(page.locator("[data-state=drawing]")).to_have_count(1)
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/v1/images?*", lambda route: held.append((route, route.fetch())), times=1)
+    page.reload()
+    while not held:  # the list of before the picture
+        page.wait_for_timeout(10)
+    cell.release()
+    drawn = page.locator("[data-face=picture]")
+    expect(drawn).to_have_count(1)
+    route, listed = held[0]
+    with page.expect_response("**/v1/images?*"):
+        route.fulfill(response=listed)
+    for _ in range(20):  # not only in the end: the next list would bring it back
+        assert drawn.count() == 1
+        page.wait_for_timeout(10)

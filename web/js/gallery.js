@@ -54,6 +54,7 @@ export class Gallery {
     const double = this.itemOf(picture.id);
     if (double && double !== item) this.remove(double.id);
     item.picture = picture;
+    item.finishedAt = performance.now();
     this.#shown.set(picture.id, item.id);
   }
 
@@ -64,9 +65,9 @@ export class Gallery {
     if (card?.item.picture) this.#shown.delete(card.item.picture.id);
   }
 
-  /** Only what is still being drawn stays. */
-  clear() {
-    for (const [id, { item }] of this.#cards) if (item.picture) this.remove(id);
+  /** What is still being drawn stays, and what was finished here after `since`. */
+  clear(since) {
+    for (const [id, { item }] of this.#cards) if (item.picture && !(item.finishedAt > since)) this.remove(id);
   }
 
   empty() {

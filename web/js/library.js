@@ -49,11 +49,13 @@ export class Library {
   /** Show what fits `filter`: {q, favourite}, from the newest on. */
   async show(filter = this.#filter) {
     this.#filter = filter;
+    // The list knows nothing of later pictures, and of the last ones perhaps not yet.
+    const since = this.filtered ? Infinity : performance.now() - AGAIN_MS;
     const turn = (this.#busy = this.#page(null));
     const page = await turn;
     if (turn !== this.#busy) return; // another filter was chosen meanwhile
     if (page) {
-      this.#gallery.clear();
+      this.#gallery.clear(since);
       this.#take(page);
     }
     this.#busy = null;
