@@ -1,15 +1,20 @@
 """The certificate that nginx shows: read, checked, made where nobody has one, put in place.
 
-nginx reads ``layout.pair``, key and chain in one file, at each handshake. So a renewed certificate
-is there with the next connection, without a reload, and the two always belong together.
+nginx reads key and chain at each handshake, so that a renewed certificate is there with the next
+connection, without a reload. Each pair has a folder of its own that never changes, and one link
+says which is shown: a handshake that follows the link once never sees halves of two pairs.
 """
 
+import hashlib
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import ssl
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +33,8 @@ WARN_BEFORE = timedelta(days=21)
 
 _SELF_SIGNED_FOR = timedelta(days=730)
 _OTHERS_MAY_READ = 0o004
+_HANDSHAKE_S = 60.0
+"""Whoever followed the link before a change reads the former pair within this time."""
 
 
 class CertificateError(Exception):
@@ -131,7 +138,7 @@ def adopt(certificate: Certificate, layout: Layout) -> bool:
     known = {"names": certificate.names, "ends_at": certificate.ends.timestamp()}
     _put(layout.certificate_json, json.dumps(known).encode(), 0o600)
     _put(layout.certificate, _public_part(certificate.pem), 0o644)
-    _put(layout.pair, certificate.pem, 0o600)
+    _show(certificate.pem, layout)
     return True
 
 
@@ -221,6 +228,21 @@ def _own_names(address: str) -> Iterable[str]:
     plain = address.strip("[]")
     if plain not in {"0.0.0.0", "::"}:
         yield plain
+
+
+def _show(pem: bytes, layout: Layout) -> None:
+    folder = layout.tls_dir / f"pair-{hashlib.sha256(pem).hexdigest()[:16]}"
+    _put(folder / "pair.pem", pem, 0o600)
+    (folder / "empty").mkdir(exist_ok=True)
+    fresh = layout.shown_pair.with_name(".shown.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name)
+    with suppress(FileNotFoundError):
+        os.utime(layout.shown_pair)  # the folder behind the link: until now it was shown
+    fresh.replace(layout.shown_pair)
+    for old in layout.tls_dir.glob("pair-*"):
+        if old != folder and time.time() - old.stat().st_mtime > _HANDSHAKE_S:
+            shutil.rmtree(old)
 
 
 def _put(path: Path, data: bytes, mode: int) -> None:

@@ -174,9 +174,14 @@ class Layout:
         return self.var_dir / "tls"
 
     @property
+    def shown_pair(self) -> Path:
+        """A link to the folder of the pair that new connections are shown."""
+        return self.tls_dir / "shown"
+
+    @property
     def pair(self) -> Path:
         """Key and chain as nginx reads them, this user's alone."""
-        return self.tls_dir / "pair.pem"
+        return self.shown_pair / "pair.pem"
 
     @property
     def certificate(self) -> Path:

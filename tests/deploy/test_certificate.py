@@ -1,6 +1,8 @@
 """What may be shown as a certificate, and what is refused with a remedy."""
 
+import os
 import ssl
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,6 +137,21 @@ def test_pair_in_place_is_this_users_alone_and_known_to_the_guard(tmp_path: Path
     assert b"PRIVATE" not in layout.certificate.read_bytes()
     assert days_of_certificate(layout.certificate_json) == pytest.approx(90, abs=0.1)
     ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(layout.pair)
+
+
+def test_former_pair_stays_for_handshakes_that_began_with_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, tmp_path / "run")
+    folders = []
+    for name in "abc":
+        adopt(check(read(parse({"tls": write_pair(tmp_path / name)}).tls)), layout)
+        folders.append(layout.shown_pair.resolve())
+        assert list((folders[-1] / "empty").iterdir()) == []
+    first, second, _ = folders
+    assert first.exists()
+    minute_ago = time.time() - 61
+    os.utime(first, (minute_ago, minute_ago))
+    assert adopt(check(read(parse({"tls": write_pair(tmp_path / "d")}).tls)), layout)
+    assert (first.exists(), second.exists()) == (False, True)
 
 
 def test_self_signed_is_kept_until_its_names_change(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """HTTPS on a real nginx: what connects, what does not, and a certificate that changes meanwhile."""
 
-import itertools
+import functools
 import socket
 import ssl
 import threading
@@ -14,7 +14,7 @@ from deploy import certificate
 from deploy.certificate import adopt, check, read
 from deploy.config import parse
 from tests.deploy.nginx.site import Site, SiteLayout, configuration, files, site
-from tests.deploy.processes import free_port
+from tests.deploy.processes import free_port, wait_until
 from tests.deploy.test_certificate import write_pair
 
 HSTS = "Strict-Transport-Security"
@@ -160,7 +160,8 @@ def test_hsts_is_not_said_unasked(front: Site) -> None:
 
 
 def test_key_is_not_served(secure: Site) -> None:
-    for path in ("/tls/pair.pem", "/../tls/pair.pem", "/var/tls/pair.pem"):
+    up = "/%2e%2e"
+    for path in ("/tls/shown/pair.pem", "/pair.pem", f"{up}/pair.pem", f"/x{up}{up}/pair.pem"):
         assert secure.client.get(path).status_code in (400, 404)
 
 
@@ -174,51 +175,80 @@ def test_http2_is_switched_on_as_each_nginx_wants_it(tmp_path: Any) -> None:
     assert "http2 on;" in new["conf.d/tls.conf"]
 
 
-def test_certificate_changes_without_a_failed_request_on_an_open_connection(
-    secure: Site, tmp_path: Any
-) -> None:
-    """Eight clients, half of them with a new connection each time, over ten changes."""
+class Askers:
+    """Eight clients that ask all the time: four with a new connection each time, two that keep
+    theirs, two over HTTP/2."""
+
+    def __init__(self, url: httpx.URL, trust: ssl.SSLContext) -> None:
+        self.url, self.trust = url, trust
+        self.served: list[int] = []
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        kept = [functools.partial(self._stay, http2) for http2 in (False, True) * 2]
+        self._threads = [threading.Thread(target=one) for one in [self._come_anew] * 4 + kept]
+
+    def __enter__(self) -> "Askers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, verify=self.trust, timeout=60, **options)
+
+    def until_served(self, count: int) -> None:
+        goal = len(self.served) + count
+        wait_until(lambda: len(self.served) >= goal or self.failures, f"{count} answers")
+
+    def _ask(self, client: httpx.Client) -> None:
+        try:
+            reply = client.post("/v1/images/generations", json={"bytes": 10_000})
+            assert reply.status_code == 200
+            self.served.append(reply.status_code)
+        except (httpx.HTTPError, AssertionError) as error:
+            self.failures.append(repr(error))
+
+    def _come_anew(self) -> None:
+        while not self._over.is_set():
+            with self.client() as fresh:
+                self._ask(fresh)
+
+    def _stay(self, http2: bool) -> None:
+        with self.client(http2=http2) as kept:
+            while not self._over.is_set():
+                self._ask(kept)
+                self._over.wait(0.02)  # idle for a moment: what a reload would end
+
+
+def test_certificate_changes_forty_times_without_a_failure(secure: Site, tmp_path: Any) -> None:
     before = certificate.self_signed(secure.config, secure.layout)
     pairs = [check(read(parse({"tls": write_pair(tmp_path / n)}).tls)) for n in ("a", "b")]
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
-    over, answers = threading.Event(), itertools.count()
-    failures: list[str] = []
-    torn: list[str] = []  # handshakes that read the chain before a change and the key after it
-    served = [0]
-
-    def ask(keep: bool) -> None:
-        base_url = str(secure.client.base_url)
-        client = httpx.Client(base_url=base_url, verify=anybody, timeout=60)
-        while not over.is_set():
-            try:
-                reply = client.post("/v1/images/generations", json={"bytes": 100_000})
-                assert reply.status_code == 200
-                served[0] = next(answers)
-            except httpx.ConnectError as error:
-                (torn if "SSL" in str(error) else failures).append(repr(error))
-            except (httpx.HTTPError, AssertionError) as error:
-                failures.append(repr(error))
-            if not keep:
-                client.close()
-                client = httpx.Client(base_url=base_url, verify=anybody, timeout=60)
-        client.close()
-
-    with secure.worker("w1"), secure.worker("w2"):
-        threads = [threading.Thread(target=ask, args=(k % 2 == 0,)) for k in range(8)]
-        for thread in threads:
-            thread.start()
-        seen = set()
-        for pair in (*pairs * 5, before):
-            goal = served[0] + 20
-            assert adopt(pair, secure.layout)
-            while served[0] < goal and not failures:
-                over.wait(0.01)
-            with handshake(secure, anybody) as connection:
-                seen.add(connection.getpeercert(binary_form=True))
-        over.set()
-        for thread in threads:
-            thread.join(60)
-    assert failures == []
-    assert len(torn) <= 2, torn  # of eleven changes under a storm of new connections
-    assert len(seen) == 3
+    askers = Askers(secure.client.base_url, anybody)
+    draw = ("POST", "/v1/images/generations")
+    silent = httpx.Timeout(60, read=3)
+    shown = []
+    with (
+        secure.worker("w1"),
+        secure.worker("w2"),
+        askers.client(http2=True) as watcher,
+        watcher.stream(*draw, json={"stream": True}, timeout=silent) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines) == "event: one"
+        with askers:
+            for pair in (*pairs * 20, before):
+                assert adopt(pair, secure.layout)
+                askers.until_served(20)
+                with handshake(secure, anybody) as connection:
+                    shown.append(connection.getpeercert(binary_form=True))
+        with pytest.raises(httpx.ReadTimeout):  # still open: nothing more comes, and no end
+            list(lines)
+    assert askers.failures == []
+    assert shown[:40] == shown[:2] * 20
+    assert len(set(shown)) == 3
