@@ -59,6 +59,7 @@ class Audit:
         self._queue: SimpleQueue[Entry | None] = SimpleQueue()
         self._file: TextIO | None = None
         self._day = ""
+        self._bytes = 0  # of the file; telling its position would write out its buffer
         self._unwritten = 0  # lines in the file's buffer
         self._lost, self._complained_at = 0, -_COMPLAIN_EVERY_S
         self._thread = threading.Thread(target=self._write_for_ever, name="audit", daemon=True)
@@ -93,7 +94,7 @@ class Audit:
     def _write(self, entry: Entry) -> None:
         self._unwritten += 1
         try:
-            self._current(entry.at).write(self._line(entry))
+            self._bytes += self._current(entry.at).write(self._line(entry))
         except OSError as error:
             self._fail(error)
 
@@ -126,10 +127,10 @@ class Audit:
     def _current(self, at: float) -> TextIO:
         """The open file; a new one each day and after ``MAX_FILE_BYTES``."""
         day = log.timestamp(at)[:10]
-        if self._file is not None and (day != self._day or self._file.tell() > MAX_FILE_BYTES):
+        if self._file is not None and (day != self._day or self._bytes > MAX_FILE_BYTES):
             self._let_go()
         if self._file is None:
-            self._day, self._file = day, self._open()
+            self._day, self._file, self._bytes = day, self._open(), 0
         return self._file
 
     def _open(self) -> TextIO:

@@ -87,7 +87,7 @@ class Strikes:
         if changed_at != self._mapped_since:
             self._mapped = [mapped for path in _beats(self._run_dir) for mapped in _map(path)]
             self._mapped_since = changed_at if _settled(changed_at) else -1
-        return any(request in mapped[:] for mapped in self._mapped)
+        return any(mapped.find(request, 0) >= 0 for mapped in self._mapped)
 
     def arrive(self, request_id: str, fingerprint: str) -> Record:
         """Look whether this is the replay of a request that a worker died of, and what is known.

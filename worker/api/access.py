@@ -44,10 +44,10 @@ class Access:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers = dict(scope["headers"])
-        bearer = headers.get(b"authorization")
         if not self._keys or _asks_itself(scope["path"]):
             return
+        headers = dict(scope["headers"])
+        bearer = headers.get(b"authorization")
         key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
         exchange: Exchange = scope["exchange"]
         exchange.notes["key"] = key.name

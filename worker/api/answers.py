@@ -1,10 +1,10 @@
 """JSON answers and the one error envelope: ``{"error": {message, type, param, code}}``."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,18 +31,17 @@ _CODES = {
 
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return dumps(content)
+        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
 
 
 def dumps(content: Any) -> bytes:
-    return _encode(content).encode()
+    return orjson.dumps(content)
 
 
 def with_b64(fields: Mapping[str, Any], b64: bytes) -> bytes:

@@ -5,12 +5,13 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive
 
 from worker.errors import DeadlinePassed, TooLarge
 
 BODY_TIMEOUT_S = 30.0
+_UNWATCHED_S = 0.1  # about as long as a step, which a running batch finishes anyway
 
 T = TypeVar("T")
 
@@ -33,15 +34,17 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
             return await _read(request, max_bytes)
     except TimeoutError:
         raise DeadlinePassed(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
-    except ClientDisconnect:
-        raise ClientGone from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
         _check_length(len(body), max_bytes)
+        more = message.get("more_body", False)
     return bytes(body)
 
 
@@ -60,6 +63,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     worker = asyncio.current_task()
     assert worker is not None
     left = False
+    watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
         nonlocal left
@@ -67,7 +71,12 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         left = True
         worker.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    # A task for whoever is answered at once would cost more than all else that is done here.
+    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
@@ -76,7 +85,9 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 async def _gone(receive: Receive) -> None:

@@ -468,13 +468,13 @@ def outcome_of(error: Exception) -> Outcome | None:
 
 def default_seed(request_id: str) -> int:
     """The seed of a request that names none: a replay, with the same id, draws the same."""
-    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4], "big")
+    return int(request_id[:8], 16)
 
 
 def fingerprint_of(key: str, generation: wire.Generation) -> str:
     """Stands for who asks and for what: the same for a resubmission under another id."""
-    text = f"{key}\n{generation.normalised()}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    text = b"%b\n%b" % (key.encode(), generation.normalised())
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def _refusal(record: Record) -> Refused:

@@ -3,10 +3,11 @@
 Each problem is an ``InvalidRequest`` that names the field, what is wrong and the remedy.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, cast
+
+import orjson
 
 from worker.api.fields import Fields, bad, bounded, json_object, refuse_unknown, text_of
 from worker.engine.request import Priority
@@ -102,8 +103,8 @@ class Generation:
             for k, prompt in enumerate(prompts)
         )
 
-    def normalised(self) -> str:
-        """What decides the drawing, as one string: equal for a request and its resubmission."""
+    def normalised(self) -> bytes:
+        """What decides the drawing, in bytes: equal for a request and its resubmission."""
         parts = (
             self.prompts,
             self.n,
@@ -114,7 +115,7 @@ class Generation:
             self.seed,
             self.reproducible,
         )
-        return json.dumps(parts)
+        return orjson.dumps(parts)
 
 
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,21 +85,31 @@ class ImageStore:
     def save(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write the picture called ``name``, whole or not at all. ``durable``: on return it
         survives a power cut."""
-        path = self._folder / name
-        fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        self.save_all([(name, data)], durable=durable)
+
+    def save_all(self, pictures: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
+        """``save`` for several, each a name and its data; where one fails, some may be missing.
+
+        All are written before the first is synced, so that one commit of the file system's
+        journal serves them all."""
+        paths = [self._folder / name for name, _ in pictures]
+        fresh = [path.with_name(f".{path.name}.{_writer()}") for path in paths]
+        folders = {path.parent for path in paths}
         try:
-            self._make_day(path.parent)
-            with fresh.open("wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            fresh.replace(path)
-            if durable:
-                _sync_folder(path.parent)
+            for folder in folders:
+                self._make_day(folder)
+            for path, (_, data) in zip(fresh, pictures, strict=True):
+                path.write_bytes(data)
+            for path in fresh if durable else ():
+                _sync(path)
+            for path, final in zip(fresh, paths, strict=True):
+                path.replace(final)
+            for folder in folders if durable else ():
+                _sync(folder)
         except OSError as error:
             with contextlib.suppress(OSError):
-                fresh.unlink()
+                for path in fresh:
+                    path.unlink(missing_ok=True)
             raise _failed(error.strerror) from error
 
     def _make_day(self, folder: Path) -> None:
@@ -107,7 +117,7 @@ class ImageStore:
             return
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Also where another worker has made it: its own call may not be through yet.
-        _sync_folder(folder.parent)
+        _sync(folder.parent)
         self._days.add(folder)
 
     def holds(self, name: str) -> bool:
@@ -143,8 +153,13 @@ class ImageStore:
                 folder.rmdir()
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _writer() -> str:
+    return f"{os.getpid()}-{threading.get_ident()}"
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, safely to the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -19,6 +19,7 @@ from worker.storage.images import ImageStore
 MAX_WAITING_BYTES = 128 << 20
 MAX_WAITING_ROWS = 5000
 _PAUSE_S = 1.0
+_COALESCE_S = 0.2
 
 
 class Keeper:
@@ -59,10 +60,12 @@ class Keeper:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._files or self._rows:
-                await self._save()
-                await self._commit()
-            self._idle.set()
+            await self._save()
+            await self._commit()
+            (self._changed if self._files or self._rows else self._idle).set()
+            # The first comes at once, those of the next moment together: a file and a row by
+            # themselves cost several times what they cost in company.
+            await asyncio.sleep(_COALESCE_S)
 
     async def close(self, timeout_s: float) -> None:
         """Give what waits so long to be stored."""
@@ -88,16 +91,17 @@ class Keeper:
     def _saved(
         self, batch: list[tuple[StoredImage, bytes]]
     ) -> tuple[list[StoredImage], StorageFailed | None]:
-        saved, failed = [], None
-        for picture, data in batch:
-            try:
-                self._store.require_room()
-                self._store.save(picture.name, data)
-            except StorageFailed as error:
-                failed = error
-            else:
-                saved.append(picture)
-        return saved, failed
+        """Those whose files are safe on the disk, and why the others are not."""
+        try:
+            self._store.require_room()
+            self._store.save_all([(picture.name, data) for picture, data in batch])
+        except StorageFailed as error:
+            if len(batch) == 1:
+                return [], error
+            # Some may have room where all have not.
+            parts = [self._saved([each]) for each in batch]
+            return [picture for saved, _ in parts for picture in saved], error
+        return [picture for picture, _ in batch], None
 
     async def _commit(self) -> None:
         rows = self._rows[:]

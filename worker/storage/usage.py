@@ -4,6 +4,7 @@
 has the sums, which are changed in the same transaction.
 """
 
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -55,6 +56,14 @@ COUNTS = ("requests", "images", "refusals", "failures")
 AMOUNTS = ("megapixel_steps", "gpu_seconds", "queue_seconds")
 COLUMNS = ("requests", "images", *AMOUNTS, "refusals", "failures")
 
+_PLACE = ("day", "owner", "model", "width", "height")
+# Made once: building it takes longer than running it.
+_ADD = (
+    days.update()
+    .where(*(days.c[name] == sa.bindparam(f"more_{name}") for name in _PLACE))
+    .values({name: days.c[name] + sa.bindparam(f"more_{name}") for name in COLUMNS})
+)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -93,7 +102,12 @@ class Entry:
 
 def day_of(at: float) -> str:
     """``at`` (seconds since the epoch) as a day of the ledger: UTC, ``yyyy-mm-dd``."""
-    return time.strftime("%Y-%m-%d", time.gmtime(at))
+    return _day_number(int(at // 86_400))
+
+
+@functools.lru_cache(16)
+def _day_number(days_since_epoch: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(days_since_epoch * 86_400))
 
 
 def is_day(text: str) -> bool:
@@ -119,8 +133,7 @@ def apply(connection: sa.Connection, batch: Sequence[Entry]) -> None:
             continue
         _add(totals, entry, before)
         fresh[key] = entry
-    for key, entry in fresh.items():
-        _write(connection, entry, new=key not in known)
+    _write(connection, fresh, known)
     for place, amounts in totals.items():
         _count(connection, place, amounts)
 
@@ -144,23 +157,36 @@ def _add(
         amounts["failures" if before == "failed" else "refusals"] -= 1
 
 
-def _write(connection: sa.Connection, entry: Entry, *, new: bool) -> None:
-    if new:
-        row = {column.name: getattr(entry, column.name) for column in entries.columns}
-        connection.execute(entries.insert().values(row))
-        return
-    same = (entries.c.request_id == entry.request_id) & (entries.c.image_index == entry.image_index)
-    connection.execute(entries.update().where(same).values(outcome=entry.outcome))
+def _write(
+    connection: sa.Connection,
+    fresh: dict[tuple[str, int], Entry],
+    known: dict[tuple[str, int], Outcome],
+) -> None:
+    rows = [_row(entry) for key, entry in fresh.items() if key not in known]
+    if rows:  # all at once: a statement for each took a third of what a request costs
+        connection.execute(entries.insert(), rows)
+    for request_id, index in fresh.keys() & known.keys():
+        same = (entries.c.request_id == request_id) & (entries.c.image_index == index)
+        outcome = fresh[request_id, index].outcome
+        connection.execute(entries.update().where(same).values(outcome=outcome))
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "request_id": entry.request_id,
+        "image_index": entry.image_index,
+        "at": entry.at,
+        "outcome": entry.outcome,
+    }
 
 
 def _count(
     connection: sa.Connection, place: tuple[str, str, str, int, int], amounts: dict[str, float]
 ) -> None:
-    keys = dict(zip(("day", "owner", "model", "width", "height"), place, strict=True))
-    same = sa.and_(*(days.c[name] == value for name, value in keys.items()))
-    more = {name: days.c[name] + value for name, value in amounts.items()}
-    if not connection.execute(days.update().where(same).values(more)).rowcount:
-        connection.execute(days.insert().values(keys | amounts))
+    keys = dict(zip(_PLACE, place, strict=True))
+    more = {f"more_{name}": value for name, value in (keys | amounts).items()}
+    if not connection.execute(_ADD, more).rowcount:
+        connection.execute(days.insert(), keys | amounts)
 
 
 By = Literal["key", "day", "model"]

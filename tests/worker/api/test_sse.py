@@ -52,7 +52,12 @@ async def test_stream_is_closed_properly_at_its_end() -> None:
 async def test_client_that_leaves_before_the_first_event_ends_the_drawing() -> None:
     client = Client()
     client.left.set()
-    await client.read(two())
+
+    async def waiting() -> AsyncGenerator[bytes, None]:
+        await asyncio.Event().wait()
+        yield b"1"
+
+    await client.read(waiting())
     assert client.ended == 1
     assert client.exchange.notes["status"] == 499
 

@@ -103,5 +103,43 @@ def test_a_picture_is_synced_before_its_name_and_its_folder_after(
     assert done == ["sync images", file, f"rename to {name}", "sync 2026-01-31"]
 
 
+def test_several_pictures_are_written_before_the_first_is_synced(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    write, fsync = Path.write_bytes, os.fsync
+
+    def written(self: Path, data: bytes) -> int:
+        done.append("write")
+        return write(self, data)
+
+    def synced(fd: int) -> None:
+        done.append("sync")
+        fsync(fd)
+
+    monkeypatch.setattr(Path, "write_bytes", written)
+    monkeypatch.setattr(os, "fsync", synced)
+    names = [f"2026-01-31/{letter * 32}-0.png" for letter in "abc"]
+    store.save_all([(name, name.encode()) for name in names])
+    assert done == ["sync", *["write"] * 3, *["sync"] * 4]
+    assert [(tmp_path / "images" / name).read_bytes().decode() for name in names] == names
+
+
+def test_several_that_fail_leave_nothing_half_done(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def first_only(self: Path, data: bytes) -> int:
+        if data == b"2":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", first_only)
+    with pytest.raises(StorageFailed, match="No space left"):
+        store.save_all([(NAME, b"1"), (NAME.replace("a", "b"), b"2")])
+    assert not [path for path in (tmp_path / "images").rglob("*") if path.is_file()]
+
+
 def test_day_is_that_of_the_arrival() -> None:
     assert day(1769903999.5) == "2026-01-31"

@@ -3,13 +3,14 @@ import contextlib
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
 import pytest
 
 from tests.worker.storage.conftest import picture
+from worker.errors import StorageFailed
 from worker.storage import gallery, keeper
 from worker.storage.database import Database
 from worker.storage.gallery import Wanted
@@ -86,6 +87,45 @@ async def test_a_full_disk_loses_pictures_and_says_how_many(
     assert (await rows(database), sum(lost)) == ([], 2)
 
 
+async def test_what_fits_a_nearly_full_disk_is_kept(
+    keeping: Keeper,
+    store: ImageStore,
+    database: Database,
+    lost: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save = store.save_all
+
+    def room_for_few(pictures: Sequence[tuple[str, bytes]]) -> None:
+        if sum(len(data) for _, data in pictures) > 10:
+            raise StorageFailed("full", param="response_format")
+        save(pictures)
+
+    monkeypatch.setattr(store, "save_all", room_for_few)
+    for name, size in (("a", 8), ("b", 20), ("c", 8)):
+        keeping.keep(picture(name), b"x" * size)
+    await keeping.close(5)
+    assert (sorted(await rows(database)), sum(lost)) == (["img_a", "img_c"], 1)
+
+
+async def test_many_pictures_share_their_way_to_disk_and_database(
+    keeping: Keeper, store: ImageStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, sizes = store.save_all, list[int]()
+
+    def counted(pictures: Sequence[tuple[str, bytes]]) -> None:
+        sizes.append(len(pictures))
+        save(pictures)
+
+    monkeypatch.setattr(store, "save_all", counted)
+    for k in range(50):
+        keeping.keep(picture(str(k)), b"x")
+        await anyio.sleep(0.002)
+    await keeping.close(5)
+    assert len(await rows(database)) == sum(sizes) == 50
+    assert len(sizes) < 10
+
+
 async def test_a_disk_that_stands_still_holds_up_nobody_and_no_more_than_its_share(
     keeping: Keeper,
     store: ImageStore,
@@ -93,9 +133,9 @@ async def test_a_disk_that_stands_still_holds_up_nobody_and_no_more_than_its_sha
     lost: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go, save = threading.Event(), store.save
+    go, save = threading.Event(), store.save_all
     monkeypatch.setattr(keeper, "MAX_WAITING_BYTES", 20)
-    monkeypatch.setattr(store, "save", lambda name, data: (go.wait(20), save(name, data)))
+    monkeypatch.setattr(store, "save_all", lambda pictures: (go.wait(20), save(pictures)))
     for k in range(5):
         keeping.keep(picture(str(k)), b"12345678")
         await anyio.sleep(0.01)
@@ -109,7 +149,7 @@ async def test_the_end_waits_for_a_while_only(
     keeping: Keeper, store: ImageStore, lost: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr(store, "save", lambda name, data: go.wait(20))
+    monkeypatch.setattr(store, "save_all", lambda pictures: go.wait(20))
     keeping.keep(picture("a"), b"x")
     await keeping.close(0.05)
     go.set()
