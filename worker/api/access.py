@@ -35,7 +35,7 @@ class Access:
         self._keys = service.settings.auth == "keys"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in INTERNAL:
+        if scope["type"] == "http" and self._keys and not is_open(scope["path"]):
             try:
                 self._check(scope)
             except ZimageError as error:
@@ -44,8 +44,6 @@ class Access:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        if not self._keys or _asks_itself(scope["path"]):
-            return
         headers = dict(scope["headers"])
         bearer = headers.get(b"authorization")
         key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
@@ -65,6 +63,11 @@ class Access:
             raise denied(self._service, scope["exchange"], "no key", count=False)
         _require_own_page(scope["method"], headers)
         return key
+
+
+def is_open(path: str) -> bool:
+    """Whether ``path`` asks for no key, or its handler for another proof."""
+    return path in INTERNAL or _asks_itself(path)
 
 
 def _asks_itself(path: str) -> bool:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from worker.api import access
 from worker.api.answers import Json
 from worker.service import Service
 
@@ -145,6 +146,8 @@ def document(service: Service, describes: Iterable[Describe]) -> dict[str, Any]:
         for path, item in part.paths.items():
             for method, described in item.items():
                 known = {"operationId": operation_id(method, path), **described}
+                if access.is_open(path):
+                    known["security"] = []
                 paths.setdefault(path, {})[method] = known
     about = "Draws pictures from text. See docs/api.md for what the fields mean."
     return {
@@ -153,10 +156,12 @@ def document(service: Service, describes: Iterable[Describe]) -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "sign_in": {"type": "apiKey", "in": "cookie", "name": access.COOKIE},
+            },
         },
-        # A cell without keys asks for none.
-        "security": [{}, {"key": []}],
+        "security": [{"key": []}, {"sign_in": []}] if service.settings.auth == "keys" else [],
     }
 
 
