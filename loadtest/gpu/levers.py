@@ -112,7 +112,7 @@ class Bench:
         with torch.no_grad(), torch.profiler.profile() as seen:
             call()
             self.wait()
-        table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=14)
+        table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=24)
         (self.profiles / f"{name}.txt").write_text(table)
 
     def wait(self) -> None:
@@ -148,6 +148,7 @@ def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> Non
             captions = torch.stack([caption] * rows)
             call = functools.partial(dense, latents, times, captions)
             bench.measure("step", name, f"{size}x{rows}", call)
+            bench.profile(f"step-{name}-{size}x{rows}", call)
         if graphs is not None and graphs.failure:
             bench.note({"what": "graphs", "lever": name, "failure": graphs.failure})
 
@@ -181,9 +182,9 @@ def caption_of(bench: Bench, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def texts(bench: Bench) -> None:
-    for name, plan in (("eager", levers.NONE), ("graphs", levers.Levers(graphs=True))):
+    for name, plan in DECODES.items():
         graphs = apply(bench, plan)
-        dense = DenseTransformer(bench.pipeline.transformer)
+        dense = DenseTransformer(bench.pipeline.transformer, kernels=plan.kernels)
         encoder = CaptionEncoder(bench.pipeline, dense, graphs, kept_tokens=0)
         tokens = encoder._tokens(PROMPT)
         call = functools.partial(encoder._encode, tokens)
@@ -286,17 +287,19 @@ def _repeated(call: Callable[[], None], seconds: float) -> tuple[int, float]:
     return count, taken
 
 
-def fp8(bench: Bench, shapes: list[tuple[int, int]]) -> None:
+def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
     """A step with 8-bit weights, which then stay: the last thing to be measured."""
     inputs = {shape: step_inputs(bench, *shape) for shape in shapes}
     captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
     shrink_pipeline(bench.pipeline, bench.device, "all")
-    graphs = apply(bench, STEPS["compiled+graphs"])
-    dense = DenseTransformer(bench.pipeline.transformer, graphs)
-    for (size, rows), (latents, times, _) in inputs.items():
-        stacked = torch.stack([captions[size, rows]] * rows)
-        call = functools.partial(dense, latents, times, stacked)
-        bench.measure("step", "fp8+compiled+graphs", f"{size}x{rows}", call)
+    for name in chosen:
+        graphs, kernels = apply(bench, STEPS[name]), STEPS[name].kernels
+        dense = DenseTransformer(bench.pipeline.transformer, graphs, kernels=kernels)
+        for (size, rows), (latents, times, _) in inputs.items():
+            stacked = torch.stack([captions[size, rows]] * rows)
+            call = functools.partial(dense, latents, times, stacked)
+            bench.measure("step", f"fp8+{name}", f"{size}x{rows}", call)
+            bench.profile(f"step-fp8-{name}-{size}x{rows}", call)
 
 
 def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
@@ -337,7 +340,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="diffusers alone, PNG and WebP")
     parser.add_argument("--bare", action="store_true", help="pictures a second without a server")
     parser.add_argument("--fp8", action="store_true", help="a step with 8-bit weights")
-    parser.add_argument("--profile", type=Path, help="a folder for the decoder's kernels")
+    parser.add_argument("--profile", type=Path, help="a folder for the kernels that take longest")
     parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after this")
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     return parser.parse_args()
@@ -364,7 +367,7 @@ def main() -> int:
     if args.bare:
         bare(bench, shapes)
     if args.fp8:
-        fp8(bench, shapes)
+        fp8(bench, shapes, args.steps.split(","))
     if bench.device.type == "cuda":
         peak_gib = round(torch.cuda.max_memory_reserved() / 2**30, 1)
         bench.note({"what": "memory", "lever": "", "peak_gib": peak_gib})

@@ -31,26 +31,28 @@ class Fp8Linear(torch.nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = None if linear.bias is None else linear.bias.to(device)
-        self._multiply = multiply
+        self.multiplies = multiply
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._multiply:
-            return self._product(inputs)
+        if self.multiplies:
+            return self.product(*quantized(inputs.flatten(0, -2)), inputs)
         weight = self.weight.to(inputs.dtype) * self.scale.to(inputs.dtype)
         return F.linear(inputs, weight, self.bias)
 
-    def _product(self, inputs: torch.Tensor) -> torch.Tensor:
-        values, scales = quantized(inputs.flatten(0, -2))
+    def product(
+        self, values: torch.Tensor, scales: torch.Tensor, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Of ``values`` and ``scales`` from ``quantized``; shape and dtype as for ``like``."""
         output: torch.Tensor = torch._scaled_mm(
             values,
             self.weight.t(),
             scale_a=scales,
             scale_b=self.scale.t(),
             bias=self.bias,
-            out_dtype=inputs.dtype,
+            out_dtype=like.dtype,
             use_fast_accum=True,
         )
-        return output.view(*inputs.shape[:-1], -1)
+        return output.view(*like.shape[:-1], -1)
 
 
 def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

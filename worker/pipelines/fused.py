@@ -13,6 +13,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from worker.pipelines.fp8 import Fp8Linear
+
 _TILE = 4096  # values of one tile of a picture
 _MOST_PARTS = 512  # partial sums of one picture
 
@@ -24,13 +26,22 @@ def block(
     (cosine, sine); ``time``: None for a block without modulation."""
     attention, feed = layer.attention, layer.feed_forward
     changes = None if time is None else layer.adaLN_modulation(time)
-    normed = _scaled(tokens, layer.attention_norm1, changes, 0)
-    query, key = _turned(attention.to_q(normed), attention.to_k(normed), attention, table)
-    attended = _attended(query, key, attention.to_v(normed), attention.heads)
-    tokens = _added(tokens, attention.to_out[0](attended), layer.attention_norm2, changes, 1)
-    normed = _scaled(tokens, layer.ffn_norm1, changes, 2)
-    fed = feed.w2(_gated(feed.w1(normed), feed.w3(normed)))
-    return _added(tokens, fed, layer.ffn_norm2, changes, 3)
+    normed = _scaled(tokens, layer.attention_norm1, changes)
+    query, key, value = _products(normed, attention.to_q, attention.to_k, attention.to_v)
+    query, key = _turned(query, key, attention, table)
+    (attended,) = _products(_attended(query, key, value, attention.heads), attention.to_out[0])
+    norms = layer.attention_norm2, layer.ffn_norm1
+    tokens, normed = _added_and_scaled(tokens, attended, norms, changes)
+    (fed,) = _products(_gated(*_products(normed, feed.w1, feed.w3)), feed.w2)
+    return _added(tokens, fed, layer.ffn_norm2, changes)
+
+
+def _products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
+    """What each layer makes of ``inputs``, which 8-bit layers bring to 8 bits only once."""
+    if not all(isinstance(layer, Fp8Linear) and layer.multiplies for layer in layers):
+        return [layer(inputs) for layer in layers]
+    rows = quantized(inputs.flatten(0, -2))
+    return [layer.product(*rows, inputs) for layer in layers]
 
 
 def _attended(
@@ -41,84 +52,114 @@ def _attended(
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _scaled(
-    tokens: torch.Tensor, norm: Any, changes: torch.Tensor | None, part: int
-) -> torch.Tensor:
-    """Normalised; times one more than ``part`` of ``changes``."""
+def _scaled(tokens: torch.Tensor, norm: Any, changes: torch.Tensor | None) -> torch.Tensor:
+    """Normalised; times one more than the first part of ``changes``."""
     output = torch.empty_like(tokens)
-    _launch_norm(tokens, tokens, output, norm, changes, part, add=False)
+    _launch_norm(tokens, norm, changes, scaled=(output, norm, 0))
     return output
 
 
+def _added_and_scaled(
+    tokens: torch.Tensor, more: torch.Tensor, norms: tuple[Any, Any], changes: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``tokens`` and normalised ``more``, times the tanh of the second part of ``changes``; and
+    the sum as by ``_scaled``, with the third part."""
+    added, output = torch.empty_like(tokens), torch.empty_like(tokens)
+    _launch_norm(more, norms[0], changes, added=(tokens, added, 1), scaled=(output, norms[1], 2))
+    return added, output
+
+
 def _added(
-    tokens: torch.Tensor, more: torch.Tensor, norm: Any, changes: torch.Tensor | None, part: int
+    tokens: torch.Tensor, more: torch.Tensor, norm: Any, changes: torch.Tensor | None
 ) -> torch.Tensor:
-    """``tokens`` and normalised ``more``, times the tanh of ``part`` of ``changes``."""
+    """``tokens`` and normalised ``more``, times the tanh of the fourth part of ``changes``."""
     output = torch.empty_like(tokens)
-    _launch_norm(more, tokens, output, norm, changes, part, add=True)
+    _launch_norm(more, norm, changes, added=(tokens, output, 3))
     return output
 
 
 def _launch_norm(
     inputs: torch.Tensor,
-    base: torch.Tensor,
-    output: torch.Tensor,
     norm: Any,
-    changes: torch.Tensor | None,
-    part: int,
+    changes: torch.Tensor | None = None,
     *,
-    add: bool,
+    added: tuple[torch.Tensor, torch.Tensor, int] | None = None,
+    scaled: tuple[torch.Tensor, Any, int] | None = None,
 ) -> None:
+    """``added``: what to add to, where to write the sum, and the part of ``changes``; ``scaled``:
+    where to write, the norm, and the part."""
     rows, tokens, width = inputs.shape
+    base, total, gate = added or (inputs, inputs, 0)
+    output, last, scale = scaled or (inputs, norm, 0)
+    block = triton.next_power_of_2(width)
     _norm_kernel[(rows * tokens,)](
         inputs,
-        base,
         norm.weight,
-        inputs if changes is None else changes,
+        base,
+        total,
+        last.weight,
         output,
+        inputs if changes is None else changes,
         tokens,
-        norm.eps,
+        _eps(norm),
+        _eps(last),
         width,
-        part * width,
+        gate * width,
+        scale * width,
         CHANGED=changes is not None,
-        ADD=add,
-        BLOCK=triton.next_power_of_2(width),
-        num_warps=8,
+        ADD=added is not None,
+        SCALE=scaled is not None,
+        BLOCK=block,
+        num_warps=max(1, min(8, block // 512)),
     )
+
+
+def _eps(norm: Any) -> float:
+    """diffusers and transformers have different names for it."""
+    eps: float = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return eps
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _norm_kernel(
     inputs,
-    base,
     weight,
-    changes,
+    base,
+    total,
+    last_weight,
     output,
+    changes,
     tokens,
     eps,
+    last_eps,
     width: tl.constexpr,
-    offset: tl.constexpr,
+    gate_offset: tl.constexpr,
+    scale_offset: tl.constexpr,
     CHANGED: tl.constexpr,
     ADD: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < width
     place = token.to(tl.int64) * width + at
+    change = changes + (token // tokens) * 4 * width + at
     values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(values * values) / width + eps)
-    values = values * scale * tl.load(weight + at, inside, 0.0).to(tl.float32)
-    if CHANGED:
-        row = token // tokens
-        change = tl.load(changes + row * 4 * width + offset + at, inside, 0.0).to(tl.float32)
-        if ADD:
-            values *= 2 * tl.sigmoid(2 * change) - 1  # tanh
-        else:
-            values *= 1 + change
     if ADD:
+        values *= tl.rsqrt(tl.sum(values * values) / width + eps)
+        values *= tl.load(weight + at, inside, 0.0).to(tl.float32)
+        if CHANGED:
+            gate = tl.load(change + gate_offset, inside, 0.0).to(tl.float32)
+            values *= 2 * tl.sigmoid(2 * gate) - 1  # tanh
         values += tl.load(base + place, inside, 0.0).to(tl.float32)
-    tl.store(output + place, values, inside)
+        tl.store(total + place, values, inside)
+    if SCALE:
+        values *= tl.rsqrt(tl.sum(values * values) / width + last_eps)
+        values *= tl.load(last_weight + at, inside, 0.0).to(tl.float32)
+        if CHANGED:
+            values *= 1 + tl.load(change + scale_offset, inside, 0.0).to(tl.float32)
+        tl.store(output + place, values, inside)
 
 
 def _turned(
@@ -198,6 +239,72 @@ def _gate_kernel(gate, value, output, width: tl.constexpr, TILE: tl.constexpr):
     left = tl.load(gate + place, inside, 0.0).to(tl.float32)
     right = tl.load(value + place, inside, 0.0).to(tl.float32)
     tl.store(output + place, left * tl.sigmoid(left) * right, inside)
+
+
+class Norm(torch.nn.Module):
+    """In the place of a text encoder's root-mean-square norm."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.replaced = norm
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.contiguous()
+        output = torch.empty_like(hidden)
+        flat = hidden.view(1, -1, hidden.shape[-1])
+        _launch_norm(flat, self.replaced, scaled=(output, self.replaced, 0))
+        return output
+
+
+class Feed(torch.nn.Module):
+    """In the place of a text encoder's gated feed-forward layers."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.replaced = layers
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        layers = self.replaced
+        gated = _gated(layers.gate_proj(hidden), layers.up_proj(hidden))
+        output: torch.Tensor = layers.down_proj(gated)
+        return output
+
+
+def install_text(encoder: Any) -> None:
+    """Put them into a ``Qwen3Model``; any other encoder stays as it is."""
+    if type(encoder).__name__ != "Qwen3Model" or encoder.config.hidden_act != "silu":
+        return
+    for layer in encoder.layers:
+        layer.mlp = Feed(layer.mlp)
+        for holder, names in (
+            (layer, ("input_layernorm", "post_attention_layernorm")),
+            (layer.self_attn, ("q_norm", "k_norm")),
+        ):
+            for name in names:
+                setattr(holder, name, Norm(getattr(holder, name)))
+
+
+def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``fp8.quantized``: the values in fp8 and rows × 1 factors."""
+    count, width = rows.shape
+    values = torch.empty_like(rows, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(count, 1, device=rows.device)
+    block = triton.next_power_of_2(width)
+    warps = max(1, min(16, block // 512))
+    _quantize_kernel[(count,)](rows, values, scales, width, BLOCK=block, num_warps=warps)
+    return values, scales
+
+
+@triton.jit
+def _quantize_kernel(rows, values, scales, width: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    place = row.to(tl.int64) * width + at
+    given = tl.load(rows + place, inside, 0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(given)) / 448.0, 1e-12)
+    tl.store(scales + row, scale)
+    tl.store(values + place, (given / scale).to(tl.float8e4nv), inside)
 
 
 class Residual(torch.nn.Module):

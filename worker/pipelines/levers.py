@@ -81,9 +81,12 @@ def choose(settings: Settings, device: torch.device) -> Levers:
 
 
 def prepare(levers: Levers) -> None:
-    """Import the compiler, which takes seconds, while the weights are being read."""
-    if levers.compile_blocks:
-        module = "torch._inductor.compile_fx"
+    """Import the compilers, which takes seconds, while the weights are being read."""
+    modules = {
+        "worker.pipelines.fused": levers.kernels,
+        "torch._inductor.compile_fx": levers.compile_blocks,
+    }
+    for module in (name for name, wanted in modules.items() if wanted):
         threading.Thread(target=importlib.import_module, args=[module], daemon=True).start()
 
 
@@ -94,6 +97,7 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
     """
     _forget_compiled(pipeline)
     _restore(pipeline.vae.decoder)
+    _restore(pipeline.text_encoder)
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor(_BACKENDS.get(levers.attention)))
     if levers.compile_blocks:
@@ -103,6 +107,7 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
         from worker.pipelines import fused  # Triton is on machines with a GPU only
 
         fused.install(pipeline.vae.decoder)
+        fused.install_text(pipeline.text_encoder)
     return Graphs() if levers.graphs else None
 
 
@@ -174,9 +179,9 @@ def _forget_compiled(pipeline: Any) -> None:
         block._compiled_call_impl = None
 
 
-def _restore(decoder: Any) -> None:
+def _restore(model: Any) -> None:
     """As it was loaded."""
-    for module in decoder.modules():
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
             setattr(module, name, getattr(child, "replaced", child))
-    decoder.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)

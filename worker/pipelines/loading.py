@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoPipelineForText2Image,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     ZImagePipeline,
@@ -162,6 +161,10 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype, fp8: st
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
     if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
+    if class_of(folder) == "ZImagePipeline":
+        return ZImagePipeline.from_pretrained(str(folder), **options)
+    from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines
+
     try:
         return AutoPipelineForText2Image.from_pretrained(str(folder), **options)
     except ValueError:  # not among the pipelines that it has a text-to-image class for

@@ -12,6 +12,7 @@ Code that comes with a model is never run. Torch and diffusers are imported only
 needs them.
 """
 
+import gc
 import inspect
 import re
 import time
@@ -28,6 +29,7 @@ from worker.pipelines.folder import (
     defaults_of_folder,
     scheduler_shift,
 )
+from worker.pipelines.imports import quick_imports
 from worker.pipelines.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
 
@@ -56,7 +58,13 @@ def load(settings: Settings) -> Pipeline:
     if _is_synthetic(settings.model):
         _check_synthetic(settings.model)
         return SyntheticPipeline(settings.model)
-    folder = _local_folder(settings.model)
+    with quick_imports():
+        pipeline = _load(settings, _local_folder(settings.model))
+    gc.freeze()  # what is here now stays: later looks for garbage need not visit it
+    return pipeline
+
+
+def _load(settings: Settings, folder: Path | None) -> Pipeline:
     began = time.monotonic()
     from worker.pipelines import loading  # seconds of imports: only now
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.worker.pipelines.conftest import CPU, SMALL
-from worker.pipelines import levers
+from worker.pipelines import fp8, levers
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.random_zimage import random_zimage
 
@@ -68,3 +68,30 @@ def test_the_decoder_computes_the_same_and_comes_back(pipeline: Any) -> None:
     assert torch.allclose(given, wanted, atol=1e-4)
     levers.apply(levers.NONE, pipeline)
     assert list(pipeline.vae.decoder.modules()) == before
+
+
+@torch.no_grad()
+def test_the_text_encoder_computes_the_same_and_comes_back(pipeline: Any) -> None:
+    levers.apply(levers.NONE, pipeline)
+    encoder = pipeline.text_encoder
+    before = list(encoder.modules())
+    tokens = torch.arange(7, device=DEVICE)[None]
+    wanted = encoder(tokens).last_hidden_state
+    levers.apply(levers.Levers(kernels=True), pipeline)
+    assert isinstance(encoder.layers[0].self_attn.q_norm, fused.Norm)
+    assert torch.allclose(encoder(tokens).last_hidden_state, wanted, atol=1e-4)
+    levers.apply(levers.NONE, pipeline)
+    assert list(encoder.modules()) == before
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter rounds to fp8 in another way")
+@pytest.mark.parametrize("width", [96, 1000])
+def test_rows_become_8_bits_as_without_the_kernel(width: int) -> None:
+    rows = torch.randn(5, width, device=DEVICE) * torch.logspace(-3, 3, 5, device=DEVICE)[:, None]
+    rows[4] = 0
+    wanted_values, wanted_scales = fp8.quantized(rows)
+    values, scales = fused.quantized(rows)
+    assert torch.allclose(scales, wanted_scales)
+    difference = (values.float() - wanted_values.float()).abs()  # halves may go either way
+    assert (difference <= wanted_values.float().abs() / 8 + 2**-9).all()
+    assert (difference > 0).float().mean() < 0.01

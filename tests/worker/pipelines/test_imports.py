@@ -1,0 +1,29 @@
+import gc
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.pipelines import imports
+
+
+def test_what_is_not_used_cannot_be_imported_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "costly.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(imports, "_UNUSED", ("costly", "pathlib"))
+    with imports.quick_imports():
+        assert importlib.util.find_spec("costly") is None
+        with pytest.raises(ImportError):
+            import costly  # type: ignore[import-not-found]
+        import pathlib  # was there before: it stays
+
+        assert pathlib.Path is Path
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert "costly" not in sys.modules
+    import costly
+
+    assert costly.value == 1
