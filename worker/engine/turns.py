@@ -7,6 +7,7 @@ its debts until its turn has passed, so asking in small portions gains next to n
 
 from collections.abc import Iterable
 
+_SPENT_S = 1e-6  # what is left by rounding is nothing, however many calls it was spent in
 _MAX_KEYS = 1000  # beyond, those that have left are forgotten at once
 
 
@@ -36,7 +37,7 @@ class Turns:
             key = next(iter(self._credit_s))
             if key not in present:
                 del self._credit_s[key]
-            elif self._credit_s[key] > 0:
+            elif self._credit_s[key] > _SPENT_S:
                 return key
             else:
                 self._credit_s[key] = self._credit_s.pop(key) + quantum_s
@@ -49,13 +50,13 @@ class Turns:
 
     def fresh(self, key: str) -> bool:
         """Whether ``key`` has not used its first quantum yet."""
-        return self._fresh.get(key, 0.0) > 0 or (
+        return self._fresh.get(key, 0.0) > _SPENT_S or (
             key not in self._fresh and key not in self._credit_s
         )
 
     def left_s(self, key: str) -> float:
         """Seconds until another key's turn comes."""
-        return self._fresh.get(key, self._credit_s.get(key, 0.0))
+        return self._fresh.get(key, self._credit_s.get(key, 0.0)) - _SPENT_S
 
     def _forget(self, present: dict[str, None]) -> None:
         if len(self._credit_s) > _MAX_KEYS:
@@ -67,7 +68,7 @@ class Turns:
 
     def _next_fresh(self, present: dict[str, None], quantum_s: float) -> str | None:
         for key in list(self._fresh):
-            if key in present and self._fresh[key] > 0:
+            if key in present and self._fresh[key] > _SPENT_S:
                 return key
             # Used up, or gone: to the end of the others, where gone ones are forgotten in turn.
             self._credit_s[key] = min(0.0, self._fresh.pop(key)) + quantum_s
