@@ -19,6 +19,7 @@ from deploy.config import ROOT, ClusterConfig
 from deploy.dashboard import dashboard
 from deploy.layout import Layout
 from deploy.plan import Plan, WorkerPlan, model_source
+from worker.bounds import MAX_JOB_BODY_BYTES
 
 _HERE = Path(__file__).resolve().parent
 _PIECES = ("nginx", "supervisor")
@@ -62,6 +63,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "nginx_version": host.nginx_version,
         "ops": endpoint(config.ops.address, config.ops.port),
         "root": ROOT,
+        "job_body_bytes": MAX_JOB_BODY_BYTES,
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
     for piece in _PIECES:

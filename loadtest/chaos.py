@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.config import DEFAULT_PATH, load
+from loadtest.entry import add_key
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS, Fault
 
@@ -142,6 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--worker", help="which worker to hit; any that is in the pool")
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH)
+    add_key(parser)
     args = parser.parse_args()
     if not args.list and args.name is None:
         parser.error("a NAME is needed; --list says which there are")
@@ -154,7 +156,7 @@ def main() -> int:
         for name, fault in FAULTS.items():
             print(f"{name:<20} {fault.what}")
         return 0
-    fault, cell = FAULTS[args.name], Cell.of(load(args.config), args.config)
+    fault, cell = FAULTS[args.name], Cell.of(load(args.config), args.config, args.key)
     if missing := fault.missing():
         print(f"✗ {args.name}: {missing}", file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ from deploy import machine
 from deploy.config import DEFAULT_PATH, ROOT, ClusterConfig, ConfigError, load
 from deploy.plan import plan
 from loadtest import measures, report, run_file, slo
+from loadtest.entry import KEY_VARIABLE, add_key
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS
 from loadtest.observer import Observer
@@ -38,7 +39,12 @@ def main() -> int:
 def play(args: argparse.Namespace) -> int:
     config = load(args.config)
     bounds = slo.load(args.slo, args.scenario)
-    cell = Cell.of(config, args.config)
+    if config.listen.auth == "keys" and not args.key:
+        raise StageError(
+            "this cell asks for keys: zimage keys create loadtest, and give what it prints as "
+            f"{KEY_VARIABLE}"
+        )
+    cell = Cell.of(config, args.config, args.key)
     if not cell.whole():
         raise StageError(f"the cell of {args.config} is not whole: zimage status")
     folder = reports_folder(cell.layout.var_dir, args.scenario)
@@ -122,6 +128,7 @@ def arguments() -> argparse.Namespace:
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="of the running cell")
+    add_key(parser)
     parser.add_argument("--slo", type=Path, default=slo.DEFAULT_PATH, help="the objectives")
     parser.add_argument("--users", type=int, default=0, help="of the scenario, or a worker")
     parser.add_argument("--duration-s", type=float, default=0.0, help="of each part")

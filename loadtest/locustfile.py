@@ -2,6 +2,9 @@
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:7860 [Designer Program Batch]
 
+A cell with keys wants one in ZIMAGE_API_KEY, one with HTTPS its certificate (--ca FILE) or blind
+trust (--insecure).
+
 Designers think, draw in mixed sizes, follow the stream and sometimes close the tab. Programs post
 the next request as soon as the last is answered. Batch senders post lists of prompts.
 Every answer is checked: whatever is not the picture that was asked for is a failure.
@@ -15,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import requests
 from locust import LoadTestShape, User, between, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -26,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loadtest import record, shapes, wishes
 from loadtest.checks import Album, Checker
 from loadtest.client import Client
+from loadtest.entry import KEY_VARIABLE, Entry
 from loadtest.record import Record
 
 _LEAVES = 0.1
@@ -44,20 +47,34 @@ def add_options(parser: LocustArgumentParser) -> None:
     ours.add_argument("--arrivals-per-s", type=float, default=1.0, help="of a crowd")
     ours.add_argument("--sizes", default="", help="of all users, such as 256x256,512x512")
     ours.add_argument("--loose", action="store_true", help="compare pictures as bf16 draws them")
+    # Not of the group, whose options cannot be hidden in the web UI.
+    parser.add_argument(
+        "--key", default="", env_var=KEY_VARIABLE, is_secret=True, help="where the cell has keys"
+    )
+    ours.add_argument("--ca", default="", help="trust its certificates alone, by any address")
+    ours.add_argument("--insecure", action="store_true", help="trust every certificate")
     ours.add_argument("--stop-file", default="", help="end when this file appears")
     ours.add_argument("--records", default="", help="write a line of JSON for each request here")
 
 
 @events.test_start.add_listener
 def ask_for_model(environment: Environment, **_: Any) -> None:
-    models = requests.get(f"{environment.host}/v1/models", timeout=30).json()["data"]
-    checkers[environment] = Checker(models[0]["id"], Album(options_of(environment).loose))
+    answer = entry_of(environment).session().get(f"{environment.host}/v1/models", timeout=30)
+    if answer.status_code != 200:
+        raise SystemExit(f"{answer.url}: HTTP {answer.status_code}: {answer.text[:300]}")
+    model = answer.json()["data"][0]["id"]
+    checkers[environment] = Checker(model, Album(options_of(environment).loose))
 
 
 def options_of(environment: Environment) -> Namespace:
     assert environment.parsed_options is not None
     options: Namespace = environment.parsed_options
     return options
+
+
+def entry_of(environment: Environment) -> Entry:
+    options = options_of(environment)
+    return Entry(options.key, options.ca, options.insecure)
 
 
 class Painter(User):
@@ -72,8 +89,8 @@ class Painter(User):
         self.client = self.new_client()
 
     def new_client(self) -> Client:
-        kind = type(self).__name__
-        return Client(self.environment.host, checkers[self.environment], kind)
+        kind, session = type(self).__name__, entry_of(self.environment).session()
+        return Client(self.environment.host, checkers[self.environment], kind, session)
 
     def wish(self, sizes: tuple[str, ...] = wishes.SMALL) -> dict[str, Any]:
         return wishes.wish(self.rng, self.sizes or sizes)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from loadtest import gradio_server, measures
 from loadtest.faults import Cell
 from loadtest.run_file import Part
@@ -192,8 +190,9 @@ def _accepts_again(cell: Cell) -> float:
     """Seconds until a request is taken and not refused."""
     began = time.monotonic()
     body: dict[str, Any] = {"prompt": "again", "size": "256x256", "stream": True}
+    session = cell.entry.session()
     while time.monotonic() - began < 180:
-        answer = requests.post(
+        answer = session.post(
             f"{cell.url}/v1/images/generations", json=body, stream=True, timeout=30
         )
         answer.close()  # a stream's header comes as soon as it is admitted

@@ -15,6 +15,7 @@ from deploy import processes
 from deploy.config import ROOT, ClusterConfig
 from loadtest import chaos, measures, record
 from loadtest.chaos import Injected
+from loadtest.entry import KEY_VARIABLE
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS
 from loadtest.observer import Observer
@@ -81,9 +82,17 @@ class Stage:
         command += ["--sizes", self.options.sizes] if self.options.sizes else []
         command += ["--loose"] if self._loose() else []
         command += ["--stop-file", str(self._stop_file)]
+        entry = self.cell.entry
+        command += ["--ca", entry.ca] if entry.ca else []
         self._stop_file.unlink(missing_ok=True)
         with (self.folder / "locust.log").open("a") as log:
-            locust = subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=log, stderr=log)
+            locust = subprocess.Popen(
+                [*command, *arguments],
+                cwd=ROOT,
+                env={**os.environ, KEY_VARIABLE: entry.key},
+                stdout=log,
+                stderr=log,
+            )
         part = Part("load", time.time(), time.time())
         self.parts.append(part)
         try:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import httpx
 from deploy import cell as deployed
 from deploy.config import ClusterConfig
 from deploy.layout import Layout
+from loadtest.entry import Entry
 from worker.beat import Beat, read_beat
 
 _FRESH_S = 2.5
@@ -21,14 +22,21 @@ _FRESH_S = 2.5
 
 @dataclass(frozen=True)
 class Cell:
-    """``url`` is where clients find it, without a slash at the end."""
+    """``url`` is where clients find it, without a slash at the end; ``key`` is what they show."""
 
     layout: Layout
     url: str
+    key: str = field(default="", repr=False)
 
     @classmethod
-    def of(cls, config: ClusterConfig, path: Path) -> "Cell":
-        return cls(Layout.of(config), deployed.Cell(config, path).url.rstrip("/"))
+    def of(cls, config: ClusterConfig, path: Path, key: str = "") -> "Cell":
+        return cls(Layout.of(config), deployed.Cell(config, path).url.rstrip("/"), key)
+
+    @property
+    def entry(self) -> Entry:
+        """How a client of this machine gets in."""
+        https = self.url.startswith("https:")
+        return Entry(self.key, str(self.layout.certificate) if https else "")
 
     def state(self) -> dict[str, Any]:
         """What the guard last wrote."""
@@ -74,7 +82,8 @@ class Cell:
         return False
 
     def _nginx_answers(self) -> bool:
-        return httpx.get(f"{self.url}/healthz", timeout=1.0).status_code == 200
+        # Whether it answers, not who it is: this is asked many times a second.
+        return httpx.get(f"{self.url}/healthz", timeout=1.0, verify=False).status_code == 200
 
 
 def process_ids(under: Path) -> set[int]:

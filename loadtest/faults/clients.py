@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,9 @@ from urllib.parse import urlsplit
 from loadtest.faults.cell import Cell
 
 _STRANGER = "127.0.0.2"
-_POST = (
-    "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-)
 _TIMEOUT_S = 10.0
+_BLIND = ssl.create_default_context()  # they check the cell's manners, not its certificate
+_BLIND.check_hostname, _BLIND.verify_mode = False, ssl.CERT_NONE
 
 
 class Unexpected(AssertionError):
@@ -35,7 +35,7 @@ def idle_connections(cell: Cell, _worker: str, count: int = 10_000) -> Iterator[
     _allow_files(count + 512)
 
     def crowd(over: threading.Event) -> None:
-        held = [_connect(cell) for _ in range(count)]
+        held = [_dial(cell) for _ in range(count)]
         try:
             while not over.wait(0.5):
                 held = [_again(cell, one) for one in held]
@@ -50,7 +50,7 @@ def idle_connections(cell: Cell, _worker: str, count: int = 10_000) -> Iterator[
 @contextlib.contextmanager
 def slow_loris(cell: Cell, _worker: str, count: int = 200) -> Iterator[None]:
     """Bodies that arrive one byte a second."""
-    head = f"{_POST}Content-Length: 1000\r\n\r\n{{".encode()
+    head = f"{_post(cell)}Content-Length: 1000\r\n\r\n{{".encode()
 
     def drip(over: threading.Event) -> None:
         held = [_connect(cell) for _ in range(count)]
@@ -70,15 +70,14 @@ def slow_loris(cell: Cell, _worker: str, count: int = 200) -> Iterator[None]:
 def half_closed(cell: Cell, _worker: str, count: int = 20) -> Iterator[None]:
     """Whole requests whose sender closes its side at once, and others that close both."""
     body = json.dumps({"prompt": "left behind", "size": "256x256"}).encode()
-    request = f"{_POST}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    request = f"{_post(cell)}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def leave(over: threading.Event) -> None:
         held = []
         for number in range(count):
             one = _connect(cell)
             _send(one, request)
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_WR)
+            _half_close(one)
             held.append(one) if number % 2 else one.close()
             if over.wait(0.05):
                 break
@@ -93,9 +92,10 @@ def half_closed(cell: Cell, _worker: str, count: int = 20) -> Iterator[None]:
 @contextlib.contextmanager
 def giant_bodies(cell: Cell, _worker: str, mib: int = 64) -> Iterator[None]:
     """Bodies far over the limit, announced and in chunks: 413."""
-    announced = f"{_POST}Content-Length: {mib << 20}\r\n\r\n".encode()
+    post = _post(cell)
+    announced = f"{post}Content-Length: {mib << 20}\r\n\r\n".encode()
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    chunked = f"{_POST}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * 64
+    chunked = f"{post}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * 64
     with _in_thread(_repeat(cell, [announced, chunked], {413})):
         yield
 
@@ -115,7 +115,8 @@ def malformed_bodies(cell: Cell, _worker: str) -> Iterator[None]:
         b'{"prompt": "a", "prompt_": "\\ud800"}',
         b"null",
     ]
-    whole = [_POST.encode() + b"Content-Length: %d\r\n\r\n" % len(b) + b for b in bodies]
+    post = _post(cell).encode()
+    whole = [post + b"Content-Length: %d\r\n\r\n" % len(b) + b for b in bodies]
     whole += [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n"]
     with _in_thread(_repeat(cell, whole, {400, 413, 414, 422, 505})):
         yield
@@ -153,8 +154,7 @@ def _repeat(
                 return
             with contextlib.closing(_connect(cell)) as one:
                 _send(one, request)
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_WR)
+                _half_close(one)
                 _check(_answer(one), allowed)
 
     return work
@@ -181,7 +181,26 @@ def _answer(connection: socket.socket) -> bytes:
     return received
 
 
+def _post(cell: Cell) -> str:
+    """The head of a request to draw, but for its last lines."""
+    said = {"Host": "localhost", "Content-Type": "application/json", **cell.entry.headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    return f"POST /v1/images/generations HTTP/1.1\r\n{lines}"
+
+
 def _connect(cell: Cell) -> socket.socket:
+    """To where requests are sent: by TLS where the cell speaks it."""
+    plain = _dial(cell)
+    if not cell.url.startswith("https:"):
+        return plain
+    try:
+        return _BLIND.wrap_socket(plain)
+    except OSError:
+        plain.close()
+        raise
+
+
+def _dial(cell: Cell) -> socket.socket:
     target = urlsplit(cell.url)
     address = (target.hostname or "127.0.0.1", target.port or 80)
     local = address[0].startswith("127.")
@@ -198,13 +217,19 @@ def _send(connection: socket.socket, data: bytes) -> None:
         connection.sendall(data)
 
 
+def _half_close(connection: socket.socket) -> None:
+    """End our side without a word, under TLS too, and still read."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+
+
 def _again(cell: Cell, connection: socket.socket) -> socket.socket:
     poll = select.poll()
     poll.register(connection, select.POLLIN | select.POLLHUP | select.POLLERR)
     if not poll.poll(0):
         return connection
     connection.close()
-    return _connect(cell)
+    return _dial(cell)
 
 
 def _allow_files(count: int) -> None:

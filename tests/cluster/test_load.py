@@ -1,5 +1,6 @@
 """The proofs by load, short: the same scenarios, users and objectives as before a release."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,19 @@ import pytest
 
 from deploy.config import ROOT
 from loadtest import run_file
+from loadtest.entry import KEY_VARIABLE
 from tests.cluster.conftest import RunningCell, started
+from tests.cluster.test_keys import known_after_s, make
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def play(cell: RunningCell, *arguments: str) -> tuple[str, Path]:
+def play(cell: RunningCell, *arguments: str, key: str = "") -> tuple[str, Path]:
     """Run a scenario; what it said, and the folder of its report."""
     done = subprocess.run(
         [sys.executable, "-m", "loadtest.cli", *arguments, "--config", str(cell.config_path)],
         cwd=ROOT,
+        env={**os.environ, KEY_VARIABLE: key},
         capture_output=True,
         text=True,
         timeout=240,
@@ -38,6 +42,44 @@ def test_failover_is_not_seen_by_twenty_users() -> None:
     assert len(run.faults) >= 3
     assert {r.user for r in records} == {"Designer", "Program", "Batch"}
     assert all(r.result in {"ok", "left"} for r in records)
+
+
+def test_failover_on_a_cell_with_keys_and_https() -> None:
+    with started(auth="keys", more="[tls]\nself_signed = true\n") as cell:
+        key = make(cell, "loadtest")
+        known_after_s(cell, key, 200)
+        clients = ("half-closed", "slow-loris", "malformed-bodies", "giant-bodies")
+        _, folder = play(
+            cell, "faults", "--duration-s", "90", "--faults", "kill", *clients, key=key
+        )
+        run, records = run_file.load(folder)
+        assert len(run.faults) == 5
+        assert all(r.result in {"ok", "left"} for r in records)
+        users = ("-f", "loadtest/arrivals.py", "--host", cell.url, "--headless", "Single")
+        done = subprocess.run(
+            [*(sys.executable, "-m", "locust"), *users, "--insecure", "-u", "2", "-t", "2s"],
+            cwd=ROOT,
+            env={**os.environ, KEY_VARIABLE: key},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_load_without_a_key_says_what_is_missing() -> None:
+    with started(auth="keys", workers=1) as cell:
+        command = (sys.executable, "-m", "loadtest.cli", "failover")
+        done = subprocess.run(
+            [*command, "--config", str(cell.config_path)],
+            cwd=ROOT,
+            env={**os.environ, KEY_VARIABLE: ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "zimage keys create loadtest" in done.stderr
 
 
 def test_overload_is_refused_honestly_and_passes() -> None:

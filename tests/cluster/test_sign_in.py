@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.cluster.conftest import RunningCell, started
-from tests.web.conftest import DESKTOP, chromium
+from tests.web.conftest import DESKTOP, PHONE, chromium
 
 __all__ = ["chromium"]
 
@@ -43,6 +43,29 @@ def test_page_asks_for_a_key_draws_with_it_and_shows_its_use(
     expect(page.locator("#usage-table")).to_contain_text("design", timeout=10_000)
     page.goto(cell.url)
     expect(drawn).to_have_count(1, timeout=10_000)
+    page.locator("#account summary").click()
+    expect(page.locator("#sign-out")).to_be_visible()
+    expect(page.locator("#account-ops")).to_be_hidden()
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("locale", "word", "size"), [("en-US", "Operations", DESKTOP), ("zh-CN", "运维", PHONE)]
+)
+def test_operators_find_their_page(
+    cell: RunningCell, chromium: Browser, locale: str, word: str, size: dict[str, object]
+) -> None:
+    name = f"olga-{locale.lower()}"
+    created = cell.zimage("keys", "create", name, "--role", "ops", "--json")
+    context = chromium.new_context(locale=locale, **size)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    page.goto(cell.url)
+    sign_in(page, json.loads(created.stdout)["key"])
+    page.locator("#account summary").click()
+    page.get_by_role("link", name=word).click()
+    expect(page.locator(".place")).to_have_text(word)
+    expect(page.locator("#workers")).to_contain_text("w1")
     context.close()
 
 

@@ -171,6 +171,7 @@ export const STRINGS = {
   key: ["API key", "API 密钥"],
   signIn: ["Sign in", "登录"],
   signOut: ["Sign out", "退出登录"],
+  operations: ["Operations", "运维"],
   wrongKey: ["This key is wrong, expired or switched off.", "密钥错误、已过期或已停用。"],
   today: ["{n} picture today|{n} pictures today", "今日已画 {n} 张"],
   todayOf: ["{n} of {max} pictures today", "今日已画 {n} / {max} 张"],

@@ -31,7 +31,8 @@ export class Session {
   render() {
     $("#account").hidden = !this.#key;
     if (!this.#key) return;
-    const { name, images_today, images_per_day } = this.#key;
+    const { name, role, images_today, images_per_day } = this.#key;
+    $("#account-ops").hidden = role !== "ops";
     setText($("#account-name"), name);
     const today = { n: images_today ?? 0, max: images_per_day };
     setText($("#account-facts"), images_per_day ? t("todayOf", today) : t("today", today));

@@ -11,7 +11,6 @@ from worker.pipelines.base import ModelInfo
 from worker.settings import Settings
 from worker.storage.jobs import MAX_ITEMS, Wish
 
-MAX_BODY_BYTES = 8 << 20
 MAX_NAME_CHARS = 200
 MAX_VARIABLES = 20
 PRIORITY_NAMES = {int(value): name for name, value in wire.PRIORITIES.items()}

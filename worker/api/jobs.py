@@ -22,6 +22,7 @@ from worker.api.exchange import CLIENT_GONE, exchange_of
 from worker.api.fields import bad
 from worker.api.images import default_seed
 from worker.api.openapi import Part, Schema, operation, parameter, ref
+from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.errors import Conflict, NotFound, Overloaded
 from worker.jobs.archive import archive
 from worker.jobs.steps import Steps
@@ -45,7 +46,7 @@ async def create(request: Request) -> Response:
     service, caller = _service(request), caller_of(request)
     exchange = exchange_of(request)
     try:
-        body = await read_json_body(request, job_wire.MAX_BODY_BYTES)
+        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     seed = default_seed(exchange.id)
@@ -78,7 +79,7 @@ async def preview(request: Request) -> Response:
     """What a job would draw."""
     service = _service(request)
     try:
-        body = await read_json_body(request, job_wire.MAX_BODY_BYTES)
+        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     wish = await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, 0)

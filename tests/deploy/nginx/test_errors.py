@@ -1,5 +1,7 @@
 """Every error that nginx makes itself is JSON, whatever was sent."""
 
+import contextlib
+import http.client
 import json
 import re
 import signal
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.nginx.site import Site, site
+from worker.bounds import MAX_JOB_BODY_BYTES
 
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(200)
 MADE_BY_NGINX = (
@@ -44,6 +47,26 @@ def send(site: Site, request: bytes) -> tuple[int, dict[str, str], dict[str, Any
     head, _, body = reply.decode().partition("\r\n\r\n")
     headers = dict(re.findall(r"^([\w-]+): (.*?)\r?$", head, re.M))
     return int(head.split()[1]), headers, json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/v1/images/generations", 2048),
+        ("/v1/jobs/job_1", 2048),
+        ("/v1/jobs", MAX_JOB_BODY_BYTES),
+        ("/v1/jobs/preview?a=b", MAX_JOB_BODY_BYTES),
+    ],
+)
+def test_refused_body_is_told_the_limit_of_its_address(broken: Site, path: str, limit: int) -> None:
+    port = broken.config.listen.port
+    with contextlib.closing(http.client.HTTPConnection("localhost", port, timeout=30)) as client:
+        client.putrequest("POST", path)
+        client.putheader("Content-Length", str(limit + 1))
+        client.endheaders()
+        reply = client.getresponse()
+        message = json.loads(reply.read())["error"]["message"]
+    assert (reply.status, message) == (413, f"The body is over the limit of {limit} bytes.")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,4 @@
+"""Bounds that the worker and the nginx before it share."""
+
+MAX_JOB_BODY_BYTES = 8 << 20
+"""Of a request that makes a job of up to 10,000 prompts."""
