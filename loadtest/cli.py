@@ -105,6 +105,7 @@ def options(args: argparse.Namespace) -> Options:
         every_s=args.every_s,
         requests=args.requests,
         sizes=args.sizes,
+        steps=args.steps,
         seed=args.seed,
         faults=tuple(args.faults),
     )
@@ -128,6 +129,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every-s", type=float, default=10.0, help="between two faults")
     parser.add_argument("--requests", type=int, default=10_000, help="of a soak")
     parser.add_argument("--sizes", default="", help="of pictures, such as 64x64,256x256")
+    parser.add_argument("--steps", type=int, default=0, help="of each picture [the model's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
     parser.add_argument("--faults", nargs="*", default=[], choices=sorted(FAULTS), metavar="NAME")
 

@@ -43,6 +43,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     ours.add_argument("--max-p95-s", type=float, default=30.0, help="where the shape steps ends")
     ours.add_argument("--arrivals-per-s", type=float, default=1.0, help="of a crowd")
     ours.add_argument("--sizes", default="", help="of all users, such as 256x256,512x512")
+    ours.add_argument("--steps", type=int, default=0, help="of all users; 0: the model's own")
     ours.add_argument("--loose", action="store_true", help="compare pictures as bf16 draws them")
     ours.add_argument("--stop-file", default="", help="end when this file appears")
     ours.add_argument("--records", default="", help="write a line of JSON for each request here")
@@ -76,7 +77,8 @@ class Painter(User):
         return Client(self.environment.host, checkers[self.environment], kind)
 
     def wish(self, sizes: tuple[str, ...] = wishes.SMALL) -> dict[str, Any]:
-        return wishes.wish(self.rng, self.sizes or sizes)
+        steps = options_of(self.environment).steps
+        return wishes.wish(self.rng, self.sizes or sizes, steps)
 
     def note(self, done: Record) -> None:
         """Tell Locust and the record file."""

@@ -10,6 +10,9 @@ from loadtest.faults.catalogue import FAULTS
 from loadtest.observer import Sample
 from loadtest.record import Record
 
+_CUT_S = 1.0
+"""A fault that users see is over so soon."""
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that ``share`` of all do not exceed; nan of none."""
@@ -45,6 +48,21 @@ def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
     }
 
 
+def of_pieces(
+    records: Sequence[Record], start: float, every_s: float
+) -> list[tuple[float, float, dict[str, float]]]:
+    """Start, end and figures of every ``every_s`` since ``start``, by when requests were sent. The
+    last piece ends with the last of them."""
+    last = max((r.at for r in records), default=start)
+    pieces = []
+    for k in range(int((last - start) / every_s) + 1):
+        begins, ends = start + k * every_s, start + (k + 1) * every_s
+        sent = [r for r in records if begins <= r.at < ends]
+        ends = min(ends, max(last, begins + 1e-3))
+        pieces.append((begins, ends, of_users(sent, ends - begins)))
+    return pieces
+
+
 def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
     """How soon workers left the pool and were back, in seconds."""
     at_once = [
@@ -63,6 +81,15 @@ def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
     }
     # What did not happen has no figure: no hang, no time until it was noticed.
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def apart(records: Sequence[Record], faults: Sequence[Injected]) -> dict[str, float]:
+    """Failed requests, but those that a fault cut of which users may see something."""
+    seen = [fault.at for fault in faults if not FAULTS[fault.name].unseen]
+    failed = [r for r in records if r.result == "failed"]
+    cut = sum(any(r.at <= at + _CUT_S and r.end >= at for at in seen) for r in failed)
+    counts = {"failed": float(len(failed) - cut)}
+    return counts | ({"cut": float(cut)} if seen else {})
 
 
 def replayed(access_log: Path, since: float) -> int:
