@@ -51,15 +51,21 @@ def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
 def of_pieces(
     records: Sequence[Record], start: float, every_s: float
 ) -> list[tuple[float, float, dict[str, float]]]:
-    """Start, end and figures of every ``every_s`` since ``start``, by when requests were sent. The
-    last piece ends with the last of them."""
-    last = max((r.at for r in records), default=start)
+    """Start, end and figures of every ``every_s`` since ``start``: latency of what was sent in it,
+    rates of what was answered in it. The last piece goes on until everything is answered."""
+    last_sent = max((r.at for r in records), default=start)
+    last = max((r.end for r in records), default=start)
     pieces = []
-    for k in range(int((last - start) / every_s) + 1):
+    for k in range(int((last_sent - start) / every_s) + 1):
         begins, ends = start + k * every_s, start + (k + 1) * every_s
         sent = [r for r in records if begins <= r.at < ends]
-        ends = min(ends, max(last, begins + 1e-3))
-        pieces.append((begins, ends, of_users(sent, ends - begins)))
+        if last_sent < ends:
+            ends = last + 1e-3
+        answered = [r for r in records if begins <= r.end < ends]
+        rates = of_users(answered, ends - begins)
+        figures = of_users(sent, ends - begins)
+        figures |= {name: rates[name] for name in ("requests_per_s", "pictures_per_s")}
+        pieces.append((begins, ends, figures))
     return pieces
 
 

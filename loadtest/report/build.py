@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from loadtest import measures, run_file
+from loadtest.chaos import Injected
 from loadtest.faults.catalogue import FAULTS
 from loadtest.record import Record
 from loadtest.report import chart
@@ -113,7 +115,7 @@ def context(run: Run, records: list[Record]) -> dict[str, Any]:
         "bars": _bars(run),
         "failures": [r for r in records if r.result == "failed"][:20],
         "what": {name: fault.what for name, fault in FAULTS.items()},
-        "seen": [_seen(records, fault.at) for fault in run.faults],
+        "seen": [_told(_hit(records, fault.at)) for fault in run.faults],
         **_tools(),
     }
 
@@ -266,15 +268,38 @@ def _bars(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _seen(records: list[Record], at: float) -> str:
-    """What users who were waiting at that moment or sent a little later saw."""
-    hit = [r for r in records if r.at <= at + 2 and r.end >= at]
+def _hit(records: list[Record], at: float) -> list[Record]:
+    """Requests that waited at that moment or were sent a little later."""
+    return [r for r in records if r.at <= at + 2 and r.end >= at]
+
+
+def _told(hit: list[Record]) -> str:
+    """What their users saw."""
     failed = sum(r.result == "failed" for r in hit)
     resumed = sum(r.resumed > 0 for r in hit)
     longest = max((r.seconds for r in hit), default=0.0)
     parts = [f"{failed} failed" if failed else "no error"]
     parts += [f"{resumed} stream{'s' if resumed > 1 else ''} resumed"] if resumed else []
     return ", ".join([*parts, f"longest wait {longest:.1f} s"])
+
+
+def fault_table(folders: Iterable[Path]) -> str:
+    """Every fault of these runs in Markdown, in the catalogue's order, with its worst times."""
+    runs = [run_file.load(folder) for folder in folders]
+    lines = ["| fault | what users saw | out of the pool | back |", "|---|---|---|---|"]
+    for name in FAULTS:
+        hits = [(f, _hit(records, f.at)) for run, records in runs for f in run.faults]
+        if hits := [(fault, hit) for fault, hit in hits if fault.name == name]:
+            lines.append(_fault_row([f for f, _ in hits], [r for _, hit in hits for r in hit]))
+    return "\n".join(lines)
+
+
+def _fault_row(faults: list[Injected], hit: list[Record]) -> str:
+    outs = [f.out_s for f in faults if f.out_s is not None]
+    backs = [f.back_s for f in faults if f.back_s is not None]
+    out = shown("out_s", max(outs)) if outs else "stays in"
+    back = shown("back_s", max(backs)) if len(backs) == len(faults) else "not in time"
+    return f"| `{faults[0].name}` | {_told(hit)} | {out} | {back} |"
 
 
 def _rows(before: Run, after: Run) -> list[dict[str, Any]]:

@@ -105,3 +105,9 @@ def test_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"run\.json"):
         run_file.load(tmp_path)
+
+
+def test_faults_of_some_runs_make_one_table(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, failed=failed) for name, failed in (("a", 0), ("b", 10))]
+    table = report.fault_table(runs).splitlines()
+    assert table[2:] == ["| `kill` | 4 failed, longest wait 1.0 s | 0.08 s | 2.50 s |"]
