@@ -131,7 +131,7 @@ def soak(stage: Stage) -> None:
 def capacity(stage: Stage) -> None:
     """More and more users until p95 passes 10 s or a request fails."""
     step_s, step = stage.options.duration_s or 20.0, stage.options.users or 3
-    options = ("--shape", "steps", "--step-s", str(step_s), "--max-p95-s", str(_CAPACITY_P95_S))
+    options = ("--shape", "steps", "--step-s", str(step_s), "--max-latency-s", str(_CAPACITY_P95_S))
     whole = stage.play("steps", step, _MAX_STEPS * step_s, *options, "Single", file=_ARRIVALS)
     steps = stage.split(whole, step_s, lambda k: f"{step * (k + 1)} users")
     held = list(itertools.takewhile(_held, steps))
