@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.chaos import Injected
@@ -108,26 +108,23 @@ def replayed(access_log: Path, since: float) -> int:
     return count
 
 
-def slope(points: Iterable[tuple[float, float]]) -> float:
-    """Least squares: by how much y grows when x grows by one; 0 of fewer than two points."""
-    known = list(points)
-    if len(known) < 2:
-        return 0.0
-    mean_x = sum(x for x, _ in known) / len(known)
-    mean_y = sum(y for _, y in known) / len(known)
-    spread = sum((x - mean_x) ** 2 for x, _ in known)
-    return sum((x - mean_x) * (y - mean_y) for x, y in known) / spread if spread else 0.0
-
-
-def settled(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Without the first quarter, in which caches fill."""
-    return list(points[len(points) // 4 :])
+def fitted(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Both ends of the line through the last three quarters of ``points`` (caches fill in the
+    first) by least squares; nothing of nothing."""
+    kept = points[len(points) // 4 :]
+    if not kept:
+        return []
+    mean_x = sum(x for x, _ in kept) / len(kept)
+    mean_y = sum(y for _, y in kept) / len(kept)
+    spread = sum((x - mean_x) ** 2 for x, _ in kept)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread if spread else 0.0
+    return [(x, mean_y + slope * (x - mean_x)) for x in (kept[0][0], kept[-1][0])]
 
 
 def growth(points: Sequence[tuple[float, float]]) -> float:
-    """What the fitted line gains from the first settled point to the last."""
-    kept = settled(points)
-    return slope(kept) * (kept[-1][0] - kept[0][0]) if kept else 0.0
+    """What the fitted line gains from its first end to its last."""
+    ends = fitted(points)
+    return ends[-1][1] - ends[0][1] if ends else 0.0
 
 
 def of_resources(resources: dict[str, list[Sample]]) -> dict[str, float]:

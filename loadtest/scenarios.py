@@ -90,8 +90,9 @@ def rolling(stage: Stage) -> None:
 
 
 def overload(stage: Stage) -> None:
-    """Three times the capacity for a minute, by arrivals that wait for nobody."""
-    duration_s = stage.options.duration_s or 60.0
+    """Three times the capacity, as long as requests may queue, by arrivals that wait for nobody."""
+    # In half of that the queue is as long as it may be, and the rest is refused.
+    duration_s = stage.options.duration_s or max(60.0, stage.config.limits.max_queue_wait_s)
     users = len(stage.cell.open()) * _USERS_PER_WORKER
     before = stage.play("capacity", users, min(20.0, duration_s), "Single", file=_ARRIVALS)
     capacity = before.measured["requests_per_s"]
@@ -125,6 +126,7 @@ def soak(stage: Stage) -> None:
     time.sleep(_SWEEP_S)
     observer = stage.observer
     stage.measured |= measures.of_resources(observer.resources)
+    stage.measured["temporary_files_growth"] = measures.growth(observer.temporary_files)
     stage.measured["temporary_files_left"] = float(observer.temporary_files[-1][1])
 
 

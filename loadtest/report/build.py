@@ -53,6 +53,7 @@ LABELS = {
     "memory_growth_mib": "Memory growth",
     "files_growth": "Open files growth",
     "threads_growth": "Threads growth",
+    "temporary_files_growth": "Temporary files growth",
     "temporary_files_left": "Temporary files left",
     "throughput_ratio": "Throughput, cell over Gradio",
     "gradio_failed": "Failed requests, Gradio",
@@ -112,6 +113,7 @@ def context(run: Run, records: list[Record]) -> dict[str, Any]:
         "queue": _queue(run, axis),
         "memory": _memory(run, axis),
         "slopes": _slopes(run),
+        "temporary": measures.growth(run.temporary_files),
         "bars": _bars(run),
         "failures": [r for r in records if r.result == "failed"][:20],
         "what": {name: fault.what for name, fault in FAULTS.items()},
@@ -229,24 +231,25 @@ def _area(line: list[tuple[float, float]], bottom: float) -> str:
 def _memory(run: Run, axis: TimeAxis) -> dict[str, Any]:
     largest = max((s.rss_mib for all_ in run.resources.values() for s in all_), default=1.0)
     y = Axis.to(largest, PLOT_HEIGHT)
-    lines = {
-        name: chart.path([(axis.x(s.at), PLOT_HEIGHT - y.place(s.rss_mib)) for s in samples])
-        for name, samples in sorted(run.resources.items())
+
+    def path(points: list[tuple[float, float]]) -> str:
+        return chart.path([(axis.x(at), PLOT_HEIGHT - y.place(mib)) for at, mib in points])
+
+    points = {n: [(s.at, s.rss_mib) for s in all_] for n, all_ in sorted(run.resources.items())}
+    return {
+        "y": y,
+        "lines": {name: path(seen) for name, seen in points.items()},
+        "fits": [path(measures.fitted(seen)) for seen in points.values()],
     }
-    return {"y": y, "lines": lines}
 
 
 def _slopes(run: Run) -> list[dict[str, Any]]:
-    """Fitted growth of each program, a thousand requests."""
-    thousands = max(run.measured["requests"] / 1000, 1e-9)
+    """What each program has at the end, and what the fitted line gains over the run."""
     rows = []
     for name, samples in sorted(run.resources.items()):
         row: dict[str, Any] = {"name": name, "last": samples[-1]}
         for what in ("rss_mib", "files", "threads"):
-            points = [(s.at, float(getattr(s, what))) for s in samples]
-            kept = measures.settled(points)
-            share = (kept[-1][0] - kept[0][0]) / max(run.ended - run.started, 1e-9)
-            row[what] = measures.growth(points) / max(thousands * share, 1e-9)
+            row[what] = measures.growth([(s.at, float(getattr(s, what))) for s in samples])
         rows.append(row)
     return rows
 

@@ -52,8 +52,8 @@ def test_overload_is_refused_honestly_and_passes() -> None:
 
 def test_cell_that_does_not_run_is_started_for_the_proof_and_ended(tmp_path: Path) -> None:
     cell = RunningCell(tmp_path, model="synthetic:step_ms=10")
-    said, folder = play(cell, "capacity", "--duration-s", "2", "--users", "40")
-    run, records = run_file.load(folder)
+    _, folder = play(cell, "capacity", "--duration-s", "2", "--users", "40")
+    run, _ = run_file.load(folder)
     assert "3 on CPU" in run.about["workers"]
     assert [part.name for part in run.parts][:2] == ["40 users", "80 users"]
     assert run.measured["capacity_users"] >= 40

@@ -79,9 +79,12 @@ def test_fault_heals_when_what_must_happen_happened(fault: Injected, healed: boo
     assert measures.of_faults([fault])["unhealed_faults"] == (not healed)
 
 
-def test_slope_of_a_line_is_exact() -> None:
-    assert measures.slope([(x, 3 * x + 1) for x in range(10)]) == pytest.approx(3.0)
-    assert measures.slope([(1.0, 5.0)]) == 0.0
+def test_line_is_fitted_exactly() -> None:
+    (first, last) = measures.fitted([(x, 3 * x + 1) for x in range(8)])
+    assert first == pytest.approx((2, 7))
+    assert last == pytest.approx((7, 22))
+    assert measures.growth([(1.0, 5.0)]) == 0.0
+    assert measures.growth([]) == 0.0
 
 
 def test_growth_forgets_the_first_quarter() -> None:
