@@ -128,6 +128,8 @@ def verdict(run: Run) -> str:
     requests = f"{count:,.0f} requests, {failed:,.0f} failed"
     if faults := run.measured.get("faults"):
         requests += f", under {faults:.0f} faults"
+    if cut := run.measured.get("cut"):
+        requests += f", {cut:.0f} replies cut by the one that users may see"
     if run.measured["refused"]:
         requests += f", {run.measured['refused']:,.0f} refused with an honest Retry-After"
     missed = [objective for objective in run.objectives if not objective.met]
@@ -184,7 +186,7 @@ def _tools() -> dict[str, Any]:
 
 
 _TILES = (
-    "requests", "failed", "refused", "replayed", "resumed_streams", "pictures_per_s", "p50_s",
+    "requests", "failed", "cut", "refused", "replayed", "resumed_streams", "pictures_per_s", "p50_s",
     "p95_s", "p99_s", "out_s", "back_s", "accepts_again_s", "drained_s", "throughput_ratio",
     "capacity_users", "memory_growth_mib",
 )  # fmt: skip

@@ -72,6 +72,14 @@ def test_page_says_the_verdict_first_and_needs_nothing_else(tmp_path: Path) -> N
     assert "https://" not in page
 
 
+def test_replies_that_were_cut_are_told_beside_the_failed(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run")
+    run, _ = run_file.load(folder)
+    run.measured["cut"] = 2.0
+    run_file.save(folder, run)
+    assert "under 1 faults, 2 replies cut by the one" in report.write(folder).read_text()
+
+
 def test_missed_objective_is_named_with_its_distance(tmp_path: Path) -> None:
     folder = finished(tmp_path / "run", failed=2)
     page = report.write(folder).read_text()
