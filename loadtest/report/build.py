@@ -187,8 +187,8 @@ def _tools() -> dict[str, Any]:
 
 _TILES = (
     "requests", "failed", "cut", "refused", "replayed", "resumed_streams", "pictures_per_s",
-    "p50_s", "p95_s", "p99_s", "out_s", "back_s", "accepts_again_s", "drained_s", "throughput_ratio",
-    "capacity_users", "memory_growth_mib",
+    "p50_s", "p95_s", "p99_s", "out_s", "back_s", "accepts_again_s", "drained_s",
+    "throughput_ratio", "capacity_users", "memory_growth_mib",
 )  # fmt: skip
 
 
