@@ -21,6 +21,7 @@ from deploy import (
     calibrate as calibration,
 )
 from deploy import (
+    chaos,
     checks,
     converge,
     files,
@@ -56,6 +57,7 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
 app.command(name="usage")(usage.usage)
+app.command(name="chaos")(chaos.chaos)
 
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 

@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 def open_cell(config: Path | None, *, create: bool = False) -> Cell:
     """The cell of ``config``, as the user that it belongs to. ``create``: it may not be there."""
-    path = (config or _default_config()).expanduser().resolve()
+    path = config_path(config)
     loaded = load(path)
     source = certificate.read(loaded.tls)
     warning = account.settle(loaded, path, create=create)
@@ -33,6 +33,7 @@ def open_cell(config: Path | None, *, create: bool = False) -> Cell:
     return Cell(loaded, path, source)
 
 
-def _default_config() -> Path:
+def config_path(named: Path | None) -> Path:
+    """The file that was named, or the checkout's own, or the default."""
     own = ROOT / "cluster.toml"
-    return own if own.exists() else DEFAULT_PATH
+    return (named or (own if own.exists() else DEFAULT_PATH)).expanduser().resolve()

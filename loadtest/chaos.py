@@ -1,20 +1,10 @@
-"""One fault, injected into a running cell and measured: ``loadtest/chaos NAME``.
+"""One fault, injected into a running cell and measured: out of the pool, and back."""
 
-Exit code 0 when the worker left the pool where it must and the cell was whole again in time,
-1 otherwise, 2 for misuse. ``--list`` says what there is.
-"""
-
-import argparse
-import random
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from deploy.config import DEFAULT_PATH, load
-from loadtest.entry import add_key
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS, Fault
 
@@ -137,41 +127,18 @@ def describe(done: Injected) -> str:
     return ", ".join([*parts, *([done.error] if done.error else [])])
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="loadtest/chaos", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=sorted(FAULTS), metavar="NAME")
-    parser.add_argument("--list", action="store_true", help="say what there is")
-    parser.add_argument("--worker", help="which worker to hit; any that is in the pool")
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH)
-    add_key(parser)
-    args = parser.parse_args()
-    if not args.list and args.name is None:
-        parser.error("a NAME is needed; --list says which there are")
-    return args
-
-
-def main() -> int:
-    args = arguments()
-    if args.list:
-        for name, fault in FAULTS.items():
-            print(f"{name:<20} {fault.what}")
-        return 0
-    fault, cell = FAULTS[args.name], Cell.of(load(args.config), args.config, args.key)
-    if missing := fault.missing():
-        print(f"✗ {args.name}: {missing}", file=sys.stderr)
-        return 1
+def missing(cell: Cell, name: str, worker: str) -> str:
+    """Why the fault cannot be injected now; empty where it can. ``worker`` may be empty: any."""
+    fault = FAULTS[name]
+    if reason := fault.missing():
+        return reason
     if not cell.whole():
-        print("✗ the cell is not whole before the fault: zimage status", file=sys.stderr)
-        return 1
+        return "the cell is not whole before the fault: zimage status"
     candidates = targets(cell, fault)
     if not candidates:
-        print("✗ only one worker is in the pool, and the last one is left alone", file=sys.stderr)
-        return 1
-    print(f"› {args.name}: {fault.what}", flush=True)
-    done = inject(cell, args.name, args.worker or random.choice(candidates))
-    print(f"{'✓' if done.healed else '✗'} {describe(done)}")
-    return 0 if done.healed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return "only one worker is in the pool, and the last one is left alone"
+    if worker and not fault.of_worker:
+        return "it hits the cell as a whole: leave --worker away"
+    if worker and worker not in candidates:
+        return f"{worker} is not in the pool; there are {', '.join(candidates)}"
+    return ""

@@ -1,18 +1,24 @@
 """``loadtest/run SCENARIO``: prove by load what a running cell holds.
 
 Exit code 0: every objective of slo.toml is met; 1: one is missed, or the scenario could not be
-played; 2: misuse. A report is written to var/reports either way.
+played; 2: misuse. A report is written to var/reports either way. Where the cell does not run, it is
+started, and ended afterwards.
 """
 
 import argparse
+import contextlib
+import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from deploy import machine
-from deploy.config import DEFAULT_PATH, ROOT, ClusterConfig, ConfigError, load
+from deploy import machine, processes
+from deploy.config import ROOT, ClusterConfig, ConfigError, load
+from deploy.layout import Layout
+from deploy.options import config_path
 from deploy.plan import plan
 from loadtest import measures, report, run_file, slo
 from loadtest.entry import KEY_VARIABLE, add_key
@@ -30,28 +36,53 @@ def main() -> int:
         if args.scenario == "compare":
             print(f"› {report.compare(args.runs[0], args.runs[1])}")
             return 0
-        return play(args)
+        if args.scenario == "table":
+            print(report.fault_table(args.runs))
+            return 0
+        with running(config_path(args.config)) as path:
+            return play(args, path)
     except (StageError, slo.SloError, ConfigError, OSError) as error:
         print(f"✗ {error}", file=sys.stderr)
         return 1
 
 
-def play(args: argparse.Namespace) -> int:
-    config = load(args.config)
+@contextlib.contextmanager
+def running(path: Path) -> Iterator[Path]:
+    """The cell of ``path`` runs: as it did, or from here to the end."""
+    if processes.members(Layout.of(load(path)).processes):
+        yield path
+        return
+    _zimage(path, "up", "--no-draw")
+    try:
+        yield path
+    finally:
+        _zimage(path, "down")
+
+
+def _zimage(path: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments, "--config", str(path)], cwd=ROOT
+    )
+    if done.returncode:
+        raise StageError(f"zimage {arguments[0]} failed; it said why")
+
+
+def play(args: argparse.Namespace, path: Path) -> int:
+    config = load(path)
     bounds = slo.load(args.slo, args.scenario)
     if config.listen.auth == "keys" and not args.key:
         raise StageError(
             "this cell asks for keys: zimage keys create loadtest, and give what it prints as "
             f"{KEY_VARIABLE}"
         )
-    cell = Cell.of(config, args.config, args.key)
+    cell = Cell.of(config, path, args.key)
     if not cell.whole():
-        raise StageError(f"the cell of {args.config} is not whole: zimage status")
+        raise StageError(f"the cell of {path} is not whole: zimage status")
     folder = reports_folder(cell.layout.var_dir, args.scenario)
     started = time.time()
     print(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}", flush=True)
     with Observer(cell) as observer:
-        stage = Stage(cell, config, args.config, folder, options(args), observer)
+        stage = Stage(cell, config, path, folder, options(args), observer)
         SCENARIOS[args.scenario](stage)
         time.sleep(1.0)  # one more look at the cell at rest
     run = finished(stage, args.scenario, started, bounds)
@@ -111,6 +142,7 @@ def options(args: argparse.Namespace) -> Options:
         every_s=args.every_s,
         requests=args.requests,
         sizes=args.sizes,
+        steps=args.steps,
         seed=args.seed,
         faults=tuple(args.faults),
     )
@@ -123,11 +155,14 @@ def arguments() -> argparse.Namespace:
         _add(commands.add_parser(name, help=scenario.__doc__, description=scenario.__doc__))
     compare = commands.add_parser("compare", help="Two runs side by side.")
     compare.add_argument("runs", nargs=2, type=Path, metavar="FOLDER", help="under var/reports")
+    table = commands.add_parser("table", help="Every fault of some runs, as a table in Markdown.")
+    table.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="under var/reports")
     return parser.parse_args()
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="of the running cell")
+    file = os.environ.get("ZIMAGE_CONFIG")
+    parser.add_argument("--config", type=Path, default=file, help="cluster.toml of the cell")
     add_key(parser)
     parser.add_argument("--slo", type=Path, default=slo.DEFAULT_PATH, help="the objectives")
     parser.add_argument("--users", type=int, default=0, help="of the scenario, or a worker")
@@ -135,6 +170,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every-s", type=float, default=10.0, help="between two faults")
     parser.add_argument("--requests", type=int, default=10_000, help="of a soak")
     parser.add_argument("--sizes", default="", help="of pictures, such as 64x64,256x256")
+    parser.add_argument("--steps", type=int, default=0, help="of each picture [the model's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
     parser.add_argument("--faults", nargs="*", default=[], choices=sorted(FAULTS), metavar="NAME")
 

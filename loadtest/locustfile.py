@@ -40,21 +40,21 @@ checkers: dict[Environment, Checker] = {}
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    ours = parser.add_argument_group("zimage-cluster")
-    ours.add_argument("--shape", choices=shapes.NAMES, default="constant")
-    ours.add_argument("--step-s", type=float, default=30.0, help="of the shape steps")
-    ours.add_argument("--max-p95-s", type=float, default=30.0, help="where the shape steps ends")
-    ours.add_argument("--arrivals-per-s", type=float, default=1.0, help="of a crowd")
-    ours.add_argument("--sizes", default="", help="of all users, such as 256x256,512x512")
-    ours.add_argument("--loose", action="store_true", help="compare pictures as bf16 draws them")
-    # Not of the group, whose options cannot be hidden in the web UI.
-    parser.add_argument(
-        "--key", default="", env_var=KEY_VARIABLE, is_secret=True, help="where the cell has keys"
-    )
-    ours.add_argument("--ca", default="", help="trust its certificates alone, by any address")
-    ours.add_argument("--insecure", action="store_true", help="trust every certificate")
-    ours.add_argument("--stop-file", default="", help="end when this file appears")
-    ours.add_argument("--records", default="", help="write a line of JSON for each request here")
+    add = parser.add_argument  # of the parser itself: its web UI shows no groups
+    add("--shape", choices=shapes.NAMES, default="constant")
+    add("--step-s", type=float, default=30.0, help="of the shape steps")
+    add("--max-latency-s", type=float, default=30.0, help="p95 at which the shape steps ends")
+    add("--arrivals-per-s", type=float, default=1.0, help="of a crowd", include_in_web_ui=False)
+    add("--sizes", default="", help="of all users, such as 256x256,512x512")
+    add("--steps", type=int, default=0, help="of all users; 0: the model's own")
+    add("--loose", action="store_true", help="compare pictures as bf16 draws them")
+    add("--stop-file", default="", help="end when this file appears", include_in_web_ui=False)
+    record_help = "write a line of JSON for each request here"
+    add("--records", default="", help=record_help, include_in_web_ui=False)
+    add("--ca", default="", help="trust its certificates alone, by any address")
+    add("--insecure", action="store_true", help="trust every certificate")
+    key_help = "where the cell has keys"
+    add("--key", default="", env_var=KEY_VARIABLE, is_secret=True, help=key_help)
 
 
 @events.test_start.add_listener
@@ -93,7 +93,8 @@ class Painter(User):
         return Client(self.environment.host, checkers[self.environment], kind, session)
 
     def wish(self, sizes: tuple[str, ...] = wishes.SMALL) -> dict[str, Any]:
-        return wishes.wish(self.rng, self.sizes or sizes)
+        steps = options_of(self.environment).steps
+        return wishes.wish(self.rng, self.sizes or sizes, steps)
 
     def note(self, done: Record) -> None:
         """Tell Locust and the record file."""
@@ -171,6 +172,6 @@ class Chosen(LoadTestShape):
         shape = shapes.Shape(options.shape, int(options.num_users or 20), run_s, options.step_s)
         total = self.runner.stats.total
         p95_s = (total.get_current_response_time_percentile(0.95) or 0.0) / 1000
-        broken = p95_s > options.max_p95_s or total.num_failures > 0
+        broken = p95_s > options.max_latency_s or total.num_failures > 0
         users = shape.users_at(self.get_run_time(), broken=broken)
         return None if users is None else (users, float(options.spawn_rate or users))

@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.chaos import Injected
 from loadtest.faults.catalogue import FAULTS
 from loadtest.observer import Sample
 from loadtest.record import Record
+
+_CUT_S = 1.0
+"""A fault that users see is over so soon."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -45,6 +48,27 @@ def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
     }
 
 
+def of_pieces(
+    records: Sequence[Record], start: float, every_s: float
+) -> list[tuple[float, float, dict[str, float]]]:
+    """Start, end and figures of every ``every_s`` since ``start``: latency of what was sent in it,
+    rates of what was answered in it. The last piece goes on until everything is answered."""
+    last_sent = max((r.at for r in records), default=start)
+    last = max((r.end for r in records), default=start)
+    pieces = []
+    for k in range(int((last_sent - start) / every_s) + 1):
+        begins, ends = start + k * every_s, start + (k + 1) * every_s
+        sent = [r for r in records if begins <= r.at < ends]
+        if last_sent < ends:
+            ends = last + 1e-3
+        answered = [r for r in records if begins <= r.end < ends]
+        rates = of_users(answered, ends - begins)
+        figures = of_users(sent, ends - begins)
+        figures |= {name: rates[name] for name in ("requests_per_s", "pictures_per_s")}
+        pieces.append((begins, ends, figures))
+    return pieces
+
+
 def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
     """How soon workers left the pool and were back, in seconds."""
     at_once = [
@@ -65,6 +89,15 @@ def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
+def apart(records: Sequence[Record], faults: Sequence[Injected]) -> dict[str, float]:
+    """Failed requests, but those that a fault cut of which users may see something."""
+    seen = [fault.at for fault in faults if not FAULTS[fault.name].unseen]
+    failed = [r for r in records if r.result == "failed"]
+    cut = sum(any(r.at <= at + _CUT_S and r.end >= at for at in seen) for r in failed)
+    counts = {"failed": float(len(failed) - cut)}
+    return counts | ({"cut": float(cut)} if seen else {})
+
+
 def replayed(access_log: Path, since: float) -> int:
     """Requests that nginx sent on to a second worker: replays, and closed gates that it tried."""
     count = 0
@@ -75,26 +108,23 @@ def replayed(access_log: Path, since: float) -> int:
     return count
 
 
-def slope(points: Iterable[tuple[float, float]]) -> float:
-    """Least squares: by how much y grows when x grows by one; 0 of fewer than two points."""
-    known = list(points)
-    if len(known) < 2:
-        return 0.0
-    mean_x = sum(x for x, _ in known) / len(known)
-    mean_y = sum(y for _, y in known) / len(known)
-    spread = sum((x - mean_x) ** 2 for x, _ in known)
-    return sum((x - mean_x) * (y - mean_y) for x, y in known) / spread if spread else 0.0
-
-
-def settled(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Without the first quarter, in which caches fill."""
-    return list(points[len(points) // 4 :])
+def fitted(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Both ends of the line through the last three quarters of ``points`` (caches fill in the
+    first) by least squares; nothing of nothing."""
+    kept = points[len(points) // 4 :]
+    if not kept:
+        return []
+    mean_x = sum(x for x, _ in kept) / len(kept)
+    mean_y = sum(y for _, y in kept) / len(kept)
+    spread = sum((x - mean_x) ** 2 for x, _ in kept)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread if spread else 0.0
+    return [(x, mean_y + slope * (x - mean_x)) for x in (kept[0][0], kept[-1][0])]
 
 
 def growth(points: Sequence[tuple[float, float]]) -> float:
-    """What the fitted line gains from the first settled point to the last."""
-    kept = settled(points)
-    return slope(kept) * (kept[-1][0] - kept[0][0]) if kept else 0.0
+    """What the fitted line gains from its first end to its last."""
+    ends = fitted(points)
+    return ends[-1][1] - ends[0][1] if ends else 0.0
 
 
 def of_resources(resources: dict[str, list[Sample]]) -> dict[str, float]:

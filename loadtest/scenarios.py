@@ -1,17 +1,21 @@
 """The scenarios. Each plays on a stage and leaves figures in ``stage.measured``."""
 
+import itertools
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadtest import gradio_server, measures
+from loadtest import gradio_server, measures, shapes
 from loadtest.faults import Cell
 from loadtest.run_file import Part
 from loadtest.stage import Stage, StageError, drained
 
 _ARRIVALS = "arrivals.py"
+_PEOPLE = ("Designer", "Program", "Batch")
+_CAPACITY_P95_S = 10.0
+_MAX_STEPS = 20
 _USERS_PER_WORKER = 8
 _POLL_S = 0.2
 _SWEEP_S = 30.0  # answers that nginx has sent are deleted some seconds later
@@ -42,7 +46,7 @@ def throughput(stage: Stage) -> None:
 def failover(stage: Stage) -> None:
     """20 users for 2 minutes, a random fault every 10 s."""
     duration_s = stage.options.duration_s or 120.0
-    with stage.load(stage.options.users or 20, duration_s, "Designer", "Program", "Batch") as part:
+    with stage.load(stage.options.users or 20, duration_s, *_PEOPLE) as part:
         part.name = "failover"
         stage.inject_until(part.start + duration_s)
     stage.measured |= measures.of_faults(stage.faults)
@@ -50,13 +54,13 @@ def failover(stage: Stage) -> None:
 
 def faults(stage: Stage) -> None:
     """Every fault once, one after the other, under light load: what users see of each."""
-    people = ("Designer", "Program", "Batch")
-    with stage.load(stage.options.users or 6, stage.options.duration_s or 3600.0, *people) as part:
+    with stage.load(stage.options.users or 6, stage.options.duration_s or 3600.0, *_PEOPLE) as part:
         part.name = "faults"
         time.sleep(5)
         stage.inject_each()
         stage.stop_load()
     stage.measured |= measures.of_faults(stage.faults)
+    stage.measured |= measures.apart(stage.records(), stage.faults)
 
 
 def rolling(stage: Stage) -> None:
@@ -68,7 +72,7 @@ def rolling(stage: Stage) -> None:
         ("max_steps", "limits", stage.config.limits.max_steps - 1, "workers change, one by one"),
         ("keepalive_timeout_s", "nginx", 70.5, "nginx changes: a reload"),
     ]
-    with stage.load(stage.options.users or 12, longest_s, "Designer", "Program", "Batch") as part:
+    with stage.load(stage.options.users or 12, longest_s, *_PEOPLE) as part:
         part.name = "rolling"
         time.sleep(5)
         stage.zimage("rolling restart", "restart", "--rolling")
@@ -84,8 +88,9 @@ def rolling(stage: Stage) -> None:
 
 
 def overload(stage: Stage) -> None:
-    """Three times the capacity for a minute, by arrivals that wait for nobody."""
-    duration_s = stage.options.duration_s or 60.0
+    """Three times the capacity, as long as requests may queue, by arrivals that wait for nobody."""
+    # In half of that the queue is as long as it may be, and the rest is refused.
+    duration_s = stage.options.duration_s or max(60.0, stage.config.limits.max_queue_wait_s)
     users = len(stage.cell.open()) * _USERS_PER_WORKER
     before = stage.play("capacity", users, min(20.0, duration_s), "Single", file=_ARRIVALS)
     capacity = before.measured["requests_per_s"]
@@ -108,29 +113,49 @@ def overload(stage: Stage) -> None:
 def soak(stage: Stage) -> None:
     """Many requests without a fault: nothing may grow."""
     users = stage.options.users or len(stage.cell.open()) * _USERS_PER_WORKER
-    people = ("Designer", "Program", "Batch")
     pids = {name: stage.cell.pid(name) for name in stage.cell.workers()}
-    trial = stage.play("trial", users, 20.0, *people)
+    trial = stage.play("trial", users, 20.0, *_PEOPLE)
     left = stage.options.requests - trial.measured["requests"]
     rate = trial.measured["requests"] / (trial.end - trial.start)
     while left > 0:
-        part = stage.play("soak", users, max(10.0, 1.05 * left / rate), *people)
+        part = stage.play("soak", users, max(10.0, 1.05 * left / rate), *_PEOPLE)
         left -= part.measured["requests"]
     stage.measured["restarts"] = float(sum(stage.cell.pid(name) != pids[name] for name in pids))
     time.sleep(_SWEEP_S)
     observer = stage.observer
     stage.measured |= measures.of_resources(observer.resources)
+    stage.measured["temporary_files_growth"] = measures.growth(observer.temporary_files)
     stage.measured["temporary_files_left"] = float(observer.temporary_files[-1][1])
 
 
 def capacity(stage: Stage) -> None:
     """More and more users until p95 passes 10 s or a request fails."""
-    step_s = stage.options.duration_s or 20.0
-    step = stage.options.users or 3
-    options = ("--shape", "steps", "--step-s", str(step_s), "--max-p95-s", "10", "Single")
-    part = stage.play("steps", step, 20 * step_s, *options, file=_ARRIVALS)
-    steps = int((part.end - part.start) / step_s)
-    stage.measured["capacity_users"] = float(step * max(0, steps))
+    step_s, step = stage.options.duration_s or 20.0, stage.options.users or 3
+    options = ("--shape", "steps", "--step-s", str(step_s), "--max-latency-s", str(_CAPACITY_P95_S))
+    whole = stage.play("steps", step, _MAX_STEPS * step_s, *options, "Single", file=_ARRIVALS)
+    steps = stage.split(whole, step_s, lambda k: f"{step * (k + 1)} users")
+    held = list(itertools.takewhile(_held, steps))
+    stage.measured["capacity_users"] = float(step * len(held))
+    stage.measured["capacity_per_s"] = max(
+        (part.measured["requests_per_s"] for part in held), default=0.0
+    )
+
+
+def spike(stage: Stage) -> None:
+    """A few users, five times as many for a third of the time, and a few again."""
+    duration_s, users = stage.options.duration_s or 90.0, stage.options.users or 20
+    whole = stage.play("spike", users, duration_s, "--shape", "spike", *_PEOPLE)
+    stage.split(whole, duration_s / 3, ("before", "spike", "after").__getitem__)
+    over_at = whole.start + 2 * duration_s / 3
+    calm = drained(stage.observer.queue, over_at, shapes.few(users))
+    if calm is not None:
+        stage.measured["calm_again_s"] = calm
+
+
+def day(stage: Stage) -> None:
+    """From night over noon to night, in minutes."""
+    duration_s, users = stage.options.duration_s or 240.0, stage.options.users or 20
+    stage.play("day", users, duration_s, "--shape", "day", *_PEOPLE)
 
 
 def side_by_side(stage: Stage) -> None:
@@ -161,8 +186,14 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
     "overload": overload,
     "soak": soak,
     "capacity": capacity,
+    "spike": spike,
+    "day": day,
     "side-by-side": side_by_side,
 }
+
+
+def _held(part: Part) -> bool:
+    return part.measured["p95_s"] <= _CAPACITY_P95_S and not part.measured["failed"]
 
 
 def edited(text: str, table: str, key: str, value: float) -> str:

@@ -8,6 +8,11 @@ Name = Literal["constant", "steps", "spike", "day"]
 NAMES: tuple[Name, ...] = ("constant", "steps", "spike", "day")
 
 
+def few(users: int) -> int:
+    """How many of ``users`` there are beside a spike."""
+    return max(1, users // 5)
+
+
 @dataclass(frozen=True)
 class Shape:
     """``users`` is the constant number, the peak of spike and day, and one step's height."""
@@ -26,7 +31,7 @@ class Shape:
             case "steps":
                 return self.users * (1 + int(passed_s / self.step_s))
             case "spike":  # a fifth of the users, and all of them in the middle third
-                return self.users if 1 / 3 <= share < 2 / 3 else max(1, self.users // 5)
+                return self.users if 1 / 3 <= share < 2 / 3 else few(self.users)
             case "day":  # from night over noon to night
                 return max(1, round(self.users * (0.1 + 0.9 * math.sin(math.pi * share) ** 2)))
             case _:

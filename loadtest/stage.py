@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Options:
     every_s: float = 10.0
     requests: int = 10_000
     sizes: str = ""
+    steps: int = 0
     seed: int = 0
     faults: tuple[str, ...] = ()
 
@@ -80,6 +81,7 @@ class Stage:
         command += ["-r", str(users), "-t", f"{duration_s:.0f}s", "--loglevel", "WARNING"]
         command += ["--stop-timeout", str(_STOP_TIMEOUT_S), "--records", str(part_file)]
         command += ["--sizes", self.options.sizes] if self.options.sizes else []
+        command += ["--steps", str(self.options.steps)] if self.options.steps else []
         command += ["--loose"] if self._loose() else []
         command += ["--stop-file", str(self._stop_file)]
         entry = self.cell.entry
@@ -112,6 +114,13 @@ class Stage:
             part.name = name
         return part
 
+    def split(self, part: Part, every_s: float, name: Callable[[int], str]) -> list[Part]:
+        """``part`` in pieces, by when requests were sent; ``name`` of each by its number."""
+        pieces = measures.of_pieces(self.records(), part.start, every_s)
+        parts = [Part(name(k), *piece) for k, piece in enumerate(pieces)]
+        self.parts[self.parts.index(part) :] = parts
+        return parts
+
     def stop_load(self) -> None:
         """Users finish what they wait for and send no more."""
         self._stop_file.touch()
@@ -133,9 +142,9 @@ class Stage:
             thread.join()
 
     def inject_each(self, heal_s: float = 180.0) -> None:
-        """Every fault in turn, each on a whole cell."""
+        """Every fault in turn, each on a whole cell; those that users may see come last."""
         rng = random.Random(self.options.seed)
-        for name in self._faults():
+        for name in self._faults() + self._seen():
             if not processes.wait_for(self.cell.whole, heal_s):
                 raise StageError(f"the cell is not whole {heal_s:g} s after a fault")
             time.sleep(_REST_S)
@@ -171,6 +180,10 @@ class Stage:
             return sorted(self.options.faults)
         return sorted(n for n, f in FAULTS.items() if f.unseen and not f.missing())
 
+    def _seen(self) -> list[str]:
+        everything = not self.options.faults
+        return sorted(n for n, f in FAULTS.items() if everything and not f.unseen)
+
     def _wait(self, locust: "subprocess.Popen[bytes]", until: float) -> float:
         """When the last user had stopped sending."""
         locust.wait(max(0.0, until - time.time()) + _STOP_TIMEOUT_S)
@@ -199,6 +212,6 @@ class Stage:
         )
 
 
-def drained(points: Sequence[tuple[float, int]], since: float) -> float | None:
-    """Seconds from ``since`` until nobody waited or was drawn for."""
-    return next((at - since for at, count in points if at >= since and count == 0), None)
+def drained(points: Sequence[tuple[float, int]], since: float, to: int = 0) -> float | None:
+    """Seconds from ``since`` until no more than ``to`` requests waited or were drawn."""
+    return next((at - since for at, count in points if at >= since and count <= to), None)

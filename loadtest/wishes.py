@@ -16,13 +16,15 @@ def prompt(rng: random.Random) -> str:
     return f"a large {rng.choice(COLOURS)} {rng.choice(SHAPES)} in the centre, white background"
 
 
-def wish(rng: random.Random, sizes: tuple[str, ...] = SMALL) -> dict[str, Any]:
+def wish(rng: random.Random, sizes: tuple[str, ...] = SMALL, steps: int = 0) -> dict[str, Any]:
     """A request of a small family, so that each picture is drawn often and can be compared.
 
     The negative prompt changes nothing at guidance 0, but makes each request its own: the cell
-    remembers requests that workers died of, and users seldom ask twice for the same.
+    remembers requests that workers died of, and users seldom ask twice for the same. ``steps`` 0:
+    the model's own.
     """
     return {
+        **({"steps": steps} if steps else {}),
         "prompt": prompt(rng),
         "size": rng.choice(sizes),
         "seed": 1000 * rng.randrange(SEEDS),

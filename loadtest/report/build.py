@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from loadtest import measures, run_file
+from loadtest.chaos import Injected
 from loadtest.faults.catalogue import FAULTS
 from loadtest.record import Record
 from loadtest.report import chart
@@ -23,6 +25,7 @@ LABELS = {
     "failed": "Failed requests",
     "refused": "Refused requests",
     "left": "Users who left early",
+    "cut": "Replies cut by a fault that users may see",
     "resumed_streams": "Streams resumed by the client",
     "replayed": "Sent on to another worker",
     "refused_share": "Share refused",
@@ -43,12 +46,14 @@ LABELS = {
     "changes_s": "All changes together",
     "accepts_again_s": "Accepts again after",
     "drained_s": "Queue empty after",
+    "calm_again_s": "As few inside as before a spike, after",
     "capacity_per_s": "Capacity, requests a second",
     "capacity_users": "Users within p95",
     "restarts": "Workers that restarted",
     "memory_growth_mib": "Memory growth",
     "files_growth": "Open files growth",
     "threads_growth": "Threads growth",
+    "temporary_files_growth": "Temporary files growth",
     "temporary_files_left": "Temporary files left",
     "throughput_ratio": "Throughput, cell over Gradio",
     "gradio_failed": "Failed requests, Gradio",
@@ -108,10 +113,11 @@ def context(run: Run, records: list[Record]) -> dict[str, Any]:
         "queue": _queue(run, axis),
         "memory": _memory(run, axis),
         "slopes": _slopes(run),
+        "temporary": measures.growth(run.temporary_files),
         "bars": _bars(run),
         "failures": [r for r in records if r.result == "failed"][:20],
         "what": {name: fault.what for name, fault in FAULTS.items()},
-        "seen": [_seen(records, fault.at) for fault in run.faults],
+        "seen": [_told(_hit(records, fault.at)) for fault in run.faults],
         **_tools(),
     }
 
@@ -122,6 +128,8 @@ def verdict(run: Run) -> str:
     requests = f"{count:,.0f} requests, {failed:,.0f} failed"
     if faults := run.measured.get("faults"):
         requests += f", under {faults:.0f} faults"
+    if cut := run.measured.get("cut"):
+        requests += f", {cut:.0f} replies cut by the one that users may see"
     if run.measured["refused"]:
         requests += f", {run.measured['refused']:,.0f} refused with an honest Retry-After"
     missed = [objective for objective in run.objectives if not objective.met]
@@ -178,9 +186,9 @@ def _tools() -> dict[str, Any]:
 
 
 _TILES = (
-    "requests", "failed", "refused", "replayed", "resumed_streams", "pictures_per_s", "p50_s",
-    "p95_s", "p99_s", "out_s", "back_s", "accepts_again_s", "drained_s", "throughput_ratio",
-    "capacity_users", "memory_growth_mib",
+    "requests", "failed", "cut", "refused", "replayed", "resumed_streams", "pictures_per_s",
+    "p50_s", "p95_s", "p99_s", "out_s", "back_s", "accepts_again_s", "drained_s",
+    "throughput_ratio", "capacity_users", "memory_growth_mib",
 )  # fmt: skip
 
 
@@ -225,24 +233,25 @@ def _area(line: list[tuple[float, float]], bottom: float) -> str:
 def _memory(run: Run, axis: TimeAxis) -> dict[str, Any]:
     largest = max((s.rss_mib for all_ in run.resources.values() for s in all_), default=1.0)
     y = Axis.to(largest, PLOT_HEIGHT)
-    lines = {
-        name: chart.path([(axis.x(s.at), PLOT_HEIGHT - y.place(s.rss_mib)) for s in samples])
-        for name, samples in sorted(run.resources.items())
+
+    def path(points: list[tuple[float, float]]) -> str:
+        return chart.path([(axis.x(at), PLOT_HEIGHT - y.place(mib)) for at, mib in points])
+
+    points = {n: [(s.at, s.rss_mib) for s in all_] for n, all_ in sorted(run.resources.items())}
+    return {
+        "y": y,
+        "lines": {name: path(seen) for name, seen in points.items()},
+        "fits": [path(measures.fitted(seen)) for seen in points.values()],
     }
-    return {"y": y, "lines": lines}
 
 
 def _slopes(run: Run) -> list[dict[str, Any]]:
-    """Fitted growth of each program, a thousand requests."""
-    thousands = max(run.measured["requests"] / 1000, 1e-9)
+    """What each program has at the end, and what the fitted line gains over the run."""
     rows = []
     for name, samples in sorted(run.resources.items()):
         row: dict[str, Any] = {"name": name, "last": samples[-1]}
         for what in ("rss_mib", "files", "threads"):
-            points = [(s.at, float(getattr(s, what))) for s in samples]
-            kept = measures.settled(points)
-            share = (kept[-1][0] - kept[0][0]) / max(run.ended - run.started, 1e-9)
-            row[what] = measures.growth(points) / max(thousands * share, 1e-9)
+            row[what] = measures.growth([(s.at, float(getattr(s, what))) for s in samples])
         rows.append(row)
     return rows
 
@@ -264,15 +273,38 @@ def _bars(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _seen(records: list[Record], at: float) -> str:
-    """What users who were waiting at that moment or sent a little later saw."""
-    hit = [r for r in records if r.at <= at + 2 and r.end >= at]
+def _hit(records: list[Record], at: float) -> list[Record]:
+    """Requests that waited at that moment or were sent a little later."""
+    return [r for r in records if r.at <= at + 2 and r.end >= at]
+
+
+def _told(hit: list[Record]) -> str:
+    """What their users saw."""
     failed = sum(r.result == "failed" for r in hit)
     resumed = sum(r.resumed > 0 for r in hit)
     longest = max((r.seconds for r in hit), default=0.0)
     parts = [f"{failed} failed" if failed else "no error"]
     parts += [f"{resumed} stream{'s' if resumed > 1 else ''} resumed"] if resumed else []
     return ", ".join([*parts, f"longest wait {longest:.1f} s"])
+
+
+def fault_table(folders: Iterable[Path]) -> str:
+    """Every fault of these runs in Markdown, in the catalogue's order, with its worst times."""
+    runs = [run_file.load(folder) for folder in folders]
+    lines = ["| fault | what users saw | out of the pool | back |", "|---|---|---|---|"]
+    for name in FAULTS:
+        hits = [(f, _hit(records, f.at)) for run, records in runs for f in run.faults]
+        if hits := [(fault, hit) for fault, hit in hits if fault.name == name]:
+            lines.append(_fault_row([f for f, _ in hits], [r for _, hit in hits for r in hit]))
+    return "\n".join(lines)
+
+
+def _fault_row(faults: list[Injected], hit: list[Record]) -> str:
+    outs = [f.out_s for f in faults if f.out_s is not None]
+    backs = [f.back_s for f in faults if f.back_s is not None]
+    out = shown("out_s", max(outs)) if outs else "stays in"
+    back = shown("back_s", max(backs)) if len(backs) == len(faults) else "not in time"
+    return f"| `{faults[0].name}` | {_told(hit)} | {out} | {back} |"
 
 
 def _rows(before: Run, after: Run) -> list[dict[str, Any]]:

@@ -198,3 +198,15 @@ def test_killed_supervisord_leaves_drawing_alone_and_up_takes_over(cell: Running
         assert len(faults.process_ids(cell.layout.guard_json)) == 1
 
     asyncio.run(scenario())
+
+
+def test_operator_breaks_a_worker_and_sees_it_heal(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        async with cell.traffic():
+            wrong = await cell.run("chaos", "nginx-reloaded", "--worker", "w1")
+            assert (wrong.returncode, "leave --worker away" in wrong.stderr) == (1, True)
+            done = await cell.run("chaos", "pause", "--worker", "w1")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "pause w1, out after 0." in done.stdout
+
+    asyncio.run(scenario())

@@ -10,6 +10,7 @@ import pytest
 from deploy.config import ROOT
 from loadtest import run_file
 from loadtest.entry import KEY_VARIABLE
+from loadtest.faults import process_ids
 from tests.cluster.conftest import RunningCell, started
 from tests.cluster.test_keys import known_after_s, make
 
@@ -89,3 +90,13 @@ def test_overload_is_refused_honestly_and_passes() -> None:
         run, _ = run_file.load(folder)
     assert "✓ passed" in said
     assert run.measured["refused"] > 10
+
+
+def test_cell_that_does_not_run_is_started_for_the_proof_and_ended(tmp_path: Path) -> None:
+    cell = RunningCell(tmp_path, model="synthetic:step_ms=10")
+    _, folder = play(cell, "capacity", "--duration-s", "2", "--users", "40")
+    run, _ = run_file.load(folder)
+    assert "3 on CPU" in run.about["workers"]
+    assert [part.name for part in run.parts][:2] == ["40 users", "80 users"]
+    assert run.measured["capacity_users"] >= 40
+    assert process_ids(tmp_path) == set()

@@ -29,7 +29,9 @@ def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("verb", ["frobnicate", "drain", "logs nothing", "drain w9", "up --soon"])
+@pytest.mark.parametrize(
+    "verb", ["frobnicate", "drain", "logs nothing", "drain w9", "up --soon", "chaos kil", "chaos"]
+)
 def test_misuse_ends_with_2_and_says_how(config: Path, verb: str) -> None:
     done = zimage(config, *verb.split())
     assert done.returncode == 2
@@ -70,3 +72,15 @@ def test_commands_never_import_torch(config: Path) -> None:
     code = "import deploy.cli, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_chaos_lists_what_it_can_break(config: Path) -> None:
+    said = zimage(config, "chaos", "--list").stdout
+    assert "SIGKILL of a worker" in said
+    assert "nginx-reloaded" in said
+
+
+def test_nothing_is_broken_of_a_cell_that_is_not_whole(config: Path) -> None:
+    done = zimage(config, "chaos", "nginx-reloaded")
+    assert done.returncode == 1
+    assert "not whole" in done.stderr

@@ -22,6 +22,10 @@ def drawn(prompt: str = "a cat", width: int = 64, steps: int = 8, seed: int = 5)
     return {"b64_json": png(pipeline.finish(samples)[0]), "seed": spec.seed}
 
 
+def red(side: int) -> dict[str, Any]:
+    return {"b64_json": png(np.full((side, side, 3), (220, 40, 40), np.uint8)), "seed": 5}
+
+
 def png(pixels: np.ndarray[Any, Any]) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -59,12 +63,21 @@ def test_every_prompt_of_a_list_has_its_pictures() -> None:
 
 
 def test_tiny_model_must_draw_the_colour_that_was_asked_for() -> None:
-    red = np.full((64, 64, 3), (220, 40, 40), np.uint8)
-    item = {"b64_json": png(red), "seed": 5}
+    item, body = red(256), {**BODY, "size": "256x256"}
     prompt = "a large {} circle in the centre, white background"
-    wrong = Checker("tiny").pictures([item], {**BODY, "prompt": prompt.format("blue")})
+    wrong = Checker("tiny").pictures([item], {**body, "prompt": prompt.format("blue")})
     assert "red instead of blue" in wrong
-    assert Checker("tiny").pictures([item], {**BODY, "prompt": prompt.format("red")}) == ""
+    assert Checker("tiny").pictures([item], {**body, "prompt": prompt.format("red")}) == ""
+
+
+@pytest.mark.parametrize(("side", "steps"), [(64, 8), (256, 2)])
+def test_tiny_model_is_not_held_to_colours_where_it_was_not_trained(side: int, steps: int) -> None:
+    prompt = "a large blue circle in the centre, white background"
+    body = {**BODY, "size": f"{side}x{side}", "steps": steps, "prompt": prompt}
+    checker = Checker("tiny")
+    assert checker.pictures([red(side)], body) == ""
+    other = {"b64_json": png(np.zeros((side, side, 3), np.uint8)), "seed": 5}
+    assert "differs" in checker.pictures([other], body)
 
 
 def test_prompts_without_one_middle_colour_are_not_judged() -> None:

@@ -10,8 +10,8 @@ from loadtest.observer import Sample
 from loadtest.record import Record
 
 
-def record(seconds: float, result: str = "ok", **changed: object) -> Record:
-    return Record(at=0.0, user="Program", kind="draw", seconds=seconds, result=result, **changed)  # type: ignore[arg-type]
+def record(seconds: float, result: str = "ok", at: float = 0.0, **changed: object) -> Record:
+    return Record(at=at, user="Program", kind="draw", seconds=seconds, result=result, **changed)  # type: ignore[arg-type]
 
 
 def test_percentile_is_a_value_that_was_seen() -> None:
@@ -33,6 +33,25 @@ def test_latency_is_that_of_answered_requests() -> None:
 def test_users_who_left_are_no_refusals() -> None:
     found = measures.of_users([record(1.0, "left"), record(1.0, "refused")], duration_s=1.0)
     assert found["refused_share"] == 1.0
+
+
+def test_pieces_have_latency_of_what_was_sent_and_rates_of_what_was_answered() -> None:
+    # Two in the first ten seconds, of which one is answered later, and one after the last piece.
+    records = [record(2.0, at=1.0), record(9.0, at=5.0), record(8.0, at=12.0)]
+    (first, second) = measures.of_pieces(records, 0.0, 10.0)
+    assert first[:2] == (0.0, 10.0)
+    assert (first[2]["p95_s"], first[2]["requests_per_s"]) == (9.0, 0.1)
+    assert second[1] == pytest.approx(20.0, abs=0.01)
+    assert second[2]["p95_s"] == 8.0
+    assert second[2]["requests_per_s"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_replies_that_a_fault_may_cut_are_counted_apart() -> None:
+    records = [record(5.0, "failed", at=1.0), record(5.0, "failed", at=20.0), record(5.0, at=2.0)]
+    cut = Injected(3.0, "nginx-worker-killed", "", None, 0.5)
+    assert measures.apart(records, [cut]) == {"failed": 1.0, "cut": 1.0}
+    killed = Injected(3.0, "kill", "w1", 0.1, 2.0)
+    assert measures.apart(records, [killed]) == {"failed": 2.0}
 
 
 def test_hang_is_not_expected_to_be_noticed_at_once() -> None:
@@ -60,9 +79,12 @@ def test_fault_heals_when_what_must_happen_happened(fault: Injected, healed: boo
     assert measures.of_faults([fault])["unhealed_faults"] == (not healed)
 
 
-def test_slope_of_a_line_is_exact() -> None:
-    assert measures.slope([(x, 3 * x + 1) for x in range(10)]) == pytest.approx(3.0)
-    assert measures.slope([(1.0, 5.0)]) == 0.0
+def test_line_is_fitted_exactly() -> None:
+    (first, last) = measures.fitted([(x, 3 * x + 1) for x in range(8)])
+    assert first == pytest.approx((2, 7))
+    assert last == pytest.approx((7, 22))
+    assert measures.growth([(1.0, 5.0)]) == 0.0
+    assert measures.growth([]) == 0.0
 
 
 def test_growth_forgets_the_first_quarter() -> None:

@@ -72,6 +72,14 @@ def test_page_says_the_verdict_first_and_needs_nothing_else(tmp_path: Path) -> N
     assert "https://" not in page
 
 
+def test_replies_that_were_cut_are_told_beside_the_failed(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run")
+    run, _ = run_file.load(folder)
+    run.measured["cut"] = 2.0
+    run_file.save(folder, run)
+    assert "under 1 faults, 2 replies cut by the one" in report.write(folder).read_text()
+
+
 def test_missed_objective_is_named_with_its_distance(tmp_path: Path) -> None:
     folder = finished(tmp_path / "run", failed=2)
     page = report.write(folder).read_text()
@@ -105,3 +113,9 @@ def test_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"run\.json"):
         run_file.load(tmp_path)
+
+
+def test_faults_of_some_runs_make_one_table(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, failed=failed) for name, failed in (("a", 0), ("b", 10))]
+    table = report.fault_table(runs).splitlines()
+    assert table[2:] == ["| `kill` | 4 failed, longest wait 1.0 s | 0.08 s | 2.50 s |"]
