@@ -73,10 +73,8 @@ def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:
-    given = environment(
-        GPU, model={"compile": "blocks", "attention": "cudnn", "graphs": "off", "kernels": "off"}
-    )
-    assert given["ZIMAGE_COMPILE"] == "blocks"
+    given = environment(GPU, model={"attention": "cudnn", "graphs": "off", "kernels": "off"})
+    assert given["ZIMAGE_KERNELS"] == "off"
     assert (given["ZIMAGE_ATTENTION"], given["ZIMAGE_GRAPHS"]) == ("cudnn", "off")
 
 
