@@ -105,6 +105,8 @@ def worker_environment(
         "HF_HOME": str(cache / "hub"),
         "OMP_NUM_THREADS": str(worker.threads),
         "PYTHONUNBUFFERED": "1",
+        # Images often forbid it; then every start compiles four thousand modules again.
+        "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,
         **({} if worker.device == "cpu" else _cuda_environment(worker, cache)),
         **_settings(config, worker, layout),

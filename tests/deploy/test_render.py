@@ -78,6 +78,10 @@ def test_workers_are_told_which_levers_to_pull() -> None:
     assert (given["ZIMAGE_ATTENTION"], given["ZIMAGE_GRAPHS"]) == ("cudnn", "off")
 
 
+def test_what_python_compiled_is_kept() -> None:
+    assert environment()["PYTHONDONTWRITEBYTECODE"] == ""
+
+
 def test_cpu_workers_get_their_share_of_threads() -> None:
     assert environment()["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in environment()

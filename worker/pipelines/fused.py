@@ -1,9 +1,9 @@
 """Kernels of ours, in Triton, for what stands between Z-Image's matrix products and convolutions.
 
 A compiler can fuse it too, but takes ten seconds of every start and makes a step of 94.6 ms where
-these make one of 92.8. They take any size, sum in fp32, and run in one order: the same bytes each time. On a GPU only, or
-in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_not_specialize``: what changes with the size of a
-picture must not make Triton compile again.
+these make one of 92.8. They take any size, sum in fp32, and run in one order: the same bytes each
+time. On a GPU only, or in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_not_specialize``:
+what changes with the size of a picture must not make Triton compile again.
 """
 
 from typing import Any

@@ -85,9 +85,9 @@ def proved(levers: Levers, device: torch.device) -> Levers:
     """Without our kernels where the first one cannot be built: then it draws, but slower."""
     if not levers.kernels:
         return levers
-    from worker.pipelines import fused  # Triton is on machines with a GPU only
-
     try:
+        from worker.pipelines import fused  # Triton is on machines with a GPU only
+
         fused.prove(device)
     except Exception as error:  # Triton and its C compiler raise whatever they like
         log.warning("our kernels cannot be built; going on without", exc_info=error)

@@ -1,7 +1,6 @@
 """Rotary position embedding in real arithmetic.
 
-diffusers multiplies complex numbers, in a kernel of its own for every turn. The products and sums are
-the same here.
+diffusers multiplies complex numbers, in kernels of their own. The products and sums are the same.
 """
 
 from typing import Any

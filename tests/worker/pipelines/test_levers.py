@@ -71,9 +71,7 @@ def test_attention_is_what_the_setting_says() -> None:
     assert plan.backend == SDPBackend.CUDNN_ATTENTION
     assert levers.choose(settings(), CPU).backend is None
     pipeline = random_zimage(SMALL, CPU, torch.float32)
-    with pytest.raises(
-        RuntimeError, match="No (available kernel|viable backend)"
-    ):  # there is none on a CPU
+    with pytest.raises(RuntimeError, match=r"No (available|viable)"):  # there is none on a CPU
         draw(adapted(pipeline, DEFAULTS, 1 << 20, plan), spec(steps=1))
 
 
