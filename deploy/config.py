@@ -163,7 +163,6 @@ class Model(_Section):
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     kernels: Literal["auto", "off"] = "auto"
-    compile: Literal["auto", "off", "blocks"] = "auto"
     attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
     graphs: Literal["auto", "off"] = "auto"
     fp8: Literal["off", "transformer", "all"] = "off"

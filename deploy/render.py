@@ -107,6 +107,8 @@ def worker_environment(
         "HF_HOME": str(cache / "hub"),
         "OMP_NUM_THREADS": str(worker.threads),
         "PYTHONUNBUFFERED": "1",
+        # Images often forbid it; then every start compiles four thousand modules again.
+        "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,
         **({} if worker.device == "cpu" else _cuda_environment(worker, cache)),
         **_settings(config, worker, layout),
@@ -143,7 +145,6 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "steps": config.model.steps,
         "guidance_scale": config.model.guidance_scale,
         "kernels": config.model.kernels,
-        "compile": config.model.compile,
         "attention": config.model.attention,
         "graphs": config.model.graphs,
         "fp8": config.model.fp8,
@@ -175,8 +176,6 @@ def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": worker.device,
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         # One cache for all: the second worker finds what the first one compiled.
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TORCHINDUCTOR_COMPILE_THREADS": str(worker.threads),
         "TRITON_CACHE_DIR": str(cache / "triton"),
     }
 

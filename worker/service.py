@@ -194,8 +194,7 @@ class Service:
         return calibration.short(self.settings, pipeline, memory)
 
     async def _warm_up(self) -> None:
-        """Draw before anybody waits. Where it compiles, a few steps are enough, and two pictures at
-        once as well: torch makes code of its own for one row, and one more for any number."""
+        """Draw before anybody waits; where a first call takes long, a few steps are enough."""
         engine, info = self.engine, self.info
         engine.start()
         width, height = info.default_size
@@ -203,19 +202,13 @@ class Service:
         if info.compiles:
             steps = min(steps, _WARM_STEPS)
         spec = DrawSpec("warm-up", width, height, steps, 0, info.default_guidance_scale)
-        await self._warmed(spec)
-        if info.compiles and self.settings.max_batch > 1:
-            await self._warmed(spec, spec)
-
-    async def _warmed(self, *specs: DrawSpec) -> None:
         began = time.monotonic()
-        ticket = self.engine.submit(DrawRequest("warm-up", specs, time.time()))
+        ticket = engine.submit(DrawRequest("warm-up", (spec,), time.time()))
         async with asyncio.timeout(self.settings.load_allowance_s):
-            drawn = await ticket.result()
-        wanted = (specs[0].height, specs[0].width, 3)
-        if any(picture.pixels.shape != wanted for picture in drawn):
-            raise RuntimeError(f"the warm-up drew {drawn[0].pixels.shape}, not {wanted}")
-        log.event(f"warmed up with {len(specs)}", seconds=round(time.monotonic() - began, 2))
+            (drawn,) = await ticket.result()
+        if drawn.pixels.shape != (height, width, 3):
+            raise RuntimeError(f"the warm-up drew {drawn.pixels.shape}, not {height} × {width}")
+        log.event("warmed up", seconds=round(time.monotonic() - began, 2))
 
     def end(self, code: int) -> None:
         """Ask the process to end with ``code``; the first one asked for wins."""

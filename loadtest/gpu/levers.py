@@ -1,7 +1,7 @@
 """Times steps, decoding and text encoding of Z-Image under each speed lever.
 
 Every time is the median over calls that end with the device idle, as in the worker; the first
-call of each shape, which may compile, is told apart. Each output is checked to be finite and
+call of each shape, which builds kernels, is told apart. Each output is checked to be finite and
 compared with what diffusers' own eager forward gives for the same input: ``off by`` is
 ‖out − eager‖ / ‖eager‖. One line a result, also as JSON to ``--out``.
 """
@@ -34,15 +34,13 @@ from worker.pipelines.graphs import Graphs
 from worker.pipelines.loading import adapted, claim_device, dtype_for
 from worker.pipelines.random_zimage import TURBO, random_zimage
 
-BLOCKS = levers.Levers(compile_blocks=True)
 STEPS = {
+    "own": levers.NONE,
+    "own+graphs": levers.Levers(graphs=True),
     "kernels": levers.Levers(kernels=True),
     "kernels+graphs": levers.Levers(kernels=True, graphs=True),
-    "own": levers.NONE,
-    "compiled": BLOCKS,
-    "compiled+graphs": levers.Levers(compile_blocks=True, graphs=True),
-    "compiled+cudnn": levers.Levers(compile_blocks=True, attention="cudnn"),
-    "compiled+cudnn+graphs": levers.Levers(compile_blocks=True, attention="cudnn", graphs=True),
+    "kernels+cudnn+graphs": levers.Levers(kernels=True, attention="cudnn", graphs=True),
+    "kernels+flash+graphs": levers.Levers(kernels=True, attention="flash", graphs=True),
 }
 DECODES = {
     "eager": levers.NONE,
@@ -50,7 +48,7 @@ DECODES = {
     "kernels": levers.Levers(kernels=True),
     "kernels+graphs": levers.Levers(kernels=True, graphs=True),
 }
-ALL = levers.Levers(kernels=True, compile_blocks=True, graphs=True)
+ALL = levers.Levers(kernels=True, graphs=True)
 """What a worker does by default on a GPU."""
 PROMPT = "picture 3 of a harbour at dawn, 21"
 
@@ -80,7 +78,6 @@ class Bench:
         result: dict[str, Any] = {"what": what, "lever": lever, "shape": shape}
         try:
             with torch.no_grad():
-                levers.allow_any_shape()
                 self._time(result, (what, shape), call)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -141,8 +138,7 @@ def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> Non
         call = functools.partial(diffusers_forward, bench, frames, times, hidden)
         bench.measure("step", "diffusers eager", f"{size}x{rows}", call)
     for name in chosen:
-        graphs, kernels = apply(bench, STEPS[name]), STEPS[name].kernels
-        dense = DenseTransformer(bench.pipeline.transformer, graphs, kernels=kernels)
+        dense, graphs = transformer(bench, STEPS[name])
         for (size, rows), (latents, times, hidden) in inputs.items():
             caption = caption_of(bench, hidden)
             captions = torch.stack([caption] * rows)
@@ -293,8 +289,7 @@ def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
     captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
     shrink_pipeline(bench.pipeline, bench.device, "all")
     for name in chosen:
-        graphs, kernels = apply(bench, STEPS[name]), STEPS[name].kernels
-        dense = DenseTransformer(bench.pipeline.transformer, graphs, kernels=kernels)
+        dense, _ = transformer(bench, STEPS[name])
         for (size, rows), (latents, times, _) in inputs.items():
             stacked = torch.stack([captions[size, rows]] * rows)
             call = functools.partial(dense, latents, times, stacked)
@@ -307,6 +302,12 @@ def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
     while not samples[0].drawn:
         pipeline.step(samples, lambda _: True)
     return torch.stack([torch.from_numpy(each).float() for each in pipeline.finish(samples)])
+
+
+def transformer(bench: Bench, plan: levers.Levers) -> tuple[DenseTransformer, Graphs | None]:
+    graphs = apply(bench, plan)
+    model = bench.pipeline.transformer
+    return DenseTransformer(model, graphs, kernels=plan.kernels, backend=plan.backend), graphs
 
 
 def apply(bench: Bench, plan: levers.Levers) -> Graphs | None:

@@ -8,6 +8,8 @@ A stage that fails says so there, and the next one begins.
 import argparse
 import asyncio
 import contextlib
+import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -25,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pynvml
 import torch
 
 from deploy.config import ROOT, load
 from deploy.trace import counters
 from loadtest.faults import Cell
 from loadtest.faults.workers import kill, stop
+from loadtest.gpu import gradio_load
 from loadtest.gpu.served import Load
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -52,6 +56,7 @@ class Suite:
     rates: dict[int, float] = field(default_factory=dict)  # images/s by side, as measured
     device: str = "0"
     keys: dict[str, str] = field(default_factory=dict)  # of [model], for every cell
+    running: str = ""  # the name of the cell
 
     def note(self, **result: Any) -> None:
         """Print and keep one result."""
@@ -65,8 +70,8 @@ class Suite:
     ) -> Cell:
         """The running cell, with ``count`` workers on each of ``cards`` cards; its compile cache is
         that of the cells before it."""
-        path = self.home / f"{name}.toml"
-        path.write_text(self._toml(count, gib, cards, self.keys | model))
+        path, self.running = self.home / f"{name}.toml", name
+        path.write_text(self.toml(count, gib, cards, self.keys | model))
         began = time.monotonic()
         command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
@@ -77,16 +82,22 @@ class Suite:
         self.note(stage="up", cell=name, boot=boot(cell), levers=levers(cell))
         return cell
 
+    def verb(self, verb: str, worker: str) -> None:
+        """``zimage drain`` or ``undrain``."""
+        command = [sys.executable, "-m", "deploy.cli", verb, worker]
+        path = self.home / f"{self.running}.toml"
+        subprocess.run([*command, "-c", str(path)], cwd=ROOT, capture_output=True, check=True)
+
     def down(self) -> None:
         """End whatever cell runs."""
         for path in self.home.glob("*.toml"):
             command = [sys.executable, "-m", "deploy.cli", "down", "-c", str(path)]
             subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
-    def _toml(self, count: int, gib: float | None, cards: int, model: dict[str, str]) -> str:
+    def toml(self, count: int, gib: float | None, cards: int, model: dict[str, str]) -> str:
         limit = "" if gib is None or self.device == "cpu" else f"vram_limit_gib = {gib}\n"
         keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
-        devices = [self.device, *map(str, range(1, cards))]
+        devices = [self.device] if cards == 1 else map(str, range(cards))
         workers = (f'[[workers]]\ndevice = "{each}"\ncount = {count}\n{limit}' for each in devices)
         return (
             f"{''.join(workers)}"
@@ -121,13 +132,15 @@ def serve(suite: Suite) -> None:
         suite.rates[size] = result["images_per_s"]
 
 
-def measured(suite: Suite, cell: Cell, size: int, **about: Any) -> dict[str, Any]:
-    """One client and then eight of them, JPEG, at one size."""
+def measured(
+    suite: Suite, cell: Cell, size: int, stage: str = "serve", clients: int = 8, **about: Any
+) -> dict[str, Any]:
+    """One client and then ``clients``, JPEG, at one size."""
 
     async def go(load: Load) -> dict[str, Any]:
         alone = await load.alone(size, 5)
         before = totals(cell)
-        found = await load.saturated(size, 8, 4.0, suite.seconds[size])
+        found = await load.saturated(size, clients, 4.0, suite.seconds[size])
         return {
             "alone_s": alone["median_s"],
             "images_per_s": found["images_per_s"],
@@ -136,8 +149,8 @@ def measured(suite: Suite, cell: Cell, size: int, **about: Any) -> dict[str, Any
             **idle(before, totals(cell)),
         }
 
-    result = with_load(cell, go, clients=8)
-    suite.note(stage="serve", size=size, **result, **about)
+    result = with_load(cell, go, clients=clients)
+    suite.note(stage=stage, size=size, clients=clients, **result, **about)
     return result
 
 
@@ -236,16 +249,101 @@ def faults(suite: Suite) -> None:
 
 
 def scale(suite: Suite) -> None:
-    """One worker on each of 1, 2, … cards: images/s against those of one card."""
-    cards = torch.cuda.device_count()
-    for count in (n for n in (1, 2, 4, 8) if n <= cards):
-        cell = suite.up(f"cards{count}", cards=count)
+    """One worker on each card: images/s of each alone, and of the first 2, 3, … together."""
+    cards, size = torch.cuda.device_count() or 1, suite.sizes[0]
+    cell = suite.up("cards", cards=cards)
+    names = [f"w{number + 1}" for number in range(cards)]
 
-        async def go(load: Load, count: int = count) -> dict[str, Any]:
-            seconds = suite.seconds[suite.sizes[0]]
-            return await load.saturated(suite.sizes[0], 8 * count, 4.0, seconds)
+    async def go(load: Load, clients: int) -> dict[str, Any]:
+        return await load.saturated(size, clients, 4.0, suite.seconds[size])
 
-        suite.note(stage="scale", cards=count, **with_load(cell, go, clients=8 * count))
+    def rate(serving: list[str]) -> dict[str, Any]:
+        for name in names:
+            suite.verb("undrain" if name in serving else "drain", name)
+        await_open(cell, set(serving))
+        clients = 8 * len(serving)
+        return with_load(cell, functools.partial(go, clients=clients), clients=clients)
+
+    alone = [rate([name])["images_per_s"] for name in names]
+    suite.note(
+        stage="scale", size=size, cards=1, alone=alone, images_per_s=alone[0], alone_sum=alone[0]
+    )
+    for count in range(2, cards + 1):
+        found, total = rate(names[:count]), sum(alone[:count])
+        share = round(found["images_per_s"] / total, 4)
+        suite.note(
+            stage="scale", size=size, cards=count, alone_sum=round(total, 3), of_sum=share, **found
+        )
+
+
+def slices(suite: Suite, count: int = 3, gib: float = 26.0) -> None:
+    """Workers that share one card: what they draw together, what each takes of the memory, and
+    that neither one that wants more nor one that dies touches the others."""
+    cell = suite.up("thirds", count=count, gib=gib)
+    names = [f"w{number + 1}" for number in range(count)]
+    for size in suite.sizes[:2]:
+        measured(suite, cell, size, stage="slices", clients=8 * count)
+    pids = {name: cell.pid(name) for name in names}
+    with loaded(cell, clients=4 * count, size=suite.sizes[1]) as load, process_memory() as most:
+        time.sleep(3.0)
+        (suite.home / "w2.memory").touch()
+        time.sleep(12.0)
+        suite.note(stage="slices", pushed="w2", failed=load.failed, drawn=load.drawn)
+        (suite.home / "w3.assert").touch()
+        await_back(cell, "w3", pids["w3"])
+        same = {name: cell.pid(name) == pids[name] for name in names}
+        time.sleep(2.0)
+    suite.note(
+        stage="slices",
+        killed="w3",
+        failed=load.failed,
+        drawn=load.drawn,
+        same_process=same,
+        limit_gib=gib,
+        most_gib={name: round(most.get(pid, 0) / 2**30, 2) for name, pid in pids.items()},
+    )
+
+
+def bare(suite: Suite) -> None:
+    """The same pipeline in a loop without a server, in batches as the worker's."""
+    suite.down()
+    levers_out = suite.home / "bare.jsonl"
+    levers_out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "loadtest.gpu.levers", "--model", str(suite.model)]
+    command += ["--device", "cpu" if suite.device == "cpu" else "cuda:0", "--out", str(levers_out)]
+    command += ["--sizes", ",".join(map(str, suite.sizes[:2])), "--rows", "1,2", "--bare"]
+    command += ["--steps", "", "--decodes", "", "--no-pictures"]
+    visible = {} if suite.device == "cpu" else {"CUDA_VISIBLE_DEVICES": suite.device}
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **visible}, check=True)
+    for line in levers_out.read_text().splitlines():
+        if (found := json.loads(line))["what"] == "bare":
+            suite.note(stage="bare", shape=found["shape"], images_per_s=found["images_per_s"])
+
+
+def gradio(suite: Suite, seconds: float = 20.0) -> None:
+    """diffusers, eager, behind a Gradio queue, which needs ``pip install gradio``."""
+    suite.down()
+    log = suite.home / "gradio.log"
+    with gradio_load.started(suite.model, suite.port + 2, suite.device, log) as url:
+        for file in ("png", "webp"):
+            found = asyncio.run(gradio_load.rate(url, file, suite.sizes[0], seconds))
+            suite.note(stage="gradio", file=file, size=suite.sizes[0], **found)
+
+
+def calibrate(suite: Suite) -> None:
+    """``zimage calibrate``: the peaks and times that it finds."""
+    suite.down()
+    path = suite.home / "calibrated.toml"
+    path.write_text(suite.toml(1, None, 1, suite.keys))
+    sides = ",".join(f"{size}x{size}" for size in suite.sizes)
+    command = [sys.executable, "-m", "deploy.cli", "calibrate", "-c", str(path), "--json"]
+    command += ["--sizes", sides, "--repeats", "1", "--plot", str(suite.home / "calibrated.svg")]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-800:] + done.stderr[-800:])
+    table = json.loads(done.stdout[done.stdout.index("{") :])
+    suite.note(stage="calibrate", seconds=seconds_since(began), **table)
 
 
 def fp8(suite: Suite) -> None:
@@ -256,7 +354,8 @@ def fp8(suite: Suite) -> None:
 
 def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
     """All weights in 8 bits under a limit, and the card's peak as the driver sees it."""
-    with watched_memory() as peak:
+    suite.down()  # for nothing else may be on the card
+    with watched_memory(suite.device) as peak:
         cell = suite.up("small", gib=limit_gib, fp8="all")
         measured(suite, cell, suite.sizes[0], fp8="all", limit_gib=limit_gib)
     suite.note(stage="small-card", limit_gib=limit_gib, peak_gib=round(peak[0] / 1024, 2))
@@ -265,13 +364,17 @@ def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
 STAGES: dict[str, Callable[[Suite], None]] = {
     "model": make_model,
     "serve": serve,
+    "bare": bare,
+    "gradio": gradio,
     "restart": restart,
     "mixed": mixed,
     "priority": priority,
     "fp8": fp8,
     "small": small_card,
     "faults": faults,
+    "slices": slices,
     "scale": scale,
+    "calibrate": calibrate,
 }
 
 
@@ -327,15 +430,15 @@ def loaded(cell: Cell, clients: int, size: int) -> Iterator[Counting]:
 
 
 @contextlib.contextmanager
-def watched_memory() -> Iterator[list[int]]:
-    """The most MiB of the first card in use, by anybody."""
+def watched_memory(card: str) -> Iterator[list[int]]:
+    """The most MiB of the card in use, by anybody."""
     most, over = [0], threading.Event()
 
     def watch() -> None:
         query = [
             "nvidia-smi",
             "-i",
-            "0",
+            card,
             "--query-gpu=memory.used",
             "--format=csv,noheader,nounits",
         ]
@@ -350,6 +453,38 @@ def watched_memory() -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def process_memory() -> Iterator[dict[int, int]]:
+    """The most bytes that each process held of any card, as the driver counts them."""
+    most: dict[int, int] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        pynvml.nvmlInit()
+        cards = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+        while not over.wait(0.2):
+            for card in cards:
+                for each in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+                    most[each.pid] = max(most.get(each.pid, 0), each.usedGpuMemory or 0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def await_open(cell: Cell, workers: set[str]) -> None:
+    """Until exactly ``workers`` take requests."""
+    end = time.monotonic() + BACK_S
+    while cell.open() != workers:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{sorted(cell.open())} take requests, not {sorted(workers)}")
+        time.sleep(0.05)
 
 
 def await_back(cell: Cell, worker: str, dead: int) -> None:
@@ -389,7 +524,7 @@ def boot(cell: Cell) -> dict[str, float]:
     stages: dict[str, float] = {}
     for line in cell.layout.log("w1").read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError):
-            entry = json.loads(line)
+            entry = json.loads(line[line.index("{") :])  # after a progress bar, perhaps
             if entry["event"] == "started":
                 stages = {}
             stages[entry["event"]] = entry["seconds"]
@@ -413,6 +548,7 @@ def main() -> int:
     parser.add_argument("--seconds", default="60", help="of a saturated load; one, or by size")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of [model]")
     parser.add_argument("--sizes", default="1024,512,256", help="at least two, the largest first")
+    parser.add_argument("--port", type=int, default=7960, help="and the next two")
     parser.add_argument("--device", default="0", help="the GPU's number; cpu to try the script")
     args = parser.parse_args()
     args.home.mkdir(exist_ok=True)
@@ -421,7 +557,9 @@ def main() -> int:
     seconds = itertools.cycle(map(float, args.seconds.split(",")))
     keys = dict(pair.split("=", 1) for pair in args.set)
     spans = dict(zip(sizes, seconds, strict=False))
-    suite = Suite(args.home, args.out, model, sizes, spans, device=args.device, keys=keys)
+    suite = Suite(
+        args.home, args.out, model, sizes, spans, args.port, device=args.device, keys=keys
+    )
     failed = 0
     try:
         for name in args.stages.split(","):
@@ -433,6 +571,10 @@ def main() -> int:
                 suite.note(stage=name, error=f"{type(error).__name__}: {error}"[-1500:])
     finally:
         suite.down()
+    if importlib.util.find_spec("pygal") is not None:
+        from loadtest.gpu.plot import plot
+
+        print(*plot(args.out), sep="\n")
     return int(failed > 0)
 
 

@@ -89,8 +89,8 @@ def test_a_card_that_is_too_small_is_told_what_would_fit(
 
 
 def test_doctor_tells_each_workers_levers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"levers": {"compile": "off: no GPU", "fp8": "off"}}
+    given = {"levers": {"kernels": "off: no GPU", "fp8": "off"}}
     monkeypatch.setattr(checks, "livez", lambda path: given if path.name == "w1.sock" else {})
     workers = [{"device": "cpu", "count": 2}]
     [finding] = checks.levers(cell(tmp_path, workers=workers))
-    assert (finding.subject, finding.text) == ("w1", "compile off: no GPU; fp8 off")
+    assert (finding.subject, finding.text) == ("w1", "kernels off: no GPU; fp8 off")

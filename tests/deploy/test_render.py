@@ -73,11 +73,13 @@ def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:
-    given = environment(
-        GPU, model={"compile": "blocks", "attention": "cudnn", "graphs": "off", "kernels": "off"}
-    )
-    assert given["ZIMAGE_COMPILE"] == "blocks"
+    given = environment(GPU, model={"attention": "cudnn", "graphs": "off", "kernels": "off"})
+    assert given["ZIMAGE_KERNELS"] == "off"
     assert (given["ZIMAGE_ATTENTION"], given["ZIMAGE_GRAPHS"]) == ("cudnn", "off")
+
+
+def test_what_python_compiled_is_kept() -> None:
+    assert environment()["PYTHONDONTWRITEBYTECODE"] == ""
 
 
 def test_cpu_workers_get_their_share_of_threads() -> None:

@@ -45,7 +45,7 @@ class ModelInfo:
     device: str = "cpu"
     dtype: str = "float32"
     levers: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
-    compiles: bool = False  # a second row and a first unusual shape may take seconds
+    compiles: bool = False  # the first call of a shape may take seconds
 
 
 @dataclass(eq=False)

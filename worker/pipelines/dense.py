@@ -6,9 +6,11 @@ the same order with the same numbers.
 """
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from worker.pipelines.graphs import MOST_PIXELS, Graphs
 from worker.pipelines.rotary import real_table
@@ -23,12 +25,18 @@ _KEPT_TABLES = 32  # 2 MB each at 1024²
 
 class DenseTransformer:
     """``graphs``: None where there are none to use. ``kernels``: ours, of ``fused``, instead of the
-    layers' own operations."""
+    layers' own operations. ``backend``: of attention; None: torch chooses."""
 
     def __init__(
-        self, transformer: Any, graphs: Graphs | None = None, *, kernels: bool = False
+        self,
+        transformer: Any,
+        graphs: Graphs | None = None,
+        *,
+        kernels: bool = False,
+        backend: SDPBackend | None = None,
     ) -> None:
         self._model = transformer
+        self._backend = backend
         self._layer = _fused_layer if kernels else _own_layer
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
@@ -61,7 +69,8 @@ class DenseTransformer:
 
         def core(*rows_of: torch.Tensor) -> torch.Tensor:
             latents, times, captions = rows_of
-            return self._core(latents, times, captions, table)
+            with self._attention():
+                return self._core(latents, times, captions, table)
 
         if self._graphs is None or rows * height * width * _PIXELS_PER_CELL > MOST_PIXELS:
             return core(latents, times, captions)
@@ -88,6 +97,9 @@ class DenseTransformer:
             tokens = self._layer(layer, tokens, table, time)
         output = model.all_final_layer[_PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
         return _unpatched(output, latents.shape).float()
+
+    def _attention(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._backend is None else sdpa_kernel(self._backend)
 
     def _text_table(self, text: int) -> torch.Tensor:
         if text not in self._text_tables:

@@ -26,8 +26,7 @@ def fixed_kernels(wanted: bool = True) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise

@@ -1,14 +1,12 @@
 """Rotary position embedding in real arithmetic.
 
-diffusers multiplies complex numbers, which Inductor cannot fuse with what stands around it; cosines
-and sines it can. The products and sums are the same.
+diffusers multiplies complex numbers, in kernels of their own. The products and sums are the same.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 
 class RealRotaryProcessor:
@@ -17,11 +15,6 @@ class RealRotaryProcessor:
     ``freqs_cis`` is diffusers' complex table or a real one from ``real_table``; it may lack the
     leading dimension of rows.
     """
-
-    _parallel_config: Any = None
-
-    def __init__(self, backend: AttentionBackendName | None = None) -> None:
-        self._attention_backend = backend  # also what ``set_attention_backend`` writes
 
     def __call__(
         self,
@@ -44,34 +37,12 @@ class RealRotaryProcessor:
             query, key = rotated(query, table), rotated(key, table)
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask[:, None, None, :]
-        attended = self._attended(query, key, value, attention_mask)
-        output: torch.Tensor = attended.flatten(2, 3).to(query.dtype)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, attention_mask)
+        output: torch.Tensor = attended.transpose(1, 2).flatten(2, 3).to(query.dtype)
         for layer in attn.to_out:  # a projection, and a dropout where there is one
             output = layer(output)
         return output
-
-    def _attended(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if self._attention_backend is None:
-            # Past diffusers' registry of kernels, of which the compiler would guard every entry.
-            query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-            return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
-        attended: torch.Tensor = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        return attended
 
 
 def real_table(freqs_cis: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,9 @@ still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`
 """
 
 import gc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,8 +24,6 @@ from worker.pipelines.schedule import Schedule, schedule_of
 from worker.pipelines.sides import check_sides
 
 MIN_SIDE = 64
-
-T = TypeVar("T")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -51,13 +48,16 @@ class ZImageStepwise:
     """
 
     def __init__(self, pipeline: Any, info: ModelInfo, plan: levers.Levers = levers.NONE) -> None:
+        plan = levers.proved(plan, pipeline.transformer.device)
         graphs = levers.apply(plan, pipeline)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         kernels = levers.blocks_use_kernels(plan, pipeline.transformer)
-        self._transformer = DenseTransformer(pipeline.transformer, graphs, kernels=kernels)
+        self._transformer = DenseTransformer(
+            pipeline.transformer, graphs, kernels=kernels, backend=plan.backend
+        )
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)
         self._glance = Glance(pipeline.vae)
@@ -68,7 +68,7 @@ class ZImageStepwise:
             min_side=MIN_SIDE,
             stepwise=True,
             levers=plan.why,
-            compiles=plan.compile_blocks or plan.kernels,
+            compiles=plan.kernels or plan.graphs,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -102,7 +102,7 @@ class ZImageStepwise:
         pictures = []
         for sample in ours:
             with fixed_kernels(sample.spec.reproducible):
-                pictures.append(self._compiled(partial(self._decode, sample.latents)))
+                pictures.append(self._decode(sample.latents))
         return self._decode.taken(pictures, [sample.latents for sample in ours])
 
     @translate
@@ -181,17 +181,7 @@ class ZImageStepwise:
     ) -> torch.Tensor:
         times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
         latents = torch.stack([sample.latents for sample in samples]).to(self._dtype)
-        inputs = latents, times.to(self._device), torch.stack(list(captions))
-        return self._compiled(partial(self._transformer, *inputs))
-
-    def _compiled(self, call: Callable[[], T]) -> T:
-        """``call``, and once more without the compiler if that is what failed."""
-        levers.allow_any_shape()
-        try:
-            return call()
-        except levers.CompileError as error:
-            levers.stop_compiling(self._pipeline, error)
-            return call()
+        return self._transformer(latents, times.to(self._device), torch.stack(list(captions)))
 
     def _column(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 
@@ -58,14 +56,3 @@ def test_the_setting_says_what_it_does() -> None:
     plan = levers.choose(Settings(fp8="all"), CPU)
     assert plan.fp8 == "all"
     assert dict(plan.why)["fp8"] == "all: by the setting; widened for each call: no fp8 units"
-
-
-def test_layers_are_compiled_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = torch.nn.Module.compile
-    quick: dict[str, Any] = {"backend": "eager", "fullgraph": True}
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **how: compiled(m, **quick, **how))
-    pipeline = random_zimage(SMALL, CPU, torch.float32)
-    shrink_pipeline(pipeline, CPU, "transformer")
-    plan = levers.Levers(compile_blocks=True)
-    (given,) = draw(adapted(pipeline, DEFAULTS, 1 << 20, plan), spec(steps=1))
-    assert given.shape == (64, 64, 3)

@@ -56,6 +56,7 @@ def test_a_norm_of_any_size(channels: int, groups: int, side: int) -> None:
 
 
 @torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def test_the_decoder_computes_the_same_and_comes_back(pipeline: Any) -> None:
     levers.apply(levers.NONE, pipeline)
     before = copy.copy(list(pipeline.vae.decoder.modules()))
