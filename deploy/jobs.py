@@ -325,7 +325,8 @@ def _table(jobs: list[dict[str, Any]]) -> Table:
         right = name in ("done", "of", "failed", "age", "ends in")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "name")
     for job in jobs:
-        state = f"[{_COLOURS.get(job['state'], 'cyan')}]{job['state']}[/]"
+        colour = "yellow" if job.get("held") else _COLOURS.get(job["state"], "cyan")
+        state = f"[{colour}]{_state(job)}[/]"
         failed = str(job["counts"]["failed"] or "–")
         age = screen.span(time.time() - job["created_at"])
         ends = job["predicted_finish_at"]
@@ -334,6 +335,11 @@ def _table(jobs: list[dict[str, Any]]) -> Table:
         name = job["name"].replace("[", "\\[")
         table.add_row(job["id"], name, state, done, str(job["total"]), failed, age, left)
     return table
+
+
+def _state(job: dict[str, Any]) -> str:
+    """Or why nothing of it is drawn: ``key disabled``."""
+    return str(job.get("held") or job["state"]).replace("_", " ")
 
 
 def _counts(job: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from deploy import screen, store
 from deploy.cell import Cell, CellError
 from deploy.options import AsJson, Config, open_cell
+from worker.storage import jobs
 from worker.storage import keys as stored
 from worker.storage.keys import Key
 from worker.storage.secret import shared_secret
@@ -145,11 +146,14 @@ def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def disable(name: Name, config: Config = None) -> None:
-    """Switch a key off, and sign out whoever is signed in with it."""
+    """Switch a key off, sign out whoever is signed in with it, and hold its jobs."""
     cell = open_cell(config)
     key = _find(cell, name)
     _change(cell, key, disabled=True, version=key.version + 1)
-    screen.done(f"{key.name} is disabled; let it in again with: zimage keys enable {key.name}")
+    screen.done(
+        f"{key.name} is disabled and its jobs wait; let it in again with: "
+        f"zimage keys enable {key.name}"
+    )
 
 
 @app.command()
@@ -163,11 +167,18 @@ def enable(name: Name, config: Config = None) -> None:
 
 @app.command()
 def delete(name: Name, config: Config = None) -> None:
-    """Delete a key for good. What it used stays in the ledger, under its id."""
+    """Delete a key for good and cancel its jobs. What it used stays in the ledger, under its id."""
     cell = open_cell(config)
     key = _find(cell, name)
-    _run(cell, lambda connection: stored.delete(connection, key.id))
-    screen.done(f"deleted {key.name} ({key.id})")
+    why, now = f"The key {key.name} was deleted.", datetime.now(UTC).timestamp()
+
+    def work(connection: sa.Connection) -> int:
+        stored.delete(connection, key.id)
+        return jobs.cancel_all(connection, key.id, why, now)
+
+    cancelled = _run(cell, work)
+    ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
+    screen.done(f"deleted {key.name} ({key.id}){ended}")
 
 
 def secret_for(cell: Cell) -> bytes:
@@ -239,7 +250,12 @@ def _find(cell: Cell, name: str) -> Key:
 
 
 def _change(cell: Cell, key: Key, **values: Any) -> None:
-    _run(cell, lambda connection: stored.change(connection, key.id, **values))
+    def work(connection: sa.Connection) -> None:
+        stored.change(connection, key.id, **values)
+        if {"disabled", "expires_at"} & values.keys():
+            jobs.stop(connection, key.id)
+
+    _run(cell, work)
 
 
 def _run(cell: Cell, work: Any, name: str = "") -> Any:

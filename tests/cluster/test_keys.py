@@ -5,7 +5,7 @@ import http.client
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ import pytest
 
 from loadtest.traffic import until
 from tests.cluster.conftest import RunningCell, started
+from tests.deploy.processes import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -227,3 +228,43 @@ def test_page_of_operators_is_for_keys_of_that_role(keyed: RunningCell) -> None:
     # Without a worker to ask, the ops address is left.
     with httpx.Client(base_url=f"http://127.0.0.1:{keyed.ops_port}", timeout=30) as client:
         assert seen(client) == [200] * 5
+
+
+def test_jobs_of_a_disabled_key_stop_and_go_on_with_it(keyed: RunningCell) -> None:
+    token = make(keyed, "leaky")
+    known_after_s(keyed, token, 200)
+    with httpx.Client(base_url=keyed.url, timeout=30) as client:
+        asked = {"prompts": ["a leaked picture"], "variants": 2000, "steps": 50, "size": "64x64"}
+        job = client.post("/v1/jobs", json=asked, headers=bearer(token)).json()["id"]
+    until_job(keyed, job, lambda found: found["counts"]["done"] > 3)
+    assert "jobs wait" in keyed.zimage("keys", "disable", "leaky").stdout
+    stopped = until_job(keyed, job, lambda found: not found["counts"]["running"])
+    assert (stopped["state"], stopped["held"]) == ("running", "key_disabled")
+    assert stopped["predicted_finish_at"] is None
+    time.sleep(3.0)  # workers look for work every second
+    assert shown(keyed, job)["counts"] == stopped["counts"]
+    assert "key disabled" in keyed.zimage("jobs", "list").stdout
+    assert keyed.zimage("keys", "enable", "leaky").returncode == 0
+    until_job(keyed, job, lambda found: found["counts"]["done"] > stopped["counts"]["done"] + 3)
+    assert "jobs cancelled: 1" in keyed.zimage("keys", "delete", "leaky").stdout
+    ended = until_job(keyed, job, lambda found: not found["counts"]["running"])
+    assert (ended["state"], ended["held"]) == ("cancelled", None)
+    ops = make(keyed, "olga", "--role", "ops")
+    known_after_s(keyed, ops, 200)
+    items = f"{keyed.url}/v1/jobs/{job}/items"
+    answer = httpx.get(items, params={"state": "cancelled", "limit": 1}, headers=bearer(ops))
+    said = answer.json()["data"][0]["error"]
+    assert said == {"code": "key_deleted", "message": "The key leaky was deleted."}
+
+
+def shown(cell: RunningCell, job: str) -> dict[str, Any]:
+    """The job as operators see it."""
+    found: dict[str, Any] = json.loads(cell.zimage("jobs", "show", job, "--json").stdout)
+    return found
+
+
+def until_job(
+    cell: RunningCell, job: str, true: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The job, as soon as it is so."""
+    return dict(wait_until(lambda: next(filter(true, [shown(cell, job)]), None), "a job like that"))

@@ -30,6 +30,7 @@ class FakeJob:
     body: dict[str, Any]
     items: list[dict[str, Any]]
     state: str = "running"
+    held: str | None = None
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
     revision: int = 0
@@ -45,11 +46,14 @@ class FakeJob:
             "object": "job",
             "name": self.body.get("name", ""),
             "state": self.state,
+            "held": self.held,
             "created_at": self.created_at,
             "finished_at": self.finished_at,
             "total": len(self.items),
             "counts": counts,
-            "predicted_finish_at": time.time() + 4 * left if self.state == "running" else None,
+            "predicted_finish_at": time.time() + 4 * left
+            if self.state == "running" and not self.held
+            else None,
             "priority": "batch",
             "revision": self.revision,
             "parameters": {"size": self.body.get("size", "256x256"), "steps": 4},

@@ -111,6 +111,15 @@ def test_a_job_is_there_in_another_browser(cell: FakeCell, open_page: OpenPage) 
     expect(page.locator("#job-grid [data-face=picture]")).to_have_count(12)
 
 
+def test_a_job_whose_key_is_switched_off_says_so(cell: FakeCell, open_page: OpenPage) -> None:
+    job = begun(cell, open_page())
+    job.held = "key_disabled"
+    for locale, said in (("en-US", "on hold: key disabled"), ("zh-CN", "已搁置：密钥停用")):
+        page = open_page(locale=locale)
+        page.goto(f"{cell.url}/#jobs")
+        expect(page.locator("#jobs .job .badge")).to_have_text(said)
+
+
 def test_a_job_is_paused_resumed_cancelled_and_retried(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page()
     job = begun(cell, page)

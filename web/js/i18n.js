@@ -151,6 +151,9 @@ export const STRINGS = {
   state_cancelled: ["cancelled", "已取消"],
   state_completed: ["completed", "已完成"],
   state_failed: ["failed", "有失败"],
+  key_disabled: ["on hold: key disabled", "已搁置：密钥停用"],
+  key_expired: ["on hold: key expired", "已搁置：密钥过期"],
+  key_deleted: ["on hold: key deleted", "已搁置：密钥已删除"],
 
   usage: ["Usage", "用量"],
   usageTitle: ["Pictures of the last 30 days", "最近 30 天的图片"],

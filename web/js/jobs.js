@@ -113,9 +113,9 @@ export class JobRow {
     this.#parts ??= this.#build(job);
     const { name, bar, fill, facts, badge } = this.#parts;
     const { done, failed, cancelled } = job.counts;
-    this.element.dataset.state = job.state;
+    this.element.dataset.state = job.held ? "paused" : job.state;
     setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
-    setText(badge, t(`state_${job.state}`));
+    setText(badge, t(job.held ?? `state_${job.state}`));
     setText(facts, factsOf(job).join("  ·  "));
     bar.setAttribute("aria-valuenow", done);
     bar.setAttribute("aria-valuemax", job.total);

@@ -5,6 +5,7 @@ revision that it saw last can ask for what changed since. Items that are drawn a
 """
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from worker.errors import Conflict, Overloaded, Refused
+from worker.storage import keys
 from worker.storage.schema import metadata
 
 MAX_ITEMS = 10_000
@@ -109,7 +111,8 @@ class Wish:
 @dataclass(frozen=True)
 class Job:
     """A row of ``jobs`` and how many items it has of each state. Times are seconds since the
-    epoch."""
+    epoch. ``held``: nothing of it is drawn while its owner's key is disabled, expired or deleted;
+    else empty."""
 
     id: str
     owner: str
@@ -128,6 +131,7 @@ class Job:
     negative_prompt: str
     output_format: str
     counts: Mapping[ItemState, int]
+    held: str = ""
 
     @property
     def over(self) -> bool:
@@ -150,7 +154,7 @@ class Item:
 
 
 _ITEM_COLUMNS = [items.c[name] for name in Item.__dataclass_fields__]
-_JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name != "counts"]
+_JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in jobs.c]
 
 
 # Making
@@ -237,7 +241,7 @@ def _require_room(connection: sa.Connection, owner: str, more: int) -> None:
 
 def get(connection: sa.Connection, job_id: str) -> Job | None:
     """The job, or None."""
-    found = _with_counts(connection, sa.select(*_JOB_COLUMNS).where(jobs.c.id == job_id))
+    found = _with_counts(connection, _select().where(jobs.c.id == job_id))
     return found[0] if found else None
 
 
@@ -257,7 +261,7 @@ def page(
 ) -> list[Job]:
     """Jobs of ``owner`` (None: of everybody) in ``states`` (none: in any), newest first, from the
     one behind job ``after`` on."""
-    query = sa.select(*_JOB_COLUMNS).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    query = _select().order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
@@ -277,8 +281,17 @@ def _behind(connection: sa.Connection, after: str) -> sa.ColumnElement[bool]:
 
 def unfinished(connection: sa.Connection) -> list[Job]:
     """Jobs of everybody that are being drawn, oldest first."""
-    query = sa.select(*_JOB_COLUMNS).where(jobs.c.state == "running").order_by(jobs.c.created_at)
-    return _with_counts(connection, query)
+    drawn = (jobs.c.state == "running") & not_held(time.time())
+    return _with_counts(connection, _select().where(drawn).order_by(jobs.c.created_at))
+
+
+def not_held(now: float) -> sa.ColumnElement[bool]:
+    """Jobs whose owner may draw."""
+    return keys.why_not(jobs.c.owner, now) == ""
+
+
+def _select() -> sa.Select[Any]:
+    return sa.select(*_JOB_COLUMNS, keys.why_not(jobs.c.owner, time.time()).label("held"))
 
 
 def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
@@ -348,6 +361,30 @@ def cancel(connection: sa.Connection, job: Job, now: float) -> None:
         return
     _set(connection, job, state="cancelled", finished_at=now)
     change_items(connection, job.id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE)
+
+
+def stop(connection: sa.Connection, owner: str) -> None:
+    """Take back what is under way of the jobs of ``owner``, whose key has changed: it is drawn
+    again when, and if, the key is good."""
+    for job_id in connection.scalars(sa.select(jobs.c.id).where(_open_of(owner))).all():
+        change_items(connection, job_id, items.c.state == "running", state="waiting", **NO_LEASE)
+
+
+def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> int:
+    """Cancel the jobs of ``owner``, whose key is deleted; how many. Items say ``why``."""
+    found = connection.scalars(sa.select(jobs.c.id).where(_open_of(owner))).all()
+    for job_id in found:
+        said = {"error_code": "key_deleted", "error_message": why}
+        change_items(
+            connection, job_id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE, **said
+        )
+    ended = {"state": "cancelled", "finished_at": now}
+    connection.execute(jobs.update().where(jobs.c.id.in_(found)).values(ended))
+    return len(found)
+
+
+def _open_of(owner: str) -> sa.ColumnElement[bool]:
+    return (jobs.c.owner == owner) & jobs.c.state.in_(("running", "paused"))
 
 
 def retry(connection: sa.Connection, job: Job) -> None:

@@ -19,6 +19,8 @@ from worker.storage.schema import metadata
 PREFIX = "zimage_"
 """Every key begins so: tools that look for leaked secrets can tell it."""
 
+_ID_PREFIX = "key_"
+
 Role = Literal["user", "ops"]
 KeyPriority = Literal["interactive", "batch"]
 
@@ -111,7 +113,7 @@ def check_of(secret: bytes) -> bytes:
 def new_key(secret: bytes, name: str, **limits: Any) -> tuple[Key, str]:
     """A key called ``name`` that is not stored yet, and its token."""
     token = new_token()
-    id = f"key_{secrets.token_hex(8)}"
+    id = f"{_ID_PREFIX}{secrets.token_hex(8)}"
     key = Key(id, name, hash_of(secret, token), token[-4:], created_at=time.time(), **limits)
     return key, token
 
@@ -158,6 +160,15 @@ def find(connection: sa.Connection, name: str) -> Key | None:
     wanted = sa.select(keys).where(sa.or_(keys.c.name == name, keys.c.id == name))
     row = connection.execute(wanted).mappings().first()
     return None if row is None else Key(**row)
+
+
+def why_not(owner: sa.ColumnElement[str], now: float) -> sa.ColumnElement[str]:
+    """``Key.why_not`` in SQL: why the key whose id is ``owner`` is not good, ``deleted`` where it
+    is gone; empty while it is good, and for owners that are no keys."""
+    found = sa.case((keys.c.disabled, "disabled"), (keys.c.expires_at <= now, "expired"), else_="")
+    gone = sa.case((owner.startswith(_ID_PREFIX, autoescape=True), "deleted"), else_="")
+    stored = sa.select(found).where(keys.c.id == owner).scalar_subquery()
+    return sa.func.coalesce(stored, gone)
 
 
 def _changed(connection: sa.Connection, **values: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.storage.jobs import NO_LEASE, change_items, items, jobs, next_revisions
+from worker.storage.jobs import NO_LEASE, change_items, items, jobs, next_revisions, not_held
 
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""
@@ -223,7 +223,9 @@ def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
 def _choose(connection: sa.Connection, now: float) -> Offer | None:
     names = ["turn", "priority", "width", "height", "guidance_scale", "created_at"]
     query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names)).where(
-        jobs.c.state == "running", sa.select(items.c.number).where(*_ready(jobs.c.id, now)).exists()
+        jobs.c.state == "running",
+        not_held(now),
+        sa.select(items.c.number).where(*_ready(jobs.c.id, now)).exists(),
     )
     offers = [Offer(**row, ready=0) for row in connection.execute(query).mappings()]
     if not offers:

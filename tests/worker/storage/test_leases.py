@@ -1,11 +1,14 @@
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.worker.storage.test_jobs import Store
-from worker.storage import jobs, leases
+from worker.storage import jobs, keys, leases
+from worker.storage.jobs import Job
 from worker.storage.leases import LEASE_S, Leased, Offer
 
 NAMES = (f"lease-{k}" for k in itertools.count())
@@ -179,3 +182,58 @@ def test_a_job_that_does_harm_is_stopped(store: Store) -> None:
     store(leases.pause_job, job.id)
     assert store.job(job.id).state == "paused"
     assert store.job(job.id).counts["waiting"] == 2
+
+
+def owned(store: Store, name: str, **values: Any) -> tuple[str, Job]:
+    """A key and its job."""
+    key, _ = keys.new_key(b"secret", name, **values)
+    store(keys.insert, key, b"secret")
+    return key.id, store.create(name * 32, owner=key.id)
+
+
+def test_jobs_of_a_key_that_is_not_good_are_held(store: Store) -> None:
+    leaked, job = owned(store, "a")
+    _, expired = owned(store, "b", expires_at=time.time() - 1)
+    _, other = owned(store, "c")
+    store(keys.change, leaked, disabled=True)
+    assert [store.job(j.id).held for j in (job, expired, other)] == ["disabled", "expired", ""]
+    assert {item.job_id for item in take(store, 9, now=time.time())} == {other.id}
+    assert take(store, 9, now=time.time()) == []
+    assert [j.id for j in store(jobs.unfinished)] == [other.id]
+    store(keys.change, leaked, disabled=False)
+    assert len(take(store, 9, now=time.time())) == 3
+    assert store.job(job.id).held == ""
+
+
+def test_jobs_whose_key_is_gone_are_held(store: Store) -> None:
+    id, job = owned(store, "a")
+    store(keys.delete, id)
+    assert store.job(job.id).held == "deleted"
+    assert take(store) == []
+
+
+def test_what_is_under_way_of_a_stopped_key_gives_no_result(store: Store) -> None:
+    id, job = owned(store, "a")
+    _, other = owned(store, "b")
+    mine, theirs = take(store), take(store)
+    seen = store.job(job.id).revision
+    store(jobs.stop, id)
+    assert store.job(job.id).counts["waiting"] == 3
+    assert store.job(job.id).revision > seen  # so that event streams tell it
+    assert not store(leases.finish, mine[0], "img", 300.0)
+    assert store(leases.finish, theirs[0], "img", 300.0)
+    assert store.job(other.id).counts["done"] == 1
+
+
+def test_jobs_of_a_deleted_key_are_cancelled_with_the_reason(store: Store) -> None:
+    id, job = owned(store, "a")
+    [one, _] = take(store, 2)
+    store(leases.finish, one, "img", 300.0)
+    _, other = owned(store, "b")
+    assert store(jobs.cancel_all, id, "The key a was deleted.", 400.0) == 1
+    ended = store.job(job.id)
+    assert (ended.state, ended.finished_at) == ("cancelled", 400.0)
+    assert (ended.counts["done"], ended.counts["cancelled"]) == (1, 2)
+    said = {(i.error_code, i.error_message) for i in store.items(job.id, "cancelled")}
+    assert said == {("key_deleted", "The key a was deleted.")}
+    assert store.job(other.id).state == "running"
