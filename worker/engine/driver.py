@@ -1,6 +1,6 @@
 """What the one thread does: a step boundary, then a step.
 
-Everything that the event loop shares with it (queue, costs, turns, refused sizes, counters) is
+Everything that the event loop shares with it (queue, costs, turns, room, counters) is
 touched under ``lock`` only, and ``lock`` is never held during a call into the pipeline.
 """
 
@@ -16,9 +16,10 @@ from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import Call as RunningCall
 from worker.engine.forecast import forecast, remaining_s
 from worker.engine.pulse import Pulse
-from worker.engine.queue import Entry, Picture, Queue, Size
+from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, Partial, Queued, Stepped
 from worker.engine.rescue import Failure, run
+from worker.engine.room import DOUBT_S, Room, Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, Unavailable, ZimageError
@@ -31,8 +32,6 @@ MAX_LOST_MEMORY = 3
 _FORECAST_SHARE = 100  # a forecast every so many times what one takes, at least
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
-Shape = tuple[Size, int]
-"""Size and rows of one picture."""
 
 
 @dataclass
@@ -47,11 +46,10 @@ class Driver:
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
-    refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
+    room: Room = field(default_factory=Room)
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
     _running: tuple[Kind, Sequence[Picture], float] | None = None  # call; should end at
-    _drawn_shapes: set[Shape] = field(default_factory=set)
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
     _fits: int | None = None  # rows, where the running call had no room for more
     _left: list[Entry] = field(default_factory=list)  # answered; their samples are still held
@@ -231,16 +229,16 @@ class Driver:
             self.totals.requests_failed += self.settle(part[0].entry, failure.error)
 
     def _no_room(self, picture: Picture) -> None:
-        # A shape that was drawn before fitted: then the memory has gone elsewhere, which a new
-        # process mends. Refusing the shape would turn everybody away for good.
-        shape = picture.size, picture.rows
-        if shape not in self._drawn_shapes:
-            self.refused.add(shape)
+        verdict = self.room.failed((picture.size, picture.rows))
+        if verdict is Verdict.TOO_LARGE:
             return
-        # Nor is it the request's fault: another worker can draw it.
+        # Perhaps not the request's fault: another worker may draw it.
         self.totals.requests_failed += self.settle(
-            picture.entry, Unavailable("this worker has run out of memory")
+            picture.entry, Unavailable("this worker has run out of memory", retry_after_s=DOUBT_S)
         )
+        if verdict is Verdict.DOUBTED:
+            return
+        # The memory has gone elsewhere, which a new process mends.
         self._lost_memory += 1
         if self._lost_memory >= self.max_lost_memory:
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
@@ -306,7 +304,7 @@ class Driver:
             picture.batch_size,
             picture.device_s,
         )
-        self._drawn_shapes.add((picture.size, picture.rows))
+        self.room.drew((picture.size, picture.rows))
         self._lost_memory = 0
         picture.pixels = None
         self.totals.pictures_drawn += 1

@@ -20,6 +20,7 @@ from worker.engine.limits import Limits
 from worker.engine.pulse import IDLE_BEAT_S, Pulse
 from worker.engine.queue import Entry, Queue, Size, expected_rows
 from worker.engine.request import DrawRequest, Queued
+from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import EngineState
 from worker.engine.ticket import Finish, Ticket
@@ -169,7 +170,7 @@ class Engine:
                 batches=dict(self._driver.batches),
                 caption_lookups=self._pipeline.caption_lookups(),
                 step_ms=self._costs.step_ms(),
-                refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
+                refused_sizes=tuple(f"{w}x{h}" for w, h in self._driver.room.too_large()),
             )
 
     def batch_cap(self, size: Size) -> int:
@@ -206,7 +207,12 @@ class Engine:
     def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
         for spec in specs:
             size, rows = (spec.width, spec.height), expected_rows(spec)
-            if (size, rows) in self._driver.refused or not self._costs.fits(size, rows):
+            closed = self._driver.room.closed_to((size, rows))
+            if closed and closed.verdict is not Verdict.TOO_LARGE:
+                left_s = closed.until - time.monotonic()
+                message = f"{spec.width}x{spec.height} found no room in this worker a moment ago"
+                raise Unavailable(message, retry_after_s=max(1.0, left_s))
+            if closed or not self._costs.fits(size, rows):
                 message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
 

@@ -20,8 +20,9 @@ from worker.engine.limits import Limits
 from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Queue
 from worker.engine.request import Event, Partial, Priority, Queued, Stepped
+from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
-from worker.errors import DeadlinePassed, DrawingFailed, Refused, ZimageError
+from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
 from worker.pipelines.base import DevicePoisoned, OutOfMemory
 
 MakeDriver = Callable[..., Driver]
@@ -163,15 +164,17 @@ def test_too_large_a_batch_is_halved_and_drawn(make: MakeDriver, call: str) -> N
     assert driver.costs.batch_cap((128, 128)) == 2
 
 
-def test_a_picture_that_does_not_fit_alone_is_refused_and_its_shape_remembered(
+def test_a_picture_that_does_not_fit_alone_is_sent_on_and_its_shape_remembered(
     make: MakeDriver,
 ) -> None:
     pipeline, large, small = GatedPipeline(), entry(specs=(spec("L", width=512),)), entry("S")
     pipeline.hooks["step"] = raiser("L", OutOfMemory())
     driver = make(pipeline, large, small)
     run(driver)
-    assert isinstance(recorder(large).errors[0], Refused)
-    assert driver.refused == {((512, 128), 1)}
+    assert isinstance(recorder(large).errors[0], Unavailable)
+    closed = driver.room.closed_to(((512, 128), 1))
+    assert closed
+    assert closed.verdict is Verdict.DOUBTED
     assert recorder(small).texts == ["S|7|4"]
 
 
@@ -186,7 +189,7 @@ def test_memory_lost_for_a_shape_that_was_drawn_before_recycles_the_worker(
         driver.queue.add(entry("bad"))
     with pytest.raises(DevicePoisoned):
         run(driver)
-    assert not driver.refused
+    assert driver.room.closed_to(((128, 128), 1)) is None
 
 
 def test_one_culprit_out_of_memory_does_not_shrink_the_batches_of_others(make: MakeDriver) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
 from worker.beat import BeatWriter, Phase, read_beat
-from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket
+from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, room
 from worker.errors import (
     DeadlinePassed,
     DrawingFailed,
@@ -254,10 +254,14 @@ async def test_fatal_error_answers_everybody_and_is_reported(
     assert (beat.phase, len(beat.running), beat.alone) == (Phase.STEP, 1, True)
 
 
-async def test_shape_that_did_not_fit_is_refused_at_once(running: Running) -> None:
+async def test_shape_that_never_fits_is_refused_at_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "DOUBT_S", 0.0)
     pipeline = GatedPipeline()
     pipeline.hooks["step"] = raiser(OutOfMemory())
     async with running(pipeline) as engine:
+        assert type(await answer(engine.submit(request("a")))) is Unavailable
         assert isinstance(await answer(engine.submit(request("a"))), Refused)
         with pytest.raises(Refused, match="128x128 does not fit this device"):
             engine.submit(request("b"))

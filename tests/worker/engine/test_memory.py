@@ -9,7 +9,7 @@ import torch
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, request, spec
 from worker.beat import BeatWriter
-from worker.engine import Costs, Engine, Limits, Ticket
+from worker.engine import Costs, Engine, Limits, Ticket, room
 from worker.errors import Refused, Unavailable
 from worker.pipelines.base import OnInnerStep, Sample
 from worker.pipelines.faults import translate
@@ -44,15 +44,47 @@ async def test_a_batch_that_does_not_fit_is_split_and_drawn(running: Running) ->
         assert await texts(engine.submit(request("e"))) == ["e|7|4"]
 
 
-async def test_a_size_that_does_not_fit_alone_is_refused_from_then_on(running: Running) -> None:
-    async with running(SmallDevice(room=128 * 128)) as engine:
+async def test_a_size_that_finds_no_room_is_sent_on_and_not_tried_for_a_while(
+    running: Running,
+) -> None:
+    pipeline = SmallDevice(room=128 * 128)
+    async with running(pipeline) as engine:
         large, small = request(specs=(spec("L", width=256),)), request("s")
         tickets = engine.submit(large), engine.submit(small)
-        with pytest.raises(Refused):
+        with pytest.raises(Unavailable, match="run out of memory"):
             await texts(tickets[0])
         assert await texts(tickets[1]) == ["s|7|4"]
+        pipeline.room = 256 * 128
+        with pytest.raises(Unavailable, match="256x128 found no room in this worker") as raised:
+            engine.submit(request(specs=(spec("L", width=256),)))
+        assert 25 < raised.value.retry_after_s <= 30
+        assert engine.state().refused_sizes == ()
+
+
+async def test_memory_that_was_gone_for_a_while_refuses_nobody(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "DOUBT_S", 0.0)
+    pipeline = SmallDevice(room=128 * 128)
+    async with running(pipeline) as engine:
+        with pytest.raises(Unavailable):
+            await texts(engine.submit(request(specs=(spec("L", width=256),))))
+        pipeline.room = 256 * 128
+        assert await texts(engine.submit(request(specs=(spec("L", width=256),)))) == ["L|7|4"]
+
+
+async def test_a_size_that_finds_no_room_twice_is_refused_from_then_on(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "DOUBT_S", 0.0)
+    async with running(SmallDevice(room=128 * 128)) as engine:
+        with pytest.raises(Unavailable):
+            await texts(engine.submit(request(specs=(spec("L", width=256),))))
+        with pytest.raises(Refused, match="no room for a picture of this size"):
+            await texts(engine.submit(request(specs=(spec("L", width=256),))))
         with pytest.raises(Refused, match="256x128 does not fit"):
             engine.submit(request(specs=(spec("L", width=256),)))
+        assert engine.state().refused_sizes == ("256x128",)
 
 
 async def test_memory_that_went_elsewhere_recycles_the_worker(running: Running) -> None:
