@@ -22,26 +22,12 @@ from deploy import processes, roll, screen, wait
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
 from deploy.render import worker_environment
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of rows at one size; as ``worker.calibration.Measured``."""
-
-    size: tuple[int, int]
-    rows: int
-    encode_s: float
-    step_s: float
-    decode_s: float
-    peak_bytes: int | None
-
-    def picture_s(self, steps: int) -> float:
-        return (self.encode_s + steps * self.step_s + self.decode_s) / self.rows
+from worker.timings import Measured
 
 
 @dataclass(frozen=True)
 class Table:
-    rows: tuple[Row, ...]
+    rows: tuple[Measured, ...]
     caps: dict[str, int]  # by WIDTHxHEIGHT: rows that share a step
     steps: int
     path: Path
@@ -145,5 +131,5 @@ def _progress(line: dict[str, Any]) -> None:
 
 def _table(lines: list[dict[str, Any]]) -> Table:
     *measured, end = lines
-    rows = tuple(Row(**{**line, "size": tuple(line["size"])}) for line in measured)
+    rows = tuple(Measured(**{**line, "size": tuple(line["size"])}) for line in measured)
     return Table(rows, end["caps"], end["steps"], Path(end["path"]))

@@ -3,6 +3,7 @@
 import difflib
 import os
 import random
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -10,10 +11,6 @@ import typer
 from deploy import screen
 from deploy.config import load
 from deploy.options import Config, config_path
-from loadtest import chaos as breaking
-from loadtest.entry import KEY_VARIABLE
-from loadtest.faults import Cell
-from loadtest.faults.catalogue import FAULTS
 
 
 def chaos(
@@ -23,11 +20,17 @@ def chaos(
     list_: Annotated[bool, typer.Option("--list", help="Say what there is.")] = False,
 ) -> None:
     """Break one thing of the running cell and wait until it is whole. Users should see nothing."""
+    # Here, for no other verb needs what breaks a cell.
+    from loadtest import chaos as breaking
+    from loadtest.entry import KEY_VARIABLE
+    from loadtest.faults import Cell
+    from loadtest.faults.catalogue import FAULTS
+
     if list_:
         for known, fault in FAULTS.items():
             screen.say(f"{known:<20} {fault.what}")
         return
-    _known(name)
+    _require(name, FAULTS)
     # Not as the user of the cell: some faults need root, and they say so.
     path = config_path(config)
     cell = Cell.of(load(path), path, os.environ.get(KEY_VARIABLE, ""))
@@ -42,8 +45,8 @@ def chaos(
     raise typer.Exit(0 if done.healed else 1)
 
 
-def _known(name: str) -> None:
-    if name not in FAULTS:
-        near = difflib.get_close_matches(name, FAULTS)
+def _require(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known)
         hint = f"did you mean {near[0]}?" if near else "zimage chaos --list says what there is"
         raise typer.BadParameter(f"no fault {name!r}; {hint}" if name else hint)

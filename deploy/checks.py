@@ -23,7 +23,6 @@ from deploy.config import ROOT
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
 from deploy.livez import livez
 from deploy.plan import model_source
-from worker.storage import keys as stored_keys
 
 MIN_NGINX = (1, 22, 0)
 _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
@@ -190,7 +189,7 @@ def keys(cell: Cell) -> Iterator[Finding]:
     if cell.config.listen.auth != "keys":
         return
     try:
-        found = store.run(cell, stored_keys.snapshot).keys
+        found = store.run(cell, store.keys.snapshot).keys
     except CellError:
         found = ()  # made by the first `up`
     good = sum(key.why_not(time.time()) is None for key in found)

@@ -5,21 +5,21 @@ import re
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import sqlalchemy as sa
 import typer
 from rich.table import Table
 
 from deploy import screen, store
 from deploy.cell import Cell, CellError
 from deploy.options import AsJson, Config, open_cell
-from worker.storage import jobs
-from worker.storage import keys as stored
-from worker.storage.keys import Key
 from worker.storage.secret import shared_secret
-from worker.storage.usage import day_of
 from worker.tokens import operator_token
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from worker.storage.keys import Key
 
 app = typer.Typer(help="Who may use the cell, and how much.", no_args_is_help=True)
 
@@ -82,8 +82,8 @@ def create(
     cell.layout.create()
     store.migrate(cell)
     secret = secret_for(cell)
-    key, token = stored.new_key(secret, name, **limits)
-    _run(cell, lambda connection: stored.insert(connection, key, secret), name)
+    key, token = store.keys.new_key(secret, name, **limits)
+    _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
     _print_token(cell, key, token, as_json=as_json)
 
 
@@ -91,7 +91,7 @@ def create(
 def list_keys(config: Config = None, as_json: AsJson = False) -> None:
     """Show all keys and what each may do."""
     cell = open_cell(config)
-    found = _run(cell, stored.snapshot).keys
+    found = _run(cell, store.keys.snapshot).keys
     if as_json:
         print(json.dumps([described(key) for key in found], indent=2, ensure_ascii=False))  # noqa: T201
     elif found:
@@ -139,7 +139,7 @@ def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     """Give a key a new secret and print it; the old one and its sign-ins end at once."""
     cell = open_cell(config)
     key, secret = _find(cell, name), secret_for(cell)
-    fresh, token = stored.new_key(secret, key.name)
+    fresh, token = store.keys.new_key(secret, key.name)
     _change(cell, key, hash=fresh.hash, hint=fresh.hint, version=key.version + 1)
     _print_token(cell, key, token, as_json=as_json)
 
@@ -172,9 +172,9 @@ def delete(name: Name, config: Config = None) -> None:
     key = _find(cell, name)
     why, now = f"The key {key.name} was deleted.", datetime.now(UTC).timestamp()
 
-    def work(connection: sa.Connection) -> int:
-        stored.delete(connection, key.id)
-        return jobs.cancel_all(connection, key.id, why, now)
+    def work(connection: "Connection") -> int:
+        store.keys.delete(connection, key.id)
+        return store.jobs.cancel_all(connection, key.id, why, now)
 
     cancelled = _run(cell, work)
     ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
@@ -184,7 +184,7 @@ def delete(name: Name, config: Config = None) -> None:
 def secret_for(cell: Cell) -> bytes:
     """The secret of the cell's keys, made where there is no key yet; ``CellError``: it is lost."""
     path = cell.layout.key_secret
-    _run(cell, lambda c: stored.require_secret(c, path.read_bytes() if path.exists() else None))
+    _run(cell, lambda c: store.keys.require_secret(c, path.read_bytes() if path.exists() else None))
     return shared_secret(path)
 
 
@@ -195,7 +195,7 @@ def operator_headers(cell: Cell) -> dict[str, str]:
     return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
 
 
-def described(key: Key) -> dict[str, Any]:
+def described(key: "Key") -> dict[str, Any]:
     """Everything of ``key`` that a person may see."""
     shown = asdict(key)
     del shown["hash"], shown["version"]
@@ -242,18 +242,18 @@ def _moment(text: str) -> float | None:
     return (at + timedelta(days=1) if len(text) == 10 else at).timestamp()
 
 
-def _find(cell: Cell, name: str) -> Key:
-    found: Key | None = _run(cell, lambda connection: stored.find(connection, name))
+def _find(cell: Cell, name: str) -> "Key":
+    found: Key | None = _run(cell, lambda connection: store.keys.find(connection, name))
     if found is None:
         raise CellError(f"no key {name}; see zimage keys list")
     return found
 
 
-def _change(cell: Cell, key: Key, **values: Any) -> None:
-    def work(connection: sa.Connection) -> None:
-        stored.change(connection, key.id, **values)
+def _change(cell: Cell, key: "Key", **values: Any) -> None:
+    def work(connection: "Connection") -> None:
+        store.keys.change(connection, key.id, **values)
         if {"disabled", "expires_at"} & values.keys():
-            jobs.stop(connection, key.id)
+            store.jobs.stop(connection, key.id)
 
     _run(cell, work)
 
@@ -261,16 +261,16 @@ def _change(cell: Cell, key: Key, **values: Any) -> None:
 def _run(cell: Cell, work: Any, name: str = "") -> Any:
     try:
         return store.run(cell, work)
-    except sa.exc.IntegrityError:
+    except store.Taken:
         raise CellError(f"there is a key {name} already; rotate or delete that one") from None
-    except stored.SecretLost:
+    except store.keys.SecretLost:
         raise CellError(
             f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "
             "restore it from a backup, or delete all keys and make new ones"
         ) from None
 
 
-def _print_token(cell: Cell, key: Key, token: str, *, as_json: bool) -> None:
+def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"id": key.id, "name": key.name, "key": token}, ensure_ascii=False))  # noqa: T201
         return
@@ -280,7 +280,7 @@ def _print_token(cell: Cell, key: Key, token: str, *, as_json: bool) -> None:
         screen.warn('nobody is asked for it yet: set listen.auth = "keys", then zimage up')
 
 
-def _table(found: tuple[Key, ...]) -> Table:
+def _table(found: "tuple[Key, ...]") -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("name", overflow="fold")
     for name in ("state", "role", "priority", "a day", "at once", "last day", "key"):
@@ -294,7 +294,7 @@ def _table(found: tuple[Key, ...]) -> Table:
             key.priority,
             str(key.images_per_day or "–"),
             str(key.concurrency or "–"),
-            "–" if key.expires_at is None else day_of(key.expires_at - 1),
+            "–" if key.expires_at is None else store.usage.day_of(key.expires_at - 1),
             f"…{key.hint}",
         )
     return table

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import ROOT
+from worker.processes import GROUP, PARENT, SESSION, START_TIME, STATE, stat
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,11 @@ class Process:
 
 def read(pid: int) -> Process | None:
     """The process ``pid``, or None where there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+    fields = stat(pid)
+    if fields is None:
         return None
-    # The second field is the command in parentheses and may hold spaces and parentheses itself.
-    fields = text[text.rindex(")") + 2 :].split()
-    state, parent, group, session = fields[0], *map(int, fields[1:4])
-    return Process(pid, int(fields[19]), session, group, parent, state in "ZX")
+    places = (START_TIME, SESSION, GROUP, PARENT)
+    return Process(pid, *(int(fields[place]) for place in places), fields[STATE] in "ZX")
 
 
 def age_s(process: Process) -> float:

@@ -25,6 +25,14 @@ _HERE = Path(__file__).resolve().parent
 _PIECES = ("nginx", "supervisor")
 
 
+GUARD_CODE = (
+    "deploy/guard",
+    *("deploy/config.py", "deploy/layout.py", "deploy/rpc.py"),
+    *("worker/beat.py", "worker/exits.py", "worker/processes.py"),
+)
+"""All that the guard loads of ours: a change of it restarts the guard."""
+
+
 @dataclass(frozen=True)
 class Host:
     """What the files name beyond the configuration. ``*_code`` are digests of our own sources:
@@ -49,7 +57,7 @@ class Host:
             user=getpass.getuser(),
             home=str(Path.home()),
             worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
-            guard_code=code_digest([_HERE / "guard", _HERE / "layout.py", ROOT / "worker/beat.py"]),
+            guard_code=code_digest(ROOT / path for path in GUARD_CODE),
         )
 
 

@@ -1,21 +1,42 @@
-"""The cell's database as commands see it."""
+"""The cell's database as commands see it.
+
+SQLAlchemy takes longer to import than most verbs take to run, so it is imported by those that use
+the database: ``store.keys``, ``store.jobs`` and ``store.usage`` are the modules of these tables.
+"""
 
 from collections.abc import Callable
-from typing import TypeVar
-
-import sqlalchemy as sa
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploy.cell import Cell, CellError
-from worker.storage import migrations
-from worker.storage.database import create_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from worker.storage import jobs as jobs
+    from worker.storage import keys as keys
+    from worker.storage import usage as usage
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in ("jobs", "keys", "usage"):
+            return import_module(f"worker.storage.{name}")
+        raise AttributeError(name)
+
 
 T = TypeVar("T")
 
 _TIMEOUT_S = 10.0
 
 
+class Taken(Exception):
+    """There is such a row already."""
+
+
 def migrate(cell: Cell) -> None:
     """Bring the database to this version of the kit, all of it or nothing; ``CellError``."""
+    from worker.storage import migrations
+
     try:
         migrations.migrate(cell.layout.database_url)
     except migrations.ERRORS as error:
@@ -25,15 +46,20 @@ def migrate(cell: Cell) -> None:
         ) from error
 
 
-def run(cell: Cell, work: Callable[[sa.Connection], T]) -> T:
-    """The result of ``work`` in one transaction; ``CellError`` where the database is away."""
+def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
+    """The result of ``work`` in one transaction; ``Taken``, or ``CellError``: the database is
+    away."""
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+    from worker.storage.database import create_engine
+
     engine = create_engine(cell.layout.database_url, _TIMEOUT_S)
     try:
         with engine.connect() as connection, connection.begin():
             return work(connection)
-    except sa.exc.IntegrityError:
-        raise  # the caller's own: a name that is taken
-    except sa.exc.SQLAlchemyError as error:
+    except IntegrityError:
+        raise Taken from None
+    except SQLAlchemyError as error:
         where, why = cell.layout.database, _first_line(error)
         remedy = "try again" if where.exists() else "zimage up makes it"
         raise CellError(f"the database {where} cannot be used: {why}; {remedy}") from None

@@ -2,18 +2,17 @@
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from deploy import processes
 from deploy.layout import Layout
+from deploy.rpc import UnixTransport
 
 STOPPED = frozenset({"STOPPED", "EXITED", "FATAL"})
 _KEPT_VARIABLES = ("PATH", "TZ", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
@@ -50,7 +49,7 @@ class Supervisor:
     def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
         self._layout = layout
         self._rpc = xmlrpc.client.ServerProxy(
-            "http://localhost", transport=_UnixTransport(layout.supervisor_socket, timeout_s)
+            "http://localhost", transport=UnixTransport(layout.supervisor_socket, timeout_s)
         )
 
     def answers(self) -> bool:
@@ -176,23 +175,3 @@ def _state(info: dict[str, Any]) -> ProgramState:
         info["exitstatus"],
         info["description"],
     )
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__()
-        self._path, self._timeout_s = path, timeout_s
-
-    def make_connection(self, host: object) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path, self._timeout_s)

@@ -11,9 +11,6 @@ from rich.table import Table
 
 from deploy import screen, store
 from deploy.options import AsJson, Config, open_cell
-from worker.storage import keys as stored_keys
-from worker.storage import usage as ledger
-from worker.storage.usage import AMOUNTS, COLUMNS, is_day
 
 
 class By(StrEnum):
@@ -35,14 +32,14 @@ def usage(
 ) -> None:
     """Show who used how much: requests, pictures, GPU seconds, refusals."""
     for name, day in (("--since", since), ("--until", until)):
-        if day and not is_day(day):
+        if day and not store.usage.is_day(day):
             raise typer.BadParameter(f"{name} {day}: write it as 2027-01-31")
     if as_csv and as_json:
         raise typer.BadParameter("--csv or --json, not both")
     cell = open_cell(config)
-    rows = store.run(cell, lambda c: ledger.report(c, by.value, since, until))
+    rows = store.run(cell, lambda c: store.usage.report(c, by.value, since, until))
     if by is By.KEY:
-        names = {key.id: key.name for key in store.run(cell, stored_keys.snapshot).keys}
+        names = {key.id: key.name for key in store.run(cell, store.keys.snapshot).keys}
         rows = [{**r, "key": names.get(r["key"], r["key"]), "key_id": r["key"]} for r in rows]
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))  # noqa: T201
@@ -55,7 +52,7 @@ def usage(
 
 
 def _write_csv(rows: list[dict[str, Any]], by: By) -> None:
-    names = [by.value, *COLUMNS, *(["key_id"] if by is By.KEY else [])]
+    names = [by.value, *store.usage.COLUMNS, *(["key_id"] if by is By.KEY else [])]
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, by.value: _plain(row[by.value])} for row in rows)
@@ -67,17 +64,17 @@ def _plain(text: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]], by: By) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table, columns = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), store.usage.COLUMNS
     table.add_column(by.value, no_wrap=True)
-    for name in COLUMNS:
+    for name in columns:
         table.add_column(_HEADS.get(name, name), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row[by.value] or "–", *(_shown(name, row[name]) for name in COLUMNS))
+        table.add_row(row[by.value] or "–", *(_shown(name, row[name]) for name in columns))
     if len(rows) > 1:
-        total = (_shown(name, sum(row[name] for row in rows)) for name in COLUMNS)
+        total = (_shown(name, sum(row[name] for row in rows)) for name in columns)
         table.add_row("total", *total, style="bold")
     return table
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:,.1f}" if name in AMOUNTS else f"{int(value):,}"
+    return f"{value:,.1f}" if name in store.usage.AMOUNTS else f"{int(value):,}"

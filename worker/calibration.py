@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,11 @@ from worker.engine.queue import Size
 from worker.pipelines.base import DrawSpec, OutOfMemory, Pipeline
 from worker.pipelines.memory import Memory
 from worker.settings import Settings
+from worker.timings import Measured
 
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
 _LIBRARIES = ("torch", "diffusers", "transformers", "torchao", "triton")
 REPEATS = 3
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One number of rows at one size. Seconds are medians; bytes are None without a GPU."""
-
-    size: Size
-    rows: int
-    encode_s: float
-    step_s: float
-    decode_s: float
-    peak_bytes: int | None
-
-    def picture_s(self, steps: int) -> float:
-        """Seconds of one picture of a batch like this."""
-        return (self.encode_s + steps * self.step_s + self.decode_s) / self.rows
 
 
 def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[str, Any]:

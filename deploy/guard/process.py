@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.processes import START_TIME, STATE, stat
+
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_STATE, _START_TIME = 0, 19  # fields of /proc/<pid>/stat behind the command's name
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Process:
     @property
     def state(self) -> str:
         """The kernel's letter (R, S, D, T …); "" once it has ended, reaped or not."""
-        fields = _stat(self.pid)
-        if fields is None or int(fields[_START_TIME]) != self.started or fields[_STATE] in "ZX":
+        fields = stat(self.pid)
+        if fields is None or int(fields[START_TIME]) != self.started or fields[STATE] in "ZX":
             return ""
-        return fields[_STATE]
+        return fields[STATE]
 
     @property
     def alive(self) -> bool:
@@ -65,26 +66,12 @@ class Process:
 
 def find_worker(pid: int, name: str, run_dir: Path) -> Process | None:
     """The live process ``pid`` if it is the worker ``name`` of this cell."""
-    fields = _stat(pid)
+    fields = stat(pid)
     expected = {f"ZIMAGE_NAME={name}", f"ZIMAGE_RUN_DIR={run_dir}"}
     if fields is None or not expected <= _environment(pid):
         return None
-    process = Process(pid, int(fields[_START_TIME]))
+    process = Process(pid, int(fields[START_TIME]))
     return process if process.alive else None
-
-
-def _stat(pid: int) -> list[str] | None:
-    try:
-        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # ten times a second: no Path here
-    except OSError:
-        return None
-    try:
-        text = os.read(file, 1024).decode(errors="replace")
-    except OSError:
-        return None
-    finally:
-        os.close(file)
-    return text.rpartition(")")[2].split()
 
 
 def _environment(pid: int) -> set[str]:

@@ -7,12 +7,12 @@ guard starts those itself, with a back-off of its own that ends at ``max_start_b
 
 import http.client
 import re
-import socket
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.rpc import UnixTransport
 from worker.exits import NAMES as EXIT_NAMES
 
 _TIMEOUT_S = 5.0
@@ -91,7 +91,8 @@ class Supervisor:
         return _program(self._call("supervisor.getProcessInfo", name))
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", _UnixTransport(self._path))
+        transport = UnixTransport(self._path, _TIMEOUT_S)
+        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport)
         try:
             return getattr(proxy, method)(*arguments)
         except xmlrpc.client.Fault as fault:
@@ -142,25 +143,3 @@ def _program(info: dict[str, Any]) -> Program:
         max(0.0, info["now"] - info["start"]) if info["pid"] else 0.0,
         info["spawnerr"],
     )
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("supervisor", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT_S)
-        self.sock.connect(str(self._path))
-
-
-class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _UnixConnection(self._path)
-        self._connection = host, connection  # what close() closes
-        return connection

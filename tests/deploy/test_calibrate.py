@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deploy.calibrate import Row, Table, draw_plot, run, shown
+from deploy.calibrate import Table, draw_plot, run, shown
 from deploy.cell import Cell, CellError
 from deploy.config import load
+from worker.timings import Measured
 
 CONFIG = """
 [cell]
@@ -29,7 +30,7 @@ def cell(folder: Path, model: str = "synthetic:step_ms=1") -> Cell:
 
 
 def table(path: Path) -> Table:
-    rows = tuple(Row((64, 64), n, 0.01, 0.1 * n, 0.02, 3 << 30) for n in (1, 2))
+    rows = tuple(Measured((64, 64), n, 0.01, 0.1 * n, 0.02, 3 << 30) for n in (1, 2))
     return Table(rows, {"64x64": 1}, steps=8, path=path)
 
 

@@ -74,6 +74,13 @@ def test_commands_never_import_torch(config: Path) -> None:
     assert done.returncode == 0
 
 
+def test_what_few_commands_need_is_loaded_by_those_alone() -> None:
+    late = {"sqlalchemy", "alembic", "loadtest", "requests"}
+    code = f"import sys, deploy.cli; print(sorted({late!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_chaos_lists_what_it_can_break(config: Path) -> None:
     said = zimage(config, "chaos", "--list").stdout
     assert "SIGKILL of a worker" in said

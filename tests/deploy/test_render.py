@@ -1,16 +1,18 @@
 import configparser
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.config import parse
+from deploy.config import ROOT, parse
 from deploy.guard import settings as guard_settings
 from deploy.layout import Layout
 from deploy.machine import Gpu, Machine
 from deploy.plan import plan
-from deploy.render import Host, render, worker_environment
+from deploy.render import GUARD_CODE, Host, render, worker_environment
 from worker.settings import Settings
 
 HOST = Host("/usr/sbin/nginx", (1, 22, 1), 2, "/venv/python", "me", "/home/me", "c0de", "c1de")
@@ -118,3 +120,15 @@ def test_guard_is_told_no_more_than_it_needs() -> None:
     told = json.loads(rendered()["guard.json"])
     assert set(told) <= set(guard_settings.GuardSettings.model_fields)
     assert set(told["guard"]) <= set(guard_settings.Rules.model_fields)
+
+
+def test_all_that_the_guard_loads_of_ours_counts_as_its_code() -> None:
+    files = "[getattr(m, '__file__', None) for m in sys.modules.values()]"
+    code = f"import json, sys, deploy.guard.__main__; print(json.dumps({files}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = [Path(file) for file in json.loads(done.stdout) if file]
+    ours = {file.relative_to(ROOT) for file in loaded if file.is_relative_to(ROOT)}
+    ours = {p for p in ours if p.parts[0] in ("deploy", "worker")}
+    packages = {Path("deploy/__init__.py"), Path("worker/__init__.py")}  # they hold no code
+    assert Path("deploy/guard/guard.py") in ours
+    assert {p for p in ours - packages if not any(map(p.is_relative_to, GUARD_CODE))} == set()

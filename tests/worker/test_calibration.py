@@ -6,9 +6,9 @@ import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import calibration
-from worker.calibration import Measured
 from worker.pipelines.memory import NoMemory
 from worker.pipelines.synthetic import SyntheticPipeline
+from worker.timings import Measured
 
 SIZES = [(64, 64), (128, 128)]
 CPU = NoMemory()
