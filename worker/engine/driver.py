@@ -5,6 +5,7 @@ touched under ``lock`` only, and ``lock`` is never held during a call into the p
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 0.25
 MAX_LOST_MEMORY = 3
+REFUSED_S = 60.0
+"""So long a size is refused that did not fit; then it may try again, for memory comes back."""
 _FORECAST_SHARE = 100  # a forecast every so many times what one takes, at least
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
@@ -47,11 +50,12 @@ class Driver:
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
-    refused: set[Shape] = field(default_factory=set)  # one picture alone does not fit the memory
+    refused_until: dict[Shape, float] = field(default_factory=dict)  # did not fit alone, twice
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
     _running: tuple[Kind, Sequence[Picture], float] | None = None  # call; should end at
     _drawn_shapes: set[Shape] = field(default_factory=set)
+    _doubted: dict[Shape, float] = field(default_factory=dict)  # did not fit; since when
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
     _fits: int | None = None  # rows, where the running call had no room for more
     _left: list[Entry] = field(default_factory=list)  # answered; their samples are still held
@@ -138,6 +142,11 @@ class Driver:
         self._call(Phase.DECODE, drawn, self._finish)
         for picture in drawn:
             picture.sample = None
+
+    def refused(self) -> set[Shape]:
+        """Shapes of which one picture alone does not fit the memory, as far as is known now."""
+        now = time.monotonic()
+        return {shape for shape, until in self.refused_until.items() if now < until}
 
     # Calls into the pipeline
 
@@ -231,16 +240,21 @@ class Driver:
             self.totals.requests_failed += self.settle(part[0].entry, failure.error)
 
     def _no_room(self, picture: Picture) -> None:
-        # A shape that was drawn before fitted: then the memory has gone elsewhere, which a new
-        # process mends. Refusing the shape would turn everybody away for good.
-        shape = picture.size, picture.rows
-        if shape not in self._drawn_shapes:
-            self.refused.add(shape)
+        shape, now = (picture.size, picture.rows), time.monotonic()
+        if self._doubted.get(shape, math.inf) < picture.entry.submitted_at:
+            self.refused_until[shape] = now + REFUSED_S
             return
-        # Nor is it the request's fault: another worker can draw it.
+        # Once may be memory that somebody else took: another worker can draw it.
         self.totals.requests_failed += self.settle(
             picture.entry, Unavailable("this worker has run out of memory")
         )
+        if shape not in self._drawn_shapes:
+            self._doubted.setdefault(shape, now)
+            return
+        # A shape that was drawn before fitted: the memory has gone elsewhere, which a new process
+        # mends. That speaks for the others, too.
+        self._doubted.clear()
+        self.refused_until.clear()
         self._lost_memory += 1
         if self._lost_memory >= self.max_lost_memory:
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
@@ -306,7 +320,9 @@ class Driver:
             picture.batch_size,
             picture.device_s,
         )
-        self._drawn_shapes.add((picture.size, picture.rows))
+        shape = picture.size, picture.rows
+        self._drawn_shapes.add(shape)
+        self._doubted.pop(shape, None)
         self._lost_memory = 0
         picture.pixels = None
         self.totals.pictures_drawn += 1

@@ -169,7 +169,7 @@ class Engine:
                 batches=dict(self._driver.batches),
                 caption_lookups=self._pipeline.caption_lookups(),
                 step_ms=self._costs.step_ms(),
-                refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused)),
+                refused_sizes=tuple(f"{w}x{h}" for (w, h), _ in sorted(self._driver.refused())),
             )
 
     def batch_cap(self, size: Size) -> int:
@@ -204,9 +204,10 @@ class Engine:
             raise NotReady("this worker is starting")
 
     def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
+        refused = self._driver.refused()
         for spec in specs:
             size, rows = (spec.width, spec.height), expected_rows(spec)
-            if (size, rows) in self._driver.refused or not self._costs.fits(size, rows):
+            if (size, rows) in refused or not self._costs.fits(size, rows):
                 message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
 

@@ -21,7 +21,7 @@ from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Queue
 from worker.engine.request import Event, Partial, Priority, Queued, Stepped
 from worker.engine.scheduler import Scheduler
-from worker.errors import DeadlinePassed, DrawingFailed, Refused, ZimageError
+from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
 from worker.pipelines.base import DevicePoisoned, OutOfMemory
 
 MakeDriver = Callable[..., Driver]
@@ -46,6 +46,12 @@ def run(driver: Driver) -> None:
         if not driver.tick():
             return
     raise AssertionError("still drawing after 1000 steps")
+
+
+def come(driver: Driver, newcomer: Entry) -> None:
+    newcomer.submitted_at = time.monotonic()
+    driver.queue.add(newcomer)
+    run(driver)
 
 
 def raiser(bad: str, error: Exception) -> Callable[[list[str]], None]:
@@ -170,9 +176,47 @@ def test_a_picture_that_does_not_fit_alone_is_refused_and_its_shape_remembered(
     pipeline.hooks["step"] = raiser("L", OutOfMemory())
     driver = make(pipeline, large, small)
     run(driver)
-    assert isinstance(recorder(large).errors[0], Refused)
-    assert driver.refused == {((512, 128), 1)}
+    # Once it may be memory that somebody else took: another worker shall try.
+    assert isinstance(recorder(large).errors[0], Unavailable)
     assert recorder(small).texts == ["S|7|4"]
+    assert not driver.refused()
+    again = entry(specs=(spec("L", width=512),))
+    come(driver, again)
+    assert isinstance(recorder(again).errors[0], Refused)
+    assert driver.refused() == {((512, 128), 1)}
+
+
+def test_memory_that_comes_back_is_found_out(
+    make: MakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine.driver.REFUSED_S", 0.0)
+    pipeline = GatedPipeline()
+    pipeline.hooks["step"] = raiser("a", OutOfMemory())
+    driver = make(pipeline, entry("a"))
+    run(driver)
+    come(driver, entry("a"))
+    assert driver.refused_until
+    assert not driver.refused()
+    later = entry("b")
+    come(driver, later)
+    assert recorder(later).texts == ["b|7|4"]
+
+
+def test_memory_lost_for_one_shape_speaks_for_all(make: MakeDriver) -> None:
+    """A worker whose memory is gone refuses no size for it, neither of those that came together
+    nor after a size that was drawn before has failed."""
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("good"))
+    run(driver)
+    pipeline.hooks["step"] = raiser("L", OutOfMemory())
+    wide = [entry(specs=(spec("L", width=512),)) for _ in range(3)]
+    for each in wide[:2]:
+        driver.queue.add(each)
+    run(driver)
+    come(driver, entry("L"))
+    come(driver, wide[2])
+    assert [type(recorder(each).errors[0]) for each in wide] == [Unavailable] * 3
+    assert not driver.refused()
 
 
 def test_memory_lost_for_a_shape_that_was_drawn_before_recycles_the_worker(
@@ -186,7 +230,7 @@ def test_memory_lost_for_a_shape_that_was_drawn_before_recycles_the_worker(
         driver.queue.add(entry("bad"))
     with pytest.raises(DevicePoisoned):
         run(driver)
-    assert not driver.refused
+    assert not driver.refused()
 
 
 def test_one_culprit_out_of_memory_does_not_shrink_the_batches_of_others(make: MakeDriver) -> None:

@@ -258,6 +258,7 @@ async def test_shape_that_did_not_fit_is_refused_at_once(running: Running) -> No
     pipeline = GatedPipeline()
     pipeline.hooks["step"] = raiser(OutOfMemory())
     async with running(pipeline) as engine:
+        assert isinstance(await answer(engine.submit(request("a"))), Unavailable)
         assert isinstance(await answer(engine.submit(request("a"))), Refused)
         with pytest.raises(Refused, match="128x128 does not fit this device"):
             engine.submit(request("b"))
