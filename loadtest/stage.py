@@ -127,17 +127,19 @@ class Stage:
 
     def inject_until(self, end: float) -> None:
         """A random fault every ``every_s``, overlapping where one takes long, never on the last
-        worker of the pool. Returns when all are over."""
+        worker of the pool, nor where another has yet to be undone. Returns when all are over."""
         rng, names = random.Random(self.options.seed), self._faults()
-        running: list[threading.Thread] = []
+        running: dict[threading.Thread, str] = {}
         while time.time() + self.options.every_s < end:
             time.sleep(self.options.every_s)
-            name = rng.choice(names)
-            candidates = chaos.targets(self.cell, FAULTS[name])
-            if candidates:
-                thread = threading.Thread(target=self._inject, args=(name, rng.choice(candidates)))
-                thread.start()
-                running.append(thread)
+            hit = {worker for thread, worker in running.items() if thread.is_alive()}
+            for name in rng.sample(names, len(names)):
+                if free := sorted(set(chaos.targets(self.cell, FAULTS[name])) - hit):
+                    worker = rng.choice(free)
+                    thread = threading.Thread(target=self._inject, args=(name, worker))
+                    running[thread] = worker
+                    thread.start()
+                    break
         for thread in running:
             thread.join()
 
