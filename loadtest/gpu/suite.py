@@ -41,8 +41,8 @@ FAULTY = Path(__file__).parent / "faulty"
 BACK_S = 150.0
 """A worker that is not ready again by then has failed the stage."""
 MIXED_LENGTHS = (1, 8, 20)
-"""Words of a prompt. Of the random model's tokenizer each is six tokens, so that these prompts are as
-long as real ones of 6, 40 and 100 words."""
+"""Words of a prompt. For the random model's tokenizer each is six tokens: these prompts are as long
+as real ones of 5, 40 and 90 words."""
 MIXED_WARM_S = 15.0
 
 
