@@ -173,7 +173,7 @@ class WorkerGroup(_Section):
 
     device: str = Field(pattern=_DEVICE)
     count: int = Field(1, ge=1, le=64)
-    vram_limit_gib: Annotated[float, Field(gt=0.5)] | Literal["auto"] = "auto"
+    vram_limit_gib: Annotated[float, Field(gt=1)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
@@ -184,7 +184,7 @@ class WorkerGroup(_Section):
             raise _problem(
                 "vram_limit_gib",
                 f"{self.count} workers share one GPU without limits",
-                "set how many GiB each may use, CUDA context (0.5 GiB) included",
+                "set how many GiB each may use, CUDA context (1 GiB) included",
             )
         return self
 
@@ -391,7 +391,7 @@ def _worker_problems(config: ClusterConfig) -> list[str]:
         if shared and group.count == 1 and group.vram_limit_gib == "auto":
             problems.append(
                 f"workers[{i}].vram_limit_gib: GPU {group.device} is shared without limits; "
-                "set how many GiB each worker may use, CUDA context (0.5 GiB) included"
+                "set how many GiB each worker may use, CUDA context (1 GiB) included"
             )
     return problems
 

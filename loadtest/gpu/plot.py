@@ -55,6 +55,7 @@ def _chart(title: str, labels: list[str]) -> Any:
         title=title,
         style=_STYLE,
         print_values=True,
+        truncate_legend=-1,
         width=640,
         height=400,
         disable_xml_declaration=True,

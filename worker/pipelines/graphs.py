@@ -15,7 +15,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 32
+MOST_GRAPHS = 48
 """Each holds some ten MiB of launch parameters; the least recently used one goes."""
 MOST_PIXELS = 1024 * 1024
 """Rows × width × height of one call. More keeps the GPU busy by itself, and what a graph works

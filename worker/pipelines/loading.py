@@ -18,15 +18,12 @@ from worker.pipelines import levers
 from worker.pipelines.base import ModelInfo, Pipeline
 from worker.pipelines.folder import Defaults, ModelLoadError, class_of
 from worker.pipelines.fp8 import shrink_pipeline
+from worker.pipelines.memory import CONTEXT_GIB, GIB
 from worker.pipelines.random_zimage import TURBO, random_zimage
 from worker.pipelines.sides import fitted
 from worker.pipelines.whole import WholeCall, side_multiple
 from worker.pipelines.zimage import ZImageStepwise
 from worker.settings import Settings
-
-CONTEXT_GIB = 0.5
-"""What CUDA itself holds of a card; torch's limit does not count it."""
-GIB = 1 << 30
 
 
 def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipeline:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-CONTEXT_BYTES = 1 << 29
-"""What CUDA itself holds of a card: half a GiB that torch does not count."""
+CONTEXT_GIB = 1.0
+"""What CUDA itself holds of a card, and torch's limit does not count: 0.73 GiB on an H100, and some
+MiB for each graph."""
 GIB = 1 << 30
 
 
@@ -69,7 +70,7 @@ class CudaMemory:
 
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         limit = total if self.vram_limit_gib is None else int(self.vram_limit_gib * GIB)
-        return min(limit, total) - CONTEXT_BYTES
+        return min(limit, total) - int(CONTEXT_GIB * GIB)
 
     def reset_peak(self) -> None:
         import torch

@@ -10,7 +10,6 @@ from tests.worker.pipelines.conftest import DEFAULTS
 from worker.pipelines import loading
 from worker.pipelines.folder import ModelLoadError
 from worker.pipelines.loading import (
-    GIB,
     adapted,
     claim_device,
     download,
@@ -18,6 +17,7 @@ from worker.pipelines.loading import (
     load,
     memory_fraction,
 )
+from worker.pipelines.memory import GIB
 from worker.pipelines.whole import WholeCall
 from worker.pipelines.zimage import ZImageStepwise
 from worker.settings import Settings
@@ -76,10 +76,10 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_memory_limit_includes_the_context() -> None:
-    assert memory_fraction(40.5, 80 * GIB) == 0.5
+    assert memory_fraction(41.0, 80 * GIB) == 0.5
 
 
-@pytest.mark.parametrize("limit_gib", [0.5, 90.0])
+@pytest.mark.parametrize("limit_gib", [1.0, 90.0])
 def test_a_limit_that_no_card_has_is_refused(limit_gib: float) -> None:
     with pytest.raises(ModelLoadError, match="does not suit a card of 80"):
         memory_fraction(limit_gib, 80 * GIB)
