@@ -13,22 +13,24 @@ from dataclasses import dataclass, field
 
 from worker.beat import Phase
 from worker.engine.costs import Costs, Kind
+from worker.engine.forecast import NOBODY, forecast, remaining_s
 from worker.engine.forecast import Call as RunningCall
-from worker.engine.forecast import forecast, remaining_s
 from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Picture, Queue
-from worker.engine.request import Drawn, Partial, Queued, Stepped
+from worker.engine.request import Drawn, DrawRequest, Partial, Queued, Stepped
 from worker.engine.rescue import Failure, run
 from worker.engine.room import DOUBT_S, Room, Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
-from worker.errors import DeadlinePassed, Unavailable, ZimageError
-from worker.pipelines.base import DevicePoisoned, Pipeline, Sample
+from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
+from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline, Sample
 
 log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 0.25
 MAX_LOST_MEMORY = 3
+MAX_FAILED = 3
+"""After so many failures in a row the worker tries what it drew last: whose fault is it?"""
 _FORECAST_SHARE = 100  # a forecast every so many times what one takes, at least
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
@@ -49,8 +51,12 @@ class Driver:
     room: Room = field(default_factory=Room)
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
+    max_failed: int = MAX_FAILED
     _running: tuple[Kind, Sequence[Picture], float] | None = None  # call; should end at
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
+    _failed_in_a_row: int = 0
+    _drawn: DrawSpec | None = None  # the last picture that was drawn
+    _trial: Entry | None = None  # that picture again
     _fits: int | None = None  # rows, where the running call had no room for more
     _left: list[Entry] = field(default_factory=list)  # answered; their samples are still held
     _announced: dict[Entry, Queued] = field(default_factory=dict)
@@ -95,6 +101,7 @@ class Driver:
         if entry.over:
             return False
         entry.over = True
+        self._trial = None if entry is self._trial else self._trial
         self.queue.remove(entry)
         self._left.append(entry)
         self._announced.pop(entry, None)
@@ -226,7 +233,20 @@ class Driver:
             if failure.memory:
                 self._fits = None  # it was this picture, not their number
                 self._no_room(part[0])
+            elif isinstance(failure.error, DrawingFailed):
+                self._doubt_itself(part[0].entry)
             self.totals.requests_failed += self.settle(part[0].entry, failure.error)
+
+    def _doubt_itself(self, failed: Entry) -> None:
+        # A process in which a library has broken fails everything, quickly, and so attracts all.
+        if failed is self._trial:
+            raise DevicePoisoned("what was drawn before fails now, as others did")
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row < self.max_failed or self._trial or not self._drawn:
+            return
+        trial = DrawRequest("trial", (self._drawn,), time.time(), key="", watched=False)
+        self._trial = Entry(trial, NOBODY, 0, time.monotonic())
+        self.queue.add(self._trial, beyond=True)
 
     def _no_room(self, picture: Picture) -> None:
         verdict = self.room.failed((picture.size, picture.rows))
@@ -305,7 +325,8 @@ class Driver:
             picture.device_s,
         )
         self.room.drew((picture.size, picture.rows))
-        self._lost_memory = 0
+        self._lost_memory = self._failed_in_a_row = 0
+        self._drawn = picture.spec
         picture.pixels = None
         self.totals.pictures_drawn += 1
         entry.waiter.post(event)

@@ -94,7 +94,7 @@ class _Ahead:
                 self._at += work_s(copy, self._costs)
 
     def _copy(self, entry: Entry) -> list[tuple[Picture, Picture]]:
-        copy = Entry(entry.request, _NOBODY, entry.sequence, since=entry.since, begun=entry.begun)
+        copy = Entry(entry.request, NOBODY, entry.sequence, since=entry.since, begun=entry.begun)
         self._originals[copy] = entry
         pairs = list(zip(entry.pictures, copy.pictures, strict=True))
         for picture, twin in pairs:
@@ -185,4 +185,4 @@ class _Nobody:
     def fail(self, error: ZimageError) -> None: ...
 
 
-_NOBODY = _Nobody()
+NOBODY = _Nobody()

@@ -129,9 +129,9 @@ class Queue:
     def waiting(self) -> list[Entry]:
         return [entry for entry in self._entries if not entry.begun]
 
-    def add(self, entry: Entry) -> None:
-        """Take ``entry`` in at its place; QueueFull beyond the bound."""
-        if len(self.waiting) >= self._max_waiting:
+    def add(self, entry: Entry, *, beyond: bool = False) -> None:
+        """Take ``entry`` in at its place; QueueFull past the bound, unless it may go ``beyond``."""
+        if not beyond and len(self.waiting) >= self._max_waiting:
             raise QueueFull
         insort(self._entries, entry, key=lambda each: each.rank)
 

@@ -128,6 +128,39 @@ def test_one_bad_picture_fails_only_its_request(make: MakeDriver, call: str) -> 
     assert [type(error) for error in recorder(bad).errors] == [DrawingFailed]
 
 
+def test_worker_that_fails_what_it_drew_before_is_recycled(make: MakeDriver) -> None:
+    """As when a library has broken inside the process: every decoding fails from then on."""
+    pipeline = GatedPipeline()
+    driver = make(pipeline, entry("good"))
+    run(driver)
+
+    def broken(prompts: list[str]) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    pipeline.hooks["finish"] = broken
+    victims = [entry(name) for name in ("a", "b", "c")]
+    for each in victims:
+        driver.queue.add(each)
+    with pytest.raises(DevicePoisoned, match="what was drawn before"):
+        run(driver)
+    assert [type(recorder(each).errors[0]) for each in victims] == [DrawingFailed] * 3
+
+
+def test_requests_that_fail_by_their_own_fault_recycle_no_worker(make: MakeDriver) -> None:
+    pipeline, good = GatedPipeline(), entry("good")
+    driver = make(pipeline, good)
+    run(driver)
+    pipeline.hooks["step"] = raiser("bad", RuntimeError("boom"))
+    for _ in range(20):
+        driver.queue.add(entry("bad"))
+        run(driver)
+    driver.queue.add(last := entry("fine"))
+    run(driver)
+    assert recorder(last).texts == ["fine|7|4"]
+    drawn = pipeline.prompts("finish").count(["good"])
+    assert 4 <= drawn <= 8  # once for the user, then to see whose fault it is
+
+
 def test_a_value_error_is_the_requests_own_fault(make: MakeDriver) -> None:
     pipeline, bad = GatedPipeline(), entry("bad")
     pipeline.hooks["start"] = raiser("bad", ValueError("prompt: too long"))
