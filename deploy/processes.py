@@ -58,7 +58,8 @@ def read(pid: int) -> Process | None:
     if fields is None:
         return None
     places = (START_TIME, SESSION, GROUP, PARENT)
-    return Process(pid, *(int(fields[place]) for place in places), fields[STATE] in "ZX")
+    started, session, group, parent = (int(fields[place]) for place in places)
+    return Process(pid, started, session, group, parent, fields[STATE] in "ZX")
 
 
 def age_s(process: Process) -> float:
