@@ -241,7 +241,10 @@ def _memory(run: Run, axis: TimeAxis) -> dict[str, Any]:
     return {
         "y": y,
         "lines": {name: path(seen) for name, seen in points.items()},
-        "fits": [path(measures.fitted(seen)) for seen in points.values()],
+        # A line through restarts says nothing.
+        "fits": [
+            path(measures.fitted(seen)) for seen in points.values() if not run.faults + run.marks
+        ],
     }
 
 
