@@ -168,7 +168,7 @@ def shown(name: str, value: float) -> str:
         return f"{value:.0%}"
     if name.endswith("_ratio"):
         return f"{value:.2f} ×"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{round(value, 1) + 0.0:,.1f}"
 
 
 def _tools() -> dict[str, Any]:
