@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 _FORESEEN = 64
 """In a longer queue a newcomer hears of its place with the others, not at once: looking ahead
 takes some 0.1 ms for each that waits."""
+_OWED = 4
+"""So many times as many as may wait can be promised room. An overload that goes on for a minute
+turns away more than one queue holds, and whoever is beyond this number is told a guess."""
 
 OnFatal = Callable[[BaseException], None]
 
@@ -66,7 +69,7 @@ class Engine:
         self._costs = costs or Costs(limits.max_batch)
         self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
         self._queue = Queue(admission.max_waiting(limits, replay=True))
-        self._bookings = Bookings(limits.max_queued_requests)
+        self._bookings = Bookings(_OWED * limits.max_queued_requests)
         self._recent_forecast: tuple[dict[Entry, Queued], float] = {}, 0.0  # computed at
         scheduler = Scheduler(self._costs)
         self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
