@@ -18,12 +18,12 @@ WRONG = [
     (
         '[[workers]]\ndevice = "0"\ncount = 2',
         "workers[0].vram_limit_gib: 2 workers share one GPU without limits; "
-        "set how many GiB each may use, CUDA context (0.5 GiB) included",
+        "set how many GiB each may use, CUDA context (1 GiB) included",
     ),
     (
         '[[workers]]\ndevice = "0"\n[[workers]]\ndevice = "0"\nvram_limit_gib = 9.0',
         "workers[0].vram_limit_gib: GPU 0 is shared without limits; "
-        "set how many GiB each worker may use, CUDA context (0.5 GiB) included",
+        "set how many GiB each worker may use, CUDA context (1 GiB) included",
     ),
     (
         '[[workers]]\ndevice = "cpu"\nvram_limit_gib = 9.0',

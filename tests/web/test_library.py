@@ -231,5 +231,6 @@ def test_a_gallery_that_is_away_says_so_and_comes_back(
     page.reload()
     expect(page.locator("#summary")).to_have_text("The gallery cannot be reached now")
     page.unroute_all()
-    expect(page.locator("#grid .card")).to_have_count(1)
+    # It asks again every five seconds.
+    expect(page.locator("#grid .card")).to_have_count(1, timeout=15_000)
     forgive(complaints, "503")
