@@ -448,10 +448,17 @@ def watched_memory(card: str) -> Iterator[list[int]]:
             text = subprocess.run(query, text=True, capture_output=True, check=False).stdout
             most[0] = max(most[0], int(text or 0))
 
+    with _beside(watch, over):
+        yield most
+
+
+@contextlib.contextmanager
+def _beside(watch: Callable[[], None], over: threading.Event) -> Iterator[None]:
+    """``watch`` runs in a thread of its own until it sees ``over``, which is set at the end."""
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield most
+        yield
     finally:
         over.set()
         thread.join()
@@ -471,13 +478,8 @@ def process_memory() -> Iterator[dict[int, int]]:
                 for each in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
                     most[each.pid] = max(most.get(each.pid, 0), each.usedGpuMemory or 0)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with _beside(watch, over):
         yield most
-    finally:
-        over.set()
-        thread.join()
 
 
 def await_open(cell: Cell, workers: set[str]) -> None:

@@ -15,7 +15,7 @@ from worker.engine.admission import Line
 from worker.engine.bookings import Bookings
 from worker.engine.costs import Costs, Kind
 from worker.engine.driver import ANNOUNCE_INTERVAL_S, Driver
-from worker.engine.forecast import work_s
+from worker.engine.forecast import NOBODY, work_s
 from worker.engine.limits import Limits
 from worker.engine.pulse import IDLE_BEAT_S, Pulse
 from worker.engine.queue import Entry, Queue, Size, expected_rows
@@ -293,7 +293,7 @@ class Engine:
         """A request of the model's defaults that came now from somebody new."""
         info = self._pipeline.info
         spec = DrawSpec("", *info.default_size, info.default_steps, 0, info.default_guidance_scale)
-        return Entry(DrawRequest("", (spec,), time.time(), key=""), _Nobody(), 0)
+        return Entry(DrawRequest("", (spec,), time.time(), key=""), NOBODY, 0)
 
     # Leaving
 
@@ -357,10 +357,3 @@ def _require_sense(request: DrawRequest) -> None:
         raise InvalidRequest("ask for at least one picture", param="prompt")
     if request.deadline is not None and request.deadline <= time.time():
         raise DeadlinePassed("the request's own time limit has passed")
-
-
-class _Nobody:
-    keep = False
-
-    def post(self, event: object) -> None: ...
-    def fail(self, error: ZimageError) -> None: ...
