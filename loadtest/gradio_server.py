@@ -3,16 +3,13 @@
 import contextlib
 import os
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import requests
 
 from deploy.config import ROOT, ClusterConfig
 from deploy.machine import read
 from deploy.plan import model_source, plan
+from loadtest import gradio_process
 
 PYTHON = ROOT / ".venv-gradio" / "bin" / "python"
 _START_S = 300.0
@@ -34,19 +31,12 @@ def started(config: ClusterConfig, folder: Path) -> Iterator[str]:
     command += [config.model.dtype, str(port)]
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)  # it may use every core
-    with (folder / "gradio.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    log = folder / "gradio.log"
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url, process, folder)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with gradio_process.running(command, environment, port, log, _START_S) as url:
+            yield url
+    except gradio_process.NotStarted as error:
+        raise GradioMissing(str(error)) from error
 
 
 def require() -> None:
@@ -55,14 +45,3 @@ def require() -> None:
         raise GradioMissing(
             "side-by-side needs Gradio in an environment of its own: loadtest/gradio-env"
         )
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/config", timeout=2).status_code == 200:
-                return
-        time.sleep(0.5)
-    tail = (folder / "gradio.log").read_text(errors="replace")[-500:]
-    raise GradioMissing(f"Gradio did not start: {tail}")

@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from deploy.config import ROOT
+from loadtest import gradio_process
 
 _START_S = 120.0
 
@@ -25,23 +24,8 @@ def started(model: Path, port: int, device: str, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "loadtest.gpu.gradio_app", str(model), str(port)]
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + _START_S
-        while not _answers(url):
-            if time.monotonic() > end or process.poll() is not None:
-                raise RuntimeError(f"Gradio did not start: {log.read_text()[-1500:]}")
-            time.sleep(0.5)
+    with gradio_process.running(command, environment, port, log, _START_S) as url:
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 async def rate(url: str, file: str, side: int, seconds: float, clients: int = 4) -> dict[str, Any]:
@@ -74,9 +58,3 @@ async def _drawn(client: httpx.AsyncClient, url: str, file: str, prompt: str, si
         raise RuntimeError(f"Gradio: {events[-300:]}")
     picture = await client.get(json.loads(data)[0]["url"])
     return picture.raise_for_status().content
-
-
-def _answers(url: str) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{url}/config", timeout=2).status_code == 200
-    return False
