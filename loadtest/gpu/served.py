@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,6 @@ from typing import Any
 import httpx
 
 MOST_FAILURES = 20
-_TOGETHER_S = 0.03
-"""Pictures of one batch come so close to each other."""
 
 
 @dataclass
@@ -65,8 +64,8 @@ class Load:
     ) -> dict[str, Any]:
         began = time.perf_counter()
         counted_from, stop = began + warm_s, began + warm_s + seconds
-        ends: list[float] = []
-        batches: list[int] = []
+        ends: defaultdict[str, list[float]] = defaultdict(list)  # by worker
+        batches: defaultdict[str, list[int]] = defaultdict(list)
         waits: list[float] = []
 
         async def loop() -> None:
@@ -74,27 +73,29 @@ class Load:
                 took, response = await self.draw(size)
                 now = time.perf_counter()
                 if response.status_code == 200 and counted_from < now <= stop:
-                    ends.append(now)
+                    ends[worker := response.headers["x-worker"]].append(now)
                     waits.append(took)
-                    batches.append(int(response.headers["x-batch-size"]))
+                    batches[worker].append(int(response.headers["x-batch-size"]))
 
         await asyncio.gather(*(loop() for _ in range(clients)))
+        sizes = list(itertools.chain(*batches.values()))
         return {
             "what": f"saturated {size}",
-            "images_per_s": rate(ends),
+            "images_per_s": round(sum(rate(ends[w], batches[w]) for w in ends), 3),
             "seconds": seconds,
-            "batch": round(statistics.mean(batches), 1) if batches else None,
+            "batch": round(statistics.mean(sizes), 1) if sizes else None,
             "median_s": round(statistics.median(waits), 2) if waits else None,
         }
 
 
-def rate(ends: list[float]) -> float:
-    """A second, from when each picture came: those after the first batch, over the time since it.
-    Counting in a window would be off by a batch."""
-    if not ends or max(ends) - min(ends) < 1.0:
+def rate(ends: list[float], batches: list[int]) -> float:
+    """A second, from when each picture of one worker came, and how many came with it: those after
+    the first batch, over the time since it. Counting in a window, or several workers together,
+    would be off by a batch."""
+    first = batches[0] if batches else 0
+    if len(ends) <= first or ends[-1] - ends[0] < 1.0:
         return 0.0
-    first = min(ends)
-    return round(sum(end > first + _TOGETHER_S for end in ends) / (max(ends) - first), 3)
+    return (len(ends) - first) / (ends[-1] - ends[first - 1])
 
 
 async def measure(args: argparse.Namespace) -> int:

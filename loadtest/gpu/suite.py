@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import functools
-import importlib.util
 import itertools
 import json
 import os
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +42,7 @@ BACK_S = 150.0
 MIXED_LENGTHS = (1, 8, 20)
 """Words of a prompt. For the random model's tokenizer each is six tokens: these prompts are as long
 as real ones of 5, 40 and 90 words."""
-MIXED_WARM_S = 15.0
+MIXED_WARM_S = 20.0
 
 
 @dataclass
@@ -167,37 +166,55 @@ def restart(suite: Suite, times: int = 1) -> None:
         suite.note(stage="restart", seconds=seconds_since(began), boot=boot(cell))
 
 
-def mixed(suite: Suite, seconds: float = 30.0) -> None:
+def mixed(suite: Suite, seconds: float = 60.0) -> None:
     """32 clients, sizes and prompt lengths mixed, against what the single sizes promise."""
     cell = suite.up("served")
 
     async def go(load: Load) -> dict[str, Any]:
-        drawn: Counter[int] = Counter()
+        drawn: list[tuple[float, int, int]] = []  # when, side, pictures in its batch
         dice = random.Random(1)
-        begun = time.perf_counter() + MIXED_WARM_S  # by then each shape was seen
-        stop = begun + seconds
+        stop = time.perf_counter() + MIXED_WARM_S + seconds
+        warm = stop - seconds  # by then each shape was seen
 
         async def client() -> None:
             while time.perf_counter() < stop:
                 size = dice.choice(suite.sizes)
                 words = " ".join(["boats"] * dice.choice(MIXED_LENGTHS))
-                await load.draw(size, words)
-                drawn[size] += begun < time.perf_counter() < stop
+                _, response = await load.draw(size, words)
+                if warm < (now := time.perf_counter()) < stop and response.status_code == 200:
+                    drawn.append((now, size, int(response.headers["x-batch-size"])))
 
+        before = totals(cell)
         await asyncio.gather(*(client() for _ in range(32)))
-        promised = sum(count / suite.rates[size] for size, count in drawn.items())
-        share = round(promised / seconds, 3)
-        return {"drawn": dict(drawn), "seconds": seconds, "of_promised": share}
+        return of_promised(drawn, suite.rates) | idle(before, totals(cell))
 
     suite.note(stage="mixed", clients=32, **with_load(cell, go, clients=32))
 
 
-def priority(suite: Suite, seconds: float = 15.0) -> None:
+def of_promised(drawn: list[tuple[float, int, int]], rates: dict[int, float]) -> dict[str, Any]:
+    """``drawn``: when each picture came, its side, and how many its batch had. ``rates``: images a
+    second where all pictures have one side. Counted from the first picture to the last."""
+    (first, *_), last = drawn[0], drawn[-1][0]
+    batches: defaultdict[int, list[int]] = defaultdict(list)
+    for _, side, batch in drawn[1:]:
+        batches[side].append(batch)
+    promised_s = sum(len(found) / rates[side] for side, found in batches.items())
+    return {
+        "drawn": {side: len(found) for side, found in batches.items()},
+        "batch": {
+            side: round(statistics.mean(found), 2) for side, found in batches.items() if found
+        },
+        "seconds": round(last - first, 2),
+        "of_promised": round(promised_s / (last - first), 3),
+    }
+
+
+def priority(suite: Suite, seconds: float = 25.0) -> None:
     """p95 of one interactive client, idle and beside saturating batch work, at the second size."""
     cell, side = suite.up("served"), suite.sizes[-2]
 
     async def go(load: Load) -> dict[str, Any]:
-        idle_s = [(await load.draw(side))[0] for _ in range(12)][2:]
+        idle_s = [(await load.draw(side))[0] for _ in range(42)][2:]
         over = asyncio.Event()
 
         async def background() -> None:
@@ -250,8 +267,9 @@ def faults(suite: Suite) -> None:
     suite.note(stage="faults", failed=load.failed, drawn=load.drawn)
 
 
-def scale(suite: Suite) -> None:
-    """One worker on each card: images/s of each alone, and of the first 2, 3, … together."""
+def scale(suite: Suite, rounds: int = 2) -> None:
+    """One worker on each card: images/s of each alone, and of the first 2, 3, … together; all of it
+    ``rounds`` times, for a card does not run at one speed all the time."""
     cards, size = torch.cuda.device_count() or 1, suite.sizes[0]
     cell = suite.up("cards", cards=cards)
     names = [f"w{number + 1}" for number in range(cards)]
@@ -259,22 +277,33 @@ def scale(suite: Suite) -> None:
     async def go(load: Load, clients: int) -> dict[str, Any]:
         return await load.saturated(size, clients, 4.0, suite.seconds[size])
 
-    def rate(serving: list[str]) -> dict[str, Any]:
+    def rate(serving: list[str]) -> float:
         for name in names:
             suite.verb("undrain" if name in serving else "drain", name)
         await_open(cell, set(serving))
         clients = 8 * len(serving)
-        return with_load(cell, functools.partial(go, clients=clients), clients=clients)
+        found = with_load(cell, functools.partial(go, clients=clients), clients=clients)
+        suite.note(stage="scale", serving=serving, **found)
+        return float(found["images_per_s"])
 
-    alone = [rate([name])["images_per_s"] for name in names]
-    suite.note(
-        stage="scale", size=size, cards=1, alone=alone, images_per_s=alone[0], alone_sum=alone[0]
-    )
-    for count in range(2, cards + 1):
-        found, total = rate(names[:count]), sum(alone[:count])
-        share = round(found["images_per_s"] / total, 4)
+    alone: list[list[float]] = [[] for _ in names]
+    together: dict[int, list[float]] = {count: [] for count in range(2, cards + 1)}
+    for _ in range(rounds):
+        for name, rates in zip(names, alone, strict=True):
+            rates.append(rate([name]))
+        for count, rates in together.items():
+            rates.append(rate(names[:count]))
+    for count, rates in {1: alone[0], **together}.items():
+        total, found = sum(map(statistics.mean, alone[:count])), statistics.mean(rates)
         suite.note(
-            stage="scale", size=size, cards=count, alone_sum=round(total, 3), of_sum=share, **found
+            stage="scale",
+            size=size,
+            cards=count,
+            alone=alone[:count],
+            together=rates,
+            alone_sum=round(total, 3),
+            images_per_s=round(found, 3),
+            of_sum=round(found / total, 4),
         )
 
 
@@ -313,7 +342,7 @@ def bare(suite: Suite) -> None:
     levers_out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "loadtest.gpu.levers", "--model", str(suite.model)]
     command += ["--device", "cpu" if suite.device == "cpu" else "cuda:0", "--out", str(levers_out)]
-    command += ["--sizes", ",".join(map(str, suite.sizes[:2])), "--rows", "1,2", "--bare"]
+    command += ["--sizes", ",".join(map(str, suite.sizes[:2])), "--rows", "1,2,4", "--bare"]
     command += ["--steps", "", "--decodes", "", "--no-pictures"]
     visible = {} if suite.device == "cpu" else {"CUDA_VISIBLE_DEVICES": suite.device}
     subprocess.run(command, cwd=ROOT, env={**os.environ, **visible}, check=True)
@@ -322,7 +351,7 @@ def bare(suite: Suite) -> None:
             suite.note(stage="bare", shape=found["shape"], images_per_s=found["images_per_s"])
 
 
-def gradio(suite: Suite, seconds: float = 20.0) -> None:
+def gradio(suite: Suite, seconds: float = 40.0) -> None:
     """diffusers, eager, behind a Gradio queue, which needs ``pip install gradio``."""
     suite.down()
     log = suite.home / "gradio.log"
@@ -339,7 +368,7 @@ def calibrate(suite: Suite) -> None:
     path.write_text(suite.toml(1, None, 1, suite.keys))
     sides = ",".join(f"{size}x{size}" for size in suite.sizes)
     command = [sys.executable, "-m", "deploy.cli", "calibrate", "-c", str(path), "--json"]
-    command += ["--sizes", sides, "--repeats", "1", "--plot", str(suite.home / "calibrated.svg")]
+    command += ["--sizes", sides, "--repeats", "2"]
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     if done.returncode:
@@ -365,6 +394,7 @@ def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
 
 STAGES: dict[str, Callable[[Suite], None]] = {
     "model": make_model,
+    "calibrate": calibrate,
     "serve": serve,
     "bare": bare,
     "gradio": gradio,
@@ -376,7 +406,6 @@ STAGES: dict[str, Callable[[Suite], None]] = {
     "faults": faults,
     "slices": slices,
     "scale": scale,
-    "calibrate": calibrate,
 }
 
 
@@ -575,7 +604,7 @@ def main() -> int:
                 suite.note(stage=name, error=f"{type(error).__name__}: {error}"[-1500:])
     finally:
         suite.down()
-    if importlib.util.find_spec("pygal") is not None:
+    with contextlib.suppress(ImportError):  # without pygal
         from loadtest.gpu.plot import plot
 
         print(*plot(args.out), sep="\n")
