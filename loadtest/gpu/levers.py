@@ -212,7 +212,7 @@ def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
             if bench.over():
                 return
             drawn = draw(pipeline, specs[size])
-            result = {"what": "picture", "lever": name, "shape": f"{size}x4"}
+            result: dict[str, Any] = {"what": "picture", "lever": name, "shape": f"{size}x4"}
             result["same_again"] = bool(torch.equal(drawn, draw(pipeline, specs[size])))
             bench.note(result | differences(drawn, plain[size]))
 
