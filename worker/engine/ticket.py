@@ -39,6 +39,7 @@ class Ticket:
         self._over = False
         self._listening = False
         self._waking = False
+        self._news = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def events(self) -> AsyncIterator[Event]:
@@ -111,14 +112,16 @@ class Ticket:
     def _woken(self) -> None:
         with self._lock:
             self._waking = False
+        self._news = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def _woken_again(self) -> None:
-        # A future takes half of what an asyncio.Event takes. Nothing can be missed: what comes
-        # after the reader has looked wakes it by a callback of this same loop.
-        self._waiter = self._loop.create_future()
-        await self._waiter
+        # A future takes half of what an asyncio.Event takes.
+        if not self._news:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        self._news = False
 
 
 def _coalesced(event: Event) -> object:

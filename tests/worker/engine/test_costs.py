@@ -1,6 +1,5 @@
-import json
-
 import itertools
+import json
 
 import pytest
 
