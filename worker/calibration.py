@@ -2,7 +2,7 @@
 
 ``<var_dir>/calibration/<digest>.json`` holds the costs and what they were measured on. The digest
 covers all that changes them: device, driver, model, dtype, versions of the libraries and of the
-code that draws, threads, and how many share the card.
+code that draws, the limit of its memory, and on a CPU threads and cores.
 """
 
 import hashlib
@@ -38,11 +38,15 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "device": memory.device_name or platform.processor() or platform.machine(),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
-        "threads": settings.threads,
-        "cores": os.cpu_count(),
+        **(_cores(settings) if pipeline.info.device == "cpu" else {}),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "pipelines": _code(),
     }
+
+
+def _cores(settings: Settings) -> dict[str, Any]:
+    # Of no matter to a card: one that was measured alone costs the same beside others.
+    return {"threads": settings.threads, "cores": os.cpu_count()}
 
 
 def path_of(settings: Settings, on: dict[str, Any]) -> Path:

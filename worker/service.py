@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -45,6 +46,7 @@ _SWEEP_EVERY_S = 60.0
 _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
 _LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
 _WARM_STEPS = 2
+_COLLECT_EVERY = 10_000  # objects made and not deleted; Python's 700 are two requests
 _CLOSE_S = 1.0  # a call into the pipeline that runs longer ends with the process
 
 
@@ -166,6 +168,7 @@ class Service:
                 log.failure("model failed to load", error, why=str(error))
                 self.end(exits.MODEL_FAILED)
                 return
+        _settle_memory()
         self._booting = None
         if self._draining:
             self.engine.drain()
@@ -359,6 +362,14 @@ class Service:
                 continue
             if deleted:
                 log.event("old pictures deleted", deleted=deleted)
+
+
+def _settle_memory() -> None:
+    """Modules and the model stay for life: the collector need not look at them again and again,
+    which stops all threads, and need not look at what is new for every second request."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY)
 
 
 def _retention(settings: Settings) -> Retention:

@@ -27,6 +27,10 @@ _DYING_S = 0.5
 _POLL_S = 0.02
 _TOGETHER_S = 1.5
 _CLOCK_TICK_NS = 100_000_000
+_LOOK_EVERY_S = 0.01
+"""A strike is seen so much later than it is made: much sooner than its request is sent again."""
+
+_NEVER = 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Strikes:
         self, var_dir: Path, run_dir: Path, pool_dir: Path, name: str, ttl_s: float
     ) -> None:
         self._folder = var_dir / "strikes"
+        self._strikes_changed = _Changes(self._folder)
         self._pool = pool_dir
         self._run_dir = run_dir
+        self._beats_changed = _Changes(run_dir)
         self._name = name
         self._ttl_s = ttl_s
         self._empty_since = -1  # when the folder changed last, if it was empty afterwards
@@ -76,14 +82,10 @@ class Strikes:
         return self._nobody_struck() and not self._is_held(digest(request_id))
 
     def _nobody_struck(self) -> bool:
-        try:
-            changed_at = _changed_at(self._folder)
-        except FileNotFoundError:
-            return True
-        return changed_at == self._empty_since
+        return self._strikes_changed.at() in (_NEVER, self._empty_since)
 
     def _is_held(self, request: bytes) -> bool:
-        changed_at = _changed_at(self._run_dir)
+        changed_at = self._beats_changed.at()
         if changed_at != self._mapped_since:
             self._mapped = [mapped for path in _beats(self._run_dir) for mapped in _map(path)]
             self._mapped_since = changed_at if _settled(changed_at) else -1
@@ -99,10 +101,7 @@ class Strikes:
         return self.record(fingerprint)
 
     def _look_whether_empty(self) -> None:
-        try:
-            changed_at = _changed_at(self._folder)
-        except FileNotFoundError:
-            return
+        changed_at = self._strikes_changed.look()
         empty = _settled(changed_at) and not _files(self._folder)
         self._empty_since = changed_at if empty else -1
 
@@ -176,6 +175,28 @@ class Strikes:
                 _remove_if_empty(folder)
 
 
+class _Changes:
+    """When ``folder`` changed last. Every request asks, so the disk is not asked each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._changed_at = _NEVER
+        self._look_at = 0.0
+
+    def at(self) -> int:
+        """In nanoseconds since the epoch; ``_NEVER`` where there is no such folder."""
+        return self.look() if time.monotonic() >= self._look_at else self._changed_at
+
+    def look(self) -> int:
+        """The same, as it is now."""
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        try:
+            self._changed_at = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            self._changed_at = _NEVER
+        return self._changed_at
+
+
 def _holding(path: Path, request: bytes) -> Beat | None:
     beat = read_beat(path)
     if beat is None or beat.phase not in IN_STEP:
@@ -194,10 +215,6 @@ def _map(path: Path) -> list[mmap.mmap]:
             return [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)]
     except (FileNotFoundError, ValueError):  # gone, or empty
         return []
-
-
-def _changed_at(folder: Path) -> int:
-    return os.stat(folder).st_mtime_ns  # noqa: PTH116 — asked twice a request
 
 
 def _settled(changed_at: int) -> bool:

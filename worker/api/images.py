@@ -205,7 +205,7 @@ class Drawing:
         if name is not None:
             headers["X-Accel-Redirect"] = REPLIES_LOCATION + name
         content_sent = body if name is None else b""
-        self._count(finished, whole=True)
+        self._count(finished, done_after_s=timings["Queue-Ms"] / 1000)
         return Response(content_sent, media_type="application/json", headers=headers)
 
     async def _all(self) -> list[Finished]:
@@ -332,14 +332,14 @@ class Drawing:
                 self._service.ledger.record(self._entry(usage.REQUEST, outcome))
             raise
 
-    def _count(self, drawn: Sequence[Drawn], *, whole: bool = False, queue_s: float = 0.0) -> None:
-        """Count pictures that are handed out now, and with the last of them the request."""
+    def _count(self, drawn: Sequence[Drawn], *, done_after_s: float | None = None) -> None:
+        """Count pictures that are handed out now, and with the last of them the request, which
+        waited ``done_after_s``."""
         assert self._hold is not None, "admit comes first"
         self._hold.drawn += len(drawn)
         entries = [self._entry(one.image_index, "image", drawn=one) for one in drawn]
-        if whole:
-            queue_s = queue_s or min(one.queue_ms for one in drawn) / 1000
-            entries.append(self._entry(usage.REQUEST, "done", queue_s=queue_s))
+        if done_after_s is not None:
+            entries.append(self._entry(usage.REQUEST, "done", queue_s=done_after_s))
         self._service.ledger.record(*entries)
 
     def _entry(
@@ -381,7 +381,7 @@ class Drawing:
                     self._count([event])
                 yield data
         timings = self._account(drawn)
-        self._count([], whole=True, queue_s=timings["Queue-Ms"] / 1000)
+        self._count([], done_after_s=timings["Queue-Ms"] / 1000)
         yield sse.event(
             "image_generation.done",
             created=int(time.time()),

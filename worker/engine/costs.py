@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from worker.engine.queue import Size
+from worker.engine.retrial import Retrial
 
 Kind = Literal["encode", "step", "decode"]
 KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
@@ -44,12 +45,15 @@ class Costs:
         self._predicted: dict[tuple[Kind, Size, int], float] = {}
         self._caps: dict[tuple[Size, int], int] = {}
         self._checked: set[tuple[Size, int]] = set()  # caps that the last record did not change
+        self._retrials: dict[Size, Retrial] = {}
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
         times = self._times[kind].setdefault(size, {})
         before = times.get(rows, seconds)
         weight = _HICCUP_WEIGHT if seconds > _HICCUP * before else _WEIGHT
+        if self._tell_retrial(kind, size, rows) and _HICCUP * seconds < before:
+            weight = 1.0  # it was the former one that was held up
         times[rows] = before + weight * (min(seconds, 4 * before) - before)
         self._predicted.clear()
         self._checked.clear()
@@ -98,7 +102,26 @@ class Costs:
             return within
         if (size, within) not in self._checked:
             self._check_cap(size, within)
-        return self._caps[size, within]
+        cap = self._caps[size, within]
+        return min(within, 2 * cap) if cap < within and self._again(size, cap) else cap
+
+    def _again(self, size: Size, cap: int) -> bool:
+        """Whether what is larger than ``cap`` is to be drawn once more."""
+        retrial = self._retrials.setdefault(size, Retrial(cap))
+        retrial.cap = cap
+        return retrial.due
+
+    def _tell_retrial(self, kind: Kind, size: Size, rows: int) -> bool:
+        """Whether this call was part of one."""
+        retrial = self._retrials.get(size)
+        if retrial is None:
+            return False
+        trial = rows > retrial.cap
+        if kind == "step":
+            retrial.stepped(rows)
+        elif kind == "decode":
+            retrial.decoded(rows)
+        return trial
 
     def shrink(self, size: Size, rows: int) -> None:
         """More than ``rows`` rows of ``size`` do not fit the memory."""

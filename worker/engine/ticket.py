@@ -39,8 +39,8 @@ class Ticket:
         self._over = False
         self._listening = False
         self._waking = False
-        self._changed = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
 
     async def events(self) -> AsyncIterator[Event]:
         """Every event, once, to one reader; ends after the last Drawn or raises ZimageError."""
@@ -51,13 +51,14 @@ class Ticket:
                 yield event
             if over:
                 break
-            await self._changed.wait()
+            await self._woken_again()
         if self._error:
             raise self._error
 
     async def result(self) -> list[Drawn]:
-        """All pictures in the order of ``image_index``; raises ZimageError."""
-        await self._ended.wait()
+        """All pictures in the order of ``image_index``, to one reader; raises ZimageError."""
+        while not self._over:
+            await self._woken_again()
         if self._error:
             raise self._error
         return [self._drawn[index] for index in sorted(self._drawn)]
@@ -97,7 +98,6 @@ class Ticket:
 
     def _take(self) -> tuple[list[Event], bool]:
         with self._lock:
-            self._changed.clear()
             events, self._pending = list(self._pending.values()), {}
             return events, self._over
 
@@ -112,10 +112,16 @@ class Ticket:
     def _woken(self) -> None:
         with self._lock:
             self._waking = False
-            over = self._over
-        self._changed.set()
-        if over:
-            self._ended.set()
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _woken_again(self) -> None:
+        # A future takes half of what an asyncio.Event takes.
+        if not self._news:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        self._news = False
 
 
 def _coalesced(event: Event) -> object:

@@ -164,6 +164,15 @@ async def test_stream_tells_place_steps_pictures_and_its_end(client: httpx.Async
     assert (events[-1]["images"], events[-1]["seeds"]) == (2, [5, 6])
 
 
+async def test_stream_that_hardly_waited_ends_with_done_too(client: httpx.AsyncClient) -> None:
+    ends = []
+    while not any(end.get("queue_ms") == 0 for end in ends):
+        assert len(ends) < 100, "none began within half a millisecond"
+        answer = await client.post(URL, json={"prompt": "a", "steps": 1, "stream": True})
+        ends.append(events_of(answer.text)[-1])
+    assert {end["type"] for end in ends} == {"image_generation.done"}
+
+
 async def test_stream_steps_count_up_to_the_last(home: Path) -> None:
     async with serving(settings_in(home, model="synthetic:step_ms=20")) as (service, client):
         await ready(service)

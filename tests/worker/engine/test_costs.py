@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -111,6 +112,39 @@ def test_cap_gives_way_when_a_batch_has_become_slow() -> None:
     for _ in range(100):
         costs.record("step", SIZE, 2, 2.5)
     assert costs.batch_cap(SIZE) == 1
+
+
+def draws(costs: Costs, rows: int, seconds: float) -> None:
+    costs.record("encode", SIZE, rows, 0.0)
+    costs.record("step", SIZE, rows, seconds)
+    costs.record("decode", SIZE, rows, 0.0)
+
+
+def test_a_batch_that_was_held_up_once_is_drawn_again() -> None:
+    costs = measured(1.0, 1.1)
+    costs.record("decode", SIZE, 2, 20.0)
+    for _ in range(9):
+        draws(costs, costs.batch_cap(SIZE), 1.0)
+    assert costs.batch_cap(SIZE) == 2
+
+
+def test_a_batch_that_is_slow_is_drawn_again_ever_less_often() -> None:
+    costs, drawn = measured(1.0, 3.0), []
+    for _ in range(2000):
+        drawn.append(costs.batch_cap(SIZE))
+        draws(costs, drawn[-1], 1.0 if drawn[-1] == 1 else 3.0)
+    tried = [at for at, cap in enumerate(drawn) if cap == 2]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert tried[0] == 8
+    assert gaps == [17, 33, 65, 129, 257, 513, 513]
+
+
+def test_a_trial_ends_where_no_two_pictures_are_decoded_together() -> None:
+    costs, caps = measured(1.0, 3.0), []
+    for _ in range(8 + 16 + 1):
+        caps.append(costs.batch_cap(SIZE))
+        costs.record("step", SIZE, caps[-1], 1.0 if caps[-1] == 1 else 3.0)
+    assert caps == [*[1] * 8, *[2] * 16, 1]
 
 
 def test_between_measured_rows_and_sizes_is_interpolated() -> None:

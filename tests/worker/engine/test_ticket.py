@@ -35,6 +35,18 @@ async def test_a_slow_reader_finds_the_latest_only() -> None:
     assert [type(event) for event in await collect(ticket)] == [Queued, Stepped, Drawn]
 
 
+async def test_what_comes_while_the_reader_is_busy_is_found() -> None:
+    ticket, read = ticket_of("a"), []
+    ticket.post(Queued(1, 1.0))
+    async with asyncio.timeout(5):
+        async for event in ticket.events():
+            read.append(type(event))
+            if isinstance(event, Queued):
+                ticket.post(drawn(0))
+                await asyncio.sleep(0.05)  # the wake-up comes now
+    assert read == [Queued, Drawn]
+
+
 async def test_coalesced_steps_keep_their_place_after_previews() -> None:
     ticket = ticket_of("a")
     for event in (Stepped(0, 1, 4, 1.0), Partial(0, 0, PIXELS), Stepped(0, 3, 4, 1.0), drawn(0)):
