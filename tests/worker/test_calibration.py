@@ -62,6 +62,17 @@ def test_a_table_of_other_levers_is_not_used(home: Path) -> None:
     assert calibration.load(settings, pipeline, CPU) is None
 
 
+@pytest.mark.parametrize(("device", "same"), [("cpu", False), ("cuda:0", True)])
+def test_threads_matter_to_the_costs_of_a_cpu_only(home: Path, device: str, same: bool) -> None:
+    pipeline = SyntheticPipeline("synthetic:step_ms=1")
+    pipeline.info = replace(pipeline.info, device=device)
+    paths = set()
+    for threads in (1, 2):
+        settings = settings_in(home, threads=threads)
+        paths.add(calibration.path_of(settings, calibration.measured_on(settings, pipeline, CPU)))
+    assert (len(paths) == 1) is same
+
+
 def test_a_short_table_is_kept_for_the_next_start(home: Path) -> None:
     settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
     costs = calibration.short(settings, pipeline, CPU)
