@@ -128,10 +128,13 @@ async def run(args: argparse.Namespace) -> bool:
     print(f"{'ok  ' if share >= 0.9 else 'FAIL'} within 25 % or 0.3 s: {share:.1%} (90 %)")
     async with drawing(args.source, max_queue_wait_s=4.0) as engine:
         promises = await obey(engine, rng, args.seconds, args.rate_hz)
+        totals = engine.state().totals
     refused = promises.kept + promises.broken
     kept = promises.kept / max(1, refused)
     print(f"{promises.admitted_at_once} admitted at once, {refused} told when to come again")
     print(f"{'ok  ' if kept >= 0.9 else 'FAIL'} promises kept: {kept:.1%} (90 %)")
+    inside = totals["device_s"] / totals["busy_s"]
+    print(f"the drawing thread was inside the pipeline for {inside:.1%} of that time")
     return share >= 0.9 and kept >= 0.9 and refused > 0
 
 

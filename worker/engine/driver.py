@@ -31,7 +31,7 @@ ANNOUNCE_INTERVAL_S = 0.25
 MAX_LOST_MEMORY = 3
 MAX_FAILED = 3
 """After so many failures in a row the worker tries what it drew last: whose fault is it?"""
-_FORECAST_SHARE = 100  # a forecast every so many times what one takes, at least
+_FORECAST_SHARE = 200  # a forecast every so many times what one takes, at least
 _KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
 

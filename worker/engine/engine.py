@@ -14,11 +14,12 @@ from worker.engine import admission
 from worker.engine.admission import Line
 from worker.engine.bookings import Bookings
 from worker.engine.costs import Costs, Kind
-from worker.engine.driver import ANNOUNCE_INTERVAL_S, Driver
+from worker.engine.driver import Driver
 from worker.engine.forecast import NOBODY, work_s
 from worker.engine.limits import Limits
 from worker.engine.pulse import IDLE_BEAT_S, Pulse
 from worker.engine.queue import Entry, Queue, Size, expected_rows
+from worker.engine.recent import Ahead, Recent
 from worker.engine.request import DrawRequest, Queued
 from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
@@ -38,9 +39,9 @@ from worker.pipelines.base import DrawSpec, Pipeline
 
 log = logging.getLogger(__name__)
 
-_FORESEEN = 64
-"""In a longer queue a newcomer hears of its place with the others, not at once: looking ahead
-takes some 0.1 ms for each that waits."""
+_FORESEEN = 16
+"""While more wait or are expected, a newcomer hears of its place with the others, not at once, and
+is admitted by how those of its key and shape fare: looking ahead takes some 0.1 ms for each."""
 _OWED = 4
 """So many times as many as may wait can be promised room. An overload that goes on for a minute
 turns away more than one queue holds, and whoever is beyond this number is told a guess."""
@@ -70,7 +71,7 @@ class Engine:
         self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
         self._queue = Queue(admission.max_waiting(limits, replay=True))
         self._bookings = Bookings(_OWED * limits.max_queued_requests)
-        self._recent_forecast: tuple[dict[Entry, Queued], float] = {}, 0.0  # computed at
+        self._recent = Recent(self._look)
         scheduler = Scheduler(self._costs)
         self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
         self._lock = self._driver.lock
@@ -212,7 +213,7 @@ class Engine:
             size, rows = (spec.width, spec.height), expected_rows(spec)
             closed = self._driver.room.closed_to((size, rows))
             if closed and closed.verdict is not Verdict.TOO_LARGE:
-                left_s = closed.until - time.monotonic()
+                left_s = self._driver.room.left_s(closed)
                 message = f"{spec.width}x{spec.height} found no room in this worker a moment ago"
                 raise Unavailable(message, retry_after_s=max(1.0, left_s))
             if closed or not self._costs.fits(size, rows):
@@ -224,8 +225,8 @@ class Engine:
         now = time.monotonic()
         entry.work_s = work_s(entry, self._costs)
         promise = self._bookings.find(entry, now)
-        watched = entry.request.watched and len(self._queue) <= _FORESEEN
-        if (promise or not watched) and self._plenty():
+        short = len(self._queue) + len(self._bookings) <= _FORESEEN
+        if (promise or not (entry.request.watched and short)) and self._plenty():
             self._bookings.discard(promise)
             return None
         if promise and not promise.is_due(now):
@@ -239,13 +240,20 @@ class Engine:
             admission.require_place(self._limits, line, own, replay=replay, promised=bool(promise))
             if promise:
                 return None  # its wait was computed when it was promised room
-            places = self._forecast([*self._bookings.entries(), entry])
-            wait_s = places[entry].wait_s
+            place, wait_s = self._foresee(entry, short=short)
             admission.require_time(self._limits, wait_s, patient=replay)
         except Overloaded as refusal:
             self._bookings.add(entry, refusal.retry_after_s, now)
             raise
-        return places[entry]
+        return place
+
+    def _foresee(self, entry: Entry, *, short: bool) -> tuple[Queued | None, float]:
+        """The place of ``entry`` where that is cheap or cannot be told otherwise, and its wait."""
+        wait_s = None if short else self._recent.behind_s(entry)
+        if wait_s is not None:
+            return None, wait_s
+        place = self._forecast([*self._bookings.entries(), entry])[entry]
+        return place, place.wait_s
 
     def _plenty(self) -> bool:
         """Whether one more has room in whatever order the others are drawn."""
@@ -257,37 +265,27 @@ class Engine:
         """Everybody who is ahead of ``entry``, and those of its key."""
         key = entry.request.key
         waiting, promised = self._queue.waiting, self._bookings.entries()
-        everybody = Line(len(waiting), len(promised), self._recent_starts)
+        everybody = Line(len(waiting), len(promised), self._recent.waits_s)
         own = Line(
             sum(each.request.key == key for each in waiting),
             sum(each.request.key == key for each in promised),
-            lambda: self._recent_starts(key),
+            lambda: self._recent.waits_s(key),
         )
         return everybody, own
 
-    def _recent_starts(self, key: str | None = None) -> list[float]:
-        """When each of those (of ``key``) that wait or are promised room begins."""
-        places = self._recent().items()
-        return [place.wait_s for each, place in places if key in (None, each.request.key)]
-
-    def _recent(self) -> dict[Entry, Queued]:
-        """A forecast that may be a moment old: what is refused must cost next to nothing."""
-        now = time.monotonic()
-        places, at = self._recent_forecast
-        if now - at > ANNOUNCE_INTERVAL_S:
-            places = self._forecast(self._bookings.entries())
-            self._recent_forecast = places, now
-        return places
-
     def _forecast(self, more: Sequence[Entry]) -> dict[Entry, Queued]:
         return self._driver.forecast(more)
+
+    def _look(self) -> Ahead:
+        probe = self._probe()
+        places = self._forecast([*self._bookings.entries(), probe])
+        return places, places.pop(probe).wait_s
 
     def _newcomers_wait_s(self) -> float:
         """What somebody new who came now would wait."""
         if not len(self._queue) and not self._bookings:
             return 0.0
-        probe = self._probe()
-        return self._forecast([*self._bookings.entries(), probe])[probe].wait_s
+        return self._recent.newcomers_wait_s()
 
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""

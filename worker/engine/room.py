@@ -64,6 +64,10 @@ class Room:
         closed = self._failed.get(shape)
         return closed if closed is not None and self._now() < closed.until else None
 
+    def left_s(self, closed: Closed) -> float:
+        """Seconds until what ``closed`` is about may be tried again."""
+        return max(0.0, closed.until - self._now())
+
     def too_large(self) -> list[Size]:
         """Sizes that are refused now, in order."""
         closed = {shape: self.closed_to(shape) for shape in self._failed}

@@ -1,13 +1,16 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
 from worker.beat import BeatWriter, Phase, read_beat
-from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, room
+from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, driver, room
+from worker.engine.forecast import forecast
+from worker.engine.queue import Entry
 from worker.errors import (
     DeadlinePassed,
     DrawingFailed,
@@ -161,6 +164,35 @@ async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
     await pipeline.next_step()
     with pytest.raises(Overloaded, match="is over the limit of 60 s"):
         engine.submit(request("b"))
+    pipeline.open()
+    await engine.close()
+
+
+async def test_hundreds_are_refused_with_a_few_forecasts(
+    beat: BeatWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecasts = []
+
+    def counted(*args: Any, **kwargs: Any) -> dict[Entry, Queued]:
+        forecasts.append(args)
+        return forecast(*args, **kwargs)
+
+    monkeypatch.setattr(driver, "forecast", counted)
+    pipeline, costs = GatedPipeline(gated=True), Costs(1)
+    costs.record("step", (128, 128), 1, 1.0)
+    engine = Engine(pipeline, beat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
+    engine.start()
+    waits_s = []
+    for k in range(300):
+        try:
+            engine.submit(request(str(k)))
+        except Overloaded as refused:
+            waits_s.append(refused.retry_after_s)
+    assert len(waits_s) > 290
+    assert len(forecasts) < 40
+    # Whoever comes later is told to come later, but for the jitter of a quarter.
+    assert waits_s[10] > 1.25 * waits_s[0]
+    assert waits_s[25] > 1.25 * waits_s[10]
     pipeline.open()
     await engine.close()
 

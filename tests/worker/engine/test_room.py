@@ -43,3 +43,15 @@ def test_what_was_drawn_has_room_and_lacks_it_only_where_memory_is_lost() -> Non
     assert room.closed_to(LARGE) is None
     assert room.failed(LARGE) is Verdict.LOST
     assert room.closed_to(LARGE) is None
+
+
+def test_what_is_left_goes_by_the_rooms_own_clock() -> None:
+    clock = Clock()
+    room = Room(clock)
+    room.failed(LARGE)
+    clock.now += 10
+    closed = room.closed_to(LARGE)
+    assert closed
+    assert room.left_s(closed) == DOUBT_S - 10
+    clock.now += DOUBT_S
+    assert room.left_s(closed) == 0
