@@ -9,12 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.beat import Phase
 from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, forecast, remaining_s
 from worker.engine.forecast import Call as RunningCall
+from worker.engine.hindsight import Hindsight
 from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, DrawRequest, Partial, Queued, Stepped
@@ -49,6 +50,7 @@ class Driver:
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
     room: Room = field(default_factory=Room)
+    hindsight: Hindsight = field(default_factory=Hindsight)
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
     max_failed: int = MAX_FAILED
@@ -95,6 +97,15 @@ class Driver:
             running = RunningCall(kind, pictures, max(0.0, end - time.monotonic()))
         stepwise = self.pipeline.info.stepwise
         return forecast([*self.queue, *more], self.scheduler, running, stepwise=stepwise)
+
+    def tell(self, entry: Entry, place: Queued) -> None:
+        """Let the waiter of ``entry`` know where it stands, as forecasts came true lately. Under
+        ``lock``."""
+        entry.foreseen = entry.foreseen or (time.monotonic(), place.wait_s)
+        place = replace(place, wait_s=round(place.wait_s * self.hindsight.factor, 1))
+        if self._announced.get(entry) != place:
+            self._announced[entry] = place
+            entry.waiter.post(place)
 
     def settle(self, entry: Entry, error: ZimageError | None = None) -> bool:
         """``entry`` is answered and leaves; False if it had been already. Under ``lock``."""
@@ -186,7 +197,14 @@ class Driver:
         _require_as_many(samples, part)
         with self.lock:
             for picture, sample in zip(part, samples, strict=True):
+                self._learn(picture.entry, began)
                 picture.sample, picture.started_at = sample, began
+
+    def _learn(self, entry: Entry, began: float) -> None:
+        """How well it was foreseen when ``entry`` begins."""
+        if entry.foreseen and not any(picture.started_at for picture in entry.pictures):
+            at, wait_s = entry.foreseen
+            self.hindsight.learn(wait_s, max(0.0, began - at))
 
     def _step(self, part: Sequence[Picture]) -> None:
         before = [picture.steps_done for picture in part]
@@ -342,11 +360,9 @@ class Driver:
             self._announced_at = now
             if not any(entry.request.watched for entry in self.queue.waiting):
                 return
-            for entry, queued in self.forecast().items():
-                if self._announced.get(entry) != queued:
-                    self._announced[entry] = queued
-                    entry.waiter.post(queued)
-            # Computed on the thread that draws: at most a hundredth of its time.
+            for entry, place in self.forecast().items():
+                self.tell(entry, place)
+            # Computed on the thread that draws: at most half a hundredth of its time.
             if self.announce_interval_s:
                 spent_s = time.monotonic() - now
                 self._announced_at += max(0.0, _FORECAST_SHARE * spent_s - self.announce_interval_s)

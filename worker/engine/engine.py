@@ -110,10 +110,10 @@ class Engine:
         entry = Entry(request, ticket, next(self._sequence), time.monotonic())
         with self._lock:
             self._require_open()
-            queued = self._admit(entry)
+            place = self._admit(entry)
             self._queue.add(entry)
-        if queued:
-            ticket.post(queued)
+            if place:
+                self._driver.tell(entry, place)
         if not self._wake.is_set():
             self._wake.set()
         return ticket

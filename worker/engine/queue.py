@@ -81,6 +81,7 @@ class Entry:
         0.0  # orders the queue: its arrival, or that of the attempt that was promised room
     )
     work_s: float = 0.0  # of the device, as predicted when it was admitted
+    foreseen: tuple[float, float] | None = None  # the first forecast: at, seconds to wait
     begun: bool = False  # one of its pictures has been in a step
     over: bool = False  # answered
     pictures: list[Picture] = field(init=False)

@@ -2,13 +2,16 @@
 
 A step is led by one picture: interactive before batch work (but for its share), keys by turns,
 the oldest of the key. Others of its group fill the step up to the batch cap; those under way go
-before newcomers, so that a group keeps going with its samples. Who ranks below the leader (batch
-work beside an interactive picture, a busy key beside one that asks now and then) rides along only
-where that hardly slows the step.
+before newcomers, so that a group keeps going with its samples. Newcomers are chosen from the oldest
+that wait, as many as make a batch: if everybody who comes overtook those of other shapes, nobody
+could be told when its turn comes. Who ranks below the leader (batch work beside an interactive
+picture, a busy key beside one that asks now and then) rides along only where that hardly slows the
+step.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from worker.engine.costs import Costs
 from worker.engine.queue import Picture, Queue
@@ -62,8 +65,8 @@ class Scheduler:
 
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""
-        rank = self._rank(lead)
-        peers = [p for p in _peers(lead, queue) if p.sample or self._rank(p) <= rank]
+        oldest = set(islice(_waiting(queue), self.costs.batch_cap(lead.size)))
+        peers = [p for p in _peers(lead, queue) if p.sample or self._may_ride(p, lead, oldest)]
         chosen = [p for p in self._fill(lead, peers) if p.sample is None]
         if not chosen:
             return []
@@ -133,6 +136,12 @@ class Scheduler:
             chosen.append(picture)
         return chosen
 
+    def _may_ride(self, picture: Picture, lead: Picture, oldest: set[Picture]) -> bool:
+        rank = self._rank(picture)
+        if rank > self._rank(lead):
+            return False
+        return not rank[1] or picture in oldest or picture.entry is lead.entry
+
     def _slows(self, lead: Picture, rows: int, with_riders: int) -> bool:
         if not self.costs.compared(lead.size):
             return False
@@ -156,6 +165,10 @@ class Scheduler:
             turn = nth[request.priority, request.key]
             ranks[picture] = self._rank(picture), picture.sample is None, turn
         return [(p, ranks[p][0] > lead) for p in sorted(peers, key=ranks.__getitem__)]
+
+
+def _waiting(queue: Queue) -> Iterator[Picture]:
+    return (picture for picture in queue.pictures() if picture.sample is None)
 
 
 def _peers(lead: Picture, queue: Queue) -> list[Picture]:

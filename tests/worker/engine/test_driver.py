@@ -16,6 +16,7 @@ from tests.worker.engine.fakes import (
 )
 from worker.beat import BeatWriter, Phase, read_beat
 from worker.engine.driver import Driver
+from worker.engine.hindsight import Hindsight
 from worker.engine.limits import Limits
 from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Queue
@@ -296,6 +297,25 @@ def test_positions_are_told_when_they_change(make: MakeDriver) -> None:
     events = [event for event in recorder(waiting[2]).events if isinstance(event, Queued)]
     assert events[0].position == 2
     assert sorted({event.position for event in events}) == [0, 1, 2]
+
+
+def test_waits_are_told_as_they_became_lately(make: MakeDriver) -> None:
+    waiting = entry("a")
+    driver = make(GatedPipeline(), waiting)
+    for _ in range(200):
+        driver.hindsight.learn(2.0, 2.2)
+    driver.tell(waiting, Queued(3, 10.0))
+    assert recorder(waiting).events == [Queued(3, 11.0)]
+
+
+def test_a_request_that_begins_teaches_how_well_that_was_foreseen_once(make: MakeDriver) -> None:
+    late = entry("a", "b", "c")
+    driver = make(GatedPipeline(), late, max_batch=1)
+    late.foreseen = time.monotonic() - 4.0, 2.0
+    run(driver)
+    taught = Hindsight()
+    taught.learn(2.0, 4.0)
+    assert driver.hindsight.factor == pytest.approx(taught.factor, abs=0.005)
 
 
 @pytest.mark.parametrize(

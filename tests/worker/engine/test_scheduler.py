@@ -30,6 +30,14 @@ def start(*pictures: Picture, group: object = "group") -> None:
         picture.sample = Sample(picture.spec, group, picture.spec.steps)
 
 
+def use_up_the_first_turn(plan: Scheduler, queue: Queue) -> None:
+    """So that no key of ``queue`` counts as one that asks now and then."""
+    for each in queue:
+        plan.leader(queue)
+        plan.charge(each.pictures, 2.0)
+    plan.leader(queue)
+
+
 def test_nothing_leads_an_empty_queue() -> None:
     assert scheduler().leader(Queue(1)) is None
 
@@ -61,6 +69,33 @@ def test_newcomers_fill_a_step_up_to_the_cap() -> None:
     queue = queue_of(*entries)
     newcomers = scheduler(cap=4).newcomers(entries[0].pictures[0], queue)
     assert newcomers == [each.pictures[0] for each in entries[:4]]
+
+
+def test_who_comes_late_does_not_ride_past_those_who_wait_for_another_shape() -> None:
+    lead, late = entry("a", arrived_at=1.0), entry("b", arrived_at=9.0)
+    others = [entry(specs=(spec(width=256),), arrived_at=2.0 + k) for k in range(2)]
+    queue, plan = queue_of(lead, *others, late), scheduler(cap=2)
+    use_up_the_first_turn(plan, queue)
+    start(*lead.pictures)
+    assert plan.newcomers(lead.pictures[0], queue) == []
+    start(*others[0].pictures, group="another")
+    assert plan.newcomers(lead.pictures[0], queue) == late.pictures
+
+
+def test_the_pictures_of_a_request_ride_with_its_first_whoever_waits() -> None:
+    flood = [entry(specs=(spec(width=256),), arrived_at=1.0, key="flood") for _ in range(5)]
+    asked = entry("a", "b", arrived_at=9.0)
+    queue, plan = queue_of(*flood, asked), scheduler(cap=2)
+    use_up_the_first_turn(plan, queue)
+    assert plan.newcomers(asked.pictures[0], queue) == asked.pictures
+
+
+def test_who_asks_now_and_then_rides_however_many_wait_for_another_shape() -> None:
+    lead = entry("a", arrived_at=1.0, key="polite")
+    flood = [entry(specs=(spec(width=256),), arrived_at=1.0, key="flood") for _ in range(5)]
+    other = entry("b", arrived_at=9.0, key="another")
+    newcomers = scheduler(cap=2).newcomers(lead.pictures[0], queue_of(lead, *flood, other))
+    assert newcomers == [*lead.pictures, *other.pictures]
 
 
 def test_a_leader_is_started_even_where_the_cap_is_below_its_rows() -> None:
