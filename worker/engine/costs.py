@@ -103,10 +103,14 @@ class Costs:
         if (size, within) not in self._checked:
             self._check_cap(size, within)
         cap = self._caps[size, within]
-        return min(within, 2 * cap) if cap < within and self._again(size, cap) else cap
+        more = min(within, 2 * cap)
+        return more if cap < within and self._again(size, cap, more) else cap
 
-    def _again(self, size: Size, cap: int) -> bool:
-        """Whether what is larger than ``cap`` is to be drawn once more."""
+    def _again(self, size: Size, cap: int, more: int) -> bool:
+        """Whether ``more`` rows than ``cap`` are to be drawn once more: not where they have been as
+        quick, and ``cap`` is but small enough."""
+        if self._picture_s(size, more) <= self._picture_s(size, cap):
+            return False
         retrial = self._retrials.setdefault(size, Retrial(cap))
         retrial.cap = cap
         return retrial.due

@@ -139,6 +139,13 @@ def test_a_batch_that_is_slow_is_drawn_again_ever_less_often() -> None:
     assert gaps == [17, 33, 65, 129, 257, 513, 513]
 
 
+def test_a_batch_that_is_as_quick_but_need_not_be_larger_is_not_tried() -> None:
+    costs = measured(1.0, 1.99)
+    for _ in range(100):
+        assert costs.batch_cap(SIZE) == 1
+        draws(costs, 1, 1.0)
+
+
 def test_a_trial_ends_where_no_two_pictures_are_decoded_together() -> None:
     costs, caps = measured(1.0, 3.0), []
     for _ in range(8 + 16 + 1):
