@@ -1,7 +1,7 @@
 """Which pictures advance next. Pure: no clock, no thread, no pipeline.
 
 A step is led by one picture: interactive before batch work (but for its share), keys by turns,
-the oldest of the key. Others of its group fill the step up to the batch cap; those under way go
+the oldest of the key, or of all keys that have about as many requests here. Others of its group fill the step up to the batch cap; those under way go
 before newcomers, so that a group keeps going with its samples. Newcomers are chosen from the oldest
 that wait, as many as make a batch: if everybody who comes overtook those of other shapes, nobody
 could be told when its turn comes. Who ranks below the leader (batch work beside an interactive
@@ -10,8 +10,9 @@ step.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from math import ceil
 
 from worker.engine.costs import Costs
 from worker.engine.queue import Picture, Queue
@@ -26,6 +27,8 @@ _WHOLE = 1.5
 """A turn is this many times as long as the cheapest picture whose turn it might be: where all
 cost the same they are drawn one after the other, for slicing them would make all of them late,
 and a cheap one still waits for a slice of a dear one only."""
+_MODEST = 1.5
+"""Keys that have at most so many times the average number of requests here are equals."""
 _COURTESY = 1.25
 """Riders of a lower rank make a step at most so many times longer."""
 
@@ -52,8 +55,10 @@ class Scheduler:
     def leader(self, queue: Queue) -> Picture | None:
         """The picture that must advance next; None when there is none."""
         heads: dict[Priority, dict[str, Picture]] = {}
+        requests: dict[Priority, Counter[str]] = {priority: Counter() for priority in Priority}
         for entry in queue:
             request = entry.request
+            requests[request.priority][request.key] += 1
             firsts = heads.setdefault(request.priority, {})
             if request.key not in firsts:
                 firsts[request.key] = entry.first_undone
@@ -61,7 +66,21 @@ class Scheduler:
             return None
         priority = self._priority(heads)
         firsts = heads[priority]
-        return firsts[self._turns[priority].next(firsts, self._quantum(firsts.values()))]
+        key = self._turns[priority].next(firsts, self._quantum(firsts.values()))
+        return self._oldest_equal(firsts[key], firsts, requests[priority])
+
+    def _oldest_equal(
+        self, lead: Picture, firsts: Mapping[str, Picture], requests: Counter[str]
+    ) -> Picture:
+        """Where it is the turn of a key that does not flood, the oldest picture of all such keys
+        that have not used up a turn: which of them came again and which is new tells nobody
+        anything."""
+        most = ceil(_MODEST * requests.total() / len(requests))
+        if requests[lead.entry.request.key] > most:
+            return lead
+        turns = self._turns[lead.entry.request.priority]
+        equals = [p for k, p in firsts.items() if requests[k] <= most and turns.modest(k)]
+        return min([lead, *equals], key=lambda picture: picture.entry.rank)
 
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""

@@ -17,16 +17,19 @@ class Turns:
     def __init__(self) -> None:
         self._fresh: dict[str, float] = {}
         self._credit_s: dict[str, float] = {}
+        self._spent: set[str] = set()  # have used up a turn and still have something to draw
 
     def copy(self) -> "Turns":
         """The same turns, to try things out."""
         twin = Turns()
         twin._fresh, twin._credit_s = dict(self._fresh), dict(self._credit_s)
+        twin._spent = set(self._spent)
         return twin
 
     def next(self, keys: Iterable[str], quantum_s: float) -> str:
         """Whose turn it is among ``keys``, which is never empty."""
         present = dict.fromkeys(keys)
+        self._spent &= present.keys()
         for key in present:
             if key not in self._credit_s:
                 self._fresh.setdefault(key, quantum_s)
@@ -41,6 +44,7 @@ class Turns:
                 return key
             else:
                 self._credit_s[key] = self._credit_s.pop(key) + quantum_s
+                self._spent.add(key)
 
     def charge(self, key: str, seconds: float) -> None:
         """``key`` has used the device for ``seconds``."""
@@ -53,6 +57,10 @@ class Turns:
         return self._fresh.get(key, 0.0) > _SPENT_S or (
             key not in self._fresh and key not in self._credit_s
         )
+
+    def modest(self, key: str) -> bool:
+        """Whether ``key`` has seconds left and used up no turn since it had nothing to draw."""
+        return key not in self._spent and self.left_s(key) > 0.0
 
     def left_s(self, key: str) -> float:
         """Seconds until another key's turn comes."""
@@ -72,4 +80,6 @@ class Turns:
                 return key
             # Used up, or gone: to the end of the others, where gone ones are forgotten in turn.
             self._credit_s[key] = min(0.0, self._fresh.pop(key)) + quantum_s
+            if key in present:
+                self._spent.add(key)
         return None

@@ -47,6 +47,32 @@ def test_oldest_of_a_key_leads() -> None:
     assert scheduler().leader(queue_of(young, old)) is old.pictures[0]
 
 
+def test_of_keys_that_have_as_many_requests_the_oldest_leads_whoever_came_again() -> None:
+    plan = scheduler()
+    for key in ("again", "once more"):
+        first = queue_of(entry("x", key=key))
+        plan.charge([plan.leader(first) or pytest.fail("nobody leads")], 0.1)
+    old, new = entry("a", key="again", arrived_at=1.0), entry("b", key="new", arrived_at=2.0)
+    other = entry("c", key="once more", arrived_at=3.0)
+    assert plan.leader(queue_of(new, old, other)) is old.pictures[0]
+
+
+def test_who_floods_is_no_equal_however_old_its_requests_are() -> None:
+    flood = [entry("a", key="flood", arrived_at=1.0) for _ in range(9)]
+    plan, polite = scheduler(), entry("b", key="polite", arrived_at=9.0)
+    plan.leader(queue_of(*flood))
+    plan.charge(flood[0].pictures, 2.0)
+    assert plan.leader(queue_of(*flood, polite)) is polite.pictures[0]
+
+
+def test_an_equal_without_seconds_left_waits_for_its_turn() -> None:
+    dear, other = entry("a", key="dear", arrived_at=1.0), entry("b", key="other", arrived_at=2.0)
+    plan, queue = scheduler(), queue_of(dear, other)
+    assert plan.leader(queue) is dear.pictures[0]
+    plan.charge(dear.pictures, 2.0)
+    assert plan.leader(queue) is other.pictures[0]
+
+
 def test_interactive_leads_before_batch_work_that_is_under_way() -> None:
     batch = entry("a", arrived_at=1.0, priority=Priority.BATCH)
     interactive = entry("b", arrived_at=2.0)
@@ -233,6 +259,7 @@ def test_dear_pictures_of_equal_cost_are_drawn_one_after_the_other() -> None:
 def test_a_cheap_picture_waits_for_a_slice_of_a_dear_one_only() -> None:
     dear, cheap = entry(specs=(spec("a", steps=50),), key="one"), entry("b", key="other")
     queue, each = queue_of(dear, cheap), Scheduler(costs_of(1.0, cap=1), quantum_s=1.0)
+    start(*dear.pictures)
     turns = 0
     while each.leader(queue) is dear.pictures[0]:
         each.charge(dear.pictures, 1.0)
