@@ -1,12 +1,12 @@
 """Which pictures advance next. Pure: no clock, no thread, no pipeline.
 
 A step is led by one picture: interactive before batch work (but for its share), keys by turns,
-the oldest of the key, or of all keys that have about as many requests here. Others of its group fill the step up to the batch cap; those under way go
-before newcomers, so that a group keeps going with its samples. Newcomers are chosen from the oldest
-that wait, as many as make a batch: if everybody who comes overtook those of other shapes, nobody
-could be told when its turn comes. Who ranks below the leader (batch work beside an interactive
-picture, a busy key beside one that asks now and then) rides along only where that hardly slows the
-step.
+the oldest of the key, or of all keys that have about as many requests here. Others of its group
+fill the step up to the batch cap; those under way go before newcomers, so that a group keeps going
+with its samples. Newcomers are chosen from the oldest that wait, as many as make a batch: if
+everybody who comes overtook those of other shapes, nobody could be told when its turn comes. Who
+ranks below the leader (batch work beside an interactive picture, a busy key beside one that asks
+now and then) rides along only where that hardly slows the step.
 """
 
 from collections import Counter

@@ -50,8 +50,9 @@ def test_oldest_of_a_key_leads() -> None:
 def test_of_keys_that_have_as_many_requests_the_oldest_leads_whoever_came_again() -> None:
     plan = scheduler()
     for key in ("again", "once more"):
-        first = queue_of(entry("x", key=key))
-        plan.charge([plan.leader(first) or pytest.fail("nobody leads")], 0.1)
+        first = entry("x", key=key)
+        assert plan.leader(queue_of(first)) is first.pictures[0]
+        plan.charge(first.pictures, 0.1)
     old, new = entry("a", key="again", arrived_at=1.0), entry("b", key="new", arrived_at=2.0)
     other = entry("c", key="once more", arrived_at=3.0)
     assert plan.leader(queue_of(new, old, other)) is old.pictures[0]
