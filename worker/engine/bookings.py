@@ -50,10 +50,10 @@ class Bookings:
         if promise in self._all:
             self._all.remove(promise)
 
-    def due(self, now: float | None = None) -> bool:
-        """Whether somebody who was promised room should be here by now."""
+    def due(self, now: float | None = None) -> list[Entry]:
+        """Those who were promised room and may come any moment."""
         now = time.monotonic() if now is None else now
-        return any(each.is_due(now) for each in self._all)
+        return [each.entry for each in self._all if each.is_due(now) and each.due + GRACE_S > now]
 
     def add(self, entry: Entry, retry_after_s: float, now: float) -> None:
         """``entry`` is told to come again after ``retry_after_s``."""

@@ -256,10 +256,13 @@ class Engine:
         return place, place.wait_s
 
     def _plenty(self) -> bool:
-        """Whether one more has room in whatever order the others are drawn."""
-        if len(self._queue) * 3 > self._limits.max_queued_requests * 2 or self._bookings.due():
+        """Whether one more has room in whatever order the others are drawn, and those who may
+        come any moment. Promised room must not keep everybody out of an idle worker: many of those
+        who were refused never come back."""
+        others = [*self._queue, *self._bookings.due()]
+        if len(others) * 3 > self._limits.max_queued_requests * 2:
             return False
-        return sum(each.work_s for each in self._queue) < self._limits.max_queue_wait_s / 2
+        return sum(each.work_s for each in others) < self._limits.max_queue_wait_s / 2
 
     def _lines(self, entry: Entry) -> tuple[Line, Line]:
         """Everybody who is ahead of ``entry``, and those of its key."""

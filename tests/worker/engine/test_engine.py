@@ -197,6 +197,29 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
     await engine.close()
 
 
+async def test_room_that_nobody_comes_for_keeps_nobody_out_of_an_idle_worker(
+    beat: BeatWriter,
+) -> None:
+    pipeline, costs = GatedPipeline(gated=True), Costs(1)
+    costs.record("step", (128, 128), 1, 1.0)
+    engine = Engine(pipeline, beat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
+    engine.start()
+    admitted, refused = [], 0
+    for k in range(100):
+        try:
+            admitted.append(engine.submit(request(str(k))))
+        except Overloaded:
+            refused += 1
+    assert refused > 50
+    for ticket in admitted:
+        ticket.cancel()
+    await asyncio.sleep(2.0)  # now the first of the refused should come again
+    new = engine.submit(request("new"))
+    pipeline.open()
+    assert await texts(new) == ["new|7|4"]
+    await engine.close()
+
+
 async def test_draining_hands_back_what_has_not_begun_and_finishes_the_rest(
     running: Running,
 ) -> None:
