@@ -259,7 +259,7 @@ class Engine:
         """Whether one more has room in whatever order the others are drawn, and those who may
         come any moment. Promised room must not keep everybody out of an idle worker: many of those
         who were refused never come back."""
-        others = [*self._queue, *self._bookings.due()]
+        others: list[Entry] = [*self._queue, *self._bookings.due()]
         if len(others) * 3 > self._limits.max_queued_requests * 2:
             return False
         return sum(each.work_s for each in others) < self._limits.max_queue_wait_s / 2
@@ -281,7 +281,8 @@ class Engine:
 
     def _look(self) -> Ahead:
         probe = self._probe()
-        places = self._forecast([*self._bookings.entries(), probe])
+        expected = [] if self._plenty() else self._bookings.entries()
+        places = self._forecast([*expected, probe])
         return places, places.pop(probe).wait_s
 
     def _newcomers_wait_s(self) -> float:

@@ -165,7 +165,7 @@ async def test_stream_tells_place_steps_pictures_and_its_end(client: httpx.Async
 
 
 async def test_stream_that_hardly_waited_ends_with_done_too(client: httpx.AsyncClient) -> None:
-    ends = []
+    ends: list[dict[str, Any]] = []
     while not any(end.get("queue_ms") == 0 for end in ends):
         assert len(ends) < 100, "none began within half a millisecond"
         answer = await client.post(URL, json={"prompt": "a", "steps": 1, "stream": True})

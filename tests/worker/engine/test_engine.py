@@ -214,6 +214,7 @@ async def test_room_that_nobody_comes_for_keeps_nobody_out_of_an_idle_worker(
     for ticket in admitted:
         ticket.cancel()
     await asyncio.sleep(2.0)  # now the first of the refused should come again
+    assert engine.state().predicted_wait_s < 5.0
     new = engine.submit(request("new"))
     pipeline.open()
     assert await texts(new) == ["new|7|4"]
