@@ -68,7 +68,9 @@ def restore(cell: Cell, path: Path) -> Summary:
             tarfile.open(path) as archive,
             tempfile.TemporaryDirectory(dir=cell.layout.var_dir) as folder,
         ):
-            archive.extractall(folder, _checked(archive, path), filter="data")
+            # As PEP 706 says for a Python before 3.11.4, such as Debian 12's, which has no filters.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(folder, _checked(archive, path))
             return _put_back(cell, path, Path(folder))
     except (OSError, tarfile.TarError) as error:
         raise CellError(f"{path} cannot be restored: {error}; nothing was changed") from error
@@ -129,6 +131,8 @@ def _checked(archive: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
     for member in members:
         if not member.isfile() or _NAME.fullmatch(member.name) is None:
             raise CellError(f"{path} has {member.name!r}, which no backup has; nothing was changed")
+        member.uid, member.gid, member.mode = os.getuid(), os.getgid(), 0o600
+        member.uname = member.gname = ""
     return members
 
 
