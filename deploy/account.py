@@ -33,7 +33,8 @@ class Choice:
 def settle(config: ClusterConfig, config_path: Path, *, create: bool) -> str:
     """Become the cell's user; what a person should be warned of, or "".
 
-    ``create``: make the service user and hand it the state directory, as ``up`` does.
+    ``create``: make the service user and hand it the state directory, as ``up`` does. One that is
+    missing is made for the user in any case, for it may not make one beside root's files.
     """
     if os.getuid() != 0:
         _refuse_other_user(config.cell.user)
@@ -137,8 +138,8 @@ def _groups(account: pwd.struct_passwd) -> list[int]:
 
 
 def _hand_over(var_dir: Path, account: pwd.struct_passwd, *, create: bool) -> None:
-    if not create:
-        return
+    if not create and var_dir.exists():
+        return  # perhaps somebody else's, which only `up` may take over
     var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if var_dir.stat().st_uid == account.pw_uid:
         return
