@@ -14,8 +14,10 @@ from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
 from worker.beat import digest
+from worker.errors import Refused
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.holder import this_process
+from worker.jobs.runner import HARMFUL, _fail
 from worker.pipelines.synthetic import text_of
 from worker.service import Service
 from worker.settings import Settings
@@ -220,13 +222,14 @@ async def test_an_item_that_ends_workers_is_not_tried_again(
     assert "ended 2 workers" in str(bad.error_message)
 
 
-async def test_a_job_full_of_them_is_paused(settings: Settings, store: Store, home: Path) -> None:
-    job = store.create(prompts=PROMPTS)
-    for number in (1, 2, 3):
-        strike(home, store, job, number)
-    async with serving(settings) as (service, _):
-        await ready(service)
-        await eventually(lambda: store.job(job.id).state == "paused")
+def test_a_job_full_of_them_is_paused(store: Store) -> None:
+    job, now = store.create(prompts=PROMPTS), time.time()
+    for number in range(HARMFUL):
+        assert store.job(job.id).state == "running"
+        [item] = store(leases.take, "x", lambda: f"lease {number}", lambda _: 1, now)  # noqa: B023
+        store(_fail, item, Refused("it ended workers"), now)
+    assert store.job(job.id).state == "paused"
+    assert store.job(job.id).counts["failed"] == HARMFUL
 
 
 async def test_results_wait_for_a_locked_database(
