@@ -35,8 +35,6 @@ IGNORED = (
 )
 """Fields of OpenAI's API without a meaning here: they must be strings and change nothing."""
 
-_IGNORED = frozenset(IGNORED)
-
 KNOWN = (
     "guidance_scale",
     "model",
@@ -125,8 +123,9 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     fields = Fields(json_object(body))
     refuse_unknown(fields, KNOWN)
     check_model(fields, settings, info)
-    for name in _IGNORED & fields.values.keys():
-        fields.text(name, "")
+    for name in IGNORED:
+        if name in fields.values:
+            fields.text(name, "")
     prompts = _prompts(fields, settings)
     n = fields.whole("n", 1, 1, settings.max_images)
     if n * len(prompts) > settings.max_images:

@@ -25,6 +25,10 @@ class Booking:
         # Clients sleep in whole seconds of their own clock.
         return now >= self.due - 1.0
 
+    def is_void(self, now: float) -> bool:
+        """Whether the client may be expected no longer."""
+        return now >= self.due + GRACE_S
+
 
 class Bookings:
     """At most ``max_bookings`` promises; beyond them, Retry-After is a guess."""
@@ -40,7 +44,7 @@ class Bookings:
         """The promise that was made to an earlier attempt of ``entry``."""
         if not self._all:
             return None
-        self._all = [each for each in self._all if each.due + GRACE_S > now]
+        self._all = [each for each in self._all if not each.is_void(now)]
         asked = _identity(entry)
         found = [each for each in self._all if _identity(each.entry) == asked]
         return min(found, key=lambda each: each.due, default=None)
@@ -53,7 +57,7 @@ class Bookings:
     def due(self, now: float | None = None) -> list[Entry]:
         """Those who were promised room and may come any moment."""
         now = time.monotonic() if now is None else now
-        return [each.entry for each in self._all if each.is_due(now) and each.due + GRACE_S > now]
+        return [each.entry for each in self._all if each.is_due(now) and not each.is_void(now)]
 
     def add(self, entry: Entry, retry_after_s: float, now: float) -> None:
         """``entry`` is told to come again after ``retry_after_s``."""
