@@ -42,6 +42,8 @@ class Traffic:
 
     ``body`` makes the request of client c's k-th turn; ``slow_readers`` of the clients read their
     answers at ``slow_bytes_per_s``. ``verify`` is httpx's: whom to trust where ``url`` is https.
+    ``resends``: what meets a kept connection that is being closed is sent again, as browsers and
+    SDKs do (RFC 9112, 9.3.1); nginx before 1.27.4 closes them so when it is reloaded.
     """
 
     url: str
@@ -54,6 +56,7 @@ class Traffic:
     synthetic: bool = True
     think_s: float = 0.0
     verify: ssl.SSLContext | bool = True
+    resends: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -87,8 +90,7 @@ class Traffic:
         started = time.monotonic()
         outcome = Outcome(started, 0.0, "", 0)
         try:
-            request = http.build_request("POST", f"{self.url}/v1/images/generations", json=body)
-            response = await http.send(request, stream=True)
+            response = await self._send(http, body)
             content = await self._read(response, slow=client < self.slow_readers)
             outcome.status = response.status_code
             outcome.worker = response.headers.get("x-worker", "")
@@ -99,6 +101,21 @@ class Traffic:
             outcome.error = repr(error)
         outcome.latency_s = time.monotonic() - started
         return outcome
+
+    async def _send(self, http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        steps: list[str] = []
+
+        async def trace(step: str, _: object) -> None:
+            steps.append(step)
+
+        url, extensions = f"{self.url}/v1/images/generations", {"trace": trace}
+        request = http.build_request("POST", url, json=body, extensions=extensions)
+        try:
+            return await http.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            if not self.resends or "connection.connect_tcp.started" in steps:
+                raise
+        return await http.send(http.build_request("POST", url, json=body), stream=True)
 
     async def _read(self, response: httpx.Response, *, slow: bool) -> bytes:
         if not slow:

@@ -85,7 +85,7 @@ def test_guard_change_restarts_the_guard_alone(cell: RunningCell) -> None:
 def test_workers_are_added_and_removed_unseen(cell: RunningCell) -> None:
     async def scenario() -> None:
         before = pids(cell)
-        async with cell.traffic():
+        async with cell.traffic(resends=True):  # nginx is reloaded
             undo = edit(cell, "count = 3", "count = 4")
             more = await cell.run("up", "--no-draw")
             with_fourth = pids(cell)

@@ -175,3 +175,12 @@ def test_kept_upstream_connections_are_off_where_they_are_on_by_default(
     layout = SiteLayout(tmp_path, tmp_path / "run")
     texts = files(configuration(tmp_path), layout, version)
     assert texts["conf.d/pool.conf"].count("keepalive 0;") == times
+
+
+@pytest.mark.parametrize(("version", "times"), [((1, 27, 3), 0), ((1, 27, 4), 1)])
+def test_reload_leaves_idle_clients_connected_where_nginx_can(
+    tmp_path: Path, version: tuple[int, int, int], times: int
+) -> None:
+    layout = SiteLayout(tmp_path, tmp_path / "run")
+    texts = files(configuration(tmp_path), layout, version)
+    assert texts["conf.d/clients.conf"].count("keepalive_min_timeout 75s;") == times

@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,13 +133,13 @@ def test_events_pass_unbuffered_and_a_killed_stream_is_cut_visibly(front: Site) 
 
 
 def _sockets(pid: int) -> int:
-    return sum(str(fd.readlink()).startswith("socket:") for fd in _open_files(pid))
+    return sum(name.startswith("socket:") for name in _open_files(pid))
 
 
-def _open_files(pid: int) -> list[Path]:
-    with contextlib.suppress(FileNotFoundError):
-        return [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
-    return []
+def _open_files(pid: int) -> Iterator[str]:
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            yield str(fd.readlink())
 
 
 def _slow_reader(site: Site, asked: dict[str, int]) -> socket.socket:
