@@ -19,7 +19,8 @@ from worker.errors import StoreAway
 
 T = TypeVar("T")
 
-_THREADS = 2  # SQLite has one writer: more threads would only wait for one another
+_WRITERS = 1  # two would poll for SQLite's lock, and one lose to the other again and again
+_READERS = 2  # of their own: they wait for no writer, nor for a thread that does
 _MAX_WAITING = 256
 
 
@@ -38,7 +39,8 @@ class Database:
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
         self._engine = create_engine(url, timeout_s)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="database-write")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="database-read")
         self._waiting = 0
         self.failures = 0
         """Calls that raised ``StoreAway``."""
@@ -49,11 +51,11 @@ class Database:
         After a ``StoreAway`` for lack of time the transaction may still be committed: give what
         must not happen twice a unique key.
         """
-        return await self._call(lambda: self._transaction(work, read_only=False))
+        return await self._call(self._writers, lambda: self._transaction(work, read_only=False))
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of ``work``, which only reads; it waits for no writer."""
-        return await self._call(lambda: self._transaction(work, read_only=True))
+        return await self._call(self._readers, lambda: self._transaction(work, read_only=True))
 
     def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
         try:
@@ -66,18 +68,18 @@ class Database:
                 raise  # the caller's own mistake or its duplicate key
             raise StoreAway(f"The database cannot be used now ({_why(error)}).") from error
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def _call(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            return await self._in_time(work)
+            return await self._in_time(threads, work)
         except StoreAway:
             self.failures += 1
             raise
 
-    async def _in_time(self, work: Callable[[], T]) -> T:
+    async def _in_time(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         if self._waiting >= _MAX_WAITING:
             raise StoreAway("The database cannot be used now (too many calls wait for it).")
         self._waiting += 1
-        call = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        call = asyncio.get_running_loop().run_in_executor(threads, work)
         call.add_done_callback(self._done)
         try:
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the result.
@@ -92,7 +94,8 @@ class Database:
             call.exception()  # nobody may be left to ask
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._writers, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._engine.dispose()
 
 
@@ -107,7 +110,7 @@ def create_engine(url: str, timeout_s: float) -> sa.Engine:
         "sqlite://",
         creator=lambda: _connect(path, timeout_s),
         poolclass=sa.QueuePool,
-        pool_size=_THREADS,
+        pool_size=_WRITERS + _READERS,
         max_overflow=0,
         pool_timeout=timeout_s,
     )

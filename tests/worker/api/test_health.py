@@ -87,6 +87,21 @@ async def test_warm_up_that_draws_nothing_ends_the_worker(home: Path) -> None:
             assert await service.over == exits.MODEL_FAILED
 
 
+async def test_warm_up_that_hangs_ends_the_worker(home: Path) -> None:
+    go_on = threading.Event()
+
+    def load(settings: Settings) -> Pipeline:
+        pipeline = load_synthetic(settings)
+        finish = pipeline.finish
+        pipeline.finish = lambda samples: finish(samples) if go_on.wait(30) else []  # type: ignore[method-assign]
+        return pipeline
+
+    async with serving(settings_in(home, load_allowance_s=0.5), load) as (service, _):
+        with anyio.fail_after(10):
+            assert await service.over == exits.MODEL_FAILED
+        go_on.set()
+
+
 async def test_poisoned_device_answers_the_waiting_and_ends_the_worker(
     client: httpx.AsyncClient, settings: Settings
 ) -> None:

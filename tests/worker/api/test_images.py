@@ -158,6 +158,7 @@ async def test_stream_tells_place_steps_pictures_and_its_end(client: httpx.Async
     events = events_of(answer.text)
     assert events[0]["type"] == "image_generation.queued"
     assert (events[0]["request_id"], events[0]["seeds"]) == (ID, [5, 6])
+    assert (events[0]["position"], events[0]["wait_s"] < 10) == (0, True)
     completed = [e for e in events if e["type"] == "image_generation.completed"]
     assert [text_of(pixels_of(e)) for e in completed] == ["a|5|2", "a|6|2"]
     assert events[-1]["type"] == "image_generation.done"

@@ -197,6 +197,29 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
     await engine.close()
 
 
+async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
+    beat: BeatWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = Costs(max_batch=1)
+    costs.record("step", (128, 128), 1, 10.0)
+    pipeline = GatedPipeline(gated=True)
+    engine = Engine(pipeline, beat, Limits(max_queue_wait_s=60.0), costs)
+    engine.start()
+    engine.submit(request("a"))
+    await pipeline.next_step()
+    engine.submit(request("b"))
+    with pytest.raises(Overloaded) as refused:
+        engine.submit(request("c", fingerprint="c"))
+    monkeypatch.delattr(driver, "forecast")
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="when you were told to") as again:
+            engine.submit(request("c", fingerprint="c"))
+        assert again.value.retry_after_s == pytest.approx(refused.value.retry_after_s, abs=2.0)
+    monkeypatch.undo()
+    pipeline.open()
+    await engine.close()
+
+
 async def test_room_that_nobody_comes_for_keeps_nobody_out_of_an_idle_worker(
     beat: BeatWriter,
 ) -> None:

@@ -17,7 +17,7 @@ from worker.beat import digest
 from worker.errors import Refused
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.holder import this_process
-from worker.jobs.runner import HARMFUL, _fail
+from worker.jobs.runner import HARMFUL, _fail, _new_lease
 from worker.pipelines.synthetic import text_of
 from worker.service import Service
 from worker.settings import Settings
@@ -230,6 +230,28 @@ def test_a_job_full_of_them_is_paused(store: Store) -> None:
         store(_fail, item, Refused("it ended workers"), now)
     assert store.job(job.id).state == "paused"
     assert store.job(job.id).counts["failed"] == HARMFUL
+
+
+def test_a_job_of_which_nothing_is_left_is_over_not_paused(store: Store) -> None:
+    job, now = store.create(prompts=PROMPTS[:HARMFUL]), time.time()
+    for item in store(leases.take, "x", _new_lease, lambda _: HARMFUL, now):
+        store(_fail, item, Refused("it ended workers"), now)
+    assert store.job(job.id).state == "failed"
+
+
+async def test_a_worker_pauses_a_job_full_of_them(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    job = store.create(prompts=PROMPTS)
+    for number in (1, 2, 3):
+        strike(home, store, job, number)
+    # Were all of the other items done before the third refusal is told, the job would be over.
+    last = jobs.items.c.number == len(PROMPTS)
+    store(lambda c: c.execute(jobs.items.update().where(last).values(not_before=2e10)))
+    async with serving(settings) as (service, _):
+        await ready(service)
+        await eventually(lambda: store.job(job.id).state == "paused")
+    assert {item.number for item in store.items(job.id, "failed")} == {1, 2, 3}
 
 
 async def test_results_wait_for_a_locked_database(

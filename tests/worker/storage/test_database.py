@@ -1,7 +1,9 @@
 import asyncio
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,38 @@ def test_writers_wait_for_one_another(path: Path) -> None:
         await adding
 
     run(path, work, timeout_s=10)
+
+
+def test_writes_take_turns(path: Path) -> None:
+    told: list[int] = []
+
+    def slowly(connection: sa.Connection) -> None:
+        connection.execute(NOTES.insert().values(text="kept"))
+        time.sleep(0.01)  # with the lock, as while a disk is slow
+
+    async def work(database: Database) -> None:
+        async def one(number: int) -> None:
+            await database.run(slowly)
+            told.append(number)
+
+        await asyncio.gather(*map(one, range(20)))
+
+    run(path, work, timeout_s=10)
+    assert told == list(range(20))
+
+
+def test_a_read_waits_for_no_number_of_writers(path: Path) -> None:
+    async def work(database: Database) -> None:
+        held = Held(path)
+        writes = [asyncio.create_task(database.run(partial(add, id=k))) for k in range(4)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            assert await database.read(count) == 0
+        held.release()
+        await asyncio.gather(*writes)
+        assert await database.read(count) == 4
+
+    run(path, work, timeout_s=20)
 
 
 def test_a_deleted_database_is_not_replaced_by_an_empty_one(path: Path) -> None:
