@@ -44,7 +44,7 @@ class Client:
 
     def stream(self, body: dict[str, Any], leave_after: int = 0) -> Record:
         """Follow the events. ``leave_after`` steps the tab is closed. A stream that is cut is
-        asked for again with the seed of its first event."""
+        asked for again with the seed and the place of its last ``queued`` event."""
         record = Record(time.time(), self.user, "stream")
         body = {**body, "stream": True}
         try:
@@ -90,6 +90,8 @@ class Client:
             kind = event["type"]
             if kind == "image_generation.queued":
                 body.setdefault("seed", event["seeds"][0])
+                if "resume" in event:  # not in answers of older cells
+                    body["resume"] = event["resume"]
             elif kind == "image_generation.completed":
                 pictures.append(event)
             elif kind == "image_generation.step" and leave and event["step"] >= leave:

@@ -27,6 +27,7 @@ from worker.ledger import Ledger
 from worker.metrics import Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import Memory, NoMemory, memory_of
+from worker.places import Places
 from worker.quota import Quotas
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
@@ -87,6 +88,7 @@ class Service:
         self.keeper = Keeper(self.images, self.database, self.metrics.pictures_lost.inc)
         self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.signer = Signer(b"")
+        self.places = Places(b"")
         self._load = load
         self._booting: str | None = "loading"
         self._draining = False
@@ -131,7 +133,8 @@ class Service:
     async def start(self) -> None:
         """Everything that is quick; loading goes on behind it."""
         self.settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.signer = Signer(shared_secret(self.settings.run_dir / "link-secret"))
+        secret = shared_secret(self.settings.run_dir / "link-secret")
+        self.signer, self.places = Signer(secret), Places(secret)
         self.denials = Denials(
             self.settings.run_dir / "denials", self.settings.wrong_keys_per_minute
         )

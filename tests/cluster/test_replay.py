@@ -1,7 +1,7 @@
 """A request that loses its worker is drawn elsewhere: the same picture, in its old place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -94,20 +94,57 @@ def kill_drawing(cell: RunningCell) -> None:
     faults.kill(cell, running_on(cell))
 
 
-def test_replayed_request_keeps_its_place() -> None:
-    """Drawn before all that came later and had not begun, on whichever worker it lands."""
+@pytest.fixture(scope="module")
+def one_by_one() -> Iterator[RunningCell]:
+    """Three workers that draw one picture after the other."""
+    with started(model="synthetic:step_ms=250", max_batch=1) as running:
+        yield running
 
-    async def scenario(cell: RunningCell) -> None:
+
+Draw = Callable[[httpx.AsyncClient, RunningCell, str], Awaitable[None]]
+
+
+async def plain(http: httpx.AsyncClient, cell: RunningCell, prompt: str) -> None:
+    response = await draw(http, cell, prompt=prompt)
+    assert response.status_code == 200, response.text
+
+
+async def resumed(http: httpx.AsyncClient, cell: RunningCell, prompt: str) -> None:
+    """A stream that is cut, and sent again."""
+    body: dict[str, Any] = {"prompt": prompt}
+
+    async def follow() -> str:
+        async for event in events(http, cell, **body):
+            if event.event == "image_generation.queued":
+                told = event.json()
+                body.update(seed=told["seeds"][0], resume=told["resume"])
+        return event.event
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await follow()
+    assert await follow() == "image_generation.done"
+
+
+@pytest.mark.parametrize("first", [plain, resumed])
+def test_request_that_lost_its_worker_keeps_its_place(one_by_one: RunningCell, first: Draw) -> None:
+    """Drawn before all that came later and had not begun, on whichever worker it lands."""
+    cell = one_by_one
+
+    async def scenario() -> None:
         finished: list[str] = []
+
+        def drawing() -> bool:
+            return any(w["running"] for w in cell.state()["workers"])
+
         async with httpx.AsyncClient(timeout=60) as http:
 
-            async def client(name: str) -> None:
-                response = await draw(http, cell, prompt=name)
-                assert response.status_code == 200, response.text
+            async def client(name: str, ask: Draw = plain) -> None:
+                await ask(http, cell, name)
                 finished.append(name)
 
-            tasks = [asyncio.create_task(client("first"))]
-            await until(lambda: any(w["running"] for w in cell.state()["workers"]), 5, "first")
+            await until(lambda: not drawing(), 5, "the other test's pictures are done")
+            tasks = [asyncio.create_task(client("first", first))]
+            await until(drawing, 5, "first")
             victim = running_on(cell)
             for number in range(8):
                 tasks.append(asyncio.create_task(client(f"later {number}")))
@@ -116,6 +153,6 @@ def test_replayed_request_keeps_its_place() -> None:
             await asyncio.gather(*tasks)
             # The other two workers had one each in the making; nobody else may be before it.
             assert finished.index("first") <= 2
+        await cell.all_open()
 
-    with started(model="synthetic:step_ms=250", max_batch=1) as cell:
-        asyncio.run(scenario(cell))
+    asyncio.run(scenario())

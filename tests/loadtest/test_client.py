@@ -13,7 +13,7 @@ from loadtest.checks import Checker
 from loadtest.client import Client
 from tests.loadtest.test_checks import BODY, drawn
 
-QUEUED = {"type": "image_generation.queued", "seeds": [5]}
+QUEUED = {"type": "image_generation.queued", "seeds": [5], "resume": "a place"}
 STEP = {"type": "image_generation.step", "step": 2}
 COMPLETED = {"type": "image_generation.completed", "image_index": 0, **drawn()}
 DONE = {"type": "image_generation.done", "queue_ms": 100, "inference_ms": 900}
@@ -88,11 +88,14 @@ def test_anything_else_is_a_failure(server: Server, client: Client, status: int)
     assert "sorry" in done.error
 
 
-def test_cut_stream_is_asked_for_again_with_its_seed(server: Server, client: Client) -> None:
+def test_cut_stream_is_asked_for_again_with_its_seed_and_place(
+    server: Server, client: Client
+) -> None:
     server.answers = [[QUEUED, STEP], [QUEUED, COMPLETED, DONE]]
     done = client.stream({"prompt": "a cat", "size": "64x64"})
     assert (done.result, done.resumed) == ("ok", 1)
-    assert server.asked[1]["seed"] == 5
+    assert "resume" not in server.asked[0]
+    assert (server.asked[1]["seed"], server.asked[1]["resume"]) == (5, "a place")
 
 
 def test_stream_of_a_broken_worker_is_asked_for_again(server: Server, client: Client) -> None:

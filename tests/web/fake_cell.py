@@ -190,9 +190,8 @@ class FakeCell:
         steps = body.get("steps", self.steps)
         for position in range(self.position, -1, -1):
             wait_s = self.wait_s * (position + 1)
-            yield _event(
-                "queued", request_id=request_id, seeds=seeds, position=position, wait_s=wait_s
-            )
+            fields = {"request_id": request_id, "seeds": seeds, "resume": f"place {position}"}
+            yield _event("queued", position=position, wait_s=wait_s, **fields)
             await self._pace(0)
         pictures = [self._picture(body, one) for one in seeds]
         for step in range(1, steps + 1):

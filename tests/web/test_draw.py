@@ -71,6 +71,22 @@ def test_a_cut_stream_is_sent_again_with_its_seeds(
     forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
 
 
+def test_a_cut_stream_is_sent_again_with_the_last_place_it_was_told(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.position = 1
+    cut = Cut(after_events=3, when=threading.Event())
+    cell.faults.extend([cut, Cut(after_events=0), Refuse(503, "Loading.", retry_after_s=0)])
+    draw(page, "a hill")
+    expect(page.locator("[data-state=drawing]")).to_have_count(1)
+    cut.when.set()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert [body.get("resume") for body in cell.requests] == [None, *["place 0"] * 3]
+    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(complaints, "503")
+
+
 def test_only_unfinished_pictures_are_sent_again(
     cell: FakeCell, open_page: OpenPage, complaints: list[str]
 ) -> None:
@@ -222,6 +238,7 @@ def test_unfinished_drawings_go_on_after_a_reload(cell: FakeCell, open_page: Ope
     cell.release()
     expect(page.locator("[data-face=picture]")).to_have_count(1)
     assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]
+    assert cell.requests[1]["resume"] == "place 0"
 
 
 def test_a_picture_that_ends_while_the_gallery_is_listed_stays(

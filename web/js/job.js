@@ -5,7 +5,8 @@
  *   waiting → sending → queued → drawing → done, with `paused` between tries,
  *   or failed, or cancelled.
  * A shot knows its seed from the form, or else from the first event of the first stream; a job
- * that is sent again asks for exactly the shots that are still open, by their seeds.
+ * that is sent again asks for exactly the shots that are still open, by their seeds, and with
+ * `resume`, the place in the queue that the last stream told.
  */
 
 import { ApiError, StreamCut, blobOf, drawEvents } from "./api.js";
@@ -22,8 +23,8 @@ const SILENCE_S = 900; // above every phase a worker is allowed, compiling inclu
 
 export class Job {
   /** `settings`: {prompt, width, height, steps, format, negative, guidance}; `shots`: [{id, seed}], seeds all or none. */
-  constructor({ settings, shots, batchAt, line = null }) {
-    Object.assign(this, { settings, batchAt, line });
+  constructor({ settings, shots, batchAt, line = null, resume = null }) {
+    Object.assign(this, { settings, batchAt, line, resume });
     this.abort = new AbortController();
     this.shots = shots.map((shot) => ({ seed: null, ...shot, job: this, state: "waiting" }));
   }
@@ -35,7 +36,8 @@ export class Job {
   /** What is left to do, as plain data: enough to go on after the page was loaded anew. */
   toJSON() {
     const shots = this.open.map(({ id, order, seed }) => ({ id, order, seed }));
-    return { settings: this.settings, batchAt: this.batchAt, line: this.line, shots };
+    const { settings, batchAt, line, resume } = this;
+    return { settings, batchAt, line, resume, shots };
   }
 
   /** Open shots by their place in the next request; null for one that needs no drawing again. */
@@ -52,6 +54,7 @@ export class Job {
     const { prompt, width, height, steps, format, negative, guidance } = this.settings;
     const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
     if (slots[0].seed !== null) body.seed = slots[0].seed;
+    if (this.resume) body.resume = this.resume;
     if (steps) body.steps = steps;
     if (negative) body.negative_prompt = negative;
     if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
@@ -110,6 +113,7 @@ function watch(outer) {
 const HANDLERS = {
   queued(event, slots, tries) {
     slots.requestId = event.request_id;
+    slots.find(Boolean).job.resume = event.resume;
     for (const [index, shot] of slots.entries()) {
       if (!shot || !OPEN.has(shot.state) || shot.state === "drawing") continue;
       shot.seed ??= event.seeds[index];

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from starlette.exceptions import HTTPException
@@ -31,6 +32,7 @@ from worker.errors import (
     ZimageError,
 )
 from worker.imaging import Picture, parameters_text
+from worker.places import Place
 from worker.quota import Hold
 from worker.service import Service
 from worker.storage import usage
@@ -90,6 +92,7 @@ class Drawing:
         self._generation = generation
         self._caller = caller
         self._specs = generation.specs(default_seed(exchange.id))
+        self._place: Place | None = None
         self._ticket: Ticket | None = None
         self._hold: Hold | None = None
         exchange.notes |= {
@@ -101,16 +104,39 @@ class Drawing:
 
     async def admit(self) -> None:
         """Take what the key has left and a place in the queue, or raise why not."""
-        spec, exchange = self._specs[0], self.exchange
-        quota.require_size(self._caller.key, spec.width, spec.height, spec.steps)
-        self._hold = await self._service.quotas.hold(
-            self._caller.key, exchange.id, exchange.arrived_at, len(self._specs)
-        )
+        key, spec = self._caller.key, self._specs[0]
+        quota.require_size(key, spec.width, spec.height, spec.steps)
+        self._take_place()
         try:
+            self._hold = await self._service.quotas.hold(
+                key, self.exchange.id, self._since, len(self._specs)
+            )
             await self._admit()
         except BaseException:
-            await self._hold.release()
+            await self._release()
             raise
+
+    def _take_place(self) -> None:
+        """Go on in the place of the stream that was cut. A place that is no good is left: the
+        request is drawn all the same, as one that came now."""
+        text, now = self._generation.resume, self.exchange.arrived_at
+        if not text:
+            return
+        self._place = self._service.places.take(text, self._caller.turn, self._specs, now)
+        if self._place is None:
+            self.exchange.notes["resume"] = "ignored"
+        else:
+            self.exchange.notes["resumed_after_s"] = round(now - self._since, 3)
+
+    @property
+    def _since(self) -> float:
+        """Its arrival to the queue: that of the first stream, if this one goes on in its place."""
+        return self._place.arrived_at if self._place else self.exchange.arrived_at
+
+    async def _release(self) -> None:
+        self._service.places.free(self._place)
+        if self._hold is not None:
+            await self._hold.release()
 
     async def _admit(self) -> None:
         service, generation = self._service, self._generation
@@ -123,7 +149,7 @@ class Drawing:
         request = DrawRequest(
             id=self.exchange.id,
             specs=self._specs,
-            arrived_at=self.exchange.arrived_at,
+            arrived_at=self._since,
             key=self._caller.turn,
             fingerprint=fingerprint,
             priority=self._priority(),
@@ -143,12 +169,13 @@ class Drawing:
 
     def _deadline(self) -> float | None:
         timeout_s = self._generation.timeout_s
-        return None if timeout_s is None else self.exchange.arrived_at + timeout_s
+        return None if timeout_s is None else self._since + timeout_s
 
     def end(self) -> None:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""
         if self._ticket is not None:
             self._ticket.cancel()
+        self._service.places.free(self._place)
         if self._hold is not None:
             self._hold.give_back()
 
@@ -181,11 +208,10 @@ class Drawing:
     async def answer(self, request: Request) -> Response:
         """All pictures in one JSON answer."""
         await self.admit()
-        assert self._hold is not None
         try:
             return await self._answer(request)
         finally:
-            await self._hold.release()
+            await self._release()
 
     async def _answer(self, request: Request) -> Response:
         finished = await self._all()
@@ -417,7 +443,13 @@ class Drawing:
             seeds=[spec.seed for spec in self._specs],
             position=event.position,
             wait_s=round(event.wait_s, 3),
+            resume=self._resume,
         )
+
+    @cached_property
+    def _resume(self) -> str:
+        """This stream's place, which its client sends with the request if the stream is cut."""
+        return self._service.places.text(self._since, self._caller.turn, self._specs)
 
     async def _partial(self, event: Partial) -> bytes:
         picture = await self._service.encoders.encode(

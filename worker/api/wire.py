@@ -47,6 +47,7 @@ KNOWN = (
     "prompt",
     "reproducible",
     "response_format",
+    "resume",
     "seed",
     "size",
     "steps",
@@ -61,7 +62,7 @@ KNOWN = (
 class Generation:
     """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP.
     ``timeout_s`` counts from the request's arrival; None: no limit of its own. ``store``: the
-    pictures go into the gallery."""
+    pictures go into the gallery. ``resume``: the place of a stream that was cut, or empty."""
 
     prompts: tuple[str, ...]
     n: int
@@ -80,6 +81,7 @@ class Generation:
     priority: Priority
     timeout_s: float | None
     store: bool = True
+    resume: str = ""
 
     @property
     def size(self) -> str:
@@ -158,6 +160,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         priority=PRIORITIES[fields.choice("priority", "interactive", tuple(PRIORITIES))],
         timeout_s=fields.optional_number("timeout_s", 0.1, MAX_TIMEOUT_S),
         store=fields.flag("store", default=True),
+        resume=fields.text("resume", ""),
     )
 
 
@@ -295,6 +298,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
             "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
             "reproducible": flag,
             "response_format": choice("b64_json", "url"),
+            "resume": text,
             "output_format": choice(*FORMATS),
             "output_compression": whole(0, 100),
             "stream": flag,

@@ -18,8 +18,9 @@ class DrawRequest:
     """One request: one or more pictures that are answered together.
 
     ``id`` and ``arrived_at`` (seconds since the epoch) come from nginx and stay the same over
-    replays: the id names the request, the arrival orders the queue. ``key`` is who asks, for
-    fairness. ``fingerprint`` stands for key and normalised body: the same for a resubmission.
+    replays: the id names the request, the arrival orders the queue. A stream that was cut and sent
+    again has the arrival of the first one. ``key`` is who asks, for fairness. ``fingerprint``
+    stands for key and normalised body: the same for a resubmission.
     ``partial_images`` is how many previews of each picture are wanted. ``exclusive``: this request
     was in a step that killed a worker and must share its steps with nobody. ``watched``: somebody
     reads its position as it changes. ``followed``: somebody reads its steps; whoever watches does.

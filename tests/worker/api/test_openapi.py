@@ -69,6 +69,8 @@ def _shape(path: str) -> str:
         {"prompt": "x", "timeout_s": 0},
         {"prompt": "x", "priority": "now"},
         {"prompt": "x", "user": 1},
+        {"prompt": "x", "resume": "a place"},
+        {"prompt": "x", "resume": 1},
         {"prompt": "x", "model": 1},
         {"prompt": "x", "negative_prompt": "x" * 4001},
         {"prompt": "x" * 4001},

@@ -10,8 +10,8 @@ URL = "/v1/images/generations"
 KNOWN = (
     "background, complexity, guidance_scale, model, moderation, n, negative_prompt, "
     "output_compression, output_format, partial_images, priority, prompt, quality, reproducible, "
-    "response_format, safety_identifier, seed, size, steps, store, stream, style, timeout_s, "
-    "user"
+    "response_format, resume, safety_identifier, seed, size, steps, store, stream, style, "
+    "timeout_s, user"
 )
 
 FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
@@ -251,6 +251,13 @@ FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
         "negative_prompt",
         "invalid_type",
         "negative_prompt: must be text, not a list.",
+    ),
+    (
+        {"prompt": "a", "resume": 3},
+        400,
+        "resume",
+        "invalid_type",
+        "resume: must be text, not a number.",
     ),
     (
         {"prompt": "a", "quality": 3},
