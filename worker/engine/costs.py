@@ -13,6 +13,8 @@ from worker.engine.retrial import Retrial
 Kind = Literal["encode", "step", "decode"]
 KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
 
+_Call = tuple[Kind, Size, int]  # with its rows
+
 # Only before anything was measured; the warm-up measures.
 _PRIOR_S: dict[Kind, float] = {"encode": 0.05, "step": 0.1, "decode": 0.1}
 _WEIGHT = 0.2  # of a new measurement in the running average
@@ -24,6 +26,8 @@ _NEAR_BEST = 1.03
 _KEEP = 1.06
 """A cap in use stays until its pictures take more than so many times the best: times waver."""
 _TYPICAL_STEPS = 8
+_ALIKE, _ALIKE_S = 0.01, 0.00002
+"""Predictions stay while measured times change by no more: each step asks for a dozen."""
 _BESIDE_S = 0.0002
 """What a step takes beside the pipeline: choosing, telling, the interpreter's lock. It weighs in
 where steps are as short, and then speaks for batches."""
@@ -42,7 +46,8 @@ class Costs:
         self._times: dict[Kind, dict[Size, dict[int, float]]] = {kind: {} for kind in KINDS}
         self._resident = 0
         self._peaks: dict[Size, dict[int, int]] = {}
-        self._predicted: dict[tuple[Kind, Size, int], float] = {}
+        self._predicted: dict[_Call, float] = {}
+        self._told: dict[_Call, float] = {}  # what predictions were last made from
         self._caps: dict[tuple[Size, int], int] = {}
         self._checked: set[tuple[Size, int]] = set()  # caps that the last record did not change
         self._retrials: dict[Size, Retrial] = {}
@@ -55,8 +60,14 @@ class Costs:
         if self._tell_retrial(kind, size, rows) and _HICCUP * seconds < before:
             weight = 1.0  # it was the former one that was held up
         times[rows] = before + weight * (min(seconds, 4 * before) - before)
-        self._predicted.clear()
-        self._checked.clear()
+        self._renew((kind, size, rows), times[rows])
+
+    def _renew(self, call: _Call, seconds: float) -> None:
+        told = self._told.get(call)
+        if told is None or abs(seconds - told) > max(_ALIKE * told, _ALIKE_S):
+            self._told[call] = seconds
+            self._predicted.clear()
+            self._checked.clear()
 
     def record_peak(self, size: Size, rows: int, peak: int, resident: int) -> None:
         """Drawing ``rows`` rows took ``peak`` bytes, of which ``resident`` without any call."""

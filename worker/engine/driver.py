@@ -305,9 +305,10 @@ class Driver:
         for picture in self._alive(part):
             assert picture.sample
             steps, done = picture.sample.steps, inner or picture.sample.step_index
-            with self.lock:
-                left_s = remaining_s(picture, rows, self.costs)
-            picture.entry.waiter.post(Stepped(picture.image_index, done, steps, left_s))
+            if picture.entry.request.watched or picture.entry.request.followed:
+                with self.lock:
+                    left_s = remaining_s(picture, rows, self.costs)
+                picture.entry.waiter.post(Stepped(picture.image_index, done, steps, left_s))
             self._preview(picture, done, steps)
 
     def _preview(self, picture: Picture, done: int, steps: int) -> None:

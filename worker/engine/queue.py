@@ -26,9 +26,13 @@ class Waiter(Protocol):
     def fail(self, error: ZimageError) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Picture:
-    """One picture of a request: the unit that is scheduled."""
+    """One picture of a request: the unit that is scheduled.
+
+    ``solo``: it must share its calls with no other picture. Such things are kept, not computed: the
+    scheduler looks at them for every picture that waits, at every step.
+    """
 
     entry: "Entry" = field(repr=False)
     image_index: int
@@ -40,15 +44,19 @@ class Picture:
     batch_size: int = 0
     previews: int = 0
     done: bool = False
+    size: Size = field(init=False)
+    solo: bool = field(init=False)
+    _expected_rows: int = field(init=False, repr=False)
 
-    @property
-    def size(self) -> Size:
-        return self.spec.width, self.spec.height
+    def __post_init__(self) -> None:
+        self.size = self.spec.width, self.spec.height
+        self.solo = self.entry.request.exclusive or self.spec.reproducible
+        self._expected_rows = expected_rows(self.spec)
 
     @property
     def rows(self) -> int:
         """Rows of a batch that it takes; before it is started, what guidance suggests."""
-        return self.sample.rows if self.sample else expected_rows(self.spec)
+        return self.sample.rows if self.sample else self._expected_rows
 
     @property
     def steps_done(self) -> int:
@@ -58,18 +66,13 @@ class Picture:
     def steps_left(self) -> int:
         return (self.sample.steps if self.sample else self.spec.steps) - self.steps_done
 
-    @property
-    def solo(self) -> bool:
-        """It must share its calls with no other picture."""
-        return self.entry.request.exclusive or self.spec.reproducible
-
 
 def expected_rows(spec: DrawSpec) -> int:
     """Rows of a picture that is not started: a guided one is drawn twice."""
     return 2 if spec.guidance_scale > 0 else 1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """One request in the engine, from admission until it is answered."""
 
@@ -143,4 +146,4 @@ class Queue:
 
     def pictures(self) -> Iterator[Picture]:
         """Every picture that is not done, by the rank of its request."""
-        return (picture for entry in self._entries for picture in entry.undone)
+        return (p for entry in self._entries for p in entry.pictures if not p.done)

@@ -9,13 +9,13 @@ ranks below the leader (batch work beside an interactive picture, a busy key bes
 now and then) rides along only where that hardly slows the step.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import ceil
 
 from worker.engine.costs import Costs
-from worker.engine.queue import Picture, Queue
+from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority
 from worker.engine.turns import Turns
 
@@ -54,28 +54,26 @@ class Scheduler:
 
     def leader(self, queue: Queue) -> Picture | None:
         """The picture that must advance next; None when there is none."""
-        heads: dict[Priority, dict[str, Picture]] = {}
-        requests: dict[Priority, Counter[str]] = {priority: Counter() for priority in Priority}
+        lines: dict[Priority, defaultdict[str, list[Entry]]] = {}
         for entry in queue:
             request = entry.request
-            requests[request.priority][request.key] += 1
-            firsts = heads.setdefault(request.priority, {})
-            if request.key not in firsts:
-                firsts[request.key] = entry.first_undone
-        if not heads:
+            lines.setdefault(request.priority, defaultdict(list))[request.key].append(entry)
+        if not lines:
             return None
-        priority = self._priority(heads)
-        firsts = heads[priority]
+        priority = self._priority(lines)
+        line = lines[priority]
+        firsts = {key: entries[0].first_undone for key, entries in line.items()}
         key = self._turns[priority].next(firsts, self._quantum(firsts.values()))
-        return self._oldest_equal(firsts[key], firsts, requests[priority])
+        requests = {key: len(entries) for key, entries in line.items()}
+        return self._oldest_equal(firsts[key], firsts, requests)
 
     def _oldest_equal(
-        self, lead: Picture, firsts: Mapping[str, Picture], requests: Counter[str]
+        self, lead: Picture, firsts: Mapping[str, Picture], requests: Mapping[str, int]
     ) -> Picture:
         """Where it is the turn of a key that does not flood, the oldest picture of all such keys
         that have not used up a turn: which of them came again and which is new tells nobody
         anything."""
-        most = ceil(_MODEST * requests.total() / len(requests))
+        most = ceil(_MODEST * sum(requests.values()) / len(requests))
         if requests[lead.entry.request.key] > most:
             return lead
         turns = self._turns[lead.entry.request.priority]
@@ -85,7 +83,8 @@ class Scheduler:
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""
         oldest = set(islice(_waiting(queue), self.costs.batch_cap(lead.size)))
-        peers = [p for p in _peers(lead, queue) if p.sample or self._may_ride(p, lead, oldest)]
+        rank, peers = self._rank(lead), _peers(lead, queue.pictures())
+        peers = [p for p in peers if p.sample or self._may_ride(p, lead, rank, oldest)]
         chosen = [p for p in self._fill(lead, peers) if p.sample is None]
         if not chosen:
             return []
@@ -93,11 +92,10 @@ class Scheduler:
 
     def batch(self, lead: Picture, queue: Queue) -> list[Picture]:
         """The started pictures that share the next step with ``lead``, itself first."""
-        return self._fill(lead, [p for p in _peers(lead, queue) if p.sample])
+        return self._fill(lead, _peers(lead, (p for p in queue.pictures() if p.sample)))
 
-    def charge(self, pictures: Iterable[Picture], seconds: float) -> None:
+    def charge(self, pictures: Sequence[Picture], seconds: float) -> None:
         """Share ``seconds`` of the device among the keys of ``pictures`` by rows."""
-        pictures = list(pictures)
         row_s = seconds / sum(picture.rows for picture in pictures)
         for picture in pictures:
             request, used_s = picture.entry.request, row_s * picture.rows
@@ -123,12 +121,12 @@ class Scheduler:
             return 0.0
         return min(left_s, max(0.0, -self._owed_s) * (1 - BATCH_SHARE) / BATCH_SHARE)
 
-    def _priority(self, heads: dict[Priority, dict[str, Picture]]) -> Priority:
-        self._contended = len(heads) > 1
+    def _priority(self, lines: Mapping[Priority, Mapping[str, list[Entry]]]) -> Priority:
+        self._contended = len(lines) > 1
         if not self._contended:
             self._owed_s = 0.0
-            return next(iter(heads))
-        first = next(iter(heads[Priority.BATCH].values()))
+            return next(iter(lines))
+        first = next(iter(lines[Priority.BATCH].values()))[0].first_undone
         step_s = self.costs.predict_s("step", first.size, first.rows)
         return Priority.BATCH if self._owed_s >= step_s else Priority.INTERACTIVE
 
@@ -155,9 +153,11 @@ class Scheduler:
             chosen.append(picture)
         return chosen
 
-    def _may_ride(self, picture: Picture, lead: Picture, oldest: set[Picture]) -> bool:
+    def _may_ride(
+        self, picture: Picture, lead: Picture, lead_rank: Rank, oldest: set[Picture]
+    ) -> bool:
         rank = self._rank(picture)
-        if rank > self._rank(lead):
+        if rank > lead_rank:
             return False
         return not rank[1] or picture in oldest or picture.entry is lead.entry
 
@@ -190,10 +190,10 @@ def _waiting(queue: Queue) -> Iterator[Picture]:
     return (picture for picture in queue.pictures() if picture.sample is None)
 
 
-def _peers(lead: Picture, queue: Queue) -> list[Picture]:
+def _peers(lead: Picture, pictures: Iterable[Picture]) -> list[Picture]:
     if lead.solo:
         return []
-    return [p for p in queue.pictures() if p is not lead and not p.solo and _alike(lead, p)]
+    return [p for p in pictures if _alike(lead, p) and not p.solo and p is not lead]
 
 
 def _alike(one: Picture, other: Picture) -> bool:
