@@ -1,10 +1,10 @@
 """``python -m worker``: one worker process. Flags override ``ZIMAGE_…`` variables."""
 
+import asyncio
 import os
 import socket
 import sys
 
-import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -49,7 +49,9 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
     writer = log.LogWriter(settings.name)
     log.event("started", pid=os.getpid(), model=settings.model, device=settings.device)
     try:
-        code = uvloop.run(server.serve(settings, load, listening))
+        # Not uvloop: it takes the interpreter's lock anew for each callback, and beside the threads
+        # that draw and encode each time may be a wait; a request costs a fifth more.
+        code = asyncio.run(server.serve(settings, load, listening))
         log.event("ended", code=code, why=exits.NAMES.get(code, "unknown"))
         return code
     finally:
