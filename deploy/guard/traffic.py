@@ -3,7 +3,6 @@
 Only nginx sees every answer: also those that no worker gave, and which of them were replayed.
 """
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import IO, Any
 
+import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 DRAW = "/v1/images/generations"
@@ -113,7 +113,7 @@ class Traffic:
         for line in self.log.lines():
             # A line that a full disk cut short, and a status of 000 that is none.
             with suppress(ValueError, KeyError, TypeError, AttributeError):
-                self._count(json.loads(line))
+                self._count(orjson.loads(line))
 
     def take_window(self) -> Window:
         """What was counted since the last call."""
