@@ -82,6 +82,7 @@ class Engine:
         self._rested = asyncio.Event()
         self._watching_rest = False
         self._busy = False
+        self._waking = False
         self._draining = False
         self._closed = False
         self._broken: str | None = None
@@ -114,8 +115,10 @@ class Engine:
             self._queue.add(entry)
             if place:
                 self._driver.tell(entry, place)
-        if not self._wake.is_set():
-            self._wake.set()
+        if not self._waking:
+            # Once for all who come in one turn of the loop: each time may cost two switches.
+            self._waking = True
+            self._loop.call_soon(self._wake_up)
         return ticket
 
     def drain(self) -> None:
@@ -312,6 +315,10 @@ class Engine:
                 if not entry.waiter.keep:
                     back = HandedBack("this worker is draining")
                     self._driver.totals.requests_handed_back += self._driver.settle(entry, back)
+
+    def _wake_up(self) -> None:
+        self._waking = False
+        self._wake.set()
 
     # The thread
 
