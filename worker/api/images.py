@@ -555,7 +555,7 @@ def openapi(service: Service) -> Part:
     }
     post = operation(
         "Draw pictures; with `stream` as server-sent events.",
-        {200: {"application/json": ref("Drawn"), "text/event-stream": {"type": "string"}}},
+        {200: {"application/json": ref("Drawn"), "text/event-stream": ref("Event")}},
         errors=(404, 422, 507),
         body=ref("Generation"),
     )

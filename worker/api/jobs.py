@@ -443,7 +443,7 @@ def _paths() -> dict[str, dict[str, Any]]:
         f"{_JOB}/events": {
             "get": operation(
                 "What happens to it, as server-sent events; 204 once it is over.",
-                {200: {"text/event-stream": text}, 204: {}},
+                {200: {"text/event-stream": ref("Event")}, 204: {}},
                 errors=(404,),
                 parameters=(one, parameter("query", "after", {**whole, "minimum": 0})),
             )

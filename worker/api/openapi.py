@@ -36,6 +36,16 @@ ERROR = {
     },
 }
 
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event: before OpenAPI 3.2 a stream's schema is that of each.",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "description": "JSON; see docs/api.md."},
+    },
+}
+
 _MEANINGS = {
     200: "Done.",
     202: "Accepted.",
@@ -139,7 +149,7 @@ def _answer(status: int, schema: Schema | Mapping[str, Schema]) -> dict[str, Any
 def document(service: Service, describes: Iterable[Describe]) -> dict[str, Any]:
     """All parts as one document."""
     paths: dict[str, dict[str, Any]] = {}
-    schemas: dict[str, Schema] = {"Error": ERROR}
+    schemas: dict[str, Schema] = {"Error": ERROR, "Event": EVENT}
     for describe in describes:
         part = describe(service)
         schemas |= part.schemas

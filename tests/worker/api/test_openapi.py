@@ -39,6 +39,18 @@ async def test_every_address_and_method_is_in_the_document(home: Any) -> None:
     assert served == described
 
 
+@pytest.mark.anyio
+async def test_each_event_of_a_stream_is_as_described(home: Any) -> None:
+    async with serving(settings_in(home)) as (service, client):
+        await ready(service)
+        schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        asked = {"prompt": "a", "stream": True}
+        frames = (await client.post("/v1/images/generations", json=asked)).text.split("\n\n")
+    events = [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in frames if frame]
+    assert len(events) > 2
+    assert all(jsonschema_rs.is_valid(schemas["Event"], event) for event in events)
+
+
 def _shape(path: str) -> str:
     """Names of parameters do not matter, nor how many segments one takes."""
     return re.sub(r"\{[^}]*\}(/\{[^}]*\})*", "{}", path)
