@@ -42,7 +42,7 @@ LOOK_S = 1.0
 """A change that the bell did not tell is seen this much later."""
 MAX_TRIES = 3
 HARMFUL = 3
-"""A job of which so many items end workers is paused."""
+"""A job of which so many items end workers, or are declined by the pipeline, is paused."""
 _BUSY_S = 1.0
 _NO_ROOM_S = 15.0
 _PATIENCE_S = 5.0  # between attempts to tell a database that is away
