@@ -168,19 +168,23 @@ def test_configuration_is_clean_for_an_ordinary_user() -> None:
     assert "[warn]" not in tested.stderr
 
 
+def rendered(tmp_path: Path, version: tuple[int, int, int]) -> dict[str, str]:
+    """The files of a cell for an nginx of ``version``."""
+    return files(configuration(tmp_path), SiteLayout(tmp_path, tmp_path / "run"), version)
+
+
 @pytest.mark.parametrize(("version", "times"), [((1, 22, 1), 0), ((1, 29, 6), 0), ((1, 29, 7), 2)])
 def test_kept_upstream_connections_are_off_where_they_are_on_by_default(
     tmp_path: Path, version: tuple[int, int, int], times: int
 ) -> None:
-    layout = SiteLayout(tmp_path, tmp_path / "run")
-    texts = files(configuration(tmp_path), layout, version)
-    assert texts["conf.d/pool.conf"].count("keepalive 0;") == times
+    assert rendered(tmp_path, version)["conf.d/pool.conf"].count("keepalive 0;") == times
 
 
 @pytest.mark.parametrize(("version", "times"), [((1, 27, 3), 0), ((1, 27, 4), 1)])
 def test_reload_leaves_idle_clients_connected_where_nginx_can(
     tmp_path: Path, version: tuple[int, int, int], times: int
 ) -> None:
-    layout = SiteLayout(tmp_path, tmp_path / "run")
-    texts = files(configuration(tmp_path), layout, version)
-    assert texts["conf.d/clients.conf"].count("keepalive_min_timeout 75s;") == times
+    assert (
+        rendered(tmp_path, version)["conf.d/clients.conf"].count("keepalive_min_timeout 75s;")
+        == times
+    )

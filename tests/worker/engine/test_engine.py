@@ -154,14 +154,21 @@ async def test_replay_is_taken_beyond_the_limit_and_keeps_its_place(running: Run
         assert await pipeline.next_step() == ["replayed"]
 
 
-async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
+async def drawing_slowly(beat: BeatWriter, step_s: float) -> tuple[Engine, GatedPipeline]:
+    """An engine that is said to need ``step_s`` a step, draws one picture, and takes nobody who
+    would wait for more than a minute."""
     costs = Costs(max_batch=1)
-    costs.record("step", (128, 128), 1, 100.0)
+    costs.record("step", (128, 128), 1, step_s)
     pipeline = GatedPipeline(gated=True)
     engine = Engine(pipeline, beat, Limits(max_queue_wait_s=60.0), costs)
     engine.start()
     engine.submit(request("a"))
     await pipeline.next_step()
+    return engine, pipeline
+
+
+async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
+    engine, pipeline = await drawing_slowly(beat, step_s=100.0)
     with pytest.raises(Overloaded, match="is over the limit of 60 s"):
         engine.submit(request("b"))
     pipeline.open()
@@ -200,13 +207,7 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
 async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
     beat: BeatWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    costs = Costs(max_batch=1)
-    costs.record("step", (128, 128), 1, 10.0)
-    pipeline = GatedPipeline(gated=True)
-    engine = Engine(pipeline, beat, Limits(max_queue_wait_s=60.0), costs)
-    engine.start()
-    engine.submit(request("a"))
-    await pipeline.next_step()
+    engine, pipeline = await drawing_slowly(beat, step_s=10.0)
     engine.submit(request("b"))
     with pytest.raises(Overloaded) as refused:
         engine.submit(request("c", fingerprint="c"))
