@@ -163,7 +163,8 @@ class Model(_Section):
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     kernels: Literal["auto", "off"] = "auto"
-    attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
+    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
+    feed_forward: Literal["auto", "native", "quack"] = "auto"
     graphs: Literal["auto", "off"] = "auto"
     fp8: Literal["off", "transformer", "all"] = "off"
 

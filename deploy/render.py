@@ -154,6 +154,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "guidance_scale": config.model.guidance_scale,
         "kernels": config.model.kernels,
         "attention": config.model.attention,
+        "feed_forward": config.model.feed_forward,
         "graphs": config.model.graphs,
         "fp8": config.model.fp8,
         **config.limits.model_dump(),
@@ -185,6 +186,9 @@ def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         # One cache for all: the second worker finds what the first one compiled.
         "TRITON_CACHE_DIR": str(cache / "triton"),
+        "QUACK_CACHE_DIR": str(cache / "quack"),
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "flash4"),
     }
 
 

@@ -58,8 +58,11 @@ class Settings(BaseSettings):
     """auto: float32 on the CPU, bfloat16 on a GPU."""
     kernels: Literal["auto", "off"] = "auto"
     """auto: on a GPU, kernels of ours in Z-Image's transformer, decoder and text encoder."""
-    attention: Literal["auto", "native", "cudnn", "flash", "efficient"] = "auto"
-    """Which attention kernels. native: torch chooses."""
+    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
+    """Which attention kernels. auto: flash-attn-4's on Hopper where it is installed, else native.
+    native: torch chooses."""
+    feed_forward: Literal["auto", "native", "quack"] = "auto"
+    """auto: on Hopper, quack-kernels' gated product where it is installed."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU, small pictures are drawn through CUDA graphs."""
     fp8: Literal["off", "transformer", "all"] = "off"

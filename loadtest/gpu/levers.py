@@ -21,6 +21,7 @@ from typing import Any
 
 import diffusers
 import numpy
+import pynvml
 import torch
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 
@@ -34,6 +35,7 @@ from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.graphs import Graphs
 from worker.pipelines.loading import adapted, claim_device, dtype_for
 from worker.pipelines.random_zimage import TURBO, random_zimage
+from worker.settings import Settings
 
 STEPS = {
     "own": levers.NONE,
@@ -42,6 +44,10 @@ STEPS = {
     "kernels+graphs": levers.Levers(kernels=True, graphs=True),
     "kernels+cudnn+graphs": levers.Levers(kernels=True, attention="cudnn", graphs=True),
     "kernels+flash+graphs": levers.Levers(kernels=True, attention="flash", graphs=True),
+    "kernels+flash4+graphs": levers.Levers(kernels=True, attention="flash4", graphs=True),
+    "kernels+flash4+quack+graphs": levers.Levers(
+        kernels=True, attention="flash4", feed_forward="quack", graphs=True
+    ),
 }
 DECODES = {
     "eager": levers.NONE,
@@ -49,8 +55,6 @@ DECODES = {
     "kernels": levers.Levers(kernels=True),
     "kernels+graphs": levers.Levers(kernels=True, graphs=True),
 }
-ALL = levers.Levers(kernels=True, graphs=True)
-"""What a worker does by default on a GPU."""
 PROMPT = "picture 3 of a harbour at dawn, 21"
 
 
@@ -62,6 +66,11 @@ class Bench:
     references: dict[Any, torch.Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     profiles: Path | None = None
+
+    @functools.cached_property
+    def default(self) -> levers.Levers:
+        """What a worker does here where the settings say nothing."""
+        return levers.choose(Settings(), self.device)
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +159,34 @@ def steps(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> Non
             bench.note({"what": "graphs", "lever": name, "failure": graphs.failure})
 
 
+def lasting(
+    bench: Bench, shapes: list[tuple[int, int]], chosen: list[str], seconds: float = 6.0
+) -> None:
+    """Steps one after the other, as under load, when the card may be at the limit of its power:
+    each lever twice, in turns."""
+    card = pynvml.nvmlDeviceGetHandleByIndex(0)
+    apply(bench, levers.NONE)
+    for size, rows in shapes:
+        latents, times, hidden = step_inputs(bench, size, rows)
+        captions = torch.stack([caption_of(bench, hidden)] * rows)
+        for name in chosen * 2:
+            if bench.over():
+                return
+            call = functools.partial(transformer(bench, STEPS[name])[0], latents, times, captions)
+            with torch.no_grad():
+                _repeated(call, 1.0, bench.wait)
+                before_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+                count, taken = _repeated(call, seconds, bench.wait)
+                joules = (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) - before_mj) / 1000
+            result = {
+                "ms_a_picture": round(taken / count / rows * 1000, 2),
+                "joules_a_picture": round(joules / count / rows, 2),
+                "watts": round(joules / taken),
+                "sm_mhz": pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM),
+            }
+            bench.note({"what": "lasting", "lever": name, "shape": f"{size}x{rows}"} | result)
+
+
 def diffusers_forward(
     bench: Bench, frames: list[torch.Tensor], times: torch.Tensor, hidden: torch.Tensor
 ) -> torch.Tensor:
@@ -201,7 +238,7 @@ def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
 
 def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
     """Whole pictures of four prompts: how far from diffusers' own, and again from the same seed."""
-    plans = {"own": levers.NONE, "all levers": ALL}
+    plans = {"own": levers.NONE, "all levers": bench.default}
     specs = {s: [DrawSpec(f"{PROMPT} {n}", s, s, steps, n) for n in range(4)] for s in sizes}
     apply_nothing(bench)
     plain = {size: diffusers_pictures(bench, specs[size]) for size in sizes}
@@ -248,7 +285,7 @@ def differences(drawn: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
 def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float = 10.0) -> None:
     """Pictures a second in a loop without queue, server and files; every prompt is new."""
     defaults = Defaults("z", steps=8, guidance_scale=0.0, size=(1024, 1024))
-    pipeline = adapted(bench.pipeline, defaults, 1 << 20, here(bench, ALL))
+    pipeline = adapted(bench.pipeline, defaults, 1 << 20, bench.default)
     numbers = itertools.count()
     for size, rows in shapes:
         if bench.over():
@@ -298,11 +335,14 @@ def apply_nothing(bench: Bench) -> None:
         block.attention.set_processor(ZSingleStreamAttnProcessor())
 
 
-def _repeated(call: Callable[[], None], seconds: float) -> tuple[int, float]:
-    """How often ``call`` ran and how long that took, for at least ``seconds``."""
+def _repeated(
+    call: Callable[[], object], seconds: float, wait: Callable[[], None] = lambda: None
+) -> tuple[int, float]:
+    """How often ``call`` and ``wait`` ran and how long that took, for at least ``seconds``."""
     began, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - began) < seconds:
         call()
+        wait()
         count += 1
     return count, taken
 
@@ -331,7 +371,9 @@ def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
 def transformer(bench: Bench, plan: levers.Levers) -> tuple[DenseTransformer, Graphs | None]:
     graphs = apply(bench, plan)
     model = bench.pipeline.transformer
-    return DenseTransformer(model, graphs, kernels=plan.kernels, backend=plan.backend), graphs
+    ways = levers.ways(plan)
+    dense = DenseTransformer(model, graphs, kernels=plan.kernels, ways=ways, backend=plan.backend)
+    return dense, graphs
 
 
 def apply(bench: Bench, plan: levers.Levers) -> Graphs | None:
@@ -363,6 +405,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decodes", default=",".join(DECODES), help=f"of {', '.join(DECODES)}")
     parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--baseline", action="store_true", help="diffusers alone, PNG and WebP")
+    parser.add_argument("--lasting", help="like --steps: which to repeat for seconds, with power")
     parser.add_argument("--bare", action="store_true", help="pictures a second without a server")
     parser.add_argument("--fp8", action="store_true", help="a step with 8-bit weights")
     parser.add_argument("--profile", type=Path, help="a folder for the kernels that take longest")
@@ -384,6 +427,9 @@ def main() -> int:
         baseline(bench)
     if args.steps:
         steps(bench, shapes, args.steps.split(","))
+    if args.lasting:
+        pynvml.nvmlInit()
+        lasting(bench, shapes, args.lasting.split(","))
     if args.decodes:
         texts(bench)
         decodes(bench, sizes, args.decodes.split(","))

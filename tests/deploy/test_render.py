@@ -75,9 +75,16 @@ def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:
-    given = environment(GPU, model={"attention": "cudnn", "graphs": "off", "kernels": "off"})
-    assert given["ZIMAGE_KERNELS"] == "off"
-    assert (given["ZIMAGE_ATTENTION"], given["ZIMAGE_GRAPHS"]) == ("cudnn", "off")
+    wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "feed_forward": "native"}
+    given = environment(GPU, model=wanted)
+    assert {key: given[f"ZIMAGE_{key.upper()}"] for key in wanted} == wanted
+
+
+def test_what_gpu_workers_build_is_kept_for_all_of_them() -> None:
+    given = environment(GPU)
+    caches = ("TRITON_CACHE_DIR", "QUACK_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR")
+    assert len({Path(given[cache]).parent for cache in caches}) == 1
+    assert given["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
 
 
 def test_what_python_compiled_is_kept() -> None:

@@ -6,7 +6,9 @@ the same order with the same numbers.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,8 @@ _KEPT_TABLES = 32  # 2 MB each at 1024²
 
 class DenseTransformer:
     """``graphs``: None where there are none to use. ``kernels``: ours, of ``fused``, instead of the
-    layers' own operations. ``backend``: of attention; None: torch chooses."""
+    layers' own operations, and ``ways`` are what its ``block`` takes besides. ``backend``: of
+    attention; None: torch chooses."""
 
     def __init__(
         self,
@@ -33,11 +36,14 @@ class DenseTransformer:
         graphs: Graphs | None = None,
         *,
         kernels: bool = False,
+        ways: Mapping[str, Any] | None = None,
         backend: SDPBackend | None = None,
     ) -> None:
         self._model = transformer
         self._backend = backend
-        self._layer = _fused_layer if kernels else _own_layer
+        self._layer: Callable[..., torch.Tensor] = (
+            partial(_fused_layer, **(ways or {})) if kernels else _own_layer
+        )
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
         self._text_tables: dict[int, torch.Tensor] = {}  # a graph may read each: none ever goes
@@ -129,11 +135,11 @@ def _own_layer(
 
 
 def _fused_layer(
-    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None, **ways: Any
 ) -> torch.Tensor:
     from worker.pipelines import fused  # Triton is on machines with a GPU only
 
-    return fused.block(layer, tokens, table, time)
+    return fused.block(layer, tokens, table, time, **ways)
 
 
 def padded(tokens: int) -> int:

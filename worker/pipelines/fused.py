@@ -6,6 +6,7 @@ time. On a GPU only, or in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_n
 what changes with the size of a picture must not make Triton compile again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,30 +16,53 @@ import triton.language as tl
 
 from worker.pipelines.fp8 import Fp8Linear
 
-_TILE = 4096  # values of one tile of a picture
-_MOST_PARTS = 512  # partial sums of one picture
+_TILE = 4096  # values of one program
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Gate = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def prove(device: torch.device) -> None:
     """Build and run one kernel; raises what Triton raises where that is impossible."""
     numbers = torch.ones(1, 16, device=device)
-    _gated(numbers, numbers)
+    _silu_times(numbers, numbers)
+
+
+def attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """rows × tokens × width each, and so is what it gives."""
+    shape = (*query.shape[:2], heads, -1)
+    query, key, value = (each.view(shape).transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """What a feed-forward's last layer is given for ``inputs``, rows × tokens × width."""
+    return _silu_times(*_products(inputs, feed.w1, feed.w3))
 
 
 def block(
-    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+    layer: Any,
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    time: torch.Tensor | None,
+    *,
+    attend: Attend = attended,
+    gate: Gate = gated,
 ) -> torch.Tensor:
     """A ``ZImageTransformerBlock``: rows × tokens × width. ``table``: tokens × half of a head ×
-    (cosine, sine); ``time``: None for a block without modulation."""
+    (cosine, sine); ``time``: None for a block without modulation. ``attend`` and ``gate``: what
+    computes as ``attended`` and ``gated`` do."""
     attention, feed = layer.attention, layer.feed_forward
     changes = None if time is None else layer.adaLN_modulation(time)
     normed = _scaled(tokens, layer.attention_norm1, changes)
     query, key, value = _products(normed, attention.to_q, attention.to_k, attention.to_v)
     query, key = _turned(query, key, attention, table)
-    (attended,) = _products(_attended(query, key, value, attention.heads), attention.to_out[0])
+    (attended,) = _products(attend(query, key, value, attention.heads), attention.to_out[0])
     norms = layer.attention_norm2, layer.ffn_norm1
     tokens, normed = _added_and_scaled(tokens, attended, norms, changes)
-    (fed,) = _products(_gated(*_products(normed, feed.w1, feed.w3)), feed.w2)
+    (fed,) = _products(gate(feed, normed), feed.w2)
     return _added(tokens, fed, layer.ffn_norm2, changes)
 
 
@@ -48,14 +72,6 @@ def _products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
         return [layer(inputs) for layer in layers]
     rows = quantized(inputs.flatten(0, -2))
     return [layer.product(*rows, inputs) for layer in layers]
-
-
-def _attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
-) -> torch.Tensor:
-    shape = (*query.shape[:2], heads, -1)
-    query, key, value = (each.view(shape).transpose(1, 2) for each in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def _scaled(tokens: torch.Tensor, norm: Any, changes: torch.Tensor | None) -> torch.Tensor:
@@ -228,16 +244,16 @@ def _turn_kernel(
     tl.store(output + place, tl.reshape(turned, (HEADS, 2 * HALF)), inside)
 
 
-def _gated(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """silu(gate) × value."""
+def _silu_times(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """silu(``gate``) × ``value``."""
     output, width = torch.empty_like(gate), gate.shape[-1]
     grid = gate.numel() // width, triton.cdiv(width, _TILE)
-    _gate_kernel[grid](gate, value, output, width, TILE=_TILE, num_warps=8)
+    _silu_times_kernel[grid](gate, value, output, width, TILE=_TILE, num_warps=8)
     return output
 
 
 @triton.jit
-def _gate_kernel(gate, value, output, width: tl.constexpr, TILE: tl.constexpr):
+def _silu_times_kernel(gate, value, output, width: tl.constexpr, TILE: tl.constexpr):
     # A width that is known at compile time lets whole vectors be loaded under the mask.
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = at < width
@@ -271,7 +287,7 @@ class Feed(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.replaced
-        gated = _gated(layers.gate_proj(hidden), layers.up_proj(hidden))
+        gated = _silu_times(layers.gate_proj(hidden), layers.up_proj(hidden))
         output: torch.Tensor = layers.down_proj(gated)
         return output
 
@@ -311,160 +327,3 @@ def _quantize_kernel(rows, values, scales, width: tl.constexpr, BLOCK: tl.conste
     scale = tl.maximum(tl.max(tl.abs(given)) / 448.0, 1e-12)
     tl.store(scales + row, scale)
     tl.store(values + place, (given / scale).to(tl.float8e4nv), inside)
-
-
-class Residual(torch.nn.Module):
-    """In the place of a decoder's ``ResnetBlock2D``, which ``replaces`` says it may."""
-
-    def __init__(self, resnet: Any) -> None:
-        super().__init__()
-        self.replaced = resnet
-
-    def forward(self, image: torch.Tensor, temb: None = None) -> torch.Tensor:
-        block = self.replaced
-        hidden = block.conv1(norm_silu(image, block.norm1))
-        hidden = block.conv2(norm_silu(hidden, block.norm2))
-        if block.conv_shortcut is not None:
-            image = block.conv_shortcut(image)
-        output: torch.Tensor = hidden.add_(image)
-        return output
-
-
-def replaces(resnet: Any) -> bool:
-    """Whether ``Residual`` computes what ``resnet`` does."""
-    plain = resnet.upsample is resnet.downsample is resnet.time_emb_proj is None
-    silu = isinstance(resnet.nonlinearity, torch.nn.SiLU)
-    return plain and silu and resnet.output_scale_factor == 1
-
-
-def install(decoder: Any) -> None:
-    """Put them into a decoder, whose convolutions become channels last."""
-    decoder.to(memory_format=torch.channels_last)
-    for part in (decoder.mid_block, *decoder.up_blocks):
-        for number, resnet in enumerate(part.resnets):
-            if replaces(resnet):
-                part.resnets[number] = Residual(resnet)
-    decoder.conv_norm_out = NormSilu(decoder.conv_norm_out)
-    decoder.conv_act = Passed(decoder.conv_act)
-
-
-class NormSilu(torch.nn.Module):
-    """In the place of a group norm whose output goes through silu."""
-
-    def __init__(self, norm: torch.nn.GroupNorm) -> None:
-        super().__init__()
-        self.replaced = norm
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return norm_silu(image, self.replaced)
-
-
-class Passed(torch.nn.Module):
-    """In the place of a silu that the norm before it has done."""
-
-    def __init__(self, silu: torch.nn.Module) -> None:
-        super().__init__()
-        self.replaced = silu
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image
-
-
-def norm_silu(image: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
-    """silu of the group norm of ``image``, 1 × channels × height × width and channels last."""
-    image = image.contiguous(memory_format=torch.channels_last)
-    channels, cells = image.shape[1], image.shape[2] * image.shape[3]
-    block = max(1, _TILE // triton.next_power_of_2(channels))
-    blocks = triton.cdiv(cells, block)
-    part = triton.cdiv(blocks, _MOST_PARTS) * block  # cells of one partial sum
-    parts = triton.cdiv(cells, part)
-    sums = torch.empty(parts, 2, channels, device=image.device)
-    lines = torch.empty(2, channels, device=image.device)
-    output = torch.empty_like(image)
-    sizes = {"channels": channels, "C": triton.next_power_of_2(channels)}
-    _sum_kernel[(parts,)](image, sums, cells, part, **sizes, ROWS=block, num_warps=8)
-    width = channels // norm.num_groups
-    _line_kernel[(norm.num_groups,)](
-        sums,
-        norm.weight,
-        norm.bias,
-        lines,
-        cells,
-        parts,
-        norm.eps,
-        channels,
-        width,
-        WIDTH=triton.next_power_of_2(width),
-        PARTS=64,
-    )
-    _silu_kernel[(blocks,)](image, lines, output, cells, **sizes, ROWS=block, num_warps=8)
-    return output
-
-
-@triton.jit(do_not_specialize=["cells", "part"])
-def _sum_kernel(
-    image, sums, cells, part, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
-):
-    number = tl.program_id(0)
-    channel = tl.arange(0, C)
-    total = tl.zeros((ROWS, C), tl.float32)
-    squares = tl.zeros((ROWS, C), tl.float32)
-    for start in range(0, part, ROWS):
-        cell = number * part + start + tl.arange(0, ROWS)[:, None]
-        inside = (cell < cells) & (channel[None, :] < channels)
-        place = cell.to(tl.int64) * channels + channel[None, :]
-        values = tl.load(image + place, inside, 0.0).to(tl.float32)
-        total += values
-        squares += values * values
-    place = sums + number * 2 * channels + channel
-    tl.store(place, tl.sum(total, 0), channel < channels)
-    tl.store(place + channels, tl.sum(squares, 0), channel < channels)
-
-
-@triton.jit(do_not_specialize=["cells", "parts"])
-def _line_kernel(
-    sums,
-    weight,
-    bias,
-    lines,
-    cells,
-    parts,
-    eps,
-    channels: tl.constexpr,
-    width: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """What to multiply each channel of one group with, and what to add."""
-    at = tl.arange(0, WIDTH)
-    inside = at < width
-    channel = tl.program_id(0) * width + at
-    total = tl.zeros((PARTS, WIDTH), tl.float32)
-    squares = tl.zeros((PARTS, WIDTH), tl.float32)
-    for start in range(0, parts, PARTS):
-        number = start + tl.arange(0, PARTS)[:, None]
-        there = (number < parts) & inside[None, :]
-        place = sums + number * 2 * channels + channel[None, :]
-        total += tl.load(place, there, 0.0)
-        squares += tl.load(place + channels, there, 0.0)
-    count = cells.to(tl.float32) * width
-    mean = tl.sum(total) / count
-    variance = tl.sum(squares) / count - mean * mean
-    factor = tl.rsqrt(variance + eps) * tl.load(weight + channel, inside, 0.0).to(tl.float32)
-    summand = tl.load(bias + channel, inside, 0.0).to(tl.float32) - mean * factor
-    tl.store(lines + channel, factor, inside)
-    tl.store(lines + channels + channel, summand, inside)
-
-
-@triton.jit(do_not_specialize=["cells"])
-def _silu_kernel(
-    image, lines, output, cells, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
-):
-    channel = tl.arange(0, C)[None, :]
-    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = (cell < cells) & (channel < channels)
-    place = cell.to(tl.int64) * channels + channel
-    factor = tl.load(lines + channel, channel < channels, 0.0)
-    summand = tl.load(lines + channels + channel, channel < channels, 0.0)
-    values = tl.load(image + place, inside, 0.0).to(tl.float32) * factor + summand
-    tl.store(output + place, values * tl.sigmoid(values), inside)

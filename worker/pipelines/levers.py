@@ -4,6 +4,8 @@
 nothing to launch: all are off.
 """
 
+import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import logging
@@ -29,17 +31,21 @@ _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+_OF_HOPPER = {"attention": "flash4", "feed_forward": "quack"}
+_HOPPER = 9  # compute capability
 
 
 @dataclass(frozen=True)
 class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
-    ``kernels``: those of ``fused``, for blocks, decoder and text encoder.
+    ``kernels``: those of ``fused``, for blocks, decoder and text encoder. ``attention`` "flash4"
+    and ``feed_forward`` "quack": those of ``hopper``, inside ours.
     """
 
     kernels: bool = False
     attention: str = "native"
+    feed_forward: str = "native"
     graphs: bool = False
     fp8: str = "off"
     why: tuple[tuple[str, str], ...] = ()
@@ -58,16 +64,22 @@ def choose(settings: Settings, device: torch.device) -> Levers:
     cuda = device.type == "cuda"
     kernels, kernels_why = _choose_kernels(settings.kernels, cuda)
     graphs = cuda and settings.graphs == "auto"
-    attention = "native" if settings.attention == "auto" else settings.attention
+    hopper = functools.partial(_hopper, settings, device, kernels)
+    attention, attention_why = hopper(settings.attention, "flash4", "flash-attn-4")
+    feed_forward, feed_forward_why = hopper(settings.feed_forward, "quack", "quack-kernels")
+    if settings.fp8 != "off":
+        feed_forward, feed_forward_why = "native", "native: 8 bits"
     why = {
         "kernels": kernels_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
-        "attention": f"{attention}: by the setting" if settings.attention != "auto" else attention,
+        "attention": attention_why,
+        "feed_forward": feed_forward_why,
         "fp8": "off" if settings.fp8 == "off" else _fp8_why(settings.fp8, device),
     }
     return Levers(
         kernels=kernels,
         attention=attention,
+        feed_forward=feed_forward,
         graphs=graphs,
         fp8=settings.fp8,
         why=tuple(why.items()),
@@ -75,28 +87,48 @@ def choose(settings: Settings, device: torch.device) -> Levers:
 
 
 def prepare(levers: Levers) -> None:
-    """Import Triton while the weights are being read."""
-    if levers.kernels:
-        module = "worker.pipelines.fused"
-        threading.Thread(target=importlib.import_module, args=[module], daemon=True).start()
+    """Import Triton and what else takes seconds while the weights are being read."""
+    for wanted, module in ((levers.kernels, "fused"), (_uses_hopper(levers), "hopper")):
+        if wanted:
+            args = [f"worker.pipelines.{module}"]
+            threading.Thread(target=importlib.import_module, args=args, daemon=True).start()
 
 
 def proved(levers: Levers, device: torch.device) -> Levers:
-    """Without our kernels where the first one cannot be built: then it draws, but slower."""
-    if not levers.kernels:
-        return levers
-    try:
-        from worker.pipelines import fused  # Triton is on machines with a GPU only
-
-        fused.prove(device)
-    except Exception as error:  # Triton and its C compiler raise whatever they like
-        log.warning("our kernels cannot be built; going on without", exc_info=error)
-        why = {
-            **dict(levers.why),
-            "kernels": f"off: {type(error).__name__}: {error}".split("\n")[0],
-        }
-        return replace(levers, kernels=False, why=tuple(why.items()))
+    """Without the kernels of which the first one cannot be built: then it draws, but slower."""
+    if levers.kernels and (error := _failure("fused", device)):
+        levers = _changed(levers, "kernels", False, f"off: {error}")
+        return _without_hopper(levers, "no kernels")
+    if _uses_hopper(levers) and (error := _failure("hopper", device)):
+        return _without_hopper(levers, error)
     return levers
+
+
+def _failure(module: str, device: torch.device) -> str | None:
+    """Why the kernels of ``module`` cannot be built here."""
+    try:
+        importlib.import_module(f"worker.pipelines.{module}").prove(device)
+    except Exception as error:  # compilers raise whatever they like
+        log.warning("%s: kernels cannot be built; going on without", module, exc_info=error)
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+    return None
+
+
+def _uses_hopper(levers: Levers) -> bool:
+    return any(getattr(levers, lever) == ours for lever, ours in _OF_HOPPER.items())
+
+
+def _without_hopper(levers: Levers, why: str) -> Levers:
+    for lever, ours in _OF_HOPPER.items():
+        if getattr(levers, lever) == ours:
+            levers = _changed(levers, lever, "native", f"native: {why}")
+    return levers
+
+
+def _changed(levers: Levers, lever: str, value: object, why: str) -> Levers:
+    whys = {**dict(levers.why), lever: why}
+    changes: dict[str, Any] = {lever: value, "why": tuple(whys.items())}
+    return replace(levers, **changes)
 
 
 def apply(levers: Levers, pipeline: Any) -> Graphs | None:
@@ -109,10 +141,15 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
     for block in _blocks(pipeline.transformer):
         block.attention.set_processor(RealRotaryProcessor())
     if levers.kernels:
-        from worker.pipelines import fused  # Triton is on machines with a GPU only
+        from worker.pipelines import fused, fused_decoder  # Triton is on machines with a GPU only
 
-        fused.install(pipeline.vae.decoder)
+        fused_decoder.install(pipeline.vae.decoder)
         fused.install_text(pipeline.text_encoder)
+    if levers.feed_forward == "quack":
+        from worker.pipelines import hopper
+
+        for block in _blocks(pipeline.transformer):
+            hopper.pack(block.feed_forward)
     return Graphs() if levers.graphs else None
 
 
@@ -121,11 +158,46 @@ def blocks_use_kernels(levers: Levers, transformer: Any) -> bool:
     return bool(levers.kernels and transformer.config.qk_norm)
 
 
+def ways(levers: Levers) -> dict[str, Any]:
+    """What to give ``fused.block`` besides; the pipeline went through ``apply``."""
+    if not _uses_hopper(levers):
+        return {}
+    from worker.pipelines import hopper  # flash-attn-4 and quack-kernels are on few machines
+
+    found = {"attend": hopper.attended, "gate": hopper.gated}
+    used = {"attend": levers.attention == "flash4", "gate": levers.feed_forward == "quack"}
+    return {way: call for way, call in found.items() if used[way]}
+
+
 def _choose_kernels(wish: str, cuda: bool) -> tuple[bool, str]:
     if wish == "off" or not cuda:
         return False, "off: by the setting" if wish == "off" else "off: no GPU"
     missing = _missing()
     return missing is None, "on" if missing is None else f"off: no {missing}"
+
+
+def _hopper(
+    settings: Settings, device: torch.device, kernels: bool, wish: str, name: str, package: str
+) -> tuple[str, str]:
+    """``name`` where ``wish`` is that or "auto" and nothing is in the way; and why."""
+    if wish not in ("auto", name):
+        return wish, f"{wish}: by the setting"
+    obstacle = _obstacle(settings, device, kernels, package)
+    return (name, name) if obstacle is None else ("native", f"native: {obstacle}")
+
+
+def _obstacle(settings: Settings, device: torch.device, kernels: bool, package: str) -> str | None:
+    if not kernels:
+        return "no GPU" if device.type != "cuda" else "no kernels"
+    if torch.cuda.get_device_capability(device)[0] != _HOPPER:
+        return "no Hopper card"
+    if settings.dtype == "float32":
+        return "32 bits"
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package} (pip install -c constraints.txt '.[hopper]')"
+    return None
 
 
 def _fp8_why(parts: str, device: torch.device) -> str:

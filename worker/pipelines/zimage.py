@@ -56,7 +56,11 @@ class ZImageStepwise:
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         kernels = levers.blocks_use_kernels(plan, pipeline.transformer)
         self._transformer = DenseTransformer(
-            pipeline.transformer, graphs, kernels=kernels, backend=plan.backend
+            pipeline.transformer,
+            graphs,
+            kernels=kernels,
+            ways=levers.ways(plan),
+            backend=plan.backend,
         )
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
         self._decode = PictureDecoder(pipeline, graphs)

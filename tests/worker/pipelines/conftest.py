@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,11 @@ from worker.pipelines.random_zimage import Sizes, byte_tokenizer, random_zimage
 from worker.pipelines.zimage import ZImageStepwise
 
 CPU = torch.device("cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNEL_DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
+needs_triton = pytest.mark.skipif(
+    not (INTERPRETED or torch.cuda.is_available()), reason="neither CUDA nor TRITON_INTERPRET=1"
+)
 DEFAULTS = Defaults("small", steps=4, guidance_scale=0.0, size=(64, 64))
 VAE = {
     "block_out_channels": (8, 8, 8, 8),

@@ -1,24 +1,19 @@
 """On a GPU, or with ``TRITON_INTERPRET=1`` and Triton installed, anywhere."""
 
-import copy
-import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.worker.pipelines.conftest import CPU, SMALL
+from tests.worker.pipelines.conftest import INTERPRETED, SMALL, needs_triton
+from tests.worker.pipelines.conftest import KERNEL_DEVICE as DEVICE
 from worker.pipelines import fp8, levers
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.random_zimage import random_zimage
 
 fused = pytest.importorskip("worker.pipelines.fused", exc_type=ImportError)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
-pytestmark = pytest.mark.skipif(
-    not (INTERPRETED or torch.cuda.is_available()), reason="neither CUDA nor TRITON_INTERPRET=1"
-)
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +36,6 @@ def test_the_transformer_computes_the_same(pipeline: Any, rows: int) -> None:
     captions = torch.stack([caption] * rows)
     wanted = plain(latents, times, captions)
     assert torch.allclose(fast(latents, times, captions), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize(("channels", "groups", "side"), [(8, 4, 5), (12, 4, 3), (32, 4, 70)])
-@torch.no_grad()
-def test_a_norm_of_any_size(channels: int, groups: int, side: int) -> None:
-    """Also of more cells than one part sums up."""
-    norm = torch.nn.GroupNorm(groups, channels, device=DEVICE)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    image = torch.randn(1, channels, side, side + 1, device=DEVICE) * 3 + 1
-    wanted = torch.nn.functional.silu(norm(image))
-    assert torch.allclose(fused.norm_silu(image, norm), wanted, atol=1e-4)
-
-
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-def test_the_decoder_computes_the_same_and_comes_back(pipeline: Any) -> None:
-    levers.apply(levers.NONE, pipeline)
-    before = copy.copy(list(pipeline.vae.decoder.modules()))
-    latents = torch.randn(1, 16, 6, 4, device=DEVICE)
-    wanted = pipeline.vae.decode(latents, return_dict=False)[0]
-    for _ in range(2):
-        levers.apply(levers.Levers(kernels=True), pipeline)
-    assert isinstance(pipeline.vae.decoder.mid_block.resnets[0], fused.Residual)
-    given = pipeline.vae.decode(latents, return_dict=False)[0]
-    assert torch.allclose(given, wanted, atol=1e-4)
-    levers.apply(levers.NONE, pipeline)
-    assert list(pipeline.vae.decoder.modules()) == before
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,13 @@ def settings(**changes: Any) -> Settings:
 @pytest.fixture
 def _gcc_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levers, "_missing", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+
+@pytest.fixture
+def _extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if ``.[hopper]`` were installed."""
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "1")
 
 
 def test_a_cpu_pulls_no_lever() -> None:
@@ -34,6 +42,55 @@ def test_a_cpu_pulls_no_lever() -> None:
 def test_a_gpu_pulls_all_but_fp8() -> None:
     plan = levers.choose(settings(), CUDA)
     assert (plan.kernels, plan.graphs, plan.fp8) == (True, True, "off")
+
+
+@pytest.mark.usefixtures("_gcc_and_triton", "_extra")
+def test_a_hopper_card_has_two_more() -> None:
+    plan = levers.choose(settings(), CUDA)
+    assert (plan.attention, plan.feed_forward) == ("flash4", "quack")
+    assert (dict(plan.why)["attention"], plan.backend) == ("flash4", None)
+    plan = levers.choose(settings(attention="cudnn", feed_forward="native"), CUDA)
+    assert (plan.attention, plan.feed_forward) == ("cudnn", "native")
+
+
+@pytest.mark.parametrize(
+    ("changes", "capability", "why"),
+    [
+        ({}, (8, 9), "no Hopper card"),
+        ({"dtype": "float32"}, (9, 0), "32 bits"),
+        ({"kernels": "off"}, (9, 0), "no kernels"),
+        ({"attention": "flash4", "feed_forward": "quack"}, (10, 0), "no Hopper card"),
+    ],
+)
+@pytest.mark.usefixtures("_gcc_and_triton", "_extra")
+def test_where_they_are_of_no_use_it_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    capability: tuple[int, int],
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    plan = levers.choose(settings(**changes), CUDA)
+    assert (plan.attention, plan.feed_forward) == ("native", "native")
+    assert dict(plan.why)["attention"] == dict(plan.why)["feed_forward"] == f"native: {why}"
+
+
+@pytest.mark.usefixtures("_gcc_and_triton")
+def test_what_is_not_installed_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    why = dict(levers.choose(settings(), CUDA).why)
+    assert "no flash-attn-4 (pip install" in why["attention"]
+    assert "no quack-kernels (pip install" in why["feed_forward"]
+
+
+@pytest.mark.usefixtures("_gcc_and_triton", "_extra")
+def test_8_bit_weights_need_other_products() -> None:
+    plan = levers.choose(settings(fp8="transformer"), CUDA)
+    assert (plan.attention, plan.feed_forward) == ("flash4", "native")
+    assert dict(plan.why)["feed_forward"] == "native: 8 bits"
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")

@@ -1,0 +1,146 @@
+"""With stand-ins that compute what the two libraries do, and on a Hopper card with themselves."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_z_image import FeedForward
+
+from worker.pipelines import levers
+
+CUDA = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+WIDTH, HIDDEN = 64, 96
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    tile_m: int
+    tile_n: int
+    pingpong: bool
+    is_dynamic_persistent: bool
+    device_capacity: int
+
+
+def gemm_gated(
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    activation: str,
+    store_preact: bool,
+    config: GemmConfig,
+    concat_layout: tuple[str],
+) -> tuple[None, torch.Tensor]:
+    assert (activation, store_preact, concat_layout) == ("swiglu", False, ("B",))
+    gate, value = (rows @ weights).chunk(2, -1)
+    tiles.append(config.tile_m)
+    return None, F.silu(gate) * value
+
+
+def flash_attn_func(*tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
+    """Rows × tokens × heads × values, as that library has them."""
+    query, key, value = (each.transpose(1, 2) for each in tensors)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+
+
+tiles: list[int] = []
+
+
+def fused_gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
+    tiles.append(0)
+    output: torch.Tensor = F.silu(feed.w1(inputs)) * feed.w3(inputs)
+    return output
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    libraries: dict[str, dict[str, Any]] = {
+        "flash_attn": {},
+        "flash_attn.cute": {"flash_attn_func": flash_attn_func},
+        "quack": {},
+        "quack.gemm_config": {"GemmConfig": GemmConfig},
+        "quack.gemm_interface": {"gemm_gated": gemm_gated},
+        "worker.pipelines.fused": {"gated": fused_gated},
+    }
+    for name, there in libraries.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**there))
+    stand_in = sys.modules["worker.pipelines.fused"]
+    monkeypatch.setattr("worker.pipelines.fused", stand_in, raising=False)
+    monkeypatch.delitem(sys.modules, "worker.pipelines.hopper", raising=False)
+    tiles.clear()
+    yield importlib.import_module("worker.pipelines.hopper")
+    sys.modules.pop("worker.pipelines.hopper", None)
+
+
+@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (600, 128), (4100, 256)])
+@torch.no_grad()
+def test_a_packed_feed_forward_computes_what_it_did(
+    hopper: ModuleType, tokens: int, tile: int
+) -> None:
+    feed: Any = FeedForward(WIDTH, HIDDEN)
+    inputs = torch.randn(2, tokens, WIDTH)
+    wanted = feed(inputs)
+    hopper.pack(feed)
+    assert torch.allclose(feed.w2(hopper.gated(feed, inputs)), wanted, atol=1e-5)
+    assert tiles == [tile]  # by the tokens of both rows
+    assert torch.allclose(feed(inputs), wanted, atol=1e-6)
+
+
+def test_packed_weights_are_kept_once(hopper: ModuleType) -> None:
+    feed: Any = FeedForward(WIDTH, HIDDEN)
+    hopper.pack(feed)
+    addresses = feed.w1.weight.data_ptr(), feed.w3.weight.data_ptr()
+    assert addresses == (feed.packed.data_ptr(), feed.packed[HIDDEN:].data_ptr())
+
+
+def test_attention_is_that_of_each_head(hopper: ModuleType) -> None:
+    query, key, value = torch.randn(3, 2, 10, 4, 8)
+    wanted = F.scaled_dot_product_attention(*(e.transpose(1, 2) for e in (query, key, value)))
+    given = hopper.attended(query.flatten(2), key.flatten(2), value.flatten(2), 4)
+    assert torch.allclose(given, wanted.transpose(1, 2).flatten(2), atol=1e-6)
+
+
+def test_what_cannot_be_built_is_left_out(hopper: ModuleType) -> None:
+    """Here prove() asks for a device that is not there."""
+    plan = levers.Levers(attention="flash4", feed_forward="quack", why=(("graphs", "on"),))
+    found = levers.proved(plan, torch.device("cuda", 99))
+    assert (found.attention, found.feed_forward) == ("native", "native")
+    assert dict(found.why)["attention"].startswith("native: ")
+    assert dict(found.why)["graphs"] == "on"
+    assert levers.ways(found) == {}
+
+
+def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
+    assert levers.ways(levers.Levers(attention="flash4")) == {"attend": hopper.attended}
+    assert levers.ways(levers.Levers(feed_forward="quack")) == {"gate": hopper.gated}
+
+
+@pytest.mark.skipif(not CUDA, reason="no Hopper card")
+@pytest.mark.parametrize("tokens", [64, 1300, 8400])
+@torch.no_grad()
+def test_the_real_ones_compute_the_same(tokens: int) -> None:
+    pytest.importorskip("quack")
+    pytest.importorskip("flash_attn.cute")
+    from worker.pipelines import fused, hopper
+
+    device = torch.device("cuda")
+    hopper.prove(device)
+    feed: Any = FeedForward(512, 1024).to(device, torch.bfloat16)
+    inputs = torch.randn(1, tokens, 512, dtype=torch.bfloat16, device=device)
+    wanted = fused.gated(feed, inputs)
+    hopper.pack(feed)
+    assert _off(hopper.gated(feed, inputs), wanted) < 0.01
+    query, key, value = torch.randn(3, 2, tokens, 512, dtype=torch.bfloat16, device=device)
+    given = hopper.attended(query, key, value, 4)
+    assert _off(given, fused.attended(query, key, value, 4)) < 0.01
+    alone = hopper.attended(query[1:], key[1:], value[1:], 4)
+    assert torch.equal(alone[0], given[1])
+
+
+def _off(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((given - wanted).float().norm() / wanted.float().norm())
