@@ -8,11 +8,14 @@ measured. Each row of a batch is computed as it would be alone, in one order.
 from typing import Any
 
 import torch
-from flash_attn.cute import flash_attn_func
-from quack.gemm_config import GemmConfig
-from quack.gemm_interface import gemm_gated
 
 from worker.pipelines import fused
+from worker.pipelines.imports import uncompiled
+
+with uncompiled():
+    from flash_attn.cute import flash_attn_func
+    from quack.gemm_config import GemmConfig
+    from quack.gemm_interface import gemm_gated
 
 _WIDE = GemmConfig(
     tile_m=256, tile_n=192, pingpong=False, is_dynamic_persistent=False, device_capacity=9

@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _UNUSED = ("peft", "sklearn")
 """diffusers and transformers import them wherever they happen to be installed. They serve adapters
@@ -26,3 +27,24 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
         for name in hidden:
             sys.modules.pop(name, None)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, ``torch.compile`` gives back what it is given.
+
+    For modules that offer compiled functions which nobody here calls: naming them is enough to
+    import all of torch's compiler, 1.7 seconds of a start.
+    """
+    import torch  # loaded by then; this module is imported before it
+
+    compile_function = torch.compile
+    torch.compile = _as_it_is  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
+
+
+def _as_it_is(function: Any = None, **options: object) -> Any:
+    return (lambda decorated: decorated) if function is None else function

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from worker.pipelines import imports
 
@@ -27,3 +28,11 @@ def test_what_is_not_used_cannot_be_imported_meanwhile(
     import costly
 
     assert costly.value == 1
+
+
+def test_nothing_is_compiled_for_those_who_do_not_ask() -> None:
+    compile_function = torch.compile
+    with imports.uncompiled():
+        assert torch.compile(len, dynamic=True) is len
+        assert torch.compile(fullgraph=True)(len) is len
+    assert torch.compile is compile_function
