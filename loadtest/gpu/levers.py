@@ -8,13 +8,14 @@ compared with what diffusers' own eager forward gives for the same input: ``off 
 
 import argparse
 import functools
+import importlib
 import io
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def lasting(
             bench.note({"what": "lasting", "lever": name, "shape": f"{size}x{rows}"} | result)
 
 
+def there(bench: Bench, plans: Mapping[str, levers.Levers]) -> list[str]:
+    """Those that this machine has the libraries for; the others are noted."""
+    found = []
+    for name, plan in plans.items():
+        try:
+            if plan.kernels:
+                importlib.import_module("worker.pipelines.fused")
+            levers.ways(plan)
+            found.append(name)
+        except ImportError as error:
+            bench.note({"what": "missing", "lever": name, "error": str(error)})
+    return found
+
+
 def diffusers_forward(
     bench: Bench, frames: list[torch.Tensor], times: torch.Tensor, hidden: torch.Tensor
 ) -> torch.Tensor:
@@ -215,8 +230,9 @@ def caption_of(bench: Bench, hidden: torch.Tensor) -> torch.Tensor:
     return dense.caption(filled, torch.tensor(len(hidden), device=bench.device))
 
 
-def texts(bench: Bench) -> None:
-    for name, plan in DECODES.items():
+def texts(bench: Bench, chosen: list[str]) -> None:
+    for name in chosen:
+        plan = DECODES[name]
         graphs = apply(bench, plan)
         dense = DenseTransformer(bench.pipeline.transformer, kernels=plan.kernels)
         encoder = CaptionEncoder(bench.pipeline, dense, graphs, kept_tokens=0)
@@ -353,7 +369,8 @@ def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
     captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
     shrink_pipeline(bench.pipeline, bench.device, "all")
     for name in chosen:
-        dense, _ = transformer(bench, STEPS[name])
+        plan = replace(STEPS[name], feed_forward="native")  # quack's takes 16 bits
+        dense, _ = transformer(bench, plan)
         for (size, rows), (latents, times, _) in inputs.items():
             stacked = torch.stack([captions[size, rows]] * rows)
             call = functools.partial(dense, latents, times, stacked)
@@ -395,6 +412,11 @@ def loaded(args: argparse.Namespace) -> Any:
     )
 
 
+def named(plans: Mapping[str, levers.Levers], names: str) -> dict[str, levers.Levers]:
+    """``names``: with commas between; "" for none."""
+    return {name: plans[name] for name in names.split(",") if name}
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="random:z-image-turbo")
@@ -425,20 +447,21 @@ def main() -> int:
     shapes = [(size, int(rows)) for size in sizes for rows in args.rows.split(",")]
     if args.baseline:
         baseline(bench)
-    if args.steps:
-        steps(bench, shapes, args.steps.split(","))
+    chosen = there(bench, named(STEPS, args.steps))
+    if chosen:
+        steps(bench, shapes, chosen)
     if args.lasting:
         pynvml.nvmlInit()
-        lasting(bench, shapes, args.lasting.split(","))
-    if args.decodes:
-        texts(bench)
-        decodes(bench, sizes, args.decodes.split(","))
+        lasting(bench, shapes, there(bench, named(STEPS, args.lasting)))
+    decoding = there(bench, named(DECODES, args.decodes))
+    texts(bench, decoding)
+    decodes(bench, sizes, decoding)
     if args.pictures:
         pictures(bench, sizes[1:] or sizes, steps=8)
     if args.bare:
         bare(bench, shapes)
     if args.fp8:
-        fp8(bench, shapes, args.steps.split(","))
+        fp8(bench, shapes, chosen)
     if bench.device.type == "cuda":
         peak_gib = round(torch.cuda.max_memory_reserved() / 2**30, 1)
         bench.note({"what": "memory", "lever": "", "peak_gib": peak_gib})

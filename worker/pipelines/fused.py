@@ -59,9 +59,9 @@ def block(
     normed = _scaled(tokens, layer.attention_norm1, changes)
     query, key, value = _products(normed, attention.to_q, attention.to_k, attention.to_v)
     query, key = _turned(query, key, attention, table)
-    (attended,) = _products(attend(query, key, value, attention.heads), attention.to_out[0])
+    (seen,) = _products(attend(query, key, value, attention.heads), attention.to_out[0])
     norms = layer.attention_norm2, layer.ffn_norm1
-    tokens, normed = _added_and_scaled(tokens, attended, norms, changes)
+    tokens, normed = _added_and_scaled(tokens, seen, norms, changes)
     (fed,) = _products(gate(feed, normed), feed.w2)
     return _added(tokens, fed, layer.ffn_norm2, changes)
 
