@@ -263,12 +263,16 @@ def _silu_times_kernel(gate, value, output, width: tl.constexpr, TILE: tl.conste
     tl.store(output + place, left * tl.sigmoid(left) * right, inside)
 
 
-class Norm(torch.nn.Module):
-    """In the place of a text encoder's root-mean-square norm."""
+class InPlaceOf(torch.nn.Module):
+    """Computes what ``replaced`` does; ``levers`` puts that back."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, replaced: Any) -> None:
         super().__init__()
-        self.replaced = norm
+        self.replaced = replaced
+
+
+class Norm(InPlaceOf):
+    """In the place of a text encoder's root-mean-square norm."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.contiguous()
@@ -278,12 +282,8 @@ class Norm(torch.nn.Module):
         return output
 
 
-class Feed(torch.nn.Module):
+class Feed(InPlaceOf):
     """In the place of a text encoder's gated feed-forward layers."""
-
-    def __init__(self, layers: Any) -> None:
-        super().__init__()
-        self.replaced = layers
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.replaced

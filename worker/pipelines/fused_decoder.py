@@ -12,6 +12,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from worker.pipelines.fused import InPlaceOf
+
 _TILE = 4096  # values of one tile of a picture
 _MOST_PARTS = 512  # partial sums of one picture
 _ATTENDED_ROWS = 2048  # their scores take 128 MiB at 1024²
@@ -35,13 +37,7 @@ def _replace(layers: Any, kind: Any) -> None:
             layers[number] = kind(layer)
 
 
-class _InPlaceOf(torch.nn.Module):
-    def __init__(self, replaced: Any) -> None:
-        super().__init__()
-        self.replaced = replaced
-
-
-class Residual(_InPlaceOf):
+class Residual(InPlaceOf):
     """In the place of a decoder's ``ResnetBlock2D``."""
 
     @staticmethod
@@ -61,7 +57,7 @@ class Residual(_InPlaceOf):
         return added(hidden, block.conv2.bias, _convolved(short, image), short.bias)
 
 
-class Upsample(_InPlaceOf):
+class Upsample(InPlaceOf):
     """In the place of an ``Upsample2D`` that doubles each cell and convolves."""
 
     @staticmethod
@@ -75,7 +71,7 @@ class Upsample(_InPlaceOf):
         return added(_convolved(conv, doubled(image)), conv.bias)
 
 
-class Attention(_InPlaceOf):
+class Attention(InPlaceOf):
     """In the place of a decoder's ``Attention``, whose one head of 512 values no quick kernel
     takes: matrix products, and a softmax of ours between them."""
 
@@ -99,14 +95,14 @@ class Attention(_InPlaceOf):
         return image + turned
 
 
-class NormSilu(_InPlaceOf):
+class NormSilu(InPlaceOf):
     """In the place of a group norm whose output goes through silu."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return normed(image, self.replaced)
 
 
-class Passed(_InPlaceOf):
+class Passed(InPlaceOf):
     """In the place of a silu that the norm before it has done."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -193,9 +189,7 @@ def _add_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    channel = tl.arange(0, C)[None, :]
-    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = (cell < cells) & (channel < channels)
+    channel, cell, inside = _tile(cells, channels, C, ROWS)
     place = cell.to(tl.int64) * channels + channel
     values = tl.load(image + place, inside, 0.0).to(tl.float32)
     values += tl.load(bias + channel, channel < channels, 0.0).to(tl.float32)
@@ -225,9 +219,7 @@ def doubled(image: torch.Tensor) -> torch.Tensor:
 def _double_kernel(
     image, output, cells, width, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
 ):
-    channel = tl.arange(0, C)[None, :]
-    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = (cell < cells) & (channel < channels)
+    channel, cell, inside = _tile(cells, channels, C, ROWS)
     source = cell // width // 2 * (width // 2) + cell % width // 2
     values = tl.load(image + source.to(tl.int64) * channels + channel, inside, 0.0)
     tl.store(output + cell.to(tl.int64) * channels + channel, values, inside)
@@ -238,6 +230,14 @@ def _tiles(channels: int, cells: int) -> tuple[dict[str, int], tuple[int]]:
     padded = triton.next_power_of_2(channels)
     rows = max(1, _TILE // padded)
     return {"channels": channels, "C": padded, "ROWS": rows}, (triton.cdiv(cells, rows),)
+
+
+@triton.jit
+def _tile(cells, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr):
+    """Channels, cells, and which of them there are, of this program's tile as by ``_tiles``."""
+    channel = tl.arange(0, C)[None, :]
+    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    return channel, cell, (cell < cells) & (channel < channels)
 
 
 def normed(
@@ -360,9 +360,7 @@ def _line_silu_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    channel = tl.arange(0, C)[None, :]
-    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = (cell < cells) & (channel < channels)
+    channel, cell, inside = _tile(cells, channels, C, ROWS)
     place = cell.to(tl.int64) * channels + channel
     factor = tl.load(lines + channel, channel < channels, 0.0)
     summand = tl.load(lines + channels + channel, channel < channels, 0.0)

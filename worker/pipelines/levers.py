@@ -88,10 +88,10 @@ def choose(settings: Settings, device: torch.device) -> Levers:
 
 def prepare(levers: Levers) -> None:
     """Import Triton and what else takes seconds while the weights are being read."""
-    for wanted, module in ((levers.kernels, "fused"), (_uses_hopper(levers), "hopper")):
-        if wanted:
-            args = [f"worker.pipelines.{module}"]
-            threading.Thread(target=importlib.import_module, args=args, daemon=True).start()
+    if levers.kernels:
+        module = "hopper" if _uses_hopper(levers) else "fused"  # hopper imports fused
+        args = [f"worker.pipelines.{module}"]
+        threading.Thread(target=importlib.import_module, args=args, daemon=True).start()
 
 
 def proved(levers: Levers, device: torch.device) -> Levers:
@@ -164,9 +164,12 @@ def ways(levers: Levers) -> dict[str, Any]:
         return {}
     from worker.pipelines import hopper  # flash-attn-4 and quack-kernels are on few machines
 
-    found = {"attend": hopper.attended, "gate": hopper.gated}
-    used = {"attend": levers.attention == "flash4", "gate": levers.feed_forward == "quack"}
-    return {way: call for way, call in found.items() if used[way]}
+    found: dict[str, Any] = {}
+    if levers.attention == "flash4":
+        found["attend"] = hopper.attended
+    if levers.feed_forward == "quack":
+        found["gate"] = hopper.gated
+    return found
 
 
 def _choose_kernels(wish: str, cuda: bool) -> tuple[bool, str]:

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_z_image import FeedForward
 
 from worker.pipelines import levers
 
-CUDA = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 WIDTH, HIDDEN = 64, 96
 
 
@@ -120,7 +120,7 @@ def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
     assert levers.ways(levers.Levers(feed_forward="quack")) == {"gate": hopper.gated}
 
 
-@pytest.mark.skipif(not CUDA, reason="no Hopper card")
+@pytest.mark.skipif(not HOPPER, reason="no Hopper card")
 @pytest.mark.parametrize("tokens", [64, 1300, 8400])
 @torch.no_grad()
 def test_the_real_ones_compute_the_same(tokens: int) -> None:
