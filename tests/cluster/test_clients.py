@@ -89,4 +89,4 @@ def test_page_survives_a_worker_killed_while_drawing(
     faults.kill(cell, victim)
     expect(picture_of(page, "before the kill")).to_have_count(1, timeout=30_000)
     wait_until(cell.is_whole, "every worker in the pool")
-    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")

@@ -149,6 +149,7 @@ def test_all_workers_gone_is_said_honestly_and_heals(cell: RunningCell) -> None:
 def test_guard_killed_is_back_and_still_guards(cell: RunningCell) -> None:
     async def scenario() -> None:
         async with cell.traffic():
+            await cell.all_open()  # one that was slow to answer may be out for a moment
             before = cell.state()["at"]
             (guard,) = faults.process_ids(cell.layout.guard_json)
             os.kill(guard, signal.SIGKILL)

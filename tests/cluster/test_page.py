@@ -48,6 +48,7 @@ def opened(browser: Browser, cell: RunningCell) -> Page:
     context.set_default_timeout(DEADLINE_MS)
     page = context.new_page()
     page.goto(cell.url)
+    expect(page.locator("#model")).not_to_be_empty()  # until then it knows no size of the model's
     return page
 
 

@@ -1,12 +1,12 @@
 """The page with keys, in a real browser on a real cell: sign in, draw, see what was used."""
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.cluster.conftest import RunningCell, started
+from tests.cluster.test_keys import known_after_s, make
 from tests.web.conftest import DESKTOP, PHONE, chromium
 
 __all__ = ["chromium"]
@@ -23,8 +23,8 @@ def cell() -> Iterator[RunningCell]:
 def test_page_asks_for_a_key_draws_with_it_and_shows_its_use(
     cell: RunningCell, chromium: Browser
 ) -> None:
-    created = cell.zimage("keys", "create", "design", "--images-per-day", "50", "--json")
-    key = json.loads(created.stdout)["key"]
+    key = make(cell, "design", "--images-per-day", "50")
+    known_after_s(cell, key, 200)
     context = chromium.new_context(locale="en-US", **DESKTOP)  # type: ignore[arg-type]
     page = context.new_page()
     page.set_default_timeout(15_000)
@@ -55,13 +55,13 @@ def test_page_asks_for_a_key_draws_with_it_and_shows_its_use(
 def test_operators_find_their_page(
     cell: RunningCell, chromium: Browser, locale: str, word: str, size: dict[str, object]
 ) -> None:
-    name = f"olga-{locale.lower()}"
-    created = cell.zimage("keys", "create", name, "--role", "ops", "--json")
+    key = make(cell, f"olga-{locale.lower()}", "--role", "ops")
+    known_after_s(cell, key, 200)
     context = chromium.new_context(locale=locale, **size)  # type: ignore[arg-type]
     page = context.new_page()
     page.set_default_timeout(15_000)
     page.goto(cell.url)
-    sign_in(page, json.loads(created.stdout)["key"])
+    sign_in(page, key)
     page.locator("#account summary").click()
     page.get_by_role("link", name=word).click()
     expect(page.locator(".place")).to_have_text(word)

@@ -1,6 +1,7 @@
 """A real Chromium on a fake cell; whatever the console complains about fails the test."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -79,7 +80,10 @@ def watch(page: Page, home: str, complaints: list[str]) -> None:
     page.on("pageerror", lambda error: complaints.append(str(error)))
 
 
-def forgive(complaints: list[str], pattern: str) -> None:
-    """Remove what the test itself provoked; it must have been there."""
-    assert any(re.search(pattern, text) for text in complaints), complaints
+def forgive(page: Page, complaints: list[str], pattern: str) -> None:
+    """Remove what the test itself provoked. It must come; the console may tell it late."""
+    deadline = time.monotonic() + 15
+    while not any(re.search(pattern, text) for text in complaints):
+        assert time.monotonic() < deadline, complaints
+        page.wait_for_timeout(20)
     complaints[:] = [text for text in complaints if not re.search(pattern, text)]

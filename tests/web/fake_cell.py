@@ -42,6 +42,9 @@ class Refuse:
     code: str = "refused"
 
 
+NEEDS_KEY = Refuse(401, "This needs a key.", code="invalid_api_key")
+
+
 def _already() -> threading.Event:
     event = threading.Event()
     event.set()
@@ -128,7 +131,9 @@ class FakeCell:
             assert time.monotonic() < deadline, "streams are still open"
             time.sleep(0.01)
 
-    async def _models(self, _: Request) -> Response:
+    async def _models(self, request: Request) -> Response:
+        if not self.store.lets_in(request):
+            return _refusal(NEEDS_KEY)
         entry = {
             "id": "Tongyi-MAI/Z-Image-Turbo",
             "object": "model",
@@ -155,7 +160,7 @@ class FakeCell:
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
         if not self.store.lets_in(request):
-            return _refusal(Refuse(401, "This needs a key.", code="invalid_api_key"))
+            return _refusal(NEEDS_KEY)
         self.requests.append(body)
         first_seed = body.get("seed", FIRST_SEED + 100 * len(self.requests))
         fault = self.faults.popleft() if self.faults else None

@@ -68,7 +68,7 @@ def test_a_cut_stream_is_sent_again_with_its_seeds(
     expect(page.locator("[data-face=picture]")).to_have_count(2)
     expect(page.locator(".card").first).to_contain_text("reconnected")
     assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]
-    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
 
 
 def test_a_cut_stream_is_sent_again_with_the_last_place_it_was_told(
@@ -83,8 +83,8 @@ def test_a_cut_stream_is_sent_again_with_the_last_place_it_was_told(
     cut.when.set()
     expect(page.locator("[data-face=picture]")).to_have_count(1)
     assert [body.get("resume") for body in cell.requests] == [None, *["place 0"] * 3]
-    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
-    forgive(complaints, "503")
+    forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(page, complaints, "503")
 
 
 def test_only_unfinished_pictures_are_sent_again(
@@ -100,7 +100,7 @@ def test_only_unfinished_pictures_are_sent_again(
     expect(page.locator("[data-face=picture]")).to_have_count(2)
     again = cell.requests[1]
     assert (again["n"], again["seed"]) == (1, FIRST_SEED + 101)
-    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
 
 
 def test_a_stream_that_ends_politely_without_done_was_cut_too(
@@ -130,7 +130,7 @@ def test_tries_are_bounded_and_can_be_begun_again(
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("[data-face=picture]")).to_have_count(1)
     assert len(cell.requests) == 9
-    forgive(complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
+    forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
 
 
 def test_a_busy_cell_is_asked_again_after_its_own_wait(
@@ -146,7 +146,7 @@ def test_a_busy_cell_is_asked_again_after_its_own_wait(
     assert len(cell.requests) == 1
     page.clock.run_for(11_000)
     expect(page.locator("[data-face=picture]")).to_have_count(1)
-    forgive(complaints, "503")
+    forgive(page, complaints, "503")
 
 
 def test_a_cell_that_still_loads_is_said_to(
@@ -157,7 +157,7 @@ def test_a_cell_that_still_loads_is_said_to(
     draw(page, "a hill")
     expect(page.locator(".card")).to_contain_text("No worker is ready")
     expect(page.locator(".card")).to_contain_text("tries again in 60 s")
-    forgive(complaints, "503")
+    forgive(page, complaints, "503")
 
 
 @pytest.mark.parametrize("param", ["prompt", "size", "n", "seed", "steps", "output_format"])
@@ -172,7 +172,7 @@ def test_a_refusal_is_shown_at_its_field_and_keeps_what_was_typed(
     expect(page.locator("#prompt")).to_have_value("a hill")
     expect(page.locator("[data-face=failed]")).to_have_count(1)
     assert len(cell.requests) == 1
-    forgive(complaints, "400")
+    forgive(page, complaints, "400")
 
 
 def test_a_refusal_of_one_line_names_the_line(
@@ -183,7 +183,7 @@ def test_a_refusal_of_one_line_names_the_line(
     draw(page, "a poison\na hill")
     expect(page.locator("#error-prompt")).to_have_text("Line 1: It kills workers.")
     expect(page.locator("[data-face=picture]")).to_have_count(1)
-    forgive(complaints, "422")
+    forgive(page, complaints, "422")
 
 
 def test_at_most_three_streams_are_open_and_the_rest_waits_in_sight(

@@ -63,7 +63,7 @@ def test_what_is_wrong_with_a_template_is_said_where_it_stands(
     page = open_page()
     fill_template(page, "a {red|blue poster")
     expect(page.locator("#error-template")).to_contain_text("this { is not closed")
-    forgive(complaints, "400")
+    forgive(page, complaints, "400")
     page.locator("#template").fill("a poster of {product}")
     expect(page.locator("#error-template")).to_be_empty()
     page.locator("#draw").click()

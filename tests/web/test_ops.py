@@ -195,7 +195,7 @@ def test_what_is_old_is_called_old(ops: Ops, open_ops: OpenOps, complaints: list
     assert "busy" in row(page, "w1")
     ops.write()
     expect(page.locator("#alarms")).to_be_empty()
-    forgive(complaints, "404")
+    forgive(page, complaints, "404")
 
 
 @pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])

@@ -351,6 +351,7 @@ function restore() {
 
 /** Everything that the server has for this person. */
 function start() {
+  health.open();
   library.start();
   jobs.start();
   usage.start();

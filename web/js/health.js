@@ -10,6 +10,7 @@ export class Health {
   #cell; // undefined: not asked yet; null: no answer
   #model = null;
   #timer = null;
+  #open = false;
 
   /** `onModel(entry)` once, with the first entry of /v1/models. */
   constructor(onModel) {
@@ -23,6 +24,13 @@ export class Health {
     this.#schedule(0);
   }
 
+  /** Requests will be answered: ask for the model too. One that was asked too early might be refused
+   * after somebody signed in, and would sign them out. */
+  open() {
+    this.#open = true;
+    this.#schedule(0);
+  }
+
   #schedule(delay_ms) {
     clearTimeout(this.#timer);
     if (!document.hidden) this.#timer = setTimeout(() => this.#poll(), delay_ms);
@@ -31,7 +39,7 @@ export class Health {
   async #poll() {
     this.#cell = await getCell();
     this.render();
-    if (!this.#model && this.#cell?.pool?.open) await this.#askModel();
+    if (this.#open && !this.#model && this.#cell?.pool?.open) await this.#askModel();
     this.#schedule(POLL_MS);
   }
 
