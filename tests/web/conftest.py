@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.web.fake_cell import FakeCell
 
@@ -22,6 +22,8 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 DESKTOP = {"viewport": {"width": 1360, "height": 850}}
 
 OpenPage = Callable[..., Page]
+
+expect.set_options(timeout=15_000)  # as for actions, below: machines that test are busy
 
 
 @pytest.fixture(scope="module")
