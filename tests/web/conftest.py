@@ -50,17 +50,28 @@ def complaints() -> Iterator[list[str]]:
 
 @pytest.fixture
 def open_page(chromium: Browser, cell: FakeCell, complaints: list[str]) -> Iterator[OpenPage]:
-    """Opens the page in a browser of its own; keyword arguments are those of a context."""
+    """Opens the page in a browser of its own; keyword arguments are those of a context.
+
+    ``clock_stands``: time passes on the page, which even draws only then, by ``page.clock.run_for``
+    and ``pass_until`` alone.
+    """
     contexts = []
 
-    def open_one(**options: object) -> Page:
+    def open_one(*, clock_stands: bool = False, **options: object) -> Page:
         settings = {"locale": "en-GB", "color_scheme": "dark", **DESKTOP, **options}
         context = chromium.new_context(**settings)  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(15_000)
         page = context.new_page()
         watch(page, cell.url, complaints)
+        if clock_stands:
+            page.clock.install()
         page.goto(cell.url)
+        if cell.store.key is None and cell.open_workers:
+            # Until then it draws a size that is not the model's.
+            expect(page.locator("#model")).not_to_be_empty()
+        if clock_stands:
+            page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 1)
         return page
 
     yield open_one
@@ -80,6 +91,14 @@ def watch(page: Page, home: str, complaints: list[str]) -> None:
     page.on("console", on_console)
     page.on("request", on_request)
     page.on("pageerror", lambda error: complaints.append(str(error)))
+
+
+def pass_until(page: Page, text: str, step_ms: int = 50) -> None:
+    """Let time pass on a page whose clock stands until its first card says ``text``."""
+    deadline = time.monotonic() + 15
+    while text not in (said := page.locator(".card").first.inner_text()):
+        assert time.monotonic() < deadline, said
+        page.clock.run_for(step_ms)
 
 
 def forgive(page: Page, complaints: list[str], pattern: str) -> None:
