@@ -1,12 +1,12 @@
 """A real Chromium on a fake cell; whatever the console complains about fails the test."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
+from tests.deploy.processes import wait_until
 from tests.web.fake_cell import FakeCell
 
 ARGUMENTS = [
@@ -23,7 +23,8 @@ DESKTOP = {"viewport": {"width": 1360, "height": 850}}
 
 OpenPage = Callable[..., Page]
 
-expect.set_options(timeout=15_000)  # as for actions, below: machines that test are busy
+PATIENCE_MS = 15_000  # machines that test are busy
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def open_page(chromium: Browser, cell: FakeCell, complaints: list[str]) -> Itera
         settings = {"locale": "en-GB", "color_scheme": "dark", **DESKTOP, **options}
         context = chromium.new_context(**settings)  # type: ignore[arg-type]
         contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         watch(page, cell.url, complaints)
         if clock_stands:
@@ -93,18 +94,22 @@ def watch(page: Page, home: str, complaints: list[str]) -> None:
     page.on("pageerror", lambda error: complaints.append(str(error)))
 
 
-def pass_until(page: Page, text: str, step_ms: int = 50) -> None:
-    """Let time pass on a page whose clock stands until its first card says ``text``."""
-    deadline = time.monotonic() + 15
-    while text not in (said := page.locator(".card").first.inner_text()):
-        assert time.monotonic() < deadline, said
-        page.clock.run_for(step_ms)
+def pass_until(page: Page, true: Callable[[], bool], what: str) -> None:
+    """Let time pass on a page whose clock stands: less at once than it waits between two tries."""
+
+    def passed() -> bool:
+        page.clock.run_for(50)
+        return true()
+
+    wait_until(passed, what)
 
 
 def forgive(page: Page, complaints: list[str], pattern: str) -> None:
     """Remove what the test itself provoked. It must come; the console may tell it late."""
-    deadline = time.monotonic() + 15
-    while not any(re.search(pattern, text) for text in complaints):
-        assert time.monotonic() < deadline, complaints
-        page.wait_for_timeout(20)
+
+    def told() -> bool:
+        page.wait_for_timeout(0)  # lets Playwright pass on what the browser said
+        return any(re.search(pattern, text) for text in complaints)
+
+    wait_until(told, f"a complaint of {pattern}")
     complaints[:] = [text for text in complaints if not re.search(pattern, text)]

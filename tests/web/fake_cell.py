@@ -175,22 +175,18 @@ class FakeCell:
         self.open_streams += 1
         self.most_open_streams = max(self.most_open_streams, self.open_streams)
         sent = 0
-        is_open, finished = True, False
+        finished = False
         try:
             async for event in events:
                 if cut and sent == cut.after_events:
                     await asyncio.to_thread(cut.when.wait, 10)
                     finished = True
                     raise WorkerKilled
-                if "image_generation.done" in event:
-                    # Whoever has read it may begin the next stream before this one is over here.
-                    self.open_streams -= 1
-                    is_open = False
                 yield event
                 sent += 1
             finished = True
         finally:
-            self.open_streams -= is_open
+            self.open_streams -= 1
             self.left += not finished
 
     async def _events(self, body: dict[str, Any], seed: int, request_id: str) -> AsyncIterator[str]:

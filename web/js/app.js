@@ -41,7 +41,7 @@ const library = new Library(gallery, renderProgress);
 const jobs = new Jobs(() => {});
 const jobView = new JobView(forPictures, () => jobs.poll());
 const viewer = new Viewer(forPictures);
-const health = new Health(useModel);
+const health = new Health(useModel, () => session.open);
 const usage = new Usage();
 const session = new Session(start, stop);
 
@@ -351,7 +351,7 @@ function restore() {
 
 /** Everything that the server has for this person. */
 function start() {
-  health.open();
+  health.start();
   library.start();
   jobs.start();
   usage.start();

@@ -10,24 +10,19 @@ export class Health {
   #cell; // undefined: not asked yet; null: no answer
   #model = null;
   #timer = null;
-  #open = false;
 
-  /** `onModel(entry)` once, with the first entry of /v1/models. */
-  constructor(onModel) {
+  /** `onModel(entry)` once, with the first entry of /v1/models. `mayAsk()`: whether requests are
+   * answered; one that came too early might be refused after somebody signed in, and would sign them out. */
+  constructor(onModel, mayAsk) {
     this.onModel = onModel;
+    this.mayAsk = mayAsk;
     document.addEventListener("visibilitychange", () => this.#schedule(0));
     document.addEventListener("click", closeOutside);
     document.addEventListener("keydown", closeByKey);
   }
 
+  /** Ask now, and then every few seconds. */
   start() {
-    this.#schedule(0);
-  }
-
-  /** Requests will be answered: ask for the model too. One that was asked too early might be refused
-   * after somebody signed in, and would sign them out. */
-  open() {
-    this.#open = true;
     this.#schedule(0);
   }
 
@@ -39,7 +34,7 @@ export class Health {
   async #poll() {
     this.#cell = await getCell();
     this.render();
-    if (this.#open && !this.#model && this.#cell?.pool?.open) await this.#askModel();
+    if (this.mayAsk() && !this.#model && this.#cell?.pool?.open) await this.#askModel();
     this.#schedule(POLL_MS);
   }
 
