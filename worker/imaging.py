@@ -5,7 +5,7 @@ A file says how it was drawn: PNG in a text chunk ``parameters``, JPEG and WebP 
 """
 
 import base64
-import io
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,9 +58,12 @@ def encode(
         "exif": _exif(parameters),
         **({"xmp": xmp} if xmp else {}),
     }
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format, **options)
-    return buffer.getvalue()
+    # In memory, but with a descriptor: only into such a file does Pillow write a JPEG without
+    # holding the interpreter, for which the thread that draws would wait, and with it the GPU.
+    with os.fdopen(os.memfd_create("picture"), "w+b") as file:
+        Image.fromarray(pixels).save(file, image_format, **options)
+        file.seek(0)
+        return file.read()
 
 
 def _png(pixels: Pixels, parameters: str, xmp: bytes) -> bytes:

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import struct
 import threading
 from typing import Any
@@ -70,6 +71,24 @@ def test_jpeg_and_webp_carry_their_parameters(image_format: str) -> None:
     image = opened(encode(noise(), image_format, None, text))
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
     assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == text
+
+
+def test_a_jpeg_holds_up_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow encodes without the interpreter's lock only where it is given a descriptor."""
+    descriptors = []
+    save = Image.Image.save
+
+    def watched(image: Image.Image, file: Any, *args: Any, **options: Any) -> None:
+        descriptors.append(file.fileno())
+        save(image, file, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", watched)
+    data = encode(noise(), "jpeg", 95, "p")
+    plain = io.BytesIO()
+    save(Image.fromarray(noise()), plain, "jpeg", quality=95, exif=imaging._exif("p"))
+    assert data == plain.getvalue()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptors[0])  # none stays open
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])

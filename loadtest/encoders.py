@@ -1,10 +1,12 @@
-"""Which way of writing a PNG costs least? Prints the table of docs/performance.md.
+"""Which way of writing a picture costs least, and which stays out of the way of the thread that
+draws? Prints the two tables of docs/performance.md.
 
 Photo-like pictures: noise whose spectrum falls like a photograph's, with correlated channels and
 a little sensor noise. Every file is read back and compared. Libraries that are not installed are
 left out; the worker needs none of them.
 """
 
+import functools
 import importlib
 import io
 import statistics
@@ -15,14 +17,17 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from PIL import Image
 
-from worker.imaging import encode
+from worker.imaging import DEFAULT_QUALITY, encode
 from worker.pipelines.base import Pixels
 
 Encoder = Callable[[Pixels], bytes]
 ROUNDS = 9
 SIDES = (256, 1024)
+KINDS = ("jpeg", "png", "webp")
+LAUNCHES, PICTURES = 300, 2
 
 
 def photo_like(side: int, seed: int = 0) -> Pixels:
@@ -60,7 +65,7 @@ def encoders() -> Iterator[tuple[str, Encoder]]:
             "fpng",
             lambda p: bytes(fpng.fpng_encode_image_to_memory(p.tobytes(), p.shape[1], p.shape[0])),
         )
-    yield "ours: numpy Up, ISA-L level 1", lambda p: encode(p, "png", None, "")
+    yield "ours: numpy Up, ISA-L level 1", functools.partial(_as_worker, "png")
 
 
 def _pillow(level: int, strategy: int) -> Encoder:
@@ -70,6 +75,10 @@ def _pillow(level: int, strategy: int) -> Encoder:
         return buffer.getvalue()
 
     return run
+
+
+def _as_worker(kind: str, pixels: Pixels) -> bytes:
+    return encode(pixels, kind, None, "")
 
 
 def _installed(name: str):  # type: ignore[no-untyped-def]
@@ -112,6 +121,37 @@ def _longest_gap_ms(encoder: Encoder, pixels: Pixels) -> float:
     return longest * 1000
 
 
+def _plain_jpeg(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg", quality=DEFAULT_QUALITY["jpeg"])
+    return buffer.getvalue()
+
+
+BESIDE: dict[str, Encoder] = {
+    "nothing": lambda _: b"",
+    "JPEG, Pillow into BytesIO": _plain_jpeg,
+    **{f"{kind.upper()}, as the worker": functools.partial(_as_worker, kind) for kind in KINDS},
+}
+
+
+def launching_ms(encoder: Encoder, pixels: Pixels) -> list[float]:
+    """How long ``LAUNCHES`` short calls into torch take a thread while ``PICTURES`` others encode a
+    picture each: as at the end of a batch, when the GPU waits for the next one's first step. Median
+    and worst."""
+    numbers, times = torch.zeros(64), []
+    for _ in range(4 * ROUNDS):
+        others = [threading.Thread(target=encoder, args=(pixels,)) for _ in range(PICTURES)]
+        for thread in others:
+            thread.start()
+        began = time.perf_counter()
+        for _ in range(LAUNCHES):
+            numbers = numbers + 1
+        times.append((time.perf_counter() - began) * 1000)
+        for thread in others:
+            thread.join()
+    return [statistics.median(times), max(times)]
+
+
 def require_equal(data: bytes, pixels: Pixels) -> None:
     with Image.open(io.BytesIO(data)) as image:
         if not np.array_equal(np.asarray(image.convert("RGB")), pixels):
@@ -131,6 +171,13 @@ def main() -> None:
             cpu, pause = cpu_ms(encoder, pixels), pause_ms(encoder, pixels)
             cells.append(f"{cpu:.1f} | {len(data) / 1024:.0f} | {pause:.1f}")
         write(f"| {name} | " + " | ".join(cells) + " |\n")
+    write(
+        f"\n| beside {PICTURES} pictures of {SIDES[-1]}² | {LAUNCHES} short calls: ms | worst |\n"
+    )
+    write("|---|---|---|\n")
+    for name, encoder in BESIDE.items():
+        median, worst = launching_ms(encoder, pictures[SIDES[-1]])
+        write(f"| {name} | {median:.1f} | {worst:.1f} |\n")
 
 
 if __name__ == "__main__":
