@@ -227,7 +227,7 @@ def step_inputs(bench: Bench, size: int, rows: int) -> tuple[torch.Tensor, ...]:
 def caption_of(bench: Bench, hidden: torch.Tensor) -> torch.Tensor:
     dense = DenseTransformer(bench.pipeline.transformer)
     filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % 32))
-    return dense.caption(filled, torch.tensor(len(hidden), device=bench.device))
+    return dense.captions(filled[None], torch.tensor([len(hidden)], device=bench.device))[0]
 
 
 def texts(bench: Bench, chosen: list[str]) -> None:
@@ -236,9 +236,10 @@ def texts(bench: Bench, chosen: list[str]) -> None:
         graphs = apply(bench, plan)
         dense = DenseTransformer(bench.pipeline.transformer, kernels=plan.kernels)
         encoder = CaptionEncoder(bench.pipeline, dense, graphs, kept_tokens=0)
-        tokens = encoder._tokens(PROMPT)
-        call = functools.partial(encoder._encode, tokens)
-        bench.measure("encode", name, f"{len(tokens)} tokens", call)
+        for prompts in 1, 2, 4:
+            tokens = [encoder._tokens(f"{PROMPT} {number}") for number in range(prompts)]
+            call = functools.partial(encoder._encoded, tokens)
+            bench.measure("encode", name, f"{len(tokens[0])} tokens x{prompts}", call)
 
 
 def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:

@@ -48,19 +48,19 @@ class DenseTransformer:
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
         self._text_tables: dict[int, torch.Tensor] = {}  # a graph may read each: none ever goes
 
-    def caption(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """What the layers see of one prompt: padded tokens × width, the same at every step.
+    def captions(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What the layers see of prompts: rows × padded tokens × width, the same at every step.
 
-        ``hidden``: padded tokens × features, of which the first ``tokens`` (a scalar) count.
+        ``hidden``: rows × padded tokens × features; of each row the first ``tokens`` count.
         """
-        padding = torch.arange(len(hidden), device=hidden.device) >= tokens
-        embedded = self._model.cap_embedder(hidden)
-        embedded = torch.where(padding[:, None], self._model.cap_pad_token, embedded)[None]
-        table = self._text_table(len(hidden))
+        length = hidden.shape[1]
+        padding = torch.arange(length, device=hidden.device) >= tokens[:, None]
+        embedded: torch.Tensor = self._model.cap_embedder(hidden)
+        embedded = torch.where(padding[..., None], self._model.cap_pad_token, embedded)
+        table = self._text_table(length)
         for layer in self._model.context_refiner:
             embedded = self._layer(layer, embedded, table, None)
-        refined: torch.Tensor = embedded[0]
-        return refined
+        return embedded
 
     def __call__(
         self, latents: torch.Tensor, times: torch.Tensor, captions: torch.Tensor
@@ -68,7 +68,7 @@ class DenseTransformer:
         """The model's output for each row, fp32, shaped as ``latents``.
 
         ``latents``: rows × channels × height / 8 × width / 8 in the model's dtype; ``times``: one
-        a row; ``captions``: rows × padded tokens × width, from ``caption``.
+        a row; ``captions``: rows × padded tokens × width, from ``captions``.
         """
         rows, _, height, width = latents.shape
         table = self._table(height // _PATCH, width // _PATCH, captions.shape[1])

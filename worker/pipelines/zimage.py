@@ -6,7 +6,8 @@ still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`
 """
 
 import gc
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +84,9 @@ class ZImageStepwise:
     @translate
     @torch.no_grad()
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
-        return [self._started(spec) for spec in specs]
+        captions = iter(self._captions([text for spec in specs for text in _texts(spec)]))
+        noises = [self._noise(spec) for spec in specs]  # while the device encodes
+        return [self._started(spec, captions, n) for spec, n in zip(specs, noises, strict=True)]
 
     @translate
     @torch.no_grad()
@@ -126,10 +129,11 @@ class ZImageStepwise:
         gc.collect()
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
-    def _started(self, spec: DrawSpec) -> ZImageSample:
-        prompts = [spec.prompt, spec.negative_prompt][: 2 if spec.guidance_scale > 0 else 1]
-        captions = tuple(self._captions(prompt) for prompt in prompts)
-        latents = self._noise(spec)
+    def _started(
+        self, spec: DrawSpec, following: Iterator[torch.Tensor], noise: torch.Tensor
+    ) -> ZImageSample:
+        captions = tuple(itertools.islice(following, len(_texts(spec))))
+        latents = noise.to(self._device)
         image_tokens = (latents.shape[1] // 2) * (latents.shape[2] // 2)
         return ZImageSample(
             spec,
@@ -142,14 +146,14 @@ class ZImageStepwise:
         )
 
     def _noise(self, spec: DrawSpec) -> torch.Tensor:
-        """Drawn in fp32 on the CPU: the same on every device."""
+        """On the CPU, in fp32: the same for every device."""
         noise: torch.Tensor = self._pipeline.prepare_latents(
             1,
             self._pipeline.transformer.in_channels,
             spec.height,
             spec.width,
             torch.float32,
-            self._device,
+            "cpu",
             torch.Generator("cpu").manual_seed(spec.seed),
         )
         return noise[0]
@@ -193,6 +197,11 @@ class ZImageStepwise:
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _texts(spec: DrawSpec) -> list[str]:
+    """What is encoded for it."""
+    return [spec.prompt, spec.negative_prompt][: 2 if spec.guidance_scale > 0 else 1]
 
 
 def _group(spec: DrawSpec, captions: Sequence[torch.Tensor]) -> Hashable:

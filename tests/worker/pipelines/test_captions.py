@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from worker.pipelines import levers
 from worker.pipelines.captions import MAX_TOKENS, CaptionEncoder, bucket
@@ -32,46 +31,68 @@ def encoded(pipeline: Any) -> Iterator[list[int]]:
 def test_hidden_states_equal_the_pipelines_padded_ones(
     encoder: CaptionEncoder, small_zimage: Any
 ) -> None:
-    hidden = encoder._hidden(torch.tensor(encoder._tokens("a red circle")))
+    (hidden,) = encoder._hidden(torch.tensor([encoder._tokens("a red circle")]))
     (padded,), _ = small_zimage.encode_prompt(["a red circle"], do_classifier_free_guidance=False)
     assert hidden.shape == padded.shape
     assert torch.allclose(hidden, padded, atol=1e-5)
 
 
-def test_padding_changes_no_caption(encoder: CaptionEncoder) -> None:
-    """As where captions are encoded through graphs, which have a length each."""
-    tokens = torch.tensor(encoder._tokens("a red circle"))
-    count = torch.tensor(len(tokens))
-    plain = encoder._caption(tokens, count)
-    filled = encoder._caption(F.pad(tokens, (0, len(plain) - len(tokens)), value=7), count)
-    assert len(plain) > len(tokens)
-    assert torch.allclose(plain, filled, atol=1e-5)
+PROMPTS = [
+    "a red circle",
+    "一颗星",
+    "long " * 20,
+    "a red circle",
+    "blue",
+    "",
+    "much " * 25,
+    "green",
+]
+
+
+def test_company_and_padding_change_no_caption(encoder: CaptionEncoder, small_zimage: Any) -> None:
+    """As where captions are encoded through graphs, of which each length has one."""
+    alone = [encoder([prompt])[0] for prompt in PROMPTS]
+    shapes: list[tuple[object, torch.Size]] = []
+
+    def graphs(key: object, function: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        shapes.append((key, inputs[0].shape))
+        output: torch.Tensor = function(*inputs)
+        return output
+
+    together = CaptionEncoder(small_zimage, encoder._transformer, graphs)  # type: ignore[arg-type]
+    for caption, wanted in zip(together(PROMPTS), alone, strict=True):
+        assert caption.shape == wanted.shape
+        assert torch.allclose(caption, wanted, atol=1e-5)
+    lengths = {len(caption) for caption in alone}
+    assert dict(shapes) == {("captions", n): (256 // n, n) for n in lengths}
+    assert len(shapes) == len(lengths) > 1
+    assert (together.hits, together.misses) == (1, 7)
 
 
 def test_long_prompts_are_cut(encoder: CaptionEncoder) -> None:
-    assert len(encoder("long " * 300)) == MAX_TOKENS
+    assert len(encoder(["long " * 300])[0]) == MAX_TOKENS
 
 
 def test_the_least_recently_used_makes_room(encoder: CaptionEncoder, small_zimage: Any) -> None:
-    encoder._room = len(encoder("1")) + len(encoder("2"))
+    encoder._room = sum(map(len, encoder(["1", "2"])))
     with encoded(small_zimage) as lengths:
         for prompt in ("1", "3", "1", "2"):
-            encoder(prompt)
+            encoder([prompt])
     assert len(lengths) == 2
     assert (encoder.hits, encoder.misses) == (2, 4)
 
 
-def test_a_prompt_over_the_bound_is_still_encoded(
+def test_prompts_over_the_bound_are_still_encoded(
     encoder: CaptionEncoder, small_zimage: Any
 ) -> None:
     encoder._room = 1
     with encoded(small_zimage) as lengths:
-        encoder("a")
-        encoder("b")
+        assert len(encoder(["a", "b"])) == 2
     assert len(encoder._kept) == 1
     assert len(lengths) == 2
 
 
 def test_captions_are_multiples_of_32(encoder: CaptionEncoder) -> None:
-    assert bucket(encoder("")) == 1
-    assert len(encoder("long " * 20)) % 32 == 0
+    short, long = encoder(["", "long " * 20])
+    assert bucket(short) == 1
+    assert len(long) % 32 == 0

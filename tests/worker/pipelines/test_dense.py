@@ -23,7 +23,7 @@ def test_computes_what_diffusers_computes(height: int, width: int) -> None:
 
     levers.apply(levers.NONE, pipeline)
     dense = DenseTransformer(pipeline.transformer)
-    captions = torch.stack(list(map(CaptionEncoder(pipeline, dense), prompts)))
+    captions = torch.stack(CaptionEncoder(pipeline, dense)(prompts))
     output = dense(latents, times, captions)
     assert torch.allclose(output, torch.stack(wanted).squeeze(2), atol=1e-5)
 
