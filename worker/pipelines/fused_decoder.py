@@ -58,7 +58,15 @@ class Residual(InPlaceOf):
 
 
 class Upsample(InPlaceOf):
-    """In the place of an ``Upsample2D`` that doubles each cell and convolves."""
+    """In the place of an ``Upsample2D`` that doubles each cell and convolves.
+
+    Of the nine cells that are convolved, four at most differ: so four kernels of 2 × 2, one for
+    each place within a doubled cell, convolve the small picture, for 4/9 of the work.
+    """
+
+    def __init__(self, replaced: Any) -> None:
+        super().__init__(replaced)
+        self.weight = phase_weights(replaced.conv.weight.detach())
 
     @staticmethod
     def replaces(layer: Any) -> bool:
@@ -67,8 +75,15 @@ class Upsample(InPlaceOf):
         return doubles and layer.norm is None and layer.name == "conv"
 
     def forward(self, image: torch.Tensor, output_size: None = None) -> torch.Tensor:
-        conv = self.replaced.conv
-        return added(_convolved(conv, doubled(image)), conv.bias)
+        return interleaved(F.conv2d(image, self.weight, padding=1), self.replaced.conv.bias)
+
+
+def phase_weights(weight: torch.Tensor) -> torch.Tensor:
+    """Of a 3 × 3 kernel for a picture whose cells are doubled: four of 2 × 2, one after another in
+    the first dimension, for its even and odd rows and columns. Sums of weights, made in fp32."""
+    pairs = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)
+    summed = torch.einsum("aiy,bjx,ocyx->abocij", pairs, pairs, weight.float())
+    return summed.flatten(0, 2).to(weight.dtype, memory_format=torch.channels_last)
 
 
 class Attention(InPlaceOf):
@@ -200,28 +215,33 @@ def _add_kernel(
     tl.store(image + place, values, inside)
 
 
-def doubled(image: torch.Tensor) -> torch.Tensor:
-    """Each cell four times: twice as high and as wide."""
-    image = image.contiguous(memory_format=torch.channels_last)
-    rows, channels, height, width = image.shape
+def interleaved(phases: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What ``phase_weights`` gave in its places, twice as high and wide; ``bias`` is added."""
+    phases = phases.contiguous(memory_format=torch.channels_last)
+    rows, channels, height, width = phases.shape
+    channels, height, width = channels // 4, 2 * (height - 1), 2 * (width - 1)
     output = torch.empty(
-        (rows, channels, 2 * height, 2 * width),
-        dtype=image.dtype,
-        device=image.device,
+        (rows, channels, height, width),
+        dtype=phases.dtype,
+        device=phases.device,
         memory_format=torch.channels_last,
     )
-    sizes, grid = _tiles(channels, 4 * height * width)
-    _double_kernel[grid](image, output, 4 * height * width, 2 * width, **sizes, num_warps=8)
+    sizes, grid = _tiles(channels, height * width)
+    _interleave_kernel[grid](phases, bias, output, height * width, width, **sizes, num_warps=8)
     return output
 
 
 @triton.jit(do_not_specialize=["cells", "width"])
-def _double_kernel(
-    image, output, cells, width, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
+def _interleave_kernel(
+    phases, bias, output, cells, width, channels: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr
 ):
     channel, cell, inside = _tile(cells, channels, C, ROWS)
-    source = cell // width // 2 * (width // 2) + cell % width // 2
-    values = tl.load(image + source.to(tl.int64) * channels + channel, inside, 0.0)
+    row, column = cell // width, cell % width
+    source = (row // 2 + row % 2) * (width // 2 + 1) + column // 2 + column % 2
+    phase = row % 2 * 2 + column % 2
+    place = (source * 4 + phase).to(tl.int64) * channels + channel
+    values = tl.load(phases + place, inside, 0.0).to(tl.float32)
+    values += tl.load(bias + channel, channel < channels, 0.0).to(tl.float32)
     tl.store(output + cell.to(tl.int64) * channels + channel, values, inside)
 
 

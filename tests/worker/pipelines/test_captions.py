@@ -37,16 +37,7 @@ def test_hidden_states_equal_the_pipelines_padded_ones(
     assert torch.allclose(hidden, padded, atol=1e-5)
 
 
-PROMPTS = [
-    "a red circle",
-    "一颗星",
-    "long " * 20,
-    "a red circle",
-    "blue",
-    "",
-    "much " * 25,
-    "green",
-]
+PROMPTS = ["a red circle", "一颗星", "long " * 20, "a red circle", "", *"123456789", "much " * 25]
 
 
 def test_company_and_padding_change_no_caption(encoder: CaptionEncoder, small_zimage: Any) -> None:
@@ -65,8 +56,8 @@ def test_company_and_padding_change_no_caption(encoder: CaptionEncoder, small_zi
         assert torch.allclose(caption, wanted, atol=1e-5)
     lengths = {len(caption) for caption in alone}
     assert dict(shapes) == {("captions", n): (256 // n, n) for n in lengths}
-    assert len(shapes) == len(lengths) > 1
-    assert (together.hits, together.misses) == (1, 7)
+    assert len(shapes) > len(lengths) > 1  # some length has more prompts than rows
+    assert (together.hits, together.misses) == (1, len(PROMPTS) - 1)
 
 
 def test_long_prompts_are_cut(encoder: CaptionEncoder) -> None:

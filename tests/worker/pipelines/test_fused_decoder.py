@@ -44,18 +44,30 @@ def test_a_norm_of_any_size(
     assert torch.allclose(given, F.silu(wanted) if silu else wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize(("channels", "height", "width"), [(8, 5, 7), (12, 1, 3), (64, 33, 40)])
+SHAPES = [(8, 5, 7), (12, 1, 3), (64, 33, 40)]
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
 @torch.no_grad()
-def test_cells_are_doubled_and_biases_added(channels: int, height: int, width: int) -> None:
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+def test_four_small_convolutions_make_one_of_doubled_cells(
+    channels: int, height: int, width: int
+) -> None:
     image = torch.randn(1, channels, height, width, device=DEVICE)
-    wanted = F.interpolate(image, scale_factor=2.0, mode="nearest")
-    double = fused_decoder.doubled(image)
-    assert torch.equal(double, wanted)
+    conv = torch.nn.Conv2d(channels, channels + 4, 3, padding=1, device=DEVICE)
+    wanted = conv(F.interpolate(image, scale_factor=2.0, mode="nearest"))
+    phases = F.conv2d(image, fused_decoder.phase_weights(conv.weight), padding=1)
+    assert torch.allclose(fused_decoder.interleaved(phases, conv.bias), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
+@torch.no_grad()
+def test_biases_are_added(channels: int, height: int, width: int) -> None:
+    image, more = torch.randn(2, 1, channels, height, width, device=DEVICE)
     bias, more_bias = torch.randn(2, channels, device=DEVICE)
-    more = torch.randn_like(wanted)
-    wanted = wanted + bias[:, None, None]
-    assert torch.allclose(fused_decoder.added(double.clone(), bias), wanted)
-    given = fused_decoder.added(double, bias, more, more_bias)
+    wanted = image + bias[:, None, None]
+    assert torch.allclose(fused_decoder.added(image.clone(), bias), wanted)
+    given = fused_decoder.added(image, bias, more, more_bias)
     assert torch.allclose(given, wanted + more + more_bias[:, None, None], atol=1e-6)
 
 
