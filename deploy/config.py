@@ -164,7 +164,7 @@ class Model(_Section):
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     kernels: Literal["auto", "off"] = "auto"
     attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
-    feed_forward: Literal["auto", "native", "quack"] = "auto"
+    products: Literal["auto", "native", "quack"] = "auto"
     graphs: Literal["auto", "off"] = "auto"
     fp8: Literal["off", "transformer", "all"] = "off"
 

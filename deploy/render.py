@@ -154,7 +154,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "guidance_scale": config.model.guidance_scale,
         "kernels": config.model.kernels,
         "attention": config.model.attention,
-        "feed_forward": config.model.feed_forward,
+        "products": config.model.products,
         "graphs": config.model.graphs,
         "fp8": config.model.fp8,
         **config.limits.model_dump(),

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
     """Which attention kernels. auto: flash-attn-4's on Hopper where it is installed, else native.
     native: torch chooses."""
-    feed_forward: Literal["auto", "native", "quack"] = "auto"
-    """auto: on Hopper, quack-kernels' gated product where it is installed."""
+    products: Literal["auto", "native", "quack"] = "auto"
+    """Whose matrix products. auto: on Hopper, quack-kernels' where they are installed."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU, small pictures are drawn through CUDA graphs."""
     fp8: Literal["off", "transformer", "all"] = "off"

@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ import torch
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 
 from worker.pipelines import levers
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.captions import CaptionEncoder
+from worker.pipelines.base import DrawSpec, Pixels
+from worker.pipelines.captions import CaptionEncoder, Tokens
 from worker.pipelines.decoder import PictureDecoder
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.folder import Defaults
@@ -47,7 +47,7 @@ STEPS = {
     "kernels+flash+graphs": levers.Levers(kernels=True, attention="flash", graphs=True),
     "kernels+flash4+graphs": levers.Levers(kernels=True, attention="flash4", graphs=True),
     "kernels+flash4+quack+graphs": levers.Levers(
-        kernels=True, attention="flash4", feed_forward="quack", graphs=True
+        kernels=True, attention="flash4", products="quack", graphs=True
     ),
 }
 DECODES = {
@@ -238,7 +238,12 @@ def texts(bench: Bench, chosen: list[str]) -> None:
         encoder = CaptionEncoder(bench.pipeline, dense, graphs, kept_tokens=0)
         for prompts in 1, 2, 4:
             tokens = [encoder._tokens(f"{PROMPT} {number}") for number in range(prompts)]
-            call = functools.partial(encoder._encoded, tokens)
+
+            def call(
+                tokens: list[Tokens] = tokens, encoder: CaptionEncoder = encoder
+            ) -> torch.Tensor:
+                return encoder._encoded(tokens)[0]
+
             bench.measure("encode", name, f"{len(tokens[0])} tokens x{prompts}", call)
 
 
@@ -265,9 +270,10 @@ def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
         for size in sizes:
             if bench.over():
                 return
-            drawn = draw(pipeline, specs[size])
+            drawn = stacked(draw(pipeline, specs[size]))
             result: dict[str, Any] = {"what": "picture", "lever": name, "shape": f"{size}x4"}
-            result["same_again"] = bool(torch.equal(drawn, draw(pipeline, specs[size])))
+            again = stacked(draw(pipeline, specs[size]))
+            result["same_again"] = bool(torch.equal(drawn, again))
             bench.note(result | differences(drawn, plain[size]))
 
 
@@ -285,7 +291,12 @@ def diffusers_pictures(bench: Bench, specs: list[DrawSpec]) -> torch.Tensor:
         ).images[0]
         for spec in specs
     ]
-    return torch.stack([torch.from_numpy(numpy.asarray(each)).float() for each in drawn])
+    return stacked(drawn)
+
+
+def stacked(pictures: Sequence[Any]) -> torch.Tensor:
+    """Pictures × height × width × 3, fp32."""
+    return torch.stack([torch.from_numpy(numpy.asarray(each)).float() for each in pictures])
 
 
 def differences(drawn: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
@@ -370,7 +381,7 @@ def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
     captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
     shrink_pipeline(bench.pipeline, bench.device, "all")
     for name in chosen:
-        plan = replace(STEPS[name], feed_forward="native")  # quack's takes 16 bits
+        plan = replace(STEPS[name], products="native")  # quack's takes 16 bits
         dense, _ = transformer(bench, plan)
         for (size, rows), (latents, times, _) in inputs.items():
             stacked = torch.stack([captions[size, rows]] * rows)
@@ -379,11 +390,12 @@ def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
             bench.profile(f"step-fp8-{name}-{size}x{rows}", call)
 
 
-def draw(pipeline: Any, specs: list[DrawSpec]) -> torch.Tensor:
+def draw(pipeline: Any, specs: list[DrawSpec]) -> list[Pixels]:
     samples = pipeline.start(specs)
     while not samples[0].drawn:
         pipeline.step(samples, lambda _: True)
-    return torch.stack([torch.from_numpy(each).float() for each in pipeline.finish(samples)])
+    pictures: list[Pixels] = pipeline.finish(samples)
+    return pictures
 
 
 def transformer(bench: Bench, plan: levers.Levers) -> tuple[DenseTransformer, Graphs | None]:

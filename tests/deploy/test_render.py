@@ -75,7 +75,7 @@ def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:
-    wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "feed_forward": "native"}
+    wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "products": "native"}
     given = environment(GPU, model=wanted)
     assert {key: given[f"ZIMAGE_{key.upper()}"] for key in wanted} == wanted
 

@@ -6,7 +6,7 @@ the same order with the same numbers.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ _KEPT_TABLES = 32  # 2 MB each at 1024²
 
 class DenseTransformer:
     """``graphs``: None where there are none to use. ``kernels``: ours, of ``fused``, instead of the
-    layers' own operations, and ``ways`` are what its ``block`` takes besides. ``backend``: of
+    layers' own operations, and ``ways`` are what its ``blocks`` takes besides. ``backend``: of
     attention; None: torch chooses."""
 
     def __init__(
@@ -41,8 +41,8 @@ class DenseTransformer:
     ) -> None:
         self._model = transformer
         self._backend = backend
-        self._layer: Callable[..., torch.Tensor] = (
-            partial(_fused_layer, **(ways or {})) if kernels else _own_layer
+        self._layers: Callable[..., torch.Tensor] = (
+            partial(_fused_layers, **(ways or {})) if kernels else _own_layers
         )
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
@@ -58,9 +58,7 @@ class DenseTransformer:
         embedded: torch.Tensor = self._model.cap_embedder(hidden)
         embedded = torch.where(padding[..., None], self._model.cap_pad_token, embedded)
         table = self._text_table(length)
-        for layer in self._model.context_refiner:
-            embedded = self._layer(layer, embedded, table, None)
-        return embedded
+        return self._layers(self._model.context_refiner, embedded, table, None)
 
     def __call__(
         self, latents: torch.Tensor, times: torch.Tensor, captions: torch.Tensor
@@ -96,11 +94,9 @@ class DenseTransformer:
         tokens = model.all_x_embedder[_PATCH_KEY](patches)
         if padding := -patches.shape[1] % TOKENS_PER_BUCKET:
             tokens = torch.cat([tokens, model.x_pad_token.expand(len(latents), padding, -1)], 1)
-        for layer in model.noise_refiner:
-            tokens = self._layer(layer, tokens, table[: tokens.shape[1]], time)
+        tokens = self._layers(model.noise_refiner, tokens, table[: tokens.shape[1]], time)
         tokens = torch.cat([tokens, captions], 1)
-        for layer in model.layers:
-            tokens = self._layer(layer, tokens, table, time)
+        tokens = self._layers(model.layers, tokens, table, time)
         output = model.all_final_layer[_PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
         return _unpatched(output, latents.shape).float()
 
@@ -127,19 +123,24 @@ class DenseTransformer:
         return real_table(frequencies).contiguous()
 
 
-def _own_layer(
-    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
+def _own_layers(
+    layers: Iterable[Any], tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
 ) -> torch.Tensor:
-    output: torch.Tensor = layer(tokens, None, table, time)
-    return output
+    for layer in layers:
+        tokens = layer(tokens, None, table, time)
+    return tokens
 
 
-def _fused_layer(
-    layer: Any, tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None, **ways: Any
+def _fused_layers(
+    layers: Sequence[Any],
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    time: torch.Tensor | None,
+    **ways: Any,
 ) -> torch.Tensor:
     from worker.pipelines import fused  # Triton is on machines with a GPU only
 
-    return fused.block(layer, tokens, table, time, **ways)
+    return fused.blocks(layers, tokens, table, time, **ways)
 
 
 def padded(tokens: int) -> int:

@@ -6,8 +6,8 @@ time. On a GPU only, or in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_n
 what changes with the size of a picture must not make Triton compile again.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,15 @@ _TILE = 4096  # values of one program
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Gate = Callable[[Any, torch.Tensor], torch.Tensor]
+Multiply = Callable[..., Sequence[torch.Tensor]]
+
+
+class By(NamedTuple):
+    """A norm, and the part of a block's changes (rows × four widths, or None) that goes with it."""
+
+    norm: Any
+    changes: torch.Tensor | None = None
+    part: int = 0
 
 
 def prove(device: torch.device) -> None:
@@ -37,36 +46,7 @@ def attended(
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """What a feed-forward's last layer is given for ``inputs``, rows × tokens × width."""
-    return _silu_times(*_products(inputs, feed.w1, feed.w3))
-
-
-def block(
-    layer: Any,
-    tokens: torch.Tensor,
-    table: torch.Tensor,
-    time: torch.Tensor | None,
-    *,
-    attend: Attend = attended,
-    gate: Gate = gated,
-) -> torch.Tensor:
-    """A ``ZImageTransformerBlock``: rows × tokens × width. ``table``: tokens × half of a head ×
-    (cosine, sine); ``time``: None for a block without modulation. ``attend`` and ``gate``: what
-    computes as ``attended`` and ``gated`` do."""
-    attention, feed = layer.attention, layer.feed_forward
-    changes = None if time is None else layer.adaLN_modulation(time)
-    normed = _scaled(tokens, layer.attention_norm1, changes)
-    query, key, value = _products(normed, attention.to_q, attention.to_k, attention.to_v)
-    query, key = _turned(query, key, attention, table)
-    (seen,) = _products(attend(query, key, value, attention.heads), attention.to_out[0])
-    norms = layer.attention_norm2, layer.ffn_norm1
-    tokens, normed = _added_and_scaled(tokens, seen, norms, changes)
-    (fed,) = _products(gate(feed, normed), feed.w2)
-    return _added(tokens, fed, layer.ffn_norm2, changes)
-
-
-def _products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
+def products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
     """What each layer makes of ``inputs``, which 8-bit layers bring to 8 bits only once."""
     if not all(isinstance(layer, Fp8Linear) and layer.multiplies for layer in layers):
         return [layer(inputs) for layer in layers]
@@ -74,63 +54,103 @@ def _products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
     return [layer.product(*rows, inputs) for layer in layers]
 
 
-def _scaled(tokens: torch.Tensor, norm: Any, changes: torch.Tensor | None) -> torch.Tensor:
-    """Normalised; times one more than the first part of ``changes``."""
+def gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """What a feed-forward's last layer is given for ``inputs``, rows × tokens × width."""
+    return _silu_times(*products(inputs, feed.w1, feed.w3))
+
+
+def blocks(
+    layers: Sequence[Any],
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    time: torch.Tensor | None,
+    *,
+    attend: Attend = attended,
+    gate: Gate = gated,
+    multiply: Multiply = products,
+) -> torch.Tensor:
+    """``ZImageTransformerBlock``s one after another: rows × tokens × width. ``table``: tokens ×
+    half of a head × (cosine, sine); ``time``: None for blocks without modulation. ``attend``,
+    ``gate`` and ``multiply``: what computes as ``attended``, ``gated`` and ``products`` do."""
+    # Each when the block before is launched: all at once, the GPU would wait for the first.
+    entries = (_entry(layer, time) for layer in layers)
+    entry = next(entries)
+    normed = _scaled(tokens, entry)
+    for layer in layers:
+        attention, changes = layer.attention, entry.changes
+        query, key, value = multiply(normed, attention.to_q, attention.to_k, attention.to_v)
+        seen = attend(*_turned(query, key, attention, table), value, attention.heads)
+        (seen,) = multiply(seen, attention.to_out[0])
+        gated, scaled = By(layer.attention_norm2, changes, 1), By(layer.ffn_norm1, changes, 2)
+        tokens, normed = _added_and_scaled(tokens, seen, gated, scaled)
+        (fed,) = multiply(gate(layer.feed_forward, normed), layer.feed_forward.w2)
+        gated = By(layer.ffn_norm2, changes, 3)
+        if (following := next(entries, None)) is None:
+            return _added(tokens, fed, gated)
+        entry = following
+        tokens, normed = _added_and_scaled(tokens, fed, gated, entry)
+    return tokens
+
+
+def _entry(layer: Any, time: torch.Tensor | None) -> By:
+    """A block's first norm."""
+    return By(layer.attention_norm1, None if time is None else layer.adaLN_modulation(time))
+
+
+def _scaled(tokens: torch.Tensor, scale: By) -> torch.Tensor:
+    """Normalised; times one more than the part of the changes."""
     output = torch.empty_like(tokens)
-    _launch_norm(tokens, norm, changes, scaled=(output, norm, 0))
+    _launch_norm(tokens, scale, scale, output=output)
     return output
+
+
+def _added(tokens: torch.Tensor, more: torch.Tensor, gate: By) -> torch.Tensor:
+    """``tokens`` and normalised ``more``, times the tanh of the part of the changes."""
+    total = torch.empty_like(tokens)
+    _launch_norm(more, gate, gate, base=tokens, total=total)
+    return total
 
 
 def _added_and_scaled(
-    tokens: torch.Tensor, more: torch.Tensor, norms: tuple[Any, Any], changes: torch.Tensor | None
+    tokens: torch.Tensor, more: torch.Tensor, gate: By, scale: By
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``tokens`` and normalised ``more``, times the tanh of the second part of ``changes``; and
-    the sum as by ``_scaled``, with the third part."""
-    added, output = torch.empty_like(tokens), torch.empty_like(tokens)
-    _launch_norm(more, norms[0], changes, added=(tokens, added, 1), scaled=(output, norms[1], 2))
-    return added, output
-
-
-def _added(
-    tokens: torch.Tensor, more: torch.Tensor, norm: Any, changes: torch.Tensor | None
-) -> torch.Tensor:
-    """``tokens`` and normalised ``more``, times the tanh of the fourth part of ``changes``."""
-    output = torch.empty_like(tokens)
-    _launch_norm(more, norm, changes, added=(tokens, output, 3))
-    return output
+    """As ``_added``, and that as by ``_scaled``."""
+    total, output = torch.empty_like(tokens), torch.empty_like(tokens)
+    _launch_norm(more, gate, scale, base=tokens, total=total, output=output)
+    return total, output
 
 
 def _launch_norm(
     inputs: torch.Tensor,
-    norm: Any,
-    changes: torch.Tensor | None = None,
+    gate: By,
+    scale: By,
     *,
-    added: tuple[torch.Tensor, torch.Tensor, int] | None = None,
-    scaled: tuple[torch.Tensor, Any, int] | None = None,
+    base: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    output: torch.Tensor | None = None,
 ) -> None:
-    """``added``: what to add to, where to write the sum, and the part of ``changes``; ``scaled``:
-    where to write, the norm, and the part."""
+    """``base``: what to add to, ``total``: where to write the sum, ``output``: where to write what
+    is scaled, each if that is wanted."""
     rows, tokens, width = inputs.shape
-    base, total, gate = added or (inputs, inputs, 0)
-    output, last, scale = scaled or (inputs, norm, 0)
     block = triton.next_power_of_2(width)
     _norm_kernel[(rows * tokens,)](
         inputs,
-        norm.weight,
-        base,
-        total,
-        last.weight,
-        output,
-        inputs if changes is None else changes,
+        gate.norm.weight,
+        inputs if base is None else base,
+        inputs if total is None else total,
+        scale.norm.weight,
+        inputs if output is None else output,
+        inputs if gate.changes is None else gate.changes,
+        inputs if scale.changes is None else scale.changes,
         tokens,
-        _eps(norm),
-        _eps(last),
+        _eps(gate.norm),
+        _eps(scale.norm),
         width,
-        gate * width,
-        scale * width,
-        CHANGED=changes is not None,
-        ADD=added is not None,
-        SCALE=scaled is not None,
+        gate.part * width,
+        scale.part * width,
+        CHANGED=gate.changes is not None,
+        ADD=total is not None,
+        SCALE=output is not None,
         BLOCK=block,
         num_warps=max(1, min(8, block // 512)),
     )
@@ -150,7 +170,8 @@ def _norm_kernel(
     total,
     last_weight,
     output,
-    changes,
+    gates,
+    scales,
     tokens,
     eps,
     last_eps,
@@ -166,13 +187,13 @@ def _norm_kernel(
     at = tl.arange(0, BLOCK)
     inside = at < width
     place = token.to(tl.int64) * width + at
-    change = changes + (token // tokens) * 4 * width + at
+    change = (token // tokens) * 4 * width + at
     values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
     if ADD:
         values *= tl.rsqrt(tl.sum(values * values) / width + eps)
         values *= tl.load(weight + at, inside, 0.0).to(tl.float32)
         if CHANGED:
-            gate = tl.load(change + gate_offset, inside, 0.0).to(tl.float32)
+            gate = tl.load(gates + change + gate_offset, inside, 0.0).to(tl.float32)
             values *= 2 * tl.sigmoid(2 * gate) - 1  # tanh
         values += tl.load(base + place, inside, 0.0).to(tl.float32)
         tl.store(total + place, values, inside)
@@ -180,17 +201,18 @@ def _norm_kernel(
         values *= tl.rsqrt(tl.sum(values * values) / width + last_eps)
         values *= tl.load(last_weight + at, inside, 0.0).to(tl.float32)
         if CHANGED:
-            values *= 1 + tl.load(change + scale_offset, inside, 0.0).to(tl.float32)
+            values *= 1 + tl.load(scales + change + scale_offset, inside, 0.0).to(tl.float32)
         tl.store(output + place, values, inside)
 
 
 def _turned(
     query: torch.Tensor, key: torch.Tensor, attention: Any, table: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both normalised head by head and turned by their places' angles."""
+    """Both normalised head by head and turned by their places' angles. They may be parts of wider
+    rows."""
     rows, tokens, width = query.shape
     half = width // attention.heads // 2
-    turned = torch.empty_like(query), torch.empty_like(key)
+    turned = query.new_empty(query.shape), key.new_empty(key.shape)
     _turn_kernel[(rows * tokens, 2)](
         query,
         key,
@@ -199,6 +221,7 @@ def _turned(
         table,
         *turned,
         tokens,
+        query.stride(1),
         attention.norm_q.eps,
         heads=attention.heads,
         half=half,
@@ -219,6 +242,7 @@ def _turn_kernel(
     query_output,
     key_output,
     tokens,
+    stride,
     eps,
     heads: tl.constexpr,
     half: tl.constexpr,
@@ -232,8 +256,8 @@ def _turn_kernel(
     head = tl.arange(0, HEADS)[:, None]
     at = tl.arange(0, 2 * HALF)[None, :]
     inside = (head < heads) & (at < 2 * half)
-    place = (token.to(tl.int64) * heads + head) * (2 * half) + at
-    values = tl.load(inputs + place, inside, 0.0).to(tl.float32)
+    place = head * (2 * half) + at
+    values = tl.load(inputs + token.to(tl.int64) * stride + place, inside, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, 1, keep_dims=True) / (2 * half) + eps)
     values *= scale * tl.load(weight + at, at < 2 * half, 0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(values, (HEADS, HALF, 2)))
@@ -241,7 +265,8 @@ def _turn_kernel(
     angle = table + ((token % tokens) * half + pair) * 2
     cosine, sine = tl.load(angle, pair < half, 0.0), tl.load(angle + 1, pair < half, 0.0)
     turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
-    tl.store(output + place, tl.reshape(turned, (HEADS, 2 * HALF)), inside)
+    start = output + token.to(tl.int64) * heads * (2 * half)
+    tl.store(start + place, tl.reshape(turned, (HEADS, 2 * HALF)), inside)
 
 
 def _silu_times(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -278,7 +303,7 @@ class Norm(InPlaceOf):
         hidden = hidden.contiguous()
         output = torch.empty_like(hidden)
         flat = hidden.view(1, -1, hidden.shape[-1])
-        _launch_norm(flat, self.replaced, scaled=(output, self.replaced, 0))
+        _launch_norm(flat, By(self.replaced), By(self.replaced), output=output)
         return output
 
 

@@ -31,7 +31,7 @@ _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-_OF_HOPPER = {"attention": "flash4", "feed_forward": "quack"}
+_OF_HOPPER = {"attention": "flash4", "products": "quack"}
 _HOPPER = 9  # compute capability
 
 
@@ -40,12 +40,12 @@ class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
     ``kernels``: those of ``fused``, for blocks, decoder and text encoder. ``attention`` "flash4"
-    and ``feed_forward`` "quack": those of ``hopper``, inside ours.
+    and ``products`` "quack": those of ``hopper``, inside ours.
     """
 
     kernels: bool = False
     attention: str = "native"
-    feed_forward: str = "native"
+    products: str = "native"
     graphs: bool = False
     fp8: str = "off"
     why: tuple[tuple[str, str], ...] = ()
@@ -66,20 +66,20 @@ def choose(settings: Settings, device: torch.device) -> Levers:
     graphs = cuda and settings.graphs == "auto"
     hopper = functools.partial(_hopper, settings, device, kernels)
     attention, attention_why = hopper(settings.attention, "flash4", "flash-attn-4")
-    feed_forward, feed_forward_why = hopper(settings.feed_forward, "quack", "quack-kernels")
+    products, products_why = hopper(settings.products, "quack", "quack-kernels")
     if settings.fp8 != "off":
-        feed_forward, feed_forward_why = "native", "native: 8 bits"
+        products, products_why = "native", "native: 8 bits"
     why = {
         "kernels": kernels_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
         "attention": attention_why,
-        "feed_forward": feed_forward_why,
+        "products": products_why,
         "fp8": "off" if settings.fp8 == "off" else _fp8_why(settings.fp8, device),
     }
     return Levers(
         kernels=kernels,
         attention=attention,
-        feed_forward=feed_forward,
+        products=products,
         graphs=graphs,
         fp8=settings.fp8,
         why=tuple(why.items()),
@@ -145,21 +145,22 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
 
         fused_decoder.install(pipeline.vae.decoder)
         fused.install_text(pipeline.text_encoder)
-    if levers.feed_forward == "quack":
+    if levers.products == "quack":
         from worker.pipelines import hopper
 
         for block in _blocks(pipeline.transformer):
-            hopper.pack(block.feed_forward)
+            hopper.pack(block.feed_forward.w1, block.feed_forward.w3)
+            hopper.pack(block.attention.to_q, block.attention.to_k, block.attention.to_v)
     return Graphs() if levers.graphs else None
 
 
 def blocks_use_kernels(levers: Levers, transformer: Any) -> bool:
-    """Whether to call ``fused.block``, which norms every head of queries and keys."""
+    """Whether to call ``fused.blocks``, which norms every head of queries and keys."""
     return bool(levers.kernels and transformer.config.qk_norm)
 
 
 def ways(levers: Levers) -> dict[str, Any]:
-    """What to give ``fused.block`` besides; the pipeline went through ``apply``."""
+    """What to give ``fused.blocks`` besides; the pipeline went through ``apply``."""
     if not _uses_hopper(levers):
         return {}
     from worker.pipelines import hopper  # flash-attn-4 and quack-kernels are on few machines
@@ -167,8 +168,9 @@ def ways(levers: Levers) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if levers.attention == "flash4":
         found["attend"] = hopper.attended
-    if levers.feed_forward == "quack":
+    if levers.products == "quack":
         found["gate"] = hopper.gated
+        found["multiply"] = hopper.multiplied
     return found
 
 

@@ -25,20 +25,26 @@ class GemmConfig:
     pingpong: bool
     is_dynamic_persistent: bool
     device_capacity: int
+    cluster_m: int = 2
+    cluster_n: int = 1
 
 
-def gemm_gated(
+def gemm_act(
     rows: torch.Tensor,
     weights: torch.Tensor,
     *,
-    activation: str,
+    activation: str | None,
     store_preact: bool,
     config: GemmConfig,
-    concat_layout: tuple[str],
+    concat_layout: tuple[str] | None,
 ) -> tuple[None, torch.Tensor]:
-    assert (activation, store_preact, concat_layout) == ("swiglu", False, ("B",))
-    gate, value = (rows @ weights).chunk(2, -1)
+    assert not store_preact
     tiles.append(config.tile_m)
+    product = rows @ weights
+    if activation is None:
+        return None, product
+    assert (activation, concat_layout) == ("swiglu", ("B",))
+    gate, value = product.chunk(2, -1)
     return None, F.silu(gate) * value
 
 
@@ -64,7 +70,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         "flash_attn.cute": {"flash_attn_func": flash_attn_func},
         "quack": {},
         "quack.gemm_config": {"GemmConfig": GemmConfig},
-        "quack.gemm_interface": {"gemm_gated": gemm_gated},
+        "quack.gemm_interface": {"gemm_act": gemm_act},
         "worker.pipelines.fused": {"gated": fused_gated},
     }
     for name, there in libraries.items():
@@ -77,7 +83,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("worker.pipelines.hopper", None)
 
 
-@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (600, 128), (4100, 256)])
+@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (600, 128), (2100, 256)])
 @torch.no_grad()
 def test_a_packed_feed_forward_computes_what_it_did(
     hopper: ModuleType, tokens: int, tile: int
@@ -85,7 +91,7 @@ def test_a_packed_feed_forward_computes_what_it_did(
     feed: Any = FeedForward(WIDTH, HIDDEN)
     inputs = torch.randn(2, tokens, WIDTH)
     wanted = feed(inputs)
-    hopper.pack(feed)
+    hopper.pack(feed.w1, feed.w3)
     assert torch.allclose(feed.w2(hopper.gated(feed, inputs)), wanted, atol=1e-5)
     assert tiles == [tile]  # by the tokens of both rows
     assert torch.allclose(feed(inputs), wanted, atol=1e-6)
@@ -93,9 +99,25 @@ def test_a_packed_feed_forward_computes_what_it_did(
 
 def test_packed_weights_are_kept_once(hopper: ModuleType) -> None:
     feed: Any = FeedForward(WIDTH, HIDDEN)
-    hopper.pack(feed)
+    hopper.pack(feed.w1, feed.w3)
     addresses = feed.w1.weight.data_ptr(), feed.w3.weight.data_ptr()
-    assert addresses == (feed.packed.data_ptr(), feed.packed[HIDDEN:].data_ptr())
+    assert addresses == (feed.w1.packed.data_ptr(), feed.w1.packed[HIDDEN:].data_ptr())
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(40, []), (4100, [256])])
+@torch.no_grad()
+def test_layers_of_one_input_share_a_product(
+    hopper: ModuleType, tokens: int, asked: list[int]
+) -> None:
+    layers: list[Any] = [torch.nn.Linear(WIDTH, width, bias=False) for width in (64, 64, 32)]
+    inputs = torch.randn(2, tokens, WIDTH)
+    wanted = [layer(inputs) for layer in layers]
+    hopper.pack(*layers)
+    for given, one in zip(hopper.multiplied(inputs, *layers), wanted, strict=True):
+        assert torch.allclose(given, one, atol=1e-5)
+    assert tiles == asked  # few are left to cuBLAS
+    (alone,) = hopper.multiplied(inputs, layers[2])  # one of them asked for by itself
+    assert torch.allclose(alone, wanted[2], atol=1e-5)
 
 
 def test_attention_is_that_of_each_head(hopper: ModuleType) -> None:
@@ -107,9 +129,9 @@ def test_attention_is_that_of_each_head(hopper: ModuleType) -> None:
 
 def test_what_cannot_be_built_is_left_out(hopper: ModuleType) -> None:
     """Here prove() asks for a device that is not there."""
-    plan = levers.Levers(attention="flash4", feed_forward="quack", why=(("graphs", "on"),))
+    plan = levers.Levers(attention="flash4", products="quack", why=(("graphs", "on"),))
     found = levers.proved(plan, torch.device("cuda", 99))
-    assert (found.attention, found.feed_forward) == ("native", "native")
+    assert (found.attention, found.products) == ("native", "native")
     assert dict(found.why)["attention"].startswith("native: ")
     assert dict(found.why)["graphs"] == "on"
     assert levers.ways(found) == {}
@@ -117,7 +139,10 @@ def test_what_cannot_be_built_is_left_out(hopper: ModuleType) -> None:
 
 def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
     assert levers.ways(levers.Levers(attention="flash4")) == {"attend": hopper.attended}
-    assert levers.ways(levers.Levers(feed_forward="quack")) == {"gate": hopper.gated}
+    assert levers.ways(levers.Levers(products="quack")) == {
+        "gate": hopper.gated,
+        "multiply": hopper.multiplied,
+    }
 
 
 @pytest.mark.skipif(not HOPPER, reason="no Hopper card")
@@ -133,13 +158,21 @@ def test_the_real_ones_compute_the_same(tokens: int) -> None:
     feed: Any = FeedForward(512, 1024).to(device, torch.bfloat16)
     inputs = torch.randn(1, tokens, 512, dtype=torch.bfloat16, device=device)
     wanted = fused.gated(feed, inputs)
-    hopper.pack(feed)
+    hopper.pack(feed.w1, feed.w3)
     assert _off(hopper.gated(feed, inputs), wanted) < 0.01
     query, key, value = torch.randn(3, 2, tokens, 512, dtype=torch.bfloat16, device=device)
     given = hopper.attended(query, key, value, 4)
     assert _off(given, fused.attended(query, key, value, 4)) < 0.01
     alone = hopper.attended(query[1:], key[1:], value[1:], 4)
     assert torch.equal(alone[0], given[1])
+    layers = [torch.nn.Linear(512, 512, bias=False, device=device).bfloat16() for _ in range(3)]
+    plain = fused.products(query, *layers)
+    hopper.pack(*layers)
+    for wanted, each in zip(plain, hopper.multiplied(query, *layers), strict=True):
+        assert _off(each, wanted) < 0.01
+    if tokens >= 8192:  # with fewer they are cuBLAS's
+        (together,), (by_itself,) = (hopper.multiplied(e, layers[0]) for e in (query, query[1:]))
+        assert torch.equal(together[1], by_itself[0])
 
 
 def _off(given: torch.Tensor, wanted: torch.Tensor) -> float:

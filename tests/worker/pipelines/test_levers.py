@@ -47,10 +47,10 @@ def test_a_gpu_pulls_all_but_fp8() -> None:
 @pytest.mark.usefixtures("_gcc_and_triton", "_extra")
 def test_a_hopper_card_has_two_more() -> None:
     plan = levers.choose(settings(), CUDA)
-    assert (plan.attention, plan.feed_forward) == ("flash4", "quack")
+    assert (plan.attention, plan.products) == ("flash4", "quack")
     assert (dict(plan.why)["attention"], plan.backend) == ("flash4", None)
-    plan = levers.choose(settings(attention="cudnn", feed_forward="native"), CUDA)
-    assert (plan.attention, plan.feed_forward) == ("cudnn", "native")
+    plan = levers.choose(settings(attention="cudnn", products="native"), CUDA)
+    assert (plan.attention, plan.products) == ("cudnn", "native")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_hopper_card_has_two_more() -> None:
         ({}, (8, 9), "no Hopper card"),
         ({"dtype": "float32"}, (9, 0), "32 bits"),
         ({"kernels": "off"}, (9, 0), "no kernels"),
-        ({"attention": "flash4", "feed_forward": "quack"}, (10, 0), "no Hopper card"),
+        ({"attention": "flash4", "products": "quack"}, (10, 0), "no Hopper card"),
     ],
 )
 @pytest.mark.usefixtures("_gcc_and_triton", "_extra")
@@ -71,8 +71,8 @@ def test_where_they_are_of_no_use_it_says_why(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     plan = levers.choose(settings(**changes), CUDA)
-    assert (plan.attention, plan.feed_forward) == ("native", "native")
-    assert dict(plan.why)["attention"] == dict(plan.why)["feed_forward"] == f"native: {why}"
+    assert (plan.attention, plan.products) == ("native", "native")
+    assert dict(plan.why)["attention"] == dict(plan.why)["products"] == f"native: {why}"
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
@@ -83,14 +83,14 @@ def test_what_is_not_installed_is_told_with_the_remedy(monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.metadata.version", version)
     why = dict(levers.choose(settings(), CUDA).why)
     assert "no flash-attn-4 (pip install" in why["attention"]
-    assert "no quack-kernels (pip install" in why["feed_forward"]
+    assert "no quack-kernels (pip install" in why["products"]
 
 
 @pytest.mark.usefixtures("_gcc_and_triton", "_extra")
 def test_8_bit_weights_need_other_products() -> None:
     plan = levers.choose(settings(fp8="transformer"), CUDA)
-    assert (plan.attention, plan.feed_forward) == ("flash4", "native")
-    assert dict(plan.why)["feed_forward"] == "native: 8 bits"
+    assert (plan.attention, plan.products) == ("flash4", "native")
+    assert dict(plan.why)["products"] == "native: 8 bits"
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
