@@ -270,9 +270,9 @@ def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
         for size in sizes:
             if bench.over():
                 return
-            drawn = stacked(draw(pipeline, specs[size]))
+            drawn = as_tensor(draw(pipeline, specs[size]))
             result: dict[str, Any] = {"what": "picture", "lever": name, "shape": f"{size}x4"}
-            again = stacked(draw(pipeline, specs[size]))
+            again = as_tensor(draw(pipeline, specs[size]))
             result["same_again"] = bool(torch.equal(drawn, again))
             bench.note(result | differences(drawn, plain[size]))
 
@@ -291,10 +291,10 @@ def diffusers_pictures(bench: Bench, specs: list[DrawSpec]) -> torch.Tensor:
         ).images[0]
         for spec in specs
     ]
-    return stacked(drawn)
+    return as_tensor(drawn)
 
 
-def stacked(pictures: Sequence[Any]) -> torch.Tensor:
+def as_tensor(pictures: Sequence[Any]) -> torch.Tensor:
     """Pictures × height × width × 3, fp32."""
     return torch.stack([torch.from_numpy(numpy.asarray(each)).float() for each in pictures])
 

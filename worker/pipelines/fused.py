@@ -6,6 +6,7 @@ time. On a GPU only, or in Triton's interpreter (``TRITON_INTERPRET=1``). ``do_n
 what changes with the size of a picture must not make Triton compile again.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -72,11 +73,9 @@ def blocks(
     """``ZImageTransformerBlock``s one after another: rows × tokens × width. ``table``: tokens ×
     half of a head × (cosine, sine); ``time``: None for blocks without modulation. ``attend``,
     ``gate`` and ``multiply``: what computes as ``attended``, ``gated`` and ``products`` do."""
-    # Each when the block before is launched: all at once, the GPU would wait for the first.
-    entries = (_entry(layer, time) for layer in layers)
-    entry = next(entries)
+    entry = _entry(layers[0], time)
     normed = _scaled(tokens, entry)
-    for layer in layers:
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
         attention, changes = layer.attention, entry.changes
         query, key, value = multiply(normed, attention.to_q, attention.to_k, attention.to_v)
         seen = attend(*_turned(query, key, attention, table), value, attention.heads)
@@ -85,10 +84,11 @@ def blocks(
         tokens, normed = _added_and_scaled(tokens, seen, gated, scaled)
         (fed,) = multiply(gate(layer.feed_forward, normed), layer.feed_forward.w2)
         gated = By(layer.ffn_norm2, changes, 3)
-        if (following := next(entries, None)) is None:
-            return _added(tokens, fed, gated)
-        entry = following
-        tokens, normed = _added_and_scaled(tokens, fed, gated, entry)
+        if following is None:
+            tokens = _added(tokens, fed, gated)
+        else:  # what changes it only now: all at once, the GPU would wait for the first block
+            entry = _entry(following, time)
+            tokens, normed = _added_and_scaled(tokens, fed, gated, entry)
     return tokens
 
 
