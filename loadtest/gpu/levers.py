@@ -22,10 +22,10 @@ from typing import Any
 
 import diffusers
 import numpy
-import pynvml
 import torch
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 
+from loadtest.gpu import power
 from worker.pipelines import levers
 from worker.pipelines.base import DrawSpec, Pixels
 from worker.pipelines.captions import CaptionEncoder, Tokens
@@ -77,6 +77,13 @@ class Bench:
     def device(self) -> torch.device:
         device: torch.device = self.pipeline.transformer.device
         return device
+
+    @property
+    def card(self) -> str | None:
+        """Its UUID, by which NVML finds it whichever cards are visible."""
+        if self.device.type != "cuda":
+            return None
+        return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
 
     def over(self) -> bool:
         """No time for another measurement."""
@@ -165,7 +172,6 @@ def lasting(
 ) -> None:
     """Steps one after the other, as under load, when the card may be at the limit of its power:
     each lever twice, in turns."""
-    card = pynvml.nvmlDeviceGetHandleByIndex(0)
     apply(bench, levers.NONE)
     for size, rows in shapes:
         latents, times, hidden = step_inputs(bench, size, rows)
@@ -176,16 +182,14 @@ def lasting(
             call = functools.partial(transformer(bench, STEPS[name])[0], latents, times, captions)
             with torch.no_grad():
                 _repeated(call, 1.0, bench.wait)
-                before_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
-                count, taken = _repeated(call, seconds, bench.wait)
-                joules = (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) - before_mj) / 1000
-            result = {
-                "ms_a_picture": round(taken / count / rows * 1000, 2),
-                "joules_a_picture": round(joules / count / rows, 2),
-                "watts": round(joules / taken),
-                "sm_mhz": pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM),
-            }
-            bench.note({"what": "lasting", "lever": name, "shape": f"{size}x{rows}"} | result)
+                with power.watched(bench.card) as drawn:
+                    count, taken = _repeated(call, seconds, bench.wait)
+            result: dict[str, float] = {"ms_a_picture": round(taken / count / rows * 1000, 2)}
+            if drawn:
+                result["joules_a_picture"] = round(drawn.pop("joules") / count / rows, 2)
+            bench.note(
+                {"what": "lasting", "lever": name, "shape": f"{size}x{rows}"} | result | drawn
+            )
 
 
 def there(bench: Bench, plans: Mapping[str, levers.Levers]) -> list[str]:
@@ -310,7 +314,7 @@ def differences(drawn: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
     }
 
 
-def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float = 10.0) -> None:
+def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float) -> None:
     """Pictures a second in a loop without queue, server and files; every prompt is new."""
     defaults = Defaults("z", steps=8, guidance_scale=0.0, size=(1024, 1024))
     pipeline = adapted(bench.pipeline, defaults, 1 << 20, bench.default)
@@ -324,9 +328,12 @@ def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float = 10.0) -> 
             draw(pipeline, specs)
 
         batch()
-        drawn, seconds_taken = _repeated(batch, seconds)
-        rate = {"images_per_s": round(drawn * rows / seconds_taken, 3)}
-        bench.note({"what": "bare", "lever": "all levers", "shape": f"{size}x{rows}"} | rate)
+        with power.watched(bench.card) as drawn:
+            count, taken = _repeated(batch, seconds)
+        rate = {"images_per_s": round(count * rows / taken, 3)}
+        bench.note(
+            {"what": "bare", "lever": "all levers", "shape": f"{size}x{rows}"} | rate | drawn
+        )
 
 
 def baseline(bench: Bench, seconds: float = 6.0) -> None:
@@ -442,6 +449,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="diffusers alone, PNG and WebP")
     parser.add_argument("--lasting", help="like --steps: which to repeat for seconds, with power")
     parser.add_argument("--bare", action="store_true", help="pictures a second without a server")
+    parser.add_argument("--bare-s", type=float, default=10.0, help="seconds for each shape of it")
     parser.add_argument("--fp8", action="store_true", help="a step with 8-bit weights")
     parser.add_argument("--profile", type=Path, help="a folder for the kernels that take longest")
     parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after this")
@@ -464,7 +472,6 @@ def main() -> int:
     if chosen:
         steps(bench, shapes, chosen)
     if args.lasting:
-        pynvml.nvmlInit()
         lasting(bench, shapes, there(bench, named(STEPS, args.lasting)))
     decoding = there(bench, named(DECODES, args.decodes))
     texts(bench, decoding)
@@ -472,7 +479,7 @@ def main() -> int:
     if args.pictures:
         pictures(bench, sizes[1:] or sizes, steps=8)
     if args.bare:
-        bare(bench, shapes)
+        bare(bench, shapes, args.bare_s)
     if args.fp8:
         fp8(bench, shapes, chosen)
     if bench.device.type == "cuda":

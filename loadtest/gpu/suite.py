@@ -33,7 +33,7 @@ from deploy.config import ROOT, load
 from deploy.trace import counters
 from loadtest.faults import Cell
 from loadtest.faults.workers import kill, stop
-from loadtest.gpu import gradio_load
+from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -43,6 +43,8 @@ MIXED_LENGTHS = (1, 8, 20)
 """Words of a prompt. For the random model's tokenizer each is six tokens: these prompts are as long
 as real ones of 5, 40 and 90 words."""
 MIXED_WARM_S = 20.0
+BARE = ("shape", "images_per_s", "watts", "celsius")
+"""What is told of a bare loop."""
 
 
 @dataclass
@@ -59,6 +61,11 @@ class Suite:
     device: str = "0"
     keys: dict[str, str] = field(default_factory=dict)  # of [model], for every cell
     running: str = ""  # the name of the cell
+
+    @property
+    def card(self) -> str | None:
+        """Whose power is watched."""
+        return None if self.device == "cpu" else self.device
 
     def note(self, **result: Any) -> None:
         """Print and keep one result."""
@@ -142,13 +149,15 @@ def measured(
     async def go(load: Load) -> dict[str, Any]:
         alone = await load.alone(size, 5)
         before = totals(cell)
-        found = await load.saturated(size, clients, 4.0, suite.seconds[size])
+        with power.watched(suite.card) as drawn:
+            found = await load.saturated(size, clients, 4.0, suite.seconds[size])
         return {
             "alone_s": alone["median_s"],
             "images_per_s": found["images_per_s"],
             "seconds": found["seconds"],
             "batch": found["batch"],
             **idle(before, totals(cell)),
+            **drawn,
         }
 
     result = with_load(cell, go, clients=clients)
@@ -348,7 +357,8 @@ def bare(suite: Suite) -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, **visible}, check=True)
     for line in levers_out.read_text().splitlines():
         if (found := json.loads(line))["what"] == "bare":
-            suite.note(stage="bare", shape=found["shape"], images_per_s=found["images_per_s"])
+            told = {key: value for key, value in found.items() if key in BARE}
+            suite.note(stage="bare", **told)
 
 
 def gradio(suite: Suite, seconds: float = 40.0) -> None:
@@ -357,8 +367,9 @@ def gradio(suite: Suite, seconds: float = 40.0) -> None:
     log = suite.home / "gradio.log"
     with gradio_load.started(suite.model, suite.port + 2, suite.device, log) as url:
         for file in ("png", "webp"):
-            found = asyncio.run(gradio_load.rate(url, file, suite.sizes[0], seconds))
-            suite.note(stage="gradio", file=file, size=suite.sizes[0], **found)
+            with power.watched(suite.card) as drawn:
+                found = asyncio.run(gradio_load.rate(url, file, suite.sizes[0], seconds))
+            suite.note(stage="gradio", file=file, size=suite.sizes[0], **found, **drawn)
 
 
 def calibrate(suite: Suite) -> None:
