@@ -49,8 +49,11 @@ def photo_like(side: int, seed: int = 0) -> Pixels:
 
 def encoders() -> Iterator[tuple[str, Encoder]]:
     for level in (0, 1, 6):
-        yield f"Pillow, level {level}", _pillow(level, zlib.Z_DEFAULT_STRATEGY)
-    yield "Pillow, level 1, RLE", _pillow(1, zlib.Z_RLE)
+        yield (
+            f"Pillow, level {level}",
+            _pillow("png", compress_level=level, compress_type=zlib.Z_DEFAULT_STRATEGY),
+        )
+    yield "Pillow, level 1, RLE", _pillow("png", compress_level=1, compress_type=zlib.Z_RLE)
     if cv2 := _installed("cv2"):
         cv2.setNumThreads(1)
         options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
@@ -68,10 +71,10 @@ def encoders() -> Iterator[tuple[str, Encoder]]:
     yield "ours: numpy Up, ISA-L level 1", functools.partial(_as_worker, "png")
 
 
-def _pillow(level: int, strategy: int) -> Encoder:
+def _pillow(kind: str, **options: int) -> Encoder:
     def run(pixels: Pixels) -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "png", compress_level=level, compress_type=strategy)
+        Image.fromarray(pixels).save(buffer, kind, **options)
         return buffer.getvalue()
 
     return run
@@ -121,15 +124,9 @@ def _longest_gap_ms(encoder: Encoder, pixels: Pixels) -> float:
     return longest * 1000
 
 
-def _plain_jpeg(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "jpeg", quality=DEFAULT_QUALITY["jpeg"])
-    return buffer.getvalue()
-
-
 BESIDE: dict[str, Encoder] = {
     "nothing": lambda _: b"",
-    "JPEG, Pillow into BytesIO": _plain_jpeg,
+    "JPEG, Pillow into BytesIO": _pillow("jpeg", quality=DEFAULT_QUALITY["jpeg"]),
     **{f"{kind.upper()}, as the worker": functools.partial(_as_worker, kind) for kind in KINDS},
 }
 

@@ -28,9 +28,9 @@ def bucket(caption: torch.Tensor) -> int:
 class CaptionEncoder:
     """Encodes prompts and keeps the latest.
 
-    On a GPU those of one length go together, always as many rows, with copies where there are too
-    few: then a caption does not depend on which requests it came with. ``kept_tokens`` bounds what
-    is kept on the device: 16,384 tokens are 126 MB for Z-Image-Turbo in bf16.
+    Through graphs those of one length go together, always as many rows, with copies where there
+    are too few: then a caption does not depend on which requests it came with. ``kept_tokens``
+    bounds what is kept on the device: 16,384 tokens are 126 MB for Z-Image-Turbo in bf16.
     """
 
     def __init__(
