@@ -22,11 +22,13 @@ class PictureDecoder:
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """``latents``: channels × height / 8 × width / 8, fp32. The picture, height × width × 3, is
-        on the device, and may not be finished yet: ``taken`` waits for it."""
+        on its way to the CPU and may not be finished yet: ``taken`` waits for it."""
         cells = latents.shape[1] * latents.shape[2]
         if self._graphs is None or cells * _PIXELS_PER_CELL > MOST_PIXELS:
-            return self._decoded(latents)
-        return self._graphs(("decode", tuple(latents.shape)), self._decoded, latents)
+            picture = self._decoded(latents)
+        else:
+            picture = self._graphs(("decode", tuple(latents.shape)), self._decoded, latents)
+        return picture.to("cpu", non_blocking=True)  # into pinned memory, beside the next one
 
     def taken(
         self, pictures: Sequence[torch.Tensor], latents: Sequence[torch.Tensor]
@@ -35,7 +37,8 @@ class PictureDecoder:
         finite = torch.stack([each.isfinite().all() for each in latents])
         if not finite.all():  # would be a black picture
             raise FloatingPointError(f"latents are not finite in {self._vae.dtype}; use bfloat16")
-        return [picture.cpu().numpy() for picture in pictures]
+        # The copies were asked for before the answer that was just waited for.
+        return [picture.numpy() for picture in pictures]
 
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """height × width × 3, 8 bits a value."""

@@ -22,6 +22,7 @@ _TILE = 4096  # values of one program
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Gate = Callable[[Any, torch.Tensor], torch.Tensor]
 Multiply = Callable[..., Sequence[torch.Tensor]]
+Project = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class By(NamedTuple):
@@ -55,6 +56,19 @@ def products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
     return [layer.product(*rows, inputs) for layer in layers]
 
 
+def projecting(table: torch.Tensor, rows: int) -> Project:
+    """What makes an attention's query, key and value of its inputs, ``rows`` × tokens × width, the
+    first two normalised and turned by ``table``."""
+
+    def project(
+        attention: Any, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = products(inputs, attention.to_q, attention.to_k, attention.to_v)
+        return *turned(query, key, attention, table), value
+
+    return project
+
+
 def gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
     """What a feed-forward's last layer is given for ``inputs``, rows × tokens × width."""
     return _silu_times(*products(inputs, feed.w1, feed.w3))
@@ -69,16 +83,18 @@ def blocks(
     attend: Attend = attended,
     gate: Gate = gated,
     multiply: Multiply = products,
+    projecting: Callable[[torch.Tensor, int], Project] = projecting,
 ) -> torch.Tensor:
     """``ZImageTransformerBlock``s one after another: rows × tokens × width. ``table``: tokens ×
     half of a head × (cosine, sine); ``time``: None for blocks without modulation. ``attend``,
-    ``gate`` and ``multiply``: what computes as ``attended``, ``gated`` and ``products`` do."""
+    ``gate``, ``multiply`` and ``projecting``: what computes as ``attended``, ``gated``,
+    ``products`` and ``projecting`` do."""
+    project = projecting(table, len(tokens))
     entry = _entry(layers[0], time)
     normed = _scaled(tokens, entry)
     for layer, following in itertools.zip_longest(layers, layers[1:]):
         attention, changes = layer.attention, entry.changes
-        query, key, value = multiply(normed, attention.to_q, attention.to_k, attention.to_v)
-        seen = attend(*_turned(query, key, attention, table), value, attention.heads)
+        seen = attend(*project(attention, normed), attention.heads)
         (seen,) = multiply(seen, attention.to_out[0])
         gated, scaled = By(layer.attention_norm2, changes, 1), By(layer.ffn_norm1, changes, 2)
         tokens, normed = _added_and_scaled(tokens, seen, gated, scaled)
@@ -205,21 +221,21 @@ def _norm_kernel(
         tl.store(output + place, values, inside)
 
 
-def _turned(
+def turned(
     query: torch.Tensor, key: torch.Tensor, attention: Any, table: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both normalised head by head and turned by their places' angles. They may be parts of wider
     rows."""
     rows, tokens, width = query.shape
     half = width // attention.heads // 2
-    turned = query.new_empty(query.shape), key.new_empty(key.shape)
+    outputs = query.new_empty(query.shape), key.new_empty(key.shape)
     _turn_kernel[(rows * tokens, 2)](
         query,
         key,
         attention.norm_q.weight,
         attention.norm_k.weight,
         table,
-        *turned,
+        *outputs,
         tokens,
         query.stride(1),
         attention.norm_q.eps,
@@ -229,7 +245,7 @@ def _turned(
         HEADS=triton.next_power_of_2(attention.heads),
         num_warps=4,
     )
-    return turned
+    return outputs
 
 
 @triton.jit(do_not_specialize=["tokens"])

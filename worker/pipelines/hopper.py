@@ -5,6 +5,7 @@ Each is built at its first use, in two to three seconds, and kept (``QUACK_CACHE
 measured. Each kernel computes a row of a batch as it would alone, in one order.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ from worker.pipelines.imports import uncompiled
 
 with uncompiled():
     from flash_attn.cute import flash_attn_func
+    from quack.epilogue import math as pairs
+    from quack.epilogue.frontend import gemm_epilogue
+    from quack.epilogue.head_rmsnorm import HeadRstd
+    from quack.epilogue.ops import RowVecLoad
+    from quack.epilogue.rotary import rotary_cos_sin_load
     from quack.gemm_config import GemmConfig
     from quack.gemm_interface import gemm_act
 
@@ -50,6 +56,10 @@ def prove(device: torch.device) -> None:
         (_PLAIN_FROM, None),
     ):
         _product(tokens.new_zeros(count, 512), weights, activation)
+    norm = torch.nn.RMSNorm(128, 1e-5, device=device, dtype=tokens.dtype)
+    angles = torch.zeros(_PLAIN_FROM, 128, device=device)
+    many = tokens.new_zeros(_PLAIN_FROM, 512)
+    _turned(many, weights, norm.weight.float().repeat(8), norm, angles)
     torch.cuda.synchronize(device)
 
 
@@ -80,6 +90,85 @@ def multiplied(inputs: torch.Tensor, *layers: Any) -> Sequence[torch.Tensor]:
     weights = layers[0].packed if len(layers) > 1 else layers[0].weight
     product = _product(rows, weights) if len(rows) >= _PLAIN_FROM else F.linear(rows, weights)
     return _parts(product.view(*inputs.shape[:-1], -1), layers, -1)
+
+
+def pack_attention(attention: Any) -> None:
+    """``pack`` queries, keys and values, and for the first two the norms' weights of all heads."""
+    pack(attention.to_q, attention.to_k, attention.to_v)
+    norms = [norm.weight.detach().float() for norm in (attention.norm_q, attention.norm_k)]
+    attention.packed = torch.cat([weight.repeat(attention.heads) for weight in norms])
+
+
+def projecting(table: torch.Tensor, rows: int) -> fused.Project:
+    """As ``fused.projecting``, of attentions that went through ``pack_attention``. Of many tokens,
+    queries and keys are normalised and turned before their product is written."""
+    if len(table) * rows < _PLAIN_FROM:
+        return functools.partial(_projected, table)
+    angles = table.flatten(1).repeat(rows, 1)
+    return functools.partial(_projected_turned, angles)
+
+
+def _projected(
+    table: torch.Tensor, attention: Any, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = multiplied(inputs, attention.to_q, attention.to_k, attention.to_v)
+    return *fused.turned(query, key, attention, table), value
+
+
+def _projected_turned(
+    angles: torch.Tensor, attention: Any, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (value,) = multiplied(inputs, attention.to_v)
+    weights = attention.to_q.packed[: len(attention.packed)]
+    both = _turned(inputs.flatten(0, -2), weights, attention.packed, attention.norm_q, angles)
+    query, key = both.view(*inputs.shape[:-1], -1).chunk(2, -1)
+    return query, key, value
+
+
+def _turned(
+    rows: torch.Tensor, weights: torch.Tensor, norms: torch.Tensor, norm: Any, angles: torch.Tensor
+) -> torch.Tensor:
+    """``rows`` × ``weights``, normalised head by head and turned. ``norms``: a weight for each
+    column; ``norm``: one head's; ``angles``: each row's cosines and sines, in turns."""
+    output = rows.new_empty(len(rows), len(weights))
+    _turning(norm.eps).gemm(
+        rows,
+        weights,
+        output,
+        epi_args={"angles": angles, "factor": norm.weight, "weight": norms},
+        tile_M=192,
+        tile_N=128,
+        cluster_M=1,
+        cluster_N=2,
+        pingpong=True,
+    )
+    return output
+
+
+@functools.cache
+def _turning(eps: float) -> Any:
+    """What happens to pairs of a product's columns: normalised head by head, and turned."""
+
+    @gemm_epilogue(
+        ops={
+            "angles": rotary_cos_sin_load("angles"),
+            "factor": HeadRstd("factor", eps=eps),
+            "weight": RowVecLoad("weight"),
+        },
+        prepass=_squares,
+        prepass_outs=("factor",),
+        mode="acc_pair",
+    )
+    def turned(acc, angles, factor, weight):  # type: ignore[no-untyped-def]
+        first, second = pairs.unpack(acc * factor * weight)
+        cosine, sine = pairs.unpack(angles)
+        return {"D": pairs.pack(first * cosine - second * sine, first * sine + second * cosine)}
+
+    return turned
+
+
+def _squares(acc):  # type: ignore[no-untyped-def]
+    return {"factor": acc * acc}
 
 
 def _parts(whole: torch.Tensor, layers: Sequence[Any], dimension: int) -> Sequence[torch.Tensor]:

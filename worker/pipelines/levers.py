@@ -150,7 +150,7 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
 
         for block in _blocks(pipeline.transformer):
             hopper.pack(block.feed_forward.w1, block.feed_forward.w3)
-            hopper.pack(block.attention.to_q, block.attention.to_k, block.attention.to_v)
+            hopper.pack_attention(block.attention)
     return Graphs() if levers.graphs else None
 
 
@@ -171,6 +171,7 @@ def ways(levers: Levers) -> dict[str, Any]:
     if levers.products == "quack":
         found["gate"] = hopper.gated
         found["multiply"] = hopper.multiplied
+        found["projecting"] = hopper.projecting
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_z_image import FeedForward
 
+import worker.pipelines
 from worker.pipelines import levers
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -54,6 +55,49 @@ def flash_attn_func(*tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
 
 
+class GemmEpilogue:
+    """What a product's epilogue computes, by itself: ``function`` of sums and operands."""
+
+    def __init__(self, function: Any, ops: dict[str, Any], prepass: Any) -> None:
+        self.function, self.ops, self.prepass = function, ops, prepass
+
+    def gemm(
+        self, rows: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, **how: Any
+    ) -> None:
+        sums = rows @ weights.t()
+        operands = {n: op(sums, how["epi_args"][n], self.prepass) for n, op in self.ops.items()}
+        output.copy_(self.function(sums, **operands)["D"])
+        tiles.append(how["tile_M"])
+
+
+def gemm_epilogue(*, ops: Any, prepass: Any, prepass_outs: tuple[str], mode: str) -> Any:
+    assert mode == "acc_pair"
+    assert len(prepass_outs) == 1
+    return lambda function: GemmEpilogue(function, ops, prepass)
+
+
+def head_rstd(name: str, eps: float) -> Any:
+    def factors(sums: torch.Tensor, head: torch.Tensor, prepass: Any) -> torch.Tensor:
+        squares = prepass(sums)[name].unflatten(1, (-1, len(head)))
+        means = squares.mean(-1, keepdim=True).expand_as(squares)
+        factors: torch.Tensor = (means + eps).rsqrt().flatten(1)
+        return factors
+
+    return factors
+
+
+def rotary_cos_sin_load(name: str) -> Any:
+    return lambda sums, table, _: table.repeat(1, sums.shape[1] // table.shape[1])
+
+
+def row_vec_load(name: str) -> Any:
+    return lambda _, row, __: row
+
+
+PAIRS = SimpleNamespace(
+    unpack=lambda values: (values[:, ::2], values[:, 1::2]),
+    pack=lambda *values: torch.stack(values, -1).flatten(1),
+)
 tiles: list[int] = []
 
 
@@ -63,24 +107,37 @@ def fused_gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def fused_turned(query: torch.Tensor, key: torch.Tensor, attention: Any, table: Any) -> Any:
+    tiles.append(-1)
+    return query, key
+
+
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     libraries: dict[str, dict[str, Any]] = {
         "flash_attn": {},
         "flash_attn.cute": {"flash_attn_func": flash_attn_func},
         "quack": {},
+        "quack.epilogue": {"math": PAIRS},
+        "quack.epilogue.frontend": {"gemm_epilogue": gemm_epilogue},
+        "quack.epilogue.head_rmsnorm": {"HeadRstd": head_rstd},
+        "quack.epilogue.ops": {"RowVecLoad": row_vec_load},
+        "quack.epilogue.rotary": {"rotary_cos_sin_load": rotary_cos_sin_load},
         "quack.gemm_config": {"GemmConfig": GemmConfig},
         "quack.gemm_interface": {"gemm_act": gemm_act},
-        "worker.pipelines.fused": {"gated": fused_gated},
+        "worker.pipelines.fused": {"gated": fused_gated, "turned": fused_turned, "Project": Any},
     }
     for name, there in libraries.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**there))
     stand_in = sys.modules["worker.pipelines.fused"]
     monkeypatch.setattr("worker.pipelines.fused", stand_in, raising=False)
     monkeypatch.delitem(sys.modules, "worker.pipelines.hopper", raising=False)
+    monkeypatch.delattr("worker.pipelines.hopper", raising=False)
     tiles.clear()
     yield importlib.import_module("worker.pipelines.hopper")
-    sys.modules.pop("worker.pipelines.hopper", None)
+    # Wherever it can be found: the tests on a card, below, want the real libraries.
+    del sys.modules["worker.pipelines.hopper"]
+    del worker.pipelines.hopper
 
 
 @pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (600, 128), (2100, 256)])
@@ -120,6 +177,43 @@ def test_layers_of_one_input_share_a_product(
     assert torch.allclose(alone, wanted[2], atol=1e-5)
 
 
+def an_attention(width: int, heads: int) -> Any:
+    attention: Any = torch.nn.Module()
+    attention.heads = heads
+    for name in ("to_q", "to_k", "to_v"):
+        setattr(attention, name, torch.nn.Linear(width, width, bias=False))
+    for name in ("norm_q", "norm_k"):
+        setattr(attention, name, torch.nn.RMSNorm(width // heads, 1e-5))
+        torch.nn.init.normal_(getattr(attention, name).weight)
+    return attention
+
+
+@torch.no_grad()
+def test_queries_and_keys_are_turned_inside_their_product(hopper: ModuleType) -> None:
+    """As the model's own attention turns them; each row of a batch by its own places."""
+    tokens, heads = 4100, 4
+    attention = an_attention(WIDTH, heads)
+    angles = torch.rand(tokens, WIDTH // heads // 2) * 6
+    inputs = torch.randn(2, tokens, WIDTH)
+    products = [attention.to_q(inputs), attention.to_k(inputs), attention.to_v(inputs)]
+    hopper.pack_attention(attention)
+    project = hopper.projecting(torch.stack([angles.cos(), angles.sin()], -1), 2)
+    given = project(attention, inputs)
+    for name, turned, product in zip("qk", given[:2], products[:2], strict=True):
+        product = product.unflatten(2, (heads, -1))
+        pairs = torch.view_as_complex(
+            getattr(attention, f"norm_{name}")(product).unflatten(3, (-1, 2))
+        )
+        wanted = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None])
+        assert torch.allclose(turned, wanted.flatten(2), atol=1e-5)
+    assert torch.allclose(given[2], products[2], atol=1e-5)
+    assert tiles == [256, 192]
+    few = hopper.projecting(torch.zeros(100, 8, 2), 2)(attention, inputs[:, :100])
+    for given_few, product in zip(few, products, strict=True):
+        assert torch.allclose(given_few, product[:, :100], atol=1e-5)
+    assert tiles == [256, 192, -1]  # turned by the other kernel
+
+
 def test_attention_is_that_of_each_head(hopper: ModuleType) -> None:
     query, key, value = torch.randn(3, 2, 10, 4, 8)
     wanted = F.scaled_dot_product_attention(*(e.transpose(1, 2) for e in (query, key, value)))
@@ -142,6 +236,7 @@ def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
     assert levers.ways(levers.Levers(products="quack")) == {
         "gate": hopper.gated,
         "multiply": hopper.multiplied,
+        "projecting": hopper.projecting,
     }
 
 
@@ -173,6 +268,25 @@ def test_the_real_ones_compute_the_same(tokens: int) -> None:
     if tokens >= 8192:  # with fewer they are cuBLAS's
         (together,), (by_itself,) = (hopper.multiplied(e, layers[0]) for e in (query, query[1:]))
         assert torch.equal(together[1], by_itself[0])
+
+
+@pytest.mark.skipif(not HOPPER, reason="no Hopper card")
+@pytest.mark.parametrize("tokens", [64, 4200])
+@torch.no_grad()
+def test_the_real_product_turns_queries_and_keys_the_same(tokens: int) -> None:
+    """Two rows; the longer ones by the kernel that has more than 8192 tokens."""
+    pytest.importorskip("quack")
+    pytest.importorskip("flash_attn.cute")
+    from worker.pipelines import fused, hopper
+
+    attention = an_attention(512, 4).to("cuda", torch.bfloat16)
+    angles = torch.rand(tokens, 64, device="cuda") * 6
+    table = torch.stack([angles.cos(), angles.sin()], -1)
+    inputs = torch.randn(2, tokens, 512, dtype=torch.bfloat16, device="cuda")
+    wanted = fused.projecting(table, 2)(attention, inputs)
+    hopper.pack_attention(attention)
+    for given, each in zip(hopper.projecting(table, 2)(attention, inputs), wanted, strict=True):
+        assert _off(given, each) < 0.01
 
 
 def _off(given: torch.Tensor, wanted: torch.Tensor) -> float:
