@@ -7,6 +7,7 @@ code that draws, the limit of its memory, and on a CPU threads and cores.
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from worker.timings import Measured
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
 _LIBRARIES = ("torch", "diffusers", "transformers", "torchao", "triton")
 REPEATS = 3
+_numbers = itertools.count()  # of prompts in this process
 
 
 def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[str, Any]:
@@ -140,8 +142,8 @@ def _measure(pipeline: Pipeline, memory: Memory, size: Size, rows: int, repeats:
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     memory.reset_peak()
     for turn in range(repeats + 1):
-        # New text each time: that of a known prompt is remembered.
-        prompts = [f"{PROMPT} {turn} {seed} {rows}" for seed in range(rows)]
+        # New text each time, at other sizes too: that of a known prompt is remembered.
+        prompts = [f"{PROMPT} {next(_numbers)}" for _ in range(rows)]
         specs = [DrawSpec(prompt, *size, steps, seed) for seed, prompt in enumerate(prompts)]
         clock = _Clock()
         samples = pipeline.start(specs)

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import calibration
+from worker.pipelines.base import DrawSpec, Sample
 from worker.pipelines.memory import NoMemory
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.timings import Measured
@@ -29,6 +31,22 @@ def test_what_takes_long_is_measured_as_long() -> None:
     assert one.step_s >= 0.02
     assert one.encode_s >= 0.005
     assert one.decode_s >= 0.01
+
+
+def test_no_prompt_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known one costs nothing: the table would promise what no new prompt gets."""
+    seen: list[str] = []
+    pipeline = SyntheticPipeline("synthetic:step_ms=0")
+    start = pipeline.start
+
+    def noted(specs: Sequence[DrawSpec]) -> list[Sample]:
+        seen.extend(spec.prompt for spec in specs)
+        return start(specs)
+
+    monkeypatch.setattr(pipeline, "start", noted)
+    measured(pipeline)
+    measured(pipeline)  # as a start without a table does, of its two sizes
+    assert len(seen) == len(set(seen)) > 0
 
 
 def test_a_size_ends_where_the_memory_does() -> None:
