@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from worker import log
+from worker.pipelines import context
 from worker.pipelines.base import Pipeline
 from worker.pipelines.folder import (
     Defaults,
@@ -65,6 +66,8 @@ def load(settings: Settings) -> Pipeline:
 
 
 def _load(settings: Settings, folder: Path | None) -> Pipeline:
+    if settings.device != "cpu":
+        context.begin(settings.device)
     began = time.monotonic()
     from worker.pipelines import loading  # seconds of imports: only now
 
