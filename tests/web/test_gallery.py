@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.web.conftest import OpenPage
+from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FIRST_SEED, FakeCell
 from tests.web.landscapes import landscape
 from tests.web.test_draw import draw
@@ -121,6 +121,52 @@ def test_a_deleted_picture_is_gone_until_undone(open_page: OpenPage) -> None:
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".card")).to_have_count(2)
     assert words(page) == ["one", "two"]
+
+
+def test_a_picture_whose_file_is_gone_says_so_and_can_be_drawn_again(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    draw_and_wait(page, "a hill")
+    draw_and_wait(page, "a river")
+    cell.store.lost |= {p["id"] for p in cell.store.pictures.values() if p["prompt"] == "a river"}
+    page.reload()
+    card = page.locator(".card", has_text="a river")
+    expect(card.locator(".gone")).to_contain_text("Picture is gone")
+    expect(card.locator("img")).to_be_hidden()
+    expect(page.locator(".card", has_text="a hill").locator(".gone")).to_be_hidden()
+    page.locator("#language").click()
+    expect(card.locator(".gone")).to_contain_text("图片已不在")
+    page.locator("#language").click()
+    card.locator(".frame").hover()
+    expect(card.get_by_role("button", name="Download")).to_be_hidden()
+    card.locator(".open").click()
+    viewer = page.locator("#viewer")
+    expect(viewer.locator(".gone")).to_contain_text("“Reuse settings” draws it again")
+    expect(viewer.get_by_role("button", name="Download")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(viewer.locator("#viewer-prompt")).to_have_text("a hill")
+    expect(viewer.locator(".gone")).to_be_hidden()
+    expect(viewer.locator("#viewer-image")).to_be_visible()
+    expect(viewer.get_by_role("button", name="Download")).to_be_visible()
+    forgive(page, complaints, "404")
+
+
+def test_a_picture_that_nobody_can_send_now_is_asked_for_again(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    draw_and_wait(page, "one")
+    cell.store.busy = True
+    page.reload()
+    image = page.locator(".open img")
+    expect(image).to_have_class("unseen")
+    forgive(page, complaints, "503")
+    cell.store.busy = False
+    expect(image).to_be_visible()
+    assert image.evaluate("i => i.naturalWidth") == 256
+    expect(page.locator(".card .gone")).to_be_hidden()
+    complaints[:] = [each for each in complaints if "503" not in each]
 
 
 def test_preview_size_is_remembered(open_page: OpenPage) -> None:

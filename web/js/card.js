@@ -3,6 +3,7 @@
 import { h, icon, setText } from "./dom.js";
 import { duration, t } from "./i18n.js";
 import { OPEN } from "./job.js";
+import { Stored } from "./stored.js";
 
 const PENDING = new Set([...OPEN, "planned"]);
 
@@ -64,12 +65,6 @@ export class Card {
     this.element.remove();
   }
 
-  /** A stored picture, small. */
-  showStored(image, { thumbnail_url }) {
-    image.hidden = false;
-    if (image.getAttribute("src") !== thumbnail_url) image.src = thumbnail_url;
-  }
-
   #turn(face) {
     const focused = this.element.contains(document.activeElement);
     this.#face = face;
@@ -103,14 +98,15 @@ function buildPicture(card) {
     "div",
     { class: "tools" },
     star,
-    button(card, "download", "download"),
+    button(card, "download", "download", { class: "tool download" }),
     button(card, "again", "again"),
     button(card, "copyPrompt", "copy"),
   );
   const meta = h("p", { class: "meta" }, h("span", {}, `${width} × ${height}`), h("span", {}, `#${seed}`));
   if (card.item.shot?.reconnected) meta.append(h("span", { class: "badge" }, t("reconnected")));
-  const frame = h("div", { class: "frame" }, open, tools);
-  return { frame, caption: caption(prompt, meta), open, image, star };
+  const stored = new Stored(image);
+  const frame = h("div", { class: "frame" }, stored.words, open, tools);
+  return { frame, caption: caption(prompt, meta), open, image, stored, star };
 }
 
 function buildPending(card) {
@@ -152,10 +148,10 @@ export function messageOf({ error, tries }) {
   return tries ? t("errorStream", { n: tries }) : t("errorNetwork");
 }
 
-function updatePicture(card, { image, star }) {
+function updatePicture(card, { image, stored, star }) {
   const { picture } = card.item;
   if (picture.blob) card.show(image, picture.blob);
-  else card.showStored(image, picture);
+  else stored.show(picture.thumbnail_url);
   star.setAttribute("aria-pressed", String(Boolean(picture.favourite)));
   card.element.classList.toggle("loved", Boolean(picture.favourite));
 }

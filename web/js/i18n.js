@@ -179,6 +179,9 @@ export const STRINGS = {
   today: ["{n} picture today|{n} pictures today", "今日已画 {n} 张"],
   todayOf: ["{n} of {max} pictures today", "今日已画 {n} / {max} 张"],
 
+  gone: ["Picture is gone", "图片已不在"],
+  goneText: ["Its file was deleted or lost. “Reuse settings” draws it again.", "文件已被删除或丢失。点击“复用参数”可以重新绘制。"],
+
   viewer: ["Picture", "图片"],
   previous: ["Previous picture", "上一张"],
   next: ["Next picture", "下一张"],

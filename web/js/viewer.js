@@ -2,6 +2,7 @@
 
 import { $, h, icon, setText } from "./dom.js";
 import { t } from "./i18n.js";
+import { Stored } from "./stored.js";
 
 const SWIPE_PX = 50;
 const ACTIONS = ["favourite", "download", "again", "copyPrompt", "remove"];
@@ -11,9 +12,11 @@ export class Viewer {
   #dialog = $("#viewer");
   #gallery;
   #item = null;
+  #stored = new Stored($("#viewer-image"));
 
   constructor(actions) {
     this.actions = actions;
+    $(".viewer-picture").append(this.#stored.words);
     $("#viewer-prev").addEventListener("click", () => this.#walk(-1));
     $("#viewer-next").addEventListener("click", () => this.#walk(+1));
     $("#viewer-close").addEventListener("click", () => this.#dialog.close());
@@ -31,15 +34,15 @@ export class Viewer {
 
   /** Words anew, or a picture more or less beside the one on view. */
   render() {
+    this.#stored.render();
     if (this.#dialog.open) this.#show(this.#item);
   }
 
   #show(item) {
     this.#item = item;
     const { prompt, seed, width, height, steps, format, negative_prompt, favourite } = item.picture;
-    const image = $("#viewer-image");
-    image.src = this.#gallery.card(item.id).url;
-    image.alt = prompt;
+    $("#viewer-image").alt = prompt;
+    this.#stored.show(this.#gallery.card(item.id).url);
     const facts = [`${width} × ${height}`, t("meta", { seed }), steps && t("metaSteps", { n: steps })];
     if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
@@ -72,7 +75,7 @@ export class Viewer {
     const key = KEYS[ACTIONS.indexOf(name)];
     const shortcut = { "aria-keyshortcuts": key, title: `${t(name)} (${key.toUpperCase()})` };
     const words = h("span", {}, t(name));
-    return h("button", { type: "button", class: "ghost", onclick: run, ...shortcut }, icon(iconName), words);
+    return h("button", { type: "button", class: `ghost ${name}`, onclick: run, ...shortcut }, icon(iconName), words);
   }
 
   #neighbour(by) {
@@ -97,7 +100,8 @@ export class Viewer {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) return this.#walk(by);
     const place = KEYS.indexOf(event.key.toLowerCase());
-    if (place >= 0) $("#viewer-actions").children[place].click();
+    const chosen = $("#viewer-actions").children[place];
+    if (chosen?.checkVisibility()) chosen.click();
   }
 
   // `again` has moved the focus to the form already.

@@ -1,0 +1,53 @@
+/** Pictures of the server's gallery, of which a file may be gone, or which nobody can send just now. */
+
+import { statusOf } from "./api.js";
+import { h, icon, setText } from "./dom.js";
+import { t } from "./i18n.js";
+
+const AGAIN_MS = [1000, 4000, 15_000, 60_000];
+
+export class Stored {
+  #image;
+  #tries = 0;
+  #title = h("span");
+  #detail = h("p", { class: "detail" });
+  /** Belongs beside the image: seen when there is nothing else to see. */
+  words = h("div", { class: "status gone", hidden: true }, h("p", { class: "title" }, icon("alert"), this.#title), this.#detail);
+
+  constructor(image) {
+    this.#image = image;
+    this.render();
+    image.addEventListener("load", () => this.#turn("there"));
+    image.addEventListener("error", () => this.#failed(image.src));
+  }
+
+  render() {
+    setText(this.#title, t("gone"));
+    setText(this.#detail, t("goneText"));
+  }
+
+  show(url) {
+    if (this.#image.getAttribute("src") === url) return;
+    this.#tries = 0;
+    this.#turn("there");
+    this.#image.src = url;
+  }
+
+  /** `state`: there, away or gone. The image keeps its place, or a lazy one would never be tried again. */
+  #turn(state) {
+    this.#image.classList.toggle("unseen", state !== "there");
+    this.words.hidden = state !== "gone";
+  }
+
+  async #failed(src) {
+    this.#turn("away");
+    const status = await statusOf(src);
+    if (this.#image.src !== src) return; // shows another one by now
+    if (status === 404) this.#turn("gone");
+    else if (this.#tries < AGAIN_MS.length) setTimeout(() => this.#again(src), AGAIN_MS[this.#tries++]);
+  }
+
+  #again(src) {
+    if (this.#image.src === src) this.#image.src = src;
+  }
+}
