@@ -60,6 +60,5 @@ def test_people_see_which_batch_is_used(tmp_path: Path) -> None:
 
 
 def test_the_plot_is_an_svg(tmp_path: Path) -> None:
-    pytest.importorskip("pygal")
     draw_plot(table(tmp_path), tmp_path / "plot.svg")
     assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag.endswith("svg")
