@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import threading
 
 
@@ -13,6 +14,8 @@ def begin(device: str) -> threading.Thread:
     https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__PRIMARY__CTX.html
     What fails here fails again in torch, which can say why.
     """
+    # Read once, by the first who calls the driver; before CUDA 12.2 it loaded all at once.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     _, _, index = device.partition("cuda:")
     thread = threading.Thread(target=_retain, args=[int(index or 0)], name="context", daemon=True)
     thread.start()

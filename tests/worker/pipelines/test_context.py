@@ -1,6 +1,7 @@
 """With a driver that counts its cards; the real one is seen by ``loadtest/gpu/suite``."""
 
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -19,6 +20,7 @@ class Driver:
 
     def cuInit(self, flags: int) -> int:
         self._begun = flags == 0
+        self.loading = os.environ.get("CUDA_MODULE_LOADING")
         return 0 if self._cards else 100  # CUDA_ERROR_NO_DEVICE
 
     def cuDeviceGet(self, card: Any, index: int) -> int:
@@ -46,9 +48,11 @@ def test_the_card_of_the_settings_gets_its_context(
     monkeypatch: pytest.MonkeyPatch, device: str, cards: int, made: list[int]
 ) -> None:
     driver = Driver(cards)
+    monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
     context.begin(device).join(5)
     assert driver.made == made
+    assert driver.loading == "LAZY"
 
 
 def test_without_a_driver_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
