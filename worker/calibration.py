@@ -27,6 +27,8 @@ from worker.timings import Measured
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
 _LIBRARIES = ("torch", "diffusers", "transformers", "torchao", "triton")
 REPEATS = 3
+_QUICK_S = 6.0
+"""A start tries one picture more while a batch is drawn in less."""
 _numbers = itertools.count()  # of prompts in this process
 
 
@@ -109,13 +111,13 @@ def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Co
 
 
 def short(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs:
-    """A first idea where there is no table, kept for the next start: one and two rows of the
-    model's own size, and all numbers of rows of its half, where batches may pay."""
+    """A first idea where there is no table, kept for the next start: all numbers of rows of half
+    the model's own size; of the whole one and two, and more where that is quick."""
     whole = pipeline.info.default_size
     half = tuple(
         side // 2 // pipeline.info.side_multiple * pipeline.info.side_multiple for side in whole
     )
-    measured = list(measure(pipeline, memory, [whole], min(2, settings.max_batch), repeats=1))
+    measured = list(_quick(pipeline, memory, whole, settings.max_batch))
     if min(half) >= pipeline.info.min_side:
         measured += measure(pipeline, memory, [(half[0], half[1])], settings.max_batch, repeats=1)
     costs = costs_of(measured, memory, settings.max_batch)
@@ -125,6 +127,13 @@ def short(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs:
     except OSError as error:  # a full disk: then the next start measures again
         log.failure("costs cannot be kept", error)
     return costs
+
+
+def _quick(pipeline: Pipeline, memory: Memory, size: Size, max_batch: int) -> Iterator[Measured]:
+    for each in measure(pipeline, memory, [size], max_batch, repeats=1):
+        yield each
+        if each.rows >= 2 and each.rows * each.picture_s(pipeline.info.default_steps) > _QUICK_S:
+            break
 
 
 def default_sizes(pipeline: Pipeline, max_pixels: int) -> list[Size]:

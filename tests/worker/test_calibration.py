@@ -99,6 +99,29 @@ def test_a_short_table_is_kept_for_the_next_start(home: Path) -> None:
     assert again.dump() == costs.dump()
 
 
+@pytest.mark.parametrize(
+    ("source", "rows"),
+    [
+        ("synthetic:step_ms=1", [1, 2, 3, 4]),
+        ("synthetic:row_ms=10", [1, 2]),  # two are drawn in 0.32 s
+        ("synthetic:row_ms=10,max_rows=1", [1]),
+    ],
+)
+def test_a_start_measures_as_many_rows_as_are_drawn_quickly(
+    home: Path, monkeypatch: pytest.MonkeyPatch, source: str, rows: list[int]
+) -> None:
+    monkeypatch.setattr(calibration, "_QUICK_S", 0.25)
+    pipeline = SyntheticPipeline(source)
+    settings = settings_in(home, max_batch=4)
+    calibration.short(settings, pipeline, CPU)
+    path = calibration.path_of(settings, calibration.measured_on(settings, pipeline, CPU))
+    found = [(tuple(row["size"]), row["rows"]) for row in json.loads(path.read_text())["rows"]]
+    whole, half = pipeline.info.default_size, (128, 128)
+    assert [n for size, n in found if size == whole] == rows
+    most = 1 if "max_rows" in source else 4
+    assert [n for size, n in found if size == half] == list(range(1, most + 1))
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"costs": 1}', '{"costs": {"caps": {"x": 1}}}'])
 def test_a_broken_table_is_as_good_as_none(home: Path, text: str) -> None:
     settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
