@@ -16,14 +16,14 @@ export class Stored {
 
   constructor(image) {
     this.#image = image;
-    this.render();
     image.addEventListener("load", () => this.#turn("there"));
     image.addEventListener("error", () => this.#failed(image.src));
   }
 
+  /** The words in the language of now. */
   render() {
-    setText(this.#title, t("gone"));
-    setText(this.#detail, t("goneText"));
+    setText(this.#title, this.words.hidden ? "" : t("gone"));
+    setText(this.#detail, this.words.hidden ? "" : t("goneText"));
   }
 
   show(url) {
@@ -37,6 +37,7 @@ export class Stored {
   #turn(state) {
     this.#image.classList.toggle("unseen", state !== "there");
     this.words.hidden = state !== "gone";
+    this.render();
   }
 
   async #failed(src) {
