@@ -129,7 +129,8 @@ def test_a_picture_whose_file_is_gone_says_so_and_can_be_drawn_again(
     page = open_page()
     draw_and_wait(page, "a hill")
     draw_and_wait(page, "a river")
-    cell.store.lost |= {p["id"] for p in cell.store.pictures.values() if p["prompt"] == "a river"}
+    [id] = (id for id, p in cell.store.pictures.items() if p["prompt"] == "a river")
+    page.route(f"**/v1/images/{id}**", lambda route: route.fulfill(status=404))
     page.reload()
     card = page.locator(".card", has_text="a river")
     expect(card.locator(".gone")).to_contain_text("Picture is gone")
@@ -153,16 +154,16 @@ def test_a_picture_whose_file_is_gone_says_so_and_can_be_drawn_again(
 
 
 def test_a_picture_that_nobody_can_send_now_is_asked_for_again(
-    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+    open_page: OpenPage, complaints: list[str]
 ) -> None:
     page = open_page()
     draw_and_wait(page, "one")
-    cell.store.busy = True
+    page.route("**/thumbnail", lambda route: route.fulfill(status=503))
     page.reload()
     image = page.locator(".open img")
     expect(image).to_have_class("unseen")
     forgive(page, complaints, "503")
-    cell.store.busy = False
+    page.unroute_all()
     expect(image).to_be_visible()
     assert image.evaluate("i => i.naturalWidth") == 256
     expect(page.locator(".card .gone")).to_be_hidden()

@@ -107,12 +107,11 @@ export const deleteJob = (id) => call("DELETE", `/v1/jobs/${id}`);
 export const jobEvents = (id, after) => new EventSource(`/v1/jobs/${id}/events?after=${after}`);
 export const zipOf = (id) => `/v1/jobs/${id}/results.zip`;
 
-/** Of what a GET of `path` would answer; 0 where nobody does. */
-export const statusOf = (path) =>
-  fetch(path, { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) }).then(
-    ({ status }) => status,
-    () => 0,
-  );
+/** Whether the cell knows of nothing at `path`; false, too, where nobody answers. */
+export const isMissing = (path) => call("HEAD", path).then(
+  () => false,
+  ({ status }) => status === 404,
+);
 
 export const getUsage = (by, since) => call("GET", `/v1/usage${query({ by, since })}`);
 

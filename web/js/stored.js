@@ -1,6 +1,6 @@
 /** Pictures of the server's gallery, of which a file may be gone, or which nobody can send just now. */
 
-import { statusOf } from "./api.js";
+import { isMissing } from "./api.js";
 import { h, icon, setText } from "./dom.js";
 import { t } from "./i18n.js";
 
@@ -42,9 +42,9 @@ export class Stored {
 
   async #failed(src) {
     this.#turn("away");
-    const status = await statusOf(src);
+    const gone = await isMissing(src);
     if (this.#image.src !== src) return; // shows another one by now
-    if (status === 404) this.#turn("gone");
+    if (gone) this.#turn("gone");
     else if (this.#tries < AGAIN_MS.length) setTimeout(() => this.#again(src), AGAIN_MS[this.#tries++]);
   }
 

@@ -96,7 +96,7 @@ def pack_attention(attention: Any) -> None:
     """``pack`` queries, keys and values, and for the first two the norms' weights of all heads."""
     pack(attention.to_q, attention.to_k, attention.to_v)
     norms = [norm.weight.detach().float() for norm in (attention.norm_q, attention.norm_k)]
-    attention.packed = torch.cat([weight.repeat(attention.heads) for weight in norms])
+    attention.norms = torch.cat([weight.repeat(attention.heads) for weight in norms])
 
 
 def projecting(table: torch.Tensor, rows: int) -> fused.Project:
@@ -119,8 +119,8 @@ def _projected_turned(
     angles: torch.Tensor, attention: Any, inputs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (value,) = multiplied(inputs, attention.to_v)
-    weights = attention.to_q.packed[: len(attention.packed)]
-    both = _turned(inputs.flatten(0, -2), weights, attention.packed, attention.norm_q, angles)
+    weights = attention.to_q.packed[: len(attention.norms)]
+    both = _turned(inputs.flatten(0, -2), weights, attention.norms, attention.norm_q, angles)
     query, key = both.view(*inputs.shape[:-1], -1).chunk(2, -1)
     return query, key, value
 
