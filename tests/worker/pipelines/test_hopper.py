@@ -19,6 +19,12 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 
 WIDTH, HIDDEN = 64, 96
 
 
+def real(test: Any) -> Any:
+    """Meets the libraries themselves, whose warnings are about themselves."""
+    skip = pytest.mark.skipif(not HOPPER, reason="no Hopper card")
+    return skip(pytest.mark.filterwarnings("ignore")(test))
+
+
 @dataclass(frozen=True)
 class GemmConfig:
     tile_m: int
@@ -240,7 +246,7 @@ def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
     }
 
 
-@pytest.mark.skipif(not HOPPER, reason="no Hopper card")
+@real
 @pytest.mark.parametrize("tokens", [64, 1300, 8400])
 @torch.no_grad()
 def test_the_real_ones_compute_the_same(tokens: int) -> None:
@@ -270,7 +276,7 @@ def test_the_real_ones_compute_the_same(tokens: int) -> None:
         assert torch.equal(together[1], by_itself[0])
 
 
-@pytest.mark.skipif(not HOPPER, reason="no Hopper card")
+@real
 @pytest.mark.parametrize("tokens", [64, 4200])
 @torch.no_grad()
 def test_the_real_product_turns_queries_and_keys_the_same(tokens: int) -> None:
