@@ -228,7 +228,7 @@ def _update(cell: Cell) -> bool:
 
 
 def _roll(cell: Cell, names: list[str]) -> None:
-    for done, name in enumerate(names, start=1):
+    for done, name in enumerate(roll.closed_first(cell, names), start=1):
         screen.step(f"{name}: drain, restart as changed, open ({done} of {len(names)})")
         roll.replace(cell, name)
 

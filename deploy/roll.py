@@ -6,6 +6,7 @@ The guard does the pool's part: a flag file drains a worker, and its removal let
 import signal
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 from deploy import processes, screen, wait
 from deploy.cell import Cell, CellError
@@ -13,6 +14,8 @@ from deploy.processes import Process
 from deploy.supervise import STOPPED
 
 _MARGIN_S = 20.0
+_STAY_OUT = ("drained", "fatal")
+"""Who does not come back by itself."""
 
 
 def drain(cell: Cell, name: str) -> None:
@@ -33,12 +36,13 @@ def restart(cell: Cell, names: Collection[str]) -> None:
     """Restart ``names`` one by one; stops at the first that does not come back."""
     for name in names:
         _know(cell, name)
+    names = closed_first(cell, names)
     for done, name in enumerate(names):
         screen.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
         try:
             _cycle(cell, name, partial(_restart, cell, name))
         except CellError as error:
-            left = ", ".join(list(names)[done + 1 :])
+            left = ", ".join(names[done + 1 :])
             raise CellError(f"{error}\n{_untouched(left)}") from None
 
 
@@ -50,6 +54,13 @@ def restart_at_once(cell: Cell, names: Collection[str]) -> None:
         cell.supervisor.start(name)
     waited_for = [name for name in names if not cell.layout.drained_flag(name).exists()]
     wait.until_open(cell, waited_for, _start_timeout_s(cell), "starting")
+
+
+def closed_first(cell: Cell, names: Collection[str]) -> list[str]:
+    """``names`` in the order to restart them: nobody misses a worker that is out of the pool, and
+    it may be in when the next one goes."""
+    workers = cell.workers()
+    return sorted(names, key=lambda name: _is_open(workers, name))
 
 
 def replace(cell: Cell, name: str) -> None:
@@ -77,6 +88,7 @@ def stop_timeout_s(cell: Cell) -> float:
 
 
 def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
+    _await_another(cell, name)
     flag = cell.layout.drained_flag(name)
     by_hand = flag.exists()
     flag.touch()
@@ -91,6 +103,32 @@ def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
         screen.say(f"  {name} stays drained, as it was: zimage undrain {name}")
     else:
         wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
+
+
+def _await_another(cell: Cell, name: str) -> None:
+    """Until somebody draws while ``name`` does not, for as long as a start may take: one that was
+    just added, or that died. Then ``name`` goes all the same, for it may be the cure."""
+    workers = cell.workers()
+    if not _is_open(workers, name):
+        return
+    states = {other: workers.get(other, {}).get("state") for other in cell.plan.names}
+    others = [other for other in states if other != name and states[other] not in _STAY_OUT]
+    if not (others and _one_draws(cell, others, f"{name} goes once another draws")):
+        screen.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
+
+
+def _one_draws(cell: Cell, names: list[str], title: str) -> bool:
+    try:
+        wait.until_one_is_open(cell, names, _start_timeout_s(cell), title)
+    except CellError as error:
+        screen.warn(str(error))
+        return False
+    return True
+
+
+def _is_open(workers: dict[str, dict[str, Any]], name: str) -> bool:
+    """Whether it takes requests; as it did, where the guard has not said yet."""
+    return bool(workers.get(name, {}).get("open", True))
 
 
 def _restart(cell: Cell, name: str) -> None:

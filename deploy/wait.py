@@ -6,6 +6,7 @@ from typing import Any
 
 from deploy import screen
 from deploy.cell import Cell, CellError
+from deploy.supervise import ProgramState
 from worker.exits import NAMES
 
 _TICK_S = 0.2
@@ -17,7 +18,16 @@ Worker = dict[str, Any]
 
 def until_open(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:
     """Until all ``names`` take requests; ``CellError`` with state and log of one that does not."""
-    _until(cell, names, timeout_s, title, lambda worker: bool(worker.get("open")))
+    _until(cell, names, timeout_s, title, _is_open, len(names))
+
+
+def until_one_is_open(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:
+    """Until one of ``names`` takes requests; ``CellError`` as above where none does."""
+    _until(cell, names, timeout_s, title, _is_open, 1)
+
+
+def _is_open(worker: Worker) -> bool:
+    return bool(worker.get("open"))
 
 
 def until_drained(cell: Cell, name: str, timeout_s: float) -> None:
@@ -28,7 +38,8 @@ def until_drained(cell: Cell, name: str, timeout_s: float) -> None:
         timeout_s,
         f"draining {name}",
         # Down is drained as well: nothing is queued or running there.
-        lambda worker: not worker.get("open") and worker["state"] in {"drained", "dead", "fatal"},
+        lambda worker: not _is_open(worker) and worker["state"] in {"drained", "dead", "fatal"},
+        enough=1,
         give_up=False,
     )
 
@@ -39,6 +50,7 @@ def _until(
     timeout_s: float,
     title: str,
     is_done: Callable[[Worker], bool],
+    enough: int,
     *,
     give_up: bool = True,
 ) -> None:
@@ -49,15 +61,17 @@ def _until(
         while True:
             seen = _look(cell, names)
             waiting = [n for n in names if not is_done(seen[n])]
-            progress.show(title, seen, idle=not waiting)
-            if not waiting and _fresh(cell, started):
+            done = len(names) - len(waiting) >= enough
+            progress.show(title, seen, idle=done)
+            if done and _fresh(cell, started):
                 return
             waiting = waiting or list(names)
-            hopeless = failures.hopeless(waiting) if give_up else None
-            if hopeless or time.monotonic() > deadline:
+            hopeless = failures.hopeless(waiting) if give_up else []
+            lost = len(names) - len(hopeless) < enough
+            if lost or time.monotonic() > deadline:
                 break
             time.sleep(_TICK_S)
-    raise CellError(_last_word(cell, hopeless or waiting[0], seen, title, timeout_s, hopeless))
+    raise CellError(_last_word(cell, [*hopeless, *waiting][0], seen, title, timeout_s, lost))
 
 
 def _fresh(cell: Cell, since: float) -> bool:
@@ -84,26 +98,24 @@ class _FailedStarts:
         self._cell = cell
         self._pids: dict[str, set[int]] = {}
 
-    def hopeless(self, names: Collection[str]) -> str | None:
-        """A worker that starts again and again, or that supervisor gave up on."""
+    def hopeless(self, names: Collection[str]) -> list[str]:
+        """Workers that start again and again, or that supervisor gave up on."""
         programs = self._cell.programs()
-        for name in names:
-            program = programs.get(name)
-            if program is None:
-                continue
-            if program.pid:
-                self._pids.setdefault(name, set()).add(program.pid)
-            if program.state == "FATAL" or len(self._pids.get(name, ())) > _GIVE_UP_AFTER_EXITS:
-                return name
-        return None
+        return [name for name in names if name in programs and self._failed(name, programs[name])]
+
+    def _failed(self, name: str, program: ProgramState) -> bool:
+        pids = self._pids.setdefault(name, set())
+        if program.pid:
+            pids.add(program.pid)
+        return program.state == "FATAL" or len(pids) > _GIVE_UP_AFTER_EXITS
 
 
 def _last_word(
-    cell: Cell, name: str, seen: dict[str, Worker], title: str, timeout_s: float, why: object
+    cell: Cell, name: str, seen: dict[str, Worker], title: str, timeout_s: float, lost: bool
 ) -> str:
     worker = seen[name]
     program = cell.programs().get(name)
-    reason = "it ends again and again" if why else f"not done after {timeout_s:g} s"
+    reason = "it ends again and again" if lost else f"not done after {timeout_s:g} s"
     exit_status = program.exit_status if program is not None else 0
     last_exit = NAMES.get(exit_status) if exit_status else worker.get("last_exit")
     lines = [f"{title}: {name} failed: {reason}; last seen {worker['state']}"]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,18 @@ class RunningCell(Cell):
             f"{event.get('worker') or 'cell'} {event['what']}"
             for event in self.state()["events"]
         )
+
+
+def edit(cell: RunningCell, old: str, new: str) -> Callable[[], None]:
+    """Change ``cluster.toml``; what is returned changes it back."""
+    text = cell.config_path.read_text()
+    assert old in text
+    cell.config_path.write_text(text.replace(old, new))
+
+    def undo() -> None:
+        cell.config_path.write_text(text)
+
+    return undo
 
 
 def mixed_body(client: int, turn: int) -> dict[str, object]:

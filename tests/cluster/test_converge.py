@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy import processes
 from deploy.config import ROOT
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell, edit, started
 
 pytestmark = pytest.mark.cluster
 
@@ -26,18 +25,6 @@ def pids(cell: RunningCell) -> dict[str, int]:
 
 def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-
-
-def edit(cell: RunningCell, old: str, new: str) -> Callable[[], None]:
-    """Change ``cluster.toml``; what is returned changes it back."""
-    text = cell.config_path.read_text()
-    assert old in text
-    cell.config_path.write_text(text.replace(old, new))
-
-    def undo() -> None:
-        cell.config_path.write_text(text)
-
-    return undo
 
 
 def test_second_up_changes_nothing(cell: RunningCell) -> None:

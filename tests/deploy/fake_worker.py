@@ -67,6 +67,9 @@ async def _draw(request: Request, asked: dict[str, object]) -> Response:
     if fault == f"die {NAME}":
         os._exit(1)
     await asyncio.sleep(float(str(asked.get("seconds", 0))))
+    if fault == "hand back" and "x-again" in request.headers:
+        headers = {"X-Accel-Redirect": "@again", "Retry-After": "7", "X-Queue-Ms": "1"}
+        return PlainTextResponse("another one takes it", 503, headers)
     if fault in (f"fail {NAME}", "fail any"):
         headers = {"X-Request-ID": request.headers["x-request-id"]}
         return PlainTextResponse("broken", int(str(asked["status"])), headers)

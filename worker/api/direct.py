@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.api import answers
+from worker.api.exchange import exchange_of
 from worker.errors import ZimageError
 
 
@@ -37,7 +38,7 @@ async def _respond(route: Route, request: Request) -> Response:
     try:
         response: Response = await route.endpoint(request)
     except ZimageError as error:
-        return answers.of_error(error)
+        return answers.of_error(error, again=exchange_of(request).again)
     except HTTPException as error:
         return await answers.on_http_error(request, error)
     return response

@@ -27,12 +27,14 @@ _MAX_AGE_S = 86_400.0
 class Exchange:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
-    ``key`` is who asks. ``notes`` end up in the log line.
+    ``key`` is who asks. ``again``: nginx has not asked all workers twice. ``notes`` end up in the
+    log line.
     """
 
     id: str
     arrived_at: float
     key: str
+    again: bool = False
     notes: dict[str, log.Value] = field(default_factory=dict)
 
 
@@ -47,7 +49,7 @@ def read_exchange(headers: Mapping[bytes, bytes]) -> Exchange:
         request_id = secrets.token_hex(16)
     arrived_at = _arrival(headers.get(b"x-request-start", b""))
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
-    return Exchange(request_id, arrived_at, address)
+    return Exchange(request_id, arrived_at, address, again=b"x-again" in headers)
 
 
 def _arrival(text: bytes) -> float:

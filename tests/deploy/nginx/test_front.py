@@ -31,12 +31,13 @@ def page(front: Site) -> None:
 
 def test_clients_cannot_set_what_nginx_says_of_them(front: Site) -> None:
     forged = {"X-Request-ID": "mine", "X-Request-Start": "1", "X-Real-IP": "6.6.6.6"}
-    forged["X-Forwarded-For"] = "6.6.6.6"
+    forged |= {"X-Forwarded-For": "6.6.6.6", "X-Again": "yes"}
     with front.worker("w1"):
         reply = front.client.post("/v1/images/generations", json={}, headers=forged)
     seen = reply.json()["headers"]
     assert re.fullmatch("[0-9a-f]{32}", seen["x-request-id"])
     assert re.fullmatch(r"\d{10}\.\d{3}", seen["x-request-start"])
+    assert seen["x-again"] == "1"
     assert (seen["x-real-ip"], seen["x-forwarded-for"]) == ("127.0.0.1", "127.0.0.1")
     assert (seen["connection"], seen["host"]) == ("close", f"127.0.0.1:{front.config.listen.port}")
 

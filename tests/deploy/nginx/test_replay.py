@@ -79,6 +79,23 @@ def test_all_refusing_passes_the_workers_own_words(front: Site) -> None:
         assert front.draw().json()["worker"] == "w2"
 
 
+def test_who_is_handed_back_by_the_last_worker_asks_all_once_more(front: Site) -> None:
+    first_rounds = set()
+    for name in ("w1", "w2", "w3"):
+        with front.worker(name):
+            for direct in (True, False):
+                reply = front.draw(prompt="hand back", direct=direct)
+                assert (reply.status_code, reply.json()["worker"]) == (200, name)
+                assert "Retry-After" not in reply.headers
+                assert reply.headers["X-Queue-Ms"] == "12"
+                headers = reply.json()["headers"]
+                assert "x-again" not in headers
+                log = front.log_of(headers["x-request-id"])
+                first_rounds.add(log["upstream_status"].split(" : ")[0])
+    # Both ways there: the worker was the last to be asked, or a closed gate was.
+    assert {"502, 502, 503", "503, 502, 502"} <= first_rounds
+
+
 def test_empty_pool_is_a_json_503_and_fills_at_once(front: Site) -> None:
     reply = front.draw()
     assert reply.status_code == 503

@@ -1,0 +1,57 @@
+"""A worker leaves the pool for a new one only while somebody else draws."""
+
+import asyncio
+
+import pytest
+
+from loadtest.faults.workers import kill
+from tests.cluster.conftest import edit, started
+
+pytestmark = pytest.mark.cluster
+MODEL = "synthetic:step_ms=20,load_ms=3000"
+SLOW = "synthetic:step_ms=60,row_ms=40,load_ms=3000"
+
+
+def test_the_only_worker_is_changed_once_an_added_one_draws() -> None:
+    async def scenario() -> None:
+        async with cell.traffic(resends=True):  # nginx is reloaded
+            edit(cell, "count = 1", "count = 2")
+            edit(cell, "[limits]", "[limits]\nmax_steps = 44")
+            done = await cell.run("up", "--no-draw")
+        assert done.returncode == 0, done.stderr
+
+    with started(workers=1, model=MODEL) as cell:
+        asyncio.run(scenario())
+
+
+def test_who_does_not_draw_is_restarted_first() -> None:
+    async def scenario() -> None:
+        async with cell.traffic():
+            kill(cell, "w2")
+            await cell.closed("w2")
+            done = await cell.run("restart", "--rolling")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.index("w2: drain") < done.stdout.index("w1: drain")
+
+    with started(workers=2, model=MODEL) as cell:
+        asyncio.run(scenario())
+
+
+def test_the_only_worker_goes_with_a_warning() -> None:
+    with started(workers=1) as cell:
+        done = cell.zimage("restart", "--rolling")
+    assert done.returncode == 0, done.stderr
+    assert "nobody draws until w1 is back" in done.stderr
+
+
+def test_two_workers_roll_under_a_queue_longer_than_a_start() -> None:
+    """What waits at the second one has met the first one's closed gate."""
+
+    async def scenario() -> None:
+        async with cell.traffic(clients=24) as traffic:
+            done = await cell.run("restart", "--rolling")
+            assert done.returncode == 0, done.stderr
+        assert max(outcome.latency_s for outcome in traffic.outcomes) > 4
+
+    with started(workers=2, model=SLOW, max_batch=2) as cell:
+        asyncio.run(scenario())
