@@ -67,8 +67,8 @@ async def _draw(request: Request, asked: dict[str, object]) -> Response:
     if fault == f"die {NAME}":
         os._exit(1)
     await asyncio.sleep(float(str(asked.get("seconds", 0))))
-    if fault == "hand back" and "x-again" in request.headers:
-        headers = {"X-Accel-Redirect": "@again", "Retry-After": "7", "X-Queue-Ms": "1"}
+    if fault == "hand back" and (turn := request.headers.get("x-again")):
+        headers = {"X-Accel-Redirect": f"@again{turn}", "Retry-After": "7", "X-Queue-Ms": "1"}
         return PlainTextResponse("another one takes it", 503, headers)
     if fault in (f"fail {NAME}", "fail any"):
         headers = {"X-Request-ID": request.headers["x-request-id"]}

@@ -21,7 +21,7 @@ from worker.errors import (
 )
 
 AGAIN = "@again"
-"""nginx asks all workers once more there: ``deploy/nginx/conf.d/locations.conf.j2``."""
+"""Where nginx asks all workers once more, with the turn behind it: ``locations.conf.j2``."""
 MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
 
 _CODES = {
@@ -63,12 +63,12 @@ def describe(error: ZimageError) -> dict[str, Any]:
     return error_object(status_of(error), error.message, error.param, error.code)
 
 
-def of_error(error: ZimageError, *, again: bool = False) -> Response:
-    """The answer to a request that failed with ``error``. ``again``: whom only this worker cannot
-    serve now may ask every worker once more, the ones that refused before this one among them."""
+def of_error(error: ZimageError, *, again: str = "") -> Response:
+    """The answer to a request that failed with ``error``. ``again``: the turn in which nginx would
+    ask every worker once more, those that refused before this one did among them, or empty."""
     headers = {}
     if again and isinstance(error, HandedBack | NotReady):
-        headers["X-Accel-Redirect"] = AGAIN  # read by nginx where no worker is left to ask
+        headers["X-Accel-Redirect"] = AGAIN + again  # read by nginx where no worker is left to ask
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(retry_after_s(error.retry_after_s))
     elif isinstance(error, LimitReached):

@@ -20,6 +20,7 @@ QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
 
 CLIENT_GONE = 499
 _ID = re.compile(r"[0-9a-f]{32}")
+_TURN = re.compile("[1-9]")
 _MAX_AGE_S = 86_400.0
 
 
@@ -27,14 +28,14 @@ _MAX_AGE_S = 86_400.0
 class Exchange:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
-    ``key`` is who asks. ``again``: nginx has not asked all workers twice. ``notes`` end up in the
-    log line.
+    ``key`` is who asks. ``again``: which turn it would be if nginx asked
+    all workers once more, or empty. ``notes`` end up in the log line.
     """
 
     id: str
     arrived_at: float
     key: str
-    again: bool = False
+    again: str = ""
     notes: dict[str, log.Value] = field(default_factory=dict)
 
 
@@ -49,7 +50,8 @@ def read_exchange(headers: Mapping[bytes, bytes]) -> Exchange:
         request_id = secrets.token_hex(16)
     arrived_at = _arrival(headers.get(b"x-request-start", b""))
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
-    return Exchange(request_id, arrived_at, address, again=b"x-again" in headers)
+    again = headers.get(b"x-again", b"").decode("latin-1")
+    return Exchange(request_id, arrived_at, address, again if _TURN.fullmatch(again) else "")
 
 
 def _arrival(text: bytes) -> float:

@@ -144,7 +144,7 @@ async def test_drained_worker_refuses_until_undrained(client: httpx.AsyncClient)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert "x-accel-redirect" not in refused.headers
     again = await client.post(URL, json={"prompt": "a"}, headers={"X-Again": "1"})
-    assert (again.status_code, again.headers["x-accel-redirect"]) == (503, "@again")
+    assert (again.status_code, again.headers["x-accel-redirect"]) == (503, "@again1")
     assert (await client.post("/admin/undrain")).json()["ready"]
     assert (await client.post(URL, json={"prompt": "a"})).status_code == 200
 

@@ -1,4 +1,4 @@
-"""A worker leaves the pool for a new one only while somebody else draws."""
+"""Cells of one and two workers: each restart and each death takes a good part of the pool."""
 
 import asyncio
 
@@ -42,6 +42,20 @@ def test_the_only_worker_goes_with_a_warning() -> None:
         done = cell.zimage("restart", "--rolling")
     assert done.returncode == 0, done.stderr
     assert "nobody draws until w1 is back" in done.stderr
+
+
+def test_two_workers_die_in_turns_under_a_queue_longer_than_a_start() -> None:
+    """Each when the other is just back: some requests are in the queues of three that die."""
+
+    async def scenario() -> None:
+        async with cell.traffic(clients=24):
+            for worker in ("w1", "w2") * 3:
+                kill(cell, worker)
+                await cell.closed(worker)
+                await cell.all_open()
+
+    with started(workers=2, model=SLOW, max_batch=2) as cell:
+        asyncio.run(scenario())
 
 
 def test_two_workers_roll_under_a_queue_longer_than_a_start() -> None:
