@@ -88,13 +88,13 @@ def stop_timeout_s(cell: Cell) -> float:
 
 
 def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
-    _await_another(cell, name)
+    others_draw = _await_another(cell, name)
     flag = cell.layout.drained_flag(name)
     by_hand = flag.exists()
     flag.touch()
     try:
         if name in cell.workers():
-            wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
+            _drained(cell, name, others_draw)
         restart()
     finally:
         if not by_hand:
@@ -105,16 +105,29 @@ def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
         wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
 
 
-def _await_another(cell: Cell, name: str) -> None:
-    """Until somebody draws while ``name`` does not, for as long as a start may take: one that was
-    just added, or that died. Then ``name`` goes all the same, for it may be the cure."""
+def _drained(cell: Cell, name: str, others_draw: bool) -> None:
+    """Until ``name`` has nothing left. Where nobody else draws, it finishes its queue first, which
+    may be longer than the time for that: then it hands back the rest as it ends."""
+    try:
+        wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
+    except CellError as error:
+        if others_draw:
+            raise
+        screen.warn(str(error).splitlines()[0])
+
+
+def _await_another(cell: Cell, name: str) -> bool:
+    """Whether somebody draws while ``name`` does not, for whom to wait as long as a start may take:
+    one that was just added, or that died. Else ``name`` goes all the same: it may be the cure."""
     workers = cell.workers()
     if not _is_open(workers, name):
-        return
+        return True
     states = {other: workers.get(other, {}).get("state") for other in cell.plan.names}
     others = [other for other in states if other != name and states[other] not in _STAY_OUT]
-    if not (others and _one_draws(cell, others, f"{name} goes once another draws")):
+    found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
+    if not found:
         screen.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
+    return found
 
 
 def _one_draws(cell: Cell, names: list[str], title: str) -> bool:

@@ -263,11 +263,12 @@ class Service:
         if self._beat is not None and in_order:
             self._beat.end()
 
-    def drain(self) -> None:
-        """Take no more work; what is queued and has no header sent goes to other workers."""
+    def drain(self, *, finish: bool = False) -> None:
+        """Take no more work; what is queued and has no header sent goes to other workers, unless
+        this one must ``finish`` it."""
         self._draining = True
         if self._engine is not None and self._booting is None:
-            self._engine.drain()
+            self._engine.drain(finish=finish)
 
     def undrain(self) -> None:
         """Take work again, unless the process is about to end."""

@@ -23,7 +23,7 @@ from deploy.guard.supervisor import (
     SupervisorAway,
     SupervisorEnds,
 )
-from deploy.guard.watch import Watch
+from deploy.guard.watch import Watch, Word
 from deploy.layout import Layout
 from worker.beat import Phase
 
@@ -210,20 +210,30 @@ class Guard:
     # Draining
 
     def _pass_drain_on(self, watch: Watch, seen: Seen) -> None:
-        if not watch.pid or seen.answer is None or watch.told_drain == (watch.pid, seen.drained):
+        if not watch.pid or seen.answer is None:
+            return
+        word = self._word_for(watch, seen)
+        if watch.told == (watch.pid, word):
             return
         # Without a flag a worker drains on SIGTERM, too: only one that nobody stops is told.
         left_over = seen.answer.reason == "draining" and seen.program in {"STARTING", "RUNNING"}
         if seen.drained or left_over:
-            watch.told_drain = (watch.pid, seen.drained)
-            self._spawn(self._tell(watch, seen.drained))
+            watch.told = watch.pid, word
+            self._spawn(self._tell(watch, word))
 
-    async def _tell(self, watch: Watch, drain: bool) -> None:
-        word = "drain" if drain else "go on"
-        if await watch.tell(drain):
+    def _word_for(self, watch: Watch, seen: Seen) -> Word:
+        if not seen.drained:
+            return "go on"
+        # Where nobody else takes requests, what it accepted would be refused.
+        others = any(other.gate.is_open for other in self._watches if other is not watch)
+        # Whoever was told to hand its queue back has none to finish.
+        return "drain" if others or watch.told == (watch.pid, "drain") else "finish"
+
+    async def _tell(self, watch: Watch, word: Word) -> None:
+        if await watch.tell(word):
             self._journal.event(f"told to {word}", watch.name)
         else:
-            watch.told_drain = None
+            watch.told = None
 
     def _remind_of_stop(self, watch: Watch, seen: Seen, now: float) -> None:
         # A stop that reaches a child between fork and exec is lost: supervisor would wait for it

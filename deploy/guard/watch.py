@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from typing import Literal
 
 from deploy.guard import probe
 from deploy.guard.gate import Gate
@@ -21,6 +22,13 @@ from worker.beat import Beat, Phase, read_beat
 # and answers within the moment in which it goes on.
 _PROBE_TIMEOUT_S = 5.0
 
+Word = Literal["drain", "finish", "go on"]
+"""What a worker is told: to hand back what waits, to draw it first, or to take requests again."""
+_PATHS: dict[Word, str] = {
+    "drain": "/admin/drain",
+    "finish": "/admin/drain?finish=1",
+    "go on": "/admin/undrain",
+}
 FAULTS = ("killed", "died")
 """By the guard; or of itself, by the kernel or a stranger."""
 
@@ -44,8 +52,8 @@ class Watch:
         self.being_killed = False
         self.was_ready = False
         """This process has answered 200 before: only then does its silence mean anything."""
-        self.told_drain: tuple[int, bool] | None = None
-        """The pid that was last told to drain (True) or to go on (False)."""
+        self.told: tuple[int, Word] | None = None
+        """The pid that was last told something, and what."""
         self.ignores_stop_since: float | None = None
         """Supervisor stops it and it goes on answering 200; monotonic seconds."""
         self._had_process = False
@@ -83,11 +91,10 @@ class Watch:
                 on_change(self)
             await asyncio.sleep(max(0.0, self._interval_s - (time.monotonic() - asked_at)))
 
-    async def tell(self, drain: bool) -> bool:
-        """Whether the worker took the word that it must drain, or may go on."""
-        path = "/admin/drain" if drain else "/admin/undrain"
+    async def tell(self, word: Word) -> bool:
+        """Whether the worker took it."""
         with suppress(NobodyListens, NoAnswer):
-            answer = await probe.ask(self._socket, path, method="POST", timeout_s=2.0)
+            answer = await probe.ask(self._socket, _PATHS[word], method="POST", timeout_s=2.0)
             return answer.status < 300
         return False
 

@@ -2,12 +2,14 @@
 
 import asyncio
 
+import httpx
 import pytest
 
 from loadtest.faults.workers import kill
 from tests.cluster.conftest import edit, started
 
 pytestmark = pytest.mark.cluster
+DRAW = "/v1/images/generations"
 MODEL = "synthetic:step_ms=20,load_ms=3000"
 SLOW = "synthetic:step_ms=60,row_ms=40,load_ms=3000"
 
@@ -42,6 +44,21 @@ def test_the_only_worker_goes_with_a_warning() -> None:
         done = cell.zimage("restart", "--rolling")
     assert done.returncode == 0, done.stderr
     assert "nobody draws until w1 is back" in done.stderr
+
+
+def test_the_only_worker_draws_what_it_accepted_before_it_goes() -> None:
+    async def scenario() -> None:
+        async with httpx.AsyncClient(base_url=cell.url, timeout=60) as client:
+            bodies = ({"prompt": str(number), "size": "256x256"} for number in range(12))
+            asked = [asyncio.create_task(client.post(DRAW, json=body)) for body in bodies]
+            await asyncio.sleep(1.0)
+            done = await cell.run("restart", "--rolling")
+            statuses = [(await each).status_code for each in asked]
+        assert done.returncode == 0, done.stderr
+        assert statuses == [200] * 12
+
+    with started(workers=1, model=SLOW, max_batch=1) as cell:
+        asyncio.run(scenario())
 
 
 def test_two_workers_die_in_turns_under_a_queue_longer_than_a_start() -> None:

@@ -12,9 +12,9 @@ from worker.service import Service
 
 
 async def drain(request: Request) -> Response:
-    """Hand back what waits and take no more; what runs is finished."""
+    """Hand back what waits, or draw it too (``finish=1``), and take no more."""
     service: Service = request.app.state.service
-    service.drain()
+    service.drain(finish=request.query_params.get("finish") == "1")
     log.event("drained by request")
     return Json(readiness(service))
 

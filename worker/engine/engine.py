@@ -121,11 +121,12 @@ class Engine:
             self._loop.call_soon(self._wake_up)
         return ticket
 
-    def drain(self) -> None:
-        """Take no more work and hand back what has not begun. From any thread or signal handler,
-        so nothing here may wait for a lock."""
+    def drain(self, *, finish: bool = False) -> None:
+        """Take no more work, and hand back what has not begun or ``finish`` it. From any thread or
+        signal handler, so nothing here may wait for a lock."""
         self._draining = True
-        self._soon(self._hand_back)
+        if not finish:
+            self._soon(self._hand_back)
 
     def undrain(self) -> None:
         """Take work again."""

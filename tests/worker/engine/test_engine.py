@@ -264,6 +264,27 @@ async def test_draining_hands_back_what_has_not_begun_and_finishes_the_rest(
         assert (await texts(begun), await texts(kept)) == (["a|7|4"], ["c|7|4"])
 
 
+@pytest.mark.parametrize("another_came", [False, True])
+async def test_who_is_told_to_finish_draws_what_waits_unless_another_comes(
+    running: Running, another_came: bool
+) -> None:
+    pipeline = GatedPipeline(gated=True)
+    async with running(pipeline, max_batch=1) as engine:
+        begun = engine.submit(request("a"))
+        await pipeline.next_step()
+        waiting = engine.submit(request("b"))
+        engine.drain(finish=True)
+        with pytest.raises(HandedBack):
+            engine.submit(request("c"))
+        if another_came:
+            engine.drain()
+            assert isinstance(await answer(waiting), HandedBack)
+        pipeline.open()
+        assert await texts(begun) == ["a|7|4"]
+        if not another_came:
+            assert await texts(waiting) == ["b|7|4"]
+
+
 async def test_undrained_engine_takes_work_again(running: Running) -> None:
     async with running(GatedPipeline()) as engine:
         engine.drain()
