@@ -105,5 +105,6 @@ def test_worst_program_counts() -> None:
 def test_replays_are_requests_with_a_second_worker(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     lines = [(5.0, "unix:w1"), (6.0, "unix:w1, unix:w2"), (1.0, "unix:w1, unix:w2")]
+    lines += [(7.0, "unix:w1 : unix:w1")]
     log.write_text("".join(json.dumps({"end": e, "upstream_addr": a}) + "\n" for e, a in lines))
-    assert measures.replayed(log, since=2.0) == 1
+    assert measures.replayed(log, since=2.0) == 2
