@@ -6,7 +6,6 @@ The guard does the pool's part: a flag file drains a worker, and its removal let
 import signal
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 from deploy import processes, screen, wait
 from deploy.cell import Cell, CellError
@@ -59,8 +58,8 @@ def restart_at_once(cell: Cell, names: Collection[str]) -> None:
 def closed_first(cell: Cell, names: Collection[str]) -> list[str]:
     """``names`` in the order to restart them: nobody misses a worker that is out of the pool, and
     it may be in when the next one goes."""
-    workers = cell.workers()
-    return sorted(names, key=lambda name: _is_open(workers, name))
+    closed = _closed(cell)
+    return sorted(names, key=lambda name: name not in closed)
 
 
 def replace(cell: Cell, name: str) -> None:
@@ -119,11 +118,10 @@ def _drained(cell: Cell, name: str, others_draw: bool) -> None:
 def _await_another(cell: Cell, name: str) -> bool:
     """Whether somebody draws while ``name`` does not, for whom to wait as long as a start may take:
     one that was just added, or that died. Else ``name`` goes all the same: it may be the cure."""
-    workers = cell.workers()
-    if not _is_open(workers, name):
+    if name in _closed(cell):
         return True
-    states = {other: workers.get(other, {}).get("state") for other in cell.plan.names}
-    others = [other for other in states if other != name and states[other] not in _STAY_OUT]
+    stay_out = {each for each, seen in cell.workers().items() if seen["state"] in _STAY_OUT}
+    others = [each for each in cell.plan.names if each not in {name, *stay_out}]
     found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
     if not found:
         screen.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
@@ -139,9 +137,9 @@ def _one_draws(cell: Cell, names: list[str], title: str) -> bool:
     return True
 
 
-def _is_open(workers: dict[str, dict[str, Any]], name: str) -> bool:
-    """Whether it takes requests; as it did, where the guard has not said yet."""
-    return bool(workers.get(name, {}).get("open", True))
+def _closed(cell: Cell) -> set[str]:
+    """Who takes no requests, as far as the guard has said."""
+    return {name for name, seen in cell.workers().items() if not seen["open"]}
 
 
 def _restart(cell: Cell, name: str) -> None:

@@ -155,10 +155,10 @@ class Guard:
         self._observer.look(watch)
 
     def _must_close(self, watch: Watch, verdict: Verdict) -> bool:
-        others = (other for other in self._watches if other is not watch)
-        return verdict.gate == "close" or (
-            verdict.gate == "spare" and any(other.gate.is_open for other in others)
-        )
+        return verdict.gate == "close" or (verdict.gate == "spare" and self._another_is_open(watch))
+
+    def _another_is_open(self, watch: Watch) -> bool:
+        return any(other.gate.is_open for other in self._watches if other is not watch)
 
     def _watch_pool(self, now: float) -> None:
         if any(watch.gate.is_open for watch in self._watches):
@@ -224,10 +224,10 @@ class Guard:
     def _word_for(self, watch: Watch, seen: Seen) -> Word:
         if not seen.drained:
             return "go on"
-        # Where nobody else takes requests, what it accepted would be refused.
-        others = any(other.gate.is_open for other in self._watches if other is not watch)
-        # Whoever was told to hand its queue back has none to finish.
-        return "drain" if others or watch.told == (watch.pid, "drain") else "finish"
+        # Where nobody else takes requests, what it accepted would be refused. Whoever was told to
+        # hand its queue back has none to finish.
+        drains = self._another_is_open(watch) or watch.told == (watch.pid, "drain")
+        return "drain" if drains else "finish"
 
     async def _tell(self, watch: Watch, word: Word) -> None:
         if await watch.tell(word):

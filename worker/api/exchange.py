@@ -28,8 +28,8 @@ _MAX_AGE_S = 86_400.0
 class Exchange:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
-    ``key`` is who asks. ``again``: which turn it would be if nginx asked
-    all workers once more, or empty. ``notes`` end up in the log line.
+    ``key`` is who asks. ``again``: which turn it would be if nginx asked all workers once more, or
+    empty. ``notes`` end up in the log line.
     """
 
     id: str
