@@ -62,9 +62,7 @@ class Audit:
         self._bytes = 0  # of the file; telling its position would write out its buffer
         self._unwritten = 0  # lines in the file's buffer
         self._lost, self._complained_at = 0, -_COMPLAIN_EVERY_S
-        self._thread = threading.Thread(target=self._write_for_ever, name="audit", daemon=True)
-        if folder is not None:
-            self._thread.start()
+        self._ended = threading.Event()
 
     def drew(self, entry: Entry) -> None:
         """Note one picture. Never waits."""
@@ -80,9 +78,10 @@ class Audit:
         if self._folder is None:
             return
         self._queue.put(None)
-        self._thread.join(timeout_s)
+        self._ended.wait(timeout_s)
 
-    def _write_for_ever(self) -> None:
+    def run(self) -> None:
+        """Write what is queued until ``close``. Blocks: a thread's work."""
         while (entry := self._queue.get()) is not None:
             self._write(entry)
             if self._queue.empty():
@@ -90,6 +89,7 @@ class Audit:
                 time.sleep(_COALESCE_S)
         self._flush()
         self._let_go()
+        self._ended.set()
 
     def _write(self, entry: Entry) -> None:
         self._unwritten += 1

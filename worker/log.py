@@ -105,7 +105,7 @@ class LogWriter(logging.Handler):
             lines = [self._lines.get()]
             time.sleep(_COALESCE_S)
             lines += self._waiting()
-            with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
+            with contextlib.suppress(Exception):  # nobody reads, it is closed, or memory is short
                 self._stdout.write("".join(self._text(line) for line in lines if line))
                 self._stdout.flush()
             if None in lines:
@@ -119,7 +119,7 @@ class LogWriter(logging.Handler):
     def _text(self, line: logging.LogRecord | _Event) -> str:
         try:
             return self._formatted(line) + "\n"
-        except (TypeError, ValueError) as error:  # one bad line must not end all others
+        except Exception as error:  # one bad line must not end all others
             return self._json.line(time.time(), "error", "bad log line", {"why": str(error)}) + "\n"
 
     def _formatted(self, line: logging.LogRecord | _Event) -> str:

@@ -47,6 +47,8 @@ class Reading:
     """Of entries that are not in the ledger yet."""
     keys_age_s: float | None = None
     """Since the keys were last confirmed; None where none are asked for."""
+    task_restarts: Mapping[str, int] = field(default_factory=dict)
+    """How often each background task died and was started again."""
 
 
 class Metrics:
@@ -192,6 +194,7 @@ class _Readings(Collector):
         if reading.keys_age_s is not None:
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)
+        yield _restarts(reading.task_restarts)
         for kind, value in reading.device_memory.items():
             yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
         if reading.beat is not None:
@@ -234,6 +237,14 @@ def _of_engine(state: EngineState) -> Iterator[Metric]:
     yield _batches(state.batches)
     if state.caption_lookups is not None:
         yield _captions(*state.caption_lookups)
+
+
+def _restarts(restarts: Mapping[str, int]) -> Metric:
+    text = "Background tasks that died and were started again."
+    counted = CounterMetricFamily("zimage_task_restarts", text, labels=("task",))
+    for task, count in restarts.items():
+        counted.add_metric((task,), count)
+    return counted
 
 
 def _batches(batches: Mapping[int, int]) -> Metric:

@@ -5,9 +5,8 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from importlib import metadata
-from typing import Any
 
 from worker import calibration, card, exits, log
 from worker.audit import Audit
@@ -38,6 +37,7 @@ from worker.storage.retention import Retention, Sweeper
 from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.strikes import Strikes
+from worker.tasks import BackgroundTasks
 from worker.threads import in_daemon_thread
 
 Load = Callable[[Settings], Pipeline]
@@ -60,8 +60,8 @@ class Service:
     def __init__(self, settings: Settings, load: Load) -> None:
         self.settings = settings
         self.started_at = time.time()
-        self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[int] = self._loop.create_future()
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.tasks = BackgroundTasks()
         self.encoders = Encoders(
             settings.threads, Labels(settings.label_mark, settings.label_producer)
         )
@@ -126,7 +126,6 @@ class Service:
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()
         self._beat: BeatWriter | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # Life
 
@@ -140,15 +139,17 @@ class Service:
         )
         if self.settings.auth == "keys":
             await self.keys.refresh()
-            self._spawn(self.keys.follow())
-        self._spawn(self.ledger.follow())
+            self.tasks.keep("keys", self.keys.follow)
+        self.tasks.keep("ledger", self.ledger.follow)
         await asyncio.to_thread(self._inherit_strikes)
         self._beat = BeatWriter(self.settings.beat)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
-        self._spawn(self._boot(self._beat))
-        self._spawn(self.keeper.run())
-        self._spawn(self._sweep())
-        self._spawn(self.jobs.run())
+        self.tasks.once("boot", self._boot(self._beat), lambda: self.end(exits.MODEL_FAILED))
+        self.tasks.keep("gallery", self.keeper.run)
+        self.tasks.keep("retention", self._sweep)
+        self.tasks.keep("jobs", self.jobs.run)
+        if self.settings.audit_log:
+            self.tasks.keep_thread("audit", self.audit.run)
 
     def _inherit_strikes(self) -> None:
         try:
@@ -225,7 +226,7 @@ class Service:
         """Hand back what waits, finish what runs, then end. Calling it again changes nothing."""
         if not self._stopping:
             self._stopping = True
-            self._spawn(self._finish())
+            self.tasks.once("drain", self._finish(), lambda: self.end(0))
 
     async def _finish(self) -> None:
         log.event("draining", timeout_s=self.settings.drain_timeout_s)
@@ -245,9 +246,7 @@ class Service:
     async def close(self) -> None:
         """After the last answer: end the engine, and the heartbeat if all went in order."""
         await self.keeper.close(timeout_s=_CLOSE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.tasks.close()
         await self.jobs.close(timeout_s=_CLOSE_S)
         if self._engine is not None:
             await self._engine.close(timeout_s=_CLOSE_S)
@@ -332,6 +331,7 @@ class Service:
             device_memory=self._memory.usage(),
             usage_waiting_bytes=self.ledger.waiting_bytes,
             keys_age_s=self.keys.age_s if self.settings.auth == "keys" else None,
+            task_restarts=self.tasks.restarts,
         )
 
     def _build(self) -> dict[str, str]:
@@ -345,11 +345,6 @@ class Service:
         }
 
     # Behind the scenes
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _sweep(self) -> None:
         lock = self.settings.run_dir / "images-sweep.lock"

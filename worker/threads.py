@@ -7,6 +7,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from worker import log
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class Crew:
         return await result
 
     def begin(self, work: Callable[[], object]) -> None:
-        """From any thread, without waiting. ``work`` must raise nothing."""
+        """From any thread, without waiting; what ``work`` raises is logged."""
         self._jobs.put(work)
 
     def close(self) -> None:
@@ -54,8 +56,12 @@ class Crew:
         own = threading.get_ident()
         while (job := self._jobs.get()) is not None:
             self._busy.add(own)
-            job()
-            self._busy.discard(own)
+            try:
+                job()
+            except Exception as error:  # whoever begins the next one needs this thread
+                log.failure("work in a thread failed", error)
+            finally:
+                self._busy.discard(own)
 
 
 def _do(work: Callable[[], T], result: "asyncio.Future[T]") -> None:

@@ -27,7 +27,9 @@ def entry(prompt: str = "a fox", at: float | None = None, **changes: Any) -> Ent
 
 def opened(folder: Path, **changes: Any) -> Audit:
     values: dict[str, Any] = {"prompts": True, "keep_days": 10, "max_bytes": 1 << 20}
-    return Audit(folder, "w1", **{**values, **changes})
+    log = Audit(folder, "w1", **{**values, **changes})
+    threading.Thread(target=log.run, daemon=True).start()
+    return log
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -84,3 +84,17 @@ def test_lines_of_libraries_keep_their_order_and_level(monkeypatch: pytest.Monke
         ("first", "info"),
         ("second", "warning"),
     ]
+
+
+@pytest.mark.usefixtures("root")
+def test_nothing_in_a_line_ends_the_thread_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(str):
+        def __getitem__(self, _: Any) -> str:
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    writer = log.LogWriter("w7")
+    log.event("odd", field=Odd("x"))
+    log.event("after")
+    writer.close()
+    assert [line["event"] for line in lines(stdout)] == ["bad log line", "after"]

@@ -59,3 +59,12 @@ async def test_daemon_thread_gives_its_result_or_its_error() -> None:
     assert await in_daemon_thread(lambda: 7) == 7
     with pytest.raises(IndexError):
         await in_daemon_thread(lambda: [][1])
+
+
+async def test_work_that_raises_ends_no_thread_and_counts_as_done() -> None:
+    crew = Crew(1, "crew")
+    crew.begin(lambda: 1 // 0)
+    async with asyncio.timeout(10):
+        assert await crew.do(lambda: "next") == "next"
+    assert await crew.do(lambda: crew.waiting) == 1  # itself
+    crew.close()
