@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import orjson
+import sqlalchemy as sa
 
 from worker import log
 from worker.errors import StoreAway
@@ -136,8 +137,7 @@ class Ledger:
     async def _flush_own(self) -> None:
         while self._fd is not None and self._entered < self._size:
             room = min(_BATCH_BYTES, self._size - self._entered)
-            data = os.pread(self._fd, room, self._entered)
-            whole = data[: data.rfind(b"\n") + 1] or data  # no line is as long as a batch
+            whole = _whole_lines(os.pread(self._fd, room, self._entered))
             await self._enter(whole)
             self._entered += len(whole)
         if self._fd is not None and self._size:
@@ -150,8 +150,9 @@ class Ledger:
             self._memory.popleft()
 
     async def _enter(self, lines: bytes) -> None:
-        # Read in the database's thread: a thousand lines would hold up the event loop.
-        await self._database.run(lambda connection: usage.apply(connection, _parsed(lines)))
+        for line, error in await self._database.run_each(lines.splitlines(), _apply):
+            log.failure("usage that cannot be stored is dropped", error, line=line.decode()[:500])
+            self._lost(1)
 
     def _others(self) -> list[Path]:
         with suppress(FileNotFoundError):
@@ -162,11 +163,14 @@ class Ledger:
         """Enter the journal at ``path`` and delete it, if its process is gone."""
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lines = await asyncio.to_thread(file.read)
-            # Of a line that was cut off no answer was sent.
-            await self._enter(lines[: lines.rfind(b"\n") + 1])
+            entered = 0
+            while data := await asyncio.to_thread(os.pread, file.fileno(), _BATCH_BYTES, entered):
+                # Of a line that was cut off no answer was sent: it makes no sense, and is left out.
+                whole = _whole_lines(data)
+                await self._enter(whole)
+                entered += len(whole)
             os.unlink(path)  # noqa: PTH108 — a moment, and nobody else may adopt it meanwhile
-            log.event("journal of a dead process entered", journal=path.name, bytes=len(lines))
+            log.event("journal of a dead process entered", journal=path.name, bytes=entered)
 
     async def _prune(self) -> None:
         now = time.time()
@@ -180,9 +184,19 @@ class Ledger:
         self._away = away
 
 
-def _parsed(lines: bytes) -> Sequence[Entry]:
+def _whole_lines(data: bytes) -> bytes:
+    """``data`` without the line that it breaks off in; no line is as long as a batch."""
+    return data[: data.rfind(b"\n") + 1] or data
+
+
+def _apply(connection: sa.Connection, lines: Sequence[bytes]) -> None:
+    # In the database's thread: a thousand lines would hold up the event loop.
+    usage.apply(connection, _parsed(lines))
+
+
+def _parsed(lines: Sequence[bytes]) -> Sequence[Entry]:
     entries = []
-    for line in lines.splitlines():
+    for line in lines:
         try:
             entries.append(Entry(**orjson.loads(line)))
         except (ValueError, TypeError) as error:

@@ -82,7 +82,7 @@ class Quotas:
             hold.slot = await self._slot(key, key.concurrency, arrived_at)
         try:
             if key.images_per_day is not None:
-                await asyncio.to_thread(self._reserve, key, key.images_per_day, request_id, images)
+                await self._reserved(key, key.images_per_day, request_id, images)
         except BaseException:
             hold.key = None  # nothing was counted
             await hold.release()
@@ -132,6 +132,20 @@ class Quotas:
         raise _AllTaken
 
     # In a day
+
+    async def _reserved(self, key: Key, most: int, request_id: str, images: int) -> None:
+        loop = asyncio.get_running_loop()
+        counted = loop.run_in_executor(None, self._reserve, key, most, request_id, images)
+        try:
+            await asyncio.shield(counted)
+        except asyncio.CancelledError:
+            # The client left, and the thread counts all the same: nobody else would give it back.
+            counted.add_done_callback(functools.partial(self._abandoned, key, request_id))
+            raise
+
+    def _abandoned(self, key: Key, request_id: str, counted: "asyncio.Future[None]") -> None:
+        if not counted.cancelled() and counted.exception() is None:
+            counted.get_loop().run_in_executor(None, self.settle, key, request_id, 0)
 
     def _reserve(self, key: Key, most: int, request_id: str, images: int) -> None:
         try:

@@ -1,11 +1,14 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from worker import ledger as module
 from worker.ledger import Ledger
@@ -166,3 +169,27 @@ async def test_a_line_that_makes_no_sense_stops_no_other(books: Books) -> None:
     await one.flush()
     assert await books.images() == 1
     assert len(books.journals()) == 1
+
+
+async def test_a_journal_of_any_length_is_entered(books: Books) -> None:
+    """All at once, SQLite refused more than 32,766 values in a query, for ever."""
+    dead = books.ledger("w2")
+    for i in range(40_000):
+        dead.record(picture(f"r{i}"))
+    assert dead._fd is not None
+    os.close(dead._fd)  # as its process dies
+    books.database.close()
+    books.database = Database(sqlite_url(books.path), timeout_s=30)
+    most = sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766  # SQLite's own; some builds allow more
+    sa.event.listen(books.database._engine, "connect", lambda c, _: c.setlimit(*most))
+    await books.ledger().flush()
+    assert (await books.images(), books.journals()) == (40_000, [])
+
+
+async def test_an_entry_that_cannot_be_stored_holds_up_no_other(books: Books) -> None:
+    one = books.ledger()
+    one.record(*(picture(f"r{i}") for i in range(5)))
+    one.record(replace(picture("bad"), width=1 << 63))
+    one.record(*(picture(f"s{i}") for i in range(5)))
+    await one.flush()
+    assert (await books.images(), books.lost, one.waiting_bytes) == (10, 1, 0)

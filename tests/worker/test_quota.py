@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -122,6 +123,41 @@ def test_a_failed_request_counts_again_when_it_is_sent_again(tmp_path: Path) -> 
         replay.drawn = 2
         await replay.release()
         assert one.today(key()) == 2
+
+    run(scenario())
+
+
+def test_whoever_leaves_while_it_is_counted_gets_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, go, settled = threading.Event(), threading.Event(), threading.Event()
+    reserve, settle = Quotas._reserve, Quotas.settle
+
+    def slow(*arguments: Any) -> None:
+        counting.set()
+        go.wait(10)
+        reserve(*arguments)
+
+    def seen(*arguments: Any) -> None:
+        settle(*arguments)
+        settled.set()
+
+    monkeypatch.setattr(Quotas, "_reserve", slow)
+    monkeypatch.setattr(Quotas, "settle", seen)
+
+    async def scenario() -> None:
+        [one, _] = two_workers(tmp_path)
+        asked = asyncio.ensure_future(
+            one.hold(key(images_per_day=3, concurrency=1), "r1", time.time(), 3)
+        )
+        await asyncio.to_thread(counting.wait, 10)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        go.set()
+        assert await asyncio.to_thread(settled.wait, 10)
+        assert one.today(key()) == 0
+        await one.hold(key(images_per_day=3, concurrency=1), "r2", time.time(), 3)
 
     run(scenario())
 

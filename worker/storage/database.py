@@ -7,7 +7,7 @@ migrations may depend on either. A database that is locked, full, gone or not mi
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from sqlalchemy import event, exc
 from worker.errors import StoreAway
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 _WRITERS = 1  # two would poll for SQLite's lock, and one lose to the other again and again
 _READERS = 2  # of their own: they wait for no writer, nor for a thread that does
@@ -52,6 +53,28 @@ class Database:
         must not happen twice a unique key.
         """
         return await self._call(self._writers, lambda: self._transaction(work, read_only=False))
+
+    async def run_each(
+        self, rows: Sequence[Row], work: Callable[[sa.Connection, Sequence[Row]], object]
+    ) -> list[tuple[Row, Exception]]:
+        """``work`` on all ``rows`` together, or in smaller parts where some cannot be stored: those
+        are returned with the reason, and hold up no other. Raises ``StoreAway``; what was done
+        before stays done, so ``work`` must bear to be repeated."""
+        if not rows:
+            return []
+        try:
+            await self.run(lambda connection: work(connection, rows))
+        except StoreAway:
+            raise
+        except Exception as error:
+            if len(rows) == 1:
+                return [(rows[0], error)]
+            half = len(rows) // 2
+            return [
+                *await self.run_each(rows[:half], work),
+                *await self.run_each(rows[half:], work),
+            ]
+        return []
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of ``work``, which only reads; it waits for no writer."""

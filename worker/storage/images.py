@@ -11,6 +11,7 @@ import hmac
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,6 +50,11 @@ class StoredFile:
     name: str
     bytes: int
     modified_at: float
+
+    @property
+    def day(self) -> str:
+        """Its folder."""
+        return self.name.partition("/")[0]
 
     @property
     def id(self) -> str:
@@ -129,28 +135,38 @@ class ImageStore:
         return self._folder / name
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete pictures and their thumbnails, as far as they are there."""
+        """Delete pictures and their thumbnails, as far as they are there. One that cannot be
+        deleted keeps no other; then raises ``OSError``."""
+        failed: OSError | None = None
         for name in names:
-            (self._folder / name).unlink(missing_ok=True)
-            (self._folder / thumbnail_of(name)).unlink(missing_ok=True)
+            for path in (self._folder / name, self._folder / thumbnail_of(name)):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
 
     def files(self) -> list[StoredFile]:
         """Everything that lies here, thumbnails and what a dead worker left included."""
         return [
-            StoredFile(f"{path.parent.name}/{path.name}", stat.st_size, stat.st_mtime)
-            for path, stat in self._stats()
+            StoredFile(f"{path.parent.name}/{path.name}", found.st_size, found.st_mtime)
+            for path, found in self._stats()
         ]
 
     def _stats(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self._folder.glob("*/*"):
             with contextlib.suppress(FileNotFoundError):
-                yield path, path.stat()
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found
 
     def remove_empty_days(self, now: float) -> None:
         """Of days before the one of ``now``: a picture may be on its way to today's."""
         for folder in self._folder.glob("*-*-*"):
-            if folder.name < day(now) and not any(folder.iterdir()):
-                folder.rmdir()
+            if folder.name < day(now):
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 def _writer() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from worker import log
-from worker.errors import StorageFailed, StoreAway
+from worker.errors import StoreAway
 from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
@@ -90,12 +90,12 @@ class Keeper:
 
     def _saved(
         self, batch: list[tuple[StoredImage, bytes]]
-    ) -> tuple[list[StoredImage], StorageFailed | None]:
+    ) -> tuple[list[StoredImage], Exception | None]:
         """Those whose files are safe on the disk, and why the others are not."""
         try:
             self._store.require_room()
             self._store.save_all([(picture.name, data) for picture, data in batch])
-        except StorageFailed as error:
+        except Exception as error:
             if len(batch) == 1:
                 return [], error
             # Some may have room where all have not.
@@ -108,13 +108,13 @@ class Keeper:
         if not rows:
             return
         try:
-            await self._database.run(lambda connection: gallery.insert(connection, *rows))
+            refused = await self._database.run_each(rows, lambda c, some: gallery.insert(c, *some))
         except StoreAway:
             await asyncio.sleep(_PAUSE_S)
             return
-        except Exception as error:  # a row that can never be stored must not hold up the others
-            log.failure("pictures cannot be put into the gallery", error)
-            self._lose(len(rows), "the database refuses them")
+        for picture, error in refused:
+            log.failure("a picture cannot be put into the gallery", error, image=picture.id)
+        self._lose(len(refused), "the database refuses them")
         del self._rows[: len(rows)]
         self._waiting -= len(rows)
 

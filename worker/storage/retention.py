@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -59,8 +59,8 @@ class Sweeper:
         with held:
             deleted = await self._rows()
             if not self._gallery or time.monotonic() > self._strays_at:
-                deleted += await self._strays()
                 self._strays_at = time.monotonic() + STRAYS_EVERY_S
+                deleted += await self._strays()
             return deleted
 
     async def _rows(self) -> int:
@@ -80,12 +80,12 @@ class Sweeper:
         found = await asyncio.to_thread(self._store.files)
         strays = await self._without_row(found)
         now = time.time()
-        suspect = now - self._retention.link_s - _SUSPECT_S
-        if self._gallery and any(file.modified_at < suspect for file in strays):
-            # They would have gone long ago: it is the rows that are missing.
-            log.event("pictures are unknown to the database and stay", pictures=len(strays))
-            return 0
-        gone = excess(strays, self._retention, now)
+        held = frozenset[str]()
+        if self._gallery:
+            held = without_rows(found, strays, now - self._retention.link_s - _SUSPECT_S)
+        if held:
+            log.event("pictures are unknown to the database and stay", pictures=len(held))
+        gone = excess(strays, self._retention, now, held)
         await asyncio.to_thread(self._store.delete, [file.name for file in gone])
         await asyncio.to_thread(self._store.remove_empty_days, now)
         return len(gone)
@@ -127,12 +127,44 @@ def _unspared(connection: sa.Connection, retention: Retention) -> float:
     return -math.inf
 
 
-def excess(strays: Sequence[StoredFile], retention: Retention, now: float) -> list[StoredFile]:
-    """Files of no gallery that are too old, and the oldest beyond the allowed size."""
+def without_rows(
+    files: Sequence[StoredFile], strays: Sequence[StoredFile], suspect: float
+) -> frozenset[str]:
+    """The strays whose rows are missing, as in a database out of a backup, by their names.
+
+    A stray that was written before ``suspect`` would have gone long ago. Where half of a day's
+    files are such, it is the rows that are missing, and where that is so on the last of these
+    days, those of younger files are missing, too. Else some of a day were left over when their
+    rows went, and go.
+    """
+    whole = {file.name for file in strays if not file.unfinished}
+    of_day: dict[str, list[StoredFile]] = {}
+    for file in files:
+        if file.modified_at < suspect and not file.unfinished:
+            of_day.setdefault(file.day, []).append(file)
+    missing = {
+        day
+        for day, found in of_day.items()
+        if 2 * sum(file.name in whole for file in found) >= len(found)
+    }
+    if of_day and max(of_day) in missing:
+        missing |= {file.day for file in files if file.modified_at >= suspect}
+    return frozenset(file.name for file in strays if file.name in whole and file.day in missing)
+
+
+def excess(
+    strays: Sequence[StoredFile],
+    retention: Retention,
+    now: float,
+    held: Collection[str] = (),
+) -> list[StoredFile]:
+    """Files of no gallery that are too old, and the oldest beyond the allowed size. Those called
+    ``held`` may become as old as pictures."""
     gone, total = [], 0
     for file in sorted(strays, key=lambda file: -file.modified_at):
         total += file.bytes
         max_age_s = ABANDONED_S if file.unfinished else retention.link_s
+        max_age_s = retention.keep_s if file.name in held else max_age_s
         if now - file.modified_at > max_age_s or total > retention.keep_bytes:
             gone.append(file)
     return gone

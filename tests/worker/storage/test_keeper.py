@@ -74,6 +74,28 @@ async def test_rows_wait_for_a_locked_database(
     assert sorted(await rows(database)) == ["img_0", "img_1", "img_2"]
 
 
+async def test_a_row_that_cannot_be_stored_loses_no_other(
+    keeping: Keeper, database: Database, lost: list[int]
+) -> None:
+    for k in range(9):
+        keeping.keep(picture(str(k)), b"file")
+    keeping.keep(picture("bad", prompt="\ud800"), b"file")
+    keeping.keep(picture("large", seed=1 << 70), b"file")
+    await keeping.close(5)
+    assert sorted(await rows(database)) == [f"img_{k}" for k in range(9)]
+    assert sum(lost) == 2
+
+
+async def test_a_file_that_fails_in_an_unknown_way_loses_no_other(
+    keeping: Keeper, database: Database, store: ImageStore, lost: list[int]
+) -> None:
+    keeping.keep(picture("a"), b"file")
+    keeping.keep(picture("b"), "not bytes")  # type: ignore[arg-type]
+    keeping.keep(picture("c"), b"file")
+    await keeping.close(5)
+    assert (sorted(await rows(database)), sum(lost)) == (["img_a", "img_c"], 1)
+
+
 async def test_a_full_disk_loses_pictures_and_says_how_many(
     keeping: Keeper,
     database: Database,

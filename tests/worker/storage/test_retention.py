@@ -95,10 +95,50 @@ async def test_what_a_dead_worker_left_half_written_goes(swept: Swept) -> None:
 
 
 async def test_pictures_that_a_lost_database_does_not_know_stay(swept: Swept) -> None:
-    swept.stray("2026-01-31/img_a.png", age_s=100_000)
-    swept.stray("2026-01-31/img_b.png", age_s=1000)
-    assert await swept.sweep() == 0
-    assert await swept.sweep(gallery=False) == 2
+    for k in range(3):
+        swept.stray(f"2026-01-30/img_a{k}.png", age_s=100_000)
+        swept.stray(f"2026-01-31/img_b{k}.png", age_s=1000)
+    years = replace(WIDE, keep_s=1e6)
+    assert await swept.sweep(years) == 0
+    assert await swept.sweep(replace(years, keep_bytes=4)) == 2  # and never more than fits
+    assert await swept.sweep(gallery=False) == 4
+
+
+async def test_days_of_a_backup_stay_and_older_leftovers_go(swept: Swept) -> None:
+    """Rows end where the backup was made; before, a few files were left over."""
+    old, then = ([f"{day}/img_{day}-{k}.png" for k in range(4)] for day in ("a", "b"))
+    for name in old:
+        swept.stray(name, age_s=300_000)
+    for name in then:
+        swept.stray(name, age_s=200_000)
+    swept.stray("c/img_c.png", age_s=1000)  # of today
+    known = [aged(f"a-{k}", 300_000) for k in range(3)]
+    await swept.database.run(lambda c: gallery.insert(c, *known))
+    assert await swept.sweep(replace(WIDE, keep_s=1e6)) == 1
+    assert {file.day for file in swept.store.files()} == {"a", "b", "c"}
+    assert not swept.store.path(old[3]).exists()
+
+
+async def test_one_old_leftover_stops_nothing(swept: Swept) -> None:
+    await swept.holding(*(aged(f"day {k}", 100_000 + k) for k in range(3)))
+    for one in swept.store.files():
+        os.utime(swept.store.path(one.name), (time.time() - 100_000,) * 2)
+    swept.stray(f"{swept.store.files()[0].day}/img_old.png", age_s=100_000)
+    for k in range(51):
+        swept.stray(f"2026-01-31/img_{k}.png", age_s=101 + k, bytes=100)
+    assert await swept.sweep(replace(WIDE, keep_s=1e6, keep_bytes=10_000)) == 52
+    assert len(await swept.left()) == 3
+
+
+async def test_a_file_that_cannot_be_deleted_keeps_no_other(swept: Swept) -> None:
+    await swept.holding(aged("a", 5000), aged("b", 5001))
+    first = max(swept.store.files(), key=lambda file: file.name)
+    path = swept.store.path(first.name)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        await swept.sweep()
+    assert not any(file.bytes for file in swept.store.files())
 
 
 async def test_without_a_gallery_the_size_bounds_the_files(swept: Swept) -> None:
