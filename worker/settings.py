@@ -96,9 +96,10 @@ class Settings(BaseSettings):
     keep_days: float = Field(365.0, gt=0)
     """Older pictures are deleted, favourites excepted."""
     keep_gib: float = Field(20.0, gt=0)
-    """Pictures under ``var/images`` beyond this are deleted, oldest first, favourites excepted."""
+    """Pictures under ``var/images`` beyond this are deleted, favourites excepted: the oldest of
+    those owners who have most."""
     favourites_gib: float = Field(10.0, ge=0)
-    """Favourites beyond this, the oldest, are deleted like others."""
+    """Favourites beyond this, the oldest of those owners who have most, are deleted like others."""
 
     label_mark: str = ""
     """Text in the corner of every picture. Empty: none."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ _AT_ONCE = 500
 @dataclass(frozen=True)
 class Retention:
     """``keep_bytes`` of all pictures. Favourites are spared up to ``favourites_bytes``: older
-    ones beyond it go like others. ``link_s``: life of a file that is in no gallery."""
+    ones beyond it go like others. Both are shared fairly: whoever has less than the others loses
+    nothing to them. ``link_s``: life of a file that is in no gallery."""
 
     keep_s: float
     keep_bytes: int
@@ -100,31 +100,61 @@ class Sweeper:
 
 
 def doomed(connection: sa.Connection, retention: Retention, now: float) -> list[StoredImage]:
-    """Some pictures that must go, oldest first; empty where none must."""
-    common = ~images.c.favourite | (images.c.created_at <= _unspared(connection, retention))
-    old = common & (images.c.created_at < now - retention.keep_s)
-    total = connection.scalar(sa.select(sa.func.sum(images.c.bytes))) or 0
-    too_much = total - retention.keep_bytes
-    query = sa.select(images.c.id, images.c.created_at, images.c.bytes)
-    query = query.where(common if too_much > 0 else old)
+    """Some pictures that must go, oldest first; empty where none must. Where there is too much,
+    those go whose owners have more than their share."""
+    oldest = now - retention.keep_s
+    bytes_of = _bytes_by_owner(connection)
+    too_much = sum(bytes_of.values()) - retention.keep_bytes
+    share = fair_share(list(bytes_of.values()), retention.keep_bytes)
+    beyond = {owner: has - share for owner, has in bytes_of.items() if has > share}
+    query = sa.select(images.c.id, images.c.owner, images.c.created_at, images.c.bytes)
+    query = query.where(~images.c.favourite | images.c.id.in_(_unspared(connection, retention)))
+    if too_much > 0:
+        theirs = sa.case((images.c.owner.in_(beyond), 0), else_=1)
+        query = query.order_by(theirs, images.c.created_at)
+    else:
+        query = query.where(images.c.created_at < oldest).order_by(images.c.created_at)
     gone = []
-    for row in connection.execute(query.order_by(images.c.created_at).limit(_AT_ONCE)):
-        if too_much <= 0 and row.created_at >= now - retention.keep_s:
-            break
+    for row in connection.execute(query.limit(_AT_ONCE)):
+        enough = too_much <= 0 or beyond.get(row.owner, 1) <= 0
+        if enough and row.created_at >= oldest:
+            continue
         gone.append(row.id)
         too_much -= row.bytes
+        if row.owner in beyond:
+            beyond[row.owner] -= row.bytes
     return gallery.named(connection, gone)
 
 
-def _unspared(connection: sa.Connection, retention: Retention) -> float:
-    """Favourites of this time and before are beyond ``favourites_bytes``."""
-    query = sa.select(images.c.created_at, images.c.bytes).where(images.c.favourite)
-    total = 0
-    for row in connection.execute(query.order_by(images.c.created_at.desc())):
-        total += row.bytes
-        if total > retention.favourites_bytes:
-            return float(row.created_at)
-    return -math.inf
+def _bytes_by_owner(
+    connection: sa.Connection, *conditions: sa.ColumnElement[bool]
+) -> dict[str, int]:
+    query = sa.select(images.c.owner, sa.func.sum(images.c.bytes)).where(*conditions)
+    rows = connection.execute(query.group_by(images.c.owner))
+    return {owner: int(has) for owner, has in rows}
+
+
+def _unspared(connection: sa.Connection, retention: Retention) -> sa.Select[tuple[str]]:
+    """The favourites, by id, that are beyond their owner's share of ``favourites_bytes``: of each
+    owner the oldest."""
+    has = _bytes_by_owner(connection, images.c.favourite)
+    share = fair_share(list(has.values()), retention.favourites_bytes)
+    newest_first = {"partition_by": images.c.owner, "order_by": (images.c.created_at.desc(),)}
+    so_far = sa.func.sum(images.c.bytes).over(**newest_first).label("so_far")
+    favourites = sa.select(images.c.id, so_far).where(images.c.favourite).subquery()
+    return sa.select(favourites.c.id).where(favourites.c.so_far > share)
+
+
+def fair_share(wanted: Sequence[int], room: int) -> int:
+    """The most that each may have so that all fit into ``room``: those who want less leave the
+    rest to the others. More than anybody wants where all fit."""
+    left = room
+    for k, want in enumerate(sorted(wanted)):
+        share = left // (len(wanted) - k)
+        if want > share:
+            return share
+        left -= want
+    return room
 
 
 def without_rows(

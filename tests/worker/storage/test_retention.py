@@ -10,7 +10,7 @@ from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage, Wanted
 from worker.storage.images import ImageStore, thumbnail_of
-from worker.storage.retention import Retention, Sweeper, _take
+from worker.storage.retention import Retention, Sweeper, _take, fair_share
 
 pytestmark = pytest.mark.anyio
 
@@ -52,8 +52,8 @@ def swept(store: ImageStore, database: Database, tmp_path: Path) -> Swept:
     return Swept(store, database, tmp_path / "lock")
 
 
-def aged(name: str, age_s: float, bytes: int = 10, favourite: bool = False) -> StoredImage:
-    return picture(name, time.time() - age_s, bytes, favourite=favourite)
+def aged(name: str, age_s: float, bytes: int = 10, **more: object) -> StoredImage:
+    return picture(name, time.time() - age_s, bytes, **more)
 
 
 async def test_old_pictures_go_and_favourites_stay(swept: Swept) -> None:
@@ -77,6 +77,44 @@ async def test_favourites_are_spared_up_to_their_bound(swept: Swept) -> None:
     assert await swept.left() == ["new", "loved 0", "loved 1"]
     assert await swept.sweep(replace(WIDE, keep_bytes=500)) == 1
     assert await swept.left() == ["loved 0", "loved 1"]
+
+
+async def test_nobodys_favourites_go_for_those_of_others(swept: Swept) -> None:
+    mine = [aged(f"mine {k}", 500 + k, bytes=100, favourite=True, owner="key_a") for k in range(2)]
+    many = [aged(f"b {k}", 50 + k, bytes=100, favourite=True, owner="key_b") for k in range(8)]
+    await swept.holding(*mine, *many)
+    assert await swept.sweep(replace(WIDE, keep_bytes=500)) == 5
+    assert await swept.left() == ["b 0", "b 1", "b 2", "mine 0", "mine 1"]
+
+
+async def test_nobodys_pictures_go_for_those_of_others(swept: Swept) -> None:
+    mine = [aged(f"mine {k}", 500 + k, bytes=100, owner="key_a") for k in range(2)]
+    many = [aged(f"b {k}", 50 + k, bytes=100, owner="key_b") for k in range(12)]
+    await swept.holding(*mine, *many)
+    assert await swept.sweep() == 4
+    assert await swept.left() == [f"b {k}" for k in range(8)] + ["mine 0", "mine 1"]
+
+
+async def test_favourites_within_their_bound_stay_before_others(swept: Swept) -> None:
+    loved = [aged(f"a {k}", k, bytes=100, favourite=True, owner="key_a") for k in range(5)]
+    await swept.holding(*loved, aged("b", 1, bytes=100, owner="key_b"))
+    assert await swept.sweep(replace(WIDE, keep_bytes=500)) == 1
+    assert await swept.left() == [f"a {k}" for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "room", "share"),
+    [
+        ([], 10, 10),
+        ([3, 4], 10, 10),
+        ([10, 10], 10, 5),
+        ([1, 10, 10], 10, 4),
+        ([1, 2, 30], 10, 7),
+        ([20], 10, 10),
+    ],
+)
+def test_shares_are_as_large_as_they_can_be(wanted: list[int], room: int, share: int) -> None:
+    assert fair_share(wanted, room) == share
 
 
 async def test_files_behind_links_go_with_their_links(swept: Swept) -> None:
