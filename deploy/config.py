@@ -200,6 +200,8 @@ class Limits(_Section):
     max_body_bytes: int = Field(1 << 20, ge=1024)
     max_batch: int = Field(4, ge=1)
     max_queued_requests: int = Field(64, ge=1)
+    max_job_streams: int = Field(200, ge=1)
+    max_job_streams_per_key: int = Field(50, ge=1)
     max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
     job_keep_days: float = Field(30.0, gt=0)

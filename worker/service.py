@@ -29,6 +29,7 @@ from worker.pipelines.memory import Memory, NoMemory, memory_of
 from worker.places import Places
 from worker.quota import Quotas
 from worker.settings import Settings
+from worker.shares import Shares
 from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer
 from worker.storage.keeper import Keeper
@@ -121,7 +122,9 @@ class Service:
         )
         self.outlook = Outlook(self.database, lambda: self._engine, settings.run_dir)
         self.steps = StepsReader(settings.run_dir)
-        self.job_streams = 0
+        self.job_streams = Shares(
+            "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
+        )
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     max_batch: int = Field(4, ge=1)
     """Most rows that advance in one step; a guided picture is two rows."""
     max_queued_requests: int = Field(64, ge=1)
+    max_job_streams: int = Field(200, ge=1)
+    """Most streams of jobs at a time."""
+    max_job_streams_per_key: int = Field(50, ge=1)
+    """Of one key or, without keys, one address."""
     max_queue_wait_s: float = Field(120.0, gt=0)
     """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
     url_ttl_s: float = Field(3600.0, gt=0)

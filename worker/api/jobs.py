@@ -23,7 +23,7 @@ from worker.api.fields import bad
 from worker.api.images import default_seed
 from worker.api.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
-from worker.errors import Conflict, NotFound, Overloaded
+from worker.errors import Conflict, NotFound
 from worker.jobs.archive import archive
 from worker.jobs.steps import Steps
 from worker.pipelines.base import DrawSpec
@@ -35,7 +35,6 @@ from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Wish
 
 MAX_JOBS = 100
 MAX_ITEMS = 500
-MAX_STREAMS = 200
 PREVIEWED = 100
 _LOOK_S = 1.0
 _STEPS_S = 0.25
@@ -171,13 +170,7 @@ async def events(request: Request) -> Response:
     after = int(last) if last.isascii() and last.isdigit() else query.whole("after", 0)
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
-    if service.job_streams >= MAX_STREAMS:
-        raise Overloaded("Too many streams of jobs are open.", retry_after_s=5.0)
-    service.job_streams += 1
-
-    def ended() -> None:
-        service.job_streams -= 1
-
+    ended = service.job_streams.take(caller_of(request).turn)
     return sse.EventStream(_events(service, job.id, after), ended, exchange_of(request).id)
 
 
