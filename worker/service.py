@@ -125,6 +125,7 @@ class Service:
         self.job_streams = Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
         )
+        self.reading_job = asyncio.Lock()
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()

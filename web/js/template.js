@@ -6,6 +6,7 @@ import { inLanguage, t, TEMPLATE_EXAMPLE } from "./i18n.js";
 import { load, save } from "./settings.js";
 
 const WAIT_MS = 350; // after the last key
+const MAX_VARIABLES = 20; // the server's bound: it says so where a template has more
 const PARAMS = /^(template|variables|prompts|variants)/;
 
 const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
@@ -40,8 +41,9 @@ export class TemplateEditor {
 
   /** The name of a variable without a value, or null. */
   get unfilled() {
-    const { variables = {} } = this.body;
-    return Object.keys(variables).find((name) => !variables[name].length) ?? null;
+    const filled = Object.entries(this.body.variables ?? {});
+    if (filled.length > MAX_VARIABLES) return null;
+    return filled.find(([, values]) => !values.length)?.[0] ?? null;
   }
 
   /** After any change of the form, or of the language. */
@@ -53,7 +55,7 @@ export class TemplateEditor {
   }
 
   #renderVariables() {
-    const names = namesIn($("#template").value);
+    const names = namesIn($("#template").value).slice(0, MAX_VARIABLES);
     const box = $("#variables");
     const there = [...box.children].map((row) => row.dataset.name);
     if (names.join("\n") !== there.join("\n")) box.replaceChildren(...names.map((name) => this.#row(name)));

@@ -2,11 +2,21 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from worker.api import wire
-from worker.api.fields import Fields, bad, bounded, json_object, kind_of, refuse_unknown
-from worker.jobs.template import expand
+from worker.api.fields import (
+    Fields,
+    bad,
+    bounded,
+    json_object,
+    kind_of,
+    refuse_unknown,
+    text_of,
+)
+from worker.bounds import MAX_JOB_CHARS
+from worker.jobs.template import MAX_VARIABLE_CHARS, Bounds, expand
 from worker.pipelines.base import ModelInfo
 from worker.settings import Settings
 from worker.storage.jobs import MAX_ITEMS, Wish
@@ -69,28 +79,24 @@ def prompts_of(fields: Fields, settings: Settings) -> list[str]:
         bad("prompts", f"{what}: give either a list of prompts or a template", code)
     if named == ["template"]:
         template = wire.one_prompt("template", fields.values["template"], settings)
-        prompts = expand(template, _variables(fields), MAX_ITEMS)
-        _require_drawable(prompts, settings.max_prompt_chars)
+        most = settings.max_prompt_chars
+        table = _variables(fields, most)
+        prompts = expand(template, table, Bounds(MAX_ITEMS, most, MAX_JOB_CHARS))
+        _require_words(prompts)
         return prompts
     if fields.values.get("variables") is not None:
         bad("variables", "they belong to a template: use template in place of prompts")
     given = _list("prompts", fields.values["prompts"])
-    return [wire.one_prompt(f"prompts[{k}]", prompt, settings) for k, prompt in enumerate(given)]
+    return [wire.one_prompt(each, prompt, settings) for each, prompt in _numbered("prompts", given)]
 
 
-def _require_drawable(prompts: list[str], most: int) -> None:
+def _require_words(prompts: list[str]) -> None:
     for k, prompt in enumerate(prompts):
         if not prompt.strip():
             bad("template", f"prompt {k + 1} that it makes is empty")
-        if len(prompt) > most:
-            bad(
-                "template",
-                f"prompt {k + 1} that it makes has {len(prompt)} characters; at most {most} are "
-                "read: shorten it",
-            )
 
 
-def _variables(fields: Fields) -> dict[str, list[str]]:
+def _variables(fields: Fields, max_chars: int) -> dict[str, list[str]]:
     table = fields.values.get("variables")
     if table is None:
         return {}
@@ -98,20 +104,25 @@ def _variables(fields: Fields) -> dict[str, list[str]]:
         bad("variables", f"must be an object of lists, not {kind_of(table)}", "invalid_type")
     if len(table) > MAX_VARIABLES:
         bad("variables", f"{len(table)} of them; at most {MAX_VARIABLES} are read")
-    return {name: _values(name, values) for name, values in table.items()}
+    return {name: _values(name, values, max_chars) for name, values in table.items()}
 
 
-def _values(name: str, values: object) -> list[str]:
-    param = f"variables.{name[:40]}"
+def _values(name: str, values: object, max_chars: int) -> list[str]:
+    # It may be anything, half a surrogate pair too: what is no name is shown in ASCII.
+    param = "variables." + name[:40].encode("ascii", "backslashreplace").decode()
     if not name.isidentifier():
         bad(param, "is no name: use letters, digits and _")
-    return [_value(f"{param}[{k}]", value) for k, value in enumerate(_list(param, values))]
+    if len(name) > MAX_VARIABLE_CHARS:
+        bad(param, f"{len(name)} characters; a name has at most {MAX_VARIABLE_CHARS}: shorten it")
+    param = f"variables.{name}"
+    return [
+        bounded(each, text_of(each, value), max_chars)
+        for each, value in _numbered(param, _list(param, values))
+    ]
 
 
-def _value(param: str, value: object) -> str:
-    if not isinstance(value, str):
-        bad(param, f"must be text, not {kind_of(value)}", "invalid_type")
-    return value
+def _numbered(param: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"{param}[{k}]", value) for k, value in enumerate(values))
 
 
 def _list(param: str, value: object) -> list[Any]:
@@ -153,6 +164,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     shared = wire.schema(settings, info)["properties"]
     prompt = shared["prompt"]["anyOf"][0]
     texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS}
+    value = {"type": "string", "maxLength": settings.max_prompt_chars}
     variants = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_ITEMS}
     list_, null = {"type": "array"}, {"type": "null"}
     kept = {name: shared[name] for name in KNOWN if name in shared}
@@ -175,8 +187,11 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
             "variables": {
                 "type": ["object", "null"],
                 "maxProperties": MAX_VARIABLES,
-                "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
-                "additionalProperties": texts,
+                "propertyNames": {
+                    "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
+                    "maxLength": MAX_VARIABLE_CHARS,
+                },
+                "additionalProperties": {**texts, "items": value},
             },
             "variants": variants,
         },

@@ -48,13 +48,18 @@ async def create(request: Request) -> Response:
         body = await read_json_body(request, MAX_JOB_BODY_BYTES)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
-    seed = default_seed(exchange.id)
-    wish = await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, seed)
+    wish = await _parsed(service, body, default_seed(exchange.id))
     service.engine.check([_first(wish)])
     job = await _created(service, wish, caller, exchange.id)
     exchange.notes |= {"job": job.id, "items": job.total}
     service.jobs.ring()
     return Json(await _described(service, job), 202)
+
+
+async def _parsed(service: Service, body: bytes, seed: int) -> Wish:
+    # One after the other: the values of 8 MiB of JSON may take twenty times as much.
+    async with service.reading_job:
+        return await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, seed)
 
 
 def _first(wish: Wish) -> DrawSpec:
@@ -81,7 +86,7 @@ async def preview(request: Request) -> Response:
         body = await read_json_body(request, MAX_JOB_BODY_BYTES)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
-    wish = await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, 0)
+    wish = await _parsed(service, body, 0)
     return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
 
 
@@ -167,7 +172,7 @@ async def events(request: Request) -> Response:
     service, job = _service(request), await _asked(request)
     query = _Query(request.query_params, ("after",))
     last = request.headers.get("last-event-id", "")
-    after = int(last) if last.isascii() and last.isdigit() else query.whole("after", 0)
+    after = whole("Last-Event-ID", last) if last.isdigit() else query.whole("after", 0)
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = service.job_streams.take(caller_of(request).turn)
@@ -305,6 +310,13 @@ def _missing(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id[:60]!r} of yours.")
 
 
+def whole(name: str, text: str) -> int:
+    """``text`` as a number that the database can hold."""
+    if not (text.isascii() and text.isdigit() and len(text) < 18):
+        bad(name, f"{text[:40]!r} is not a whole number")
+    return int(text)
+
+
 class _Query:
     """Typed access to what stands behind the question mark."""
 
@@ -328,10 +340,7 @@ class _Query:
         return limit
 
     def whole(self, name: str, default: int) -> int:
-        text = self.values.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) < 18):
-            bad(name, f"{text[:40]!r} is not a whole number")
-        return int(text)
+        return whole(name, self.values.get(name, str(default)))
 
 
 _JOB = "/v1/jobs/{id}"

@@ -7,12 +7,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from worker.errors import InvalidRequest
 
 MAX_BRACES = 64
 MAX_DEPTH = 8
+MAX_VARIABLE_CHARS = 60
+"""Of a variable's name."""
 _SPECIAL = "{|}\\"
 
 Table = Mapping[str, Sequence[str]]
@@ -33,11 +34,21 @@ _Text = tuple[str | _Variable | _Choice, ...]
 _Bound = Mapping[str, str]
 
 
-def expand(template: str, table: Table, limit: int) -> list[str]:
+@dataclass(frozen=True)
+class Bounds:
+    """Of what a template makes: a few letters can stand for gigabytes."""
+
+    prompts: int
+    prompt_chars: int
+    total_chars: int
+    """Of all prompts together."""
+
+
+def expand(template: str, table: Table, bounds: Bounds) -> list[str]:
     """Every prompt that ``template`` stands for, in order.
 
     Raises ``InvalidRequest`` that names the place: braces that do not match, unknown or unused
-    variables, more than ``limit`` prompts.
+    variables, more than ``bounds``. What is too much is never built.
     """
     parser = _Parser(template, table)
     text = parser.parse()
@@ -48,35 +59,65 @@ def expand(template: str, table: Table, limit: int) -> list[str]:
                 "belongs, or leave it out.",
                 param=f"variables.{name}",
             )
-    prompts = [prompt for prompt, _ in islice(_expanded(text, table, {}), limit + 1)]
-    if len(prompts) > limit:
-        raise _wrong(f"makes more than {limit} prompts: take away choices or values")
+    return _within(bounds, _Expansion(table, bounds.prompt_chars).of(text))
+
+
+def _within(bounds: Bounds, expanded: Iterator[str]) -> list[str]:
+    prompts: list[str] = []
+    chars = 0
+    for prompt in expanded:
+        if len(prompts) == bounds.prompts:
+            raise _wrong(f"makes more than {bounds.prompts} prompts: take away choices or values")
+        chars += len(prompt)
+        if chars > bounds.total_chars:
+            raise _wrong(
+                f"its prompts have more than {bounds.total_chars} characters together: "
+                "shorten it, or send several jobs"
+            )
+        prompts.append(prompt)
     return prompts
 
 
-def _expanded(text: _Text, table: Table, bound: _Bound) -> Iterator[tuple[str, _Bound]]:
-    if not text:
-        yield "", bound
-        return
-    for head, with_head in _options(text[0], table, bound):
-        for tail, with_tail in _expanded(text[1:], table, with_head):
-            yield head + tail, with_tail
+class _Expansion:
+    """Prompts one after the other. ``made`` is a prompt as far as it is known, and no more of it
+    is made once it has more than ``most`` characters."""
 
+    def __init__(self, table: Table, most: int) -> None:
+        self._table = table
+        self._most = most
 
-def _options(
-    part: str | _Variable | _Choice, table: Table, bound: _Bound
-) -> Iterator[tuple[str, _Bound]]:
-    match part:
-        case _Variable(name) if name in bound:
-            yield bound[name], bound
-        case _Variable(name):
-            for value in table[name]:
-                yield value, {**bound, name: value}
-        case _Choice(options):
-            for option in options:
-                yield from _expanded(option, table, bound)
-        case str():
-            yield part, bound
+    def of(self, text: _Text) -> Iterator[str]:
+        return (made for made, _ in self._after("", text, {}))
+
+    def _after(self, made: str, text: _Text, bound: _Bound) -> Iterator[tuple[str, _Bound]]:
+        if not text:
+            yield made, bound
+            return
+        for longer, with_part in self._with(made, text[0], bound):
+            yield from self._after(longer, text[1:], with_part)
+
+    def _with(
+        self, made: str, part: str | _Variable | _Choice, bound: _Bound
+    ) -> Iterator[tuple[str, _Bound]]:
+        match part:
+            case _Variable(name) if name in bound:
+                yield self._joined(made, bound[name]), bound
+            case _Variable(name):
+                for value in self._table[name]:
+                    yield self._joined(made, value), {**bound, name: value}
+            case _Choice(options):
+                for option in options:
+                    yield from self._after(made, option, bound)
+            case str():
+                yield self._joined(made, part), bound
+
+    def _joined(self, made: str, more: str) -> str:
+        if len(made) + len(more) > self._most:
+            raise _wrong(
+                f"a prompt that it makes has more than {self._most} characters, and at most "
+                f"{self._most} are read: shorten it or its values"
+            )
+        return made + more
 
 
 class _Parser:
@@ -141,7 +182,8 @@ class _Parser:
         if not name.isidentifier():
             raise _wrong("these braces hold neither choices, as in {red|blue}, nor a name", begin)
         known = ", ".join(self._table) or "none is given"
-        raise _wrong(f"there is no variable {name[:40]!r} in variables ({known})", begin)
+        shown = name[:MAX_VARIABLE_CHARS]
+        raise _wrong(f"there is no variable {shown!r} in variables ({known})", begin)
 
     def _peek(self) -> str:
         return self._template[self._at : self._at + 1]

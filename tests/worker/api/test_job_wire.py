@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -48,12 +49,16 @@ def test_digest_tells_wishes_apart_and_knows_resubmissions() -> None:
         ({"prompts": ["a"] * 6000, "variants": 2}, "variants", "are 12000 pictures"),
         ({"prompts": ["a"], "variables": {}}, "variables", "belong to a template"),
         ({"template": "{a"}, "template", "character 1"),
-        ({"template": "{p}" * 9, "variables": {"p": ["long"]}}, "template", "36 characters"),
+        ({"template": "{p}" * 9, "variables": {"p": ["long"]}}, "template", "more than 30"),
         ({"template": "{p}", "variables": ["p"]}, "variables", "object of lists, not a list"),
         ({"template": "{p}", "variables": {"p": "x"}}, "variables.p", "must be a list"),
         ({"template": "{p}", "variables": {"p": []}}, "variables.p", "the list is empty"),
         ({"template": "{p}", "variables": {"p": [1]}}, "variables.p[0]", "must be text"),
         ({"template": "x", "variables": {"a b": ["1"]}}, "variables.a b", "is no name"),
+        ({"template": "{p}", "variables": {"p": ["x" * 31]}}, "variables.p[0]", "at most 30"),
+        ({"template": "{p}", "variables": {"p": ["\ud800"]}}, "variables.p[0]", "surrogate"),
+        ({"template": "x", "variables": {"\ud800": ["1"]}}, "variables.\\ud800", "is no name"),
+        ({"template": "x", "variables": {"n" * 61: ["1"]}}, "variables." + "n" * 40, "at most 60"),
         ({"template": "{|b}"}, "template", "prompt 1 that it makes is empty"),
         ({"prompts": ["a"], "variant": 3}, "variant", "did you mean variants?"),
         ({"prompts": ["a"], "size": "250x250"}, "size", "not a multiple"),
@@ -66,3 +71,21 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, why: str) ->
     with pytest.raises(InvalidRequest) as refused:
         parse(**fields)
     assert (refused.value.param, why in refused.value.message) == (param, True), refused.value
+
+
+def test_a_small_body_cannot_stand_for_gigabytes() -> None:
+    body = {"template": "{p}" + "{a|b}" * 13, "variables": {"p": ["x" * 50_000, "y" * 50_000]}}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=r"variables.p\[0\]: 50000 characters; at most 4"):
+            job_wire.parse(json.dumps(body).encode(), Settings(), SyntheticPipeline().info, 77)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_prompts_of_a_template_are_no_more_than_a_body_can_list() -> None:
+    body = {"template": "{a|b}" * 13 + "{p}", "variables": {"p": ["x" * 3900]}}
+    with pytest.raises(InvalidRequest, match="more than 8388608 characters together") as refused:
+        job_wire.parse(json.dumps(body).encode(), Settings(), SyntheticPipeline().info, 77)
+    assert refused.value.param == "template"

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from worker.api import job_wire
 from worker.api.images import default_seed
 from worker.pipelines.synthetic import text_of
 from worker.service import Service
+from worker.storage.jobs import Wish
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 ID = "0123456789abcdef0123456789abcdef"
@@ -126,6 +128,27 @@ async def test_preview_tells_what_a_template_makes(client: httpx.AsyncClient) ->
     assert (await client.get("/v1/jobs")).json()["data"] == []
 
 
+async def test_bodies_are_read_one_at_a_time(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, reading, most = job_wire.parse, [0], [0]
+
+    def counted(*arguments: Any) -> Wish:
+        reading[0] += 1
+        most[0] = max(most[0], reading[0])
+        try:
+            return parse(*arguments)
+        finally:
+            reading[0] -= 1
+
+    monkeypatch.setattr(job_wire, "parse", counted)
+    body = {"prompts": ["a"] * 10_000}
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(client.post("/v1/jobs/preview", json=body))
+    assert most == [1]
+
+
 async def test_list_filters_and_pages(client: httpx.AsyncClient) -> None:
     ids = [(await make(client))["id"] for _ in range(3)]
     first = (await client.get("/v1/jobs?limit=2")).json()
@@ -150,6 +173,12 @@ async def test_list_filters_and_pages(client: httpx.AsyncClient) -> None:
 async def test_a_wrong_query_is_named(client: httpx.AsyncClient, path: str, param: str) -> None:
     answer = await client.get(path)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_last_event_id_that_no_event_had_is_named(client: httpx.AsyncClient) -> None:
+    job = await make(client)
+    answer = await client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "9" * 5000})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
 
 
 @pytest.mark.parametrize("path", ["", "/items", "/events", "/results.zip"])

@@ -1,14 +1,20 @@
 import contextlib
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import InvalidRequest
-from worker.jobs.template import expand
+from worker.jobs.template import Bounds, Table, expand
 
+MIB = 1 << 20
 TABLE = {"product": ["tea", "coffee"], "颜色": ["红", "蓝"]}
+
+
+def within(prompts: int, prompt_chars: int = 4000, total_chars: int = MIB) -> Bounds:
+    return Bounds(prompts, prompt_chars, total_chars)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ TABLE = {"product": ["tea", "coffee"], "颜色": ["红", "蓝"]}
 def test_template_stands_for_these_prompts(
     template: str, table: dict[str, list[str]], prompts: list[str]
 ) -> None:
-    assert expand(template, table, limit=100) == prompts
+    assert expand(template, table, within(100)) == prompts
 
 
 @pytest.mark.parametrize(
@@ -51,22 +57,50 @@ def test_template_stands_for_these_prompts(
 )
 def test_what_is_wrong_and_where(template: str, param: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(why)) as raised:
-        expand(template, TABLE, limit=31)
+        expand(template, TABLE, within(31))
     assert raised.value.param == param
 
 
 def test_no_number_of_choices_takes_long() -> None:
     with pytest.raises(InvalidRequest, match="more than 10000 prompts"):
-        expand("{a|b}" * 64, {}, limit=10_000)
+        expand("{a|b}" * 64, {}, within(10_000))
+
+
+LONG = {"p": ["x" * 50_000, "y" * 50_000]}
+
+
+@pytest.mark.parametrize(
+    ("template", "table", "why"),
+    [
+        ("{p}" + "{a|b}" * 13, LONG, "a prompt that it makes has more than 4000 characters"),
+        ("{a|b}" * 13 + "{p}", LONG, "a prompt that it makes has more than 4000 characters"),
+        ("{p}" * 64, {"p": ["x" * 400]}, "a prompt that it makes has more than 4000 characters"),
+        ("{a|b}" * 13 + "{p}", {"p": ["x" * 3900]}, "have more than 1048576 characters together"),
+        ("{|}" * 64, {}, "more than 10000 prompts"),
+        ("{{|}{|}|}" * 21, {}, "more than 10000 prompts"),
+        ("{" + "|" * 6000 + "}{|}", {}, "more than 10000 prompts"),
+    ],
+)
+def test_what_is_too_much_is_never_built(template: str, table: Table, why: str) -> None:
+    bounds = Bounds(10_000, 4000, MIB)
+    # A prompt of n letters and the list's own place for it take n + 60 bytes.
+    most = bounds.total_chars + 60 * bounds.prompts + MIB
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=why):
+            expand(template, table, bounds)
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.text(alphabet="{|}\\ab", max_size=60))
 def test_any_text_expands_or_is_refused(template: str) -> None:
     with contextlib.suppress(InvalidRequest):
-        assert expand(template, {}, limit=50)
+        assert expand(template, {}, within(50))
 
 
 @given(st.text(max_size=60))
 def test_escaped_text_stands_for_itself(text: str) -> None:
     escaped = re.sub(r"([{|}\\])", r"\\\1", text)
-    assert expand(escaped, {}, limit=1) == [text]
+    assert expand(escaped, {}, within(1)) == [text]
