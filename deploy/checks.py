@@ -49,7 +49,7 @@ def before_up(cell: Cell) -> list[Finding]:
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    return [*before_up(cell), *disk(cell), *health(cell), *levers(cell)]
+    return [*before_up(cell), *who_may_draw(cell), *disk(cell), *health(cell), *levers(cell)]
 
 
 def nginx(cell: Cell) -> Iterator[Finding]:
@@ -197,6 +197,23 @@ def keys(cell: Cell) -> Iterator[Finding]:
         yield Finding("ok", "keys", f"{good} of {len(found)} are good")
     else:
         yield Finding("warn", "keys", "nobody can draw: no key is good", "zimage keys create NAME")
+
+
+def who_may_draw(cell: Cell) -> Iterator[Finding]:
+    """Who needs no key, in so many words."""
+    listen = cell.config.listen
+    remedy = 'set listen.auth = "keys", then: zimage keys create NAME'
+    if listen.auth == "loopback" and listen.trusted_proxies:
+        text = f"whoever {', '.join(listen.trusted_proxies)} lets in draws without a key"
+        yield Finding("warn", "listen.auth", text, remedy)
+    elif listen.auth == "loopback":
+        text = (
+            "this machine draws without a key; a proxy on it is refused where nginx can tell it, "
+            f"which is not always: behind any, {remedy}"
+        )
+        yield Finding("ok", "listen.auth", text)
+    elif listen.auth == "none":
+        yield Finding("warn", "listen.auth", "whoever can connect draws without a key", remedy)
 
 
 def disk(cell: Cell) -> Iterator[Finding]:

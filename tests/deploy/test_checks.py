@@ -94,3 +94,23 @@ def test_doctor_tells_each_workers_levers(tmp_path: Path, monkeypatch: pytest.Mo
     workers = [{"device": "cpu", "count": 2}]
     [finding] = checks.levers(cell(tmp_path, workers=workers))
     assert (finding.subject, finding.text) == ("w1", "kernels off: no GPU; fp8 off")
+
+
+@pytest.mark.parametrize(
+    ("listen", "level", "told"),
+    [
+        ({}, "ok", "not always: behind any, set listen.auth"),
+        ({"trusted_proxies": ["10.1.0.5"]}, "warn", "whoever 10.1.0.5 lets in draws without a key"),
+        ({"auth": "none", "address": "0.0.0.0"}, "warn", "whoever can connect draws"),
+    ],
+)
+def test_doctor_says_who_draws_without_a_key(
+    tmp_path: Path, listen: dict[str, object], level: str, told: str
+) -> None:
+    [finding] = checks.who_may_draw(cell(tmp_path, listen=listen))
+    assert finding.level == level
+    assert told in finding.text
+
+
+def test_doctor_has_nothing_to_say_where_keys_are_asked_for(tmp_path: Path) -> None:
+    assert list(checks.who_may_draw(cell(tmp_path, listen={"auth": "keys"}))) == []

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.deploy.nginx.site import Site, SiteLayout, configuration, files, nginx_command, write
+from tests.deploy.nginx.site import (
+    Site,
+    SiteLayout,
+    configuration,
+    files,
+    nginx_command,
+    site,
+    write,
+)
+from tests.deploy.processes import free_port
 
 CSP = "Content-Security-Policy"
 
@@ -29,17 +38,18 @@ def page(front: Site) -> None:
         path.write_text(text)
 
 
-def test_clients_cannot_set_what_nginx_says_of_them(front: Site) -> None:
+def test_clients_cannot_set_what_nginx_says_of_them(tmp_path: Path) -> None:
     forged = {"X-Request-ID": "mine", "X-Request-Start": "1", "X-Real-IP": "6.6.6.6"}
     forged |= {"X-Forwarded-For": "6.6.6.6", "X-Again": "yes"}
-    with front.worker("w1"):
-        reply = front.client.post("/v1/images/generations", json={}, headers=forged)
+    listen = {"port": free_port(), "auth": "none"}  # a loopback cell refuses some of these
+    with site(tmp_path, listen=listen) as open_to_all, open_to_all.worker("w1"):
+        reply = open_to_all.client.post("/v1/images/generations", json={}, headers=forged)
     seen = reply.json()["headers"]
     assert re.fullmatch("[0-9a-f]{32}", seen["x-request-id"])
     assert re.fullmatch(r"\d{10}\.\d{3}", seen["x-request-start"])
     assert seen["x-again"] == "1"
     assert (seen["x-real-ip"], seen["x-forwarded-for"]) == ("127.0.0.1", "127.0.0.1")
-    assert (seen["connection"], seen["host"]) == ("close", f"127.0.0.1:{front.config.listen.port}")
+    assert (seen["connection"], seen["host"]) == ("close", f"127.0.0.1:{listen['port']}")
 
 
 def test_access_log_tells_the_whole_story(front: Site) -> None:

@@ -1,6 +1,7 @@
 """What one address may do, which addresses are believed, and what other sites may not."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.nginx.site import Site, site
+from tests.deploy.nginx.site import Site, nginx_command, site
+from tests.deploy.processes import running, wait_until
 
 DRAW = "/v1/images/generations"
 PROXY, STRANGER = "127.0.0.1", "127.0.0.9"
@@ -25,7 +27,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (var_dir / "web" / "index.html").write_text("<title>Z</title>")
     with site(
         var_dir,
-        listen={"port": _port(), "trusted_proxies": [PROXY, "10.9.0.0/16"]},
+        listen={"port": _port(), "auth": "none", "trusted_proxies": [PROXY, "10.9.0.0/16"]},
         nginx={
             "max_requests_per_s_per_address": 5,
             "max_connections_per_address": 2,
@@ -206,6 +208,94 @@ def test_loopback_cell_answers_to_no_foreign_name(front: Site, path: str) -> Non
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:7860"])
 def test_loopback_cell_answers_to_its_own_names(front: Site, host: str) -> None:
     assert front.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def sent(site: Site, head: str) -> tuple[int, str]:
+    """Status and error code of the answer to ``head``, over a connection of its own."""
+    with socket.create_connection(("127.0.0.1", site.config.listen.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    status, _, body = reply.decode().partition("\r\n\r\n")
+    code = json.loads(body)["error"]["code"] if '"error"' in body else ""
+    return int(status.split()[1]), code
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", DRAW, "/cell.json", "/readyz"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https", "X-Forwarded-Host: draw.example"),
+        *("Forwarded: for=6.6.6.6", "Via: 1.1 squid", "X-Real-IP: 6.6.6.6", "x-real-ip: 127.0.0.1"),
+        *("CF-Connecting-IP: 6.6.6.6", "CF-Ray: 1-AMS", "CDN-Loop: cloudflare", "X-Client-IP: ::1"),
+    ],
+)
+def test_loopback_cell_draws_for_nobody_behind_a_proxy(front: Site, path: str, header: str) -> None:
+    """The proxy is on this machine and names it as Host, so only this tells it from a program."""
+    with front.worker("w1"):
+        host = f"127.0.0.1:{front.config.listen.port}"
+        name, _, value = header.partition(": ")
+        for method in ("GET", "POST"):
+            headers = {"Host": host, name: value}
+            reply = front.client.request(method, path, headers=headers)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"]) == (421, "behind_a_proxy")
+            assert "auth = keys" in error["message"]
+            assert "trusted_proxies" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/healthz"])
+def test_loopback_cell_takes_http_1_0_for_a_proxy(front: Site, path: str) -> None:
+    """nginx before 1.29.7 speaks it to what it stands before, and sets no header by default."""
+    head = f"GET {path} HTTP/1.%d\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    with front.worker("w1"):
+        assert sent(front, head % 0) == (421, "behind_a_proxy")
+        assert sent(front, head % 1)[1] != "behind_a_proxy"
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_real_proxy_before_a_loopback_cell_is_refused(
+    front: Site, tmp_path: Path, protocol: str
+) -> None:
+    """A second nginx, as somebody sets one up in five lines."""
+    port = _port()
+    upgraded = "proxy_http_version 1.1; proxy_set_header X-Forwarded-For $remote_addr;"
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p;"
+        f" fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u;"
+        f" scgi_temp_path {tmp_path}/s; server {{ listen 127.0.0.1:{port}; location / {{\n"
+        f"proxy_pass http://127.0.0.1:{front.config.listen.port};"
+        f"{upgraded if protocol == 'HTTP/1.1' else ''} }} }} }}\n"
+    )
+    command = [nginx_command(front.layout)[0], "-c", str(tmp_path / "nginx.conf"), "-e", "stderr"]
+    with front.worker("w1"), running(command, tmp_path / "log"):
+        reply = wait_until(lambda: _asked(f"http://127.0.0.1:{port}{DRAW}"), "proxied")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (421, "behind_a_proxy")
+
+
+def _asked(url: str) -> httpx.Response | None:
+    with contextlib.suppress(httpx.ConnectError):
+        return httpx.post(url, json={"direct": True}, timeout=30)
+    return None
+
+
+def test_loopback_cell_answers_a_proxy_that_is_named(tmp_path: Path) -> None:
+    named = {"port": _port(), "trusted_proxies": [PROXY]}
+    with site(tmp_path, listen=named) as behind, behind.worker("w1"):
+        said = {"X-Forwarded-For": "6.6.6.6", "Via": "1.1 proxy"}
+        assert drawn_for(behind.client, **said)["x-real-ip"] == "6.6.6.6"
+        with client_at(behind, STRANGER) as stranger:
+            assert stranger.get("/v1/models", headers=said).status_code == 421
+
+
+@pytest.mark.parametrize("auth", ["keys", "none"])
+def test_cell_with_an_answer_to_who_may_draw_stands_behind_any_proxy(
+    tmp_path: Path, auth: str
+) -> None:
+    with site(tmp_path, listen={"port": _port(), "auth": auth}) as behind, behind.worker("w1"):
+        reply = behind.client.get("/v1/models", headers={"X-Forwarded-For": "6.6.6.6"})
+        assert reply.status_code == 200
+        assert sent(behind, "GET /v1/models HTTP/1.0\r\n\r\n")[0] == 200
 
 
 def test_cell_for_everybody_answers_to_every_name(tmp_path: Path) -> None:
