@@ -16,6 +16,7 @@ from deploy.config import ROOT, ClusterConfig
 from deploy.layout import Layout, under_root
 
 DEFAULT_USER = "zimage"
+USERADD_OPTIONS = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
 
 
 class AccountError(Exception):
@@ -91,8 +92,8 @@ def _create(name: str) -> pwd.struct_passwd | None:
     useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin")
     if useradd is None:
         return None
-    options = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
-    made = subprocess.run([useradd, *options, name], capture_output=True, check=False, timeout=30)
+    command = [useradd, *USERADD_OPTIONS, name]
+    made = subprocess.run(command, capture_output=True, check=False, timeout=30)
     return _find(name) if made.returncode == 0 else None
 
 

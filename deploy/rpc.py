@@ -5,6 +5,30 @@ import socket
 import xmlrpc.client
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
+
+
+class NoAnswer(Exception):
+    """Nobody answers in time, or what came is no whole answer."""
+
+
+def call(path: Path, timeout_s: float, method: str, *arguments: Any) -> Any:
+    """What ``method`` of the server at the socket ``path`` returns.
+
+    ``NoAnswer``, or ``xmlrpc.client.Fault`` where the server itself says no.
+    """
+    transport = UnixTransport(path, timeout_s)
+    proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport)
+    try:
+        return getattr(proxy, method)(*arguments)
+    except xmlrpc.client.Fault:
+        raise
+    except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        raise NoAnswer(str(error)) from error
+    except (ExpatError, ValueError) as error:  # its end is missing, as of a server that just died
+        raise NoAnswer(f"half an answer: {error}") from error
+    finally:
+        proxy("close")()
 
 
 class UnixTransport(xmlrpc.client.Transport):

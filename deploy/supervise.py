@@ -1,18 +1,16 @@
 """The cell's supervisord: start it, ask it, tell it. XML-RPC over its unix socket."""
 
-import http.client
 import os
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from deploy import processes
+from deploy import processes, rpc
 from deploy.layout import Layout
-from deploy.rpc import UnixTransport
 
 STOPPED = frozenset({"STOPPED", "EXITED", "FATAL"})
 _KEPT_VARIABLES = ("PATH", "TZ", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
@@ -47,62 +45,65 @@ class Supervisor:
     """Every call has a deadline: a stopped supervisord answers nothing."""
 
     def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
-        self._layout = layout
-        self._rpc = xmlrpc.client.ServerProxy(
-            "http://localhost", transport=UnixTransport(layout.supervisor_socket, timeout_s)
-        )
+        self._socket, self._timeout_s = layout.supervisor_socket, timeout_s
 
     def answers(self) -> bool:
         try:
-            return bool(self._call(self._rpc.supervisor.getState)["statename"] == "RUNNING")
+            return bool(self._call("getState")["statename"] == "RUNNING")
         except SupervisorError:
             return False
 
     def states(self) -> dict[str, ProgramState]:
-        infos = self._call(self._rpc.supervisor.getAllProcessInfo)
+        infos = self._call("getAllProcessInfo")
         return {info["name"]: _state(info) for info in infos}
 
     def reread(self) -> Changes:
         """Compare the file with what runs; nothing is stopped or started."""
-        [[added, changed, removed]] = self._call(self._rpc.supervisor.reloadConfig)
+        [[added, changed, removed]] = self._call("reloadConfig")
         return Changes(tuple(added), tuple(changed), tuple(removed))
 
     def start(self, name: str) -> None:
         """Begin to start ``name``; harmless when it already runs."""
-        self._call(self._rpc.supervisor.startProcess, name, False, harmless=("ALREADY_STARTED",))
+        self._call("startProcess", name, False, harmless=("ALREADY_STARTED",))
 
     def stop(self, name: str, timeout_s: float) -> None:
         """Stop ``name`` and wait; supervisord kills its group after its own ``stopwaitsecs``."""
-        self._call(self._rpc.supervisor.stopProcess, name, False, harmless=("NOT_RUNNING",))
-        stopped = processes.wait_for(lambda: self.states()[name].state in STOPPED, timeout_s)
-        if not stopped:
+        if self.stop_all([name], timeout_s):
             raise SupervisorError(f"{name} did not stop within {timeout_s:g} s")
 
+    def stop_all(self, names: Collection[str], timeout_s: float) -> list[str]:
+        """Stop ``names`` at the same time and wait; those that have not after ``timeout_s``."""
+        for name in names:
+            self._call("stopProcess", name, False, harmless=("NOT_RUNNING",))
+        processes.wait_for(lambda: not self._running(names), timeout_s)
+        return self._running(names)
+
+    def _running(self, names: Collection[str]) -> list[str]:
+        states = self.states()
+        return [name for name in names if name in states and states[name].state not in STOPPED]
+
     def add(self, name: str) -> None:
-        self._call(self._rpc.supervisor.addProcessGroup, name, harmless=("ALREADY_ADDED",))
+        self._call("addProcessGroup", name, harmless=("ALREADY_ADDED",))
 
     def remove(self, name: str) -> None:
         """Forget a stopped program."""
-        self._call(self._rpc.supervisor.removeProcessGroup, name, harmless=("BAD_NAME",))
+        self._call("removeProcessGroup", name, harmless=("BAD_NAME",))
 
     def signal(self, name: str, signum: str) -> None:
-        self._call(self._rpc.supervisor.signalProcess, name, signum)
+        self._call("signalProcess", name, signum)
 
     def shutdown(self) -> None:
-        self._call(self._rpc.supervisor.shutdown)
+        self._call("shutdown")
 
-    def _call(
-        self, method: Callable[..., Any], *args: object, harmless: tuple[str, ...] = ()
-    ) -> Any:
+    def _call(self, method: str, *arguments: object, harmless: tuple[str, ...] = ()) -> Any:
         try:
-            return method(*args)
+            return rpc.call(self._socket, self._timeout_s, f"supervisor.{method}", *arguments)
         except xmlrpc.client.Fault as fault:
             if fault.faultString.split(":")[0] in harmless:
                 return None
             raise SupervisorError(f"supervisord: {fault.faultString}") from None
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-            socket_path = self._layout.supervisor_socket
-            raise SupervisorError(f"supervisord at {socket_path}: {error}") from None
+        except rpc.NoAnswer as error:
+            raise SupervisorError(f"supervisord at {self._socket}: {error}") from None
 
 
 def command(layout: Layout, *options: str) -> list[str]:

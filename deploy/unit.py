@@ -5,11 +5,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from deploy import roll
+from deploy import account
 from deploy.cell import Cell
 from deploy.config import ROOT
+from deploy.down import end_timeout_s
 
 _TEMPLATES = Path(__file__).with_name("systemd")
+_MARGIN_S = 30.0
+_READ_ONLY = tuple(map(Path, ("/usr", "/boot", "/efi", "/etc")))  # by ProtectSystem=full
 
 
 def render_unit(cell: Cell, user: str) -> str:
@@ -21,12 +24,18 @@ def render_unit(cell: Cell, user: str) -> str:
         trim_blocks=True,
         autoescape=False,  # a unit, not HTML
     )
+    var_dir = cell.layout.var_dir
+    becomes = cell.config.cell.user or account.DEFAULT_USER
     return environment.get_template("zimage.service.j2").render(
         config=cell.config,
         command=" ".join(map(_quoted, [*words, "--config", str(cell.config_path)])),
         root=_escaped(str(ROOT)),
+        required=" ".join(_quoted(str(path)) for path in (ROOT, var_dir)),
+        writable=_quoted(str(var_dir)) if any(map(var_dir.is_relative_to, _READ_ONLY)) else "",
         user=user,
-        stop_timeout_s=round(roll.stop_timeout_s(cell) + 60),
+        service_user="" if user or becomes == "root" else _quoted(becomes),
+        useradd=" ".join(("useradd", *account.USERADD_OPTIONS)),
+        stop_timeout_s=round(end_timeout_s(cell) + _MARGIN_S),
     )
 
 

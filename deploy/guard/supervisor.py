@@ -5,14 +5,13 @@ turns it at once. Programs that keep failing are backed off ever longer and give
 guard starts those itself, with a back-off of its own that ends at ``max_start_backoff_s``.
 """
 
-import http.client
 import re
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.rpc import UnixTransport
+from deploy import rpc
 from worker.exits import NAMES as EXIT_NAMES
 
 _TIMEOUT_S = 5.0
@@ -91,16 +90,12 @@ class Supervisor:
         return _program(self._call("supervisor.getProcessInfo", name))
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        transport = UnixTransport(self._path, _TIMEOUT_S)
-        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport)
         try:
-            return getattr(proxy, method)(*arguments)
+            return rpc.call(self._path, _TIMEOUT_S, method, *arguments)
         except xmlrpc.client.Fault as fault:
             raise SupervisorEnds(fault.faultString) from fault
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        except rpc.NoAnswer as error:
             raise SupervisorAway(str(error)) from error
-        finally:
-            proxy("close")()
 
 
 def exits_in(log: str) -> list[Exit]:
