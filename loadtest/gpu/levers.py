@@ -388,7 +388,7 @@ def fp8(bench: Bench, shapes: list[tuple[int, int]], chosen: list[str]) -> None:
     captions = {shape: caption_of(bench, hidden) for shape, (_, _, hidden) in inputs.items()}
     shrink_pipeline(bench.pipeline, bench.device, "all")
     for name in chosen:
-        plan = replace(STEPS[name], products="native")  # quack's takes 16 bits
+        plan = replace(STEPS[name], fp8="all")
         dense, _ = transformer(bench, plan)
         for (size, rows), (latents, times, _) in inputs.items():
             stacked = torch.stack([captions[size, rows]] * rows)

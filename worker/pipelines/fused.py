@@ -18,11 +18,7 @@ import triton.language as tl
 from worker.pipelines.fp8 import Fp8Linear
 
 _TILE = 4096  # values of one program
-
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-Gate = Callable[[Any, torch.Tensor], torch.Tensor]
-Multiply = Callable[..., Sequence[torch.Tensor]]
-Project = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+_LARGEST = tl.constexpr(448.0)  # in 8 bits
 
 
 class By(NamedTuple):
@@ -31,6 +27,21 @@ class By(NamedTuple):
     norm: Any
     changes: torch.Tensor | None = None
     part: int = 0
+
+
+class Narrow(NamedTuple):
+    """In 8 bits: ``values``, rows × tokens × width, and what to multiply each token with."""
+
+    values: torch.Tensor
+    factors: torch.Tensor  # rows · tokens, fp32
+
+
+Normed = torch.Tensor | Narrow
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Gate = Callable[[Any, Any], Normed]
+Multiply = Callable[..., Sequence[torch.Tensor]]
+Normalise = Callable[..., tuple[torch.Tensor, Normed]]
+Project = Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def prove(device: torch.device) -> None:
@@ -74,6 +85,31 @@ def gated(feed: Any, inputs: torch.Tensor) -> torch.Tensor:
     return _silu_times(*products(inputs, feed.w1, feed.w3))
 
 
+def normalised(
+    inputs: torch.Tensor,
+    scale: By,
+    gate: By | None = None,
+    base: torch.Tensor | None = None,
+    narrow: bool = False,
+) -> tuple[torch.Tensor, Normed]:
+    """A sum, and that normalised, times one more than the part of the changes; ``narrow``: as
+    ``Narrow``. The sum is ``inputs``; or ``base`` and normalised ``inputs``, times the tanh of the
+    part of the changes of ``gate``."""
+    output = torch.empty_like(inputs, dtype=torch.float8_e4m3fn if narrow else None)
+    factors = inputs.new_empty(output[..., 0].numel(), dtype=torch.float32) if narrow else None
+    total = inputs if base is None else torch.empty_like(inputs)
+    _launch_norm(
+        inputs,
+        gate or scale,
+        scale,
+        base=base,
+        total=None if base is None else total,
+        output=output,
+        factors=factors,
+    )
+    return total, output if factors is None else Narrow(output, factors)
+
+
 def blocks(
     layers: Sequence[Any],
     tokens: torch.Tensor,
@@ -83,28 +119,30 @@ def blocks(
     attend: Attend = attended,
     gate: Gate = gated,
     multiply: Multiply = products,
+    norm: Normalise = normalised,
     projecting: Callable[[torch.Tensor, int], Project] = projecting,
 ) -> torch.Tensor:
     """``ZImageTransformerBlock``s one after another: rows × tokens × width. ``table``: tokens ×
     half of a head × (cosine, sine); ``time``: None for blocks without modulation. ``attend``,
-    ``gate``, ``multiply`` and ``projecting``: what computes as ``attended``, ``gated``,
-    ``products`` and ``projecting`` do."""
+    ``gate``, ``multiply``, ``norm`` and ``projecting``: what computes as ``attended``, ``gated``,
+    ``products``, ``normalised`` and ``projecting`` do; what ``norm`` and ``gate`` give may be
+    ``Narrow`` where the others take that."""
     project = projecting(table, len(tokens))
     entry = _entry(layers[0], time)
-    normed = _scaled(tokens, entry)
+    _, normed = norm(tokens, entry)
     for layer, following in itertools.zip_longest(layers, layers[1:]):
         attention, changes = layer.attention, entry.changes
         seen = attend(*project(attention, normed), attention.heads)
         (seen,) = multiply(seen, attention.to_out[0])
         gated, scaled = By(layer.attention_norm2, changes, 1), By(layer.ffn_norm1, changes, 2)
-        tokens, normed = _added_and_scaled(tokens, seen, gated, scaled)
+        tokens, normed = norm(seen, scaled, gated, tokens)
         (fed,) = multiply(gate(layer.feed_forward, normed), layer.feed_forward.w2)
         gated = By(layer.ffn_norm2, changes, 3)
         if following is None:
             tokens = _added(tokens, fed, gated)
         else:  # what changes it only now: all at once, the GPU would wait for the first block
             entry = _entry(following, time)
-            tokens, normed = _added_and_scaled(tokens, fed, gated, entry)
+            tokens, normed = norm(fed, entry, gated, tokens)
     return tokens
 
 
@@ -113,27 +151,11 @@ def _entry(layer: Any, time: torch.Tensor | None) -> By:
     return By(layer.attention_norm1, None if time is None else layer.adaLN_modulation(time))
 
 
-def _scaled(tokens: torch.Tensor, scale: By) -> torch.Tensor:
-    """Normalised; times one more than the part of the changes."""
-    output = torch.empty_like(tokens)
-    _launch_norm(tokens, scale, scale, output=output)
-    return output
-
-
 def _added(tokens: torch.Tensor, more: torch.Tensor, gate: By) -> torch.Tensor:
     """``tokens`` and normalised ``more``, times the tanh of the part of the changes."""
     total = torch.empty_like(tokens)
     _launch_norm(more, gate, gate, base=tokens, total=total)
     return total
-
-
-def _added_and_scaled(
-    tokens: torch.Tensor, more: torch.Tensor, gate: By, scale: By
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``_added``, and that as by ``_scaled``."""
-    total, output = torch.empty_like(tokens), torch.empty_like(tokens)
-    _launch_norm(more, gate, scale, base=tokens, total=total, output=output)
-    return total, output
 
 
 def _launch_norm(
@@ -144,11 +166,13 @@ def _launch_norm(
     base: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     output: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
 ) -> None:
     """``base``: what to add to, ``total``: where to write the sum, ``output``: where to write what
-    is scaled, each if that is wanted."""
+    is scaled, each if that is wanted; ``factors``: of ``output`` if that is in 8 bits."""
     rows, tokens, width = inputs.shape
     block = triton.next_power_of_2(width)
+    most_warps = 8 if factors is None else 4
     _norm_kernel[(rows * tokens,)](
         inputs,
         gate.norm.weight,
@@ -156,6 +180,7 @@ def _launch_norm(
         inputs if total is None else total,
         scale.norm.weight,
         inputs if output is None else output,
+        inputs if factors is None else factors,
         inputs if gate.changes is None else gate.changes,
         inputs if scale.changes is None else scale.changes,
         tokens,
@@ -167,8 +192,9 @@ def _launch_norm(
         CHANGED=gate.changes is not None,
         ADD=total is not None,
         SCALE=output is not None,
+        NARROW=factors is not None,
         BLOCK=block,
-        num_warps=max(1, min(8, block // 512)),
+        num_warps=max(1, min(most_warps, block // 512)),
     )
 
 
@@ -186,6 +212,7 @@ def _norm_kernel(
     total,
     last_weight,
     output,
+    factors,
     gates,
     scales,
     tokens,
@@ -197,6 +224,7 @@ def _norm_kernel(
     CHANGED: tl.constexpr,
     ADD: tl.constexpr,
     SCALE: tl.constexpr,
+    NARROW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0)
@@ -218,7 +246,17 @@ def _norm_kernel(
         values *= tl.load(last_weight + at, inside, 0.0).to(tl.float32)
         if CHANGED:
             values *= 1 + tl.load(scales + change + scale_offset, inside, 0.0).to(tl.float32)
+        if NARROW:
+            most = _most(values)
+            tl.store(factors + token, most / _LARGEST)
+            values = (values * (_LARGEST / most)).to(tl.float8e4nv)
         tl.store(output + place, values, inside)
+
+
+@triton.jit
+def _most(values):
+    """The largest, but never nothing."""
+    return tl.maximum(tl.max(tl.abs(values)), 1e-10)
 
 
 def turned(
@@ -353,7 +391,7 @@ def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.empty_like(rows, dtype=torch.float8_e4m3fn)
     scales = torch.empty(count, 1, device=rows.device)
     block = triton.next_power_of_2(width)
-    warps = max(1, min(16, block // 512))
+    warps = max(1, min(8, block // 512))
     _quantize_kernel[(count,)](rows, values, scales, width, BLOCK=block, num_warps=warps)
     return values, scales
 
@@ -365,6 +403,34 @@ def _quantize_kernel(rows, values, scales, width: tl.constexpr, BLOCK: tl.conste
     inside = at < width
     place = row.to(tl.int64) * width + at
     given = tl.load(rows + place, inside, 0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(given)) / 448.0, 1e-12)
-    tl.store(scales + row, scale)
-    tl.store(values + place, (given / scale).to(tl.float8e4nv), inside)
+    most = _most(given)
+    tl.store(scales + row, most / _LARGEST)
+    tl.store(values + place, (given * (_LARGEST / most)).to(tl.float8e4nv), inside)
+
+
+def gated_narrow(both: torch.Tensor) -> Narrow:
+    """silu of the first half of ``both`` (rows × tokens × two widths) times the second."""
+    rows, tokens, width = *both.shape[:2], both.shape[2] // 2
+    output = both.new_empty(rows, tokens, width, dtype=torch.float8_e4m3fn)
+    factors = both.new_empty(rows * tokens, dtype=torch.float32)
+    block = triton.next_power_of_2(width)
+    warps = max(1, min(16, block // 512))
+    _gated_narrow_kernel[(rows * tokens,)](
+        both, output, factors, width, BLOCK=block, num_warps=warps
+    )
+    return Narrow(output, factors)
+
+
+@triton.jit
+def _gated_narrow_kernel(both, output, factors, width: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    place = token.to(tl.int64) * width + at
+    gate = both + token.to(tl.int64) * width + place
+    left = tl.load(gate, inside, 0.0).to(tl.float32)
+    right = tl.load(gate + width, inside, 0.0).to(tl.float32)
+    values = left * tl.sigmoid(left) * right
+    most = _most(values)
+    tl.store(factors + token, most / _LARGEST)
+    tl.store(output + place, (values * (_LARGEST / most)).to(tl.float8e4nv), inside)

@@ -45,22 +45,38 @@ _PLAIN_FROM = 8192
 """With fewer tokens, cuBLAS is quicker where nothing is gated."""
 
 
-def prove(device: torch.device) -> None:
-    """Build and run all; raises whatever they raise where that is impossible."""
+def prove_attention(device: torch.device) -> None:
+    """Build and run it; raises whatever it raises where that is impossible."""
     tokens = torch.zeros(1, _NARROW_FROM, 512, dtype=torch.bfloat16, device=device)
     attended(tokens, tokens, tokens, heads=4)
-    weights = tokens.new_zeros(1024, 512)
+    torch.cuda.synchronize(device)
+
+
+def prove_products(device: torch.device) -> None:
+    """As ``prove_attention``, all of the rest."""
+    weights = torch.zeros(1024, 512, dtype=torch.bfloat16, device=device)
     for count, activation in (
         (_NARROW_FROM, "swiglu"),
         (_WIDE_FROM, "swiglu"),
         (_PLAIN_FROM, None),
     ):
-        _product(tokens.new_zeros(count, 512), weights, activation)
-    norm = torch.nn.RMSNorm(128, 1e-5, device=device, dtype=tokens.dtype)
+        _product(weights.new_zeros(count, 512), weights, activation)
+    norm = torch.nn.RMSNorm(128, 1e-5, device=device, dtype=weights.dtype)
     angles = torch.zeros(_PLAIN_FROM, 128, device=device)
-    many = tokens.new_zeros(_PLAIN_FROM, 512)
+    many = weights.new_zeros(_PLAIN_FROM, 512)
     _turned(many, weights, norm.weight.float().repeat(8), norm, angles)
     torch.cuda.synchronize(device)
+
+
+def ways() -> dict[str, Any]:
+    """What ``fused.blocks`` takes in place of its own products."""
+    return {"gate": gated, "multiply": multiplied, "projecting": projecting}
+
+
+def pack_block(block: Any) -> None:
+    """For ``ways``."""
+    pack(block.feed_forward.w1, block.feed_forward.w3)
+    pack_attention(block.attention)
 
 
 def attended(

@@ -40,7 +40,8 @@ class Levers:
     """Which are on; ``why`` has a few words on each, for logs and ``/livez``.
 
     ``kernels``: those of ``fused``, for blocks, decoder and text encoder. ``attention`` "flash4"
-    and ``products`` "quack": those of ``hopper``, inside ours.
+    and ``products`` "quack": those of ``hopper`` and, where ``fp8`` is on, of ``hopper_fp8``,
+    inside ours.
     """
 
     kernels: bool = False
@@ -67,8 +68,6 @@ def choose(settings: Settings, device: torch.device) -> Levers:
     hopper = functools.partial(_hopper, settings, device, kernels)
     attention, attention_why = hopper(settings.attention, "flash4", "flash-attn-4")
     products, products_why = hopper(settings.products, "quack", "quack-kernels")
-    if settings.fp8 != "off":
-        products, products_why = "native", "native: 8 bits"
     why = {
         "kernels": kernels_why,
         "graphs": "on" if graphs else "off: no GPU" if not cuda else "off: by the setting",
@@ -89,40 +88,41 @@ def choose(settings: Settings, device: torch.device) -> Levers:
 def prepare(levers: Levers) -> None:
     """Import Triton and what else takes seconds while the weights are being read."""
     if levers.kernels:
-        module = "hopper" if _uses_hopper(levers) else "fused"  # hopper imports fused
+        module = "hopper" if _of_hopper(levers) else "fused"  # hopper imports fused
         args = [f"worker.pipelines.{module}"]
         threading.Thread(target=importlib.import_module, args=args, daemon=True).start()
 
 
 def proved(levers: Levers, device: torch.device) -> Levers:
     """Without the kernels of which the first one cannot be built: then it draws, but slower."""
-    if levers.kernels and (error := _failure("fused", device)):
+    if levers.kernels and (error := _failure("fused", "prove", device)):
         levers = _changed(levers, "kernels", False, f"off: {error}")
-        return _without_hopper(levers, "no kernels")
-    if _uses_hopper(levers) and (error := _failure("hopper", device)):
-        return _without_hopper(levers, error)
+        for lever in _of_hopper(levers):
+            levers = _changed(levers, lever, "native", "native: no kernels")
+    for lever in _of_hopper(levers):
+        module = _module_of_products(levers) if lever == "products" else "hopper"
+        if error := _failure(module, f"prove_{lever}", device):
+            levers = _changed(levers, lever, "native", f"native: {error}")
     return levers
 
 
-def _failure(module: str, device: torch.device) -> str | None:
-    """Why the kernels of ``module`` cannot be built here."""
+def _failure(module: str, prove: str, device: torch.device) -> str | None:
+    """Why kernels of ``module`` cannot be built here."""
     try:
-        importlib.import_module(f"worker.pipelines.{module}").prove(device)
+        getattr(importlib.import_module(f"worker.pipelines.{module}"), prove)(device)
     except Exception as error:  # compilers raise whatever they like
         log.warning("%s: kernels cannot be built; going on without", module, exc_info=error)
         return f"{type(error).__name__}: {error}".split("\n")[0]
     return None
 
 
-def _uses_hopper(levers: Levers) -> bool:
-    return any(getattr(levers, lever) == ours for lever, ours in _OF_HOPPER.items())
+def _of_hopper(levers: Levers) -> list[str]:
+    """Those of its levers that are on."""
+    return [lever for lever, ours in _OF_HOPPER.items() if getattr(levers, lever) == ours]
 
 
-def _without_hopper(levers: Levers, why: str) -> Levers:
-    for lever, ours in _OF_HOPPER.items():
-        if getattr(levers, lever) == ours:
-            levers = _changed(levers, lever, "native", f"native: {why}")
-    return levers
+def _module_of_products(levers: Levers) -> str:
+    return "hopper" if levers.fp8 == "off" else "hopper_fp8"
 
 
 def _changed(levers: Levers, lever: str, value: object, why: str) -> Levers:
@@ -146,11 +146,9 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
         fused_decoder.install(pipeline.vae.decoder)
         fused.install_text(pipeline.text_encoder)
     if levers.products == "quack":
-        from worker.pipelines import hopper
-
+        module = importlib.import_module(f"worker.pipelines.{_module_of_products(levers)}")
         for block in _blocks(pipeline.transformer):
-            hopper.pack(block.feed_forward.w1, block.feed_forward.w3)
-            hopper.pack_attention(block.attention)
+            module.pack_block(block)
     return Graphs() if levers.graphs else None
 
 
@@ -161,17 +159,14 @@ def blocks_use_kernels(levers: Levers, transformer: Any) -> bool:
 
 def ways(levers: Levers) -> dict[str, Any]:
     """What to give ``fused.blocks`` besides; the pipeline went through ``apply``."""
-    if not _uses_hopper(levers):
-        return {}
-    from worker.pipelines import hopper  # flash-attn-4 and quack-kernels are on few machines
-
     found: dict[str, Any] = {}
     if levers.attention == "flash4":
+        from worker.pipelines import hopper  # flash-attn-4 and quack-kernels are on few machines
+
         found["attend"] = hopper.attended
     if levers.products == "quack":
-        found["gate"] = hopper.gated
-        found["multiply"] = hopper.multiplied
-        found["projecting"] = hopper.projecting
+        module = importlib.import_module(f"worker.pipelines.{_module_of_products(levers)}")
+        found |= module.ways()
     return found
 
 

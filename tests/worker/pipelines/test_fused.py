@@ -63,3 +63,32 @@ def test_rows_become_8_bits_as_without_the_kernel(width: int) -> None:
     difference = (values.float() - wanted_values.float()).abs()  # halves may go either way
     assert (difference <= wanted_values.float().abs() / 8 + 2**-9).all()
     assert (difference > 0).float().mean() < 0.01
+
+
+def wide(narrow: Any) -> torch.Tensor:
+    values: torch.Tensor = narrow.values.float() * narrow.factors.view(*narrow.values.shape[:2], 1)
+    return values
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_norm_writes_8_bits_itself(added: bool) -> None:
+    """Tokens of very different sizes each get a factor of their own."""
+    inputs = torch.randn(2, 5, 96, device=DEVICE) * torch.logspace(-3, 3, 5, device=DEVICE)[:, None]
+    changes = torch.randn(2, 4 * 96, device=DEVICE)
+    norm = torch.nn.RMSNorm(96, 1e-5, device=DEVICE)
+    gate, scale = fused.By(norm, changes, 1), fused.By(norm, changes, 2)
+    more = (gate, torch.randn_like(inputs)) if added else (None, None)
+    wanted_sum, wanted = fused.normalised(inputs, scale, *more)
+    total, found = fused.normalised(inputs, scale, *more, narrow=True)
+    assert torch.equal(total, wanted_sum)
+    assert found.values.dtype == torch.float8_e4m3fn
+    off = (wide(found) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert off.max() < (0.2 if INTERPRETED else 0.04)
+
+
+def test_gating_writes_8_bits_itself() -> None:
+    both = torch.randn(2, 5, 2 * 96, device=DEVICE)
+    gate, value = both.chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate) * value
+    off = (wide(fused.gated_narrow(both)) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert off.max() < (0.2 if INTERPRETED else 0.04)

@@ -1,19 +1,20 @@
 """With stand-ins that compute what the two libraries do, and on a Hopper card with themselves."""
 
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_z_image import FeedForward
+from diffusers.models.transformers.transformer_z_image import FeedForward, ZImageTransformerBlock
 
 import worker.pipelines
-from worker.pipelines import levers
+from worker.pipelines import fp8, levers
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 WIDTH, HIDDEN = 64, 96
@@ -61,25 +62,38 @@ def flash_attn_func(*tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
 
 
+@dataclass
 class GemmEpilogue:
     """What a product's epilogue computes, by itself: ``function`` of sums and operands."""
 
-    def __init__(self, function: Any, ops: dict[str, Any], prepass: Any) -> None:
-        self.function, self.ops, self.prepass = function, ops, prepass
+    function: Any
+    ops: dict[str, Any]
+    prepass: Any
+    outputs: tuple[str, ...]
 
     def gemm(
-        self, rows: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, **how: Any
+        self, rows: torch.Tensor, weights: torch.Tensor, output: torch.Tensor | None, **how: Any
     ) -> None:
-        sums = rows @ weights.t()
+        if how.get("concat_layout"):
+            weights = torch.stack(weights.float().chunk(2), 1).flatten(0, 1)
+        sums = rows.float() @ weights.float().t()
         operands = {n: op(sums, how["epi_args"][n], self.prepass) for n, op in self.ops.items()}
-        output.copy_(self.function(sums, **operands)["D"])
+        for name, found in self.function(sums, **operands).items():
+            assert name in ("D", *self.outputs)
+            (output if name == "D" else how["epi_args"][name]).copy_(found)
         tiles.append(how["tile_M"])
 
 
-def gemm_epilogue(*, ops: Any, prepass: Any, prepass_outs: tuple[str], mode: str) -> Any:
-    assert mode == "acc_pair"
-    assert len(prepass_outs) == 1
-    return lambda function: GemmEpilogue(function, ops, prepass)
+def gemm_epilogue(
+    *,
+    ops: Any,
+    prepass: Any = None,
+    prepass_outs: tuple[str, ...] = (),
+    outputs: tuple[str, ...] = (),
+    mode: str | None = None,
+) -> Any:
+    assert mode == ("acc_pair" if prepass or outputs else None)
+    return lambda function: GemmEpilogue(function, ops, prepass, outputs)
 
 
 def head_rstd(name: str, eps: float) -> Any:
@@ -100,6 +114,14 @@ def row_vec_load(name: str) -> Any:
     return lambda _, row, __: row
 
 
+def col_vec_load(name: str) -> Any:
+    return lambda _, column, __: column[:, None]
+
+
+def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate) * value
+
+
 PAIRS = SimpleNamespace(
     unpack=lambda values: (values[:, ::2], values[:, 1::2]),
     pack=lambda *values: torch.stack(values, -1).flatten(1),
@@ -118,32 +140,65 @@ def fused_turned(query: torch.Tensor, key: torch.Tensor, attention: Any, table: 
     return query, key
 
 
+class Narrow(NamedTuple):
+    values: torch.Tensor
+    factors: torch.Tensor
+
+
+def narrow(inputs: torch.Tensor) -> Narrow:
+    values, factors = fp8.quantized(inputs.flatten(0, -2))
+    return Narrow(values.view(inputs.shape), factors.flatten())
+
+
+def gated_narrow(both: torch.Tensor) -> Narrow:
+    tiles.append(0)
+    return narrow(swiglu(*both.chunk(2, -1)))
+
+
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     libraries: dict[str, dict[str, Any]] = {
         "flash_attn": {},
         "flash_attn.cute": {"flash_attn_func": flash_attn_func},
         "quack": {},
+        "quack.activation": {"swiglu": swiglu},
         "quack.epilogue": {"math": PAIRS},
         "quack.epilogue.frontend": {"gemm_epilogue": gemm_epilogue},
         "quack.epilogue.head_rmsnorm": {"HeadRstd": head_rstd},
-        "quack.epilogue.ops": {"RowVecLoad": row_vec_load},
+        "quack.epilogue.ops": {"RowVecLoad": row_vec_load, "ColVecLoad": col_vec_load},
         "quack.epilogue.rotary": {"rotary_cos_sin_load": rotary_cos_sin_load},
         "quack.gemm_config": {"GemmConfig": GemmConfig},
         "quack.gemm_interface": {"gemm_act": gemm_act},
-        "worker.pipelines.fused": {"gated": fused_gated, "turned": fused_turned, "Project": Any},
+        "worker.pipelines.fused": {
+            "Narrow": Narrow,
+            "Normed": Any,
+            "Project": Any,
+            "gated": fused_gated,
+            "gated_narrow": gated_narrow,
+            "normalised": print,
+            "quantized": fp8.quantized,
+            "turned": fused_turned,
+        },
     }
     for name, there in libraries.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**there))
     stand_in = sys.modules["worker.pipelines.fused"]
     monkeypatch.setattr("worker.pipelines.fused", stand_in, raising=False)
-    monkeypatch.delitem(sys.modules, "worker.pipelines.hopper", raising=False)
-    monkeypatch.delattr("worker.pipelines.hopper", raising=False)
+    for name in ("hopper", "hopper_fp8"):
+        monkeypatch.delitem(sys.modules, f"worker.pipelines.{name}", raising=False)
+        monkeypatch.delattr(f"worker.pipelines.{name}", raising=False)
     tiles.clear()
     yield importlib.import_module("worker.pipelines.hopper")
     # Wherever it can be found: the tests on a card, below, want the real libraries.
-    del sys.modules["worker.pipelines.hopper"]
-    del worker.pipelines.hopper
+    for name in ("hopper", "hopper_fp8"):
+        sys.modules.pop(f"worker.pipelines.{name}", None)
+        if hasattr(worker.pipelines, name):
+            delattr(worker.pipelines, name)
+
+
+@pytest.fixture
+def hopper_fp8(hopper: ModuleType) -> ModuleType:
+    return importlib.import_module("worker.pipelines.hopper_fp8")
 
 
 @pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (600, 128), (2100, 256)])
@@ -227,6 +282,73 @@ def test_attention_is_that_of_each_head(hopper: ModuleType) -> None:
     assert torch.allclose(given, wanted.transpose(1, 2).flatten(2), atol=1e-6)
 
 
+def a_block_in_8_bits() -> Any:
+    """Its layers, and what each was."""
+    block: Any = torch.nn.Module()
+    block.attention, block.feed_forward = an_attention(WIDTH, 4), FeedForward(WIDTH, HIDDEN)
+    block.attention.to_out = torch.nn.ModuleList([torch.nn.Linear(WIDTH, WIDTH, bias=False)])
+    plain = copy.deepcopy(block)
+    fp8.shrink(block, torch.device("cpu"))
+    return block, plain
+
+
+@pytest.mark.parametrize(("tokens", "tile"), [(40, []), (2100, [128])])
+@torch.no_grad()
+def test_products_in_8_bits_scale_tokens_and_weights(
+    hopper_fp8: ModuleType, tokens: int, tile: list[int]
+) -> None:
+    """Every token and every weight's row by its own: they are of very different sizes."""
+    block, plain = a_block_in_8_bits()
+    inputs = torch.randn(2, tokens, WIDTH) * torch.logspace(-3, 3, tokens)[:, None]
+    wanted = [layer(inputs) for layer in (plain.attention.to_q, plain.attention.to_v)]
+    hopper_fp8.pack_block(block)
+    query, _, value = hopper_fp8.projecting(torch.zeros(tokens, 8, 2), 2)(
+        block.attention, narrow(inputs)
+    )
+    assert [each for each in tiles if each > 0] == tile  # few are left to cuBLAS
+    for given, one in zip((query, value), wanted, strict=True):
+        assert ((given - one).norm(dim=-1) / one.norm(dim=-1)).max() < 0.1
+    (given,) = hopper_fp8.multiplied(inputs, block.attention.to_out[0])
+    assert _off(given, plain.attention.to_out[0](inputs)) < 0.05
+    assert (given.dtype, given.shape) == (torch.bfloat16, inputs.shape)
+
+
+@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (1100, 192)])
+@torch.no_grad()
+def test_a_feed_forward_in_8_bits_is_gated_inside_its_product(
+    hopper_fp8: ModuleType, tokens: int, tile: int
+) -> None:
+    block, plain = a_block_in_8_bits()
+    inputs = torch.randn(2, tokens, WIDTH)
+    hopper_fp8.pack_block(block)
+    fed = hopper_fp8.gated(block.feed_forward, narrow(inputs))
+    assert tiles == [tile]  # by the tokens of both rows
+    (given,) = hopper_fp8.multiplied(fed, block.feed_forward.w2)
+    assert _off(given, plain.feed_forward(inputs)) < 0.08
+
+
+@torch.no_grad()
+def test_packed_8_bit_weights_are_kept_once(hopper_fp8: ModuleType) -> None:
+    block, plain = a_block_in_8_bits()
+    hopper_fp8.pack_block(block)
+    feed, attention = block.feed_forward, block.attention
+    packed = feed.w1.packed.values
+    assert (feed.w1.weight.data_ptr(), feed.w3.weight.data_ptr()) == (
+        packed.data_ptr(),
+        packed[HIDDEN:].data_ptr(),
+    )
+    assert attention.to_out[0].packed.values.data_ptr() == attention.to_out[0].weight.data_ptr()
+    inputs = torch.randn(1, 3, WIDTH)
+    assert _off(feed.w3(inputs), plain.feed_forward.w3(inputs)) < 0.05  # each still by itself
+
+
+def test_a_bias_is_not_dropped_in_silence(hopper_fp8: ModuleType) -> None:
+    block, _ = a_block_in_8_bits()
+    block.feed_forward.w2.bias = torch.zeros(WIDTH)
+    with pytest.raises(ValueError, match="bias"):
+        hopper_fp8.pack_block(block)
+
+
 def test_what_cannot_be_built_is_left_out(hopper: ModuleType) -> None:
     """Here prove() asks for a device that is not there."""
     plan = levers.Levers(attention="flash4", products="quack", why=(("graphs", "on"),))
@@ -246,6 +368,17 @@ def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
     }
 
 
+def test_8_bit_weights_have_products_of_their_own(hopper_fp8: ModuleType) -> None:
+    found = levers.ways(levers.Levers(products="quack", fp8="transformer"))
+    norm = found.pop("norm")
+    assert norm.keywords == {"narrow": True}
+    assert found == {
+        "gate": hopper_fp8.gated,
+        "multiply": hopper_fp8.multiplied,
+        "projecting": hopper_fp8.projecting,
+    }
+
+
 @real
 @pytest.mark.parametrize("tokens", [64, 1300, 8400])
 @torch.no_grad()
@@ -255,7 +388,8 @@ def test_the_real_ones_compute_the_same(tokens: int) -> None:
     from worker.pipelines import fused, hopper
 
     device = torch.device("cuda")
-    hopper.prove(device)
+    hopper.prove_attention(device)
+    hopper.prove_products(device)
     feed: Any = FeedForward(512, 1024).to(device, torch.bfloat16)
     inputs = torch.randn(1, tokens, 512, dtype=torch.bfloat16, device=device)
     wanted = fused.gated(feed, inputs)
@@ -293,6 +427,30 @@ def test_the_real_product_turns_queries_and_keys_the_same(tokens: int) -> None:
     hopper.pack_attention(attention)
     for given, each in zip(hopper.projecting(table, 2)(attention, inputs), wanted, strict=True):
         assert _off(given, each) < 0.01
+
+
+@real
+@pytest.mark.parametrize("tokens", [64, 2100, 4200])
+@torch.no_grad()
+def test_a_real_block_in_8_bits_computes_the_same(tokens: int) -> None:
+    pytest.importorskip("quack")
+    from worker.pipelines import fused, hopper_fp8
+
+    device = torch.device("cuda")
+    hopper_fp8.prove_products(device)
+    block: Any = ZImageTransformerBlock(0, 512, 4, 4, 1e-5, True, modulation=True)
+    block = block.to(device, torch.bfloat16)
+    fp8.shrink(block, device, multiply=True)
+    angles = torch.rand(tokens, 64, device=device) * 6
+    table = torch.stack([angles.cos(), angles.sin()], -1)
+    inputs = torch.randn(2, tokens, 512, dtype=torch.bfloat16, device=device)
+    time = torch.randn(2, 256, dtype=torch.bfloat16, device=device)
+    wanted = fused.blocks([block, block], inputs, table, time)
+    hopper_fp8.pack_block(block)
+    given = fused.blocks([block, block], inputs, table, time, **hopper_fp8.ways())
+    assert _off(given, wanted) < 0.03
+    alone = fused.blocks([block, block], inputs[1:], table, time[1:], **hopper_fp8.ways())
+    assert _off(alone[0], given[1]) < 0.03  # by other kernels where there are half as many
 
 
 def _off(given: torch.Tensor, wanted: torch.Tensor) -> float:

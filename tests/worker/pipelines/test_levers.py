@@ -87,10 +87,11 @@ def test_what_is_not_installed_is_told_with_the_remedy(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("_gcc_and_triton", "_extra")
-def test_8_bit_weights_need_other_products() -> None:
+def test_8_bit_weights_are_multiplied_by_quack_too() -> None:
     plan = levers.choose(settings(fp8="transformer"), CUDA)
-    assert (plan.attention, plan.products) == ("flash4", "native")
-    assert dict(plan.why)["products"] == "native: 8 bits"
+    assert (plan.attention, plan.products, plan.fp8) == ("flash4", "quack", "transformer")
+    plan = levers.choose(settings(fp8="transformer", products="native"), CUDA)
+    assert plan.products == "native"
 
 
 @pytest.mark.usefixtures("_gcc_and_triton")
