@@ -233,8 +233,10 @@ class Labels(_Section):
 class Audit(_Section):
     log: bool = True
     prompts: bool = True
+    prompt_chars: int = Field(1000, ge=1)
     keep_days: int = Field(180, ge=1)
     max_mib: int = Field(1024, ge=1)
+    key_mib_per_day: float = Field(2.0, gt=0)
 
 
 class Timeouts(_Section):

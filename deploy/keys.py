@@ -1,7 +1,9 @@
 """``zimage keys``: who may use the cell, and how much. Changes reach all workers within 2 s."""
 
 import json
+import os
 import re
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -56,6 +58,7 @@ Expires = Annotated[
     ),
 ]
 
+_NOT_TOLD = {"hash", "hint", "version"}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
 
 
@@ -84,6 +87,7 @@ def create(
     secret = secret_for(cell)
     key, token = store.keys.new_key(secret, name, **limits)
     _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
+    _note(cell, "key_created", key, **limits)
     _print_token(cell, key, token, as_json=as_json)
 
 
@@ -130,7 +134,7 @@ def change(
     if not values:
         raise typer.BadParameter("name what to change, for example --images-per-day 200")
     cell = open_cell(config)
-    _change(cell, _find(cell, name), **values)
+    _change(cell, _find(cell, name), "key_changed", **values)
     screen.done(f"changed {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
 
 
@@ -140,7 +144,7 @@ def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     cell = open_cell(config)
     key, secret = _find(cell, name), secret_for(cell)
     fresh, token = store.keys.new_key(secret, key.name)
-    _change(cell, key, hash=fresh.hash, hint=fresh.hint, version=key.version + 1)
+    _change(cell, key, "key_rotated", hash=fresh.hash, hint=fresh.hint, version=key.version + 1)
     _print_token(cell, key, token, as_json=as_json)
 
 
@@ -149,7 +153,7 @@ def disable(name: Name, config: Config = None) -> None:
     """Switch a key off, sign out whoever is signed in with it, and hold its jobs."""
     cell = open_cell(config)
     key = _find(cell, name)
-    _change(cell, key, disabled=True, version=key.version + 1)
+    _change(cell, key, "key_disabled", disabled=True, version=key.version + 1)
     screen.done(
         f"{key.name} is disabled and its jobs wait; let it in again with: "
         f"zimage keys enable {key.name}"
@@ -161,7 +165,7 @@ def enable(name: Name, config: Config = None) -> None:
     """Switch a disabled key on again."""
     cell = open_cell(config)
     key = _find(cell, name)
-    _change(cell, key, disabled=False)
+    _change(cell, key, "key_enabled", disabled=False)
     screen.done(f"{key.name} is enabled")
 
 
@@ -177,6 +181,7 @@ def delete(name: Name, config: Config = None) -> None:
         return store.jobs.cancel_all(connection, key.id, why, now)
 
     cancelled = _run(cell, work)
+    _note(cell, "key_deleted", key)
     ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
     screen.done(f"deleted {key.name} ({key.id}){ended}")
 
@@ -249,13 +254,32 @@ def _find(cell: Cell, name: str) -> "Key":
     return found
 
 
-def _change(cell: Cell, key: "Key", **values: Any) -> None:
+def _change(cell: Cell, key: "Key", event: str, **values: Any) -> None:
     def work(connection: "Connection") -> None:
         store.keys.change(connection, key.id, **values)
         if {"disabled", "expires_at"} & values.keys():
             store.jobs.stop(connection, key.id)
 
     _run(cell, work)
+    _note(cell, event, key, **{name: values[name] for name in values.keys() - _NOT_TOLD})
+
+
+def _note(cell: Cell, event: str, key: "Key", **changes: Any) -> None:
+    """Write into the audit log who did this with ``key``, whose own deeds it has by its id."""
+    if not cell.config.audit.log:
+        return
+    from worker import audit
+
+    note = audit.Note(time.time(), event, key.id, key.name, f"{_person()} on this host", changes)
+    try:
+        audit.append(cell.layout.audit_dir, "zimage", note)
+    except OSError as error:
+        screen.warn(f"done, but the audit log {cell.layout.audit_dir} cannot be written: {error}")
+
+
+def _person() -> str:
+    """Who typed the command, also where that was through sudo."""
+    return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"user {os.getuid()}"
 
 
 def _run(cell: Cell, work: Any, name: str = "") -> Any:

@@ -151,6 +151,10 @@ class Layout:
         return self.var_dir / "strikes"
 
     @property
+    def audit_dir(self) -> Path:
+        return self.var_dir / "audit"
+
+    @property
     def images_dir(self) -> Path:
         return self.var_dir / "images"
 

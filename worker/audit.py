@@ -1,30 +1,42 @@
-"""Who drew what: one JSON line a picture, in files that no other user reads and that end by age.
+"""Who drew what, and who changed or saw what is not theirs: one JSON line each, in files that no
+other user reads and that end by age.
 
 ``<folder>/<yyyy-mm-dd>T<hhmmss>-<worker>-<pid>.jsonl``. A worker writes to files of its own, so
 that lines never mix. Lines pass through a bounded queue to one thread: neither a full disk nor a
-stalled one holds up a drawing. What could not be written is counted in the log.
+stalled one holds up a drawing. What could not be written is counted.
+
+An owner's lines of a day beyond its share go to files of their own (``…-beyond.jsonl``). Where
+all files are more than they may be, these end first: nobody erases what others did by doing much.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from worker import log
-from worker.pipelines.base import DrawSpec
+from worker.storage.keys import EVERYONE
+
+if TYPE_CHECKING:
+    from worker.pipelines.base import DrawSpec
 
 MAX_QUEUED_LINES = 10_000
 MAX_FILE_BYTES = 16 << 20
+_FILES = 16  # at least, so that their size is kept to within a sixteenth
+_MAX_OWNERS = 10_000  # whose shares are counted; clients of a cell without keys may be many
 _COALESCE_S = 0.05
 """Lines of so long are written at once: a thread that wakes for each takes the GIL each time."""
 _COMPLAIN_EVERY_S = 60.0
 _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-[a-z0-9-]+\.jsonl")
+_BEYOND = "-beyond"
 
 # ASCII: every control character, line separator and change of direction is escaped, so that no
 # prompt can begin a line of its own or steer the terminal that shows it.
@@ -33,7 +45,8 @@ _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture. ``at`` is in seconds since the epoch, ``owner`` the id of a key."""
+    """One picture: ``drew``, or ``left`` where nobody waited until it was finished, after so many
+    ``previews``. ``at`` is in seconds since the epoch, ``owner`` the id of a key."""
 
     at: float
     image: str
@@ -41,37 +54,73 @@ class Entry:
     name: str
     client: str
     model: str
-    spec: DrawSpec
+    spec: "DrawSpec"
     job: str | None = None
+    event: str = "drew"
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class Note:
+    """Anything else that somebody did. ``details`` must be JSON."""
+
+    at: float
+    event: str
+    owner: str
+    name: str
+    client: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """``prompts`` False: all but what was asked for; else so many characters of it. ``max_bytes``
+    of all files; ``owner_bytes`` of one owner's lines of a day and worker."""
+
+    prompts: bool = True
+    prompt_chars: int = 1000
+    keep_s: float = 180 * 86_400.0
+    max_bytes: int = 1 << 30
+    owner_bytes: int = 2 << 20
 
 
 class Audit:
-    """``folder`` None: nothing is written. ``prompts`` False: all but what was asked for."""
+    """``folder`` None: nothing is written. ``run`` it in a thread."""
 
-    def __init__(
-        self, folder: Path | None, worker: str, prompts: bool, keep_days: int, max_bytes: int
-    ) -> None:
+    def __init__(self, folder: Path | None, worker: str, rules: Rules) -> None:
         self._folder = folder
-        self._worker = worker
-        self._prompts = prompts
-        self._keep_s = keep_days * 86_400.0
-        self._max_bytes = max_bytes
-        self._queue: SimpleQueue[Entry | None] = SimpleQueue()
-        self._file: TextIO | None = None
+        self._rules = rules
+        self._queue: SimpleQueue[Entry | Note | None] = SimpleQueue()
+        self._outlets = [
+            _Outlet(f"{worker}-{os.getpid()}{tag}", min(MAX_FILE_BYTES, rules.max_bytes // _FILES))
+            for tag in ("", _BEYOND)
+        ]
         self._day = ""
-        self._bytes = 0  # of the file; telling its position would write out its buffer
-        self._unwritten = 0  # lines in the file's buffer
-        self._lost, self._complained_at = 0, -_COMPLAIN_EVERY_S
+        self._owners: dict[str, int] = {}  # bytes of this day
         self._ended = threading.Event()
+        self._complained_at = -_COMPLAIN_EVERY_S
+        self.lost = 0
+        """Lines that were not written."""
+        self.bytes = 0
+        """Of all workers' files when last looked at."""
+        self.deleted_early = 0
+        """Bytes that were deleted for lack of room before they were as old as they may become."""
 
     def drew(self, entry: Entry) -> None:
         """Note one picture. Never waits."""
+        self._put(entry)
+
+    def note(self, event: str, owner: str, name: str, client: str, **details: Any) -> None:
+        """Note that somebody did something. Never waits."""
+        self._put(Note(time.time(), event, owner, name, client, details))
+
+    def _put(self, entry: Entry | Note) -> None:
         if self._folder is None:
             return
         if self._queue.qsize() < MAX_QUEUED_LINES:
             self._queue.put(entry)
         else:
-            self._lost += 1
+            self.lost += 1
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most ``timeout_s``."""
@@ -88,81 +137,164 @@ class Audit:
                 self._flush()
                 time.sleep(_COALESCE_S)
         self._flush()
-        self._let_go()
+        for outlet in self._outlets:
+            outlet.close()
         self._ended.set()
 
-    def _write(self, entry: Entry) -> None:
-        self._unwritten += 1
+    def _write(self, entry: Entry | Note) -> None:
+        self.lost += 1  # until it is written, whatever goes wrong
+        line = line_of(entry, self._rules)
+        outlet = self._outlet(entry, len(line))
         try:
-            self._bytes += self._current(entry.at).write(self._line(entry))
+            if outlet.needs_a_file(self._day):
+                self._open(outlet)
+            outlet.write(line)
+            self.lost -= 1
         except OSError as error:
-            self._fail(error)
+            self._fail(outlet, error)
+
+    def _outlet(self, entry: Entry | Note, size: int) -> "_Outlet":
+        day = log.timestamp(entry.at)[:10]
+        if day != self._day:
+            self._day, self._owners = day, {}
+        owner = entry.client if entry.owner == EVERYONE else entry.owner
+        used = self._owners.get(owner, 0) + size
+        if used > self._rules.owner_bytes or len(self._owners) >= _MAX_OWNERS:
+            return self._outlets[1]
+        self._owners[owner] = used
+        return self._outlets[0]
 
     def _flush(self) -> None:
-        try:
-            if self._file is not None:
-                self._file.flush()
-                self._unwritten = 0
-        except OSError as error:
-            self._fail(error)
+        for outlet in self._outlets:
+            try:
+                outlet.flush()
+            except OSError as error:
+                self._fail(outlet, error)
 
-    def _fail(self, error: OSError) -> None:
-        self._lost += self._unwritten
-        self._unwritten = 0
-        self._let_go()
-        self._complain(error)
+    def _fail(self, outlet: "_Outlet", error: OSError) -> None:
+        self.lost += outlet.unwritten
+        outlet.close()
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_EVERY_S:
+            self._complained_at = now
+            log.failure("audit lines are lost", error, lines=self.lost)
 
-    def _line(self, entry: Entry) -> str:
-        spec = dict(vars(entry.spec))
-        asked = {key: spec.pop(key) for key in ("prompt", "negative_prompt")}
-        fields = {
-            "at": log.timestamp(entry.at),
-            **{key: getattr(entry, key) for key in ("image", "owner", "name", "client", "model")},
-            **({"job": entry.job} if entry.job else {}),
-            **(asked if self._prompts else {}),
-            **spec,
-        }
-        return _encode(fields) + "\n"
-
-    def _current(self, at: float) -> TextIO:
-        """The open file; a new one each day and after ``MAX_FILE_BYTES``."""
-        day = log.timestamp(at)[:10]
-        if self._file is not None and (day != self._day or self._bytes > MAX_FILE_BYTES):
-            self._let_go()
-        if self._file is None:
-            self._day, self._file, self._bytes = day, self._open(), 0
-        return self._file
-
-    def _open(self) -> TextIO:
+    def _open(self, outlet: "_Outlet") -> None:
         assert self._folder is not None, "without a folder nothing is queued"
+        outlet.flush()
+        outlet.close()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._prune(self._folder)
-        opened_at = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())
-        path = self._folder / f"{opened_at}-{self._worker}-{os.getpid()}.jsonl"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        return os.fdopen(fd, "a", encoding="ascii")
+        outlet.open(self._folder, self._day)
 
     def _prune(self, folder: Path) -> None:
-        """Delete what is too old, then the oldest beyond the size. Other workers do the same."""
-        total, oldest = 0, time.time() - self._keep_s
-        for path in sorted(folder.iterdir(), reverse=True):
+        """Delete what is too old, then the oldest beyond the size, of lines beyond their owner's
+        share first. Other workers do the same."""
+        total, oldest = 0, time.time() - self._rules.keep_s
+        for path in sorted(folder.iterdir(), key=_worth, reverse=True):
             if _NAME.fullmatch(path.name) is None:
                 continue  # somebody's copy
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                total += status.st_size
-                if status.st_mtime < oldest or total > self._max_bytes:
-                    path.unlink()
-                    log.event("audit log deleted", file=path.name, bytes=status.st_size)
+                old = status.st_mtime < oldest
+                if not old and total + status.st_size <= self._rules.max_bytes:
+                    total += status.st_size
+                    continue
+                path.unlink()
+                self.deleted_early += 0 if old else status.st_size
+                log.event(
+                    "audit log deleted",
+                    file=path.name,
+                    bytes=status.st_size,
+                    before_its_time=not old,
+                )
+        self.bytes = total
 
-    def _let_go(self) -> None:
+
+class _Outlet:
+    """One file after the other: a new one each day and after ``max_bytes``."""
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self._name = name
+        self._max_bytes = max_bytes
+        self._file: TextIO | None = None
+        self._day = ""
+        self._bytes = 0  # of the file; telling its position would write out its buffer
+        self.unwritten = 0  # lines in the file's buffer
+
+    def needs_a_file(self, day: str) -> bool:
+        return self._file is None or day != self._day or self._bytes > self._max_bytes
+
+    def open(self, folder: Path, day: str) -> None:
+        opened_at = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())
+        fd = _append_to(folder / f"{opened_at}-{self._name}.jsonl")
+        self._file = os.fdopen(fd, "a", encoding="ascii")
+        self._day, self._bytes, self.unwritten = day, os.fstat(fd).st_size, 0
+
+    def write(self, line: str) -> None:
+        assert self._file is not None, "open comes first"
+        self._bytes += self._file.write(line)
+        self.unwritten += 1
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            self.unwritten = 0
+
+    def close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
-        self._file = None
+        self._file, self.unwritten = None, 0
 
-    def _complain(self, error: OSError) -> None:
-        now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_EVERY_S:
-            self._complained_at = now
-            log.failure("audit lines are lost", error, lines=self._lost)
+
+def append(folder: Path, source: str, note: Note) -> None:
+    """Write one line at once, to the file of this day that ``source`` has: for commands. Raises
+    ``OSError``."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = _append_to(folder / f"{log.timestamp(note.at)[:10]}T000000-{source}.jsonl")
+    try:
+        os.write(fd, line_of(note, Rules()).encode("ascii"))
+    finally:
+        os.close(fd)
+
+
+def line_of(entry: Entry | Note, rules: Rules) -> str:
+    """``entry`` as it stands in a file."""
+    head = {"at": log.timestamp(entry.at), "event": entry.event}
+    who = {"owner": entry.owner, "name": entry.name, "client": entry.client}
+    if isinstance(entry, Note):
+        return _encode({**head, **who, **entry.details}) + "\n"
+    spec = dict(vars(entry.spec))
+    asked = [_bounded(key, spec.pop(key), rules.prompt_chars) for key in _PROMPTS]
+    fields = {
+        **head,
+        "image": entry.image,
+        **who,
+        "model": entry.model,
+        **({"job": entry.job} if entry.job else {}),
+        **({"previews": entry.previews} if entry.event != "drew" else {}),
+        **((asked[0] | asked[1]) if rules.prompts else {}),
+        **spec,
+    }
+    return _encode(fields) + "\n"
+
+
+_PROMPTS = ("prompt", "negative_prompt")
+
+
+def _bounded(key: str, text: str, most: int) -> dict[str, Any]:
+    """``text``, or where it is longer its beginning with what tells whether another text is it."""
+    if len(text) <= most:
+        return {key: text}
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return {key: text[:most], f"{key}_chars": len(text), f"{key}_sha256": digest}
+
+
+def _worth(path: Path) -> tuple[bool, str]:
+    """What is worth least goes first: lines beyond their owner's share, then older ones."""
+    return not path.stem.endswith(_BEYOND), path.name
+
+
+def _append_to(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -49,6 +49,17 @@ class Reading:
     """Since the keys were last confirmed; None where none are asked for."""
     task_restarts: Mapping[str, int] = field(default_factory=dict)
     """How often each background task died and was started again."""
+    audit: "AuditReading | None" = None
+    """None where there is no audit log."""
+
+
+@dataclass(frozen=True)
+class AuditReading:
+    """See the fields of ``Audit``."""
+
+    bytes: int
+    lost: int
+    deleted_early: int
 
 
 class Metrics:
@@ -195,6 +206,8 @@ class _Readings(Collector):
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)
         yield _restarts(reading.task_restarts)
+        if reading.audit is not None:
+            yield from _of_audit(reading.audit)
         for kind, value in reading.device_memory.items():
             yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
         if reading.beat is not None:
@@ -237,6 +250,14 @@ def _of_engine(state: EngineState) -> Iterator[Metric]:
     yield _batches(state.batches)
     if state.caption_lookups is not None:
         yield _captions(*state.caption_lookups)
+
+
+def _of_audit(audit: AuditReading) -> Iterator[Metric]:
+    yield _gauge("audit_bytes", "Audit log of all workers when last looked at.", audit.bytes)
+    text = "Lines of the audit log that were not written."
+    yield CounterMetricFamily("zimage_audit_lines_lost", text, value=audit.lost)
+    text = "Audit log deleted for lack of room before it was as old as it may become."
+    yield CounterMetricFamily("zimage_audit_deleted_early_bytes", text, value=audit.deleted_early)
 
 
 def _restarts(restarts: Mapping[str, int]) -> Metric:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 
-from worker import calibration, card, exits, log
+from worker import audit, calibration, card, exits, log
 from worker.audit import Audit
 from worker.beat import Beat, BeatWriter, Phase, read_beat
 from worker.denials import Denials
@@ -23,7 +23,7 @@ from worker.jobs.steps import StepsReader, StepsWriter
 from worker.keyring import KeyRing
 from worker.labels import Labels
 from worker.ledger import Ledger
-from worker.metrics import Metrics, Reading
+from worker.metrics import AuditReading, Metrics, Reading
 from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
 from worker.pipelines.memory import Memory, NoMemory, memory_of
 from worker.places import Places
@@ -69,9 +69,13 @@ class Service:
         self.audit = Audit(
             settings.var_dir / "audit" if settings.audit_log else None,
             settings.name,
-            settings.audit_prompts,
-            settings.audit_keep_days,
-            settings.audit_max_mib << 20,
+            audit.Rules(
+                settings.audit_prompts,
+                settings.audit_prompt_chars,
+                settings.audit_keep_days * 86_400.0,
+                settings.audit_max_mib << 20,
+                int(settings.audit_key_mib_per_day * 2**20),
+            ),
         )
         self.metrics = Metrics(self._reading)
         self.strikes = Strikes(
@@ -336,6 +340,7 @@ class Service:
             usage_waiting_bytes=self.ledger.waiting_bytes,
             keys_age_s=self.keys.age_s if self.settings.auth == "keys" else None,
             task_restarts=self.tasks.restarts,
+            audit=_audit_reading(self.audit) if self.settings.audit_log else None,
         )
 
     def _build(self) -> dict[str, str]:
@@ -365,6 +370,10 @@ class Service:
                 continue
             if deleted:
                 log.event("old pictures deleted", deleted=deleted)
+
+
+def _audit_reading(of: Audit) -> AuditReading:
+    return AuditReading(of.bytes, of.lost, of.deleted_early)
 
 
 def _settle_memory() -> None:

@@ -115,9 +115,14 @@ class Settings(BaseSettings):
     audit_log: bool = True
     """Write who drew what to ``var_dir/audit``."""
     audit_prompts: bool = True
+    audit_prompt_chars: int = Field(1000, ge=1)
+    """Of a longer prompt the beginning is written, with its length and SHA-256."""
     audit_keep_days: int = Field(180, ge=1)
     audit_max_mib: int = Field(1024, ge=1)
-    """Of all workers' files together; the oldest go."""
+    """Of all workers' files together; beyond it the oldest go, before their time and with an alarm:
+    first of lines beyond ``audit_key_mib_per_day``."""
+    audit_key_mib_per_day: float = Field(2.0, gt=0)
+    """Share of one key or, without keys, one address, in one worker's files of a day."""
 
     step_allowance_s: float = Field(5.0, gt=0)
     """A step (text, decode) is stuck after this or ten times its measured time, if longer."""

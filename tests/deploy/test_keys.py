@@ -86,3 +86,21 @@ def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None
     assert "key-secret is lost" in lost.stderr
     assert "restore it from a backup" in lost.stderr
     assert not (tmp_path / "var" / "key-secret").exists()
+
+
+def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Path) -> None:
+    token = answer(zimage("create", "ada", "--role", "ops", "--json"))["key"]
+    changes = [("change", "ada", "--images-per-day", "7"), ("disable", "ada"), ("enable", "ada")]
+    for words in (*changes, ("rotate", "ada", "--json"), ("delete", "ada")):
+        assert zimage(*words).returncode == 0
+    assert zimage("disable", "nobody").returncode == 1
+    [path] = (tmp_path / "var" / "audit").iterdir()
+    text = path.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    events = ("created", "changed", "disabled", "enabled", "rotated", "deleted")
+    assert [line["event"] for line in lines] == [f"key_{event}" for event in events]
+    assert {line["name"] for line in lines} == {"ada"}
+    assert (lines[0]["role"], lines[1]["images_per_day"]) == ("ops", 7)
+    assert lines[2]["disabled"] is True
+    assert "hash" not in text
+    assert token not in text

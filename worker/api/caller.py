@@ -6,10 +6,9 @@ from typing import Literal, cast
 from starlette.requests import Request
 
 from worker.api.exchange import exchange_of
-from worker.storage.keys import Key
+from worker.storage.keys import EVERYONE, Key
 
-EVERYONE = "everyone"
-"""Owner of all pictures and jobs of a cell without keys."""
+__all__ = ["EVERYONE", "Caller", "caller_of"]
 
 
 @dataclass(frozen=True)

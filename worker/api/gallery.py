@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from worker.api import oversight
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
@@ -69,6 +70,7 @@ async def list_images(request: Request) -> Response:
         await _owned(service, caller, wanted.after, "after")
     found = await service.database.read(lambda c: gallery.page(c, wanted))
     shown, more = found[: wanted.limit - 1], len(found) == wanted.limit
+    _note(service, request, *shown)
     data = [describe(picture) for picture in shown]
     return Json({"object": "list", "data": data, "has_more": more})
 
@@ -114,7 +116,7 @@ async def patch_image(request: Request) -> Response:
         bad("favourite", "is missing: send true or false", "missing_field")
     favourite = fields.flag("favourite")
     await service.database.run(lambda c: gallery.mark(c, picture.id, favourite))
-    return Json(describe(await _asked(request)))
+    return Json(describe(await _owned(service, caller_of(request), picture.id)))
 
 
 async def delete_image(request: Request) -> Response:
@@ -149,7 +151,16 @@ def _service(request: Request) -> Service:
 
 async def _asked(request: Request) -> StoredImage:
     """The picture that the request's path names, if it is the caller's."""
-    return await _owned(_service(request), caller_of(request), request.path_params["id"])
+    service = _service(request)
+    picture = await _owned(service, caller_of(request), request.path_params["id"])
+    _note(service, request, picture)
+    return picture
+
+
+def _note(service: Service, request: Request, *pictures: StoredImage) -> None:
+    own = caller_of(request).owner
+    others = {picture.id: picture.owner for picture in pictures if picture.owner != own}
+    oversight.note(service, request, others.values(), images=list(others))
 
 
 async def _owned(

@@ -95,6 +95,7 @@ class Drawing:
         self._place: Place | None = None
         self._ticket: Ticket | None = None
         self._hold: Hold | None = None
+        self._unfinished = dict.fromkeys(range(len(self._specs)), 0)  # and previews of them
         exchange.notes |= {
             "images": len(self._specs),
             "size": generation.size,
@@ -175,6 +176,7 @@ class Drawing:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""
         if self._ticket is not None:
             self._ticket.cancel()
+        self._note_left()
         self._service.places.free(self._place)
         if self._hold is not None:
             self._hold.give_back()
@@ -210,6 +212,9 @@ class Drawing:
         await self.admit()
         try:
             return await self._answer(request)
+        except asyncio.CancelledError:
+            self._note_left()
+            raise
         finally:
             await self._release()
 
@@ -294,18 +299,27 @@ class Drawing:
             self._keep(one, one.picture, one.picture.data)
         pixels, seconds = one.spec.width * one.spec.height, one.inference_ms / 1000
         self._service.metrics.drew(pixels, seconds, self._generation.output_format, one.encode_s)
-        self._note(self._image_id(one), one)
+        self._unfinished.pop(one.image_index, None)
+        self._note(one.image_index, "drew")
         return one
 
-    def _note(self, image_id: str, drawn: Drawn) -> None:
+    def _note_left(self) -> None:
+        """Write down what was asked for and seen, though nobody waited for all of it."""
+        unfinished, self._unfinished = self._unfinished, {}
+        for index, previews in unfinished.items() if self._ticket is not None else ():
+            self._note(index, "left", previews)
+
+    def _note(self, index: int, event: str, previews: int = 0) -> None:
         entry = audit.Entry(
             at=time.time(),
-            image=image_id,
+            image=f"{self.exchange.id}-{index}",
             owner=self._caller.owner,
             name=self._caller.name,
             client=self.exchange.key,
             model=self._service.info.id,
-            spec=drawn.spec,
+            spec=self._specs[index],
+            event=event,
+            previews=previews,
         )
         self._service.audit.drew(entry)
 
@@ -459,6 +473,7 @@ class Drawing:
             "",
             produce_id="",
         )
+        self._unfinished[event.image_index] += 1
         fields = {
             "partial_image_index": event.partial_index,
             "image_index": event.image_index,

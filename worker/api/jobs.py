@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from worker.api import gallery, job_wire, sse
+from worker.api import gallery, job_wire, oversight, sse
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body
@@ -296,7 +296,9 @@ async def _asked(request: Request) -> Job:
     """The job that the path names, if it is the caller's."""
     service, caller = _service(request), caller_of(request)
     job_id = request.path_params["id"]
-    return await service.database.read(lambda c: _visible(c, caller, job_id))
+    job = await service.database.read(lambda c: _visible(c, caller, job_id))
+    oversight.note(service, request, [job.owner], job=job.id)
+    return job
 
 
 def _visible(connection: sa.Connection, caller: Caller, job_id: str) -> Job:

@@ -14,10 +14,10 @@ from worker.api.client import read_json_body
 from worker.api.exchange import exchange_of
 from worker.api.fields import Fields, json_object, refuse_unknown
 from worker.api.openapi import Part, operation
-from worker.errors import InvalidRequest, StoreAway
+from worker.errors import InvalidRequest, StoreAway, Unauthenticated
 from worker.service import Service
 from worker.storage import usage
-from worker.storage.keys import Key
+from worker.storage.keys import EVERYONE, Key
 
 _MAX_BODY_BYTES = 4096
 
@@ -37,8 +37,15 @@ async def _sign_in(request: Request) -> Response:
     service.keys.require_current()
     body = Fields(json_object(await read_json_body(request, _MAX_BODY_BYTES)))
     refuse_unknown(body, ("key",))
-    key = key_of(service, exchange_of(request), body.text("key", ""))
-    exchange_of(request).notes["key"] = key.name
+    exchange = exchange_of(request)
+    try:
+        key = key_of(service, exchange, body.text("key", ""))
+    except Unauthenticated:
+        why = exchange.notes["denied"]
+        service.audit.note("sign_in_refused", EVERYONE, "", exchange.key, why=why)
+        raise
+    exchange.notes["key"] = key.name
+    service.audit.note("signed_in", key.id, key.name, exchange.key)
     return _with_cookie(Response(status_code=204), request, key)
 
 

@@ -21,6 +21,9 @@ PREFIX = "zimage_"
 
 _ID_PREFIX = "key_"
 
+EVERYONE = "everyone"
+"""Owner of all pictures and jobs of a cell without keys."""
+
 Role = Literal["user", "ops"]
 KeyPriority = Literal["interactive", "batch"]
 
