@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import pytest
 from deploy.config import load
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
+from tests.ports import free_ports
 from worker.beat import read_beat
 from worker.processes import is_alive
 
@@ -54,15 +54,6 @@ count = {workers}
 threads = 1
 {more}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class RunningCell(Cell):

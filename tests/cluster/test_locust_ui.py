@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from deploy.config import ROOT
 from loadtest import record
-from tests.cluster.conftest import RunningCell, free_ports, started
+from tests.cluster.conftest import RunningCell, started
 from tests.deploy.processes import wait_until
+from tests.ports import free_ports
 from tests.web.conftest import DESKTOP, chromium
 
 __all__ = ["chromium"]

@@ -15,7 +15,8 @@ import pytest
 
 from loadtest import faults
 from loadtest.traffic import until
-from tests.cluster.conftest import RunningCell, free_ports
+from tests.cluster.conftest import RunningCell
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

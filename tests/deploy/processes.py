@@ -31,12 +31,6 @@ def wait_until(true: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"never {what}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def worker_environment(layout: Layout, name: str, step_s: float = 1.0) -> dict[str, str]:
     return {
         "ZIMAGE_NAME": name,

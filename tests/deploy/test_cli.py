@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.config import ROOT
-from tests.deploy.processes import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

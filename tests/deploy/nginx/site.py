@@ -19,7 +19,8 @@ from deploy.layout import Layout
 from deploy.machine import Machine, find_nginx
 from deploy.plan import plan
 from deploy.render import Host, render
-from tests.deploy.processes import fake_worker, free_port, listens, running, wait_until
+from tests.deploy.processes import fake_worker, listens, running, wait_until
+from tests.ports import free_port
 
 WORKERS = ("w1", "w2", "w3")
 

@@ -19,7 +19,7 @@ from tests.deploy.nginx.site import (
     site,
     write,
 )
-from tests.deploy.processes import free_port
+from tests.ports import free_port
 
 CSP = "Content-Security-Policy"
 

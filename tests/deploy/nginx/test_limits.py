@@ -14,6 +14,7 @@ import pytest
 
 from tests.deploy.nginx.site import Site, nginx_command, site
 from tests.deploy.processes import running, wait_until
+from tests.ports import free_port
 
 DRAW = "/v1/images/generations"
 PROXY, STRANGER = "127.0.0.1", "127.0.0.9"
@@ -27,7 +28,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (var_dir / "web" / "index.html").write_text("<title>Z</title>")
     with site(
         var_dir,
-        listen={"port": _port(), "auth": "none", "trusted_proxies": [PROXY, "10.9.0.0/16"]},
+        listen={"port": free_port(), "auth": "none", "trusted_proxies": [PROXY, "10.9.0.0/16"]},
         nginx={
             "max_requests_per_s_per_address": 5,
             "max_connections_per_address": 2,
@@ -35,12 +36,6 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         },
     ) as strict:
         yield strict
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -257,7 +252,7 @@ def test_real_proxy_before_a_loopback_cell_is_refused(
     front: Site, tmp_path: Path, protocol: str
 ) -> None:
     """A second nginx, as somebody sets one up in five lines."""
-    port = _port()
+    port = free_port()
     upgraded = "proxy_http_version 1.1; proxy_set_header X-Forwarded-For $remote_addr;"
     (tmp_path / "nginx.conf").write_text(
         f"daemon off; pid {tmp_path}/pid; events {{}}\n"
@@ -280,7 +275,7 @@ def _asked(url: str) -> httpx.Response | None:
 
 
 def test_loopback_cell_answers_a_proxy_that_is_named(tmp_path: Path) -> None:
-    named = {"port": _port(), "trusted_proxies": [PROXY]}
+    named = {"port": free_port(), "trusted_proxies": [PROXY]}
     with site(tmp_path, listen=named) as behind, behind.worker("w1"):
         said = {"X-Forwarded-For": "6.6.6.6", "Via": "1.1 proxy"}
         assert drawn_for(behind.client, **said)["x-real-ip"] == "6.6.6.6"
@@ -292,14 +287,14 @@ def test_loopback_cell_answers_a_proxy_that_is_named(tmp_path: Path) -> None:
 def test_cell_with_an_answer_to_who_may_draw_stands_behind_any_proxy(
     tmp_path: Path, auth: str
 ) -> None:
-    with site(tmp_path, listen={"port": _port(), "auth": auth}) as behind, behind.worker("w1"):
+    with site(tmp_path, listen={"port": free_port(), "auth": auth}) as behind, behind.worker("w1"):
         reply = behind.client.get("/v1/models", headers={"X-Forwarded-For": "6.6.6.6"})
         assert reply.status_code == 200
         assert sent(behind, "GET /v1/models HTTP/1.0\r\n\r\n")[0] == 200
 
 
 def test_cell_for_everybody_answers_to_every_name(tmp_path: Path) -> None:
-    everybody = {"port": _port(), "address": "0.0.0.0", "auth": "none"}
+    everybody = {"port": free_port(), "address": "0.0.0.0", "auth": "none"}
     with site(tmp_path, listen=everybody) as open_to_all:
         reply = open_to_all.client.get("/healthz", headers={"Host": "draw.example.com"})
         assert reply.status_code == 200

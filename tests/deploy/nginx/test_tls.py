@@ -14,8 +14,9 @@ from deploy import certificate
 from deploy.certificate import adopt, check, read
 from deploy.config import parse
 from tests.deploy.nginx.site import Site, SiteLayout, configuration, files, site
-from tests.deploy.processes import free_port, wait_until
+from tests.deploy.processes import wait_until
 from tests.deploy.test_certificate import write_pair
+from tests.ports import free_port
 
 HSTS = "Strict-Transport-Security"
 WEAK = (
