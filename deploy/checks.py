@@ -19,16 +19,20 @@ from typing import Literal
 from deploy import machine, processes, store
 from deploy.cell import Cell, CellError
 from deploy.certificate import WARN_BEFORE, CertificateError
-from deploy.config import ROOT
-from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by
+from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by, under_root
 from deploy.livez import livez
 from deploy.plan import model_source
+from worker.pipelines import hub
+from worker.pipelines.files import Flaw, flaws
+from worker.pipelines.folder import ModelLoadError
+from worker.pipelines.sources import is_hub_id, local_folder
 
 MIN_NGINX = (1, 22, 0)
 _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
 """By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
 _SMALL_GIB = 0.8  # Python, torch and the shipped model
 _HOST_GIB_OF_GPU_WORKER = 4.0
+_MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,56 @@ def gpus(cell: Cell) -> Iterator[Finding]:
 
 
 def model(cell: Cell) -> Iterator[Finding]:
+    """Whether its files can be loaded, as far as names, sizes and heads of files show."""
     source = model_source(cell.config)
-    if source == "tiny":
-        yield _model_folder(ROOT / "tinymodel" / "weights", "restore tinymodel/ from the checkout")
-    elif source.startswith("/"):
-        yield _model_folder(Path(source), "give a folder in diffusers' layout as model.source")
+    if "/" in source and under_root(source).exists():
+        source = str(under_root(source))  # workers start there
+    try:
+        folder = local_folder(source)
+    except ModelLoadError as error:
+        yield Finding("fail", "model", error.what, error.remedy)
+        return
+    if folder is not None:
+        yield from _model_files(folder, flaws(folder))
+    elif is_hub_id(source):
+        yield from _hub_model(cell, source)
     else:
         yield Finding("ok", "model", source)
+
+
+def _model_files(folder: Path, found: list[Flaw]) -> Iterator[Finding]:
+    if not found:
+        yield Finding("ok", "model", str(folder))
+    for flaw in found[:_MAX_FLAWS]:
+        yield Finding("fail", "model", flaw.what, flaw.remedy)
+
+
+def _hub_model(cell: Cell, hub_id: str) -> Iterator[Finding]:
+    """A copy in the cache that is whole needs no hub. Without it, the hub is asked."""
+    environment = {"HF_HOME": str(cell.layout.cache_dir / "hub"), **cell.config.environment}
+    folder = hub.cached(hub_id, hub.cache_of(environment))
+    wrong = flaws(folder) if folder else []
+    if folder and not wrong:
+        yield Finding("ok", "model", f"{hub_id} in {folder}")
+    elif folder and (damage := hub.damaged(folder, wrong)):
+        yield Finding("fail", "model", damage.what, damage.remedy)
+    else:
+        have = f"is not whole here ({wrong[0].what})" if wrong else "is not here yet"
+        yield _hub_answer(cell, f"{hub_id} {have}", hub.ask(hub_id, environment))
+
+
+def _hub_answer(cell: Cell, text: str, answer: hub.Answer) -> Finding:
+    if answer.has_it:
+        return Finding("ok", "model", f"{text}; the first start downloads it from {answer.url}")
+    # A cell that stands still may wait for its network; one that draws is not touched for it.
+    final = answer.says_no or processes.members(cell.layout.processes)
+    return Finding(
+        "fail" if final else "warn",
+        "model",
+        f"{text}, and {answer.url} {answer.text}",
+        "check model.source, the network, HF_ENDPOINT and HF_TOKEN (in [environment]), "
+        "or copy the model here and name its folder",
+    )
 
 
 def database(cell: Cell) -> Iterator[Finding]:
@@ -386,9 +433,3 @@ def _driver_cuda() -> str:
         return ""
     found = re.search(r"CUDA Version:\s*([\d.]+)", done.stdout)
     return found[1] if found else ""
-
-
-def _model_folder(folder: Path, remedy: str) -> Finding:
-    if (folder / "model_index.json").is_file():
-        return Finding("ok", "model", str(folder))
-    return Finding("fail", "model", f"{folder} has no model_index.json", remedy)

@@ -16,6 +16,7 @@ from diffusers import (
 from worker import log
 from worker.pipelines import levers
 from worker.pipelines.base import ModelInfo, Pipeline
+from worker.pipelines.files import files_of, variant_of
 from worker.pipelines.folder import Defaults, ModelLoadError, class_of
 from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.memory import CONTEXT_GIB, GIB
@@ -92,17 +93,6 @@ def steps_singly(pipeline: Any) -> bool:
     )
 
 
-def download(hub_id: str) -> Path:
-    """Folder of a hub model in the local cache, downloaded where it is not complete."""
-    try:
-        return Path(DiffusionPipeline.download(hub_id))
-    except Exception as error:
-        raise ModelLoadError(
-            f"{hub_id} cannot be downloaded ({type(error).__name__}: {_first_line(error)})",
-            "check its name, the network and HF_TOKEN, or copy the model here and name its folder",
-        ) from error
-
-
 def claim_device(name: str, vram_limit_gib: float | None = None) -> torch.device:
     """The device of this process from now on, its memory limit set.
 
@@ -156,6 +146,8 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype, fp8: st
     # On a GPU the weights go there straight from the file, unless they become smaller first;
     # "cuda" is the current device.
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if variant := variant_of(files_of(folder)):
+        options["variant"] = variant
     if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
     if class_of(folder) == "ZImagePipeline":

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from worker import log
-from worker.pipelines import context
+from worker.pipelines import context, hub
 from worker.pipelines.base import Pipeline
+from worker.pipelines.files import require_loadable
 from worker.pipelines.folder import (
     Defaults,
     ModelLoadError,
@@ -34,7 +35,7 @@ from worker.pipelines.imports import quick_imports
 from worker.pipelines.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
 
-__all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load"]
+__all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load", "local_folder"]
 
 TINY = Path(__file__).parents[2] / "tinymodel" / "weights"
 RANDOM = "random:z-image-turbo"
@@ -60,7 +61,7 @@ def load(settings: Settings) -> Pipeline:
         _check_synthetic(settings.model)
         return SyntheticPipeline(settings.model)
     with quick_imports():
-        pipeline = _load(settings, _local_folder(settings.model))
+        pipeline = _load(settings, local_folder(settings.model))
     gc.freeze()  # what is here now stays: later looks for garbage need not visit it
     return pipeline
 
@@ -73,8 +74,10 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
 
     log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
     if settings.model != RANDOM and folder is None:
-        folder = loading.download(settings.model)
+        folder = hub.fetch(settings.model)
     defaults = _defaults(settings.model, folder)
+    if folder is not None:
+        require_loadable(folder)
     return loading.load(
         folder,
         replace(
@@ -91,10 +94,15 @@ def defaults_of(source: str) -> Defaults:
 
     Raises ``ModelLoadError`` for a source that can be told to be wrong without the network.
     """
+    folder = local_folder(source)
     if _is_synthetic(source):
-        _check_synthetic(source)
         return Defaults("synthetic", steps=8, guidance_scale=0.0, size=(256, 256))
-    return _defaults(source, _local_folder(source))
+    return _defaults(source, folder)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source``, which names no folder, names a model of the hub."""
+    return _HUB_ID.fullmatch(source) is not None
 
 
 def _is_synthetic(source: str) -> bool:
@@ -108,12 +116,16 @@ def _check_synthetic(source: str) -> None:
         raise ModelLoadError(f"model {source!r}", str(error)) from error
 
 
-def _local_folder(source: str) -> Path | None:
-    """The folder that ``source`` names, checked; None: there is none to read, yet or ever."""
+def local_folder(source: str) -> Path | None:
+    """The folder that ``source`` names, if it says that it is a model; None: there is none to
+    read, yet or ever. Raises ``ModelLoadError`` for what no worker knows."""
+    if _is_synthetic(source):
+        _check_synthetic(source)
+        return None
     if source == RANDOM:
         return None
     folder = TINY if source == "tiny" else Path(source).expanduser()
-    if folder != TINY and not folder.exists() and _HUB_ID.fullmatch(source):
+    if folder != TINY and not folder.exists() and is_hub_id(source):
         return None
     if folder != TINY and not folder.exists() and "/" not in source:
         raise ModelLoadError(

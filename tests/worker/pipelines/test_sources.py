@@ -11,7 +11,7 @@ import torch
 from diffusers import ZImagePipeline
 
 from tests.worker.pipelines.conftest import CPU, close, draw, spec
-from worker.pipelines import loading, sources
+from worker.pipelines import hub, loading, sources
 from worker.pipelines.base import Pipeline
 from worker.pipelines.folder import Defaults, ModelLoadError
 from worker.pipelines.random_zimage import TURBO
@@ -118,7 +118,7 @@ def test_defaults_are_known_without_loading(source: str, defaults: Defaults) -> 
 def test_a_hub_model_is_loaded_from_where_it_was_downloaded(
     zimage_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "download", lambda _: zimage_folder)
+    monkeypatch.setattr(hub, "fetch", lambda _: zimage_folder)
     info = loaded("Tongyi-MAI/Z-Image-Turbo").info
     assert (info.id, info.default_size) == ("Tongyi-MAI/Z-Image-Turbo", (1024, 1024))
 
