@@ -205,6 +205,9 @@ class Limits(_Section):
     max_queue_wait_s: float = Field(120.0, gt=0)
     url_ttl_s: float = Field(3600.0, gt=0)
     job_keep_days: float = Field(30.0, gt=0)
+    max_open_jobs: int = Field(1000, ge=1)
+    max_open_job_images: int = Field(100_000, ge=1)
+    max_job_mib: int = Field(256, ge=1)
 
 
 class Gallery(_Section):

@@ -25,12 +25,13 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.storage import jobs
 from worker.storage.database import sqlite_url
-from worker.storage.jobs import MAX_ITEMS, Job, Wish
+from worker.storage.jobs import MAX_ITEMS, Job, Share, Wish
 from worker.storage.migrations import migrate
 
 SOURCE = "synthetic:step_ms=5,row_ms=25,encode_ms=10,decode_ms=10"
 STEPS = 8
 BATCH = 4
+_SHARE = Share(open_jobs=10, open_images=MAX_ITEMS, stored_bytes=1 << 30)
 _SETTLE_S = 3.0
 
 
@@ -109,7 +110,7 @@ async def start_job(service: Service) -> Job:
         digest="",
     )
     job = await service.database.run(
-        lambda c: jobs.create(c, wish, "everyone", "job", "0" * 32, time.time())
+        lambda c: jobs.create(c, wish, "everyone", "job", "0" * 32, time.time(), _SHARE)
     )
     service.jobs.ring()
     return job

@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
     job_keep_days: float = Field(30.0, gt=0)
     """Jobs are forgotten so long after they were finished; their pictures stay."""
+    max_open_jobs: int = Field(1000, ge=1)
+    """Jobs of one owner that are not over. Without keys all clients are one owner."""
+    max_open_job_images: int = Field(100_000, ge=1)
+    """Pictures of one owner's jobs that wait or are drawn."""
+    max_job_mib: int = Field(256, ge=1)
+    """What all jobs of one owner may take in the database, those that are over included."""
 
     audit_log: bool = True
     """Write who drew what to ``var_dir/audit``."""

@@ -17,9 +17,10 @@ from starlette.routing import Route
 
 from tests.web.landscapes import encoded, landscape
 from worker.errors import InvalidRequest
-from worker.jobs.template import expand
+from worker.jobs.template import Bounds, expand
 
 COOKIE = "zimage_session"
+BOUNDS = Bounds(prompts=10_000, prompt_chars=4000, total_chars=8 << 20)
 
 
 @dataclass
@@ -233,7 +234,7 @@ class FakeStore:
 
     async def _prompts(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         body = await request.json()
-        prompts = body.get("prompts") or expand(body["template"], body.get("variables", {}), 10_000)
+        prompts = body.get("prompts") or expand(body["template"], body.get("variables", {}), BOUNDS)
         return body, [p for p in prompts for _ in range(body.get("variants", 1))]
 
     async def _preview(self, request: Request) -> Response:

@@ -31,7 +31,7 @@ from worker.service import Service
 from worker.storage import gallery as pictures
 from worker.storage import jobs
 from worker.storage.gallery import StoredImage
-from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Wish
+from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Share, Wish
 
 MAX_JOBS = 100
 MAX_ITEMS = 500
@@ -68,15 +68,24 @@ def _first(wish: Wish) -> DrawSpec:
 
 
 async def _created(service: Service, wish: Wish, caller: Caller, request_id: str) -> Job:
-    now = time.time()
+    now, share = time.time(), _share(service)
 
     def work(connection: sa.Connection) -> Job:
-        return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now)
+        return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now, share)
 
     try:
         return await service.database.run(work)
     except IntegrityError:  # its replay on another worker was faster
         return await service.database.run(work)
+
+
+def _share(service: Service) -> Share:
+    settings = service.settings
+    return Share(
+        open_jobs=settings.max_open_jobs,
+        open_images=settings.max_open_job_images,
+        stored_bytes=settings.max_job_mib << 20,
+    )
 
 
 async def preview(request: Request) -> Response:
@@ -146,22 +155,33 @@ async def results(request: Request) -> Response:
     )
 
 
-def _steering(
-    change: Callable[[sa.Connection, Job], None],
-) -> Callable[[Request], Awaitable[Response]]:
+Change = Callable[[sa.Connection, Job], None]
+
+
+def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
     async def steer(request: Request) -> Response:
-        service, caller = _service(request), caller_of(request)
-        job_id = request.path_params["id"]
-
-        def work(connection: sa.Connection) -> Job:
-            change(connection, _visible(connection, caller, job_id))
-            return jobs.require(connection, job_id)
-
-        job = await service.database.run(work)
-        service.jobs.ring()
-        return Json(await _described(service, job))
+        return await _steered(request, change)
 
     return steer
+
+
+async def retry(request: Request) -> Response:
+    """Draw failed items again, if the owner may have one more open job."""
+    share = _share(_service(request))
+    return await _steered(request, lambda c, job: jobs.retry(c, job, share))
+
+
+async def _steered(request: Request, change: Change) -> Response:
+    service, caller = _service(request), caller_of(request)
+    job_id = request.path_params["id"]
+
+    def work(connection: sa.Connection) -> Job:
+        change(connection, _visible(connection, caller, job_id))
+        return jobs.require(connection, job_id)
+
+    job = await service.database.run(work)
+    service.jobs.ring()
+    return Json(await _described(service, job))
 
 
 # Events
@@ -363,7 +383,7 @@ ROUTES = [
         _steering(lambda c, job: jobs.cancel(c, job, time.time())),
         methods=["POST"],
     ),
-    Route(_JOB + "/retry", _steering(jobs.retry), methods=["POST"]),
+    Route(_JOB + "/retry", retry, methods=["POST"]),
 ]
 
 
@@ -375,7 +395,7 @@ def openapi(service: Service) -> Part:
         object={"const": "job"},
         name=text,
         state={"enum": list(JOB_STATES)},
-        held={"enum": ["key_disabled", "key_expired", "key_deleted", None]},
+        held={"enum": ["key_disabled", "key_expired", "key_deleted", "key_limit", None]},
         created_at=number,
         finished_at=when,
         total=whole,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,10 +28,11 @@ class Outlook:
         self._known_at = 0.0
 
     async def finish_times(self) -> dict[str, float]:
-        """When each running job will be done, in seconds since the epoch, by its id."""
+        """When each running job will be done, in seconds since the epoch, by its id. Of each turn
+        only the first ``jobs.FORESEEN`` are known."""
         engine = self._engine()
         if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
-            running = await self._database.read(jobs.unfinished)
+            running = await self._database.read(jobs.foreseen)
             workers = await asyncio.to_thread(live_workers, self._run_dir)
             self._known = predict(running, lambda job: _picture_s(engine, job), workers)
             self._known_at = time.monotonic()
@@ -46,25 +48,38 @@ def predict(
     """When each job ends: turns share the workers equally, a turn's jobs come one after the other,
     and interactive jobs before all others."""
     at = time.time() if now is None else now
-    left_s = {job.id: _open(job) * picture_s(job) for job in running}
-    lines: dict[tuple[int, str], list[Job]] = {}
-    for job in sorted(running, key=lambda job: job.created_at):
-        lines.setdefault((job.priority, job.turn), []).append(job)
     ends: dict[str, float] = {}
-    while lines:
-        first = min(priority for priority, _ in lines)
-        heads = {key: line[0] for key, line in lines.items() if key[0] == first}
-        share = workers / len(heads)
-        span_s = min(left_s[job.id] for job in heads.values())
-        at += span_s / share
-        for key, job in heads.items():
-            left_s[job.id] -= span_s
-            if left_s[job.id] <= 0:
-                ends[job.id] = at
-                lines[key].pop(0)
-                if not lines[key]:
-                    del lines[key]
+    for priority in sorted({job.priority for job in running}):
+        line = [job for job in running if job.priority == priority]
+        at = _end_each(line, picture_s, workers, at, ends)
     return ends
+
+
+def _end_each(
+    line: Sequence[Job],
+    picture_s: Callable[[Job], float],
+    workers: int,
+    at: float,
+    ends: dict[str, float],
+) -> float:
+    """Fill ``ends`` from ``at`` on; when the last one is."""
+    # A job ends when each turn that is not through has had as much as its own has up to it.
+    taken_s: dict[str, float] = {}
+    order: list[tuple[float, Job]] = []
+    for job in sorted(line, key=lambda job: job.created_at):
+        taken_s[job.turn] = taken_s.get(job.turn, 0.0) + _open(job) * picture_s(job)
+        order.append((taken_s[job.turn], job))
+    order.sort(key=lambda each: each[0])
+    left = Counter(job.turn for job in line)
+    before_s = 0.0
+    for until_s, job in order:
+        at += (until_s - before_s) * len(left) / workers
+        before_s = until_s
+        ends[job.id] = at
+        left[job.turn] -= 1
+        if not left[job.turn]:
+            del left[job.turn]
+    return at
 
 
 def _open(job: Job) -> int:

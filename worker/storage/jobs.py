@@ -12,20 +12,30 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from worker.errors import Conflict, Overloaded, Refused
+from worker.errors import Conflict, LimitReached, Refused
 from worker.storage import keys
 from worker.storage.schema import metadata
 
 MAX_ITEMS = 10_000
-MAX_UNFINISHED = 100_000
-"""Items of one owner that wait or are drawn."""
 SEEDS = 2**32
+FORESEEN = 20
+"""Jobs of each turn that an end is predicted for."""
+JOB_BYTES = 4096
+ITEM_BYTES = 512
+"""What a job and an item are counted as, without their prompts: row, indexes, picture's name."""
+NEVER = 1e18
+"""``not_before`` of items whose prompt stands in ``job_prompts``: a worker of a version that does
+not know it must not draw them without. Their own time is ``ready_at``."""
 
 JobState = Literal["running", "paused", "cancelled", "completed", "failed"]
 ItemState = Literal["waiting", "running", "done", "failed", "cancelled"]
 JOB_STATES: tuple[JobState, ...] = ("running", "paused", "cancelled", "completed", "failed")
 ITEM_STATES: tuple[ItemState, ...] = ("waiting", "running", "done", "failed", "cancelled")
 OPEN = ("waiting", "running")
+PRIORITIES = (0, 1)
+"""Of jobs, what goes first first."""
+AT_ONCE = 500
+"""Ids in one query: databases bound them."""
 
 jobs = sa.Table(
     "jobs",
@@ -50,8 +60,29 @@ jobs = sa.Table(
     sa.Column("negative_prompt", sa.Text, nullable=False),
     sa.Column("output_format", sa.String(8), nullable=False),
     sa.Column("quality", sa.Integer),
+    sa.Column("stored_bytes", sa.BigInteger),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at", "owner", "created_at"),
+    sa.Index("ix_jobs_state_priority_turn_created_at", "state", "priority", "turn", "created_at"),
+    sa.Index(
+        "ix_jobs_owner_finished_at_stored_bytes_total",
+        "owner",
+        "finished_at",
+        "stored_bytes",
+        "total",
+    ),
+    sa.Index("ix_jobs_created_at_id", "created_at", "id"),
+    sa.Index("ix_jobs_finished_at", "finished_at"),
+)
+
+prompts = sa.Table(
+    "job_prompts",
+    metadata,
+    sa.Column(
+        "job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("prompt", sa.Text, nullable=False),
 )
 
 items = sa.Table(
@@ -61,6 +92,7 @@ items = sa.Table(
         "job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     ),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # Empty where prompt_number names a row of job_prompts: pictures of one prompt share it.
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(10), nullable=False),
@@ -74,6 +106,8 @@ items = sa.Table(
     sa.Column("error_code", sa.String(40)),
     sa.Column("error_message", sa.Text),
     sa.Column("image_id", sa.String(64)),
+    sa.Column("prompt_number", sa.Integer),
+    sa.Column("ready_at", sa.Double),
     sa.Index("ix_job_items_job_id_state_number", "job_id", "state", "number"),
     sa.Index("ix_job_items_job_id_revision", "job_id", "revision"),
     sa.Index(
@@ -84,6 +118,18 @@ items = sa.Table(
         postgresql_where=sa.text("lease IS NOT NULL"),
     ),
 )
+
+holds = sa.Table(
+    "job_holds",
+    metadata,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("until", sa.Double, nullable=False),
+)
+
+WITH_PROMPT = items.outerjoin(
+    prompts, (prompts.c.job_id == items.c.job_id) & (prompts.c.number == items.c.prompt_number)
+)
+PROMPT = sa.func.coalesce(prompts.c.prompt, items.c.prompt).label("prompt")
 
 NO_LEASE: Mapping[str, None] = {"lease": None, "holder": None, "lease_until": None}
 
@@ -109,10 +155,20 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What the jobs of one owner may be: open ones, pictures of those that wait or are drawn, and
+    bytes of all of them, finished and cancelled ones included."""
+
+    open_jobs: int
+    open_images: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
 class Job:
     """A row of ``jobs`` and how many items it has of each state. Times are seconds since the
-    epoch. ``held``: nothing of it is drawn while its owner's key is disabled, expired or deleted;
-    else empty."""
+    epoch. ``held``: nothing of it is drawn while its owner's key is disabled, expired or deleted,
+    or has reached a limit; else empty."""
 
     id: str
     owner: str
@@ -153,7 +209,9 @@ class Item:
     image_id: str | None
 
 
-_ITEM_COLUMNS = [items.c[name] for name in Item.__dataclass_fields__]
+_ITEM_COLUMNS = [
+    PROMPT if name == "prompt" else items.c[name] for name in Item.__dataclass_fields__
+]
 _JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in jobs.c]
 
 
@@ -161,17 +219,25 @@ _JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in job
 
 
 def create(
-    connection: sa.Connection, wish: Wish, owner: str, turn: str, request_id: str, now: float
+    connection: sa.Connection,
+    wish: Wish,
+    owner: str,
+    turn: str,
+    request_id: str,
+    now: float,
+    share: Share,
 ) -> Job:
     """The job of this request: made now, or before by a replay or under its idempotency key.
 
-    Raises ``Refused`` where the key was used for something else, ``Overloaded`` where the owner
-    has too much waiting. Two at once may raise IntegrityError: then ask again.
+    Raises ``Refused`` where the key was used for something else, ``LimitReached`` where it would
+    be more than the owner's ``share``. Two at once may raise IntegrityError: then ask again.
     """
     known = _known(connection, wish, owner, request_id)
     if known is not None:
         return known
-    _require_room(connection, owner, len(wish.prompts))
+    told = list(dict.fromkeys(wish.prompts))
+    stored = _stored_bytes(wish, told)
+    _require_share(connection, owner, share, images=len(wish.prompts), stored_bytes=stored)
     job_id = f"job_{secrets.token_hex(12)}"
     values = {k: v for k, v in vars(wish).items() if k not in ("prompts", "first_seed")}
     connection.execute(
@@ -185,24 +251,35 @@ def create(
             created_at=now,
             total=len(wish.prompts),
             revision=0,
+            stored_bytes=stored,
         )
     )
-    connection.execute(items.insert(), list(_new_items(job_id, wish)))
+    numbers = {prompt: k for k, prompt in enumerate(told)}
+    rows = [{"job_id": job_id, "number": k, "prompt": prompt} for prompt, k in numbers.items()]
+    connection.execute(prompts.insert(), rows)
+    connection.execute(items.insert(), list(_new_items(job_id, wish, numbers)))
     return require(connection, job_id)
 
 
-def _new_items(job_id: str, wish: Wish) -> Iterable[dict[str, Any]]:
+def _new_items(job_id: str, wish: Wish, numbers: Mapping[str, int]) -> Iterable[dict[str, Any]]:
     for k, prompt in enumerate(wish.prompts):
         yield {
             "job_id": job_id,
             "number": k + 1,
-            "prompt": prompt,
+            "prompt": "",
+            "prompt_number": numbers[prompt],
             "seed": (wish.first_seed + k) % SEEDS,
             "state": "waiting",
             "revision": 0,
             "tries": 0,
-            "not_before": 0.0,
+            "not_before": NEVER,
+            "ready_at": 0.0,
         }
+
+
+def _stored_bytes(wish: Wish, told: Sequence[str]) -> int:
+    texts = sum(len(text.encode()) for text in (*told, wish.negative_prompt))
+    return JOB_BYTES + ITEM_BYTES * len(wish.prompts) + texts
 
 
 def _known(connection: sa.Connection, wish: Wish, owner: str, request_id: str) -> Job | None:
@@ -222,18 +299,39 @@ def _known(connection: sa.Connection, wish: Wish, owner: str, request_id: str) -
     return require(connection, found.id)
 
 
-def _require_room(connection: sa.Connection, owner: str, more: int) -> None:
+def _require_share(
+    connection: sa.Connection, owner: str, share: Share, *, images: int, stored_bytes: int
+) -> None:
+    """Raise ``LimitReached`` where one more open job would be more than the owner's share."""
+    size = sa.func.coalesce(jobs.c.stored_bytes, JOB_BYTES + ITEM_BYTES * jobs.c.total)
+    opened = sa.case((jobs.c.finished_at.is_(None), 1), else_=0)
+    sums = sa.select(sa.func.sum(opened), sa.func.sum(size)).where(jobs.c.owner == owner)
+    open_jobs, stored = (int(found or 0) for found in connection.execute(sums).one())
+    if open_jobs >= share.open_jobs:
+        raise _too_much(
+            f"you have {open_jobs} jobs that are not over and may have {share.open_jobs}: "
+            "wait for one, cancel one, or put more pictures into one job"
+        )
+    if stored + stored_bytes > share.stored_bytes:
+        raise _too_much(
+            f"your jobs take {stored} bytes, finished and cancelled ones included, this one would "
+            f"take {stored_bytes} and all may take {share.stored_bytes}: delete jobs that you no "
+            "longer need (their pictures stay)"
+        )
     unfinished = connection.scalar(
         sa.select(sa.func.count())
         .select_from(items.join(jobs))
         .where(jobs.c.owner == owner, jobs.c.finished_at.is_(None), items.c.state.in_(OPEN))
     )
-    if (unfinished or 0) + more > MAX_UNFINISHED:
-        raise Overloaded(
-            f"{unfinished} pictures of your jobs are waiting and {MAX_UNFINISHED} may: "
-            "wait for some, or cancel a job.",
-            retry_after_s=120.0,
+    if (unfinished or 0) + images > share.open_images:
+        raise _too_much(
+            f"{unfinished} pictures of your jobs are waiting, these would be {images} more and "
+            f"{share.open_images} may wait: wait for some, or cancel a job"
         )
+
+
+def _too_much(why: str) -> LimitReached:
+    return LimitReached(f"{why[0].upper()}{why[1:]}.", retry_after_s=120.0)
 
 
 # Looking
@@ -279,19 +377,62 @@ def _behind(connection: sa.Connection, after: str) -> sa.ColumnElement[bool]:
     return older | ((jobs.c.created_at == at) & (jobs.c.id < after))
 
 
-def unfinished(connection: sa.Connection) -> list[Job]:
-    """Jobs of everybody that are being drawn, oldest first."""
-    drawn = (jobs.c.state == "running") & not_held(time.time())
-    return _with_counts(connection, _select().where(drawn).order_by(jobs.c.created_at))
+def foreseen(connection: sa.Connection) -> list[Job]:
+    """Jobs of everybody that are being drawn: of each turn the ``FORESEEN`` oldest."""
+    return [job for priority in PRIORITIES for job in _foreseen(connection, priority)]
 
 
-def not_held(now: float) -> sa.ColumnElement[bool]:
-    """Jobs whose owner may draw."""
-    return keys.why_not(jobs.c.owner, now) == ""
+def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
+    line, ahead = good_turns(priority, time.time()), jobs.alias("ahead")
+    last = (
+        sa.select(ahead.c.created_at)
+        .where(*in_line(ahead, priority, line.c.turn))
+        .order_by(ahead.c.created_at)
+        .offset(FORESEEN - 1)
+        .limit(1)
+        .scalar_subquery()
+    )
+    near = jobs.c.created_at <= sa.func.coalesce(last, NEVER)
+    query = _select().where(*in_line(jobs, priority, line.c.turn), near)
+    return _with_counts(connection, query.order_by(jobs.c.created_at))
+
+
+def in_line(
+    table: sa.FromClause, priority: int, turn: sa.ColumnElement[str]
+) -> tuple[sa.ColumnElement[bool], ...]:
+    """What an index finds: jobs of ``turn`` that are being drawn."""
+    return table.c.state == "running", table.c.priority == priority, table.c.turn == turn
+
+
+def good_turns(priority: int, now: float) -> sa.Subquery:
+    """Each ``turn`` that has jobs being drawn and whose owner may draw.
+
+    One step through the index for each, however many jobs it has. A key is the turn of its own
+    jobs; without keys turns are addresses, whose owner is nobody's key and never held.
+    """
+    later, running = jobs.alias("later"), jobs.c.state == "running"
+    first = sa.select(sa.func.min(jobs.c.turn).label("turn"))
+    line = first.where(running, jobs.c.priority == priority).cte("line", recursive=True)
+    following = sa.select(sa.func.min(later.c.turn)).where(
+        later.c.state == "running", later.c.priority == priority, later.c.turn > line.c.turn
+    )
+    line = line.union_all(sa.select(following.scalar_subquery()).where(line.c.turn.is_not(None)))
+    good = (keys.why_not(line.c.turn, now) == "") & ~_is_held(line.c.turn, now)
+    return sa.select(line.c.turn).where(line.c.turn.is_not(None), good).subquery("turns")
+
+
+def _is_held(owner: sa.ColumnElement[str], now: float) -> sa.ColumnElement[bool]:
+    return sa.exists().where(holds.c.owner == owner, holds.c.until > now)
+
+
+def _held(now: float) -> sa.ColumnElement[str]:
+    """Why nothing of the job may be drawn; empty where it may."""
+    reached = sa.case((_is_held(jobs.c.owner, now), "limit"), else_="")
+    return sa.func.coalesce(sa.func.nullif(keys.why_not(jobs.c.owner, now), ""), reached)
 
 
 def _select() -> sa.Select[Any]:
-    return sa.select(*_JOB_COLUMNS, keys.why_not(jobs.c.owner, time.time()).label("held"))
+    return sa.select(*_JOB_COLUMNS, _held(time.time()).label("held"))
 
 
 def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
@@ -302,8 +443,11 @@ def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
     counted = sa.select(items.c.job_id, items.c.state, sa.func.count()).group_by(
         items.c.job_id, items.c.state
     )
-    for job_id, state, count in connection.execute(counted.where(items.c.job_id.in_(counts))):
-        counts[job_id][state] = count
+    ids = list(counts)
+    for k in range(0, len(ids), AT_ONCE):
+        some = counted.where(items.c.job_id.in_(ids[k : k + AT_ONCE]))
+        for job_id, state, count in connection.execute(some):
+            counts[job_id][state] = count
     return [Job(**row, counts=counts[row["id"]]) for row in rows]
 
 
@@ -311,7 +455,7 @@ def items_of(
     connection: sa.Connection, job_id: str, states: Sequence[str], limit: int, after: int
 ) -> list[Item]:
     """Items in ``states`` (none: in any) by number, beyond number ``after``."""
-    query = sa.select(*_ITEM_COLUMNS).where(items.c.job_id == job_id, items.c.number > after)
+    query = _items().where(items.c.job_id == job_id, items.c.number > after)
     if states:
         query = query.where(items.c.state.in_(states))
     rows = connection.execute(query.order_by(items.c.number).limit(limit)).mappings()
@@ -320,9 +464,13 @@ def items_of(
 
 def changed_since(connection: sa.Connection, job_id: str, revision: int, limit: int) -> list[Item]:
     """Items that changed after ``revision``, in the order of their last change."""
-    query = sa.select(*_ITEM_COLUMNS).where(items.c.job_id == job_id, items.c.revision > revision)
+    query = _items().where(items.c.job_id == job_id, items.c.revision > revision)
     rows = connection.execute(query.order_by(items.c.revision).limit(limit)).mappings()
     return [Item(**row) for row in rows]
+
+
+def _items() -> sa.Select[Any]:
+    return sa.select(*_ITEM_COLUMNS).select_from(WITH_PROMPT)
 
 
 def leases_of(connection: sa.Connection, job_id: str) -> dict[str, int]:
@@ -379,7 +527,7 @@ def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> i
             connection, job_id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE, **said
         )
     ended = {"state": "cancelled", "finished_at": now}
-    connection.execute(jobs.update().where(jobs.c.id.in_(found)).values(ended))
+    connection.execute(jobs.update().where(_open_of(owner)).values(ended))
     return len(found)
 
 
@@ -387,19 +535,22 @@ def _open_of(owner: str) -> sa.ColumnElement[bool]:
     return (jobs.c.owner == owner) & jobs.c.state.in_(("running", "paused"))
 
 
-def retry(connection: sa.Connection, job: Job) -> None:
-    """Draw failed items again."""
+def retry(connection: sa.Connection, job: Job, share: Share) -> None:
+    """Draw failed items again; raises ``LimitReached`` where the owner has too much open."""
     if job.state == "cancelled":
         raise _is_over(job, "retried")
-    if not job.counts["failed"]:
+    failed = job.counts["failed"]
+    if not failed:
         return
+    if job.over:
+        _require_share(connection, job.owner, share, images=failed, stored_bytes=0)
     change_items(
         connection,
         job.id,
         items.c.state == "failed",
         state="waiting",
         tries=0,
-        not_before=0.0,
+        ready_at=0.0,
         error_code=None,
         error_message=None,
     )
@@ -407,17 +558,46 @@ def retry(connection: sa.Connection, job: Job) -> None:
         _set(connection, job, state="running", finished_at=None)
 
 
-def delete(connection: sa.Connection, job_id: str) -> None:
-    """Forget the job; its pictures stay."""
-    connection.execute(items.delete().where(items.c.job_id == job_id))
-    connection.execute(jobs.delete().where(jobs.c.id == job_id))
+def delete(connection: sa.Connection, *job_ids: str) -> None:
+    """Forget jobs; their pictures stay."""
+    for table, column in ((items, items.c.job_id), (prompts, prompts.c.job_id), (jobs, jobs.c.id)):
+        connection.execute(table.delete().where(column.in_(job_ids)))
 
 
 def forget_finished(connection: sa.Connection, before: float) -> int:
-    """Delete jobs that finished ``before``; how many."""
-    old = sa.select(jobs.c.id).where(jobs.c.finished_at < before)
-    connection.execute(items.delete().where(items.c.job_id.in_(old)))
-    return connection.execute(jobs.delete().where(jobs.c.finished_at < before)).rowcount
+    """Delete jobs that finished ``before``; how many. One transaction takes a bounded number of
+    items: ask again until there are none."""
+    old = sa.select(jobs.c.id, jobs.c.total).where(jobs.c.finished_at < before)
+    found: list[str] = []
+    rows = 0
+    for job_id, total in connection.execute(old.order_by(jobs.c.finished_at).limit(AT_ONCE)):
+        if found and rows + total > MAX_ITEMS:
+            break
+        found.append(job_id)
+        rows += total
+    delete(connection, *found)
+    return len(found)
+
+
+# Owners that may draw nothing for now
+
+
+def hold(connection: sa.Connection, owner: str, until: float) -> None:
+    """Lease nothing of ``owner`` until then. Two at once may raise IntegrityError: it is held."""
+    held = holds.update().where(holds.c.owner == owner).values(until=until)
+    if not connection.execute(held).rowcount:
+        connection.execute(holds.insert().values(owner=owner, until=until))
+
+
+def let_draw(connection: sa.Connection, owner: str) -> None:
+    """End the hold of ``owner``, if there is one: its limits were changed."""
+    connection.execute(holds.delete().where(holds.c.owner == owner))
+
+
+def lower_priority(connection: sa.Connection, owner: str, priority: int) -> None:
+    """Open jobs of ``owner`` go no sooner than ``priority``."""
+    sooner = _open_of(owner) & (jobs.c.priority < priority)
+    connection.execute(jobs.update().where(sooner).values(priority=priority))
 
 
 def change_items(

@@ -10,7 +10,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.storage.jobs import NO_LEASE, change_items, items, jobs, next_revisions, not_held
+from worker.storage.jobs import (
+    NO_LEASE,
+    PRIORITIES,
+    PROMPT,
+    WITH_PROMPT,
+    change_items,
+    good_turns,
+    in_line,
+    items,
+    jobs,
+    next_revisions,
+)
 
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""
@@ -44,10 +55,12 @@ class Offer:
     """A job that has items to draw: enough to say how many of them there is room for."""
 
     job_id: str
+    owner: str
     turn: str
     priority: int
     width: int
     height: int
+    steps: int
     guidance_scale: float
     created_at: float
     ready: int  # items that may be drawn now; counted up to a bound
@@ -162,7 +175,7 @@ def give_back(
     code, message = why
     values = {
         "state": "waiting",
-        "not_before": not_before,
+        "ready_at": not_before,
         "tries": item.tries + tried,
         "error_code": code or None,
         "error_message": message or None,
@@ -175,6 +188,13 @@ def pause_job(connection: sa.Connection, job_id: str) -> None:
     running = (jobs.c.id == job_id) & (jobs.c.state == "running")
     connection.execute(jobs.update().where(running).values(state="paused"))
     change_items(connection, job_id, items.c.state == "running", state="waiting", **NO_LEASE)
+
+
+def refuse_job(connection: sa.Connection, job_id: str, code: str, message: str, now: float) -> None:
+    """What waits of a job gets no picture: nothing of it may be drawn."""
+    values = {"state": "failed", "error_code": code, "error_message": message}
+    change_items(connection, job_id, items.c.state == "waiting", **values)
+    _settle(connection, job_id, now)
 
 
 def failures(connection: sa.Connection, job_id: str, code: str) -> int:
@@ -217,28 +237,43 @@ def _settle(connection: sa.Connection, job_id: str, now: float) -> None:
 
 
 def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
-    return items.c.job_id == job_id, items.c.state == "waiting", items.c.not_before <= now
+    due = sa.func.coalesce(items.c.ready_at, items.c.not_before) <= now
+    return items.c.job_id == job_id, items.c.state == "waiting", due
 
 
 def _choose(connection: sa.Connection, now: float) -> Offer | None:
-    names = ["turn", "priority", "width", "height", "guidance_scale", "created_at"]
-    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names)).where(
-        jobs.c.state == "running",
-        not_held(now),
-        sa.select(items.c.number).where(*_ready(jobs.c.id, now)).exists(),
+    """Looks at the first job of each turn alone, so a turn's thousands cost nobody anything."""
+    for priority in PRIORITIES:
+        offers = _first_of_each_turn(connection, priority, now)
+        if offers:
+            under_way = _under_way(connection)
+            chosen = min(offers, key=lambda o: (under_way.get(o.turn, 0), o.created_at))
+            return replace(chosen, ready=_count_ready(connection, chosen.job_id, now))
+    return None
+
+
+def _first_of_each_turn(connection: sa.Connection, priority: int, now: float) -> list[Offer]:
+    """The oldest job that has something to draw, of each turn."""
+    line, oldest = good_turns(priority, now), jobs.alias("oldest")
+    first = (
+        sa.select(oldest.c.id)
+        .where(
+            *in_line(oldest, priority, line.c.turn),
+            sa.select(items.c.number).where(*_ready(oldest.c.id, now)).exists(),
+        )
+        .order_by(oldest.c.created_at)
+        .limit(1)
+        .scalar_subquery()
     )
-    offers = [Offer(**row, ready=0) for row in connection.execute(query).mappings()]
-    if not offers:
-        return None
-    under_way = _under_way(connection)
+    names = [name for name in Offer.__dataclass_fields__ if name in jobs.c]
+    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names))
+    rows = connection.execute(query.select_from(line.join(jobs, jobs.c.id == first))).mappings()
+    return [Offer(**row, ready=0) for row in rows]
 
-    def rank(offer: Offer) -> tuple[int, int, float]:
-        return offer.priority, under_way.get(offer.turn, 0), offer.created_at
 
-    chosen = min(offers, key=rank)
-    ready = sa.select(items.c.number).where(*_ready(chosen.job_id, now)).limit(_COUNTED).subquery()
-    counted = connection.scalar(sa.select(sa.func.count()).select_from(ready))
-    return replace(chosen, ready=counted or 0)
+def _count_ready(connection: sa.Connection, job_id: str, now: float) -> int:
+    ready = sa.select(items.c.number).where(*_ready(job_id, now)).limit(_COUNTED).subquery()
+    return connection.scalar(sa.select(sa.func.count()).select_from(ready)) or 0
 
 
 def _under_way(connection: sa.Connection) -> dict[str, int]:
@@ -250,6 +285,8 @@ def _under_way(connection: sa.Connection) -> dict[str, int]:
 
 def _leased(connection: sa.Connection, leases: Sequence[str]) -> list[Leased]:
     names = Leased.__dataclass_fields__
-    columns = [items.c[name] if name in items.c else jobs.c[name] for name in names]
-    query = sa.select(*columns).select_from(items.join(jobs)).where(items.c.lease.in_(leases))
+    known: dict[str, sa.ColumnElement[Any]] = {**jobs.c, **items.c, "prompt": PROMPT}
+    columns = [known[name] for name in names]
+    held = WITH_PROMPT.join(jobs, jobs.c.id == items.c.job_id)
+    query = sa.select(*columns).select_from(held).where(items.c.lease.in_(leases))
     return [Leased(**row) for row in connection.execute(query.order_by(items.c.number)).mappings()]

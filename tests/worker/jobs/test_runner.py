@@ -247,7 +247,7 @@ async def test_a_worker_pauses_a_job_full_of_them(
         strike(home, store, job, number)
     # Were all of the other items done before the third refusal is told, the job would be over.
     last = jobs.items.c.number == len(PROMPTS)
-    store(lambda c: c.execute(jobs.items.update().where(last).values(not_before=2e10)))
+    store(lambda c: c.execute(jobs.items.update().where(last).values(ready_at=2e10)))
     async with serving(settings) as (service, _):
         await ready(service)
         await eventually(lambda: store.job(job.id).state == "paused")

@@ -1,16 +1,17 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
 
-from worker.errors import Conflict, Overloaded, Refused
+from worker.errors import Conflict, LimitReached, Refused
 from worker.storage import jobs
 from worker.storage.database import create_engine, sqlite_url
-from worker.storage.jobs import Job, Wish
+from worker.storage.jobs import Job, Share, Wish
 from worker.storage.migrations import migrate
 from worker.storage.schema import metadata
 
@@ -33,6 +34,9 @@ WISH = Wish(
 )
 
 
+SHARE = Share(open_jobs=1000, open_images=100_000, stored_bytes=1 << 30)
+
+
 class Store:
     """Each call is a transaction of its own, as for workers."""
 
@@ -45,8 +49,9 @@ class Store:
             return work(connection, *args, **values)
 
     def create(self, request_id: str = REQUEST, owner: str = "k1", **changes: Any) -> Job:
+        share = changes.pop("share", SHARE)
         wish = replace(WISH, **changes)
-        return self(jobs.create, wish, owner, owner, request_id, now=100.0)
+        return self(jobs.create, wish, owner, owner, request_id, now=100.0, share=share)
 
     def job(self, job_id: str) -> Job:
         return self(jobs.require, job_id)
@@ -71,7 +76,7 @@ def test_migration_makes_what_the_tables_say(store: Store) -> None:
         found = sa.inspect(connection).get_indexes(table)
         return {(i["name"], tuple(i["column_names"]), i["unique"]) for i in found}
 
-    for table in (jobs.jobs, jobs.items):
+    for table in (jobs.jobs, jobs.items, jobs.prompts, jobs.holds):
         declared = {c.name: f"{c.type} {c.nullable}" for c in table.columns}
         assert store(columns, table.name) == declared
         known = {(i.name, tuple(c.name for c in i.columns), i.unique) for i in table.indexes}
@@ -123,15 +128,15 @@ def test_two_posts_at_once_cannot_both_make_a_job(store: Store) -> None:
 
 
 def test_what_waits_is_bounded_for_each_owner(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
-    monkeypatch.setattr(jobs, "MAX_UNFINISHED", 5)
-    first = store.create()
-    with pytest.raises(Overloaded, match="3 pictures of your jobs are waiting and 5 may"):
-        store.create("e" * 32)
-    store.create("f" * 32, owner="k2")
+    share = replace(SHARE, open_images=5)
+    first = store.create(share=share)
+    with pytest.raises(LimitReached, match=r"3 pictures of your jobs are waiting.* and 5 may"):
+        store.create("e" * 32, share=share)
+    store.create("f" * 32, owner="k2", share=share)
     store(jobs.cancel, store.job(first.id), 1.0)
-    store.create("e" * 32)
+    store.create("e" * 32, share=share)
 
 
 def test_list_is_newest_first_and_paged(store: Store) -> None:
@@ -164,7 +169,7 @@ def test_cancelled_is_final(store: Store) -> None:
     cancelled = store.job(job.id)
     assert (cancelled.state, cancelled.finished_at) == ("cancelled", 7.0)
     assert cancelled.counts["cancelled"] == 3
-    for verb in (jobs.pause, jobs.resume, jobs.retry):
+    for verb in (jobs.pause, jobs.resume, partial(jobs.retry, share=SHARE)):
         with pytest.raises(Conflict, match="is cancelled and cannot be"):
             store(verb, cancelled)
 

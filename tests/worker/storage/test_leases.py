@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.storage.test_jobs import Store
+from tests.worker.storage.test_jobs import SHARE, Store
 from worker.storage import jobs, keys, leases
 from worker.storage.jobs import Job
 from worker.storage.leases import LEASE_S, Leased, Offer
@@ -52,7 +52,7 @@ def test_a_failed_item_fails_the_job_once_all_are_over(store: Store) -> None:
     for item in others:
         store(leases.finish, item, "img", 301.0)
     assert store.job(job.id).state == "failed"
-    store(jobs.retry, store.job(job.id))
+    store(jobs.retry, store.job(job.id), SHARE)
     again = store.job(job.id)
     assert (again.state, again.finished_at, again.counts["waiting"]) == ("running", None, 1)
     assert store.items(job.id, "waiting")[0].error_code is None
@@ -199,7 +199,7 @@ def test_jobs_of_a_key_that_is_not_good_are_held(store: Store) -> None:
     assert [store.job(j.id).held for j in (job, expired, other)] == ["disabled", "expired", ""]
     assert {item.job_id for item in take(store, 9, now=time.time())} == {other.id}
     assert take(store, 9, now=time.time()) == []
-    assert [j.id for j in store(jobs.unfinished)] == [other.id]
+    assert [j.id for j in store(jobs.foreseen)] == [other.id]
     store(keys.change, leaked, disabled=False)
     assert len(take(store, 9, now=time.time())) == 3
     assert store.job(job.id).held == ""
@@ -215,13 +215,13 @@ def test_jobs_whose_key_is_gone_are_held(store: Store) -> None:
 def test_what_is_under_way_of_a_stopped_key_gives_no_result(store: Store) -> None:
     id, job = owned(store, "a")
     _, other = owned(store, "b")
-    mine, theirs = take(store), take(store)
+    under_way = {item.job_id: item for item in take(store) + take(store)}
     seen = store.job(job.id).revision
     store(jobs.stop, id)
     assert store.job(job.id).counts["waiting"] == 3
     assert store.job(job.id).revision > seen  # so that event streams tell it
-    assert not store(leases.finish, mine[0], "img", 300.0)
-    assert store(leases.finish, theirs[0], "img", 300.0)
+    assert not store(leases.finish, under_way[job.id], "img", 300.0)
+    assert store(leases.finish, under_way[other.id], "img", 300.0)
     assert store.job(other.id).counts["done"] == 1
 
 

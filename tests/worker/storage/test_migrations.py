@@ -11,6 +11,8 @@ TABLES = (
     gallery.images,
     jobs.jobs,
     jobs.items,
+    jobs.prompts,
+    jobs.holds,
     keys.keys,
     keys.keys_state,
     usage.entries,
