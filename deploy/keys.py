@@ -257,6 +257,7 @@ def _find(cell: Cell, name: str) -> "Key":
 def _change(cell: Cell, key: "Key", event: str, **values: Any) -> None:
     def work(connection: "Connection") -> None:
         store.keys.change(connection, key.id, **values)
+        store.jobs.let_draw(connection, key.id)
         if {"disabled", "expires_at"} & values.keys():
             store.jobs.stop(connection, key.id)
 

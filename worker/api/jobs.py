@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from worker import quota
 from worker.api import gallery, job_wire, oversight, sse
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
@@ -25,6 +27,7 @@ from worker.api.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.errors import Conflict, NotFound
 from worker.jobs.archive import archive
+from worker.jobs.drawing import priority_of
 from worker.jobs.steps import Steps
 from worker.pipelines.base import DrawSpec
 from worker.service import Service
@@ -49,6 +52,8 @@ async def create(request: Request) -> Response:
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     wish = await _parsed(service, body, default_seed(exchange.id))
+    quota.require_size(caller.key, wish.width, wish.height, wish.steps)
+    wish = replace(wish, priority=priority_of(caller.key, wish.priority))
     service.engine.check([_first(wish)])
     job = await _created(service, wish, caller, exchange.id)
     exchange.notes |= {"job": job.id, "items": job.total}

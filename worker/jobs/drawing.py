@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from worker import audit, log
+from worker import audit, log, quota
 from worker.audit import Audit
 from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
-from worker.errors import DrawingFailed, Refused, Unavailable
+from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
 from worker.imaging import Encoders, parameters_text
 from worker.jobs.steps import StepsWriter
 from worker.metrics import Metrics
@@ -20,7 +20,7 @@ from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
 from worker.storage.keys import Key
-from worker.storage.leases import Leased
+from worker.storage.leases import Leased, Offer
 from worker.strikes import CLEAN, Record, Strikes
 
 STRIKES_TIMEOUT_S = 5.0
@@ -65,13 +65,16 @@ async def draw(held: Held, engine: Engine, model: str, tools: Tools) -> StoredIm
     Raises ``ZimageError``: ``Refused`` where the item itself is at fault.
     """
     item = held.item
+    key = tools.key_of(item.owner)
+    require_allowed(key, item)
     spec = _spec(item)
     exclusive = await _must_be_alone(item, tools)
     if held.revoked:
         raise Unavailable("the lease has ended")
-    hold = await _part_of_the_day(item, tools)
+    hold = await _part_of_the_day(item, key, tools)
     try:
-        held.ticket = engine.submit(_request(item, spec, exclusive=exclusive))
+        request = _request(item, spec, priority_of(key, item.priority), exclusive=exclusive)
+        held.ticket = engine.submit(request)
         try:
             drawn = await _followed(held, held.ticket, tools.steps)
         finally:
@@ -84,9 +87,21 @@ async def draw(held: Held, engine: Engine, model: str, tools: Tools) -> StoredIm
     return image
 
 
-async def _part_of_the_day(item: Leased, tools: Tools) -> Hold:
+def require_allowed(key: Key | None, item: Leased | Offer) -> None:
+    """Raise ``Refused`` where the key of an item's owner, as it is now, may not draw it at all."""
+    try:
+        quota.require_size(key, item.width, item.height, item.steps)
+    except LimitReached as error:
+        raise Refused(error.message, param=error.param, code=error.code) from None
+
+
+def priority_of(key: Key | None, asked: int) -> Priority:
+    """``asked``, or that of the key where it goes later."""
+    return Priority(asked) if key is None else max(Priority(asked), Priority[key.priority.upper()])
+
+
+async def _part_of_the_day(item: Leased, key: Key | None, tools: Tools) -> Hold:
     """One picture of what the owner's key may draw today; jobs do not take its slots."""
-    key = tools.key_of(item.owner)
     day = None if key is None else replace(key, concurrency=None)
     return await tools.quotas.hold(day, _name(item), time.time(), 1)
 
@@ -127,7 +142,7 @@ def _spec(item: Leased) -> DrawSpec:
     )
 
 
-def _request(item: Leased, spec: DrawSpec, *, exclusive: bool) -> DrawRequest:
+def _request(item: Leased, spec: DrawSpec, priority: Priority, *, exclusive: bool) -> DrawRequest:
     return DrawRequest(
         id=_name(item),
         specs=(spec,),
@@ -135,7 +150,7 @@ def _request(item: Leased, spec: DrawSpec, *, exclusive: bool) -> DrawRequest:
         arrived_at=time.time(),
         key=item.turn,
         fingerprint=_fingerprint(item),
-        priority=Priority(item.priority),
+        priority=priority,
         exclusive=exclusive,
         watched=False,
         followed=True,

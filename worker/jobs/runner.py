@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from worker import log
 from worker.engine import Engine
@@ -28,10 +29,10 @@ from worker.errors import (
     ZimageError,
 )
 from worker.jobs.bell import Bell
-from worker.jobs.drawing import Held, Tools, draw, note
+from worker.jobs.drawing import Held, Tools, draw, note, priority_of, require_allowed
 from worker.jobs.holder import is_dead, this_process
 from worker.jobs.workers import live_workers
-from worker.storage import gallery, jobs, leases, usage
+from worker.storage import gallery, jobs, keys, leases, usage
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
 from worker.storage.leases import LEASE_S, Leased, Offer
@@ -47,7 +48,8 @@ _BUSY_S = 1.0
 _NO_ROOM_S = 15.0
 _PATIENCE_S = 5.0  # between attempts to tell a database that is away
 _SWEEP_S = 3600.0
-_LOOK_AT_LIMITS_S = 300.0  # an operator may have raised them
+_LOOK_AT_LIMITS_S = 300.0  # what was counted and not drawn is given back
+_DAY_S = 86_400.0
 _BELL = "jobs.bell"
 
 Ready = Callable[[], tuple[Engine, str] | None]
@@ -150,7 +152,8 @@ class Runner:
             await self._database.run(lambda c: leases.renew(c, list(self._held), now))
             self._renewed_at = now
         if now - self._swept_at > _SWEEP_S:
-            await self._database.run(lambda c: jobs.forget_finished(c, now - self._keep_s))
+            while await self._database.run(lambda c: jobs.forget_finished(c, now - self._keep_s)):
+                pass
             self._swept_at = now
 
     async def _compare(self, mine: frozenset[str]) -> None:
@@ -178,13 +181,15 @@ class Runner:
         workers = await asyncio.to_thread(live_workers, self._run_dir)
         if not self._room(engine, workers, offer):
             return False
+        if not await self._allowed(offer):
+            return True  # there may be something of others
         self._tools.encoders.require_room()
         await asyncio.to_thread(self._tools.images.require_room)
         now = time.time()
         self._renewed_at = self._renewed_at if self._held else now
         taken = await self._database.run(
             lambda c: leases.take(
-                c, self._holder, _new_lease, lambda o: self._room(engine, workers, o), now
+                c, self._holder, _new_lease, lambda o: self._most(engine, workers, o), now
             )
         )
         for item in taken:
@@ -202,6 +207,56 @@ class Runner:
         if ahead and 2 * ahead >= cap:
             return 0
         return min(cap, math.ceil(offer.ready / workers))
+
+    def _most(self, engine: Engine, workers: int, offer: Offer) -> int:
+        """Blocks. As many as there is room for and the owner's key may draw today."""
+        left, room = self._left_today(offer.owner), self._room(engine, workers, offer)
+        return room if left is None else min(left, room)
+
+    # Limits of the owner's key, as they are now
+
+    async def _allowed(self, offer: Offer) -> bool:
+        """Whether ``offer`` may be drawn. Else it is not offered again: its items are refused, it
+        waits behind others, or its owner is held until there may be something to draw again."""
+        key, now = self._tools.key_of(offer.owner), time.time()
+        try:
+            require_allowed(key, offer)
+        except Refused as error:
+            said = error.code, error.message
+            await self._database.run(lambda c: leases.refuse_job(c, offer.job_id, *said, now))
+            self._bell.ring()
+            return False
+        priority = priority_of(key, offer.priority)
+        if priority > offer.priority:
+            await self._database.run(lambda c: jobs.lower_priority(c, offer.owner, priority))
+            return False
+        if await asyncio.to_thread(self._left_today, offer.owner) == 0:
+            await self._hold_owner(offer.owner, _DAY_S - now % _DAY_S)
+            return False
+        return True
+
+    def _left_today(self, owner: str) -> int | None:
+        """Blocks. Pictures that ``owner`` may draw today; None: any number."""
+        key = self._tools.key_of(owner)
+        if key is None or key.images_per_day is None:
+            return None
+        return max(0, key.images_per_day - (self._tools.quotas.today(key) or 0))
+
+    async def _hold_owner(self, owner: str, wait_s: float) -> None:
+        """Lease nothing of ``owner`` for so long: item by item, its jobs would be chosen before
+        all others, for nobody has fewer under way. A key that was changed a moment ago, and is
+        not read yet, is not held."""
+        key, until = self._tools.key_of(owner), time.time() + min(wait_s, _LOOK_AT_LIMITS_S)
+
+        def work(connection: sa.Connection) -> None:
+            if key != keys.find(connection, owner):
+                raise Unavailable("The limits of a key have just been changed.")
+            jobs.hold(connection, owner, until)
+
+        with contextlib.suppress(IntegrityError):  # another worker holds it
+            await self._database.run(work)
+        log.event("jobs of an owner are held", owner=owner, seconds=round(until - time.time()))
+        self._bell.ring()
 
     def _begin(self, held: Held, engine: Engine, model: str) -> None:
         self._held[held.item.lease] = held
@@ -254,7 +309,9 @@ class Runner:
                 await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
             case LimitReached():
                 # Told as a reason: it may be tomorrow before the key may draw again.
-                later = now + min(error.retry_after_s, _LOOK_AT_LIMITS_S)
+                with contextlib.suppress(Unavailable):  # then the next one is refused as well
+                    await self._hold_owner(item.owner, error.retry_after_s)
+                later = now + _BUSY_S
                 await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
             case Unavailable():
                 later = now + _BUSY_S * (1 + secrets.randbelow(1000) / 1000)
