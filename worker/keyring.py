@@ -47,7 +47,7 @@ class KeyRing:
     async def refresh(self) -> None:
         """Read the keys if they changed. Without the database the copy stays as it is."""
         try:
-            if await self._database.read(keys.version) != self._version:
+            if await self._database.read_keys(keys.version) != self._version:
                 await self._read()
         except (StoreAway, OSError, keys.SecretLost) as error:
             self._tell(_why(error))
@@ -56,7 +56,7 @@ class KeyRing:
         self._tell("")
 
     async def _read(self) -> None:
-        found = await self._database.read(keys.snapshot)
+        found = await self._database.read_keys(keys.snapshot)
         secret = await asyncio.to_thread(self._secret_path.read_bytes)
         if found.keys and found.secret_check != keys.check_of(secret):
             raise keys.SecretLost

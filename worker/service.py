@@ -49,6 +49,8 @@ _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
 _LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
 _WARM_STEPS = 2
 _COLLECT_EVERY = 10_000  # objects made and not deleted; Python's 700 are two requests
+_SEARCHES = 8  # at a time: the last of them waits for some seconds at most
+_SEARCHES_OF_ONE = 4
 _CLOSE_S = 1.0  # a call into the pipeline that runs longer ends with the process
 
 
@@ -130,6 +132,7 @@ class Service:
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
         )
         self.reading_job = asyncio.Lock()
+        self.searches = Shares("searches", _SEARCHES, _SEARCHES_OF_ONE)
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()

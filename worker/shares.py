@@ -21,13 +21,13 @@ class Shares:
         ``LimitReached`` where the owner has its share, ``Overloaded`` where all are taken."""
         if self._held[owner] >= self._each:
             raise LimitReached(
-                f"You have {self._each} {self._noun} open here, which is as many as one key may: "
-                "close some of them.",
+                f"You have {self._each} {self._noun} under way here, which is as many as one key "
+                "may have: wait until one of them ends.",
                 retry_after_s=_RETRY_S,
                 retry=True,
             )
         if self._held.total() >= self._most:
-            raise Overloaded(f"Too many {self._noun} are open here.", retry_after_s=_RETRY_S)
+            raise Overloaded(f"Too many {self._noun} are under way here.", retry_after_s=_RETRY_S)
         self._held[owner] += 1
         return lambda: self._give_back(owner)
 

@@ -24,10 +24,12 @@ from worker.errors import NotFound, ZimageError
 from worker.imaging import MEDIA_TYPES
 from worker.service import Service
 from worker.storage import gallery, images, thumbnails
+from worker.storage.database import QueryTooLong
 from worker.storage.gallery import StoredImage, Wanted
 
 MAX_LIMIT = 200
 MAX_QUERY_CHARS = 200
+MAX_QUERY_WORDS = 16
 LOCATION = "/internal/images/"
 """Where nginx finds the files of ``ImageStore``."""
 
@@ -68,11 +70,23 @@ async def list_images(request: Request) -> Response:
     wanted = _wanted(request.query_params, caller)
     if wanted.after is not None:
         await _owned(service, caller, wanted.after, "after")
-    found = await service.database.read(lambda c: gallery.page(c, wanted))
+    found = await _page(service, caller, wanted)
     shown, more = found[: wanted.limit - 1], len(found) == wanted.limit
     _note(service, request, *shown)
     data = [describe(picture) for picture in shown]
     return Json({"object": "list", "data": data, "has_more": more})
+
+
+async def _page(service: Service, caller: Caller, wanted: Wanted) -> list[StoredImage]:
+    if not wanted.words and wanted.favourite is None:
+        return await service.database.read(lambda c: gallery.page(c, wanted))
+    give_back = service.searches.take(caller.turn)
+    try:
+        return await service.database.search(lambda c: gallery.page(c, wanted))
+    except QueryTooLong:
+        bad("q", "takes too long: search for more of the prompt, or for rarer words")
+    finally:
+        give_back()
 
 
 async def get_details(request: Request) -> Response:
@@ -188,12 +202,19 @@ def _wanted(query: QueryParams, caller: Caller) -> Wanted:
         bad("limit", f"{limit[:40]!r} is no number from 1 to {MAX_LIMIT}")
     return Wanted(
         owner=None if caller.role == "ops" else caller.owner,
-        words=tuple(bounded("q", query.get("q", ""), MAX_QUERY_CHARS).split()),
+        words=_words(query.get("q", "")),
         favourite=None if favourite is None else _FLAGS[favourite],
         job_id=query.get("job"),
         after=query.get("after"),
         limit=int(limit) + 1,  # one more tells whether there is more
     )
+
+
+def _words(query: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(bounded("q", query, MAX_QUERY_CHARS).split()))
+    if len(words) > MAX_QUERY_WORDS:
+        bad("q", f"{len(words)} words; at most {MAX_QUERY_WORDS} are searched for: leave some out")
+    return words
 
 
 def openapi(_: Service) -> Part:

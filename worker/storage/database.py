@@ -7,8 +7,10 @@ migrations may depend on either. A database that is locked, full, gone or not mi
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,11 @@ Row = TypeVar("Row")
 
 _WRITERS = 1  # two would poll for SQLite's lock, and one lose to the other again and again
 _READERS = 2  # of their own: they wait for no writer, nor for a thread that does
+_SEARCHERS = 2  # so that whoever reads a row or two never waits for one who looks at all of them
+_KEY_READERS = 1  # a key that was revoked must not stay good because others read
 _MAX_WAITING = 256
+_SEARCH_S = 1.0
+_STEPS = 20_000  # of SQLite's machine between two looks at the clock: about a millisecond
 
 
 def sqlite_url(path: Path) -> str:
@@ -30,8 +36,13 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+class QueryTooLong(Exception):
+    """A search took longer than any may, and was ended."""
+
+
 class Database:
-    """``timeout_s`` bounds each call, waiting for other writers included.
+    """``timeout_s`` bounds each call, waiting for other writers included. Each kind of call has
+    threads and connections of its own, so that none waits for another kind.
 
     An SQLite file must exist (``migrations.migrate`` makes it): a deleted one is not replaced by
     an empty one in silence.
@@ -40,9 +51,10 @@ class Database:
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
         self._engine = create_engine(url, timeout_s)
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="database-write")
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="database-read")
-        self._waiting = 0
+        self._writers = _Lane(_WRITERS, "database-write")
+        self._readers = _Lane(_READERS, "database-read")
+        self._searchers = _Lane(_SEARCHERS, "database-search")
+        self._key_readers = _Lane(_KEY_READERS, "database-keys")
         self.failures = 0
         """Calls that raised ``StoreAway``."""
 
@@ -52,7 +64,7 @@ class Database:
         After a ``StoreAway`` for lack of time the transaction may still be committed: give what
         must not happen twice a unique key.
         """
-        return await self._call(self._writers, lambda: self._transaction(work, read_only=False))
+        return await self._call(self._writers, lambda: self._transaction(work))
 
     async def run_each(
         self, rows: Sequence[Row], work: Callable[[sa.Connection, Sequence[Row]], object]
@@ -78,9 +90,31 @@ class Database:
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of ``work``, which only reads; it waits for no writer."""
-        return await self._call(self._readers, lambda: self._transaction(work, read_only=True))
+        return await self._read(self._readers, work)
 
-    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
+    async def read_keys(self, work: Callable[[sa.Connection], T]) -> T:
+        """``read`` for whoever must see changes of keys at once, whatever others read."""
+        return await self._read(self._key_readers, work)
+
+    async def search(self, work: Callable[[sa.Connection], T]) -> T:
+        """``read`` for what may look at very many rows. Raises ``QueryTooLong`` after a second."""
+        return await self._call(self._searchers, lambda: self._reading(work, _SEARCH_S))
+
+    async def _read(self, lane: "_Lane", work: Callable[[sa.Connection], T]) -> T:
+        try:
+            return await self._call(lane, lambda: self._reading(work, self._timeout_s))
+        except QueryTooLong:
+            self.failures += 1
+            raise StoreAway("The database cannot be used now (it is too slow).") from None
+
+    def _reading(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
+        def limited(connection: sa.Connection) -> T:
+            with _limit(connection, limit_s):
+                return work(connection)
+
+        return self._transaction(limited, read_only=True)
+
+    def _transaction(self, work: Callable[[sa.Connection], T], *, read_only: bool = False) -> T:
         try:
             with self._engine.connect() as connection:
                 connection = connection.execution_options(read_only=read_only)
@@ -89,21 +123,19 @@ class Database:
         except (exc.OperationalError, exc.DatabaseError) as error:
             if isinstance(error, exc.IntegrityError | exc.DataError):
                 raise  # the caller's own mistake or its duplicate key
+            if _was_limited(error):
+                raise QueryTooLong from None
             raise StoreAway(f"The database cannot be used now ({_why(error)}).") from error
 
-    async def _call(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def _call(self, lane: "_Lane", work: Callable[[], T]) -> T:
         try:
-            return await self._in_time(threads, work)
+            return await self._in_time(lane, work)
         except StoreAway:
             self.failures += 1
             raise
 
-    async def _in_time(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        if self._waiting >= _MAX_WAITING:
-            raise StoreAway("The database cannot be used now (too many calls wait for it).")
-        self._waiting += 1
-        call = asyncio.get_running_loop().run_in_executor(threads, work)
-        call.add_done_callback(self._done)
+    async def _in_time(self, lane: "_Lane", work: Callable[[], T]) -> T:
+        call = lane.begin(work)
         try:
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the result.
             async with asyncio.timeout(self._timeout_s + 1):
@@ -111,15 +143,35 @@ class Database:
         except TimeoutError:
             raise StoreAway("The database cannot be used now (it does not answer).") from None
 
+    def close(self) -> None:
+        for lane in (self._writers, self._readers, self._searchers, self._key_readers):
+            lane.close()
+        self._engine.dispose()
+
+
+class _Lane:
+    """Some threads, and a bounded line of calls that wait for them."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._waiting = 0
+
+    def begin(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """``work`` under way or in the line. Raises ``StoreAway`` where that is too long."""
+        if self._waiting >= _MAX_WAITING:
+            raise StoreAway("The database cannot be used now (too many calls wait for it).")
+        self._waiting += 1
+        call = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        call.add_done_callback(self._done)
+        return call
+
     def _done(self, call: "asyncio.Future[Any]") -> None:
         self._waiting -= 1
         if not call.cancelled():
             call.exception()  # nobody may be left to ask
 
     def close(self) -> None:
-        for threads in (self._writers, self._readers):
-            threads.shutdown(wait=False, cancel_futures=True)
-        self._engine.dispose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def create_engine(url: str, timeout_s: float) -> sa.Engine:
@@ -133,7 +185,7 @@ def create_engine(url: str, timeout_s: float) -> sa.Engine:
         "sqlite://",
         creator=lambda: _connect(path, timeout_s),
         poolclass=sa.QueuePool,
-        pool_size=_WRITERS + _READERS,
+        pool_size=_WRITERS + _READERS + _SEARCHERS + _KEY_READERS,
         max_overflow=0,
         pool_timeout=timeout_s,
     )
@@ -155,6 +207,26 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
+
+
+@contextmanager
+def _limit(connection: sa.Connection, limit_s: float) -> Iterator[None]:
+    """End what runs inside once it has taken ``limit_s``; ``_was_limited`` tells its error. The one
+    place that knows how a kind of database does it."""
+    raw = connection.connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        yield
+        return
+    deadline = time.monotonic() + limit_s
+    raw.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+    try:
+        yield
+    finally:
+        raw.set_progress_handler(None, 0)
+
+
+def _was_limited(error: exc.DBAPIError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.pipelines.base import DrawSpec
+from worker.storage import search
 from worker.storage.images import day
 from worker.storage.schema import metadata
 
@@ -123,6 +124,10 @@ def named(connection: sa.Connection, ids: Collection[str]) -> list[StoredImage]:
 def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
     """At most ``limit`` pictures, newest first; those of one request in their order."""
     query = sa.select(*_fields()).where(*_conditions(wanted))
+    words = [word.casefold() for word in wanted.words]
+    found = search.candidates(connection, words) if words else None
+    if found is not None:
+        query = query.where(images.c.id.in_(found))
     if wanted.after is not None:
         last = find(connection, wanted.after)
         if last is None:

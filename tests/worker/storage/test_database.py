@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.errors import StoreAway, status_of
-from worker.storage.database import Database, sqlite_url
+from worker.storage.database import Database, QueryTooLong, sqlite_url
 from worker.storage.migrations import ERRORS, SCRIPTS, migrate
 
 NOTES = sa.table("notes", sa.column("id"), sa.column("text"))
@@ -181,12 +181,42 @@ def test_too_many_waiting_calls_are_refused(path: Path, monkeypatch: pytest.Monk
         first = asyncio.create_task(database.run(add))
         await asyncio.sleep(0)
         with pytest.raises(StoreAway, match="too many"):
-            await database.read(count)
+            await database.run(add)
+        assert await database.read(count) == 0  # the line of others
         held.release()
         await first
         assert await database.read(count) == 1
 
     run(path, work, timeout_s=10)
+
+
+def endless(connection: sa.Connection) -> None:
+    numbers = "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n)"
+    connection.exec_driver_sql(f"{numbers} SELECT count(*) FROM n")
+
+
+def test_a_search_that_takes_too_long_is_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.storage.database._SEARCH_S", 0.05)
+
+    async def work(database: Database) -> None:
+        for _ in range(3):
+            with pytest.raises(QueryTooLong):
+                await database.search(endless)
+        assert await database.search(count) == 0
+        assert database.failures == 0
+
+    run(path, work, timeout_s=10)
+
+
+def test_a_read_that_takes_too_long_is_ended(path: Path) -> None:
+    async def work(database: Database) -> None:
+        for _ in range(3):  # more than there are threads: each comes back
+            with pytest.raises(StoreAway, match="too slow"):
+                await database.read(endless)
+        assert await database.read(count) == 0
+        assert database.failures == 3
+
+    run(path, work, timeout_s=0.1)
 
 
 def test_every_transaction_is_synced_to_disk(path: Path) -> None:
@@ -201,10 +231,11 @@ def test_every_transaction_is_synced_to_disk(path: Path) -> None:
     run(path, work)
 
 
-ADD_NOTE_TABLE = """
+LAST = max(path.name for path in (SCRIPTS / "versions").glob("*.py")).partition("_")[0]
+ADD_NOTE_TABLE = f"""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "9999", "0003"
+revision, down_revision = "9999", "{LAST}"
 def upgrade() -> None:
     op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
 """
