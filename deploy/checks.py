@@ -427,7 +427,12 @@ def _torch_versions() -> tuple[str, str]:
 def _driver_cuda() -> str:
     try:
         done = subprocess.run(
-            ["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False
+            ["nvidia-smi"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -45,6 +45,7 @@ from deploy.options import AsJson, Config
 from deploy.options import open_cell as _cell
 from deploy.supervise import SupervisorError
 from deploy.unit import render_unit
+from deploy.utf8 import speak_utf8
 
 app = typer.Typer(
     help="Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard.",
@@ -323,6 +324,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: turns what may go wrong into one clear message and an exit code."""
+    speak_utf8()
     os.umask(0o077)  # logs, state and what programs inherit: this user's alone
     sys.exit(run(app))
 

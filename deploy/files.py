@@ -55,7 +55,14 @@ def check_nginx(cell: Cell, files: dict[str, str]) -> None:
     with _staged(files) as directory:
         command = [cell.host.nginx_path, "-t", "-q", "-e", "stderr"]
         command += ["-p", f"{cell.layout.var_dir}/", "-c", str(directory / "nginx.conf")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+            check=False,
+        )
     if done.returncode != 0:
         raise CellError(f"nginx refuses the rendered configuration:\n{done.stderr.strip()}")
 

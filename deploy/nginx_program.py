@@ -65,7 +65,7 @@ def release_port(pidfile: Path) -> None:
 
 def _pid(pidfile: Path) -> int | None:
     try:
-        return int(pidfile.read_text())
+        return int(pidfile.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -64,7 +64,7 @@ def read(pid: int) -> Process | None:
 
 def age_s(process: Process) -> float:
     """Seconds since ``process`` was started."""
-    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    up_s = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     return up_s - process.started / os.sysconf("SC_CLK_TCK")
 
 
@@ -140,7 +140,7 @@ def _recorded(path: Path) -> list[Process]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -160,4 +160,4 @@ def _all() -> Iterable[Process]:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

@@ -115,6 +115,7 @@ def worker_environment(
         "HF_HOME": str(cache / "hub"),
         "OMP_NUM_THREADS": str(worker.threads),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # whatever LC_ALL the file gives for libraries' messages
         # Images often forbid it; then every start compiles four thousand modules again.
         "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,

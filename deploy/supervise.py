@@ -121,7 +121,7 @@ def environment(home: str) -> dict[str, str]:
     """What the cell inherits: little, so that it does not depend on who typed `up`, and where."""
     kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
     # No bytecode: the cell's umask would make caches in the checkout that nobody else can read.
-    own = {"HOME": home, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"HOME": home, "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return {**kept, **own, "PYTHONWARNINGS": "ignore::UserWarning"}
 
 

@@ -20,6 +20,7 @@ from deploy.config import ROOT, ClusterConfig, ConfigError, load
 from deploy.layout import Layout
 from deploy.options import config_path
 from deploy.plan import plan
+from deploy.utf8 import speak_utf8
 from loadtest import measures, report, run_file, slo
 from loadtest.entry import KEY_VARIABLE, add_key
 from loadtest.faults import Cell
@@ -31,6 +32,7 @@ from loadtest.stage import Options, Stage, StageError
 
 
 def main() -> int:
+    speak_utf8()
     args = arguments()
     try:
         if args.scenario == "compare":
@@ -176,7 +178,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()

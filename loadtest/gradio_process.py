@@ -42,5 +42,5 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, start_s: 
             if requests.get(f"{url}/config", timeout=2).status_code == 200:
                 return
         time.sleep(0.5)
-    tail = log.read_text(errors="replace")[-1500:]
+    tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
     raise NotStarted(f"Gradio did not start: {tail}")

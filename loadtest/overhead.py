@@ -158,7 +158,7 @@ def wait_for(port: int, timeout_s: float = 60.0) -> None:
 
 def wrk(url: str, body: str, clients: int, seconds: float) -> tuple[float, list[float], int]:
     """Requests per second, p50, p95 and p99 in milliseconds, and failures."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".lua") as script:
         script.write(_LUA % body)
         script.flush()
         command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "10s"]

@@ -52,7 +52,7 @@ async def _guard(settings: GuardSettings, path: Path) -> None:
 
 def _only_guard(lock: Path, settings_path: Path) -> IO[str]:
     """Wait for a predecessor whose supervisord died: two guards would fight over the gates."""
-    file = lock.open("w")
+    file = lock.open("w", encoding="utf-8")
     waited = False
     while settings_path.exists():
         with suppress(BlockingIOError):

@@ -37,15 +37,17 @@ def rotate(log: Path, max_bytes: int, keep: int) -> bool:
 def reopen_logs(nginx_pid: Path) -> None:
     """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
     with suppress(OSError, ValueError):
-        pid = int(nginx_pid.read_text())
+        pid = int(nginx_pid.read_text(encoding="utf-8"))
         # The number may be another process's by now, which the signal would end.
-        if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
+        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "nginx\n":
             os.kill(pid, signal.SIGUSR1)
 
 
 def days_of_certificate(path: Path) -> float | None:
     """Days until the certificate described in ``path`` ends; None without HTTPS."""
     try:
-        return float((json.loads(path.read_text())["ends_at"] - time.time()) / 86_400)
+        return float(
+            (json.loads(path.read_text(encoding="utf-8"))["ends_at"] - time.time()) / 86_400
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

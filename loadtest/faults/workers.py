@@ -113,7 +113,7 @@ def crash_loop(cell: Cell, worker: str) -> Iterator[None]:
 def out_of_memory(cell: Cell, worker: str, spare_mib: int = 4) -> Iterator[None]:
     """The process may map hardly more memory than it has now."""
     pid = cell.pid(worker)
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + (spare_mib << 20)
     with limited(pid, resource.RLIMIT_AS, limit):
         yield

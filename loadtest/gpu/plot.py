@@ -19,7 +19,7 @@ _STYLE = Style(background="white", plot_background="white", colors=("#2563eb", "
 
 def plot(results: Path) -> list[Path]:
     """The pictures that there are results for."""
-    found = [json.loads(line) for line in results.read_text().splitlines()]
+    found = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     return [
         path
         for draw, name in ((_rates, "rates.svg"), (_scale, "scale.svg"))

@@ -89,13 +89,13 @@ def missing(tmp_path: Path) -> dict[str, str]:
 
 def garbage(tmp_path: Path) -> dict[str, str]:
     pair = write_pair(tmp_path / "a")
-    Path(pair["certificate"]).write_text("not a certificate")
+    Path(pair["certificate"]).write_text("not a certificate", encoding="utf-8")
     return pair
 
 
 def garbage_key(tmp_path: Path) -> dict[str, str]:
     pair = write_pair(tmp_path / "a")
-    Path(pair["key"]).write_text("not a key")
+    Path(pair["key"]).write_text("not a key", encoding="utf-8")
     return pair
 
 

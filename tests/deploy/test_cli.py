@@ -39,7 +39,7 @@ def test_misuse_ends_with_2_and_says_how(config: Path, verb: str) -> None:
 
 
 def test_wrong_configuration_ends_with_1_and_every_problem(config: Path) -> None:
-    config.write_text('[listen]\nport = "x"\nadress = ""\n')
+    config.write_text('[listen]\nport = "x"\nadress = ""\n', encoding="utf-8")
     done = zimage(config, "up")
     assert done.returncode == 1
     assert "is wrong; nothing was touched" in done.stderr

@@ -91,6 +91,10 @@ def test_what_python_compiled_is_kept() -> None:
     assert environment()["PYTHONDONTWRITEBYTECODE"] == ""
 
 
+def test_workers_read_and_write_utf8_whatever_the_locale() -> None:
+    assert environment(environment={"LC_ALL": "zh_CN.GB18030"})["PYTHONUTF8"] == "1"
+
+
 def test_cpu_workers_get_their_share_of_threads() -> None:
     assert environment()["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in environment()

@@ -38,7 +38,9 @@ def test_frozen_thread_stands_still_until_it_is_let_go(counting: "subprocess.Pop
         os.set_blocking(counting.stdout.fileno(), False)
         os.read(counting.stdout.fileno(), 1 << 16)  # what it had said before
         state = Path(f"/proc/{counting.pid}/stat")
-        wait_until(lambda: state.read_text().split()[2] == "t", "stopped")  # soon, not at once
+        wait_until(
+            lambda: state.read_text(encoding="utf-8").split()[2] == "t", "stopped"
+        )  # soon, not at once
         held_s = time.monotonic() - held_from
         holder.communicate("")
     os.set_blocking(counting.stdout.fileno(), True)

@@ -202,7 +202,7 @@ def excess(
 
 def _take(lock: Path) -> IO[str] | None:
     """The lock, to be closed; None while another worker holds it."""
-    file = lock.open("a")
+    file = lock.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

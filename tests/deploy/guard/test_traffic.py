@@ -21,7 +21,7 @@ def line(status: int = 200, seconds: float = 1.0, path: str = DRAW, connects: st
 
 
 def append(log: Path, text: str) -> None:
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -12,7 +12,7 @@ RUNBOOKS = [ROOT / "docs" / name for name in ("runbook.md", "runbook.zh-CN.md")]
 
 def entries(runbook: Path) -> list[str]:
     """Headings of alarms, which their links name."""
-    return re.findall(r"^### ([a-z_]+)$", runbook.read_text(), re.M)
+    return re.findall(r"^### ([a-z_]+)$", runbook.read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=lambda path: path.name)
@@ -33,7 +33,7 @@ def test_every_alarm_of_the_guard_has_an_entry(runbook: Path) -> None:
 
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=lambda path: path.name)
 def test_links_inside_lead_somewhere(runbook: Path) -> None:
-    text = runbook.read_text()
+    text = runbook.read_text(encoding="utf-8")
     headings = {_anchor(line) for line in re.findall(r"^#+ (.+)$", text, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 
@@ -42,7 +42,7 @@ def test_links_inside_lead_somewhere(runbook: Path) -> None:
 def test_settings_that_it_names_are_there(runbook: Path) -> None:
     manual = (ROOT / "deploy" / "cluster.toml").read_text()
     sections = "limits|timeouts|auth|gallery|guard|nginx|logs|database|listen|model"
-    for section, key in re.findall(rf"`({sections})\.(\w+)`", runbook.read_text()):
+    for section, key in re.findall(rf"`({sections})\.(\w+)`", runbook.read_text(encoding="utf-8")):
         if key not in {"log", "md"}:
             block = manual.split(f"\n[{section}]", 1)[1].split("\n[", 1)[0]
             assert re.search(rf"^{key} = ", block, re.M), f"{section}.{key}"
