@@ -6,9 +6,11 @@
 import errno
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Literal
 from deploy import machine, processes, store
 from deploy.cell import Cell, CellError
 from deploy.certificate import WARN_BEFORE, CertificateError
+from deploy.config import ROOT, is_plain_path
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by, under_root
 from deploy.livez import livez
 from deploy.plan import model_source
@@ -47,7 +50,7 @@ class Finding:
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    checks = (nginx, sockets, ports, https, memory, gpus, model, database, keys)
+    checks = (nginx, paths, sockets, ports, open_files, https, memory, gpus, model, database, keys)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -66,6 +69,20 @@ def nginx(cell: Cell) -> Iterator[Finding]:
         yield Finding("fail", "nginx", f"{found.path} is {found.version_text}", remedy)
     else:
         yield Finding("ok", "nginx", f"{found.version_text} at {found.path}")
+
+
+def paths(cell: Cell) -> Iterator[Finding]:
+    """Whether nginx and supervisord can be told the paths that no configuration chooses."""
+    found = {"checkout": str(ROOT), "Python": sys.executable, "home": str(Path.home())}
+    for what, path in found.items():
+        if not is_plain_path(path):
+            yield Finding(
+                "fail",
+                "paths",
+                f"the {what} is at {path!r}",
+                "move it to a path without quotes, backslashes, control characters "
+                "and any of $ ; # { } * ? [ ] : %",
+            )
 
 
 def sockets(cell: Cell) -> Iterator[Finding]:
@@ -113,6 +130,21 @@ def ports(cell: Cell) -> Iterator[Finding]:
         else:
             remedy = f"set {key}.address to an address of this machine"
             yield Finding("fail", subject, os.strerror(problem), remedy)
+
+
+def open_files(cell: Cell) -> Iterator[Finding]:
+    """Whether nginx may open what it is promised: at less, it drops clients, and no alert tells."""
+    need = cell.config.nginx.worker_connections + 1024  # as rendered into nginx.conf
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    unlimited = limit == resource.RLIM_INFINITY or os.geteuid() == 0  # root's nginx raises its own
+    if unlimited or limit >= need:
+        yield Finding("ok", "open files", "unlimited" if unlimited else f"{limit}; {need} needed")
+    else:
+        remedy = (
+            f"raise the limit (LimitNOFILE of the unit, nofile in limits.conf, --ulimit of a "
+            f"container), or set nginx.worker_connections = {max(64, limit - 1024)}"
+        )
+        yield Finding("fail", "open files", f"{limit} at most; nginx needs {need}", remedy)
 
 
 def https(cell: Cell) -> Iterator[Finding]:

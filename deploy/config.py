@@ -46,6 +46,14 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
     return PydanticCustomError(
         "problem", "{what}; {remedy}", {"key": key, "what": what, "remedy": remedy}
@@ -54,16 +62,24 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
 
 _NAME = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
-_SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\r\n]+)?$"
-_HOST = r"^[A-Za-z0-9*][A-Za-z0-9.:-]{0,252}$"
+_SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
+_HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
 _HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # those of worker/fonts/mark.otf
 _MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
-_PRODUCER = r"^[^\"\\;#\x00-\x1f]{0,200}$"
+_PRODUCER = r"^[^\"\\;#\x00-\x1f\x7f]{0,200}$"
 _NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_PATH = r"^[^\"'\\$;#{}\r\n]*$"  # what nginx and supervisor would read as more than a path
+_ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
+_USER = r"^([A-Za-z_][A-Za-z0-9_.-]{0,31})?$"
+_PATH = r"^[^\"'\\$;#{}\x00-\x1f\x7f]*$"  # nginx and supervisor read these as more than a path
+# nginx looks for patterns and for the end of a socket's path; supervisor expands % twice
+_PLACE = r"^[^\"'\\$;#{}*?\[\]:%\x00-\x1f\x7f]*$"
 _PATTERNS = {
-    _PATH: "must be a path without quotes, backslashes and any of $ ; # { }",
+    _ADDRESS: 'must be an IP address such as "127.0.0.1" or "::"',
+    _USER: "must be the name of a user: letters, digits, _ . and - (32 at most)",
+    _PATH: "must be a path without quotes, backslashes, control characters and any of $ ; # { }",
+    _PLACE: "must be a path without quotes, backslashes, control characters "
+    "and any of $ ; # { } * ? [ ] : %",
     _NAME: "must be small letters, digits and dashes (32 at most)",
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
@@ -82,19 +98,23 @@ class _Section(BaseModel):
 
 class Cell(_Section):
     name: str = Field("zimage", pattern=_NAME)
-    var_dir: str = Field("var", pattern=_PATH)
-    run_dir: str = Field("", pattern=_PATH)
-    user: str = ""
+    var_dir: str = Field("var", pattern=_PLACE)
+    run_dir: str = Field("", pattern=_PLACE)
+    user: str = Field("", pattern=_USER)
 
 
 class Listen(_Section):
-    address: str = "127.0.0.1"
+    address: str = Field("127.0.0.1", pattern=_ADDRESS)
     port: int = Field(7860, ge=1, le=65535)
     auth: Literal["loopback", "keys", "none"] = "loopback"
     trusted_proxies: list[Annotated[str, Field(pattern=_NETWORK)]] = []
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        for network in self.trusted_proxies:
+            if not _is_network(network):
+                remedy = 'write it as "10.1.0.5" or "10.1.0.0/16"'
+                raise _problem("trusted_proxies", f'"{network}" is no network', remedy)
         if self.auth == "loopback" and not is_loopback(self.address):
             raise _problem(
                 "address",
@@ -145,7 +165,7 @@ class Tls(_Section):
 
 
 class Ops(_Section):
-    address: str = "127.0.0.1"
+    address: str = Field("127.0.0.1", pattern=_ADDRESS)
     port: int = Field(7861, ge=1, le=65535)
 
     @model_validator(mode="after")
@@ -272,7 +292,7 @@ class Guard(_Section):
 
 
 class Nginx(_Section):
-    binary: str = Field("nginx", min_length=1)
+    binary: str = Field("nginx", min_length=1, pattern=_PATH)
     worker_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     worker_connections: int = Field(16384, ge=64)
     worker_shutdown_timeout_s: float = Field(600.0, gt=0)
@@ -374,18 +394,38 @@ def _model_problems(config: ClusterConfig) -> list[str]:
 
 
 def _environment_problems(config: ClusterConfig) -> list[str]:
-    problems = []
-    for key, value in config.environment.items():
-        if key.startswith("ZIMAGE_"):
-            problems.append(
-                f"environment.{key}: the cell sets this itself; use the key of its own section"
-            )
-        if not re.fullmatch(r"""[^"\r\n;#]*""", value):
-            problems.append(
-                f'environment.{key}: supervisor cannot pass on ", ;, # or line ends; '
-                "write the value to a file and name that"
-            )
-    return problems
+    own = [
+        f"environment.{key}: the cell sets this itself; use the key of its own section"
+        for key in config.environment
+        if key.startswith("ZIMAGE_")
+    ]
+    passed = {f"environment.{key}": value for key, value in config.environment.items()}
+    passed |= {"model.source": config.model.source, "labels.producer": config.labels.producer}
+    return [
+        *own,
+        *(f"{key}: {_CANNOT_PASS}; {_OTHER_WAY}" for key, v in passed.items() if not is_passed(v)),
+    ]
+
+
+_CANNOT_PASS = (
+    "supervisor cannot pass on double quotes, control characters, "
+    "; or # after a blank, and ' at the ends"
+)
+_OTHER_WAY = "name a file or a link without them"
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether nginx and supervisor read ``path`` as a path and nothing more."""
+    return re.fullmatch(_PLACE, path) is not None
+
+
+def is_passed(value: str) -> bool:
+    """Whether a program of supervisord's gets ``value`` as it is, as a variable in its environment.
+
+    In its files a blank and ; or # begin a comment, wherever they stand; quotes cannot be escaped,
+    and those at the ends are taken off.
+    """
+    return not re.search(r"""["\x00-\x08\x0a-\x1f\x7f]|\s[;#]|^'|'$""", value)
 
 
 def _worker_problems(config: ClusterConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """The systemd unit that runs a cell from boot on."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def render_unit(cell: Cell, user: str) -> str:
 
 def _quoted(word: str) -> str:
     escaped = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{escaped}"' if escaped != word or " " in word else word
+    return f'"{escaped}"' if escaped != word or re.search(r"[\s';]", word) else word
 
 
 def _escaped(text: str) -> str:

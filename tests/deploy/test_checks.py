@@ -114,3 +114,27 @@ def test_doctor_says_who_draws_without_a_key(
 
 def test_doctor_has_nothing_to_say_where_keys_are_asked_for(tmp_path: Path) -> None:
     assert list(checks.who_may_draw(cell(tmp_path, listen={"auth": "keys"}))) == []
+
+
+@pytest.mark.parametrize(("limit", "level"), [(20_000, "ok"), (17_408, "ok"), (4096, "fail")])
+def test_too_few_open_files_are_refused_with_what_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, level: str
+) -> None:
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (1024, limit))
+    monkeypatch.setattr(checks.os, "geteuid", lambda: 1000)
+    [finding] = checks.open_files(cell(tmp_path))
+    assert finding.level == level
+    if level == "fail":
+        assert finding.text == "4096 at most; nginx needs 17408"
+        assert "nginx.worker_connections = 3072" in finding.remedy
+        fewer = cell(tmp_path, nginx={"worker_connections": 3072})
+        assert [f.level for f in checks.open_files(fewer)] == ["ok"]
+
+
+def test_a_checkout_that_cannot_be_written_down_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(checks.paths(cell(tmp_path))) == []
+    monkeypatch.setattr(checks, "ROOT", tmp_path / "it's; 100%")
+    [finding] = checks.paths(cell(tmp_path))
+    assert (finding.level, finding.subject) == ("fail", "paths")

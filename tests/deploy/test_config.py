@@ -111,8 +111,8 @@ WRONG = [
     ),
     (
         '[cell]\nvar_dir = "a;b"',
-        "cell.var_dir: must be a path without quotes, backslashes and any of $ ; # { }, "
-        'not "a;b"; the default is "var"',
+        "cell.var_dir: must be a path without quotes, backslashes, control characters "
+        'and any of $ ; # { } * ? [ ] : %, not "a;b"; the default is "var"',
     ),
     (
         "[guard]\nsilence_s = 0.1",
@@ -133,8 +133,8 @@ WRONG = [
     ),
     (
         "[environment]\nA = 'say \"x\"'",
-        'environment.A: supervisor cannot pass on ", ;, # or line ends; '
-        "write the value to a file and name that",
+        "environment.A: supervisor cannot pass on double quotes, control characters, "
+        "; or # after a blank, and ' at the ends; name a file or a link without them",
     ),
 ]
 
