@@ -18,11 +18,13 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from deploy import processes, roll, screen, wait
+from deploy import drains, interrupts, processes, roll, screen, wait
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
 from deploy.render import worker_environment
 from worker.timings import Measured
+
+_END_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,18 @@ def _free(cell: Cell, name: str) -> Iterator[None]:
     if len(cell.plan.names) == 1:
         screen.warn(f"{name} is the only worker: nothing is drawn until this is done")
     screen.step(f"{name}: drain and stop, to have its device alone")
-    by_hand = cell.layout.drained_flag(name).exists()
-    roll.drain(cell, name)
-    cell.supervisor.stop(name, roll.stop_timeout_s(cell))
-    try:
-        yield
-    finally:
-        cell.supervisor.start(name)
-        if not by_hand:
-            cell.layout.drained_flag(name).unlink(missing_ok=True)
-            timeout_s = cell.config.timeouts.up_timeout_s
-            wait.until_open(cell, [name], timeout_s, f"starting {name}")
+    roll.require_known(cell, name)
+    with drains.held(cell.layout, name, "calibrate") as by_hand:
+        roll.wait_drained(cell, name)
+        try:
+            with interrupts.deferred():
+                cell.supervisor.stop(name, roll.stop_timeout_s(cell))
+            yield
+        finally:
+            cell.supervisor.start(name)
+    if not by_hand:
+        timeout_s = cell.config.timeouts.up_timeout_s
+        wait.until_open(cell, [name], timeout_s, f"starting {name}")
 
 
 def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
@@ -115,12 +118,20 @@ def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
                     lines.append(json.loads(line))
                     _progress(lines[-1])
         except BaseException:
-            measuring.terminate()
+            _end(measuring)
             raise
     code = measuring.returncode
     if code or not lines or "path" not in lines[-1]:
         raise CellError(f"the measuring ended with code {code}; what it said stands above")
     return _table(lines)
+
+
+def _end(measuring: subprocess.Popen[str]) -> None:
+    measuring.terminate()
+    try:
+        measuring.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        measuring.kill()
 
 
 def _progress(line: dict[str, Any]) -> None:

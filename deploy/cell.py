@@ -76,10 +76,6 @@ class Cell:
     def ops_url(self) -> str:
         return f"http://{_reachable(self.config.ops.address)}:{self.config.ops.port}/"
 
-    def drained_by_hand(self) -> frozenset[str]:
-        directory = self.layout.drained_dir
-        return frozenset(p.name for p in directory.iterdir()) if directory.is_dir() else frozenset()
-
     def programs(self) -> dict[str, ProgramState]:
         """supervisord's view; empty where it does not answer."""
         try:

@@ -3,7 +3,6 @@
 import getpass
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from deploy import (
     checks,
     converge,
     files,
+    interrupts,
     jobs,
     keys,
     picture,
@@ -41,6 +41,7 @@ from deploy.cell import Cell, CellError
 from deploy.certificate import CertificateError
 from deploy.config import ConfigError
 from deploy.down import down as end_cell
+from deploy.interrupts import Interrupted
 from deploy.options import AsJson, Config
 from deploy.options import open_cell as _cell
 from deploy.supervise import SupervisorError
@@ -73,11 +74,9 @@ def up(
 ) -> None:
     """Start the cell, or make a running one equal to cluster.toml."""
     cell = _cell(config, create=True)
-    with converge.alone(cell):
-        rendered = converge.prepare(cell)
-        changed = converge.apply(cell, rendered, child=foreground)
     if foreground:
         raise typer.Exit(_stay(cell, draw=draw))
+    changed = _apply(cell, "up")
     _greet(cell, changed=changed, draw=draw)
 
 
@@ -92,7 +91,7 @@ def down(
         screen.done("nothing runs")
         return
     screen.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
-    with converge.alone(cell):
+    with converge.alone(cell, "down"):
         ended = end_cell(cell, now=now)
     screen.done(f"down: {ended} processes ended, none is left")
 
@@ -170,7 +169,7 @@ def reload(config: Config = None) -> None:
     cell = _cell(config)
     if cell.certificate is None:
         raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
-    with converge.alone(cell):
+    with converge.alone(cell, "reload"):
         changed = converge.take_certificate(cell)
     until = f"{', '.join(cell.certificate.names)}, until {cell.certificate.ends:%Y-%m-%d}"
     screen.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
@@ -195,7 +194,7 @@ def restore(
 ) -> None:
     """Put a backup back. The cell must be down; its present database is kept beside."""
     cell = _cell(config)
-    with converge.alone(cell):
+    with converge.alone(cell, "restore"):
         done = backups.restore(cell, file.absolute())
     screen.done(f"restored {file}: database, pictures: {done.pictures}")
     if done.aside:
@@ -216,7 +215,9 @@ def drain(worker: WorkerName, config: Config = None) -> None:
     cell = _cell(config)
     _known_worker(cell, worker)
     screen.step(f"{worker}: no new requests; finish what it has")
-    roll.drain(cell, worker)
+    with converge.alone(cell, f"drain {worker}"):
+        roll.begin_drain(cell, worker)
+    roll.wait_drained(cell, worker)
     screen.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
 
 
@@ -225,7 +226,9 @@ def undrain(worker: WorkerName, config: Config = None) -> None:
     """Let a drained worker take requests again."""
     cell = _cell(config)
     _known_worker(cell, worker)
-    roll.undrain(cell, worker)
+    with converge.alone(cell, f"undrain {worker}"):
+        roll.begin_undrain(cell, worker)
+    roll.wait_open(cell, worker)
     screen.done(f"{worker} takes requests")
 
 
@@ -244,7 +247,7 @@ def restart(
     names = workers or list(cell.plan.names)
     for name in names:
         _known_worker(cell, name)
-    with converge.alone(cell):
+    with converge.alone(cell, " ".join(["restart", *(["--rolling"] if rolling else []), *names])):
         if rolling or len(names) == 1:
             roll.restart(cell, names)
         else:
@@ -286,7 +289,8 @@ def calibrate(
     cell = _cell(config, create=True)
     name = worker or cell.plan.names[0]
     _known_worker(cell, name)
-    table = calibration.run(cell, name, sizes, repeats)
+    with converge.alone(cell, f"calibrate {name}"):
+        table = calibration.run(cell, name, sizes, repeats)
     if plot is not None:
         calibration.draw_plot(table, plot)
     if as_json:
@@ -326,6 +330,7 @@ def main() -> None:
     """Entry point: turns what may go wrong into one clear message and an exit code."""
     speak_utf8()
     os.umask(0o077)  # logs, state and what programs inherit: this user's alone
+    interrupts.install()
     sys.exit(run(app))
 
 
@@ -341,8 +346,9 @@ def run(command: Callable[..., Any]) -> int:
         screen.fail(str(error))
     except PermissionError as error:
         screen.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
-    except KeyboardInterrupt:
-        screen.fail("interrupted; what was begun may go on: see zimage status")
+    except Interrupted as signal_seen:
+        screen.fail("interrupted: zimage status says what runs, zimage up completes it")
+        return signal_seen.exit_code
     except SystemExit as ended:
         return int(ended.code or 0) if not isinstance(ended.code, str) else 1
     else:
@@ -368,13 +374,31 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
     screen.say("  next     zimage status · zimage logs -f · zimage down")
 
 
+def _apply(cell: Cell, doing: str, *, child: bool = False) -> bool:
+    with converge.alone(cell, doing):
+        return converge.apply(cell, converge.prepare(cell), child=child)
+
+
 def _stay(cell: Cell, *, draw: bool) -> int:
-    """Until supervisord ends; SIGTERM and SIGINT end it in order. 1 where it was killed."""
+    """Start the cell and stay until it ends; 1 where supervisord was killed.
+
+    A signal ends the cell in order, at whatever moment it comes.
+    """
+    try:
+        _apply(cell, "up --foreground", child=True)
+        return _attend(cell, draw=draw)
+    except Interrupted:
+        screen.step("asked to end: stop nginx, workers and guard, drawings that run first")
+        end_cell(cell, now=False)
+        _reap()
+        screen.done("the cell has ended")
+        return 0
+
+
+def _attend(cell: Cell, *, draw: bool) -> int:
     leader = processes.leader(cell.layout.processes)
     if leader is None:
         raise CellError("supervisord ended at once; see zimage logs supervisord")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leader.send(signal.SIGTERM))
     try:
         _greet(cell, changed=True, draw=draw)
     except CellError as error:
@@ -433,7 +457,7 @@ def _watch(cell: Cell) -> None:
             while True:
                 display.update(screen.status(_status(cell)), refresh=True)
                 time.sleep(1.0)
-        except KeyboardInterrupt:
+        except Interrupted:
             return
 
 

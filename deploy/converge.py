@@ -3,7 +3,6 @@
 Checks, rendering and ``nginx -t`` come first: until they pass, the running cell is untouched.
 """
 
-import fcntl
 import hashlib
 import signal
 from collections.abc import Iterator
@@ -12,8 +11,11 @@ from contextlib import contextmanager, suppress
 from deploy import (
     certificate,
     checks,
+    drains,
     files,
+    interrupts,
     keys,
+    lock,
     orphans,
     processes,
     roll,
@@ -82,27 +84,30 @@ def take_certificate(cell: Cell) -> bool:
 
 
 def wait_ready(cell: Cell) -> None:
-    """Until every worker that nobody drained takes requests."""
-    by_hand = cell.drained_by_hand()
+    """Until every worker that nobody drained takes requests, and one at least."""
+    by_hand = drains.by_hand(cell.layout)
     names = [name for name in cell.plan.names if name not in by_hand]
-    for name in sorted(by_hand & set(cell.plan.names)):
+    out = sorted(by_hand.keys() & set(cell.plan.names))
+    for name in out:
         screen.warn(f"{name} is drained by hand and stays out: zimage undrain {name}")
+    if not names:
+        undrain = ", ".join(f"zimage undrain {name}" for name in out)
+        raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
     count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
     wait.until_open(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
 
 
 @contextmanager
-def alone(cell: Cell) -> Iterator[None]:
-    """One command at a time changes a cell."""
+def alone(cell: Cell, doing: str) -> Iterator[None]:
+    """One command at a time changes a cell: ``doing``, in the words that were typed."""
     cell.layout.create()
-    with cell.layout.up_lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CellError(
-                "another zimage command is changing this cell; wait for its end"
-            ) from None
-        yield
+    try:
+        with lock.exclusive(cell.layout.up_lock, doing):
+            for drain in drains.clear_left(cell.layout):
+                screen.step(f"{drain.worker}: let in again; its {drain.why} was cut short")
+            yield
+    except lock.Held as holder:
+        raise CellError(f"{holder} is changing this cell; wait for its end") from None
 
 
 def _show(changes: list[files.FileChange]) -> None:
@@ -125,7 +130,8 @@ def _start(cell: Cell, *, child: bool) -> bool:
     _remove_stale_sockets(cell)
     screen.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
     start = supervise.start_child if child else supervise.start_daemon
-    start(cell.layout, cell.config.cell.name, cell.host.home)
+    with interrupts.deferred():  # until it is written down, nobody would find it again
+        start(cell.layout, cell.config.cell.name, cell.host.home)
     if left.all:
         _take_over(cell, left)
     else:

@@ -52,6 +52,28 @@ class Process:
                 (os.killpg if group else os.kill)(self.pid, signum)
 
 
+@dataclass(frozen=True)
+class Identity:
+    """One process for good, over a reboot, too: as it is written down in files."""
+
+    boot: str
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> "Identity":
+        """``ProcessLookupError`` where there is no process ``pid``."""
+        process = read(pid)
+        if process is None:
+            raise ProcessLookupError(pid)
+        return cls(_boot(), pid, process.started)
+
+    @property
+    def alive(self) -> bool:
+        now = read(self.pid) if self.boot == _boot() else None
+        return now is not None and now.started == self.started and not now.zombie
+
+
 def read(pid: int) -> Process | None:
     """The process ``pid``, or None where there is none."""
     fields = stat(pid)

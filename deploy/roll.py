@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Collection
 from functools import partial
 
-from deploy import processes, screen, wait
+from deploy import drains, interrupts, processes, screen, wait
 from deploy.cell import Cell, CellError
 from deploy.processes import Process
 from deploy.supervise import STOPPED
@@ -17,24 +17,32 @@ _STAY_OUT = ("drained", "fatal")
 """Who does not come back by itself."""
 
 
-def drain(cell: Cell, name: str) -> None:
-    """Take ``name`` out of the pool, for good, and wait until it has finished what it had."""
-    _know(cell, name)
-    cell.layout.drained_flag(name).touch()
+def begin_drain(cell: Cell, name: str) -> None:
+    """Take ``name`` out of the pool until ``begin_undrain``."""
+    require_known(cell, name)
+    drains.put(cell.layout, name)
+
+
+def wait_drained(cell: Cell, name: str) -> None:
+    """Until ``name``, which is being drained, has finished what it had."""
     wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
 
 
-def undrain(cell: Cell, name: str) -> None:
-    """Let ``name`` in again and wait until it takes requests."""
-    _know(cell, name)
-    cell.layout.drained_flag(name).unlink(missing_ok=True)
+def begin_undrain(cell: Cell, name: str) -> None:
+    """Let ``name`` in again."""
+    require_known(cell, name)
+    drains.remove(cell.layout, name)
+
+
+def wait_open(cell: Cell, name: str) -> None:
+    """Until ``name`` takes requests."""
     wait.until_open(cell, [name], _start_timeout_s(cell), f"opening {name}")
 
 
 def restart(cell: Cell, names: Collection[str]) -> None:
     """Restart ``names`` one by one; stops at the first that does not come back."""
     for name in names:
-        _know(cell, name)
+        require_known(cell, name)
     names = closed_first(cell, names)
     for done, name in enumerate(names):
         screen.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
@@ -47,11 +55,13 @@ def restart(cell: Cell, names: Collection[str]) -> None:
 
 def restart_at_once(cell: Cell, names: Collection[str]) -> None:
     """Restart ``names`` together: quicker, and nothing is drawn until the first is back."""
-    for name in names:
-        cell.supervisor.stop(name, stop_timeout_s(cell))
-    for name in names:
-        cell.supervisor.start(name)
-    waited_for = [name for name in names if not cell.layout.drained_flag(name).exists()]
+    with interrupts.deferred():
+        for name in names:
+            cell.supervisor.stop(name, stop_timeout_s(cell))
+        for name in names:
+            cell.supervisor.start(name)
+    by_hand = drains.by_hand(cell.layout)
+    waited_for = [name for name in names if name not in by_hand]
     wait.until_open(cell, waited_for, _start_timeout_s(cell), "starting")
 
 
@@ -75,10 +85,11 @@ def take_over(cell: Cell, name: str, orphan: Process) -> None:
 def reload_program(cell: Cell, name: str) -> None:
     """Stop ``name``, and start it as supervisord's file now says."""
     supervisor = cell.supervisor
-    supervisor.stop(name, stop_timeout_s(cell))
-    supervisor.remove(name)
-    supervisor.add(name)
-    supervisor.start(name)
+    with interrupts.deferred():
+        supervisor.stop(name, stop_timeout_s(cell))
+        supervisor.remove(name)
+        supervisor.add(name)
+        supervisor.start(name)
 
 
 def stop_timeout_s(cell: Cell) -> float:
@@ -88,16 +99,11 @@ def stop_timeout_s(cell: Cell) -> float:
 
 def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
     others_draw = _await_another(cell, name)
-    flag = cell.layout.drained_flag(name)
-    by_hand = flag.exists()
-    flag.touch()
-    try:
+    with drains.held(cell.layout, name, "restart") as by_hand:
         if name in cell.workers():
             _drained(cell, name, others_draw)
-        restart()
-    finally:
-        if not by_hand:
-            flag.unlink(missing_ok=True)
+        with interrupts.deferred():
+            restart()
     if by_hand:
         screen.say(f"  {name} stays drained, as it was: zimage undrain {name}")
     else:
@@ -108,7 +114,7 @@ def _drained(cell: Cell, name: str, others_draw: bool) -> None:
     """Until ``name`` has nothing left. Where nobody else draws, it finishes its queue first, which
     may be longer than the time for that: then it hands back the rest as it ends."""
     try:
-        wait.until_drained(cell, name, cell.config.timeouts.drain_timeout_s + _MARGIN_S)
+        wait_drained(cell, name)
     except CellError as error:
         if others_draw:
             raise
@@ -154,7 +160,8 @@ def _succeed(cell: Cell, name: str, orphan: Process) -> None:
     cell.supervisor.start(name)
 
 
-def _know(cell: Cell, name: str) -> None:
+def require_known(cell: Cell, name: str) -> None:
+    """``CellError`` where nobody would drain ``name``."""
     if name not in cell.plan.names:
         raise CellError(f"no worker {name}; this cell has {', '.join(cell.plan.names)}")
     programs = cell.programs()

@@ -1,0 +1,45 @@
+"""One command at a time changes a cell, and the others are told which one it is."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+class Held(Exception):
+    """Somebody else has the lock; the message says who, since when and for what."""
+
+
+@contextmanager
+def exclusive(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock ``path`` for ``doing``; it goes with its process, however that ends."""
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Held(_holder(file)) from None
+        _write(file, json.dumps({"doing": doing, "pid": os.getpid(), "since": time.time()}))
+        try:
+            yield
+        finally:
+            _write(file, "")
+
+
+def _write(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def _holder(file: IO[str]) -> str:
+    try:
+        said = json.loads(file.read())
+        since = time.strftime("%H:%M:%S", time.localtime(said["since"]))
+        return f"`zimage {said['doing']}` (process {int(said['pid'])}, since {since})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun or ends
+        return "another zimage command"

@@ -1,0 +1,146 @@
+"""A command that ends half-way, by a signal or a lost terminal, takes no worker away for good."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from deploy.config import ROOT
+from tests.cluster.conftest import RunningCell, started
+from tests.deploy.processes import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cell() -> Iterator[RunningCell]:
+    with started(model="synthetic:step_ms=200", workers=2) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def drawing(cell: RunningCell) -> Iterator[list[int]]:
+    """Every worker draws for seconds meanwhile; the statuses of their answers."""
+    statuses: list[int] = []
+
+    def draw() -> None:
+        body = {"prompt": os.urandom(4).hex(), "size": "64x64", "steps": 40}
+        answer = httpx.post(f"{cell.url}/v1/images/generations", json=body, timeout=60)
+        statuses.append(answer.status_code)
+
+    clients = [threading.Thread(target=draw) for _ in cell.workers()]
+    for client in clients:
+        client.start()
+    wait_until(lambda: all(w["running"] for w in cell.state()["workers"]), "drawing")
+    yield statuses
+    for client in clients:
+        client.join(60)
+
+
+def flags(cell: RunningCell) -> set[str]:
+    return {path.name for path in cell.layout.drained_dir.iterdir()}
+
+
+def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "subprocess.Popen[str]":
+    """``zimage``, as the leader of the session of ``terminal`` where there is one."""
+
+    def login() -> None:
+        if terminal is not None:
+            os.login_tty(terminal)
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *words],
+        cwd=ROOT,
+        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
+        stdout=None if terminal is not None else subprocess.PIPE,
+        stderr=None if terminal is not None else subprocess.STDOUT,
+        text=True,
+        preexec_fn=login,
+    )
+
+
+def whole(cell: RunningCell) -> None:
+    wait_until(lambda: flags(cell) == set() and cell.is_whole(), "whole again")
+
+
+def test_terminal_that_dies_in_a_rolling_restart_leaves_nobody_drained(cell: RunningCell) -> None:
+    master, slave = os.openpty()
+    with drawing(cell) as statuses, command(cell, "restart", "--rolling", terminal=slave) as left:
+        os.close(slave)
+        wait_until(lambda: flags(cell), "drained")
+        os.close(master)
+        assert left.wait(60) == 128 + signal.SIGHUP
+    assert statuses == [200, 200]
+    whole(cell)
+
+
+def test_asked_to_end_while_it_measures_calibrate_gives_the_worker_back(cell: RunningCell) -> None:
+    with command(cell, "calibrate", "w1", "--sizes", "64x64", "--repeats", "100") as ended:
+        assert ended.stdout is not None
+        assert any("measure on" in line for line in ended.stdout)
+        ended.send_signal(signal.SIGTERM)
+        said = ended.stdout.read()
+    assert (ended.returncode, "interrupted" in said) == (128 + signal.SIGTERM, True)
+    whole(cell)
+
+
+def test_next_up_clears_what_a_killed_restart_left_and_a_drain_by_hand_stays(
+    cell: RunningCell,
+) -> None:
+    with drawing(cell) as statuses, command(cell, "restart", "--rolling") as killed:
+        wait_until(lambda: flags(cell) == {"w1"}, "drained")
+        killed.kill()
+        killed.communicate()
+    assert statuses == [200, 200]
+    assert flags(cell) == {"w1"}
+    assert json.loads(cell.layout.drained_flag("w1").read_text())["why"] == "restart"
+    cell.layout.drained_flag("w2").touch()  # by hand, as a shell does it
+    done = cell.zimage("up", "--no-draw")
+    assert done.returncode == 0, done.stderr
+    assert "w1: let in again; its restart was cut short" in done.stdout
+    assert "w2 is drained by hand and stays out" in done.stdout + done.stderr
+    assert cell.open() == {"w1"}
+    assert cell.zimage("undrain", "w2").returncode == 0
+    whole(cell)
+
+
+def test_up_is_not_ready_while_the_pool_is_empty(cell: RunningCell) -> None:
+    for worker in ("w1", "w2"):
+        assert cell.zimage("drain", worker).returncode == 0
+    done = cell.zimage("up", "--no-draw")
+    assert done.returncode == 1
+    assert "nobody draws: all workers are drained" in done.stderr
+    assert "ready:" not in done.stdout
+    for worker in ("w1", "w2"):
+        assert cell.zimage("undrain", worker).returncode == 0
+    whole(cell)
+
+
+def test_drain_and_restart_know_of_each_other(cell: RunningCell) -> None:
+    with drawing(cell), command(cell, "restart", "--rolling") as restart:
+        wait_until(lambda: flags(cell), "drained")
+        refused = cell.zimage("drain", "w2")
+        assert refused.returncode == 1
+        assert f"`zimage restart --rolling w1 w2` (process {restart.pid}, since" in refused.stderr
+        assert restart.stdout is not None
+        restart.stdout.read()
+    assert restart.returncode == 0
+    whole(cell)
+
+
+def test_foreground_obeys_while_workers_load() -> None:
+    with started(model="synthetic:step_ms=20", workers=1) as cell:
+        cell.down()
+        with command(cell, "up", "--foreground") as up:
+            assert up.stdout is not None
+            assert any("waiting for" in line for line in up.stdout)
+            up.send_signal(signal.SIGTERM)
+            rest = up.stdout.read()
+        assert (up.returncode, rest.splitlines()[-1]) == (0, "✓ the cell has ended")
