@@ -22,10 +22,8 @@ with uncompiled():
     from quack.epilogue.ops import ColVecLoad, RowVecLoad
 
 _FP8 = torch.float8_e4m3fn
-_PLAIN_FROM = 4096
-"""Tokens of all rows; with fewer, cuBLAS is quicker where nothing is gated."""
-_GATED_FROM = 2048
-"""With fewer, cuBLAS and a kernel of ours that gates are."""
+_QUACK_FROM = 512
+"""Tokens of all rows; with fewer, cuBLAS and a kernel of ours that gates are quicker."""
 _PLAIN_TILE = {"tile_M": 128, "tile_N": 192}
 _GATED_TILE = {"tile_M": 192, "tile_N": 128}
 _HOW = {"cluster_M": 1, "cluster_N": 2, "pingpong": True}
@@ -57,15 +55,11 @@ def _scaled_gated(acc, factors, scales):  # type: ignore[no-untyped-def]
 
 def prove_products(device: torch.device) -> None:
     """Build and run them; raises whatever they raise where that is impossible."""
-    weights = torch.zeros(1024, 512, dtype=_FP8, device=device)
+    values = torch.zeros(1024, 512, dtype=_FP8, device=device)
     scales = torch.ones(1024, device=device)
-    for count, product in (
-        (_PLAIN_FROM, _product),
-        (_GATED_FROM, _gated_product),
-    ):
-        tokens = torch.zeros(1, count, 512, dtype=_FP8, device=device)
-        rows = Narrow(tokens, torch.ones(count, device=device))
-        product(rows, Packed(weights, scales, scales))
+    rows = Narrow(values[None, :_QUACK_FROM], scales[:_QUACK_FROM])
+    for product in (_product, _gated_product):
+        product(rows, Packed(values, scales, scales))
     torch.cuda.synchronize(device)
 
 
@@ -120,7 +114,7 @@ def projecting(table: torch.Tensor, rows: int) -> fused.Project:
 
 def gated(feed: Any, inputs: Narrow) -> fused.Normed:
     """As ``fused.gated``, of a feed-forward that went through ``pack_block``."""
-    if len(inputs.factors) < _GATED_FROM:
+    if len(inputs.factors) < _QUACK_FROM:
         return fused.gated_narrow(_product(inputs, feed.w1.packed))
     return _gated_product(inputs, feed.w1.packed)
 
@@ -135,7 +129,7 @@ def _narrow(inputs: torch.Tensor | Narrow) -> Narrow:
 def _product(inputs: Narrow, weights: Packed) -> torch.Tensor:
     """rows × tokens × outputs, in 16 bits."""
     rows, factors = inputs.values.flatten(0, -2), inputs.factors
-    if len(rows) < _PLAIN_FROM:
+    if len(rows) < _QUACK_FROM:
         output: torch.Tensor = torch._scaled_mm(
             rows,
             weights.values.t(),

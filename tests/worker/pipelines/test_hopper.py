@@ -118,6 +118,14 @@ def col_vec_load(name: str) -> Any:
     return lambda _, column, __: column[:, None]
 
 
+def scaled_mm(
+    rows: torch.Tensor, weights: torch.Tensor, *, scale_a: Any, scale_b: Any, **how: Any
+) -> torch.Tensor:
+    """torch's for a card; its own for a CPU has come late."""
+    product = (rows.float() * scale_a) @ (weights.float() * scale_b)
+    return product.to(how["out_dtype"])
+
+
 def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * value
 
@@ -197,7 +205,8 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def hopper_fp8(hopper: ModuleType) -> ModuleType:
+def hopper_fp8(hopper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
     return importlib.import_module("worker.pipelines.hopper_fp8")
 
 
@@ -292,7 +301,7 @@ def a_block_in_8_bits() -> Any:
     return block, plain
 
 
-@pytest.mark.parametrize(("tokens", "tile"), [(40, []), (2100, [128])])
+@pytest.mark.parametrize(("tokens", "tile"), [(40, []), (300, [128])])
 @torch.no_grad()
 def test_products_in_8_bits_scale_tokens_and_weights(
     hopper_fp8: ModuleType, tokens: int, tile: list[int]
@@ -313,7 +322,7 @@ def test_products_in_8_bits_scale_tokens_and_weights(
     assert (given.dtype, given.shape) == (torch.bfloat16, inputs.shape)
 
 
-@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (1100, 192)])
+@pytest.mark.parametrize(("tokens", "tile"), [(40, 0), (300, 192)])
 @torch.no_grad()
 def test_a_feed_forward_in_8_bits_is_gated_inside_its_product(
     hopper_fp8: ModuleType, tokens: int, tile: int
@@ -430,7 +439,7 @@ def test_the_real_product_turns_queries_and_keys_the_same(tokens: int) -> None:
 
 
 @real
-@pytest.mark.parametrize("tokens", [64, 2100, 4200])
+@pytest.mark.parametrize("tokens", [64, 300, 4200])
 @torch.no_grad()
 def test_a_real_block_in_8_bits_computes_the_same(tokens: int) -> None:
     pytest.importorskip("quack")
@@ -438,12 +447,12 @@ def test_a_real_block_in_8_bits_computes_the_same(tokens: int) -> None:
 
     device = torch.device("cuda")
     hopper_fp8.prove_products(device)
-    block: Any = ZImageTransformerBlock(0, 512, 4, 4, 1e-5, True, modulation=True)
+    block: Any = ZImageTransformerBlock(0, 768, 6, 6, 1e-5, True, modulation=True)
     block = block.to(device, torch.bfloat16)
     fp8.shrink(block, device, multiply=True)
     angles = torch.rand(tokens, 64, device=device) * 6
     table = torch.stack([angles.cos(), angles.sin()], -1)
-    inputs = torch.randn(2, tokens, 512, dtype=torch.bfloat16, device=device)
+    inputs = torch.randn(2, tokens, 768, dtype=torch.bfloat16, device=device)
     time = torch.randn(2, 256, dtype=torch.bfloat16, device=device)
     wanted = fused.blocks([block, block], inputs, table, time)
     hopper_fp8.pack_block(block)
