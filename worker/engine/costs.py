@@ -25,6 +25,8 @@ _NEAR_BEST = 1.03
 """A batch is large enough when a picture in it takes at most so many times the best."""
 _KEEP = 1.06
 """A cap in use stays until its pictures take more than so many times the best: times waver."""
+_NEAR_BEST_BUSY, _KEEP_BUSY = 1.01, 1.02
+"""The same where so many wait that a slower picture makes all who come wait longer."""
 _TYPICAL_STEPS = 8
 _ALIKE, _ALIKE_S = 0.01, 0.00002
 """Predictions stay while measured times change by no more: each step asks for a dozen."""
@@ -48,8 +50,10 @@ class Costs:
         self._peaks: dict[Size, dict[int, int]] = {}
         self._predicted: dict[_Call, float] = {}
         self._told: dict[_Call, float] = {}  # what predictions were last made from
-        self._caps: dict[tuple[Size, int], int] = {}
-        self._checked: set[tuple[Size, int]] = set()  # caps that the last record did not change
+        self._caps: dict[tuple[Size, int, bool], int] = {}
+        self._checked: set[tuple[Size, int, bool]] = (
+            set()
+        )  # caps that the last record did not change
         self._retrials: dict[Size, Retrial] = {}
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
@@ -100,22 +104,26 @@ class Costs:
 
     # How many rows may share a step
 
-    def batch_cap(self, size: Size, backlog: int | None = None) -> int:
+    def batch_cap(self, size: Size, backlog: int | None = None, *, busy: bool = False) -> int:
         """Most rows that may share one step at ``size`` where ``backlog`` rows wait for it.
 
         The smallest number within 3 % of the best seconds per picture among those that fit the
-        memory: beyond it a batch only makes everybody wait for the slowest.
+        memory: beyond it a batch only makes everybody wait for the slowest. ``busy``: within 1 %.
         """
-        most = min(self._fits.get(size, self._max_batch), self._max_batch)
-        most = max(1, min(most, self.room(size)))
+        most = self.most_rows(size)
         within = most if backlog is None else max(1, min(most, backlog))
         if not self.compared(size):
             return within
-        if (size, within) not in self._checked:
-            self._check_cap(size, within)
-        cap = self._caps[size, within]
+        if (size, within, busy) not in self._checked:
+            self._check_cap(size, within, busy)
+        cap = self._caps[size, within, busy]
         more = min(within, 2 * cap)
         return more if cap < within and self._again(size, cap, more) else cap
+
+    def most_rows(self, size: Size) -> int:
+        """Most rows that could share one step at ``size``, whether that pays or not."""
+        most = min(self._fits.get(size, self._max_batch), self._max_batch)
+        return max(1, min(most, self.room(size)))
 
     def _again(self, size: Size, cap: int, more: int) -> bool:
         """Whether ``more`` rows than ``cap`` are to be drawn once more: not where they have been as
@@ -160,12 +168,14 @@ class Costs:
         calls = {s: {n: b - self._resident for n, b in p.items()} for s, p in self._peaks.items()}
         return self._resident + round(_by_area(calls, size, rows))
 
-    def _check_cap(self, size: Size, within: int) -> None:
-        cap = self._caps.get((size, within))
-        if cap is None or not self._near_best(size, cap, within, _KEEP):
+    def _check_cap(self, size: Size, within: int, busy: bool) -> None:
+        near, keep = (_NEAR_BEST_BUSY, _KEEP_BUSY) if busy else (_NEAR_BEST, _KEEP)
+        about = size, within, busy
+        cap = self._caps.get(about)
+        if cap is None or not self._near_best(size, cap, within, keep):
             fitting = range(1, within + 1)
-            self._caps[size, within] = next(n for n in fitting if self._near_best(size, n, within))
-        self._checked.add((size, within))
+            self._caps[about] = next(n for n in fitting if self._near_best(size, n, within, near))
+        self._checked.add(about)
 
     def compared(self, size: Size) -> bool:
         """Whether steps of several numbers of rows were timed. One alone says nothing about
@@ -173,7 +183,7 @@ class Costs:
         times = self._times["step"]
         return bool(times) and len(times[_nearest(times, size)]) > 1
 
-    def _near_best(self, size: Size, rows: int, within: int, factor: float = _NEAR_BEST) -> bool:
+    def _near_best(self, size: Size, rows: int, within: int, factor: float) -> bool:
         best = min(self._picture_s(size, n) for n in range(1, within + 1))
         return self._picture_s(size, rows) <= factor * best
 

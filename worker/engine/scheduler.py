@@ -15,7 +15,7 @@ from itertools import islice
 from math import ceil
 
 from worker.engine.costs import Costs
-from worker.engine.queue import Entry, Picture, Queue
+from worker.engine.queue import Entry, Picture, Queue, Size
 from worker.engine.request import Priority
 from worker.engine.turns import Turns
 
@@ -31,6 +31,9 @@ _MODEST = 1.5
 """Keys that have at most so many times the average number of requests here are equals."""
 _COURTESY = 1.25
 """Riders of a lower rank make a step at most so many times longer."""
+_BUSY = 2
+"""A size is busy from so many full batches on, until there is less than one: by then it has been
+drawn without a pause, and what a smaller batch spares one picture the others wait longer for."""
 
 Rank = tuple[Priority, bool]
 
@@ -44,12 +47,14 @@ class Scheduler:
         self._turns = {priority: Turns() for priority in Priority}
         self._contended = False  # both priorities have something to draw
         self._owed_s = 0.0  # batch work lags so far behind its share
+        self._busy: set[Size] = set()
 
     def copy(self) -> "Scheduler":
         """One in the same state, to try things out."""
         twin = Scheduler(self.costs, self._quantum_s)
         twin._turns = {priority: turns.copy() for priority, turns in self._turns.items()}
         twin._contended, twin._owed_s = self._contended, self._owed_s
+        twin._busy = set(self._busy)
         return twin
 
     def leader(self, queue: Queue) -> Picture | None:
@@ -82,7 +87,8 @@ class Scheduler:
 
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""
-        oldest = set(islice(_waiting(queue), self.costs.batch_cap(lead.size)))
+        self._note_busy(lead.size, queue)
+        oldest = set(islice(_waiting(queue), self._cap(lead.size)))
         rank, peers = self._rank(lead), _peers(lead, queue.pictures())
         peers = [p for p in peers if p.sample or self._may_ride(p, lead, rank, oldest)]
         chosen = [p for p in self._fill(lead, peers) if p.sample is None]
@@ -121,6 +127,17 @@ class Scheduler:
             return 0.0
         return min(left_s, max(0.0, -self._owed_s) * (1 - BATCH_SHARE) / BATCH_SHARE)
 
+    def _note_busy(self, size: Size, queue: Queue) -> None:
+        here = sum(picture.rows for picture in queue.pictures() if picture.size == size)
+        full = self.costs.most_rows(size)
+        if here >= _BUSY * full:
+            self._busy.add(size)
+        elif here < full:
+            self._busy.discard(size)
+
+    def _cap(self, size: Size, backlog: int | None = None) -> int:
+        return self.costs.batch_cap(size, backlog, busy=size in self._busy)
+
     def _priority(self, lines: Mapping[Priority, Mapping[str, list[Entry]]]) -> Priority:
         self._contended = len(lines) > 1
         if not self._contended:
@@ -143,7 +160,7 @@ class Scheduler:
         if not peers:
             return [lead]
         backlog = lead.rows + sum(p.rows for p in peers)
-        cap = self.costs.batch_cap(lead.size, backlog)
+        cap = self._cap(lead.size, backlog)
         rank, chosen, rows, ranked_rows = self._rank(lead), [lead], lead.rows, lead.rows
         for picture, below in self._in_order(peers, rank):
             rows += picture.rows
@@ -171,7 +188,7 @@ class Scheduler:
         # The group of a picture is known once it is started, so some wait started for another
         # step; not more of them than twice the cap, for they hold memory.
         started = sum(p.rows for p in queue.pictures() if p.sample and p.size == lead.size)
-        return 2 * self.costs.batch_cap(lead.size) - started
+        return 2 * self._cap(lead.size) - started
 
     def _in_order(self, peers: list[Picture], lead: Rank) -> list[tuple[Picture, bool]]:
         """By rank, then those under way, then one of each key after the other; and whether the

@@ -185,3 +185,18 @@ def test_a_size_is_predicted_not_to_fit() -> None:
 def test_without_a_table_everything_is_expected_to_fit() -> None:
     assert Costs(4, memory_limit=1).fits(SIZE, 4)
     assert Costs(4, memory_limit=1).batch_cap(SIZE) == 4
+
+
+def test_where_many_wait_a_cap_leaves_no_hundredth_behind() -> None:
+    """Nor does one that is in use stay while its pictures take up to 6 % more."""
+    costs = Costs(max_batch=4)
+    for rows, picture_s in ((1, 0.106), (2, 0.1005), (3, 0.1005), (4, 0.1)):
+        costs.record("step", SIZE, rows, rows * picture_s)
+        costs.record("encode", SIZE, rows, 0.0)
+        costs.record("decode", SIZE, rows, 0.0)
+    assert (costs.batch_cap(SIZE), costs.batch_cap(SIZE, busy=True)) == (2, 2)
+    for _ in range(20):
+        costs.record("step", SIZE, 2, 2 * 0.104)
+        costs.record("step", SIZE, 3, 3 * 0.104)
+    assert (costs.batch_cap(SIZE), costs.batch_cap(SIZE, busy=True)) == (2, 4)
+    assert costs.batch_cap(SIZE, 3, busy=True) == 2
