@@ -11,19 +11,22 @@ processes detect a torn read.
 
 import functools
 import hashlib
+import json
 import mmap
 import os
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
 _MAGIC = b"ZBEAT001"
 _HEAD = struct.Struct("<8sQ")  # magic, sequence
-_BODY = struct.Struct("<IIddQII")  # pid, phase, since, allowance, steps, alone, entries
+_BODY = struct.Struct("<IIddQII")  # pid, phase, since, allowance, steps, flags, entries
 _ENTRY = struct.Struct("<16s16s")  # digests of request id and fingerprint
+_ALONE, _PATIENT, _STRUCK = 1, 2, 4  # flags
 MAX_ENTRIES = 128
 _SIZE = _HEAD.size + _BODY.size + MAX_ENTRIES * _ENTRY.size
 
@@ -41,6 +44,10 @@ class Phase(IntEnum):
     ENDED = 7
 
 
+KillCause = Literal["overdue", "silent", "other"]
+"""The phase lasted too long; the event loop did not answer, though the phases went on; or neither
+the step nor a request is to blame."""
+
 DRAWING = frozenset({Phase.ENCODE, Phase.STEP, Phase.DECODE})
 
 
@@ -54,7 +61,11 @@ class Running:
 
 @dataclass(frozen=True)
 class Beat:
-    """One consistent reading. ``since`` is on the system-wide monotonic clock, in seconds."""
+    """One consistent reading. ``since`` is on the system-wide monotonic clock, in seconds.
+
+    ``alone``: the step is one request's. ``patient``: its allowance is a multiple of the usual one,
+    since a shorter one was over before. ``struck``: a request in it is suspect already.
+    """
 
     pid: int
     phase: Phase
@@ -63,6 +74,8 @@ class Beat:
     steps: int
     alone: bool
     running: tuple[Running, ...]
+    patient: bool = False
+    struck: bool = False
 
     def age_s(self, now: float | None = None) -> float:
         """Seconds since the phase (or the step within it) began."""
@@ -101,13 +114,16 @@ class BeatWriter:
         running: Iterable[Running] = (),
         *,
         alone: bool = False,
+        patient: bool = False,
+        struck: bool = False,
     ) -> None:
         """Record that ``phase`` begins now and may last ``allowance_s`` seconds."""
         entries = list(running)[:MAX_ENTRIES]
         self._steps += phase is Phase.STEP
         self._phase = phase
+        flags = _ALONE * alone | _PATIENT * patient | _STRUCK * struck
         body = _BODY.pack(
-            self._pid, phase, time.monotonic(), allowance_s, self._steps, alone, len(entries)
+            self._pid, phase, time.monotonic(), allowance_s, self._steps, flags, len(entries)
         )
         self._write(body + b"".join(_ENTRY.pack(r.request, r.fingerprint) for r in entries))
 
@@ -121,6 +137,43 @@ class BeatWriter:
         self._map[_HEAD.size : _HEAD.size + len(data)] = data
         self._sequence += 1
         _HEAD.pack_into(self._map, 0, _MAGIC, self._sequence)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Why the guard ended the process ``pid``; ``since`` is that of the phase it was in.
+
+    Written before the signal is sent, so that whoever finds the worker dead knows what it died of.
+    Where nothing is written it died by itself, or at a stranger's hands.
+    """
+
+    pid: int
+    since: float
+    cause: KillCause
+
+    def is_of(self, beat: "Beat") -> bool:
+        """Whether it was the process of ``beat``."""
+        return self.pid == beat.pid
+
+
+def write_kill(beat_path: Path, kill: Kill) -> None:
+    """Leave ``kill`` beside the heartbeat at ``beat_path``."""
+    path = _kill_path(beat_path)
+    fresh = path.with_suffix(".kill.new")
+    fresh.write_text(json.dumps(asdict(kill)), encoding="utf-8")
+    fresh.replace(path)
+
+
+def read_kill(beat_path: Path) -> Kill | None:
+    """The guard's last kill of this worker; None where there was none or nothing can be read."""
+    try:
+        return Kill(**json.loads(_kill_path(beat_path).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _kill_path(beat_path: Path) -> Path:
+    return beat_path.with_suffix(".kill")
 
 
 def read_beat(path: Path) -> Beat | None:
@@ -145,7 +198,7 @@ def _parse(data: bytes) -> Beat | None:
     magic, sequence = _HEAD.unpack_from(data)
     if magic != _MAGIC or sequence % 2:
         return None
-    pid, phase, since, allowance_s, steps, alone, count = _BODY.unpack_from(data, _HEAD.size)
+    pid, phase, since, allowance_s, steps, flags, count = _BODY.unpack_from(data, _HEAD.size)
     start = _HEAD.size + _BODY.size
     entries = _ENTRY.iter_unpack(data[start : start + min(count, MAX_ENTRIES) * _ENTRY.size])
     return Beat(
@@ -154,8 +207,10 @@ def _parse(data: bytes) -> Beat | None:
         since,
         allowance_s,
         steps,
-        bool(alone),
+        bool(flags & _ALONE),
         tuple(Running(*e) for e in entries),
+        bool(flags & _PATIENT),
+        bool(flags & _STRUCK),
     )
 
 

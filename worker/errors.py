@@ -7,6 +7,7 @@ ZimageError
 ├── LimitReached        over a limit of the key or the address
 ├── TooLarge            the body is over the limit
 ├── Refused             understood and declined: it kills workers, or cannot fit the memory
+│   └── TooSlow         one call of it lasted beyond four times what its size should take
 ├── NotFound
 ├── Conflict            what it is about is in a state that does not allow it
 ├── DeadlinePassed      the request's own ``timeout_s`` ran out
@@ -70,6 +71,10 @@ class TooLarge(ZimageError):
 
 class Refused(ZimageError):
     code = "request_refused"
+
+
+class TooSlow(Refused):
+    code = "too_slow"
 
 
 class NotFound(ZimageError):

@@ -129,7 +129,7 @@ class Metrics:
         )
         for reason in ("wrong_key", "disabled", "expired", "no_key", "no_bearer"):
             self.denied.labels(reason)
-        for action in ("inherited", "alone", "refused"):
+        for action in ("inherited", "alone", "refused", "too_slow"):
             self.strikes.labels(action)  # from zero on: a first strike is an increase
         self.job_items = Counter(
             "zimage_job_items",

@@ -1,9 +1,15 @@
 """Poison: requests that were in the step of a worker when it died.
 
-``<var_dir>/strikes/<fingerprint>/`` holds an empty file ``<worker>-<pid>[-alone]`` for each such
-death; ``alone`` says that the request shared its step with nobody. The name tells the event, so
-whoever notices it first may record it and a second record changes nothing. Files are forgotten
-``ttl_s`` after they were made. All workers of a cell share the folder.
+``<var_dir>/strikes/<fingerprint>/`` holds an empty file for each such death, called
+``<worker>-<pid>[-late<seconds>[-patient]][-alone]``. ``alone`` says that the request shared its
+step with nobody; ``late`` that the worker did not die by itself: the guard ended it, since a call
+lasted longer than the ``seconds`` that it was allowed; ``patient`` that these were four times the
+usual. The name tells the event, so whoever notices it first may record it and a second record
+changes nothing. Files are forgotten ``ttl_s`` after they were made. All workers of a cell share the
+folder.
+
+Two deaths while alone refuse a request. One that was late is drawn alone with ``PATIENCE`` times
+the allowance, for perhaps its size takes longer than anybody foresaw; late again, it is refused.
 
 Two notice: the worker at which nginx replays the request, while its id still stands in the
 heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
@@ -12,15 +18,20 @@ Where all workers of several died together, nobody is struck.
 
 import mmap
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.beat import DRAWING, Beat, Phase, digest, read_beat
+from worker.beat import DRAWING, Beat, Phase, digest, read_beat, read_kill
+from worker.errors import Refused, TooSlow
+from worker.pipelines.base import DrawSpec
 from worker.processes import is_alive, started_at
 
 ALONE_LIMIT = 2
+PATIENCE = 4.0
+"""A request that a deadline killed may take so many times the usual allowance, once."""
 CLOSED_SOCKET = "closed.sock"
 IN_STEP = DRAWING | {Phase.COMPILE}  # the first step of a shape compiles
 _DYING_S = 0.5
@@ -35,18 +46,85 @@ _NEVER = 0
 
 @dataclass(frozen=True)
 class Record:
-    """What is remembered of one request: strikes, strikes while alone, seconds to forgiveness."""
+    """What is remembered of one request."""
 
-    strikes: int
-    alone: int
-    forgotten_in_s: float
+    strikes: int = 0
+    alone: int = 0
+    """Of them, those while it shared its step with nobody."""
+    crashes_alone: int = 0
+    """Of those, the ones in which the worker died by itself."""
+    late_s: int = 0
+    """The longest that a call of it was allowed and did not keep to; 0: no deadline killed it."""
+    too_slow: bool = False
+    """It did not even keep to ``PATIENCE`` times the usual."""
+    forgotten_in_s: float = 0.0
 
     @property
     def refused(self) -> bool:
-        return self.alone >= ALONE_LIMIT
+        return self.too_slow or self.crashes_alone >= ALONE_LIMIT
+
+    @property
+    def patience(self) -> float:
+        """So many times the usual allowance it may take."""
+        return PATIENCE if self.late_s else 1.0
+
+    def refusal(self, asked: str) -> Refused:
+        """Why it is refused. ``asked`` says what for, as in "512x512 in 8 steps"."""
+        again = f"it is not tried again for about {max(1, round(self.forgotten_in_s / 60))} min"
+        if self.too_slow:
+            return TooSlow(
+                f"{asked} took too long: one call of the model was not over after {self.late_s} s, "
+                f"though nothing else was drawn, so {again}. Ask for a smaller size or fewer "
+                "steps, or have the operators raise timeouts.step_allowance_s.",
+                param="size",
+            )
+        return Refused(
+            f"Drawing this ended {self.crashes_alone} workers, each while it drew nothing else, "
+            f"so {again}: change the prompt, size or steps.",
+            param="prompt",
+        )
 
 
-CLEAN = Record(0, 0, 0.0)
+CLEAN = Record()
+
+
+def asked_text(spec: DrawSpec) -> str:
+    """What of ``spec`` decides how long it takes, for ``Record.refusal``."""
+    return f"{spec.width}x{spec.height} in {spec.steps} step{'s' * (spec.steps != 1)}"
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One death, as the name of its file tells it."""
+
+    worker: str
+    pid: int
+    alone: bool
+    late_s: int = 0
+    patient: bool = False
+
+    @property
+    def event(self) -> tuple[str, int]:
+        """Whose death: it counts once, however it was told."""
+        return self.worker, self.pid
+
+    @property
+    def name(self) -> str:
+        late = f"-late{self.late_s}" if self.late_s else ""
+        patient = "-patient" if self.late_s and self.patient else ""
+        return f"{self.worker}-{self.pid}{late}{patient}" + ("-alone" if self.alone else "")
+
+    @classmethod
+    def of(cls, name: str) -> "Strike | None":
+        """What ``name`` tells; None where it is no strike's."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            return None
+        worker, pid, late_s, patient, alone = found.groups()
+        return cls(worker, int(pid), bool(alone), int(late_s or 0), bool(patient))
+
+
+_NAME = re.compile(r"(.+)-(\d+)(?:-late(\d+)(-patient)?)?(-alone)?")
 
 
 class Strikes:
@@ -72,8 +150,11 @@ class Strikes:
         self._sweep()
         if beat is None or beat.phase not in IN_STEP:
             return 0
+        strike = self._strike_of(self._name, beat, alive=False)
+        if strike is None:
+            return 0
         for running in beat.running:
-            self._strike(self._name, beat, running.fingerprint)
+            self._write(strike, beat, running.fingerprint)
         return len(beat.running)
 
     def surely_clean(self, request_id: str) -> bool:
@@ -107,11 +188,26 @@ class Strikes:
 
     def record(self, fingerprint: str) -> Record:
         """The unexpired strikes of ``fingerprint``."""
-        found = list(self._unexpired(self._folder / digest(fingerprint).hex()))
-        alone = [age_s for path, age_s in found if path.name.endswith("-alone")]
-        youngest = sorted(alone)[:ALONE_LIMIT]
-        forgotten_in_s = self._ttl_s - max(youngest, default=self._ttl_s)
-        return Record(len(found), len(alone), forgotten_in_s)
+        found = self._known(self._folder / digest(fingerprint).hex())
+        crashes = sorted(a for s, a in found if s.alone and not s.late_s)
+        too_slow = [a for s, a in found if s.alone and s.patient]
+        refused_for = min(too_slow, default=max(crashes[:ALONE_LIMIT], default=self._ttl_s))
+        return Record(
+            strikes=len(found),
+            alone=sum(strike.alone for strike, _ in found),
+            crashes_alone=len(crashes),
+            late_s=max((strike.late_s for strike, _ in found), default=0),
+            too_slow=bool(too_slow),
+            forgotten_in_s=self._ttl_s - refused_for,
+        )
+
+    def _known(self, folder: Path) -> list[tuple[Strike, float]]:
+        """The unexpired strikes in ``folder``, one for each death, and their ages in seconds."""
+        known: dict[tuple[str, int], tuple[Strike, float]] = {}
+        for path, age_s in self._unexpired(folder):
+            if strike := Strike.of(path.name):
+                known.setdefault(strike.event, (strike, age_s))
+        return list(known.values())
 
     def another_is_open(self) -> bool:
         """Whether some other worker is in the pool, or this one is the only one of its cell."""
@@ -129,23 +225,36 @@ class Strikes:
         deadline = time.monotonic() + _DYING_S
         for path in _beats(self._run_dir):
             while (beat := _holding(path, request)) is not None and path.stem != self._name:
-                if not is_alive(beat.pid, beat.since) or beat.overdue():
-                    self._strike(path.stem, beat, fingerprint)
+                alive = is_alive(beat.pid, beat.since)
+                if not alive or beat.overdue():
+                    if strike := self._strike_of(path.stem, beat, alive=alive):
+                        self._write(strike, beat, fingerprint)
                     break
                 # nginx sees the socket close a moment before the process is gone.
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_S)
 
-    def _strike(self, worker: str, beat: Beat, fingerprint: bytes) -> None:
-        if self._all_died(worker, beat):
+    def _strike_of(self, worker: str, beat: Beat, *, alive: bool) -> Strike | None:
+        """What those in the step of ``beat`` get for the end of ``worker``; None: nothing, for it
+        was not their doing."""
+        kill = read_kill(self._run_dir / f"{worker}.beat")
+        late = alive  # and overdue: the guard is about to end it
+        if kill is not None and kill.is_of(beat):
+            # Judged by a call that was over when the signal came, or for another reason.
+            if kill.cause != "overdue" or kill.since != beat.since:
+                return None
+            late = True
+        late_s = max(1, round(beat.allowance_s)) if late else 0
+        return Strike(worker, beat.pid, beat.alone, late_s, beat.patient)
+
+    def _write(self, strike: Strike, beat: Beat, fingerprint: bytes) -> None:
+        if self._all_died(strike.worker, beat):
             return
         folder = self._folder / fingerprint.hex()
         folder.mkdir(parents=True, exist_ok=True)
-        list(self._unexpired(folder))
-        path = folder / (f"{worker}-{beat.pid}" + ("-alone" if beat.alone else ""))
-        if not path.exists():
-            path.touch()
+        if all(known.event != strike.event for known, _ in self._known(folder)):
+            (folder / strike.name).touch()
 
     def _all_died(self, worker: str, beat: Beat) -> bool:
         """Whether no other worker of several has outlived ``worker``: then it was a power cut or

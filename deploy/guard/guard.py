@@ -25,7 +25,7 @@ from deploy.guard.supervisor import (
 )
 from deploy.guard.watch import Watch, Word
 from deploy.layout import Layout
-from worker.beat import Phase
+from worker.beat import Kill, KillCause, Phase, write_kill
 
 _TICK_S = 0.1
 _STATE_INTERVAL_S = 1.0
@@ -112,7 +112,7 @@ class Guard:
             self._pass_drain_on(watch, sight)
             self._remind_of_stop(watch, sight, now)
             if verdict.kill:
-                self._want_killed(watch, verdict.kill, now)
+                self._want_killed(watch, verdict.kill, verdict.kill_cause, now)
         if not self._hold.spent(now):
             self._journal.clear("kill_rate")
         self._watch_pool(now)
@@ -168,7 +168,7 @@ class Guard:
 
     # Killing
 
-    def _want_killed(self, watch: Watch, why: str, now: float) -> None:
+    def _want_killed(self, watch: Watch, why: str, cause: KillCause, now: float) -> None:
         if watch.being_killed or self._hold.active(now):
             return
         if self._hold.spent(now):
@@ -177,19 +177,32 @@ class Guard:
             return
         self._hold.count_kill(now)
         watch.being_killed = True
-        self._spawn(self._kill(watch, why))
+        self._spawn(self._kill(watch, why, cause))
 
-    async def _kill(self, watch: Watch, why: str) -> None:
+    async def _kill(self, watch: Watch, why: str, cause: KillCause) -> None:
         try:
             process = watch.process or self._beatless(watch)
             if process is None:
                 return
             watch.killing(why)
             self._journal.event(f"kill {process.pid}: {why}", watch.name, logging.WARNING)
+            self._leave_word(watch, process, cause)
             process.kill()
             await self._await_death(watch, process)
         finally:
             watch.being_killed = False
+
+    def _leave_word(self, watch: Watch, process: Process, cause: KillCause) -> None:
+        """For whoever asks what the requests inside have to do with it."""
+        if watch.beat is None or watch.beat.pid != process.pid:
+            return
+        # Somebody has stopped it: no request does that.
+        cause = "other" if process.state in {"T", "t"} else cause
+        kill = Kill(process.pid, watch.beat.since, cause)
+        try:
+            write_kill(self._layout.beat(watch.name), kill)
+        except OSError as error:
+            self._journal.event(f"cannot say why it is killed: {error}", watch.name)
 
     def _beatless(self, watch: Watch) -> Process | None:
         program = self._programs.get(watch.name)

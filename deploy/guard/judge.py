@@ -9,7 +9,7 @@ refused, missing, ended          out at once
 silent for ``silence_s``         out while another is in, and in again with the next 200
 phase over its allowance         out and killed, whatever it answers
 idle and silent                  killed after ``idle_allowance_s``
-drawing and silent               killed after the step's allowance
+drawing and silent               killed after the longest allowance of the calls in which it was
 no heartbeat since its start     killed after ``boot_allowance_s``
 past loading, nobody listens     killed after ``deaf_allowance_s``
 ended in order, still there      killed after ``ended_allowance_s``
@@ -26,7 +26,7 @@ from typing import Literal
 
 from deploy.guard.probe import Answer
 from deploy.guard.settings import Rules
-from worker.beat import DRAWING, Beat, Phase
+from worker.beat import DRAWING, Beat, KillCause, Phase
 
 State = Literal[
     "loading", "ready", "busy", "draining", "drained", "stuck", "silent", "dead", "backoff", "fatal"
@@ -70,6 +70,9 @@ class Seen:
     worked_s: float = inf
     """Since it was last seen in another phase than idle. An idle worker's thread beats on, also
     when its event loop stands still: the age of an idle heartbeat says nothing."""
+    allowed_s: float = 0.0
+    """The longest allowance of the phases it was seen in since it was last heard: a call that keeps
+    the interpreter to itself is silent as long as it lasts, and the next one may be short."""
     excused_s: float = inf
     """Since it was last seen in a phase in which silence is excused."""
     refused_s: float | None = None
@@ -89,39 +92,46 @@ class Verdict:
     state: State
     kill: str | None = None
     """Why it must be killed; None: let it live."""
+    kill_cause: KillCause = "other"
+    """Who is to blame for that: see ``worker.strikes``."""
     cause: Cause = "other"
     """``why`` in one of few words."""
 
 
 def judge(seen: Seen, now: float, rules: Rules) -> Verdict:
     """``now`` is on the clock of ``Beat.since``."""
-    kill = _kill_reason(seen, now, rules)
+    kill, kill_cause = _kill_reason(seen, now, rules)
     gate, why, cause = _gate(seen, kill, rules)
-    return Verdict(gate, why, _state(seen, kill, rules), kill, cause)
+    return Verdict(gate, why, _state(seen, kill, rules), kill, kill_cause, cause)
 
 
-def _kill_reason(seen: Seen, now: float, rules: Rules) -> str | None:
+def _kill_reason(seen: Seen, now: float, rules: Rules) -> tuple[str | None, KillCause]:
     if not seen.alive or seen.beat is None:
         if seen.beatless_s > rules.boot_allowance_s:
-            return f"no heartbeat {seen.beatless_s:.0f} s after its start"
-        return None
+            return f"no heartbeat {seen.beatless_s:.0f} s after its start", "other"
+        return None, "other"
     beat, age_s = seen.beat, seen.beat.age_s(now)
     if beat.phase is Phase.ENDED:
         late = age_s > rules.ended_allowance_s
-        return f"still there {age_s:.0f} s after its orderly end" if late else None
+        return f"still there {age_s:.0f} s after its orderly end" if late else None, "other"
     if beat.phase is not Phase.IDLE and beat.overdue(now):
-        return f"in phase {beat.phase.name} for {age_s:.1f} s, allowed {beat.allowance_s:.1f} s"
+        allowed = f"allowed {beat.allowance_s:.1f} s"
+        return f"in phase {beat.phase.name} for {age_s:.1f} s, {allowed}", "overdue"
     if beat.phase in EXCUSED:
-        return None
-    return _silence_reason(seen, beat, rules) or _deaf_reason(seen, rules)
+        return None, "other"
+    if silence := _silence_reason(seen, beat, rules):
+        return silence, "silent"
+    return _deaf_reason(seen, rules), "other"
 
 
 def _silence_reason(seen: Seen, beat: Beat, rules: Rules) -> str | None:
     silent_s = min(seen.silent_s, seen.excused_s)
     if beat.phase is Phase.IDLE and min(silent_s, seen.worked_s) > rules.idle_allowance_s:
         return f"idle and silent for {silent_s:.1f} s"
-    # Its thread still steps, but nobody would ever get the pictures.
-    if beat.phase in DRAWING and silent_s > beat.allowance_s:
+    # Its thread still steps, but nobody would ever get the pictures. Where it is one call that
+    # stands still, its silence began a moment before: by then that call is overdue.
+    allowed_s = max(seen.allowed_s, beat.allowance_s) + rules.silence_s
+    if beat.phase in DRAWING and silent_s > allowed_s:
         return f"drawing and silent for {silent_s:.1f} s"
     return None
 

@@ -16,7 +16,7 @@ from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
 from deploy.guard.supervisor import Exit, Program
 from deploy.layout import Layout
-from worker.beat import Beat, Phase, read_beat
+from worker.beat import DRAWING, Beat, Phase, read_beat
 
 # One question stays open for long: a stopped worker is not given a heap of them to answer later,
 # and answers within the moment in which it goes on.
@@ -67,6 +67,7 @@ class Watch:
         self._heard_at = time.monotonic()
         self._worked_at = -inf
         self._excused_at = -inf
+        self._allowed_s = 0.0
         self._refused_at: float | None = None
 
     @property
@@ -112,6 +113,7 @@ class Watch:
             answer=self.answer,
             silent_s=now - self._heard_at,
             worked_s=now - self._worked_at,
+            allowed_s=self._longest_allowance_s(),
             excused_s=now - self._excused_at,
             refused_s=None if self._refused_at is None else now - self._refused_at,
             beatless_s=self._beatless_s(program),
@@ -173,15 +175,24 @@ class Watch:
             self.answer = await probe.ask(self._socket, "/readyz", timeout_s=_PROBE_TIMEOUT_S)
             self.was_ready |= self.answer.status == 200
             self._refused_at = None
-            self._heard_at = time.monotonic()
+            self._heard(time.monotonic())
         except NobodyListens:
             self._nobody_listens(time.monotonic())
         except NoAnswer:
             return
 
+    def _longest_allowance_s(self) -> float:
+        """Of the phases since it was last heard."""
+        if self.beat and self.beat.phase in DRAWING:
+            self._allowed_s = max(self._allowed_s, self.beat.allowance_s)
+        return self._allowed_s
+
+    def _heard(self, now: float) -> None:
+        self._heard_at, self._allowed_s = now, 0.0
+
     def _nobody_listens(self, now: float) -> None:
         self.answer = None
-        self._heard_at = now
+        self._heard(now)
         self._refused_at = now if self._refused_at is None else self._refused_at
 
     def _follow_process(self, now: float) -> None:
@@ -192,7 +203,7 @@ class Watch:
             if self.process:
                 self.restarts += self._had_process
                 self._had_process = True
-                self._heard_at = now
+                self._heard(now)
 
     def _ended(self, now: float) -> None:
         phase = self.beat.phase if self.beat and self.beat.pid == self.pid else None

@@ -63,8 +63,12 @@ async def insist(http: httpx.AsyncClient, cell: RunningCell, body: object) -> ht
         await asyncio.sleep(float(response.headers["retry-after"]))
 
 
-@pytest.mark.parametrize("fault", ["hang", "gil", "exit"])
-def test_poison_is_refused_and_its_neighbours_are_drawn(cell: RunningCell, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "code"), [("hang", "too_slow"), ("gil", "too_slow"), ("exit", "request_refused")]
+)
+def test_poison_is_refused_and_its_neighbours_are_drawn(
+    cell: RunningCell, fault: str, code: str
+) -> None:
     """Hang inside a step, every thread blocked, death inside a step: 422 in the end, and no
     neighbour sees anything. In company its first victim is not yet held against it, and nginx
     asks no worker twice, so that three workers may die and the first answer may be 503."""
@@ -74,7 +78,7 @@ def test_poison_is_refused_and_its_neighbours_are_drawn(cell: RunningCell, fault
             pids = {worker: cell.pid(worker) for worker in cell.workers()}
             response = await insist(http, cell, poison(fault))
             assert response.status_code == 422
-            assert response.json()["error"]["code"] == "request_refused"
+            assert response.json()["error"]["code"] == code
             await cell.all_open()
             assert any(cell.pid(worker) != pid for worker, pid in pids.items())
 
@@ -95,6 +99,25 @@ def test_poison_on_an_idle_cell_is_refused_after_two_workers(cell: RunningCell) 
         await until(lambda: successors() == 2, 90, "two successors")
         await cell.all_open()
         assert successors() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_never_ends_is_refused_as_too_slow_after_two_workers(
+    cell: RunningCell,
+) -> None:
+    async def scenario() -> None:
+        pids = {worker: cell.pid(worker) for worker in cell.workers()}
+        async with httpx.AsyncClient(timeout=120) as http:
+            response = await insist(http, cell, poison("hang"))
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (422, "too_slow", "size")
+        # 2 s at first, and four times as long for the second worker.
+        assert "256x256 in 8 steps took too long" in error["message"]
+        assert "not over after 8 s" in error["message"]
+        assert "change the prompt" not in error["message"]
+        await cell.all_open()
+        assert sum(cell.pid(worker) != pid for worker, pid in pids.items()) == 2
 
     asyncio.run(scenario())
 

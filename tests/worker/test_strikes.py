@@ -9,7 +9,16 @@ import pytest
 from tests.worker.processes import worker
 from worker.api import wire
 from worker.api.images import fingerprint_of
-from worker.beat import BeatWriter, Phase, Running, digest
+from worker.beat import (
+    BeatWriter,
+    Kill,
+    KillCause,
+    Phase,
+    Running,
+    digest,
+    read_beat,
+    write_kill,
+)
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.settings import Settings
 from worker.strikes import Strikes
@@ -24,13 +33,27 @@ def strikes(home: Path) -> Strikes:
 
 
 def write_beat(
-    home: Path, pid: int, phase: Phase, *, name: str = "w1", alone: bool = False
-) -> None:
+    home: Path,
+    pid: int,
+    phase: Phase,
+    *,
+    name: str = "w1",
+    alone: bool = False,
+    patient: bool = False,
+) -> Path:
     """What process ``pid`` would have left while it drew request ``r`` (fingerprint ``f``)."""
-    running = [Running(digest("r"), digest("f"))]
+    running, path = [Running(digest("r"), digest("f"))], home / "run" / f"{name}.beat"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid)
-        BeatWriter(home / "run" / f"{name}.beat").enter(phase, 60.0, running, alone=alone)
+        BeatWriter(path).enter(phase, 60.0, running, alone=alone, patient=patient)
+    return path
+
+
+def killed(path: Path, cause: KillCause = "overdue", *, since: float | None = None) -> None:
+    """As the guard would have: because of the phase in the heartbeat at ``path``."""
+    beat = read_beat(path)
+    assert beat
+    write_kill(path, Kill(beat.pid, beat.since if since is None else since, cause))
 
 
 @pytest.fixture
@@ -125,6 +148,69 @@ def test_deaths_in_company_never_refuse(strikes: Strikes, home: Path, dead: int)
         write_beat(home, dead, Phase.STEP, name=name)
     record = strikes.arrive("r", "f")
     assert (record.strikes, record.refused) == (3, False)
+
+
+def test_a_deadline_grants_more_time_and_refuses_only_who_had_it(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    killed(write_beat(home, dead, Phase.STEP, name="w1", alone=True))
+    record = strikes.arrive("r", "f")
+    assert (record.strikes, record.refused, record.patience) == (1, False, 4.0)
+    # An equal request that came at the same time had no more time either.
+    killed(write_beat(home, dead, Phase.STEP, name="w3", alone=True))
+    assert not strikes.arrive("r", "f").refused
+    killed(write_beat(home, dead, Phase.STEP, name="w4", alone=True, patient=True))
+    record = strikes.arrive("r", "f")
+    assert record.refused
+    error = record.refusal("1792x1024 in 1 step")
+    assert (error.code, error.param) == ("too_slow", "size")
+    assert error.message.startswith("1792x1024 in 1 step took too long")
+    assert "not over after 60 s" in error.message
+    assert "timeouts.step_allowance_s" in error.message
+    assert "prompt" not in error.message
+
+
+def test_crashes_and_deadlines_are_told_apart(strikes: Strikes, home: Path, dead: int) -> None:
+    killed(write_beat(home, dead, Phase.STEP, name="w1", alone=True))
+    write_beat(home, dead, Phase.STEP, name="w3", alone=True)
+    record = strikes.arrive("r", "f")
+    assert (record.strikes, record.alone, record.crashes_alone) == (2, 2, 1)
+    assert not record.refused
+
+
+def test_witness_and_successor_tell_one_deadline_once(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    killed(write_beat(home, dead, Phase.DECODE, alone=True, patient=True))
+    strikes.arrive("r", "f")
+    Strikes(home, home / "run", home / "pool", "w1", TTL_S).inherit()
+    assert [p.name for p in home.glob("strikes/*/*")] == [f"w1-{dead}-late60-patient-alone"]
+    (home / "strikes" / digest("f").hex() / f"w1-{dead}-alone").touch()
+    assert strikes.record("f").strikes == 1, "whoever took it for a crash meant the same death"
+
+
+@pytest.mark.parametrize("cause", ["silent", "other"])
+def test_a_kill_for_another_reason_strikes_nobody_in_the_step(
+    strikes: Strikes, home: Path, dead: int, cause: KillCause
+) -> None:
+    killed(write_beat(home, dead, Phase.STEP), cause)
+    assert strikes.arrive("r", "f").strikes == 0
+
+
+def test_who_came_after_the_overdue_call_is_not_struck(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    killed(write_beat(home, dead, Phase.STEP), since=1.0)
+    assert strikes.arrive("r", "f").strikes == 0
+    assert Strikes(home, home / "run", home / "pool", "w1", TTL_S).inherit() == 0
+
+
+def test_the_kill_of_an_earlier_process_says_nothing(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    write_kill(write_beat(home, dead, Phase.STEP), Kill(1, 1.0, "other"))
+    record = strikes.arrive("r", "f")
+    assert (record.strikes, record.late_s) == (1, 0)
 
 
 def test_strikes_are_forgotten(strikes: Strikes, home: Path, dead: int) -> None:

@@ -38,7 +38,7 @@ from worker.service import Service
 from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.usage import Outcome
-from worker.strikes import CLEAN, Record
+from worker.strikes import CLEAN, Record, asked_text
 
 ALONE_WAIT_S = 60.0
 STRIKES_TIMEOUT_S = 5.0
@@ -146,7 +146,7 @@ class Drawing:
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)
         fingerprint = fingerprint_of(self._caller.turn, generation)
-        exclusive = await self._clear(fingerprint)
+        record = await self._clear(fingerprint)
         request = DrawRequest(
             id=self.exchange.id,
             specs=self._specs,
@@ -156,7 +156,8 @@ class Drawing:
             priority=self._priority(),
             deadline=self._deadline(),
             partial_images=generation.partial_images,
-            exclusive=exclusive,
+            exclusive=record.strikes > 0,
+            patience=record.patience,
             watched=generation.stream,
         )
         self._ticket = service.engine.submit(request, self._encode)
@@ -181,20 +182,20 @@ class Drawing:
         if self._hold is not None:
             self._hold.give_back()
 
-    async def _clear(self, fingerprint: str) -> bool:
-        """Whether this request must be drawn alone; raises ``Refused`` where it kills workers."""
+    async def _clear(self, fingerprint: str) -> Record:
+        """What is known of this request; raises ``Refused`` where it kills workers."""
         service = self._service
         record = await self._record(fingerprint)
         if not record.strikes:
-            return False
+            return record
         self.exchange.notes["strikes"] = record.strikes
         if record.refused:
-            service.metrics.strikes.labels("refused").inc()
-            raise _refusal(record)
+            service.metrics.strikes.labels("too_slow" if record.too_slow else "refused").inc()
+            raise record.refusal(asked_text(self._specs[0]))
         service.metrics.strikes.labels("alone").inc()
         if record.alone:
             await _until_another_is_open(service)
-        return True
+        return record
 
     async def _record(self, fingerprint: str) -> Record:
         if self._service.strikes.surely_clean(self.exchange.id):
@@ -522,15 +523,6 @@ def fingerprint_of(key: str, generation: wire.Generation) -> str:
     """Stands for who asks and for what: the same for a resubmission under another id."""
     text = b"%b\n%b" % (key.encode(), generation.normalised())
     return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-def _refusal(record: Record) -> Refused:
-    minutes = max(1, round(record.forgotten_in_s / 60))
-    return Refused(
-        f"Drawing this request ended {record.alone} workers, each while it drew nothing else, so "
-        f"it is not tried again for about {minutes} min: change the prompt, size or steps.",
-        param="prompt",
-    )
 
 
 async def _until_another_is_open(service: Service) -> None:

@@ -84,9 +84,9 @@ class Costs:
         """Whether a step was ever timed."""
         return bool(self._times["step"])
 
-    def measured_s(self, kind: Kind, size: Size, rows: int) -> float | None:
-        """The running average of exactly this call; None before the first."""
-        return self._times[kind].get(size, {}).get(rows)
+    def knows(self, kind: Kind) -> bool:
+        """Whether a call of ``kind`` was ever timed, whatever its size."""
+        return bool(self._times[kind])
 
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         """Seconds of one call; between measured rows and sizes in proportion, beyond them as

@@ -8,10 +8,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from worker.beat import Phase
+from worker.engine.allowance import KINDS, Allowances
 from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, forecast, remaining_s
 from worker.engine.forecast import Call as RunningCall
@@ -33,7 +34,6 @@ MAX_LOST_MEMORY = 3
 MAX_FAILED = 3
 """After so many failures in a row the worker tries what it drew last: whose fault is it?"""
 _FORECAST_SHARE = 200  # a forecast every so many times what one takes, at least
-_KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 Call = Callable[[Sequence[Picture]], None]
 
 
@@ -46,6 +46,7 @@ class Driver:
     queue: Queue
     costs: Costs
     scheduler: Scheduler
+    allowances: Allowances
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
@@ -165,7 +166,7 @@ class Driver:
                 self.costs.shrink(pictures[0].size, self._fits)
 
     def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
-        shape = self.pulse.enter(phase, part, self._expected_s(phase, part))
+        shape = self._enter(phase, part)
         began = time.monotonic()
         self._begin(phase, part, began)
         try:
@@ -184,7 +185,7 @@ class Driver:
         return None
 
     def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> None:
-        kind = _KINDS[phase]
+        kind = KINDS[phase]
         with self.lock:
             seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
@@ -234,7 +235,7 @@ class Driver:
                 self._expire()
             self._announce()
             self._tell_step(part, done)
-            self.pulse.enter(Phase.STEP, part, self._expected_s(Phase.STEP, part))
+            self._enter(Phase.STEP, part)
         return bool(self._alive(part))
 
     def _alive(self, pictures: Sequence[Picture]) -> list[Picture]:
@@ -281,9 +282,10 @@ class Driver:
         if self._lost_memory >= self.max_lost_memory:
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
 
-    def _expected_s(self, phase: Phase, part: Sequence[Picture]) -> float:
+    def _enter(self, phase: Phase, part: Sequence[Picture]) -> Hashable:
         with self.lock:
-            return self.costs.measured_s(_KINDS[phase], part[0].size, _rows(part)) or 0.0
+            allowance_s = self.allowances.allowance_s(phase, part)
+        return self.pulse.enter(phase, part, allowance_s)
 
     def _measure(
         self, phase: Phase, part: Sequence[Picture], seconds: float, *, typical: bool
@@ -296,7 +298,8 @@ class Driver:
                 self.batches[len(part)] += 1
                 seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
-                self.costs.record(_KINDS[phase], part[0].size, _rows(part), seconds)
+                self.costs.record(KINDS[phase], part[0].size, _rows(part), seconds)
+                self.allowances.learn(phase, part, seconds)
 
     # What the waiters hear
 
@@ -317,6 +320,8 @@ class Driver:
             return
         if picture.previews >= wanted or picture.sample is None:
             return
+        # A decoding of its own: with its own time, and nobody else is to blame for it.
+        self._enter(Phase.DECODE, [picture])
         try:
             pixels = self.pipeline.preview(picture.sample)
         except DevicePoisoned:

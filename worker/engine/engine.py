@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from worker.beat import BeatWriter
 from worker.engine import admission
 from worker.engine.admission import Line
+from worker.engine.allowance import Allowances
 from worker.engine.bookings import Bookings
 from worker.engine.costs import Costs, Kind
 from worker.engine.driver import Driver
@@ -73,7 +74,10 @@ class Engine:
         self._bookings = Bookings(_OWED * limits.max_queued_requests)
         self._recent = Recent(self._look)
         scheduler = Scheduler(self._costs)
-        self._driver = Driver(pipeline, self._pulse, self._queue, self._costs, scheduler)
+        allowances = Allowances(limits, self._costs, stepwise=pipeline.info.stepwise)
+        self._driver = Driver(
+            pipeline, self._pulse, self._queue, self._costs, scheduler, allowances
+        )
         self._lock = self._driver.lock
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wake = threading.Event()

@@ -10,7 +10,6 @@ from worker.engine.state import Activity
 
 IDLE_ALLOWANCE_S = 3.0
 IDLE_BEAT_S = 1.0  # an idle driver beats this often
-_SLACK = 10.0  # times the measured duration
 
 
 class Pulse:
@@ -28,15 +27,24 @@ class Pulse:
         self._beat.enter(Phase.IDLE, IDLE_ALLOWANCE_S)
         self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
 
-    def enter(self, phase: Phase, pictures: Sequence[Picture], expected_s: float) -> Hashable:
-        """``phase`` begins for ``pictures`` and should take ``expected_s``; its shape."""
+    def enter(self, phase: Phase, pictures: Sequence[Picture], allowance_s: float) -> Hashable:
+        """``phase`` begins for ``pictures`` and may last ``allowance_s``, or as many times as long
+        as one of their requests is granted; its shape."""
         shape = _shape(phase, pictures)
-        allowance_s = max(self._limits.step_allowance_s, _SLACK * expected_s)
         if self._compiles and shape not in self._seen:
-            phase, allowance_s = Phase.COMPILE, self._limits.compile_allowance_s
+            phase, allowance_s = Phase.COMPILE, max(allowance_s, self._limits.compile_allowance_s)
         requests = [entry.request for entry in dict.fromkeys(p.entry for p in pictures)]
         running = [Running(digest(r.id), digest(r.fingerprint)) for r in requests]
-        self._beat.enter(phase, allowance_s, running, alone=len(requests) == 1)
+        patience = max(request.patience for request in requests)
+        allowance_s *= patience
+        self._beat.enter(
+            phase,
+            allowance_s,
+            running,
+            alone=len(requests) == 1,
+            patient=patience > 1.0,
+            struck=any(request.exclusive for request in requests),
+        )
         rows = sum(picture.rows for picture in pictures)
         now = time.monotonic()
         self.activity = Activity(phase, now, allowance_s, len(requests), rows)

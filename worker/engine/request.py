@@ -22,8 +22,9 @@ class DrawRequest:
     again has the arrival of the first one. ``key`` is who asks, for fairness. ``fingerprint``
     stands for key and normalised body: the same for a resubmission.
     ``partial_images`` is how many previews of each picture are wanted. ``exclusive``: this request
-    was in a step that killed a worker and must share its steps with nobody. ``watched``: somebody
-    reads its position as it changes. ``followed``: somebody reads its steps; whoever watches does.
+    was in a step that killed a worker and must share its steps with nobody. ``patience``: its calls
+    may take so many times what others may. ``watched``: somebody reads its position as it changes.
+    ``followed``: somebody reads its steps; whoever watches does.
     """
 
     id: str
@@ -35,6 +36,7 @@ class DrawRequest:
     deadline: float | None = None  # seconds since the epoch
     partial_images: int = 0
     exclusive: bool = False
+    patience: float = 1.0
     watched: bool = True
     followed: bool = False
 

@@ -21,7 +21,7 @@ from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
 from worker.storage.keys import Key
 from worker.storage.leases import Leased, Offer
-from worker.strikes import CLEAN, Record, Strikes
+from worker.strikes import CLEAN, Record, Strikes, asked_text
 
 STRIKES_TIMEOUT_S = 5.0
 
@@ -68,12 +68,12 @@ async def draw(held: Held, engine: Engine, model: str, tools: Tools) -> StoredIm
     key = tools.key_of(item.owner)
     require_allowed(key, item)
     spec = _spec(item)
-    exclusive = await _must_be_alone(item, tools)
+    record = await _clear(item, tools)
     if held.revoked:
         raise Unavailable("the lease has ended")
     hold = await _part_of_the_day(item, key, tools)
     try:
-        request = _request(item, spec, priority_of(key, item.priority), exclusive=exclusive)
+        request = _request(item, spec, priority_of(key, item.priority), record)
         held.ticket = engine.submit(request)
         try:
             drawn = await _followed(held, held.ticket, tools.steps)
@@ -142,7 +142,7 @@ def _spec(item: Leased) -> DrawSpec:
     )
 
 
-def _request(item: Leased, spec: DrawSpec, priority: Priority, *, exclusive: bool) -> DrawRequest:
+def _request(item: Leased, spec: DrawSpec, priority: Priority, record: Record) -> DrawRequest:
     return DrawRequest(
         id=_name(item),
         specs=(spec,),
@@ -151,7 +151,8 @@ def _request(item: Leased, spec: DrawSpec, priority: Priority, *, exclusive: boo
         key=item.turn,
         fingerprint=_fingerprint(item),
         priority=priority,
-        exclusive=exclusive,
+        exclusive=record.strikes > 0,
+        patience=record.patience,
         watched=False,
         followed=True,
     )
@@ -225,21 +226,18 @@ def _image(item: Leased, size: int, model: str) -> StoredImage:
     )
 
 
-async def _must_be_alone(item: Leased, tools: Tools) -> bool:
-    """Whether workers died with this item in their step; raises ``Refused`` where it was two that
-    drew nothing else."""
+async def _clear(item: Leased, tools: Tools) -> Record:
+    """What is known of deaths with this item in the step; raises ``Refused`` where it is to
+    blame."""
     record = await _record(item, tools.strikes)
     if record.refused:
-        tools.metrics.strikes.labels("refused").inc()
-        raise Refused(
-            f"Drawing this item ended {record.alone} workers, each while it drew nothing else: "
-            "change its prompt, size or steps."
-        )
+        tools.metrics.strikes.labels("too_slow" if record.too_slow else "refused").inc()
+        raise record.refusal(asked_text(_spec(item)))
     if record.strikes:
         tools.metrics.strikes.labels("alone").inc()
     if record.alone and not await asyncio.to_thread(tools.strikes.another_is_open):
         raise Unavailable("It ended a worker before and waits until a second one is back.")
-    return record.strikes > 0
+    return record
 
 
 async def _record(item: Leased, strikes: Strikes) -> Record:

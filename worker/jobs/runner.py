@@ -25,6 +25,7 @@ from worker.errors import (
     Refused,
     StorageFailed,
     StoreAway,
+    TooSlow,
     Unavailable,
     ZimageError,
 )
@@ -339,7 +340,7 @@ class Runner:
 
 def _fail(connection: sa.Connection, item: Leased, error: ZimageError, now: float) -> None:
     failed = leases.fail(connection, item, error.code, error.message, now)
-    harmful = failed and isinstance(error, Refused) and error.code == Refused.code
+    harmful = failed and error.code in (Refused.code, TooSlow.code)
     if harmful and leases.failures(connection, item.job_id, error.code) >= HARMFUL:
         leases.pause_job(connection, item.job_id)
 

@@ -72,8 +72,8 @@ def test_gate_and_state_follow_what_was_seen(seen: Seen, gate: str, state: str) 
         # Its thread beats on while its event loop stands still.
         (replace(SERVING, silent_s=3.1, beat=in_phase(Phase.IDLE, 0.4)), "idle and silent"),
         (
-            replace(SERVING, silent_s=5.2, beat=in_phase(Phase.STEP, 0.1, 5.0)),
-            "drawing and silent for 5.2 s",
+            replace(SERVING, silent_s=5.6, beat=in_phase(Phase.STEP, 0.1, 5.0)),
+            "drawing and silent for 5.6 s",
         ),
         # There, but of no use.
         (replace(SERVING, answer=None, refused_s=10.5), "nobody listens for 10.5 s"),
@@ -101,6 +101,8 @@ def test_what_hangs_is_closed_and_killed(seen: Seen, reason: str) -> None:
         replace(SERVING, silent_s=500.0, excused_s=0.2, beat=in_phase(Phase.STEP, 0.2, 5.0)),
         # nor when a long drawing has just ended.
         replace(SERVING, silent_s=4.0, worked_s=0.1, beat=in_phase(Phase.IDLE, 0.1)),
+        # A decoding of a large picture, allowed 60 s, kept the interpreter to itself.
+        replace(SERVING, silent_s=9.0, allowed_s=60.0, beat=in_phase(Phase.STEP, 0.1, 5.0)),
         # Supervisor is ending it: its socket goes first.
         replace(SERVING, answer=None, refused_s=60.0, program="STOPPING"),
         replace(SERVING, beat=in_phase(Phase.ENDED, 5.0, 0.0)),
@@ -110,6 +112,22 @@ def test_what_hangs_is_closed_and_killed(seen: Seen, reason: str) -> None:
 )
 def test_what_may_recover_is_left_alive(seen: Seen) -> None:
     assert judge(seen, NOW, RULES).kill is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause"),
+    [
+        (replace(SERVING, beat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
+        # One call that keeps the interpreter to itself is overdue, not only silent.
+        (replace(SERVING, silent_s=5.3, beat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
+        (replace(SERVING, silent_s=5.6, beat=in_phase(Phase.STEP, 0.1, 5.0)), "silent"),
+        (replace(SERVING, silent_s=3.1), "silent"),
+        (replace(SERVING, answer=None, refused_s=10.5), "other"),
+        (Seen(program="STARTING", beatless_s=61.0), "other"),
+    ],
+)
+def test_a_kill_says_whether_the_step_or_the_event_loop_stood_still(seen: Seen, cause: str) -> None:
+    assert judge(seen, NOW, RULES).kill_cause == cause
 
 
 def test_idle_worker_has_no_deadline_of_its_own() -> None:

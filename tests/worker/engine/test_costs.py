@@ -38,7 +38,7 @@ def test_text_takes_as_long_at_every_size() -> None:
 
 def test_something_is_predicted_before_anything_was_measured() -> None:
     assert Costs().predict_s("step", (128, 128), 1) > 0
-    assert Costs().measured_s("step", (128, 128), 1) is None
+    assert not Costs().knows("step")
 
 
 def test_cap_shrinks_below_the_limit_and_never_below_one() -> None:

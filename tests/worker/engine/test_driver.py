@@ -15,6 +15,7 @@ from tests.worker.engine.fakes import (
     spec,
 )
 from worker.beat import BeatWriter, Phase, read_beat
+from worker.engine.allowance import Allowances
 from worker.engine.driver import Driver
 from worker.engine.hindsight import Hindsight
 from worker.engine.limits import Limits
@@ -24,7 +25,7 @@ from worker.engine.request import Event, Partial, Priority, Queued, Stepped
 from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
 from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
-from worker.pipelines.base import DevicePoisoned, OutOfMemory
+from worker.pipelines.base import DevicePoisoned, OutOfMemory, Pixels, Sample
 
 MakeDriver = Callable[..., Driver]
 
@@ -34,7 +35,8 @@ def make(beat: BeatWriter) -> MakeDriver:
     def make(pipeline: GatedPipeline, *entries: Entry, max_batch: int = 4) -> Driver:
         costs = Untimed(max_batch)
         pulse = Pulse(beat, Limits(), compiles=False)
-        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs))
+        allowances = Allowances(Limits(), costs, stepwise=pipeline.info.stepwise)
+        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs), allowances)
         driver.announce_interval_s = 0.0
         for each in entries:
             driver.queue.add(each)
@@ -368,7 +370,7 @@ def test_whole_call_stops_when_nobody_waits_for_it(make: MakeDriver) -> None:
 def test_steps_are_measured(make: MakeDriver) -> None:
     driver = make(GatedPipeline(), entry("a", "b"))
     run(driver)
-    assert driver.costs.measured_s("step", (128, 128), 2) is not None
+    assert "2" in driver.costs.dump()["step"]["128x128"]
     assert driver.totals.steps == 4
     assert driver.totals.requests_done == 1
 
@@ -379,3 +381,21 @@ def test_time_inside_the_pipeline_is_told_from_time_beside_it(make: MakeDriver) 
     driver = make(pipeline, entry("a"))
     run(driver)
     assert 0.08 <= driver.totals.device_s <= driver.totals.busy_s
+
+
+def test_a_preview_has_an_allowance_of_its_own_and_is_one_requests(
+    make: MakeDriver, tmp_path: Path
+) -> None:
+    seen: list[tuple[Phase, float, int]] = []
+
+    class Looking(GatedPipeline):
+        def preview(self, sample: Sample) -> Pixels | None:
+            beat = read_beat(tmp_path / "w1.beat")
+            assert beat
+            seen.append((beat.phase, beat.allowance_s, len(beat.running)))
+            return super().preview(sample)
+
+    driver = make(Looking(), entry("a", partial_images=1), entry("b"))
+    driver.costs.record("decode", (128, 128), 1, 3.0)
+    run(driver)
+    assert seen == [(Phase.DECODE, 30.0, 1)]

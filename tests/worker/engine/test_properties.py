@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.worker.engine.fakes import GatedPipeline, entry, fuzzed, recorder, spec
 from worker.beat import BeatWriter
+from worker.engine.allowance import Allowances
 from worker.engine.costs import Costs
 from worker.engine.driver import Driver
 from worker.engine.limits import Limits
@@ -84,7 +85,8 @@ def driver_of(pipeline: Judge, cap: int, folder: str) -> Driver:
     queue, scheduler = Queue(100), Scheduler(costs, quantum_s=1e-4)
     pulse = Pulse(beat, Limits(), compiles=False)
     # The faults here are the prompts', so no recycling: it has a test of its own.
-    return Driver(pipeline, pulse, queue, costs, scheduler, max_lost_memory=10**6)
+    allowances = Allowances(Limits(), costs, stepwise=pipeline.info.stepwise)
+    return Driver(pipeline, pulse, queue, costs, scheduler, allowances, max_lost_memory=10**6)
 
 
 def out_of_order(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:

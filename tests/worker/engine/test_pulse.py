@@ -38,12 +38,14 @@ def test_one_request_with_several_pictures_is_alone(beat: BeatWriter, read: Read
     assert read().alone
 
 
-@pytest.mark.parametrize(("expected_s", "allowance_s"), [(0.1, 5.0), (2.0, 20.0)])
-def test_a_slow_step_is_allowed_ten_times_its_measured_time(
-    beat: BeatWriter, read: Read, expected_s: float, allowance_s: float
+def test_a_request_that_was_late_before_gets_more_time_and_the_heartbeat_says_so(
+    beat: BeatWriter, read: Read
 ) -> None:
-    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, entry("a").pictures, expected_s)
-    assert read().allowance_s == allowance_s
+    late = entry("a", exclusive=True, patience=4.0)
+    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, late.pictures, 20.0)
+    assert (read().allowance_s, read().patient, read().struck) == (80.0, True, True)
+    Pulse(beat, LIMITS, compiles=False).enter(Phase.STEP, entry("b").pictures, 20.0)
+    assert (read().allowance_s, read().patient, read().struck) == (20.0, False, False)
 
 
 def test_first_step_of_a_shape_may_compile_on_a_gpu(beat: BeatWriter, read: Read) -> None:

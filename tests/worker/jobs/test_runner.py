@@ -3,6 +3,7 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,7 @@ from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
 from worker.beat import digest
-from worker.errors import Refused
+from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.holder import this_process
 from worker.jobs.runner import HARMFUL, _fail, _new_lease
@@ -197,14 +198,20 @@ async def test_a_failing_item_is_tried_again_and_then_fails(
     assert "the drawing failed" in str(bad.error_message)
 
 
-def strike(home: Path, store: Store, job: Job, number: int) -> None:
+def strike(
+    home: Path,
+    store: Store,
+    job: Job,
+    number: int,
+    deaths: Iterable[str] = ("w7-1-alone", "w8-2-alone"),
+) -> None:
     """Two workers died with this item alone in their step."""
     [leased] = [store(leases.take, "x", lambda: "probe", lambda _: 1, time.time())[0]]
     store(leases.let_go, ["probe"])
     name = _fingerprint(Leased(**{**vars(leased), "job_id": job.id, "number": number}))
     folder = home / "strikes" / digest(name).hex()
     folder.mkdir(parents=True)
-    for death in ("w7-1-alone", "w8-2-alone"):
+    for death in deaths:
         (folder / death).touch()
 
 
@@ -222,12 +229,27 @@ async def test_an_item_that_ends_workers_is_not_tried_again(
     assert "ended 2 workers" in str(bad.error_message)
 
 
-def test_a_job_full_of_them_is_paused(store: Store) -> None:
+async def test_an_item_that_is_too_slow_fails_and_says_so(
+    settings: Settings, store: Store, home: Path
+) -> None:
+    job = store.create()
+    strike(home, store, job, 2, ("w7-1-late5", "w8-2-late20-patient-alone"))
+    async with serving(settings) as (service, _):
+        await ready(service)
+        done = await over(store, job)
+    assert (done.counts["done"], done.counts["failed"]) == (2, 1)
+    bad = store.items(job.id, "failed")[0]
+    assert (bad.number, bad.error_code) == (2, "too_slow")
+    assert "took too long" in str(bad.error_message)
+
+
+@pytest.mark.parametrize("error", [Refused("it ended workers"), TooSlow("it hangs")])
+def test_a_job_full_of_them_is_paused(store: Store, error: Refused) -> None:
     job, now = store.create(prompts=PROMPTS), time.time()
     for number in range(HARMFUL):
         assert store.job(job.id).state == "running"
         [item] = store(leases.take, "x", lambda: f"lease {number}", lambda _: 1, now)  # noqa: B023
-        store(_fail, item, Refused("it ended workers"), now)
+        store(_fail, item, error, now)
     assert store.job(job.id).state == "paused"
     assert store.job(job.id).counts["failed"] == HARMFUL
 
