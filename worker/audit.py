@@ -11,7 +11,6 @@ all files are more than they may be, these end first: nobody erases what others 
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import threading
@@ -37,10 +36,6 @@ _COALESCE_S = 0.05
 _COMPLAIN_EVERY_S = 60.0
 _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-[a-z0-9-]+\.jsonl")
 _BEYOND = "-beyond"
-
-# ASCII: every control character, line separator and change of direction is escaped, so that no
-# prompt can begin a line of its own or steer the terminal that shows it.
-_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -264,7 +259,7 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
     head = {"at": log.timestamp(entry.at), "event": entry.event}
     who = {"owner": entry.owner, "name": entry.name, "client": entry.client}
     if isinstance(entry, Note):
-        return _encode({**head, **who, **entry.details}) + "\n"
+        return log.as_json({**head, **who, **entry.details}) + "\n"
     spec = dict(vars(entry.spec))
     asked = [_bounded(key, spec.pop(key), rules.prompt_chars) for key in _PROMPTS]
     fields = {
@@ -277,7 +272,7 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
         **((asked[0] | asked[1]) if rules.prompts else {}),
         **spec,
     }
-    return _encode(fields) + "\n"
+    return log.as_json(fields) + "\n"
 
 
 _PROMPTS = ("prompt", "negative_prompt")

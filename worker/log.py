@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from queue import Empty, SimpleQueue
+from typing import Any
 
 MAX_QUEUED_LINES = 10_000
 MAX_FIELD_CHARS = 4_000
@@ -23,7 +24,9 @@ Value = str | int | float | bool | None
 _Event = tuple[float, str, Mapping[str, Value]]
 
 _log = logging.getLogger("worker")
-_encode = json.JSONEncoder().encode
+# ASCII: every control character, line separator and change of direction is escaped, so that
+# nothing can begin a line of its own or steer the terminal that shows it.
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _writer: "LogWriter | None" = None
 
 
@@ -57,7 +60,7 @@ class JsonFormatter(logging.Formatter):
     def line(self, at: float, level: str, name: str, fields: Mapping[str, Value]) -> str:
         """One event as JSON; ``at`` in seconds since the epoch."""
         line = {"at": timestamp(at), "level": level, "worker": self._worker, "event": name}
-        return _encode({key: _bounded(value) for key, value in {**line, **fields}.items()})
+        return as_json({key: _bounded(value) for key, value in {**line, **fields}.items()})
 
 
 class LogWriter(logging.Handler):
@@ -127,6 +130,21 @@ class LogWriter(logging.Handler):
             return self._json.format(line)
         at, name, fields = line
         return self._json.line(at, "info", name, fields)
+
+
+def as_json(fields: Mapping[str, Any]) -> str:
+    """``fields`` as one line of ASCII that every reader of JSON takes: what is half of a surrogate
+    pair, such as a byte of a file's name that is no UTF-8, becomes a replacement character."""
+    line = _encode(fields)
+    return _encode(_whole(fields)) if "\\ud" in line else line
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def timestamp(seconds: float) -> str:

@@ -113,7 +113,8 @@ class Traffic:
         for line in self.log.lines():
             # A line that a full disk cut short, and a status of 000 that is none.
             with suppress(ValueError, KeyError, TypeError, AttributeError):
-                self._count(orjson.loads(line))
+                # nginx writes UTF-8 alone; a line that is not all the same is an answer to count.
+                self._count(orjson.loads(line.decode(errors="replace")))
 
     def take_window(self) -> Window:
         """What was counted since the last call."""

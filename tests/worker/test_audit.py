@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
@@ -82,7 +83,7 @@ def test_prompts_can_be_left_out(tmp_path: Path) -> None:
         "x\r\n\u2028\u2029\x85{}",
         "\x1b]0;owned\x07\x9b31m",
         "\u202egnol txet\u2066",
-        "\ud800",
+        "half \ud800 of a pair, \U0001f98a",
         "狐狸" * 500,
     ],
 )
@@ -95,7 +96,8 @@ def test_no_prompt_makes_a_line_of_its_own(tmp_path: Path, prompt: str) -> None:
     raw = path.read_bytes()
     assert raw.count(b"\n") == 2
     assert all(byte == 0x0A or 0x20 <= byte < 0x7F for byte in raw)
-    assert [line["prompt"] for line in lines(tmp_path / "audit")] == [prompt, "after"]
+    whole = prompt.replace("\ud800", "\ufffd")
+    assert [orjson.loads(line)["prompt"] for line in raw.splitlines()] == [whole, "after"]
 
 
 def test_files_are_this_users_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from worker import log
@@ -98,3 +99,19 @@ def test_nothing_in_a_line_ends_the_thread_that_writes(monkeypatch: pytest.Monke
     log.event("after")
     writer.close()
     assert [line["event"] for line in lines(stdout)] == ["bad log line", "after"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\udcff.png", "\ufffd.png"),
+        ("\ud83d", "\ufffd"),
+        ("\U0001f98a", "\U0001f98a"),
+        ("\\ud800", "\\ud800"),
+        ("\n\x9b\u2028", "\n\x9b\u2028"),
+    ],
+)
+def test_every_reader_takes_a_line(text: str, shown: str) -> None:
+    line = log.as_json({"path": text, "more": [{text: (text,)}]})
+    assert line.isascii()
+    assert orjson.loads(line) == {"path": shown, "more": [{shown: [shown]}]}

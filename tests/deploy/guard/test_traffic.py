@@ -65,6 +65,15 @@ def test_a_log_that_comes_later_is_read_from_its_beginning(tmp_path: Path) -> No
         assert follower.lines() == [b"one"]
 
 
+def test_an_answer_counts_whatever_bytes_its_line_has(log: Path) -> None:
+    with closing(AccessLog(log)) as follower:
+        traffic = Traffic(follower, CollectorRegistry())
+        with log.open("ab") as file:
+            file.write(line(200).encode().replace(b'"path"', b'"agent": "\xff\xc3", "path"'))
+        traffic.read()
+        assert traffic.take_window().answered == 1
+
+
 @pytest.fixture
 def traffic(follower: AccessLog) -> Traffic:
     return Traffic(follower, CollectorRegistry())

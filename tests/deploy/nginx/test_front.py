@@ -1,8 +1,10 @@
 """What nginx adds, hides, logs and serves itself."""
 
+import json
 import os
 import pwd
 import re
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -63,6 +65,42 @@ def test_access_log_tells_the_whole_story(front: Site) -> None:
     # nginx reads two clocks, of which each is a millisecond coarse.
     assert line["seconds"] + 0.002 >= float(line["upstream_s"].split(", ")[-1]) >= 0
     assert line["user_agent"] == agent["User-Agent"]
+
+
+ODD = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf", b"ab\x80" * 2000]
+PLACES = [
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nUser-Agent: %b",
+    b"POST /v1/images/%b HTTP/1.1\r\nHost: x",
+    b"POST /v1/images/generations?x=%b HTTP/1.1\r\nHost: x",
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: %b",
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nReferer: %b\r\nX-Odd-%b: %b\r\nCookie: %b",
+    b"%b /v1/images/generations HTTP/1.1\r\nHost: x",
+    b"GET / %b",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_line_is_json_whatever_bytes_came(front: Site, place: bytes) -> None:
+    before = len(front.layout.access_log.read_bytes().splitlines())
+    with front.worker("w1"):
+        for odd in ODD:
+            head = place.replace(b"%b", odd) + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", front.config.listen.port), 10) as raw:
+                raw.sendall(head)
+                assert raw.makefile("rb").read().startswith((b"HTTP/1.1 ", b"<html>", b"{"))
+        last = front.client.post("/v1/images/generations", json={})
+    front.log_of(last.json()["headers"]["x-request-id"])
+    lines = front.layout.access_log.read_bytes().splitlines()[before:]
+    assert len(lines) >= len(ODD) + 1
+    assert all(json.loads(line.decode())["status"] >= 200 for line in lines)
+
+
+@pytest.mark.parametrize("text", ["狐狸/1.0", "Ärger\U0001f98a", "x" * 4000, "狐" * 1500, ""])
+def test_what_is_utf8_is_logged_as_it_came(front: Site, text: str) -> None:
+    with front.worker("w1"):
+        agent = {"User-Agent": text.encode()}
+        reply = front.client.post("/v1/images/generations", json={}, headers=agent)
+    assert front.log_of(reply.json()["headers"]["x-request-id"])["user_agent"] == text
 
 
 @pytest.mark.parametrize("direct", [True, False])
