@@ -16,6 +16,7 @@ from deploy import (
     interrupts,
     keys,
     lock,
+    nginx_digest,
     orphans,
     processes,
     roll,
@@ -138,11 +139,11 @@ def _start(cell: Cell, *, child: bool) -> bool:
         cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
     for name in ("guard", *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
+    _note_guard(cell)
     if left.nginxes:
         _update_nginx(cell, _NOTHING)
     else:
-        _note_nginx(cell)
-    _note_guard(cell)
+        nginx_digest.require(cell)
     return True
 
 
@@ -251,17 +252,19 @@ def _update_nginx(cell: Cell, changes: Changes) -> bool:
     if "nginx" in changes.changed:
         screen.step("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
-    elif _noted(cell, "nginx") == _digest(files.nginx_text(cell.layout.render_dir)):
+    elif nginx_digest.running(cell) == nginx_digest.rendered(cell):
         return False
     else:
-        screen.step("reload nginx; open connections stay")
-        cell.supervisor.signal("nginx", "HUP")
-    _note_nginx(cell)
+        _reload_nginx(cell)
+    nginx_digest.require(cell)
     return True
 
 
-def _note_nginx(cell: Cell) -> None:
-    _note(cell, "nginx", files.nginx_text(cell.layout.render_dir))
+def _reload_nginx(cell: Cell) -> None:
+    # One that has just been started would die of the signal.
+    processes.wait_for(lambda: cell.supervisor.states()["nginx"].state == "RUNNING", 10.0)
+    screen.step("reload nginx; open connections stay")
+    cell.supervisor.signal("nginx", "HUP")
 
 
 def _guard_differs(cell: Cell) -> bool:

@@ -80,19 +80,9 @@ def write(directory: Path, files: dict[str, str]) -> None:
             path.unlink()
 
 
-def nginx_text(directory: Path) -> str:
-    """All of nginx's files in one text, to see whether nginx must read them again."""
-    return "\0".join(f"{p}\0{p.read_text()}" for p in sorted(_files(directory)) if _is_nginx(p))
-
-
 def _says_something(line: str) -> bool:
     text = line[1:].strip()
     return bool(text) and not text.startswith(("#", ";"))
-
-
-def _is_nginx(path: Path) -> bool:
-    others = {"supervisord.conf", "guard.json"}
-    return path.name not in others and path.parent.name != "monitoring"
 
 
 def _files(directory: Path) -> Iterator[Path]:

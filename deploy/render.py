@@ -22,7 +22,9 @@ from deploy.plan import Plan, WorkerPlan, model_source
 from worker.bounds import MAX_JOB_BODY_BYTES
 
 _HERE = Path(__file__).resolve().parent
-_PIECES = ("nginx", "supervisor")
+
+NGINX_DIGEST = "conf.d/configuration.conf"
+"""What nginx answers when it is asked for its configuration: the digest of its other files."""
 
 
 GUARD_CODE = (
@@ -74,11 +76,21 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "job_body_bytes": MAX_JOB_BODY_BYTES,
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
-    for piece in _PIECES:
-        environment = _environment(_HERE / piece)
-        for name in sorted(environment.list_templates(extensions=["j2"])):
-            files[name.removesuffix(".j2")] = environment.get_template(name).render(context)
+    files |= _rendered("supervisor", context)
+    nginx = _rendered("nginx", context)
+    files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def _rendered(piece: str, context: Mapping[str, Any]) -> dict[str, str]:
+    environment = _environment(_HERE / piece)
+    names = sorted(environment.list_templates(extensions=["j2"]))
+    return {n.removesuffix(".j2"): environment.get_template(n).render(context) for n in names}
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    joined = "\0".join(f"{name}\0{files[name]}" for name in sorted(files))
+    return hashlib.sha256(joined.encode()).hexdigest()
 
 
 def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -90,7 +90,8 @@ class Supervisor:
         self._call("removeProcessGroup", name, harmless=("BAD_NAME",))
 
     def signal(self, name: str, signum: str) -> None:
-        self._call("signalProcess", name, signum)
+        """Harmless where it does not run."""
+        self._call("signalProcess", name, signum, harmless=("NOT_RUNNING",))
 
     def shutdown(self) -> None:
         self._call("shutdown")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,6 +141,30 @@ def test_configuration_that_nginx_refuses_leaves_the_cell_untouched(
     assert "[emerg] no" in done.stderr
     assert "The running cell is untouched." in done.stderr
     assert changed(before, pids(cell)) == set()
+
+
+def test_reload_that_nginx_refuses_is_told_again_and_again(
+    cell: RunningCell, tmp_path: Path
+) -> None:
+    """As after an upgrade of nginx: the new program takes the files, the running one does not."""
+    newer = tmp_path / "nginx"
+    newer.write_text('#!/bin/sh\ncase "$*" in *-t*) exit 0;; esac\nexec /usr/sbin/nginx "$@"\n')
+    newer.chmod(0o755)
+    undo = edit(cell, "[nginx]", f'[nginx]\nbinary = "{newer}"')
+    assert cell.zimage("up", "--no-draw").returncode == 0
+    before = pids(cell)
+    undo_connections = edit(cell, "[nginx]", f"[nginx]\nworker_connections = {10**30}")
+    for _ in range(2):
+        done = cell.zimage("up", "--no-draw")
+        assert done.returncode == 1
+        assert "nginx goes on with the configuration of before" in done.stderr
+        assert re.search(r"\[emerg\] .* invalid number", done.stderr)
+        assert "ready:" not in done.stdout
+    undo_connections()
+    assert changed(before, pids(cell)) == set()
+    assert "nothing to change" in cell.zimage("up", "--no-draw").stdout
+    undo()
+    assert cell.zimage("up", "--no-draw").returncode == 0
 
 
 def test_database_that_cannot_be_migrated_leaves_the_cell_untouched(cell: RunningCell) -> None:

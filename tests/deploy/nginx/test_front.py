@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.render import NGINX_DIGEST
 from tests.deploy.nginx.site import (
     Site,
     SiteLayout,
@@ -144,7 +145,14 @@ def test_server_names_no_version(front: Site) -> None:
     [
         *("/.secret", "/admin/drain", "/livez", "/metrics", "/nginx_status", "/fake/ready"),
         *("/internal/images/pic.png", "/errors/503", "/workers/w1/metrics"),
-        *("/guard/metrics", "/nginx/metrics", "/ops/history.json", "/ops/", "/ops/ops.js"),
+        *(
+            "/guard/metrics",
+            "/nginx/metrics",
+            "/nginx/configuration",
+            "/ops/history.json",
+            "/ops/",
+            "/ops/ops.js",
+        ),
         *(
             "/ops/docs/runbook.md",
             "/internal/ops",
@@ -182,6 +190,8 @@ def test_operators_see_nginx_and_workers_that_are_out(front: Site) -> None:
     assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {family.name for family in text_string_to_metric_families(reply.text)}
     assert families == {"zimage_nginx_connections", "zimage_nginx_build_info"}
+    digest = (front.layout.render_dir / NGINX_DIGEST).read_text()
+    assert digest == f"return 200 {front.ops.get('/nginx/configuration').text};\n"
     assert front.ops.get("/nginx_status").text.startswith("Active connections")
     assert front.ops.get("/cell.json").json() == {"ready": True}
 
