@@ -195,6 +195,25 @@ def test_a_refusal_of_one_line_names_the_line(
     forgive(page, complaints, "422")
 
 
+@pytest.mark.parametrize(
+    ("locale", "told"),
+    [
+        ("en-GB", "Too long: 613 tokens, and the model reads 510. Shorten it by about 17 %."),
+        ("zh-CN", "太长：共 613 个 token，模型最多读取 510 个。请缩短约 17%。"),
+    ],
+)
+def test_a_prompt_that_would_be_cut_is_told_in_the_pages_language(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str], locale: str, told: str
+) -> None:
+    page = open_page(locale=locale)
+    message = "prompt: 613 tokens; this model reads at most 510: shorten it by about 17 %."
+    cell.faults.append(Refuse(400, message, "prompt", code="prompt_too_long"))
+    page.locator("#prompt").fill("a long story")
+    page.locator("#draw").click()
+    expect(page.locator("#error-prompt")).to_have_text(told)
+    forgive(page, complaints, "400")
+
+
 def test_at_most_three_streams_are_open_and_the_rest_waits_in_sight(
     cell: FakeCell, open_page: OpenPage
 ) -> None:

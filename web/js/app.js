@@ -8,7 +8,7 @@ import { bindDrop } from "./drop.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Health } from "./health.js";
-import { EXAMPLES, inLanguage, switchLanguage, t, translate } from "./i18n.js";
+import { EXAMPLES, inLanguage, reasonOf, switchLanguage, t, translate } from "./i18n.js";
 import { Job, OPEN } from "./job.js";
 import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
@@ -84,7 +84,7 @@ async function begin(body) {
     await jobs.poll();
     show(`job=${job.id}`);
   } catch (error) {
-    form.showError(error.param, error.message || t("errorNetwork"));
+    form.showError(error.param, reasonOf(error) || t("errorNetwork"));
   } finally {
     button.disabled = false;
   }

@@ -1,7 +1,7 @@
 /** One place in the gallery: a picture, or what is known about one that is still to come. */
 
 import { h, icon, setText } from "./dom.js";
-import { duration, t } from "./i18n.js";
+import { duration, reasonOf, t } from "./i18n.js";
 import { OPEN } from "./job.js";
 import { Stored } from "./stored.js";
 
@@ -143,7 +143,7 @@ function buildFailed(card) {
 
 export function messageOf({ error, tries }) {
   if (!error) return "";
-  if (error.message) return error.message;
+  if (error.message) return reasonOf(error);
   if (error.status) return t("errorHttp", { status: error.status });
   return tries ? t("errorStream", { n: tries }) : t("errorNetwork");
 }

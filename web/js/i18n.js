@@ -106,6 +106,10 @@ export const STRINGS = {
   failed: ["Not drawn", "绘制失败"],
   errorNetwork: ["The server cannot be reached.", "无法连接服务器。"],
   errorStream: ["The connection broke {n} times.", "连接中断了 {n} 次。"],
+  errorTokens: [
+    "Too long: {tokens} tokens, and the model reads {max}. Shorten it by about {percent} %.",
+    "太长：共 {tokens} 个 token，模型最多读取 {max} 个。请缩短约 {percent}%。",
+  ],
   errorHttp: ["The server answered {status}.", "服务器返回 {status}。"],
 
   cancel: ["Cancel", "取消"],
@@ -254,6 +258,12 @@ export function t(key, values = {}) {
     const value = values[name];
     return typeof value === "number" && name === "n" ? value.toLocaleString(language) : value;
   });
+}
+
+/** Why the server refused, in the page's language where it has words for that, else in its own. */
+export function reasonOf({ code, message }) {
+  const numbers = code === "prompt_too_long" && /(\d+) tokens; .*?(\d+): .*?(\d+) %/.exec(message);
+  return numbers ? t("errorTokens", { tokens: numbers[1], max: numbers[2], percent: numbers[3] }) : message;
 }
 
 export const has = (key) => key in STRINGS;

@@ -46,6 +46,7 @@ def _describe(service: Service) -> dict[str, Any]:
         "max_steps": settings.max_steps,
         "max_images": settings.max_images,
         "max_prompt_chars": settings.max_prompt_chars,
+        "max_prompt_tokens": info.prompt_limit.max_tokens if info.prompt_limit else None,
         "output_formats": list(wire.FORMATS),
     }
 
@@ -53,7 +54,10 @@ def _describe(service: Service) -> dict[str, Any]:
 def openapi(service: Service) -> Part:
     kinds = {int: "integer", float: "number", str: "string", list: "array"}
     shown = _describe(service)
-    properties = {key: {"type": kinds[type(value)]} for key, value in shown.items()}
+    properties: dict[str, Any] = {
+        key: {"type": kinds[type(value)]} for key, value in shown.items() if value is not None
+    }
+    properties["max_prompt_tokens"] = {"type": ["integer", "null"]}
     model = {"type": "object", "required": list(shown), "properties": properties}
     models = {
         "type": "object",

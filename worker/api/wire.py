@@ -128,7 +128,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     for name in IGNORED:
         if name in fields.values:
             fields.text(name, "")
-    prompts = _prompts(fields, settings)
+    prompts = _prompts(fields, settings, info)
     n = fields.whole("n", 1, 1, settings.max_images)
     if n * len(prompts) > settings.max_images:
         bad(
@@ -149,7 +149,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         height=height,
         steps=steps_of(fields, settings, info),
         guidance_scale=guidance_of(fields, settings, info),
-        negative_prompt=fields.prompt("negative_prompt", "", settings.max_prompt_chars),
+        negative_prompt=negative_of(fields, settings, info),
         seed=fields.optional_whole("seed", 0, MAX_SEED),
         reproducible=fields.flag("reproducible"),
         response_format=cast(Literal["b64_json", "url"], response_format),
@@ -181,7 +181,7 @@ def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
         )
 
 
-def _prompts(fields: Fields, settings: Settings) -> tuple[str, ...]:
+def _prompts(fields: Fields, settings: Settings, info: ModelInfo) -> tuple[str, ...]:
     value = fields.values.get("prompt")
     if value is None:
         bad("prompt", "missing: say what to draw", "missing_required_parameter")
@@ -194,9 +194,15 @@ def _prompts(fields: Fields, settings: Settings) -> tuple[str, ...]:
                 f"{len(value)} prompts; one request may have {settings.max_images}: "
                 "send several requests",
             )
-        items = [one_prompt(f"prompt[{k}]", item, settings) for k, item in enumerate(value)]
-        return tuple(items)
-    return (one_prompt("prompt", value, settings),)
+        named = {f"prompt[{k}]": item for k, item in enumerate(value)}
+        return tuple(_read_whole(k, one_prompt(k, v, settings), info) for k, v in named.items())
+    return (_read_whole("prompt", one_prompt("prompt", value, settings), info),)
+
+
+def _read_whole(param: str, text: str, info: ModelInfo) -> str:
+    if info.prompt_limit is not None:
+        info.prompt_limit.check(param, text)
+    return text
 
 
 def one_prompt(param: str, value: object, settings: Settings) -> str:
@@ -205,6 +211,12 @@ def one_prompt(param: str, value: object, settings: Settings) -> str:
     if not text.strip():
         bad(param, "empty: say what to draw")
     return bounded(param, text, settings.max_prompt_chars)
+
+
+def negative_of(fields: Fields, settings: Settings, info: ModelInfo) -> str:
+    """Field ``negative_prompt``."""
+    text = fields.prompt("negative_prompt", "", settings.max_prompt_chars)
+    return _read_whole("negative_prompt", text, info)
 
 
 def steps_of(fields: Fields, settings: Settings, info: ModelInfo) -> int:
@@ -266,6 +278,17 @@ def check_compression(fields: Fields, output_format: str) -> None:
         bad("output_compression", "png is lossless: leave it out, or use jpeg or webp")
 
 
+def prompt_schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
+    """One prompt; tokens cannot be counted by a schema, so its description tells their limit."""
+    known = {"type": "string", "maxLength": settings.max_prompt_chars, "pattern": r"\S"}
+    if info.prompt_limit is None:
+        return known
+    return {
+        **known,
+        "description": f"At most {info.prompt_limit.max_tokens} of the model's tokens.",
+    }
+
+
 def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     """What ``parse`` takes, as JSON Schema; ``null`` counts as left out."""
 
@@ -279,7 +302,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
         return {"enum": [*words, None]}
 
     text, flag = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
-    prompt = {"type": "string", "maxLength": settings.max_prompt_chars, "pattern": r"\S"}
+    prompt = prompt_schema(settings, info)
     prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
     names = sorted({info.id, settings.model})
     return {

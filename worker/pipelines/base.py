@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from worker.pipelines.prompt_limit import PromptLimit
+
 Pixels = npt.NDArray[np.uint8]
 """One picture: height × width × 3, RGB."""
 
@@ -46,6 +48,7 @@ class ModelInfo:
     dtype: str = "float32"
     levers: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
     compiles: bool = False  # the first call of a shape may take seconds
+    prompt_limit: PromptLimit | None = field(default=None, compare=False)  # None: not known
 
 
 @dataclass(eq=False)
@@ -66,6 +69,13 @@ class Sample:
     def drawn(self) -> bool:
         """All steps are done; only ``finish`` is left."""
         return self.step_index >= self.steps
+
+
+def check_prompts(spec: DrawSpec, info: ModelInfo) -> None:
+    """Raise ``InvalidRequest`` where the model would not read a text of ``spec`` to its end."""
+    if info.prompt_limit is not None:
+        info.prompt_limit.check("prompt", spec.prompt)
+        info.prompt_limit.check("negative_prompt", spec.negative_prompt)
 
 
 class Pipeline(Protocol):

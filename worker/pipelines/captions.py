@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from worker.pipelines.dense import TOKENS_PER_BUCKET, DenseTransformer, padded
 from worker.pipelines.graphs import Graphs
+from worker.pipelines.tokens import chat
 
 MAX_TOKENS = 512
-"""Longer prompts are cut, as by ``ZImagePipeline``."""
+"""With what stands around a prompt, as in ``ZImagePipeline``. Longer ones are refused before; those
+of random weights, whose tokenizer makes a token of each byte, are cut."""
 
 _TOGETHER = 256
 """Tokens of the prompts that share a call, which mostly waits for the encoder's weights."""
@@ -64,13 +66,8 @@ class CaptionEncoder:
 
     def _tokens(self, prompt: str) -> Tokens:
         tokenizer = self._pipeline.tokenizer
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return tuple(tokenizer(text, truncation=True, max_length=MAX_TOKENS).input_ids)
+        # Cut here: a tokenizer that is told to cut must not count for other threads meanwhile.
+        return tuple(tokenizer(chat(tokenizer, prompt), verbose=False).input_ids[:MAX_TOKENS])
 
     def _encoded(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
         if self._graphs is None:  # unpadded: three times as fast on a CPU

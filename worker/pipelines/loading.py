@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from diffusers import (
 from worker import log
 from worker.pipelines import levers
 from worker.pipelines.base import ModelInfo, Pipeline
+from worker.pipelines.captions import MAX_TOKENS
 from worker.pipelines.files import files_of, variant_of
 from worker.pipelines.folder import Defaults, ModelLoadError, class_of
 from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.memory import CONTEXT_GIB, GIB
 from worker.pipelines.random_zimage import TURBO, random_zimage
 from worker.pipelines.sides import fitted
+from worker.pipelines.tokens import chat_limit, whole_limit
 from worker.pipelines.whole import WholeCall, side_multiple
 from worker.pipelines.zimage import ZImageStepwise
 from worker.settings import Settings
@@ -55,6 +58,8 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
         ) from error
     seconds = round(time.monotonic() - began, 2)
     adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan)
+    if folder is None:  # it understands no words, and its tokenizer makes a token of each byte
+        adapted_pipeline.info = replace(adapted_pipeline.info, prompt_limit=None)
     why = dict(adapted_pipeline.info.levers)
     log.event("model loaded", model=settings.model, seconds=seconds, **why)
     return adapted_pipeline
@@ -80,8 +85,9 @@ def adapted(
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
     if steps_singly(pipeline):
-        return ZImageStepwise(pipeline, info, plan)
-    return WholeCall(pipeline, info)
+        limit = chat_limit(pipeline.tokenizer, MAX_TOKENS)
+        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit), plan)
+    return WholeCall(pipeline, replace(info, prompt_limit=whole_limit(pipeline)))
 
 
 def steps_singly(pipeline: Any) -> bool:

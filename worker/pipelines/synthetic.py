@@ -6,7 +6,8 @@ picture is one colour taken from a digest of prompt, seed and steps, and its fir
 this request drew this picture. A step takes ``step_ms``, ``row_ms`` for each row and
 ``megapixel_ms`` for each megapixel of all rows; text and decode take ``encode_ms`` and
 ``decode_ms`` a picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
-has the size of a photograph's. Samples are independent: batches equal solo runs bit by bit.
+has the size of a photograph's. ``max_tokens=20`` refuses longer prompts; a token is a word.
+Samples are independent: batches equal solo runs bit by bit.
 
 Prompts that begin with ``fault:`` misbehave on purpose, in their second step: ``fault:exit`` ends
 the process, ``fault:hang`` never returns, ``fault:error`` raises, ``fault:memory`` is out of
@@ -31,7 +32,9 @@ from worker.pipelines.base import (
     OutOfMemory,
     Pixels,
     Sample,
+    check_prompts,
 )
+from worker.pipelines.prompt_limit import PromptLimit
 
 _DEFAULTS = {
     "step_ms": 20.0,
@@ -42,6 +45,7 @@ _DEFAULTS = {
     "load_ms": 0.0,
     "noise": 0.0,
     "max_rows": 64.0,
+    "max_tokens": 0.0,
 }
 
 
@@ -72,11 +76,12 @@ class SyntheticPipeline:
             side_multiple=16,
             min_side=64,
             stepwise=True,
+            prompt_limit=_words_limit(int(self.options["max_tokens"])),
         )
         time.sleep(self.options["load_ms"] / 1000)
 
     def check(self, spec: DrawSpec) -> None:
-        """Every spec can be drawn."""
+        check_prompts(spec, self.info)
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         _sleep_ms(self.options["encode_ms"] * len(specs))
@@ -125,6 +130,10 @@ class SyntheticPipeline:
         row[: spelled.size] = spelled
         pixels[0] = row.reshape(-1, 3)
         return pixels
+
+
+def _words_limit(most: int) -> PromptLimit | None:
+    return PromptLimit(most, lambda texts: [len(t.split()) for t in texts]) if most else None
 
 
 def _noise(seed: int, size: int) -> npt.NDArray[np.uint8]:

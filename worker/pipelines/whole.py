@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from worker.errors import InvalidRequest
-from worker.pipelines.base import DrawSpec, ModelInfo, OnInnerStep, Pixels, Sample
+from worker.pipelines.base import (
+    DrawSpec,
+    ModelInfo,
+    OnInnerStep,
+    Pixels,
+    Sample,
+    check_prompts,
+)
 from worker.pipelines.faults import translate
 from worker.pipelines.folder import ModelLoadError
 from worker.pipelines.kernels import fixed_kernels
@@ -62,6 +69,7 @@ class WholeCall:
     def check(self, spec: DrawSpec) -> None:
         """Sides must be multiples of what the model asks for, and the fields known to it."""
         check_sides(spec, self.info)
+        check_prompts(spec, self.info)
         if spec.negative_prompt and "negative_prompt" not in self._accepted:
             raise InvalidRequest("This model takes no negative prompt.", param="negative_prompt")
         if spec.guidance_scale and not self._guided:

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from worker.pipelines import levers
-from worker.pipelines.base import DrawSpec, ModelInfo, OnInnerStep, Pixels, Sample
+from worker.pipelines.base import (
+    DrawSpec,
+    ModelInfo,
+    OnInnerStep,
+    Pixels,
+    Sample,
+    check_prompts,
+)
 from worker.pipelines.captions import CaptionEncoder, bucket
 from worker.pipelines.decoder import PictureDecoder
 from worker.pipelines.dense import DenseTransformer
@@ -78,8 +85,10 @@ class ZImageStepwise:
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
     def check(self, spec: DrawSpec) -> None:
-        """Sides must be multiples of 16 within the tables of the position embedding."""
+        """Sides must be multiples of 16 within the tables of the position embedding, and texts
+        short enough to be read whole."""
         check_sides(spec, self.info, self._max_side)
+        check_prompts(spec, self.info)
 
     @translate
     @torch.no_grad()

@@ -181,5 +181,6 @@ async def test_models_are_listed_with_their_limits(client: httpx.AsyncClient) ->
     assert [model["id"] for model in listed["data"]] == ["synthetic"]
     assert listed["data"][0] == (await client.get("/v1/models/synthetic")).json()
     assert listed["data"][0]["default_size"] == "256x256"
+    assert listed["data"][0]["max_prompt_tokens"] is None  # it has none
     unknown = await client.get("/v1/models/gpt-4")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")

@@ -89,3 +89,38 @@ def test_prompts_of_a_template_are_no_more_than_a_body_can_list() -> None:
     with pytest.raises(InvalidRequest, match="more than 8388608 characters together") as refused:
         job_wire.parse(json.dumps(body).encode(), Settings(), SyntheticPipeline().info, 77)
     assert refused.value.param == "template"
+
+
+def refused(**fields: Any) -> InvalidRequest:
+    info = SyntheticPipeline("synthetic:max_tokens=3").info
+    with pytest.raises(InvalidRequest) as error:
+        job_wire.parse(json.dumps(fields).encode(), SETTINGS, info, 77)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        (
+            {"prompts": ["a b c", "a b c d"]},
+            "prompts[1]",
+            "prompts[1]: 4 tokens; this model reads at most 3: shorten it by about 25 %.",
+        ),
+        (
+            {"template": "a b {c|c d}"},
+            "template",
+            "template: prompt 2 that it makes has 4 tokens; this model reads at most 3",
+        ),
+        (
+            {"prompts": ["a"], "negative_prompt": "a b c d e f"},
+            "negative_prompt",
+            "negative_prompt: 6 tokens; this model reads at most 3: shorten it by about 50 %.",
+        ),
+    ],
+)
+def test_a_prompt_that_would_be_cut_makes_no_job(
+    fields: dict[str, Any], param: str, message: str
+) -> None:
+    error = refused(**fields)
+    assert message in str(error)
+    assert (error.param, error.code) == (param, "prompt_too_long")
