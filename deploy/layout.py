@@ -15,6 +15,11 @@ _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pi
 
 _SQLITE = "sqlite:///"
 
+MARK = ".zimage-cell"
+"""In a state directory that was made for a cell. Root gives no other folder to the service user."""
+
+_MARK_TEXT = "This folder was made for a cell of zimage-cluster and holds its state alone.\n"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -257,6 +262,8 @@ class Layout:
         """Make the directories; the run directory is this user's alone, or PermissionError."""
         # Prompts, pictures and keys: this user's alone, unless who made it shares it.
         self.var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not any(self.var_dir.iterdir()):
+            (self.var_dir / MARK).write_text(_MARK_TEXT)
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self.run_dir.lstat()  # in /tmp, somebody else may have been here first
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
