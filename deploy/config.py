@@ -301,6 +301,7 @@ class Nginx(_Section):
     max_connections_per_address: int = Field(256, ge=0)
     max_requests_per_s_per_address: int = Field(50, ge=0)
     max_reply_mib: int = Field(64, ge=1)
+    max_large_bodies_per_address: int = Field(16, ge=0)
 
 
 class Database(_Section):

@@ -12,6 +12,8 @@ import struct
 import time
 from pathlib import Path
 
+from worker.addresses import network_of
+
 _SLOTS = 4096
 _SLOT = struct.Struct("<II")  # minute since the epoch, count
 _MINUTE_S = 60
@@ -31,10 +33,11 @@ class Denials:
             os.close(fd)
 
     def add(self, address: str) -> float:
-        """Count one. Seconds to wait where it was over the limit, else 0."""
+        """Count one of ``address`` or its IPv6 network. Seconds to wait where it was over the
+        limit, else 0."""
         now = time.time()
         minute = int(now // _MINUTE_S)
-        offset = _offset(address)
+        offset = _offset(network_of(address))
         then, count = _SLOT.unpack_from(self._map, offset)
         count = count if then == minute else 0
         if count >= self._limit:

@@ -25,3 +25,9 @@ def test_the_next_minute_begins_anew(tmp_path: Path, clock: list[float]) -> None
     assert (one.add("a"), one.add("a")) == (0.0, 60.0)
     clock[0] = 660.0
     assert (one.add("a"), one.add("a")) == (0.0, 60.0)
+
+
+def test_addresses_of_one_ipv6_network_share_the_limit(tmp_path: Path, clock: list[float]) -> None:
+    some = Denials(tmp_path / "denials", 3)
+    assert [some.add(f"2001:db8:0:7:{k:x}::9") for k in range(4)] == [0.0, 0.0, 0.0, 60.0]
+    assert some.add("2001:db8:0:8::9") == 0.0

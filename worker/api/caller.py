@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 from starlette.requests import Request
 
+from worker.addresses import network_of
 from worker.api.exchange import exchange_of
 from worker.storage.keys import EVERYONE, Key
 
@@ -14,7 +15,8 @@ __all__ = ["EVERYONE", "Caller", "caller_of"]
 @dataclass(frozen=True)
 class Caller:
     """``owner`` is the key's id, or ``EVERYONE``; ``turn`` takes turns in the queue: the key's
-    id, or the client's address where there are no keys. ``key`` has the limits."""
+    id, or the client's address (its network, if IPv6) where there are no keys. ``key`` has the
+    limits."""
 
     owner: str
     turn: str
@@ -36,4 +38,4 @@ def caller_of(request: Request) -> Caller:
     known = request.scope.get("caller")
     if known is not None:
         return cast(Caller, known)
-    return Caller(EVERYONE, exchange_of(request).key, EVERYONE)
+    return Caller(EVERYONE, network_of(exchange_of(request).key), EVERYONE)

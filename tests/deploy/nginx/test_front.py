@@ -180,6 +180,8 @@ def test_health_readiness_and_state(front: Site) -> None:
     assert (state.json(), state.headers["Cache-Control"]) == ({"ready": True}, "no-store")
     with front.worker("w2"):
         assert front.client.get("/readyz").json()["ready"]
+        refused = front.client.post("/readyz", content=b"x" * 500_000)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_operators_see_nginx_and_workers_that_are_out(front: Site) -> None:

@@ -20,6 +20,9 @@ DRAW = "/v1/images/generations"
 PROXY, STRANGER = "127.0.0.1", "127.0.0.9"
 
 
+NETWORK = 'location = /network { return 200 "$client_network"; }\n'
+
+
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Small limits, and one trusted proxy."""
@@ -34,6 +37,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "max_connections_per_address": 2,
             "client_timeout_s": 1.0,
         },
+        slot=NETWORK,
     ) as strict:
         yield strict
 
@@ -85,6 +89,57 @@ def test_requests_beyond_the_rate_are_refused_for_that_address_alone(strict: Sit
     assert 11 <= len(replies) - len(refused) < 40
     assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
     assert 2 <= int(refused[0].headers["Retry-After"]) <= 5
+
+
+def addresses_with_rows_of_zeros() -> list[str]:
+    """IPv6 addresses with every choice of groups that are zero, and so every place of the "::"."""
+    groups = ["2001", "db8", "1", "abcd", "5", "ff", "7", "8000"]
+    return [
+        ":".join(group if zeros >> k & 1 else "0" for k, group in enumerate(groups))
+        for zeros in range(256)
+    ]
+
+
+def test_ipv6_counts_by_network(strict: Site) -> None:
+    """As nginx prints them, "::" may stand anywhere; four groups are the network all the same."""
+    networks = {}
+    for address in addresses_with_rows_of_zeros():
+        reply = strict.client.get("/network", headers={"X-Forwarded-For": address})
+        networks[address] = reply.text
+    wanted = {address: ":".join(address.split(":")[:4]) for address in networks}
+    assert networks == wanted
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        *(("::1", "0:0:0:0"), ("::", "0:0:0:0"), ("10.9.8.7", "10.9.8.7")),
+        *(("::ffff:10.9.8.7", "10.9.8.7"), ("::10.9.8.7", "0:0:0:0")),
+        ("2001:0DB8:0000:0001:0:0:0:1", "2001:db8:0:1"),
+    ],
+)
+def test_every_spelling_of_an_address_is_one_client(
+    strict: Site, address: str, network: str
+) -> None:
+    assert strict.client.get("/network", headers={"X-Forwarded-For": address}).text == network
+
+
+def test_limits_of_an_ipv6_network_hold_over_its_addresses(strict: Site) -> None:
+    with strict.worker("w1"):
+        replies = [
+            strict.client.get("/v1/models", headers={"X-Forwarded-For": f"2001:db8:9:9:{k:x}::1"})
+            for k in range(40)
+        ]
+        other = {"X-Forwarded-For": "2001:db8:9:8::1"}
+        assert strict.client.get("/v1/models", headers=other).status_code == 200
+    assert {reply.status_code for reply in replies} == {200, 429}
+    with strict.worker("w1"), contextlib.ExitStack() as streams:
+        for k in range(2):
+            headers = {"X-Forwarded-For": f"2001:db8:7:7::{k}"}
+            stream = strict.client.stream("POST", DRAW, json={"stream": True}, headers=headers)
+            assert streams.enter_context(stream).status_code == 200
+        third = {"X-Forwarded-For": "2001:db8:7:7:ffff::"}
+        assert strict.client.get("/v1/models", headers=third).status_code == 429
 
 
 def test_connections_beyond_the_limit_are_refused_for_that_address_alone(strict: Site) -> None:
