@@ -34,7 +34,7 @@ from worker.jobs.drawing import Held, Tools, draw, note, priority_of, require_al
 from worker.jobs.holder import is_dead, this_process
 from worker.jobs.workers import live_workers
 from worker.storage import gallery, jobs, keys, leases, usage
-from worker.storage.database import Database
+from worker.storage.database import Database, give_space_back
 from worker.storage.gallery import StoredImage
 from worker.storage.leases import LEASE_S, Leased, Offer
 
@@ -154,6 +154,8 @@ class Runner:
             self._renewed_at = now
         if now - self._swept_at > _SWEEP_S:
             while await self._database.run(lambda c: jobs.forget_finished(c, now - self._keep_s)):
+                pass
+            while await self._database.run(give_space_back):
                 pass
             self._swept_at = now
 

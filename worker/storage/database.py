@@ -29,6 +29,10 @@ _KEY_READERS = 1  # a key that was revoked must not stay good because others rea
 _MAX_WAITING = 256
 _SEARCH_S = 1.0
 _STEPS = 20_000  # of SQLite's machine between two looks at the clock: about a millisecond
+_MAX_LOG_BYTES = 64 << 20  # of the write-ahead log once a large transaction is over
+_SPARE_PAGES = 1024  # of 4 KiB
+_PAGES_AT_ONCE = 1024
+_MAX_COPIED_PAGES = 65_536
 
 
 def sqlite_url(path: Path) -> str:
@@ -204,6 +208,7 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
         check_same_thread=False,
     )
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
@@ -227,6 +232,37 @@ def _limit(connection: sa.Connection, limit_s: float) -> Iterator[None]:
 
 def _was_limited(error: exc.DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+
+
+def give_space_back(connection: sa.Connection) -> bool:
+    """Cut a few MiB of unused pages off an SQLite file; whether there may be more. What is left
+    unused is what the next job needs. PostgreSQL sees to it by itself."""
+    if connection.dialect.name != "sqlite":
+        return False
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    (unused,) = raw.execute("PRAGMA freelist_count").fetchone()
+    (mode,) = raw.execute("PRAGMA auto_vacuum").fetchone()
+    if not mode or unused <= _SPARE_PAGES:
+        return False
+    for _ in range(min(_PAGES_AT_ONCE, unused - _SPARE_PAGES)):
+        raw.execute("PRAGMA incremental_vacuum(1)")  # this module steps a pragma only once
+    return True
+
+
+def let_shrink(engine: sa.Engine) -> None:
+    """Make ``give_space_back`` work for an SQLite file, unless it is large and of an older version,
+    for all of it is copied. Raises ``sqlite3.Error`` where it is locked or the disk is full."""
+    if engine.dialect.name != "sqlite":
+        return
+    with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        (mode,) = raw.execute("PRAGMA auto_vacuum").fetchone()
+        (pages,) = raw.execute("PRAGMA page_count").fetchone()
+        if not mode and pages <= _MAX_COPIED_PAGES:
+            raw.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            raw.execute("VACUUM")
 
 
 def _begin(connection: sa.Connection) -> None:

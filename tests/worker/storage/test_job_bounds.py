@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import sqlalchemy as sa
 
 from tests.worker.storage.test_jobs import SHARE, WISH, Store
 from worker.errors import LimitReached
-from worker.storage import jobs, keys, leases
+from worker.storage import jobs, keys, leases, migrations
+from worker.storage.database import give_space_back
 from worker.storage.jobs import Job
 
 PROMPT = "红" * 4000
@@ -210,3 +212,44 @@ def test_old_jobs_are_forgotten_in_bounded_transactions(
     assert [store(jobs.forget_finished, 4.0) for _ in range(3)] == [2, 2, 0]
     for table in (jobs.items, jobs.prompts):
         assert store(lambda c: c.scalar(sa.select(sa.func.count()).select_from(table))) == 3  # noqa: B023
+
+
+def size_of(path: Path) -> int:
+    """Of a database that nobody has open."""
+    with sqlite3.connect(path) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+def test_the_space_of_deleted_jobs_comes_back(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "zimage.db"
+    job = store.create(prompts=tuple(f"{k} {PROMPT}" for k in range(2000)))
+    assert size_of(path) > 20 << 20
+    store(jobs.delete, job.id)
+    while store(give_space_back):
+        pass
+    assert size_of(path) < 8 << 20
+
+
+def test_a_database_of_before_gives_space_back_after_its_migration(tmp_path: Path) -> None:
+    path = tmp_path / "zimage.db"
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA journal_mode = WAL")
+        raw.execute("CREATE TABLE other (x)")
+    store = Store(path)
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    store.engine.dispose()
+
+
+def test_a_locked_database_is_migrated_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(_: sa.Engine) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(migrations, "let_shrink", locked)
+    store = Store(tmp_path / "zimage.db")
+    store.create()
+    store.engine.dispose()

@@ -5,6 +5,8 @@ able to go on while a rolling restart is under way.
 """
 
 import os
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from worker.storage.database import create_engine
+from worker.storage.database import create_engine, let_shrink
 
 LOCK_TIMEOUT_S = 30.0
 SCRIPTS = Path(__file__).parent
@@ -38,6 +40,8 @@ def migrate(url: str, scripts: Path = SCRIPTS) -> None:
             config.attributes["connection"] = connection
             if not _newer(connection, config):
                 command.upgrade(config, "head")
+        with suppress(sqlite3.Error):  # something for the next time, not a reason to stay down
+            let_shrink(engine)
     finally:
         engine.dispose()
 
