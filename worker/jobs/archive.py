@@ -1,11 +1,14 @@
-"""The pictures of a job as one ZIP file, made while it is sent: one picture in memory at a time."""
+"""The pictures of a job as one ZIP file, made while it is sent: one picture in memory at a time.
+
+Size and checksum stand before each picture, so what reads streams can unpack it as it comes.
+"""
 
 import asyncio
 import re
 import time
 import zipfile
 from collections.abc import AsyncIterator
-from io import RawIOBase
+from io import SEEK_SET, BytesIO
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,6 +21,7 @@ from worker.storage.jobs import Item, Job
 
 _PAGE = 200
 _WORDS_CHARS = 40
+_MISSING_CHARS = 100  # of a prompt: there may be ten thousand
 
 
 async def archive(database: Database, images: ImageStore, job: Job) -> AsyncIterator[bytes]:
@@ -29,7 +33,7 @@ async def archive(database: Database, images: ImageStore, job: Job) -> AsyncIter
                 None if image is None else await asyncio.to_thread(_read, images.path(image.name))
             )
             if image is None or data is None:
-                missing.append(f"{item.number}: {item.prompt}")
+                missing.append(f"{item.number}: {item.prompt[:_MISSING_CHARS]}")
                 continue
             zipped.writestr(_entry(item, image, job.total), data)
             yield sink.taken()
@@ -70,20 +74,26 @@ def _entry(item: Item, image: StoredImage, total: int) -> zipfile.ZipInfo:
     return entry
 
 
-class _Sink(RawIOBase):
-    """What a ZIP file is written to; it cannot go back."""
+class _Sink(BytesIO):
+    """What a ZIP file is written to. ``zipfile`` goes back to put size and checksum before an
+    entry; as far as what was ``taken`` it cannot."""
 
     def __init__(self) -> None:
-        self._chunks: list[bytes] = []
+        super().__init__()
+        self._taken = 0
 
-    def writable(self) -> bool:
-        return True
+    def tell(self) -> int:
+        return self._taken + super().tell()
 
-    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        self._chunks.append(bytes(data))
-        return len(data)
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        assert whence == SEEK_SET, whence
+        assert offset >= self._taken, "what is sent stays as it is"
+        return self._taken + super().seek(offset - self._taken)
 
     def taken(self) -> bytes:
         """What was written since this was asked last."""
-        chunks, self._chunks = self._chunks, []
-        return b"".join(chunks)
+        data = self.getvalue()
+        super().seek(0)
+        self.truncate()
+        self._taken += len(data)
+        return data

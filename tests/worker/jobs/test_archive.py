@@ -1,0 +1,102 @@
+"""``results.zip`` can be unpacked while it comes: readers of streams need each size beforehand."""
+
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.worker.conftest import ready, serving
+from tests.worker.jobs.conftest import over, settings_of
+from tests.worker.storage.test_jobs import Store
+from worker.jobs.archive import archive
+from worker.storage import gallery
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_SIZES_FOLLOW, _UTF8 = 1 << 3, 1 << 11
+
+UNPACK = """
+import java.io.*;
+import java.util.zip.*;
+class Unpack {
+    public static void main(String[] arguments) throws IOException {
+        try (ZipInputStream in = new ZipInputStream(System.in)) {
+            for (ZipEntry entry; (entry = in.getNextEntry()) != null;) {
+                CRC32 crc = new CRC32();
+                crc.update(in.readAllBytes());
+                System.out.println(entry.getName() + " " + crc.getValue());
+            }
+        }
+    }
+}
+"""
+
+
+@pytest.fixture
+async def made(home: Path, store: Store) -> tuple[bytes, list[bytes]]:
+    """The archive of a job one of whose pictures was deleted, and the files of the others."""
+    async with serving(settings_of(home)) as (service, _):
+        await ready(service)
+        job = await over(store, store.create(prompts=("a red hill", "gone " * 100, "山")))
+        files = []
+        for item in store.items(job.id):
+            image = store(gallery.find, str(item.image_id))
+            assert image is not None
+            files.append(service.images.path(image.name))
+        files.pop(1).unlink()
+        chunks = [chunk async for chunk in archive(service.database, service.images, job)]
+    return b"".join(chunks), [path.read_bytes() for path in files]
+
+
+def entries(stream: bytes) -> dict[str, bytes]:
+    """Names and contents, by local headers alone, one after the other."""
+    found, at = {}, 0
+    while stream[at : at + 4] == b"PK\x03\x04":
+        fields = _HEADER.unpack_from(stream, at)
+        _, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = fields
+        assert not flags & _SIZES_FOLLOW
+        assert (method, packed) == (0, size)
+        at += _HEADER.size
+        name = stream[at : at + name_bytes]
+        at += name_bytes + extra_bytes
+        data = stream[at : at + size]
+        assert zlib.crc32(data) == crc
+        found[name.decode("utf-8" if flags & _UTF8 else "ascii")] = data
+        at += size
+    assert stream[at : at + 4] == b"PK\x01\x02"
+    return found
+
+
+async def test_size_and_checksum_stand_before_each_picture(made: tuple[bytes, list[bytes]]) -> None:
+    stream, pictures = made
+    missing = b"Deleted meanwhile:\n2: " + (b"gone " * 100)[:100] + b"\n"
+    assert entries(stream) == {
+        "0001-a-red-hill.png": pictures[0],
+        "0003-山.png": pictures[1],
+        "missing.txt": missing,
+    }
+
+
+@pytest.mark.skipif(not shutil.which("funzip"), reason="needs funzip")
+async def test_funzip_takes_the_first_picture(made: tuple[bytes, list[bytes]]) -> None:
+    stream, pictures = made
+    done = await anyio.run_process(["funzip"], input=stream, check=False)
+    assert done.stdout == pictures[0]
+
+
+@pytest.mark.skipif(not shutil.which("java"), reason="needs java")
+async def test_java_reads_all_of_them_as_a_stream(
+    made: tuple[bytes, list[bytes]], tmp_path: Path
+) -> None:
+    stream, pictures = made
+    (tmp_path / "Unpack.java").write_text(UNPACK)
+    command = ["java", "-Dstdout.encoding=UTF-8", str(tmp_path / "Unpack.java")]
+    done = await anyio.run_process(command, input=stream, check=False)
+    told = dict(line.rsplit(" ", 1) for line in done.stdout.decode().splitlines())
+    assert done.stderr == b""
+    assert told["0001-a-red-hill.png"] == str(zlib.crc32(pictures[0]))
+    assert len(told) == 3
