@@ -13,7 +13,9 @@ from worker.service import Load, Service
 from worker.settings import Settings
 
 KEEP_ALIVE_S = 5
-_LAST_ANSWERS_S = 2.0
+_LAST_ANSWERS_S = 5.0
+"""For sending what is drawn. nginx takes answers off at once; only who reads a stream or a large
+archive slowly, or not at all, is cut."""
 
 
 class Server(uvicorn.Server):
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
         if self._stopped_at is None:
             return _LAST_ANSWERS_S
         end = self._stopped_at + self._service.settings.drain_timeout_s
-        return end - time.monotonic()
+        return min(_LAST_ANSWERS_S, end - time.monotonic())
 
 
 async def serve(settings: Settings, load: Load, listening: socket.socket) -> int:

@@ -47,6 +47,7 @@ Load = Callable[[Settings], Pipeline]
 _SWEEP_EVERY_S = 60.0
 _RETRY_AFTER_S = (3.0, 8.0)  # spread, so that clients do not come back together
 _LAST_ANSWERS_S = 2.0  # of the time to drain, kept for sending
+_SETTLE_S = 5.0
 _WARM_STEPS = 2
 _COLLECT_EVERY = 10_000  # objects made and not deleted; Python's 700 are two requests
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
@@ -100,6 +101,8 @@ class Service:
         self._booting: str | None = "loading"
         self._draining = False
         self._stopping = False
+        self.ending = asyncio.Event()
+        """What would go on for as long as anybody listens ends here."""
         self.keys = KeyRing(self.database, settings.var_dir / "key-secret", settings.key_cache_s)
         self.ledger = Ledger(
             self.database,
@@ -232,11 +235,13 @@ class Service:
         """Ask the process to end with ``code``; the first one asked for wins."""
         if not self.over.done():
             self.over.set_result(code)
+        self.ending.set()
 
     def stop(self) -> None:
         """Hand back what waits, finish what runs, then end. Calling it again changes nothing."""
         if not self._stopping:
             self._stopping = True
+            self.ending.set()
             self.tasks.once("drain", self._finish(), lambda: self.end(0))
 
     async def _finish(self) -> None:
@@ -246,6 +251,8 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_timeout_s - _LAST_ANSWERS_S):
                     await self._engine.drained()
+                # What the database does not take meanwhile is drawn again, the same.
+                async with asyncio.timeout(_SETTLE_S):
                     await self.jobs.settled()
         self.end(0)
 

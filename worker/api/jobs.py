@@ -153,10 +153,11 @@ async def results(request: Request) -> Response:
     if not job.counts["done"]:
         raise Conflict(f"{job.id} has no picture yet: wait until the first one is done.")
     name = quote(f"{job.name or job.id}.zip", safe="")
+    saved = f"attachment; filename*=UTF-8''{name}"
     return StreamingResponse(
         archive(service.database, service.images, job),
         media_type="application/zip",
-        headers={**sse.HEADERS, "Content-Disposition": f"attachment; filename*=UTF-8''{name}"},
+        headers={"Cache-Control": "no-store", "Content-Disposition": saved},
     )
 
 
@@ -201,7 +202,8 @@ async def events(request: Request) -> Response:
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = service.job_streams.take(caller_of(request).turn)
-    return sse.EventStream(_events(service, job.id, after), ended, exchange_of(request).id)
+    told = _events(service, job.id, after)
+    return sse.EventStream(told, ended, exchange_of(request).id, until=service.ending)
 
 
 async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:

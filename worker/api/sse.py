@@ -31,7 +31,8 @@ def event(kind: str, **fields: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends ``events`` until they end or the client leaves, then calls ``on_end``.
+    """Sends ``events`` until they end or the client leaves, then calls ``on_end``. ``until``: it
+    breaks off once this is set.
 
     An error after the header was sent becomes an ``error`` event; the final event is then missing,
     so that no client takes the stream for complete.
@@ -40,13 +41,18 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], request_id: str
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_end: Callable[[], None],
+        request_id: str,
+        until: asyncio.Event | None = None,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._on_end = on_end
         self._request_id = request_id
+        self._until = until or asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -67,7 +73,7 @@ class EventStream(Response):
 
     async def _or_error(self) -> AsyncIterator[bytes]:
         try:
-            async with aclosing(_with_keep_alive(self._events)) as events:
+            async with aclosing(_with_keep_alive(self._events, self._until)) as events:
                 async for data in events:
                     yield data
         except ZimageError as error:
@@ -77,15 +83,21 @@ class EventStream(Response):
             yield event("error", **answers.bug())
 
 
-async def _with_keep_alive(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _with_keep_alive(
+    events: AsyncGenerator[bytes, None], until: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
     """``events``, with a comment wherever they are silent: proxies on the way cut what is idle."""
     following: asyncio.Future[bytes] | None = None
+    over = asyncio.ensure_future(until.wait())
     try:
-        while True:
+        while not until.is_set():
             following = following or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait((following,), timeout=KEEP_ALIVE_S)
-            if not done:
-                yield _KEEP_ALIVE
+            await asyncio.wait(
+                (following, over), timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not following.done():
+                if not until.is_set():
+                    yield _KEEP_ALIVE
                 continue
             try:
                 data = following.result()
@@ -94,6 +106,7 @@ async def _with_keep_alive(events: AsyncGenerator[bytes, None]) -> AsyncGenerato
             following = None
             yield data
     finally:
+        over.cancel()
         if following is not None:
             following.cancel()
             await asyncio.wait((following,))

@@ -98,3 +98,20 @@ async def test_bug_in_a_stream_is_an_error_event_without_a_trace() -> None:
 
 def test_event_repeats_its_type() -> None:
     assert sse.event("a.b", n=1) == b'event: a.b\ndata: {"type":"a.b","n":1}\n\n'
+
+
+async def test_stream_ends_in_order_when_its_worker_does() -> None:
+    ending = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        yield b"1"
+        ending.set()
+        await asyncio.Event().wait()
+
+    client = Client()
+    stream = sse.EventStream(endless(), client.on_end, "id", until=ending)
+    scope = {"type": "http", "exchange": client.exchange}
+    await asyncio.wait_for(stream(scope, client.receive, client.send), 30)
+    assert b"".join(message.get("body", b"") for message in client.sent) == b"1"
+    assert client.sent[-1].get("more_body", False) is False
+    assert client.ended == 1
