@@ -38,6 +38,8 @@ from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Share, Wish
 
 MAX_JOBS = 100
 MAX_ITEMS = 500
+MAX_CHARS = 1 << 18
+"""Of the prompts of one page, or of what a stream takes at once: readers may be slow."""
 PREVIEWED = 100
 _LOOK_S = 1.0
 _STEPS_S = 0.25
@@ -129,14 +131,24 @@ async def list_items(request: Request) -> Response:
     states, limit = query.states(ITEM_STATES), query.limit(100, MAX_ITEMS)
     after = query.whole("after", 0)
 
-    def work(connection: sa.Connection) -> tuple[list[Item], dict[str, StoredImage]]:
-        found = jobs.items_of(connection, job.id, states, limit + 1, after)
-        return found, _pictures(connection, found)
+    def work(connection: sa.Connection) -> tuple[list[Item], bool, dict[str, StoredImage]]:
+        found, more = _few(jobs.items_of(connection, job.id, states, limit + 1, after), limit)
+        return found, more, _pictures(connection, found)
 
-    found, images = await service.database.read(work)
+    found, more, images = await service.database.read(work)
     steps = await service.steps.read()
-    data = [describe_item(item, job, images, steps) for item in found[:limit]]
-    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+    data = [describe_item(item, job, images, steps) for item in found]
+    return Json({"object": "list", "data": data, "has_more": more})
+
+
+def _few(found: list[Item], limit: int) -> tuple[list[Item], bool]:
+    """At most ``limit`` of ``found``, fewer where prompts are long, and whether it has more."""
+    chars = 0
+    for k, item in enumerate(found[:limit]):
+        chars += len(item.prompt)
+        if k and chars > MAX_CHARS:
+            return found[:k], True
+    return found[:limit], len(found) > limit
 
 
 async def delete(request: Request) -> Response:
@@ -212,10 +224,10 @@ async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[b
     while True:
         if bell.rung() or time.monotonic() >= look_at:
             look = partial(_changes, job_id=job_id, after=after)
-            job, changed, images, leases = await service.database.read(look)
+            job, changed, more, images, leases = await service.database.read(look)
             for item in changed:
                 yield sse.event("job.item", item=describe_item(item, job, images, {}))
-            if len(changed) == MAX_ITEMS:
+            if more:
                 after = changed[-1].revision
                 continue
             if changed or job.revision > after:
@@ -240,13 +252,14 @@ async def _news(service: Service, leases: dict[str, int], told: Steps) -> Steps:
 
 def _changes(
     connection: sa.Connection, job_id: str, after: int
-) -> tuple[Job, list[Item], dict[str, StoredImage], dict[str, int]]:
+) -> tuple[Job, list[Item], bool, dict[str, StoredImage], dict[str, int]]:
     job = jobs.get(connection, job_id)
     if job is None:
         raise _missing(job_id)
-    changed = jobs.changed_since(connection, job_id, after, MAX_ITEMS)
+    found = jobs.changed_since(connection, job_id, after, MAX_ITEMS + 1)
+    changed, more = _few(found, MAX_ITEMS)
     leases = jobs.leases_of(connection, job_id)
-    return job, changed, _pictures(connection, changed), leases
+    return job, changed, more, _pictures(connection, changed), leases
 
 
 def _event(revision: int, kind: str, **fields: Any) -> bytes:

@@ -587,6 +587,9 @@ def hold(connection: sa.Connection, owner: str, until: float) -> None:
     held = holds.update().where(holds.c.owner == owner).values(until=until)
     if not connection.execute(held).rowcount:
         connection.execute(holds.insert().values(owner=owner, until=until))
+    # So that event streams tell it.
+    told = {"revision": jobs.c.revision + jobs.c.total + 1}
+    connection.execute(jobs.update().where(_open_of(owner)).values(told))
 
 
 def let_draw(connection: sa.Connection, owner: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
-from worker.api import job_wire
+from worker.api import job_wire, jobs
 from worker.api.images import default_seed
 from worker.pipelines.synthetic import text_of
 from worker.service import Service
@@ -159,6 +159,23 @@ async def test_list_filters_and_pages(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/jobs?state=paused,cancelled")).json()["data"] == []
     items = (await client.get(f"/v1/jobs/{ids[0]}/items?limit=1&after=1")).json()
     assert ([i["number"] for i in items["data"]], items["has_more"]) == ([2], True)
+
+
+async def test_long_prompts_make_pages_and_looks_shorter(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MAX_CHARS", 500)
+    job = await make(client, prompts=["x" * 300, "y" * 300, "z" * 100, "w" * 1000])
+    await finished(client, job)
+    told, after, page = [], 0, {"has_more": True}
+    while page["has_more"]:
+        page = (await client.get(f"/v1/jobs/{job['id']}/items?after={after}")).json()
+        told.append([item["number"] for item in page["data"]])
+        after = told[-1][-1]
+    assert told == [[1], [2, 3], [4]]
+    seen = await events(client, job)
+    assert {d["item"]["number"] for _, kind, d in seen if kind == "job.item"} == {1, 2, 3, 4}
+    assert seen[-1][2]["job"]["state"] == "completed"
 
 
 @pytest.mark.parametrize(
