@@ -79,6 +79,15 @@ def test_held_jobs_cost_nothing(store: Store) -> None:
     assert steps_of(store, leases.glance, 200.0) < 3000
 
 
+def test_streams_of_a_job_hear_that_its_key_is_held(store: Store) -> None:
+    job = store.create()
+    store(jobs.hold, job.owner, time.time() + 60)
+    held = store.job(job.id)
+    assert (held.held, held.revision > job.revision) == ("limit", True)
+    store(jobs.let_draw, job.owner)
+    assert store.job(job.id).held == ""
+
+
 def test_ends_are_predicted_for_the_first_jobs_of_each_turn(store: Store) -> None:
     many_jobs(store, 300, "busy")
     other = store.create("other", owner="other")
