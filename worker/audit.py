@@ -137,16 +137,19 @@ class Audit:
         self._ended.set()
 
     def _write(self, entry: Entry | Note) -> None:
-        self.lost += 1  # until it is written, whatever goes wrong
-        line = line_of(entry, self._rules)
-        outlet = self._outlet(entry, len(line))
+        written = False
         try:
-            if outlet.needs_a_file(self._day):
-                self._open(outlet)
-            outlet.write(line)
-            self.lost -= 1
-        except OSError as error:
-            self._fail(outlet, error)
+            line = line_of(entry, self._rules)
+            outlet = self._outlet(entry, len(line))
+            try:
+                if outlet.needs_a_file(self._day):
+                    self._open(outlet)
+                outlet.write(line)
+                written = True
+            except OSError as error:
+                self._fail(outlet, error)
+        finally:  # whatever went wrong
+            self.lost += not written
 
     def _outlet(self, entry: Entry | Note, size: int) -> "_Outlet":
         day = log.timestamp(entry.at)[:10]

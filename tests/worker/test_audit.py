@@ -228,6 +228,26 @@ def test_disk_that_refuses_holds_up_nobody_and_is_told_once(
     assert log.lost == 100
 
 
+def test_line_that_cannot_be_made_is_counted_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that went up and down would be an alarm."""
+    seen: list[int] = []
+    log = Audit(tmp_path / "audit", "w1", Rules())
+    write = audit._Outlet.write
+    monkeypatch.setattr(
+        audit._Outlet, "write", lambda *given: (seen.append(log.lost), write(*given))
+    )
+    log.drew(entry())
+    log.note("odd", "key_1", "design", "10.0.0.7", what=object())
+    log.drew(entry())
+    log.close(timeout_s=0)
+    with pytest.raises(TypeError):
+        log.run()
+    log.run()  # as the worker does
+    assert (seen, log.lost, len(lines(tmp_path / "audit"))) == ([0, 1], 1, 2)
+
+
 def test_full_queue_drops_and_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = threading.Event()
     monkeypatch.setattr(Audit, "_open", lambda *_: stalled.wait(30) and None)
