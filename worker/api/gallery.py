@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from worker.api import oversight
+from worker.api import oversight, searches
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
@@ -24,7 +24,6 @@ from worker.errors import NotFound, ZimageError
 from worker.imaging import MEDIA_TYPES
 from worker.service import Service
 from worker.storage import gallery, images, thumbnails
-from worker.storage.database import QueryTooLong
 from worker.storage.gallery import StoredImage, Wanted
 
 MAX_LIMIT = 200
@@ -80,13 +79,10 @@ async def list_images(request: Request) -> Response:
 async def _page(service: Service, caller: Caller, wanted: Wanted) -> list[StoredImage]:
     if not wanted.words and wanted.favourite is None:
         return await service.database.read(lambda c: gallery.page(c, wanted))
-    give_back = service.searches.take(caller.turn)
-    try:
-        return await service.database.search(lambda c: gallery.page(c, wanted))
-    except QueryTooLong:
-        bad("q", "takes too long: search for more of the prompt, or for rarer words")
-    finally:
-        give_back()
+    remedy = "search for more of the prompt, or for rarer words"
+    return await searches.search(
+        service, caller, lambda c: gallery.page(c, wanted), param="q", remedy=remedy
+    )
 
 
 async def get_details(request: Request) -> Response:

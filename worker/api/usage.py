@@ -5,6 +5,7 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api import searches
 from worker.api.answers import Json
 from worker.api.caller import EVERYONE, Caller, caller_of
 from worker.api.openapi import Part, operation, parameter
@@ -28,8 +29,12 @@ async def get_usage(request: Request) -> Response:
     since, until = (_day(request, name) for name in ("since", "until"))
     caller = caller_of(request)
     owner = None if caller.role == "ops" else caller.owner
-    found = await service.database.read(
-        lambda connection: usage.report(connection, cast(usage.By, by), since, until, owner)
+    found = await searches.search(
+        service,
+        caller,
+        lambda connection: usage.report(connection, cast(usage.By, by), since, until, owner),
+        param="since",
+        remedy="ask for fewer days",
     )
     if by == "key":
         found = [_with_name(row, service, caller) for row in found]

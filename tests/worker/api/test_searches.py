@@ -43,6 +43,16 @@ async def test_a_search_that_takes_too_long_says_what_to_do(
     assert answer.json()["error"]["message"].startswith("q: takes too long: search for more of")
 
 
+async def test_a_report_of_too_many_days_says_what_to_do(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.storage.database._SEARCH_S", -1.0)
+    monkeypatch.setattr("worker.storage.database._STEPS", 1)
+    answer = await client.get("/v1/usage")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "since: takes too long: ask for fewer days."
+
+
 async def test_searches_of_one_leave_room_for_others_and_for_all_else(
     cell: tuple[Service, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:

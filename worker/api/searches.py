@@ -1,0 +1,32 @@
+"""Questions that may look at very many rows: few at a time for one key, and not for long."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from worker.api.caller import Caller
+from worker.api.fields import bad
+from worker.service import Service
+from worker.storage.database import QueryTooLong
+
+T = TypeVar("T")
+
+
+async def search(
+    service: Service,
+    caller: Caller,
+    work: Callable[[sa.Connection], T],
+    *,
+    param: str,
+    remedy: str,
+) -> T:
+    """The result of ``work``; where it takes too long, the request is refused because of
+    ``param``."""
+    give_back = service.searches.take(caller.turn)
+    try:
+        return await service.database.search(work)
+    except QueryTooLong:
+        bad(param, f"takes too long: {remedy}")
+    finally:
+        give_back()
