@@ -16,7 +16,8 @@ import pytest
 
 from deploy import certificate
 from tests.deploy.nginx.site import Site, nginx_command, site
-from tests.deploy.processes import free_port, wait_until
+from tests.deploy.processes import wait_until
+from tests.ports import free_port
 
 DRAW = "/v1/images/generations"
 LARGE = b'{"direct": true, "x": "%b"}' % (b"x" * 100_000)
@@ -44,7 +45,7 @@ def body_begun(site: Site, head: str, body: bytes) -> Iterator[None]:
 
 
 def nginx_workers(site: Site) -> list[int]:
-    pid = site.layout.nginx_pid.read_text().strip()
+    pid = site.layout.nginx_pid.read_text(encoding="utf-8").strip()
     return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
