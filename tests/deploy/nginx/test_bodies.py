@@ -46,12 +46,17 @@ def body_begun(site: Site, head: str, body: bytes) -> Iterator[None]:
 
 def nginx_workers(site: Site) -> list[int]:
     pid = site.layout.nginx_pid.read_text(encoding="utf-8").strip()
-    return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(pid)
+        for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    ]
 
 
 def memory_kib(site: Site) -> int:
     """Private memory of nginx's worker processes."""
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in nginx_workers(site)]
+    rollups = [
+        Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8") for pid in nginx_workers(site)
+    ]
     found = [re.findall(r"^Private_\w+: +(\d+) kB", rollup, re.M) for rollup in rollups]
     return sum(int(kib) for kibs in found for kib in kibs)
 
