@@ -164,7 +164,7 @@ def test_file_that_is_full_is_followed_by_one_and_not_by_one_a_line(
 ) -> None:
     monkeypatch.setattr(audit, "MAX_FILE_BYTES", 1000)
     seconds = itertools.count(1.8e9)
-    monkeypatch.setattr(audit.time, "gmtime", lambda *_: REAL_GMTIME(next(seconds)))
+    monkeypatch.setattr(time, "gmtime", lambda *_: REAL_GMTIME(next(seconds)))
     log = opened(tmp_path / "audit")
     for _ in range(40):
         log.drew(entry(at=1.8e9))
@@ -181,8 +181,12 @@ REAL_GMTIME = time.gmtime
 def test_nobody_erases_what_others_did(tmp_path: Path, who: str) -> None:
     """400 pictures with long prompts used to end everybody's lines."""
     folder = tmp_path / "audit"
-    loud = {"owner": "key_loud"} if who == "owner" else {"owner": EVERYONE, "client": "10.6.6.6"}
-    calm = {"owner": "key_calm"} if who == "owner" else {"owner": EVERYONE, "client": "10.0.0.7"}
+    loud: dict[str, Any] = (
+        {"owner": "key_loud"} if who == "owner" else {"owner": EVERYONE, "client": "10.6.6.6"}
+    )
+    calm: dict[str, Any] = (
+        {"owner": "key_calm"} if who == "owner" else {"owner": EVERYONE, "client": "10.0.0.7"}
+    )
     for k in range(4):
         log = opened(folder, f"w{k}", max_bytes=200_000, owner_bytes=20_000, prompt_chars=4000)
         log.drew(entry("calm", **calm))
@@ -235,9 +239,12 @@ def test_line_that_cannot_be_made_is_counted_and_only_then(
     seen: list[int] = []
     log = Audit(tmp_path / "audit", "w1", Rules())
     write = audit._Outlet.write
-    monkeypatch.setattr(
-        audit._Outlet, "write", lambda *given: (seen.append(log.lost), write(*given))
-    )
+
+    def watched(outlet: audit._Outlet, line: str) -> None:
+        seen.append(log.lost)
+        write(outlet, line)
+
+    monkeypatch.setattr(audit._Outlet, "write", watched)
     log.drew(entry())
     log.note("odd", "key_1", "design", "10.0.0.7", what=object())
     log.drew(entry())

@@ -22,7 +22,7 @@ images = sa.Table(
     sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("words", sa.Text, nullable=False),  # the prompt as searched: without upper case
+    sa.Column("words", sa.Text, nullable=False),  # the prompt as ``search.searchable`` makes it
     sa.Column("negative_prompt", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
@@ -106,7 +106,7 @@ def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
 
 
 def _row(picture: StoredImage) -> dict[str, Any]:
-    return {**vars(picture), "words": picture.prompt.casefold()}
+    return {**vars(picture), "words": search.searchable(picture.prompt)}
 
 
 def find(connection: sa.Connection, id: str) -> StoredImage | None:
@@ -124,7 +124,7 @@ def named(connection: sa.Connection, ids: Collection[str]) -> list[StoredImage]:
 def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
     """At most ``limit`` pictures, newest first; those of one request in their order."""
     query = sa.select(*_fields()).where(*_conditions(wanted))
-    words = [word.casefold() for word in wanted.words]
+    words = [search.searchable(word) for word in wanted.words]
     found = search.candidates(connection, words) if words else None
     if found is not None:
         query = query.where(images.c.id.in_(found))
@@ -139,7 +139,7 @@ def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
 
 def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     conditions = [
-        images.c.words.contains(word.casefold(), autoescape=True) for word in wanted.words
+        images.c.words.contains(search.searchable(word), autoescape=True) for word in wanted.words
     ]
     if wanted.owner is not None:
         conditions.append(images.c.owner == wanted.owner)

@@ -139,9 +139,10 @@ def _unspared(connection: sa.Connection, retention: Retention) -> sa.Select[tupl
     owner the oldest."""
     has = _bytes_by_owner(connection, images.c.favourite)
     share = fair_share(list(has.values()), retention.favourites_bytes)
-    newest_first = {"partition_by": images.c.owner, "order_by": (images.c.created_at.desc(),)}
-    so_far = sa.func.sum(images.c.bytes).over(**newest_first).label("so_far")
-    favourites = sa.select(images.c.id, so_far).where(images.c.favourite).subquery()
+    so_far = sa.func.sum(images.c.bytes).over(
+        partition_by=images.c.owner, order_by=images.c.created_at.desc()
+    )
+    favourites = sa.select(images.c.id, so_far.label("so_far")).where(images.c.favourite).subquery()
     return sa.select(favourites.c.id).where(favourites.c.so_far > share)
 
 

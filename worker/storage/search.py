@@ -26,9 +26,15 @@ _MOST_GROUPS = 200  # that begin with a short word
 _LAST = "\U0010ffff"
 
 
+def searchable(text: str) -> str:
+    """A prompt or a word as it is compared: without upper case, and without the character at which
+    SQLite stops comparing."""
+    return text.casefold().replace("\0", " ")
+
+
 def candidates(connection: sa.Connection, words: Sequence[str]) -> list[str] | None:
-    """The ids of at most ``MOST`` pictures, among which are all that have ``words`` (without upper
-    case); None where there may be more, or nothing is known."""
+    """The ids of at most ``MOST`` pictures, among which are all that have ``words`` (each
+    ``searchable``); None where there may be more, or nothing is known."""
     if connection.dialect.name != "sqlite" or not _is_indexed(connection):
         return None
     asked = [_having(connection, word) for word in words]

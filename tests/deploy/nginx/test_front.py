@@ -99,7 +99,7 @@ def test_every_line_is_json_whatever_bytes_came(front: Site, place: bytes) -> No
 @pytest.mark.parametrize("text", ["狐狸/1.0", "Ärger\U0001f98a", "x" * 4000, "狐" * 1500, ""])
 def test_what_is_utf8_is_logged_as_it_came(front: Site, text: str) -> None:
     with front.worker("w1"):
-        agent = {"User-Agent": text.encode()}
+        agent = [(b"User-Agent", text.encode())]
         reply = front.client.post("/v1/images/generations", json={}, headers=agent)
     assert front.log_of(reply.json()["headers"]["x-request-id"])["user_agent"] == text
 

@@ -74,6 +74,15 @@ def test_it_finds_what_looking_at_all_finds(connection: sa.Connection) -> None:
         assert sorted(found(connection, word, other)) == both
 
 
+def test_no_character_breaks_a_search(connection: sa.Connection) -> None:
+    fill(connection, "a\0fox", "".join(map(chr, range(1, 128))), "*^:(){}+-\"' NEAR AND OR NOT")
+    for code in (*range(0x180), 0x2028, 0x1F98A, 0x10FFFF):
+        for word in (chr(code), f"{chr(code)}f", f"a{chr(code)}fox", f'"{chr(code)}"', "NOT"):
+            found(connection, word)
+    assert found(connection, "a\0f") == found(connection, "fox") == ["a\0fox"]
+    assert len(found(connection, "near and", "*^:(){}+-\"'")) == 1
+
+
 def test_words_of_very_many_pictures_leave_it_to_the_order(
     connection: sa.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
