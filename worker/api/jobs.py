@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from worker.api.fields import bad
 from worker.api.images import default_seed
 from worker.api.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
-from worker.errors import Conflict, NotFound
+from worker.errors import Conflict, NotFound, Overloaded
 from worker.jobs.archive import archive
 from worker.jobs.drawing import priority_of
 from worker.jobs.steps import Steps
@@ -41,6 +42,8 @@ MAX_ITEMS = 500
 MAX_CHARS = 1 << 18
 """Of the prompts of one page, or of what a stream takes at once: readers may be slow."""
 PREVIEWED = 100
+TURN_S = 30.0
+"""How long a new job waits for those before it to be read and stored."""
 _LOOK_S = 1.0
 _STEPS_S = 0.25
 
@@ -50,23 +53,33 @@ async def create(request: Request) -> Response:
     service, caller = _service(request), caller_of(request)
     exchange = exchange_of(request)
     try:
-        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
+        async with _wish_of(request, service, default_seed(exchange.id)) as wish:
+            quota.require_size(caller.key, wish.width, wish.height, wish.steps)
+            wish = replace(wish, priority=priority_of(caller.key, wish.priority))
+            service.engine.check([_first(wish)])
+            job = await _created(service, wish, caller, exchange.id)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
-    wish = await _parsed(service, body, default_seed(exchange.id))
-    quota.require_size(caller.key, wish.width, wish.height, wish.steps)
-    wish = replace(wish, priority=priority_of(caller.key, wish.priority))
-    service.engine.check([_first(wish)])
-    job = await _created(service, wish, caller, exchange.id)
     exchange.notes |= {"job": job.id, "items": job.total}
     service.jobs.ring()
     return Json(await _described(service, job), 202)
 
 
-async def _parsed(service: Service, body: bytes, seed: int) -> Wish:
-    # One after the other: the values of 8 MiB of JSON may take twenty times as much.
-    async with service.reading_job:
-        return await asyncio.to_thread(job_wire.parse, body, service.settings, service.info, seed)
+@asynccontextmanager
+async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterator[Wish]:
+    """What ``request`` asks for. One at a time has its body and what it says in memory: the values
+    of 8 MiB of JSON may take twenty times as much. Raises ``ClientGone`` or ``Overloaded``."""
+    try:
+        async with asyncio.timeout(TURN_S):
+            await service.reading_job.acquire()
+    except TimeoutError:
+        raise Overloaded("Many jobs are being made: try again.", retry_after_s=5.0) from None
+    try:
+        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
+        settings, info = service.settings, service.info
+        yield await asyncio.to_thread(job_wire.parse, body, settings, info, seed)
+    finally:
+        service.reading_job.release()
 
 
 def _first(wish: Wish) -> DrawSpec:
@@ -99,11 +112,10 @@ async def preview(request: Request) -> Response:
     """What a job would draw."""
     service = _service(request)
     try:
-        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
+        async with _wish_of(request, service, 0) as wish:
+            return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
-    wish = await _parsed(service, body, 0)
-    return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
 
 
 async def list_jobs(request: Request) -> Response:

@@ -149,6 +149,18 @@ async def test_bodies_are_read_one_at_a_time(
     assert most == [1]
 
 
+async def test_who_waits_long_for_other_jobs_goes_to_another_worker(
+    cell: tuple[Service, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, client = cell
+    monkeypatch.setattr(jobs, "TURN_S", 0.01)
+    async with service.reading_job:
+        for path in ("/v1/jobs", "/v1/jobs/preview"):
+            answer = await client.post(path, json=BODY)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    await make(client)
+
+
 async def test_list_filters_and_pages(client: httpx.AsyncClient) -> None:
     ids = [(await make(client))["id"] for _ in range(3)]
     first = (await client.get("/v1/jobs?limit=2")).json()
