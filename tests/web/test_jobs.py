@@ -111,10 +111,19 @@ def test_a_job_is_there_in_another_browser(cell: FakeCell, open_page: OpenPage) 
     expect(page.locator("#job-grid [data-face=picture]")).to_have_count(12)
 
 
-def test_a_job_whose_key_is_switched_off_says_so(cell: FakeCell, open_page: OpenPage) -> None:
+@pytest.mark.parametrize(
+    ("held", "english", "chinese"),
+    [
+        ("key_disabled", "on hold: key disabled", "已搁置：密钥停用"),
+        ("key_limit", "on hold: daily limit reached", "已搁置：今日额度已用完"),
+    ],
+)
+def test_a_job_whose_key_may_draw_nothing_says_so(
+    cell: FakeCell, open_page: OpenPage, held: str, english: str, chinese: str
+) -> None:
     job = begun(cell, open_page())
-    job.held = "key_disabled"
-    for locale, said in (("en-US", "on hold: key disabled"), ("zh-CN", "已搁置：密钥停用")):
+    job.held = held
+    for locale, said in (("en-US", english), ("zh-CN", chinese)):
         page = open_page(locale=locale)
         page.goto(f"{cell.url}/#jobs")
         expect(page.locator("#jobs .job .badge")).to_have_text(said)

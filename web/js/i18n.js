@@ -158,7 +158,7 @@ export const STRINGS = {
   key_disabled: ["on hold: key disabled", "已搁置：密钥停用"],
   key_expired: ["on hold: key expired", "已搁置：密钥过期"],
   key_deleted: ["on hold: key deleted", "已搁置：密钥已删除"],
-  key_limit: ["on hold: the key's pictures of today are drawn", "已搁置：密钥今日额度已用完"],
+  key_limit: ["on hold: daily limit reached", "已搁置：今日额度已用完"],
 
   usage: ["Usage", "用量"],
   usageTitle: ["Pictures of the last 30 days", "最近 30 天的图片"],
