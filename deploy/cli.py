@@ -1,7 +1,6 @@
 """``zimage``: the verbs of an operator. Exit code 0 done, 1 failed, 2 misuse."""
 
 import getpass
-import json
 import os
 import sys
 import time
@@ -109,7 +108,7 @@ def status(
         return
     state = _status(cell)
     if as_json:
-        print(json.dumps(state, indent=2, ensure_ascii=False))  # noqa: T201
+        screen.as_json(state)
     elif state["cell"]["running"]:
         screen.console.print(screen.status(state))
     else:
@@ -122,7 +121,7 @@ def plan(config: Config = None, as_json: AsJson = False) -> None:
     """Show which workers cluster.toml makes on this machine, and why."""
     cell = _cell(config)
     if as_json:
-        print(json.dumps([asdict(w) for w in cell.plan.workers], indent=2))  # noqa: T201
+        screen.as_json([asdict(w) for w in cell.plan.workers])
         return
     for worker in cell.plan.workers:
         limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
@@ -206,7 +205,7 @@ def restore(
 def systemd(config: Config = None) -> None:
     """Print a unit that runs the cell from boot on, as whoever prints it."""
     user = "" if os.getuid() == 0 else getpass.getuser()
-    print(render_unit(_cell(config), user))  # noqa: T201
+    screen.raw(render_unit(_cell(config), user) + "\n")
 
 
 @app.command()
@@ -269,7 +268,8 @@ def logs(
     """Show the end of the cell's logs."""
     cell = _cell(config)
     paths = _logs(cell, program)
-    os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, paths)])
+    options = ["-n", str(lines), *(["-F"] if follow else [])]
+    raise typer.Exit(screen.lines_of(["tail", *options, *map(str, paths)]))
 
 
 @app.command()
@@ -294,7 +294,7 @@ def calibrate(
     if plot is not None:
         calibration.draw_plot(table, plot)
     if as_json:
-        print(json.dumps(table.as_json(), indent=2))  # noqa: T201
+        screen.as_json(table.as_json())
     else:
         screen.console.print(calibration.shown(table))
         screen.done(f"stored in {table.path}")
@@ -309,7 +309,7 @@ def trace(
     """Show what share of their time the drawing threads spend beside the device."""
     found = tracing.trace(_cell(config), seconds)
     if as_json:
-        print(json.dumps([asdict(t) for t in found], indent=2))  # noqa: T201
+        screen.as_json([asdict(t) for t in found])
     else:
         screen.console.print(tracing.shown(found))
 
@@ -320,7 +320,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
     cell = _cell(config)
     found = checks.doctor(cell)
     if as_json:
-        print(json.dumps([asdict(f) for f in found], indent=2, ensure_ascii=False))  # noqa: T201
+        screen.as_json([asdict(f) for f in found])
     else:
         screen.findings(found)
     raise typer.Exit(1 if any(f.level == "fail" for f in found) else 0)
@@ -341,7 +341,7 @@ def run(command: Callable[..., Any]) -> int:
     except ConfigError as error:
         screen.fail(f"{error.path} is wrong; nothing was touched")
         for problem in error.problems:
-            screen.errors.print(f"  {problem}", markup=False)
+            screen.errors.print(f"  {problem}")
     except (CellError, CertificateError, SupervisorError, AccountError) as error:
         screen.fail(str(error))
     except PermissionError as error:

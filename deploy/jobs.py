@@ -14,6 +14,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from deploy import certificate, keys, screen
 from deploy.cell import Cell, CellError
@@ -82,7 +83,7 @@ def create(
             return
         job = _call(client, "POST", "jobs", json=body)
         if as_json:
-            _print(job)
+            screen.as_json(job)
         else:
             screen.done(f"{job['id']}: {job['total']} pictures{', ' * bool(_end(job))}{_end(job)}")
         if stay:
@@ -100,7 +101,7 @@ def list_jobs(
     with _client(config) as client:
         found = _call(client, "GET", "jobs", params={"state": state, "limit": limit})
     if as_json:
-        _print(found["data"])
+        screen.as_json(found["data"])
     elif found["data"]:
         screen.console.print(_table(found["data"]))
     else:
@@ -114,7 +115,7 @@ def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
         found = _call(client, "GET", f"jobs/{job}")
         failed = _call(client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20})
     if as_json:
-        _print(found)
+        screen.as_json(found)
         return
     screen.console.print(_table([found]))
     asked = ", ".join(f"{k} {v}" for k, v in found["parameters"].items() if v not in ("", None))
@@ -310,10 +311,10 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn("{task.completed:.0f} of {task.total:.0f}"),
-        TextColumn("{task.fields[end]}"),
+        TextColumn("{task.fields[end]}", markup=False),
     )
     with Progress(*columns, console=screen.console) as progress:
         yield progress
@@ -326,14 +327,13 @@ def _table(jobs: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "name")
     for job in jobs:
         colour = "yellow" if job.get("held") else _COLOURS.get(job["state"], "cyan")
-        state = f"[{colour}]{_state(job)}[/]"
+        state = Text(_state(job), colour)
         failed = str(job["counts"]["failed"] or "–")
         age = screen.span(time.time() - job["created_at"])
         ends = job["predicted_finish_at"]
         left = screen.span(ends - time.time()) if ends else "–"
         done = str(job["counts"]["done"])
-        name = job["name"].replace("[", "\\[")
-        table.add_row(job["id"], name, state, done, str(job["total"]), failed, age, left)
+        table.add_row(job["id"], job["name"], state, done, str(job["total"]), failed, age, left)
     return table
 
 
@@ -363,7 +363,3 @@ def _variable(text: str) -> tuple[str, list[str]]:
     if not equals:
         raise typer.BadParameter(f"{text}: write NAME=VALUE,VALUE", param_hint="--var")
     return name.strip(), [value.strip() for value in values.split(",")]
-
-
-def _print(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201

@@ -1,6 +1,5 @@
 """``zimage keys``: who may use the cell, and how much. Changes reach all workers within 2 s."""
 
-import json
 import os
 import re
 import time
@@ -97,7 +96,7 @@ def list_keys(config: Config = None, as_json: AsJson = False) -> None:
     cell = open_cell(config)
     found = _run(cell, store.keys.snapshot).keys
     if as_json:
-        print(json.dumps([described(key) for key in found], indent=2, ensure_ascii=False))  # noqa: T201
+        screen.as_json([described(key) for key in found])
     elif found:
         screen.console.print(_table(found))
     else:
@@ -109,7 +108,7 @@ def show(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     """Show one key: everything but the key itself, which nobody can show again."""
     found = described(_find(open_cell(config), name))
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))  # noqa: T201
+        screen.as_json(found)
         return
     for field, value in found.items():
         screen.say(f"{field:<15} {'–' if value is None else value}")
@@ -297,7 +296,7 @@ def _run(cell: Cell, work: Any, name: str = "") -> Any:
 
 def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"id": key.id, "name": key.name, "key": token}, ensure_ascii=False))  # noqa: T201
+        screen.as_json({"id": key.id, "name": key.name, "key": token}, indent=None)
         return
     screen.done(f"key of {key.name}; it is shown this once:")
     screen.say(f"\n  {token}\n")

@@ -1,21 +1,61 @@
-"""What commands print: plain lines anywhere, colours and live tables on a terminal."""
+"""What commands print: plain lines anywhere, colours and live tables on a terminal.
 
+Everything that is printed goes through here. What others wrote (names, prompts, errors, logs) is
+data: it neither steers the terminal nor is it read as Rich's markup.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from deploy.cell import Cell
 from deploy.checks import Finding
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(highlight=False, soft_wrap=True, stderr=True)
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all controls but tab and newline; \x9b begins sequences, too
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text
+    "\u2028\u2029\ud800-\udfff]"  # other ends of lines, and what no encoding can write
+)
+
+
+def plain(text: str) -> str:
+    """``text`` with what would steer a terminal as ``\\u001b`` and the like, as JSON writes it."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Console(Console):
+    """Rich's own colours and movements only: all text is ``plain``."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before it is measured and split into lines."""
+        return super().render_str(plain(text), **options)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=stderr)
+
+
+console = _console()
+errors = _console(stderr=True)
 
 _COLOURS = {
     "ready": "green",
@@ -33,7 +73,33 @@ _LEVELS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text)
+
+
+def as_json(value: object, indent: int | None = 2) -> None:
+    """For programs; JSON's own escapes leave the later controls and turns of direction."""
+    raw(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def raw(text: str) -> None:
+    """As it is, without wrapping and colours, but ``plain``."""
+    sys.stdout.write(plain(text))
+    sys.stdout.flush()
+
+
+def lines_of(command: list[str]) -> int:
+    """Run ``command`` and show its lines as they come, until it or the reader ends; its status."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        try:
+            for line in program.stdout:
+                raw(line.decode(errors="replace"))
+        except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or `| head`
+            program.terminate()
+            # Nobody reads any more: what is flushed at the end must go somewhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+    return program.returncode
 
 
 def step(text: str) -> None:

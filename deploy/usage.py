@@ -1,8 +1,7 @@
 """``zimage usage``: who used how much."""
 
 import csv
-import json
-import sys
+import io
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -42,7 +41,7 @@ def usage(
         names = {key.id: key.name for key in store.run(cell, store.keys.snapshot).keys}
         rows = [{**r, "key": names.get(r["key"], r["key"]), "key_id": r["key"]} for r in rows]
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))  # noqa: T201
+        screen.as_json(rows)
     elif as_csv:
         _write_csv(rows, by)
     elif rows:
@@ -53,9 +52,11 @@ def usage(
 
 def _write_csv(rows: list[dict[str, Any]], by: By) -> None:
     names = [by.value, *store.usage.COLUMNS, *(["key_id"] if by is By.KEY else [])]
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, by.value: _plain(row[by.value])} for row in rows)
+    screen.raw(text.getvalue())
 
 
 def _plain(text: str) -> str:

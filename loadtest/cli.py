@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy import machine, processes
+from deploy import machine, processes, screen
 from deploy.config import ROOT, ClusterConfig, ConfigError, load
 from deploy.layout import Layout
 from deploy.options import config_path
@@ -36,15 +36,15 @@ def main() -> int:
     args = arguments()
     try:
         if args.scenario == "compare":
-            print(f"› {report.compare(args.runs[0], args.runs[1])}")
+            screen.say(f"› {report.compare(args.runs[0], args.runs[1])}")
             return 0
         if args.scenario == "table":
-            print(report.fault_table(args.runs))
+            screen.say(report.fault_table(args.runs))
             return 0
         with running(config_path(args.config)) as path:
             return play(args, path)
     except (StageError, slo.SloError, ConfigError, OSError) as error:
-        print(f"✗ {error}", file=sys.stderr)
+        screen.fail(str(error))
         return 1
 
 
@@ -82,7 +82,7 @@ def play(args: argparse.Namespace, path: Path) -> int:
         raise StageError(f"the cell of {path} is not whole: zimage status")
     folder = reports_folder(cell.layout.var_dir, args.scenario)
     started = time.time()
-    print(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}", flush=True)
+    screen.say(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}")
     with Observer(cell) as observer:
         stage = Stage(cell, config, path, folder, options(args), observer)
         SCENARIOS[args.scenario](stage)
@@ -91,8 +91,8 @@ def play(args: argparse.Namespace, path: Path) -> int:
     run_file.save(folder, run)
     page = report.write(folder)
     for objective in run.objectives:
-        print(f"{'✓' if objective.met else '✗'} {objective}")
-    print(f"{'✓ passed' if run.passed else '✗ failed'}: {page}")
+        screen.say(f"{'✓' if objective.met else '✗'} {objective}")
+    screen.say(f"{'✓ passed' if run.passed else '✗ failed'}: {page}")
     return 0 if run.passed else 1
 
 

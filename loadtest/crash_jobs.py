@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from deploy import processes
+from deploy import processes, screen
 from deploy.config import ROOT, load
 from deploy.processes import Process
 from loadtest.faults import Cell
@@ -149,7 +149,7 @@ def _round(cell: CrashCell, rng: random.Random, report: Report, number: int, ite
     killer.join()
     report.rounds += 1
     report.killed[name] += 1
-    print(f"  {number + 1}: {name} after {delay_s:.2f} s", flush=True)
+    screen.say(f"  {number + 1}: {name} after {delay_s:.2f} s")
     if name in ("supervisord", "everything"):
         _heal(cell)
     return job
@@ -280,15 +280,17 @@ def _free_ports() -> list[int]:
 
 def show(report: Report) -> None:
     kills = ", ".join(f"{name} {count}" for name, count in sorted(report.killed.items()))
-    print(f"{report.rounds} rounds in {report.seconds:.0f} s; killed: {kills}")
-    print(f"{report.jobs} jobs, {report.items} items; {report.reposts} POSTs had to be repeated")
-    print(
+    screen.say(f"{report.rounds} rounds in {report.seconds:.0f} s; killed: {kills}")
+    screen.say(
+        f"{report.jobs} jobs, {report.items} items; {report.reposts} POSTs had to be repeated"
+    )
+    screen.say(
         f"{report.strays} files without a row (killed between file and row; retention deletes them)"
     )
     for problem in report.problems[:20]:
-        print(f"  ✗ {problem}")
+        screen.say(f"  ✗ {problem}")
     verdict = "ok  " if not report.problems else "FAIL"
-    print(f"{verdict} every item has exactly one result, the right one")
+    screen.say(f"{verdict} every item has exactly one result, the right one")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy import processes
+from deploy import processes, screen
 from deploy.config import ROOT, ClusterConfig
 from loadtest import chaos, measures, record
 from loadtest.chaos import Injected
@@ -166,7 +166,7 @@ class Stage:
         mark.end = time.time()
         mark.error = done.stderr.strip()[-500:] if done.returncode else ""
         self.marks.append(mark)
-        print(f"  {text}: {'✗ ' + mark.error if mark.error else 'done'}", flush=True)
+        screen.say(f"  {text}: {'✗ ' + mark.error if mark.error else 'done'}")
         return mark
 
     def records(self) -> list[Record]:
@@ -175,7 +175,7 @@ class Stage:
     def _inject(self, name: str, worker: str) -> None:
         done = chaos.inject(self.cell, name, worker)
         self.faults.append(done)
-        print(f"  {'✓' if done.healed else '✗'} {chaos.describe(done)}", flush=True)
+        screen.say(f"  {'✓' if done.healed else '✗'} {chaos.describe(done)}")
 
     def _faults(self) -> list[str]:
         if self.options.faults:
