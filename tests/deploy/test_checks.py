@@ -1,3 +1,5 @@
+import os
+import resource
 import socket
 from pathlib import Path
 
@@ -120,8 +122,8 @@ def test_doctor_has_nothing_to_say_where_keys_are_asked_for(tmp_path: Path) -> N
 def test_too_few_open_files_are_refused_with_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, level: str
 ) -> None:
-    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (1024, limit))
-    monkeypatch.setattr(checks.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, limit))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     [finding] = checks.open_files(cell(tmp_path))
     assert finding.level == level
     if level == "fail":

@@ -14,8 +14,8 @@ COMMIT = "c" * 40
 
 
 class LocalHub(ThreadingHTTPServer):
-    """``asked``: paths of all requests. ``silent``: accepts and never answers. ``cut_over``: of
-    larger files only so many bytes are sent before the connection ends."""
+    """``asked``: paths of all requests. ``silent``: accepts and never answers. ``cut_after``: of
+    no file more than its first so many bytes come, however often the rest is asked for."""
 
     daemon_threads = True
 
@@ -24,7 +24,7 @@ class LocalHub(ThreadingHTTPServer):
         self.folder = folder
         self.asked: list[str] = []
         self.silent = False
-        self.cut_over: int | None = None
+        self.cut_after: int | None = None
         self.closing = threading.Event()
 
     @property
@@ -90,16 +90,20 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_digest(file)}"', "X-Repo-Commit": COMMIT}
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        self._send(206 if first else 200, content[first:], headers)
+        cut_after = self.server.cut_after
+        sent = None if cut_after is None else max(0, cut_after - first)
+        self._send(206 if first else 200, content[first:], headers, sent)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], sent: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[: self.server.cut_over])
-            self.close_connection = self.server.cut_over is not None
+            self.wfile.write(body[:sent])
+            self.close_connection = sent is not None and sent < len(body)
 
 
 def _entry(name: str, file: Path) -> dict[str, Any]:

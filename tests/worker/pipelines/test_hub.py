@@ -104,10 +104,12 @@ def test_an_unknown_hub_is_named(tmp_path: Path) -> None:
 def test_a_hub_that_cuts_its_files_is_given_up_and_gone_on_with(
     hub: LocalHub, tmp_path: Path
 ) -> None:
-    hub.cut_over = 0
+    hub.cut_after = 100_000
     assert "cannot be downloaded" in start(tmp_path, hub.url)["error"]
-    hub.cut_over = None
+    hub.cut_after = None
+    hub.asked.clear()
     assert Path(start(tmp_path, hub.url)["found"]).name == COMMIT
+    assert not any(path.endswith("/vae/config.json") for path in hub.asked)  # came whole before
 
 
 def test_a_file_that_is_missing_in_the_cache_is_downloaded(hub: LocalHub, cache: Path) -> None:
