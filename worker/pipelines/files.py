@@ -26,13 +26,6 @@ _INDEX = re.compile(
     r"\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[A-Za-z0-9_]+))?\.json"
 )
 _WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
-_OWN_CONFIGS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "scheduler_config.json",
-    "tokenizer_config.json",
-)
-"""What stands in place of ``config.json`` where there are no weights."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _COPY_AGAIN = "copy the model again, or download it again"
 _FETCH_LFS = "run `git lfs pull` in its checkout, or download the model again"
@@ -52,7 +45,10 @@ _QUANTISERS = {
     "torchao": "torchao",
 }
 """What reads weights of that ``quant_method``: without it, loading fails after minutes."""
-_BUILT_IN = ("fp8", "finegrained_fp8", "mxfp4")
+_METHODS = (
+    ("diffusers", "quantizers/quantization_config.py"),
+    ("transformers", "utils/quantization_config.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,11 @@ class _Part:
         if self.class_name.endswith(_WITHOUT_WEIGHTS):
             return False
         is_model = "config.json" in names or any(map(_WEIGHTS.fullmatch, names))
-        return is_model or not any(name in names for name in _OWN_CONFIGS)
+        return is_model or not any(map(_is_own_config, names))
+
+    def needs_vocabulary(self, names: list[str]) -> bool:
+        # The tokens of ByT5 are bytes.
+        return "tokenizer_config.json" in names and not self.class_name.startswith("ByT5")
 
 
 def _parts(index: dict[str, Any]) -> Iterator[_Part]:
@@ -145,16 +145,23 @@ def _part_flaws(model: Path, part: _Part, index: Path) -> Iterator[Flaw]:
     if part.has_weights(names):
         yield from _config_flaws(folder / "config.json")
         yield from _weights_flaws(folder, names, variant_of(files_of(model)))
-    elif "tokenizer_config.json" in names and not any(map(_is_vocabulary, small)):
+    elif part.needs_vocabulary(names) and not any(map(_is_vocabulary, small)):
         yield Flaw(f"{folder} has no vocabulary", missing=True)
     for name in small:
-        if name in _OWN_CONFIGS and isinstance(flaw := _json(folder / name), Flaw):
+        if _is_own_config(name) and isinstance(flaw := _json(folder / name), Flaw):
             yield from _unless_pointer(folder / name, flaw)
 
 
 def _is_vocabulary(name: str) -> bool:
-    others = ("added_tokens.json", "config.json", "special_tokens_map.json", *_OWN_CONFIGS)
-    return name not in others and not name.endswith((".jinja", ".md"))
+    others = ("added_tokens.json", "config.json", "special_tokens_map.json")
+    is_other = name in others or _is_own_config(name) or name.endswith((".jinja", ".md"))
+    return not is_other
+
+
+def _is_own_config(name: str) -> bool:
+    """What stands in place of ``config.json`` where there are no weights: ``scheduler_config.json``
+    and its like."""
+    return name.endswith("_config.json") and name != "generation_config.json"
 
 
 def _config_flaws(path: Path) -> Iterator[Flaw]:
@@ -181,7 +188,7 @@ def _quantisation_flaws(path: Path, config: object) -> Iterator[Flaw]:
             f"{path}: weights are quantised by {method[:40]}, and {package} is not installed",
             f"install {package} into .venv, or {remedy}",
         )
-    elif method not in _QUANTISERS and method not in _BUILT_IN:
+    elif method not in _QUANTISERS and f'"{method}"' not in _known_methods():
         yield Flaw(f"{path}: weights are quantised by {method[:40]}, which is unknown", remedy)
 
 
@@ -298,5 +305,18 @@ def _unknown_class(what: str, name: object, library: str, index: Path) -> Iterat
 @functools.cache
 def _diffusers_names() -> str:
     """The text that lists what diffusers exports: importing it takes seconds. "": not here."""
-    spec = util.find_spec("diffusers")
-    return Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
+    return _source("diffusers", "__init__.py")
+
+
+@functools.cache
+def _known_methods() -> str:
+    """The texts that list ways of quantisation."""
+    return "".join(_source(*place) for place in _METHODS)
+
+
+def _source(package: str, path: str) -> str:
+    spec = util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return ""
+    file = Path(spec.origin).parent / path
+    return file.read_text("utf-8") if file.is_file() else ""

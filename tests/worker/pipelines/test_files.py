@@ -132,6 +132,17 @@ def test_shards_without_their_index_are_named(in_shards: Path) -> None:
     assert "and no index of such files" in said(in_shards)[0]
 
 
+def test_what_only_loading_can_tell_is_left_to_it(folder: Path) -> None:
+    method = {"quant_method": "fp8"}
+    stated(folder / "transformer/config.json", quantization_config=method)
+    stated(folder / "model_index.json", tokenizer=["transformers", "ByT5Tokenizer"])
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "guider").mkdir()
+    (folder / "guider/guider_config.json").write_text("{}", "utf-8")
+    stated(folder / "model_index.json", guider=["own", "Guider"])
+    assert flaws(folder) == []
+
+
 def test_a_pipeline_that_is_no_zimage_is_whole(stable_diffusion: Any, tmp_path: Path) -> None:
     """Its parts that are left out, and its classes' other names, are no flaws."""
     stable_diffusion.save_pretrained(tmp_path)
