@@ -2,9 +2,12 @@
 
 An open gate leads to the worker's socket, a closed one to a socket that is bound and never
 listens: nginx is refused at once and logs that at [error]; a missing file would be [crit]. Links
-are swapped by rename, so that nginx finds one or the other and never neither.
+are swapped by rename, so that nginx finds one or the other and never neither. Both links are made
+beforehand, beside the sockets, and only get another name later: a full disk may have no room for
+new ones.
 """
 
+import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +18,10 @@ class Gate:
         self._link = link
         self._open = worker_socket
         self._closed = closed_socket
+        self._spares = {
+            target: target.with_name(f".{target.name}.link")
+            for target in (worker_socket, closed_socket)
+        }
 
     @property
     def is_open(self) -> bool:
@@ -23,6 +30,10 @@ class Gate:
 
     def prepare(self) -> None:
         """Close the gate if it leads nowhere known; leave an open or closed one as it is."""
+        for target, spare in self._spares.items():
+            if _target(spare) != target:
+                spare.unlink(missing_ok=True)
+                spare.symlink_to(target)
         if self._target() not in (self._open, self._closed):
             self.close()
 
@@ -30,19 +41,32 @@ class Gate:
         self._swap(self._open)
 
     def close(self) -> None:
-        self._swap(self._closed)
+        """Where the link cannot be changed, it goes: nobody connects to a worker that is out."""
+        try:
+            self._swap(self._closed)
+        except OSError:
+            self._link.unlink(missing_ok=True)
+            raise
 
     def _target(self) -> Path | None:
-        try:
-            return self._link.readlink()
-        except OSError:
-            return None
+        return _target(self._link)
 
     def _swap(self, target: Path) -> None:
         fresh = self._link.with_name(f".{self._link.name}.new")
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
+        try:
+            os.link(self._spares[target], fresh, follow_symlinks=False)
+        except OSError:
+            fresh.symlink_to(target)
         fresh.replace(self._link)
+        fresh.unlink(missing_ok=True)  # a rename to another name of the same file does nothing
+
+
+def _target(link: Path) -> Path | None:
+    try:
+        return link.readlink()
+    except OSError:
+        return None
 
 
 def make_closed_socket(path: Path) -> None:

@@ -1,3 +1,5 @@
+import errno
+import os
 import socket
 from pathlib import Path
 
@@ -49,6 +51,40 @@ def test_swap_leaves_no_other_file(layout: Layout, gate: Gate) -> None:
     gate.open()
     gate.close()
     assert [path.name for path in layout.pool_dir.iterdir()] == ["w1.sock"]
+
+
+@pytest.fixture
+def full_disk(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the guard's start: no new file and no new link."""
+    gate.prepare()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_gate_opens_and_closes_on_a_full_disk(layout: Layout, gate: Gate) -> None:
+    for _ in range(2):
+        gate.open()
+        gate.open()
+        assert gate.is_open
+        gate.close()
+        gate.close()
+        assert layout.gate("w1").readlink() == layout.closed_socket
+    assert [path.name for path in layout.pool_dir.iterdir()] == ["w1.sock"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_gate_that_cannot_be_closed_goes(layout: Layout, gate: Gate) -> None:
+    gate.open()
+    for spare in layout.run_dir.glob(".*.link"):
+        spare.unlink()
+    with pytest.raises(OSError, match="No space left"):
+        gate.close()
+    assert not gate.is_open
+    assert not layout.gate("w1").is_symlink()
 
 
 def test_closed_socket_is_made_once(layout: Layout) -> None:
