@@ -48,6 +48,8 @@ def settle(config: ClusterConfig, config_path: Path, *, create: bool) -> str:
     choice = _choose(config, config_path, create=create)
     if choice.account is not None:
         _hand_over(under_root(config.cell.var_dir), choice.account, create=create)
+        if create:
+            Layout.of(config).make_short_link()  # in /run, where that user may make none
         _become(choice.account)
     return choice.warning
 

@@ -340,9 +340,11 @@ def _pool_health(open_: int, of: int) -> Iterator[Finding]:
 
 def _other_cell(cell: Cell) -> str:
     """What runs on our sockets and is not this cell, or ""."""
-    if processes.leader(cell.layout.processes) is None:
+    records = (cell.layout.run_record, cell.layout.processes)
+    record = next((path for path in records if processes.leader(path)), None)
+    if record is None:
         return ""
-    owner = processes.note(cell.layout.processes)
+    owner = processes.note(record)
     name, var_dir = owner.get("cell", cell.config.cell.name), owner.get("var_dir", "")
     if (name, var_dir) == (cell.config.cell.name, str(cell.layout.var_dir)):
         return ""

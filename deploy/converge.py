@@ -277,12 +277,12 @@ def _note_guard(cell: Cell) -> None:
 
 def _note(cell: Cell, program: str, text: str) -> None:
     """Remember which files ``program`` runs with: those on disk may be newer than it."""
-    (cell.layout.run_dir / f"{program}.applied").write_text(_digest(text))
+    cell.layout.applied(program).write_text(_digest(text))
 
 
 def _noted(cell: Cell, program: str) -> str:
     try:
-        return (cell.layout.run_dir / f"{program}.applied").read_text()
+        return cell.layout.applied(program).read_text()
     except OSError:
         return ""
 

@@ -1,6 +1,7 @@
 """End a cell in order and prove that nothing of it is left."""
 
 import signal
+from contextlib import suppress
 
 from deploy import orphans, processes, roll, screen
 from deploy.cell import Cell, CellError
@@ -25,8 +26,12 @@ def down(cell: Cell, *, now: bool) -> int:
     if left:
         pids = ", ".join(f"{p.pid} ({p.command[:40]})" for p in left)
         raise CellError(f"still there after SIGKILL: {pids}; see their state in ps")
-    for path in (cell.layout.processes, cell.layout.supervisor_socket):
+    layout = cell.layout
+    for path in (layout.processes, layout.run_record, layout.supervisor_socket):
         path.unlink(missing_ok=True)
+    if layout.short_link is not None:
+        with suppress(OSError):  # of root's, which its user may not delete
+            layout.short_link.unlink()
     return len(living)
 
 

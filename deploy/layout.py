@@ -28,16 +28,24 @@ class Layout:
     var_dir: Path
     run_dir: Path
     database_file: Path | None = None
+    short_link: Path | None = None
+    """Leads to ``var_dir``, whose own name is too long for sockets. Nothing is lost with it."""
 
     @classmethod
     def of(cls, config: ClusterConfig) -> "Layout":
-        """As the configuration says; a run directory that is too long moves to a short place."""
+        """As the configuration says; where sockets' paths would be too long, by a short name."""
         var_dir = under_root(config.cell.var_dir)
-        run_dir = under_root(config.cell.run_dir) if config.cell.run_dir else _run_dir(var_dir)
         url = config.database.url
-        return cls(var_dir, run_dir, Path(url.removeprefix(_SQLITE)) if url else None)
+        database = Path(url.removeprefix(_SQLITE)) if url else None
+        if config.cell.run_dir:
+            return cls(var_dir, under_root(config.cell.run_dir), database)
+        plain = cls(var_dir, var_dir / "run", database)
+        if not too_long_by(plain):
+            return plain
+        link = _short_link(var_dir)
+        return cls(var_dir, link / "run", database, link)
 
-    # run: sockets, heartbeats, locks, pids
+    # run: sockets, heartbeats, locks
     def socket(self, worker: str) -> Path:
         return self.run_dir / f"{worker}.sock"
 
@@ -57,27 +65,14 @@ class Layout:
         return self.run_dir / "supervisor.sock"
 
     @property
-    def supervisor_pid(self) -> Path:
-        return self.run_dir / "supervisord.pid"
-
-    @property
     def guard_socket(self) -> Path:
         """The guard's metrics."""
         return self.run_dir / "guard.sock"
 
     @property
-    def nginx_pid(self) -> Path:
-        return self.run_dir / "nginx.pid"
-
-    @property
-    def processes(self) -> Path:
-        """JSON: pid and start time of every process that the cell started."""
+    def run_record(self) -> Path:
+        """A copy of ``processes``, for other cells that would use the same sockets."""
         return self.run_dir / "processes.json"
-
-    @property
-    def up_lock(self) -> Path:
-        """Held by the one command that changes the cell."""
-        return self.run_dir / "up.lock"
 
     # pool: one link a worker, opened and closed by the guard
     @property
@@ -90,7 +85,7 @@ class Layout:
 
     @property
     def _default_run_dir(self) -> bool:
-        return self.run_dir == self.var_dir / "run"
+        return self.run_dir == (self.short_link or self.var_dir) / "run"
 
     # rendered
     @property
@@ -134,6 +129,29 @@ class Layout:
     @property
     def state_dir(self) -> Path:
         return self.var_dir / "state"
+
+    # By which commands know a cell again: not in the run directory, which may be cleaned.
+    @property
+    def processes(self) -> Path:
+        """JSON: pid and start time of every process that the cell started."""
+        return self.state_dir / "processes.json"
+
+    @property
+    def up_lock(self) -> Path:
+        """Held by the one command that changes the cell."""
+        return self.state_dir / "up.lock"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        return self.state_dir / "supervisord.pid"
+
+    @property
+    def nginx_pid(self) -> Path:
+        return self.state_dir / "nginx.pid"
+
+    def applied(self, program: str) -> Path:
+        """The digest of the file that ``program`` was started with."""
+        return self.state_dir / f"{program}.applied"
 
     @property
     def cell_json(self) -> Path:
@@ -263,7 +281,8 @@ class Layout:
         # Prompts, pictures and keys: this user's alone, unless who made it shares it.
         self.var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not any(self.var_dir.iterdir()):
-            (self.var_dir / MARK).write_text(_MARK_TEXT)
+            (self.var_dir / MARK).write_text(_MARK_TEXT, encoding="utf-8")
+        self.make_short_link()
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self.run_dir.lstat()  # in /tmp, somebody else may have been here first
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
@@ -271,6 +290,19 @@ class Layout:
         self.run_dir.chmod(0o700)
         for directory in self.directories:
             directory.mkdir(parents=True, exist_ok=True)
+
+    def make_short_link(self) -> bool:
+        """Whether the short name was missing, and is there now; PermissionError where another
+        user has made it, who could lead requests elsewhere."""
+        if self.short_link is None or _leads(self.short_link, self.var_dir):
+            return False
+        try:
+            self.short_link.symlink_to(self.var_dir)
+        except FileExistsError:
+            if _leads(self.short_link, self.var_dir):  # somebody of us was quicker
+                return False
+            raise PermissionError(f"{self.short_link} is not a link of this cell") from None
+        return True
 
 
 def under_root(path: str) -> Path:
@@ -284,10 +316,21 @@ def too_long_by(layout: Layout) -> int:
     return max(0, max(len(os.fsencode(n)) for n in names) - MAX_SOCKET_PATH_BYTES)
 
 
-def _run_dir(var_dir: Path) -> Path:
-    plain = Layout(var_dir, var_dir / "run")
-    if not too_long_by(plain):
-        return plain.run_dir
+def _short_link(var_dir: Path) -> Path:
+    """In /run, which nobody cleans, where root has made or makes it; else in /tmp, where the guard
+    makes it again.
+
+    Not in $XDG_RUNTIME_DIR: it goes when its user logs out, and a cell stays.
+    """
     digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:8]
-    # Not $XDG_RUNTIME_DIR: it goes when its user logs out, and a cell stays.
-    return Path(f"/tmp/zimage-{os.getuid()}-{digest}")
+    lasting = Path(f"/run/zimage-{digest}")
+    if _leads(lasting, var_dir) or (os.getuid() == 0 and os.access("/run", os.W_OK)):
+        return lasting
+    return Path(f"/tmp/zimage-cell-{os.getuid()}-{digest}")
+
+
+def _leads(link: Path, var_dir: Path) -> bool:
+    try:
+        return link.readlink() == var_dir and link.lstat().st_uid in {0, os.getuid()}
+    except OSError:
+        return False

@@ -1,80 +1,73 @@
-"""``python -m deploy.nginx_program NGINX VAR_DIR CONF PIDFILE``: nginx as supervisord starts it.
+"""``python -m deploy.nginx_program NGINX VAR_DIR CONF RECORD``: nginx as supervisord starts it.
 
 nginx outlives a killed supervisord, and goes on serving. Its successor under the next supervisord
 would find the port taken; stopping the old one first would refuse clients for a moment. So an
 nginx that runs already is adopted: signals are passed on to it, and when it ends, this process
 becomes the new nginx. Where only its worker processes are left (the master was killed), they are
 told to finish their replies and to leave the port.
+
+Which nginx is ours, RECORD says: the file of the cell's sessions, with the start times of their
+leaders. The number in a pid file may be somebody else's by now, or that of another's group.
 """
 
 import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+from deploy import processes
+from deploy.processes import Process
 
 _POLL_S = 0.1
 _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def main(arguments: list[str]) -> int:
-    nginx, var_dir, conf, pidfile = arguments
-    master = running_master(Path(pidfile), conf)
+    nginx, var_dir, conf, record = arguments
+    master = running_master(Path(record), conf)
     if master is None or not attend(master):
-        release_port(Path(pidfile))
+        release_port(Path(record))
         os.execv(nginx, [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"])
     return 0
 
 
-def running_master(pidfile: Path, conf: str) -> int | None:
-    """The pid of the nginx that runs with ``conf``, if there is one."""
-    pid = _pid(pidfile)
-    command = _command(pid) if pid else ""
-    return pid if command.startswith("nginx: master") and conf in command else None
+def running_master(record: Path, conf: str) -> Process | None:
+    """The nginx of the cell that runs with ``conf``, if there is one."""
+    return next((p for p in _nginxes(record, "master") if conf in p.command), None)
 
 
-def attend(master: int) -> bool:
+def attend(master: Process) -> bool:
     """Pass signals on until ``master`` ends; whether it was told to end."""
-    print(f"nginx runs already as process {master}: adopted", flush=True)  # noqa: T201
+    print(f"nginx runs already as process {master.pid}: adopted", flush=True)  # noqa: T201
     told: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         told.append(signum)
-        with suppress(ProcessLookupError):
-            os.kill(master, signum)
+        master.send(signal.Signals(signum))
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    while _command(master).startswith("nginx: master"):
+    while master.alive:
         time.sleep(_POLL_S)
     for number, handler in before.items():
         signal.signal(number, handler)
     return bool({signal.SIGQUIT, signal.SIGTERM, signal.SIGINT} & set(told))
 
 
-def release_port(pidfile: Path) -> None:
+def release_port(record: Path) -> None:
     """Worker processes whose master is gone: finish what is open, listen no more."""
-    pid = _pid(pidfile)
-    if pid is not None and not _command(pid):
-        with suppress(ProcessLookupError, PermissionError):
-            # Their group still has the dead master's number, so that nobody else can have it.
-            os.killpg(pid, signal.SIGQUIT)
-            time.sleep(_POLL_S)
+    if _nginxes(record, "master"):
+        return
+    left = _nginxes(record, "worker")
+    for process in left:
+        process.send(signal.SIGQUIT)
+    if left:
+        time.sleep(_POLL_S)
 
 
-def _pid(pidfile: Path) -> int | None:
-    try:
-        return int(pidfile.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (OSError, UnicodeDecodeError):
-        return ""
+def _nginxes(record: Path, kind: str) -> list[Process]:
+    return [p for p in processes.members(record) if p.command.startswith(f"nginx: {kind}")]
 
 
 if __name__ == "__main__":

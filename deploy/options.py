@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import account, certificate, screen
+from deploy import account, certificate, processes, screen
 from deploy.cell import Cell
 from deploy.config import DEFAULT_PATH, ROOT, load
 
@@ -30,7 +30,10 @@ def open_cell(config: Path | None, *, create: bool = False) -> Cell:
     warning = account.settle(loaded, path, create=create)
     if warning and create:
         screen.warn(warning)
-    return Cell(loaded, path, source)
+    cell = Cell(loaded, path, source)
+    layout = cell.layout
+    processes.adopt(layout.processes, layout.run_record, var_dir=str(layout.var_dir))
+    return cell
 
 
 def config_path(named: Path | None) -> Path:

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.config import ROOT
 from worker.processes import GROUP, PARENT, SESSION, START_TIME, STATE, stat
+
+ROOT = Path(__file__).resolve().parents[1]  # not config's: nginx's program loads little
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ def record(path: Path, pid: int, **note: str) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps({"boot": _boot(), "note": note, "leaders": leaders}))
     fresh.replace(path)
+
+
+def adopt(path: Path, old: Path, **note: str) -> None:
+    """Take over the record of a cell that was started when it stood at ``old``."""
+    data = _json(old)
+    if not path.exists() and note.items() <= data.get("note", {}).items() and data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data), encoding="utf-8")
 
 
 def note(path: Path) -> dict[str, str]:

@@ -108,6 +108,7 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[st
         "cell": config.cell.name,
         "var_dir": str(layout.var_dir),
         "run_dir": str(layout.run_dir),
+        "short_link": layout.short_link and str(layout.short_link),
         "log_max_bytes": config.logs.max_mib << 20,
         "log_keep": config.logs.keep,
         "guard": {**config.guard.model_dump(), "idle_allowance_s": idle_allowance_s},

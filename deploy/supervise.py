@@ -165,7 +165,8 @@ def wait_started(layout: Layout, cell: str, timeout_s: float) -> None:
             f"supervisord does not answer after {timeout_s:g} s; see {layout.log('supervisord')}"
         )
     pid = int(layout.supervisor_pid.read_text())
-    processes.record(layout.processes, pid, cell=cell, var_dir=str(layout.var_dir))
+    for path in (layout.processes, layout.run_record):
+        processes.record(path, pid, cell=cell, var_dir=str(layout.var_dir))
 
 
 def _state(info: dict[str, Any]) -> ProgramState:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 
 from deploy.guard import exposition, housekeeping, state
@@ -11,6 +12,7 @@ from deploy.guard.gate import make_closed_socket
 from deploy.guard.gpus import Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
+from deploy.guard.keeping import Keeping
 from deploy.guard.metrics import GuardMetrics
 from deploy.guard.observer import Observer
 from deploy.guard.process import Process, find_worker
@@ -23,6 +25,7 @@ from deploy.guard.supervisor import (
     SupervisorAway,
     SupervisorEnds,
 )
+from deploy.guard.troubles import Troubles
 from deploy.guard.watch import Watch, Word
 from deploy.layout import Layout
 from worker.beat import Kill, KillCause, Phase, write_kill
@@ -43,8 +46,10 @@ class Guard:
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
         self._rules = settings.guard
-        self._layout = Layout(settings.var_dir, settings.run_dir)
+        self._layout = Layout(settings.var_dir, settings.run_dir, short_link=settings.short_link)
         self._journal = Journal()
+        self._troubles = Troubles(self._journal)
+        self._keeping = Keeping(self._layout)
         self._watches = [Watch(w, settings, self._layout) for w in settings.workers]
         self._gpus = Gpus(watch.device for watch in self._watches)
         self._metrics = GuardMetrics(self._watches, self._journal, self._gpus, settings.var_dir)
@@ -60,24 +65,31 @@ class Guard:
 
     async def run(self, settings_path: Path) -> None:
         """Guard until ``settings_path`` vanishes, which is how a removed cell looks."""
+        self._keeping.lock()
         make_closed_socket(self._layout.closed_socket)
         for watch in self._watches:
-            watch.gate.prepare()
+            with self._troubles.survived("preparing the gate", watch.name):
+                watch.gate.prepare()
         self._gpus.start()
         self._journal.event("guard started")
         async with (
             exposition.serving(self._layout.guard_socket, self._metrics.render),
             asyncio.TaskGroup() as tasks,
         ):
-            loops = [tasks.create_task(w.ask_for_ever(self._on_change)) for w in self._watches]
-            loops += [
-                tasks.create_task(loop())
-                for loop in (
-                    self._judge_for_ever,
-                    self._supervise,
-                    self._do_chores,
-                    self._observer.observe_for_ever,
-                )
+            for_ever = {
+                "judging": self._judge_for_ever,
+                "asking supervisor": self._supervise,
+                "housekeeping": self._do_chores,
+                "keeping the short name": self._keep_the_short_link,
+                "keeping the history": self._observer.observe_for_ever,
+                **{
+                    f"asking {w.name}": partial(w.ask_for_ever, self._on_change)
+                    for w in self._watches
+                },
+            }
+            loops = [
+                tasks.create_task(self._troubles.again_and_again(what, loop))
+                for what, loop in for_ever.items()
             ]
             await _vanished(settings_path)
             for loop in loops:
@@ -103,19 +115,27 @@ class Guard:
         self._hold.loop_was_late(lag_s, now)
 
     def _judge_all(self, now: float) -> None:
-        seen = {watch: self._look(watch, now) for watch in self._watches}
+        seen: dict[Watch, Seen] = {}
+        for watch in self._watches:
+            with self._troubles.survived("looking", watch.name):
+                seen[watch] = self._look(watch, now)
         self._hold.silences(*self._silences(seen), now)
         self._journal.set("mass_silence", self._hold.active(now), f"no kills: {self._hold.why}")
         for watch, sight in seen.items():
-            verdict = judge(sight, now, self._rules)
-            self._apply(watch, verdict)
-            self._pass_drain_on(watch, sight)
-            self._remind_of_stop(watch, sight, now)
-            if verdict.kill:
-                self._want_killed(watch, verdict.kill, verdict.kill_cause, now)
+            with self._troubles.survived("judging", watch.name):
+                self._judge_one(watch, sight, now)
         if not self._hold.spent(now):
             self._journal.clear("kill_rate")
         self._watch_pool(now)
+
+    def _judge_one(self, watch: Watch, sight: Seen, now: float) -> None:
+        verdict = judge(sight, now, self._rules)
+        # First, for a gate that cannot be moved must not keep a hung worker alive.
+        if verdict.kill:
+            self._want_killed(watch, verdict.kill, verdict.kill_cause, now)
+        self._apply(watch, verdict)
+        self._pass_drain_on(watch, sight)
+        self._remind_of_stop(watch, sight, now)
 
     def _look(self, watch: Watch, now: float) -> Seen:
         before = watch.process
@@ -140,7 +160,8 @@ class Guard:
 
     def _on_change(self, watch: Watch) -> None:
         now = time.monotonic()
-        self._apply(watch, judge(self._look(watch, now), now, self._rules))
+        with self._troubles.survived("judging", watch.name):
+            self._apply(watch, judge(self._look(watch, now), now, self._rules))
 
     def _apply(self, watch: Watch, verdict: Verdict) -> None:
         if verdict.gate == "open" and not watch.gate.is_open:
@@ -177,7 +198,7 @@ class Guard:
             return
         self._hold.count_kill(now)
         watch.being_killed = True
-        self._spawn(self._kill(watch, why, cause))
+        self._spawn("killing", watch, self._kill(watch, why, cause))
 
     async def _kill(self, watch: Watch, why: str, cause: KillCause) -> None:
         try:
@@ -232,7 +253,7 @@ class Guard:
         left_over = seen.answer.reason == "draining" and seen.program in {"STARTING", "RUNNING"}
         if seen.drained or left_over:
             watch.told = watch.pid, word
-            self._spawn(self._tell(watch, word))
+            self._spawn("telling", watch, self._tell(watch, word))
 
     def _word_for(self, watch: Watch, seen: Seen) -> Word:
         if not seen.drained:
@@ -321,17 +342,34 @@ class Guard:
             logging.getLogger("guard").error("cannot write the cell's state: %s", error)
 
     async def _do_chores(self) -> None:
-        settings, layout = self._settings, self._layout
+        layout = self._layout
+        chores: dict[str, Callable[[], object]] = {
+            "keeping the run directory": self._keeping.touch,
+            "pruning strikes": partial(
+                housekeeping.prune, layout.strikes_dir, self._rules.strike_ttl_s
+            ),
+            "pruning answers": partial(housekeeping.prune, layout.replies_dir, _REPLY_TTL_S),
+            "rotating logs": self._rotate_logs,
+            "watching the certificate": self._watch_certificate,
+        }
         while True:
-            housekeeping.prune(layout.strikes_dir, self._rules.strike_ttl_s)
-            housekeeping.prune(layout.replies_dir, _REPLY_TTL_S)
-            logs = (layout.access_log, layout.nginx_error_log)
-            size, keep = settings.log_max_bytes, settings.log_keep
-            moved = [housekeeping.rotate(log, size, keep) for log in logs]
-            if any(moved):
-                housekeeping.reopen_logs(layout.nginx_pid)
-            self._watch_certificate()
+            for what, chore in chores.items():
+                with self._troubles.survived(what):
+                    chore()
             await asyncio.sleep(_CHORES_INTERVAL_S)
+
+    def _rotate_logs(self) -> None:
+        layout, size, keep = self._layout, self._settings.log_max_bytes, self._settings.log_keep
+        logs = (layout.access_log, layout.nginx_error_log)
+        moved = [housekeeping.rotate(log, size, keep) for log in logs]
+        if any(moved):
+            housekeeping.reopen_logs(layout.nginx_pid, layout.nginx_conf)
+
+    async def _keep_the_short_link(self) -> None:
+        while True:
+            with self._troubles.survived("making the short name again"):
+                self._keeping.again()
+            await asyncio.sleep(_STATE_INTERVAL_S)
 
     def _watch_certificate(self) -> None:
         days = housekeeping.days_of_certificate(self._layout.certificate_json)
@@ -339,8 +377,12 @@ class Guard:
         text = f"the certificate of HTTPS ends in {days or 0:.0f} days: zimage doctor"
         self._journal.set("certificate", ends_soon, text)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+    def _spawn(self, what: str, watch: Watch, work: Coroutine[None, None, None]) -> None:
+        async def survived() -> None:
+            with self._troubles.survived(what, watch.name):
+                await work
+
+        task = asyncio.create_task(survived())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

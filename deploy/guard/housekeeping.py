@@ -34,12 +34,14 @@ def rotate(log: Path, max_bytes: int, keep: int) -> bool:
     return False
 
 
-def reopen_logs(nginx_pid: Path) -> None:
-    """Tell nginx that its logs were moved; it goes on writing to the old ones until then."""
+def reopen_logs(nginx_pid: Path, conf: Path) -> None:
+    """Tell the nginx of ``conf`` that its logs were moved; it goes on writing to the old ones
+    until then."""
     with suppress(OSError, ValueError):
         pid = int(nginx_pid.read_text(encoding="utf-8"))
-        # The number may be another process's by now, which the signal would end.
-        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "nginx\n":
+        # The number may be another process's by now, even another nginx's.
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command.startswith(b"nginx: master") and os.fsencode(conf) in command:
             os.kill(pid, signal.SIGUSR1)
 
 

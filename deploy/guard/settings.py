@@ -52,6 +52,8 @@ class GuardSettings(_Frozen):
     cell: str = "zimage"
     var_dir: Path
     run_dir: Path
+    short_link: Path | None = None
+    """Leads to ``var_dir``; part of ``run_dir`` where there is one."""
     workers: tuple[WorkerSettings, ...] = Field(min_length=1)
     programs: tuple[str, ...] = ("nginx",)
     """Other supervisor programs that are started again when supervisor gave up on them."""

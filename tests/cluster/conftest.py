@@ -30,6 +30,7 @@ CONFIG = """
 [cell]
 name = "{name}"
 var_dir = "{folder}/var"
+{cell}
 [listen]
 port = {port}
 auth = "{auth}"
@@ -72,7 +73,9 @@ class RunningCell(Cell):
             "step_allowance_s": 2.0,
             "more": "",
             "limits": "",
+            "cell": "",
         } | values
+        values["cell"] = str(values["cell"]).format(folder=folder)
         self.config_path.write_text(
             CONFIG.format(folder=folder, port=port, ops_port=self.ops_port, **values)
         )
@@ -156,10 +159,12 @@ def mixed_body(client: int, turn: int) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def started(**values: object) -> Iterator[RunningCell]:
-    """A cell from ``up`` to ``down``; nothing of it may be left running."""
+def started(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
+    """A cell from ``up`` to ``down``; nothing of it may be left running. ``beneath``: how its
+    folder is called, in one that is short."""
     folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
-    cell = RunningCell(folder, **values)
+    (folder / beneath).mkdir(exist_ok=True)
+    cell = RunningCell(folder / beneath, **values)
     try:
         cell.up()
         yield cell

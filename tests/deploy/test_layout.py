@@ -25,10 +25,27 @@ def test_run_directory_is_in_the_state_directory_when_sockets_fit() -> None:
     assert layout.gate("w1") == Path("/srv/cell/pool/w1.sock")
 
 
-def test_short_run_directory_is_chosen_when_sockets_would_not_fit() -> None:
-    layout = Layout.of(parse({"cell": {"var_dir": "/srv/" + "x" * 100}}))
-    assert str(layout.run_dir).startswith(f"/tmp/zimage-{os.getuid()}-")
+def long(letter: str = "x") -> Layout:
+    return Layout.of(parse({"cell": {"var_dir": "/srv/" + letter * 100}}))
+
+
+def test_short_name_is_chosen_when_sockets_would_not_fit() -> None:
+    layout = long()
+    assert layout.short_link is not None
+    assert layout.short_link.parent == Path("/run" if os.getuid() == 0 else "/tmp")
+    assert layout.run_dir == layout.short_link / "run"
+    assert layout.pool_dir == layout.short_link / "pool"
     assert too_long_by(layout) == 0
+    # What commands know a cell by is not behind the name that may be cleaned.
+    for path in (layout.processes, layout.up_lock, layout.supervisor_pid, layout.nginx_pid):
+        assert path.is_relative_to(layout.var_dir)
+
+
+def test_short_name_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").symlink_to(tmp_path / "elsewhere")
+    layout = Layout(tmp_path / "var", tmp_path / "short" / "run", short_link=tmp_path / "short")
+    with pytest.raises(PermissionError, match="is not a link of this cell"):
+        layout.create()
 
 
 def test_length_counts_bytes_of_the_gate_too() -> None:
@@ -38,9 +55,7 @@ def test_length_counts_bytes_of_the_gate_too() -> None:
 
 
 def test_two_cells_share_no_run_directory() -> None:
-    long = ["/srv/" + letter * 100 for letter in "ab"]
-    one, two = (Layout.of(parse({"cell": {"var_dir": path}})) for path in long)
-    assert one.run_dir != two.run_dir
+    assert long("a").run_dir != long("b").run_dir
 
 
 def test_created_run_directory_is_private(tmp_path: Path) -> None:

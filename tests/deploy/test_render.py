@@ -56,7 +56,7 @@ def test_every_program_dies_with_its_group_and_has_bounded_logs() -> None:
 
 def test_percent_signs_are_escaped_for_supervisor() -> None:
     parsed = supervisor(rendered()["supervisord.conf"])
-    assert parsed["supervisord"]["pidfile"] == "/srv/50%% of/var/run/supervisord.pid"
+    assert parsed["supervisord"]["pidfile"] == "/srv/50%% of/var/state/supervisord.pid"
 
 
 def test_supervisor_outwaits_the_drain_of_its_workers() -> None:

@@ -4,12 +4,14 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import time
 
 import pytest
 
+from deploy import rpc
 from deploy.guard.supervisor import Program, Supervisor
 from tests.deploy.guard.conftest import WORKERS, Cell
 from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
@@ -184,3 +186,23 @@ def _pids_of(*words: str) -> list[int]:
             if set(words) <= set(file.read().decode().split("\0")):
                 found.append(int(entry.name))
     return found
+
+
+def test_gate_that_cannot_be_moved_costs_nobody_else(cell: Cell) -> None:
+    """Neither the other gates, nor the guard: it goes on, and says so."""
+    guard = guard_pid(cell)
+    gate = cell.layout.gate("w1")
+    gate.unlink()
+    (gate / "in the way").mkdir(parents=True)
+    wait_until(lambda: any("judging failed" in what for what in cell.events("w1")), "told")
+    pid = cell.pid("w2")
+    os.kill(pid, signal.SIGKILL)
+    cell.wait_replaced("w2", pid)
+    assert guard_pid(cell) == guard
+    shutil.rmtree(gate)
+    cell.wait_open("w1")
+
+
+def guard_pid(cell: Cell) -> int:
+    path = cell.layout.supervisor_socket
+    return int(rpc.call(path, 5.0, "supervisor.getProcessInfo", "guard")["pid"])

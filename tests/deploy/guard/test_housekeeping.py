@@ -1,8 +1,11 @@
 import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 from deploy.guard.housekeeping import prune, reopen_logs, rotate
+from tests.deploy.processes import wait_until
 
 
 def test_only_what_is_old_is_pruned(tmp_path: Path) -> None:
@@ -44,8 +47,20 @@ def test_small_or_missing_log_stays(tmp_path: Path) -> None:
 
 
 def test_pid_of_something_else_gets_no_signal(tmp_path: Path) -> None:
-    pid_file = tmp_path / "nginx.pid"
-    reopen_logs(pid_file)
+    """Not even another nginx's."""
+    pid_file, conf = tmp_path / "nginx.pid", tmp_path / "nginx.conf"
+    reopen_logs(pid_file, conf)
     pid_file.write_text(str(os.getpid()))
-    reopen_logs(pid_file)  # SIGUSR1 would end this process
-    assert pid_file.exists()
+    reopen_logs(pid_file, conf)  # SIGUSR1 would end this process
+    title = f"nginx: master process nginx -c {tmp_path}/other.conf"
+    with subprocess.Popen(["/bin/bash", "-c", 'exec -a "$0" sleep 60', title]) as other:
+        pid_file.write_text(str(other.pid))
+        wait_until(lambda: read(other.pid, title), "another nginx")
+        reopen_logs(pid_file, conf)
+        assert other.poll() is None
+        reopen_logs(pid_file, tmp_path / "other.conf")  # it is this one's
+        assert other.wait(10) == -signal.SIGUSR1
+
+
+def read(pid: int, title: str) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").startswith(title)
