@@ -130,6 +130,7 @@ class Auth(_Section):
 
     key_cache_s: float = Field(3600.0, ge=0)
     session_ttl_s: float = Field(604_800.0, gt=0)
+    session_max_s: float = Field(2_592_000.0, gt=0)
     wrong_keys_per_minute: int = Field(20, ge=1)
 
 

@@ -159,6 +159,16 @@ def disable(name: Name, config: Config = None) -> None:
     )
 
 
+@app.command("sign-out")
+def sign_out(name: Name, config: Config = None) -> None:
+    """Sign out whoever is signed in with a key; the key itself stays good."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _run(cell, lambda connection: store.keys.end_sessions(connection, key.id))
+    _note(cell, "key_signed_out", key)
+    screen.done(f"nobody is signed in with {key.name} any more; the key itself stays good")
+
+
 @app.command()
 def enable(name: Name, config: Config = None) -> None:
     """Switch a disabled key on again."""

@@ -35,6 +35,7 @@ class KeyRing:
         self._version: int | None = None
         self._by_hash: dict[bytes, Key] = {}
         self._by_id: dict[str, Key] = {}
+        self._ended_sessions: frozenset[str] = frozenset()
         self._read_at: float | None = None  # monotonic: when the copy was last known to be right
         self._away = ""
 
@@ -63,6 +64,7 @@ class KeyRing:
         self._secret = secret
         self._by_hash = {key.hash: key for key in found.keys}
         self._by_id = {key.id: key for key in found.keys}
+        self._ended_sessions = found.ended_sessions
         self._version = found.version
         log.event("keys read", keys=len(found.keys))
 
@@ -112,6 +114,10 @@ class KeyRing:
         """The key with this id."""
         self.require()
         return self._by_id.get(id)
+
+    def has_ended(self, session_id: str) -> bool:
+        """Whether this session was ended before it was over."""
+        return session_id in self._ended_sessions
 
 
 def _why(error: Exception) -> str:

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """How long keys that were read go on being good while the database is away."""
     session_ttl_s: float = Field(604_800.0, gt=0)
     """How long somebody stays signed in who does not come back."""
+    session_max_s: float = Field(2_592_000.0, gt=0)
+    """How long somebody stays signed in at all, however often they come back."""
     usage_keep_days: float = Field(800.0, gt=0)
     """Of the ledger's sums by day."""
     wrong_keys_per_minute: int = Field(20, ge=1)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.cluster.conftest import RunningCell, started
 from tests.cluster.test_keys import known_after_s, make
+from tests.deploy.processes import wait_until
 from tests.web.conftest import DESKTOP, PHONE, chromium
 
 __all__ = ["chromium"]
@@ -67,6 +69,44 @@ def test_operators_find_their_page(
     expect(page.locator(".place")).to_have_text(word)
     expect(page.locator("#workers")).to_contain_text("w1")
     context.close()
+
+
+def test_signing_out_ends_the_session_on_every_worker_and_everywhere_all_of_them(
+    cell: RunningCell, chromium: Browser
+) -> None:
+    key = make(cell, "shared")
+    known_after_s(cell, key, 200)
+    contexts = [chromium.new_context(locale="en-US", **DESKTOP) for _ in range(3)]  # type: ignore[arg-type]
+    pages = [context.new_page() for context in contexts]
+    for page in pages:
+        page.set_default_timeout(15_000)
+        page.goto(cell.url)
+        sign_in(page, key)
+        expect(page.locator("#account-name")).to_have_text("shared")
+    copy = {"Cookie": f"zimage_session={contexts[0].cookies()[0]['value']}"}
+    assert answers(cell, copy) == {200}
+    pages[0].locator("#account summary").click()
+    pages[0].locator("#sign-out").click()
+    expect(pages[0].locator("#sign-in")).to_be_visible()
+    wait_until(lambda: answers(cell, copy) == {401}, "known to all workers")
+    pages[1].reload()
+    expect(pages[1].locator("#account-name")).to_have_text("shared")
+    pages[1].locator("#account summary").click()
+    pages[1].locator("#sign-out-everywhere").click()
+    expect(pages[1].locator("#sign-in")).to_be_visible()
+    other = {"Cookie": f"zimage_session={contexts[2].cookies()[0]['value']}"}
+    wait_until(lambda: answers(cell, other) == {401}, "known to all workers")
+    assert answers(cell, {"Authorization": f"Bearer {key}"}) == {200}
+    for context in contexts:
+        context.close()
+
+
+def answers(cell: RunningCell, headers: dict[str, str]) -> set[int]:
+    """Of both workers, as far as nginx takes turns."""
+    return {
+        httpx.get(f"{cell.url}/v1/models", headers=headers, timeout=30).status_code
+        for _ in range(6)
+    }
 
 
 def sign_in(page: Page, key: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.config import ROOT
 from worker.storage import keys
+from worker.storage.database import create_engine, sqlite_url
 
 Zimage = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,6 +39,15 @@ def answer(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
+def version_of(tmp_path: Path) -> int:
+    """What the sessions of the only key must know."""
+    engine = create_engine(sqlite_url(tmp_path / "var" / "zimage.db"), 5.0)
+    with engine.connect() as connection:
+        [key] = keys.snapshot(connection).keys
+    engine.dispose()
+    return key.version
+
+
 def test_a_key_lives_from_create_to_delete(zimage: Zimage, tmp_path: Path) -> None:
     made = answer(
         zimage("create", "小明", "--images-per-day", "40", "--expires", "2099-12-31", "--json")
@@ -59,6 +69,11 @@ def test_a_key_lives_from_create_to_delete(zimage: Zimage, tmp_path: Path) -> No
     [listed] = answer(zimage("list", "--json"))
     assert (listed["images_per_day"], listed["concurrency"], listed["disabled"]) == (None, 3, True)
     assert zimage("enable", "小明").returncode == 0
+    assert version_of(tmp_path) == 2  # disabling ended its sessions
+    signed_out = zimage("sign-out", "小明")
+    assert signed_out.returncode == 0
+    assert "stays good" in signed_out.stdout
+    assert version_of(tmp_path) == 3
     rotated = answer(zimage("rotate", "小明", "--json"))
     assert (rotated["id"], rotated["key"] == made["key"]) == (made["id"], False)
     assert zimage("delete", "小明").returncode == 0
@@ -91,13 +106,14 @@ def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None
 def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Path) -> None:
     token = answer(zimage("create", "ada", "--role", "ops", "--json"))["key"]
     changes = [("change", "ada", "--images-per-day", "7"), ("disable", "ada"), ("enable", "ada")]
-    for words in (*changes, ("rotate", "ada", "--json"), ("delete", "ada")):
+    rotated = ("rotate", "ada", "--json")
+    for words in (*changes, rotated, ("sign-out", "ada"), ("delete", "ada")):
         assert zimage(*words).returncode == 0
     assert zimage("disable", "nobody").returncode == 1
     [path] = (tmp_path / "var" / "audit").iterdir()
     text = path.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    events = ("created", "changed", "disabled", "enabled", "rotated", "deleted")
+    events = ("created", "changed", "disabled", "enabled", "rotated", "signed_out", "deleted")
     assert [line["event"] for line in lines] == [f"key_{event}" for event in events]
     assert {line["name"] for line in lines} == {"ada"}
     assert (lines[0]["role"], lines[1]["images_per_day"]) == ("ops", 7)

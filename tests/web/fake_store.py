@@ -77,6 +77,8 @@ class FakeStore:
     calls: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     sessions: int = 0
+    signed_out: list[str] = field(default_factory=list)
+    away: bool = False
 
     # Played by the test
 
@@ -177,6 +179,9 @@ class FakeStore:
     async def _session(self, request: Request) -> Response:
         self.sessions += 1
         if request.method == "DELETE":
+            if self.away:
+                return _refused(503, "It is away.")
+            self.signed_out.append(request.url.query)
             answer = Response(status_code=204)
             answer.delete_cookie(COOKIE)
             return answer

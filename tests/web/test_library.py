@@ -185,9 +185,28 @@ def test_a_cell_with_keys_asks_for_one(
     expect(page.locator("#account-name")).to_have_text("Design team")
     page.locator("#account summary").click()
     expect(page.locator("#account-facts")).to_have_text("42 of 500 pictures today")
-    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("button", name="Sign out", exact=True).click()
     expect(page.get_by_label("API key")).to_be_visible()
     expect(page.locator("#grid .card")).to_have_count(0)
+    assert cell.store.signed_out == [""]
+
+
+def test_signing_out_everywhere_says_so_if_it_was_not_done(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    cell.store.key = "secret"
+    page = open_page()
+    page.get_by_label("API key").fill("secret")
+    page.keyboard.press("Enter")
+    page.locator("#account summary").click()
+    cell.store.away = True
+    page.get_by_role("button", name="Sign out everywhere").click()
+    expect(page.locator("#toasts")).to_contain_text("Others may still be signed in: It is away.")
+    forgive(page, complaints, "503")
+    cell.store.away = False
+    page.get_by_role("button", name="Sign out everywhere").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    assert cell.store.signed_out == ["everywhere=true"]
 
 
 def test_nothing_is_asked_for_before_signing_in(cell: FakeCell, open_page: OpenPage) -> None:

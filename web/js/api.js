@@ -117,7 +117,8 @@ export const getUsage = (by, since) => call("GET", `/v1/usage${query({ by, since
 
 export const getSession = () => call("GET", "/v1/session");
 export const signIn = (key) => call("POST", "/v1/session", { key });
-export const signOut = () => call("DELETE", "/v1/session");
+/** `everywhere`: also whoever else is signed in with the same key. */
+export const signOut = (everywhere) => call("DELETE", `/v1/session${query({ everywhere: everywhere || null })}`);
 
 /** Bytes of a base64 picture. (A `data:` fetch would need a wider CSP.) */
 export function blobOf(base64, format) {

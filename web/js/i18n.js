@@ -179,6 +179,8 @@ export const STRINGS = {
   key: ["API key", "API 密钥"],
   signIn: ["Sign in", "登录"],
   signOut: ["Sign out", "退出登录"],
+  signOutEverywhere: ["Sign out everywhere", "在所有设备上退出"],
+  signOutFailed: ["Others may still be signed in: {why}", "其他设备可能仍处于登录状态：{why}"],
   operations: ["Operations", "运维"],
   wrongKey: ["This key is wrong, expired or switched off.", "密钥错误、已过期或已停用。"],
   today: ["{n} picture today|{n} pictures today", "今日已画 {n} 张"],

@@ -3,6 +3,7 @@
 import { ApiError, getSession, onSignedOut, signIn, signOut } from "./api.js";
 import { $, setText } from "./dom.js";
 import { t } from "./i18n.js";
+import { toast } from "./toast.js";
 
 export class Session {
   #dialog = $("#sign-in");
@@ -17,6 +18,7 @@ export class Session {
     $("#sign-in-form").addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
     this.#dialog.addEventListener("cancel", (event) => event.preventDefault()); // nothing works without a key
     $("#sign-out").addEventListener("click", () => this.#leave());
+    $("#sign-out-everywhere").addEventListener("click", () => this.#leaveEverywhere());
   }
 
   async start() {
@@ -61,6 +63,17 @@ export class Session {
   // The pictures of one key must not stay on show for the next person.
   async #leave() {
     await signOut().catch(() => null);
+    location.reload();
+  }
+
+  // Whoever asks for this must learn that it was not done.
+  async #leaveEverywhere() {
+    try {
+      await signOut(true);
+    } catch (error) {
+      const why = (error instanceof ApiError && error.message) || t("errorNetwork");
+      return toast(t("signOutFailed", { why }));
+    }
     location.reload();
   }
 }

@@ -15,6 +15,8 @@ from worker.service import Service
 from worker.storage.keys import Key
 
 COOKIE = "zimage_session"
+SECURE_COOKIE = f"__Host-{COOKIE}"
+"""Its name under HTTPS: so called, browsers take it from this host alone, and over HTTPS."""
 INTERNAL = frozenset({"/readyz", "/livez", "/metrics", "/admin/drain", "/admin/undrain"})
 """Nothing of a user's. But for ``/readyz`` nginx offers none of them to users."""
 
@@ -61,7 +63,7 @@ class Access:
         key = signed_in(self._service, headers)
         if key is None:
             raise denied(self._service, scope["exchange"], "no key", count=False)
-        _require_own_page(scope["method"], headers)
+        require_own_page(scope["method"], headers)
         return key
 
 
@@ -87,19 +89,41 @@ def key_of(service: Service, exchange: Exchange, token: str) -> Key:
 def signed_in(service: Service, headers: Headers) -> Key | None:
     """The key that the cookie stands for, if it is still good."""
     session = session_in(service, headers)
-    key = None if session is None else service.keys.named(session.key_id)
-    if session is None or key is None or key.version != session.version:
-        return None
-    return None if key.why_not(time.time()) else key
+    key = None if session is None else key_behind(service, session)
+    return None if key is None or key.why_not(time.time()) else key
+
+
+def key_behind(service: Service, session: tokens.Session) -> Key | None:
+    """The key that ``session`` was got with, unless all its sessions of then were ended since."""
+    key = service.keys.named(session.key_id)
+    return key if key is not None and key.version == session.version else None
 
 
 def session_in(service: Service, headers: Headers) -> tokens.Session | None:
-    """What the cookie says, if it is one of ours and not over."""
+    """The session that counts, if the cookie of one is ours and it is not over."""
+    return next(iter(sessions_in(service, headers)), None)
+
+
+def sessions_in(service: Service, headers: Headers) -> list[tokens.Session]:
+    """Of all cookies that are ours, the one that counts first. None is over or was ended."""
+    told: dict[str, str] = {}
     for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
-            return tokens.read_session(service.keys.secret, value, time.time())
-    return None
+        told.setdefault(name, value)
+    texts = [told.get(COOKIE, "")]
+    if is_https(headers):
+        # Under the plain name a neighbouring host may have set it, so that only counts as an
+        # earlier version named all. Nobody can have a fresh one of those.
+        texts = [told.get(SECURE_COOKIE, ""), *filter(tokens.is_of_before_ids, texts)]
+    secret, now = service.keys.secret, time.time()
+    max_s = service.settings.session_max_s
+    read = [tokens.read_session(secret, text, now, max_s) for text in texts if text]
+    return [session for session in read if session and not service.keys.has_ended(session.id)]
+
+
+def is_https(headers: Headers) -> bool:
+    """Whether the client came by HTTPS, as nginx says."""
+    return headers.get(b"x-forwarded-proto") == b"https"
 
 
 def denied(
@@ -119,14 +143,24 @@ def denied(
     )
 
 
-def _require_own_page(method: str, headers: Headers) -> None:
-    """A cookie goes along whatever page made the browser send this; the browser says which."""
+def require_own_page(method: str, headers: Headers) -> None:
+    """Raise ``Forbidden`` where a page of another site may have made a browser change something.
+
+    A cookie goes along whatever page made the browser send this; the browser says which.
+    """
     if method in _SAFE:
         return
-    # Not the scheme: whoever terminates TLS before nginx changes it.
-    origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc.lower()
+    origin = _site_of(headers.get(b"origin", b"").decode("latin-1"))
     if not origin or origin != headers.get(b"host", b"").decode("latin-1").lower():
         raise Forbidden(
             "Sent with a cookie, this needs the Origin of the cell's own page: "
             "programs send Authorization: Bearer KEY instead."
         )
+
+
+def _site_of(origin: str) -> str:
+    """Host and port. Not the scheme: whoever terminates TLS before nginx changes it."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # half of an IPv6 address
+        return ""

@@ -2,21 +2,34 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
+import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import Response
 
 from worker import tokens
-from worker.api.access import COOKIE, key_of, session_in, signed_in
+from worker.api import answers
+from worker.api.access import (
+    COOKIE,
+    SECURE_COOKIE,
+    is_https,
+    key_behind,
+    key_of,
+    require_own_page,
+    session_in,
+    sessions_in,
+    signed_in,
+)
 from worker.api.answers import Json
 from worker.api.client import read_json_body
 from worker.api.exchange import exchange_of
-from worker.api.fields import Fields, json_object, refuse_unknown
-from worker.api.openapi import Part, operation
+from worker.api.fields import Fields, bad, json_object, refuse_unknown
+from worker.api.openapi import Part, operation, parameter
 from worker.errors import InvalidRequest, StoreAway, Unauthenticated
 from worker.service import Service
-from worker.storage import usage
+from worker.storage import keys, usage
 from worker.storage.keys import EVERYONE, Key
 
 _MAX_BODY_BYTES = 4096
@@ -26,7 +39,7 @@ async def session(request: Request) -> Response:
     """Sign in, look who is, sign out."""
     if request.method == "POST":
         return await _sign_in(request)
-    return _sign_out() if request.method == "DELETE" else await _get_session(request)
+    return await (_sign_out if request.method == "DELETE" else _get_session)(request)
 
 
 async def _sign_in(request: Request) -> Response:
@@ -46,7 +59,9 @@ async def _sign_in(request: Request) -> Response:
         raise
     exchange.notes["key"] = key.name
     service.audit.note("signed_in", key.id, key.name, exchange.key)
-    return _with_cookie(Response(status_code=204), request, key)
+    now = int(time.time())
+    proof = tokens.Session(key.id, key.version, now, tokens.new_session_id(), started_at=now)
+    return _with_cookie(Response(status_code=204), request, proof)
 
 
 async def _get_session(request: Request) -> Response:
@@ -64,29 +79,75 @@ async def _get_session(request: Request) -> Response:
     content["key"] = await _described(service, key)
     answer = Json(content, headers={"Cache-Control": "no-store"})
     proof = session_in(service, headers)
-    left_s = 0.0 if proof is None else proof.expires_at - time.time()
-    renew = left_s < service.settings.session_ttl_s / 2
-    return _with_cookie(answer, request, key) if renew else answer
+    if proof is None or _lasts_until(service, proof) <= proof.expires_at:
+        return answer
+    renew = proof.expires_at - time.time() < service.settings.session_ttl_s / 2
+    return _with_cookie(answer, request, proof) if renew else answer
 
 
-def _sign_out() -> Response:
+def _lasts_until(service: Service, session: tokens.Session) -> int:
+    """The end of ``session`` if it is renewed now."""
+    settings = service.settings
+    ends_at = min(time.time() + settings.session_ttl_s, session.started_at + settings.session_max_s)
+    return int(ends_at)
+
+
+async def _sign_out(request: Request) -> Response:
+    """204, and the cookie is good for nothing any more, wherever it is.
+    ``?everywhere=true``: nor is any other that was got with the same key until now."""
+    given = dict(request.query_params)
+    everywhere = given.pop("everywhere", "false")
+    if given or everywhere not in ("true", "false"):
+        bad("everywhere", "the only parameter, must be true or false")
     answer = Response(status_code=204)
-    answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    try:
+        await _end_sessions(request, everywhere=everywhere == "true")
+    except StoreAway as error:
+        answer = answers.of_error(error)
+    for name in (COOKIE, SECURE_COOKIE):
+        answer.delete_cookie(
+            name, path="/", httponly=True, samesite="strict", secure=name == SECURE_COOKIE
+        )
     return answer
 
 
-def _with_cookie(answer: Response, request: Request, key: Key) -> Response:
+async def _end_sessions(request: Request, *, everywhere: bool) -> None:
     service: Service = request.app.state.service
-    ttl_s = int(service.settings.session_ttl_s)
-    proof = tokens.Session(key.id, key.version, int(time.time()) + ttl_s)
+    headers = dict(request.scope["headers"])
+    sessions = sessions_in(service, headers) if service.settings.auth == "keys" else []
+    found = [(key, each) for each in sessions if (key := key_behind(service, each))]
+    if not found:
+        return
+    require_own_page(request.method, headers)
+    now, max_s = time.time(), service.settings.session_max_s
+
+    def work(connection: sa.Connection) -> None:
+        if everywhere:
+            keys.end_sessions(connection, found[0][0].id)
+        for key, session in found[everywhere:]:
+            ends_at = session.started_at + max_s
+            keys.end_session(connection, session.id, key.id, ends_at, now)
+
+    await service.database.run(work)
+    await service.keys.refresh()
+    client = exchange_of(request).key
+    key, _ = found[0]
+    service.audit.note("signed_out", key.id, key.name, client, everywhere=everywhere)
+
+
+def _with_cookie(answer: Response, request: Request, session: tokens.Session) -> Response:
+    """``answer`` with a cookie for ``session``, for as long as it may last from now on."""
+    service: Service = request.app.state.service
+    until = _lasts_until(service, session)
+    secure = is_https(dict(request.scope["headers"]))
     answer.set_cookie(
-        COOKIE,
-        tokens.session_text(service.keys.secret, proof),
-        max_age=ttl_s,
+        SECURE_COOKIE if secure else COOKIE,
+        tokens.session_text(service.keys.secret, replace(session, expires_at=until)),
+        max_age=max(0, until - int(time.time())),
         path="/",
         httponly=True,
         samesite="strict",
-        secure=request.headers.get("x-forwarded-proto") == "https",
+        secure=secure,
     )
     return answer
 
@@ -147,5 +208,9 @@ def openapi(_: Service) -> Part:
     }
     sign_in = operation("Sign in: sets a cookie.", {204: {}}, body=body)
     look = operation("Who is signed in, and what the key may do.", {200: who})
-    sign_out = operation("Sign out: takes the cookie.", {204: {}})
+    sign_out = operation(
+        "Sign out: ends the session, or all of its key.",
+        {204: {}},
+        parameters=[parameter("query", "everywhere", {"type": "boolean"})],
+    )
     return Part({"/v1/session": {"post": sign_in, "get": look, "delete": sign_out}})

@@ -46,6 +46,18 @@ keys = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
 )
 
+ended_sessions = sa.Table(
+    "ended_sessions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("key_id", sa.String(64), nullable=False, index=True),
+    sa.Column("ends_at", sa.Double, nullable=False),
+)
+"""Who signed out before the session was over. ``ends_at``: when it would have been."""
+
+MAX_ENDED_SESSIONS = 1000
+"""Of one key. Whoever signs out more often than that ends all its sessions instead."""
+
 keys_state = sa.Table(
     "keys_state",
     metadata,
@@ -92,6 +104,7 @@ class Snapshot:
     version: int
     secret_check: bytes | None
     keys: tuple[Key, ...]
+    ended_sessions: frozenset[str] = frozenset()
 
 
 class SecretLost(Exception):
@@ -129,7 +142,8 @@ def version(connection: sa.Connection) -> int:
 def snapshot(connection: sa.Connection) -> Snapshot:
     state = connection.execute(sa.select(keys_state.c.version, keys_state.c.secret_check)).one()
     rows = connection.execute(sa.select(keys).order_by(keys.c.name)).mappings()
-    return Snapshot(state.version, state.secret_check, tuple(Key(**row) for row in rows))
+    ended = frozenset(connection.scalars(sa.select(ended_sessions.c.id)))
+    return Snapshot(state.version, state.secret_check, tuple(Key(**row) for row in rows), ended)
 
 
 def require_secret(connection: sa.Connection, secret: bytes | None) -> None:
@@ -155,6 +169,30 @@ def change(connection: sa.Connection, id: str, **values: Any) -> None:
 def delete(connection: sa.Connection, id: str) -> None:
     """Forget a key. What it used stays in the ledger, under its id."""
     connection.execute(keys.delete().where(keys.c.id == id))
+    connection.execute(ended_sessions.delete().where(ended_sessions.c.key_id == id))
+    _changed(connection)
+
+
+def end_session(
+    connection: sa.Connection, id: str, key_id: str, ends_at: float, now: float
+) -> None:
+    """End one session of a key, which would be over at ``ends_at`` (seconds since the epoch)."""
+    ended = ended_sessions
+    connection.execute(ended.delete().where(ended.c.ends_at <= now))
+    if connection.scalar(sa.select(ended.c.id).where(ended.c.id == id)):
+        return
+    of_key = sa.select(sa.func.count()).select_from(ended).where(ended.c.key_id == key_id)
+    if (connection.scalar(of_key) or 0) >= MAX_ENDED_SESSIONS:
+        end_sessions(connection, key_id)
+        return
+    connection.execute(ended.insert().values(id=id, key_id=key_id, ends_at=ends_at))
+    _changed(connection)
+
+
+def end_sessions(connection: sa.Connection, key_id: str) -> None:
+    """End all sessions of a key that began until now."""
+    connection.execute(keys.update().where(keys.c.id == key_id).values(version=keys.c.version + 1))
+    connection.execute(ended_sessions.delete().where(ended_sessions.c.key_id == key_id))
     _changed(connection)
 
 

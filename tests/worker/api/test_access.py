@@ -1,5 +1,7 @@
 """Who is let in: every route, with every kind of wrong proof."""
 
+import hashlib
+import hmac
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from starlette.routing import Route
 from loadtest.traffic import until
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker import tokens
-from worker.api.access import COOKIE, INTERNAL
+from worker.api.access import COOKIE, INTERNAL, SECURE_COOKIE
 from worker.app import ROUTES
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
@@ -56,6 +58,21 @@ class Keyed:
 
     async def sign_in(self, token: str, **headers: str) -> httpx.Response:
         return await self.client.post("/v1/session", json={"key": token}, headers=headers)
+
+    async def cookie(self, token: str) -> str:
+        """Of a new session, as a browser sends it."""
+        answer = await self.sign_in(token)
+        self.client.cookies.clear()
+        return answer.headers["Set-Cookie"].partition(";")[0]
+
+    async def with_cookie(
+        self, cookie: str, method: str = "GET", path: str = "/v1/models", **headers: str
+    ) -> httpx.Response:
+        """What is answered to a browser that has ``cookie`` and nothing else."""
+        self.client.cookies.clear()
+        answer = await self.client.request(method, path, headers={"Cookie": cookie} | headers)
+        self.client.cookies.clear()
+        return answer
 
 
 @pytest.fixture
@@ -204,16 +221,158 @@ async def test_signing_in_sets_a_cookie_that_draws(keyed: Keyed) -> None:
 
 async def test_under_https_the_cookie_stays_there(keyed: Keyed) -> None:
     _, token = await keyed.make()
-    answer = await keyed.sign_in(token, **{"X-Forwarded-Proto": "https"})
-    assert "Secure" in answer.headers["Set-Cookie"]
+    https = {"X-Forwarded-Proto": "https"}
+    name, value = (await keyed.sign_in(token, **https)).headers["Set-Cookie"].split("=", 1)
+    assert name == SECURE_COOKIE == "__Host-zimage_session"
+    assert "Secure" in value
+    assert "Path=/;" in value
+    assert "Domain" not in value
+    text = value.partition(";")[0]
+    assert (await keyed.with_cookie(f"{SECURE_COOKIE}={text}", **https)).status_code == 200
+    # A neighbouring host can set a cookie of any name but that one; nobody is signed in by it.
+    assert (await keyed.with_cookie(f"{COOKIE}={text}", **https)).status_code == 401
+    assert (await keyed.with_cookie(f"{SECURE_COOKIE}={text}")).status_code == 401
+
+
+async def test_a_cookie_of_an_earlier_version_is_good_until_its_end(keyed: Keyed) -> None:
+    key, _ = await keyed.make()
+    told = f"{key.id}.{key.version}.{int(time.time()) + 60}"
+    signature = hmac.new(keyed.secret, b"token " + told.encode(), hashlib.sha256).hexdigest()
+    cookie = f"{COOKIE}={told}.{signature}"
+    for proto in ("http", "https"):
+        headers = {"X-Forwarded-Proto": proto}
+        assert (await keyed.with_cookie(cookie, **headers)).status_code == 200
+        asked = await keyed.with_cookie(cookie, "GET", "/v1/session", **headers)
+        assert asked.json()["signed_in"]
+        assert "Set-Cookie" not in asked.headers
+    out = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
+    assert out.status_code == 204
+    assert (await keyed.with_cookie(cookie)).status_code == 401
 
 
 async def test_signing_out_takes_the_cookie(keyed: Keyed) -> None:
     _, token = await keyed.make()
     await keyed.sign_in(token)
-    assert (await keyed.client.delete("/v1/session", headers=SITE)).status_code == 204
+    answer = await keyed.client.delete("/v1/session", headers=SITE)
+    assert answer.status_code == 204
+    assert keyed.client.cookies.get(COOKIE) is None
+    gone = answer.headers.get_list("Set-Cookie")
+    assert [cookie.partition("=")[0] for cookie in gone] == [COOKIE, SECURE_COOKIE]
+    assert "Secure" in gone[1]  # else a browser would not let go of it
     assert not (await keyed.client.get("/v1/session")).json()["signed_in"]
     assert (await keyed.draw(**SITE)).status_code == 401
+
+
+async def test_signing_out_is_in_the_audit_log(
+    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, token = await keyed.make()
+    noted: list[Any] = []
+    cookies = [await keyed.cookie(token) for _ in range(2)]
+    monkeypatch.setattr(
+        keyed.service.audit, "note", lambda *args, **details: noted.append((*args[:2], details))
+    )
+    for cookie, query in zip(cookies, ("", "?everywhere=true"), strict=True):
+        await keyed.with_cookie(cookie, "DELETE", f"/v1/session{query}", **SITE)
+    told = [("signed_out", key.id, {"everywhere": everywhere}) for everywhere in (False, True)]
+    assert noted == told
+
+
+async def test_signing_out_ends_the_session_and_no_other_whoever_kept_a_copy(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    copies = [await keyed.cookie(token) for _ in range(2)]
+    assert (await keyed.with_cookie(copies[0], "DELETE", "/v1/session", **SITE)).status_code == 204
+    codes = [(await keyed.with_cookie(cookie)).status_code for cookie in copies]
+    assert codes == [401, 200]
+    again = await keyed.with_cookie(copies[0], "DELETE", "/v1/session", **SITE)
+    assert again.status_code == 204
+
+
+async def test_signing_out_holds_for_renewed_copies(
+    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await keyed.make()
+    first, now = await keyed.cookie(token), time.time()
+    later = now + keyed.service.settings.session_ttl_s * 0.6
+    monkeypatch.setattr("worker.api.session.time.time", lambda: later)
+    renewed = (await keyed.with_cookie(first, "GET", "/v1/session")).headers["Set-Cookie"]
+    assert renewed.partition(";")[0] != first
+    await keyed.with_cookie(first, "DELETE", "/v1/session", **SITE)
+    assert (await keyed.with_cookie(renewed.partition(";")[0])).status_code == 401
+
+
+async def test_signing_out_everywhere_ends_all_sessions_of_that_key_alone(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    _, other = await keyed.make("bob")
+    copies = [await keyed.cookie(token), await keyed.cookie(token), await keyed.cookie(other)]
+    out = await keyed.with_cookie(copies[0], "DELETE", "/v1/session?everywhere=true", **SITE)
+    assert out.status_code == 204
+    codes = [(await keyed.with_cookie(cookie)).status_code for cookie in copies]
+    assert codes == [401, 401, 200]
+    assert (await keyed.draw(token)).status_code == 200
+    assert (await keyed.with_cookie(await keyed.cookie(token))).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["everywhere=yes", "everywhere=", "anywhere=true"])
+async def test_signing_out_is_not_guessed(keyed: Keyed, query: str) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    answer = await keyed.with_cookie(cookie, "DELETE", f"/v1/session?{query}", **SITE)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "everywhere")
+    assert (await keyed.with_cookie(cookie)).status_code == 200
+
+
+async def test_other_sites_sign_nobody_out(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    for headers in ({}, {"Origin": "http://evil.example"}):
+        answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **headers)
+        assert answer.status_code == 403
+    assert (await keyed.with_cookie(cookie)).status_code == 200
+
+
+async def test_all_workers_know_who_signed_out_and_so_does_the_next_one(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    settings = keyed.service.settings.model_copy(update={"name": "w2"})
+    async with serving(settings) as (service, client):
+        await ready(service)
+        second = Keyed(service, client, keyed.secret)
+        assert (await second.with_cookie(cookie)).status_code == 200
+        await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
+        await service.keys.refresh()
+        assert (await second.with_cookie(cookie)).status_code == 401
+    async with serving(settings) as (service, client):
+        await ready(service)
+        restarted = Keyed(service, client, keyed.secret)
+        assert (await restarted.with_cookie(cookie)).status_code == 401
+
+
+async def test_signing_out_without_the_database_takes_the_cookie_and_says_what_is_left(
+    keyed: Keyed, home: Path
+) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    (home / "zimage.db").rename(home / "away.db")
+    answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+    assert len(answer.headers.get_list("Set-Cookie")) == 2
+
+
+async def test_a_session_has_an_end_however_often_it_is_renewed(
+    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await keyed.make()
+    settings, cookie, began = keyed.service.settings, await keyed.cookie(token), time.time()
+    ends, step_s = settings.session_max_s, settings.session_ttl_s * 0.6
+    for turn in range(1, int(ends / step_s) + 2):
+        now = began + turn * step_s
+        monkeypatch.setattr("worker.api.access.time.time", lambda now=now: now)
+        answer = await keyed.with_cookie(cookie, "GET", "/v1/session")
+        assert answer.json()["signed_in"] == (turn * step_s < ends)
+        if "Set-Cookie" in answer.headers:
+            cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    assert not answer.json()["signed_in"]
 
 
 @pytest.mark.parametrize("change", [{"disabled": True}, {"version": 2}, {"expires_at": 1.0}])
@@ -230,7 +389,7 @@ async def test_a_changed_cookie_is_nobody(keyed: Keyed) -> None:
     other, _ = await keyed.make("bob", role="ops")
     await keyed.sign_in(token)
     text = keyed.client.cookies[COOKIE]
-    session = tokens.read_session(keyed.secret, text, time.time())
+    session = tokens.read_session(keyed.secret, text, time.time(), 1e9)
     assert session is not None
     forged = [
         text.replace(key.id, other.id),
@@ -252,7 +411,8 @@ async def test_a_session_is_renewed_after_half_its_life(keyed: Keyed) -> None:
     key, _ = await keyed.make()
     ttl_s = keyed.service.settings.session_ttl_s
     for left_s, renewed in ((ttl_s * 0.6, False), (ttl_s * 0.4, True)):
-        session = tokens.Session(key.id, key.version, int(time.time() + left_s))
+        now = int(time.time())
+        session = tokens.Session(key.id, key.version, int(now + left_s), "a", started_at=now)
         cookie = f"other=1; {COOKIE}={tokens.session_text(keyed.secret, session)}"
         answer = await keyed.client.get("/v1/session", headers={"Cookie": cookie})
         assert answer.json()["signed_in"]

@@ -64,6 +64,34 @@ def test_every_change_gives_another_version(connection: sa.Connection) -> None:
     assert keys.snapshot(connection).keys == ()
 
 
+def ended(connection: sa.Connection) -> set[str]:
+    return set(keys.snapshot(connection).ended_sessions)
+
+
+def test_an_ended_session_is_known_until_it_would_be_over(connection: sa.Connection) -> None:
+    key = made(connection)
+    before = keys.version(connection)
+    keys.end_session(connection, "a", key.id, ends_at=10.0, now=1.0)
+    keys.end_session(connection, "a", key.id, ends_at=10.0, now=2.0)
+    assert ended(connection) == {"a"}
+    assert keys.version(connection) != before
+    keys.end_session(connection, "b", key.id, ends_at=20.0, now=10.0)
+    assert ended(connection) == {"b"}
+
+
+def test_whoever_ends_sessions_without_end_ends_all_of_the_key(
+    connection: sa.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_ENDED_SESSIONS", 3)
+    ada, bob = made(connection), made(connection, "bob")
+    keys.end_session(connection, "of bob", bob.id, ends_at=10.0, now=1.0)
+    for k in range(4):
+        keys.end_session(connection, f"{k}", ada.id, ends_at=10.0, now=1.0)
+    assert ended(connection) == {"of bob"}
+    versions = {key.name: key.version for key in keys.snapshot(connection).keys}
+    assert versions == {"ada": 2, "bob": 1}
+
+
 def test_a_name_is_taken_once(connection: sa.Connection) -> None:
     made(connection)
     with pytest.raises(IntegrityError):

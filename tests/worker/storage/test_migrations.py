@@ -13,6 +13,7 @@ TABLES = (
     jobs.items,
     jobs.prompts,
     jobs.holds,
+    keys.ended_sessions,
     keys.keys,
     keys.keys_state,
     search.numbers,
