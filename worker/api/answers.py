@@ -55,7 +55,13 @@ def with_b64(fields: Mapping[str, Any], b64: bytes) -> bytes:
 
 def error_object(status: int, message: str, param: str | None, code: str) -> dict[str, Any]:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    fields = {"message": message, "type": kind, "param": param, "code": code}
+    # What is refused may be quoted, and may be what cannot be sent: half of a surrogate pair.
+    return {"error": {name: text and _encodable(text) for name, text in fields.items()}}
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(error: ZimageError) -> dict[str, Any]:

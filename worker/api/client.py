@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
+from worker.api.fields import digits_of
 from worker.errors import DeadlinePassed, TooLarge
 
 BODY_TIMEOUT_S = 30.0
@@ -28,7 +29,8 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
         shown = repr(media_type[:60]) if media_type else "nothing"
         message = f"Content-Type says {shown}: send JSON with Content-Type: application/json."
         raise HTTPException(415, message)
-    _check_length(_announced(request), max_bytes)
+    announced = request.headers.get("content-length", "0")
+    _check_length(digits_of(announced) or 0, max_bytes)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read(request, max_bytes)
@@ -46,11 +48,6 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         _check_length(len(body), max_bytes)
         more = message.get("more_body", False)
     return bytes(body)
-
-
-def _announced(request: Request) -> int:
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _check_length(length: int, max_bytes: int) -> None:

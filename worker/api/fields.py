@@ -14,6 +14,7 @@ import orjson
 
 from worker.errors import InvalidRequest
 
+_MOST_DIGITS = 18  # of a column of 64 bits; Python itself refuses to read more than 4300
 _LONGEST_NAME = 60  # of a field: comparing takes the square of it
 
 
@@ -77,6 +78,11 @@ def text_of(param: str, value: object, wanted: str = "text") -> str:
     except UnicodeEncodeError:
         bad(param, "has half of a surrogate pair: send complete characters")
     return value
+
+
+def digits_of(text: str) -> int | None:
+    """The whole number that ``text`` is, in digits and small enough for every database, or None."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
 def bounded(param: str, text: str, max_chars: int) -> str:

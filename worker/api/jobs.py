@@ -22,7 +22,7 @@ from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body
 from worker.api.exchange import CLIENT_GONE, exchange_of
-from worker.api.fields import bad
+from worker.api.fields import bad, digits_of
 from worker.api.images import default_seed
 from worker.api.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
@@ -221,8 +221,8 @@ async def events(request: Request) -> Response:
     """What happens to a job from a revision on, as server-sent events."""
     service, job = _service(request), await _asked(request)
     query = _Query(request.query_params, ("after",))
-    last = request.headers.get("last-event-id", "")
-    after = whole("Last-Event-ID", last) if last.isdigit() else query.whole("after", 0)
+    last = request.headers.get("last-event-id")
+    after = query.whole("after", 0) if not last else whole("Last-Event-ID", last)
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = service.job_streams.take(caller_of(request).turn)
@@ -366,9 +366,10 @@ def _missing(job_id: str) -> NotFound:
 
 def whole(name: str, text: str) -> int:
     """``text`` as a number that the database can hold."""
-    if not (text.isascii() and text.isdigit() and len(text) < 18):
+    number = digits_of(text)
+    if number is None:
         bad(name, f"{text[:40]!r} is not a whole number")
-    return int(text)
+    return number
 
 
 class _Query:
