@@ -1,7 +1,12 @@
 /** Reads from a picture's file how it was drawn: PNG's text, or EXIF in JPEG and WebP. */
 
 const PNG = 0x89504e47;
+
+// A picture comes from anywhere: what is not drawn so must not keep the page busy, or fill its memory.
 const MAX_BYTES = 64 * 2 ** 20;
+const MAX_PARTS = 20_000; // chunks or segments; those of 64 MiB are 8 KiB each
+const MAX_TEXT_BYTES = 2 ** 18; // unpacked
+const MAX_KEYWORD_BYTES = 79; // says the PNG specification
 
 /**
  * {prompt, negative_prompt, steps, guidance_scale, seed, width, height} of a picture that this kit
@@ -28,42 +33,62 @@ const ascii = (view, at, length) => String.fromCharCode(...bytesOf(view, at, len
 const bytesOf = (view, at, length) => new Uint8Array(view.buffer, view.byteOffset + at, length);
 
 async function pngText(view) {
-  for (let at = 8; at + 8 < view.byteLength; at += 12 + view.getUint32(at)) {
+  let at = 8;
+  for (let k = 0; k < MAX_PARTS && at + 8 < view.byteLength; k++) {
+    const length = view.getUint32(at);
     const kind = ascii(view, at + 4, 4);
-    if (!["tEXt", "iTXt", "zTXt"].includes(kind)) continue;
-    const data = bytesOf(view, at + 8, view.getUint32(at));
-    const end = data.indexOf(0);
-    if (new TextDecoder("latin1").decode(data.subarray(0, end)) === "parameters") return chunkText(kind, data.subarray(end + 1));
+    if (["tEXt", "iTXt", "zTXt"].includes(kind)) {
+      const data = bytesOf(view, at + 8, length);
+      const end = data.subarray(0, MAX_KEYWORD_BYTES + 1).indexOf(0);
+      if (end > 0 && new TextDecoder("latin1").decode(data.subarray(0, end)) === "parameters") {
+        return chunkText(kind, data.subarray(end + 1));
+      }
+    }
+    at += 12 + length;
   }
   return null;
 }
 
 async function chunkText(kind, data) {
-  if (kind === "tEXt") return new TextDecoder("latin1").decode(data);
+  if (kind === "tEXt") return decoded(data, "latin1");
   if (kind === "zTXt") return inflated(data.subarray(1), "latin1");
   let at = 2; // compression flag and method; then language and translated keyword, each with a zero
   for (let k = 0; k < 2; k++) at = data.indexOf(0, at) + 1;
   const rest = data.subarray(at);
-  return data[0] ? inflated(rest, "utf-8") : new TextDecoder().decode(rest);
+  return data[0] ? inflated(rest, "utf-8") : decoded(rest, "utf-8");
 }
 
+const decoded = (data, encoding) => (data.length > MAX_TEXT_BYTES ? null : new TextDecoder(encoding).decode(data));
+
+/** A few bytes may unpack to gigabytes: no more of them is taken than is a text. */
 async function inflated(data, encoding) {
-  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new TextDecoder(encoding).decode(await new Response(stream).arrayBuffer());
+  const unpacked = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const decoder = new TextDecoder(encoding);
+  let [text, bytes] = ["", 0];
+  for (const reader = unpacked.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) return text + decoder.decode();
+    bytes += value.length;
+    if (bytes > MAX_TEXT_BYTES) return reader.cancel().then(() => null);
+    text += decoder.decode(value, { stream: true });
+  }
 }
 
 function jpegExif(view) {
-  for (let at = 2; at + 10 < view.byteLength; at += 2 + view.getUint16(at + 2)) {
+  let at = 2;
+  for (let k = 0; k < MAX_PARTS && at + 10 < view.byteLength; k++) {
     const marker = view.getUint16(at);
     if (marker === 0xffe1 && ascii(view, at + 4, 6) === "Exif\0\0") return slice(view, at + 10);
     if (marker === 0xffda) break;
+    at += 2 + view.getUint16(at + 2);
   }
   return null;
 }
 
 function webpExif(view) {
   if (ascii(view, 0, 4) !== "RIFF" || ascii(view, 8, 4) !== "WEBP") return null;
-  for (let at = 12; at + 8 < view.byteLength; ) {
+  let at = 12;
+  for (let k = 0; k < MAX_PARTS && at + 8 < view.byteLength; k++) {
     const length = view.getUint32(at + 4, true);
     if (ascii(view, at, 4) === "EXIF") {
       const named = ascii(view, at + 8, 6) === "Exif\0\0";
@@ -92,6 +117,7 @@ function userComment(exif) {
   const folder = entry(exif.getUint32(4, little), EXIF_FOLDER);
   const at = folder && entry(exif.getUint32(folder + 8, little), USER_COMMENT);
   if (!at) return null;
+  if (exif.getUint32(at + 4, little) > MAX_TEXT_BYTES) return null;
   const data = bytesOf(exif, exif.getUint32(at + 8, little), exif.getUint32(at + 4, little));
   const kind = new TextDecoder("latin1").decode(data.subarray(0, 8));
   if (!kind.startsWith("UNICODE")) return new TextDecoder().decode(data.subarray(8));
@@ -100,16 +126,24 @@ function userComment(exif) {
   return texts.find((text) => /Steps: \d/.test(text)) ?? null;
 }
 
+const NEGATIVE = "Negative prompt: ";
+
+/** Prompt, negative prompt and last line, without a pattern that tries every place for each part. */
 function parse(text) {
-  const match = text.match(/^([\s\S]*?)(?:\n?Negative prompt: ([\s\S]*?))?\n(Steps: \d+[^\n]*)\s*$/);
-  if (!match) return null;
-  const [, prompt, negative, line] = match;
+  const whole = text.trimEnd();
+  const last = whole.lastIndexOf("\n");
+  const line = whole.slice(last + 1);
+  if (last < 0 || !/^Steps: \d/.test(line)) return null;
+  const head = `\n${whole.slice(0, last)}`;
+  const at = head.indexOf(`\n${NEGATIVE}`);
+  const prompt = head.slice(1, at < 0 ? undefined : Math.max(at, 1));
+  const negative = at < 0 ? "" : head.slice(at + 1 + NEGATIVE.length);
   const facts = Object.fromEntries(line.split(", ").map((fact) => fact.split(": ")));
   const [width, height] = (facts.Size ?? "").split("x").map(Number);
-  const number = (name) => (facts[name] === undefined ? null : Number(facts[name]));
+  const number = (name) => (Number.isFinite(Number(facts[name])) ? Number(facts[name]) : null);
   return {
     prompt,
-    negative_prompt: negative ?? "",
+    negative_prompt: negative,
     steps: number("Steps"),
     guidance_scale: number("CFG scale"),
     seed: number("Seed"),
