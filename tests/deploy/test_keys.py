@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deploy.config import ROOT
-from worker.storage import keys
+from tests.worker.storage.test_jobs import Store
+from worker.storage import jobs, keys
 from worker.storage.database import create_engine, sqlite_url
 
 Zimage = Callable[..., subprocess.CompletedProcess[str]]
@@ -101,6 +102,17 @@ def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None
     assert "key-secret is lost" in lost.stderr
     assert "restore it from a backup" in lost.stderr
     assert not (tmp_path / "var" / "key-secret").exists()
+
+
+def test_a_key_whose_limit_is_changed_draws_again_at_once(zimage: Zimage, tmp_path: Path) -> None:
+    made = answer(zimage("create", "ada", "--images-per-day", "2", "--json"))
+    store = Store(tmp_path / "var" / "zimage.db")
+    store(jobs.hold, made["id"], 2e10)
+    job = store.create(owner=made["id"])
+    assert store.job(job.id).held == "limit"
+    assert zimage("change", "ada", "--images-per-day", "9").returncode == 0
+    assert store.job(job.id).held == ""
+    store.engine.dispose()
 
 
 def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Path) -> None:

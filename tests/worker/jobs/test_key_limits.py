@@ -112,7 +112,7 @@ async def test_a_held_key_draws_again_once_its_limit_is_raised(keyed: Keyed, sto
     job = store.create(owner=key.id)
     await eventually(lambda: store.job(job.id).held == "limit")
 
-    def raised(connection: Any) -> None:  # as `zimage keys set` does
+    def raised(connection: Any) -> None:  # as `zimage keys change` does
         keys.change(connection, key.id, images_per_day=3)
         jobs.let_draw(connection, key.id)
 
