@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -181,9 +182,18 @@ def backup(
     images: Annotated[bool, typer.Option("--images", help="With the stored pictures.")] = False,
 ) -> None:
     """Write database, keys' secret and configuration to one file. The cell may run."""
-    done = backups.backup(_cell(config), file.absolute(), images=images)
-    with_pictures = f", pictures: {done.pictures}" if images else ""
-    screen.done(f"{done.path}: {done.bytes / 2**20:.1f} MiB{with_pictures}; keep it secret")
+    path = file.absolute()
+
+    def write() -> None:
+        count = backups.write(
+            _cell(config), out, images=images, compress=backups.is_compressed(path)
+        )
+        if images:
+            screen.say(f"  pictures: {count}")
+
+    with backups.whole(path) as out:
+        _in_child(write)
+    screen.done(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; keep it secret")
 
 
 @app.command()
@@ -192,9 +202,15 @@ def restore(
     config: Config = None,
 ) -> None:
     """Put a backup back. The cell must be down; its present database is kept beside."""
-    cell = _cell(config)
-    with converge.alone(cell, "restore"):
-        done = backups.restore(cell, file.absolute())
+    path = file.absolute()
+    try:
+        opened = path.open("rb")  # before root becomes the cell's user, who may not
+    except OSError as error:
+        raise CellError(f"{path} cannot be restored: {error.strerror}") from None
+    with opened:
+        cell = _cell(config)
+        with converge.alone(cell, "restore"):
+            done = backups.restore(cell, path, opened)
     screen.done(f"restored {file}: database, pictures: {done.pictures}")
     if done.aside:
         screen.say(f"  before   {done.aside}")
@@ -354,6 +370,24 @@ def run(command: Callable[..., Any]) -> int:
     else:
         return 0
     return 1
+
+
+def _in_child(work: Callable[[], None]) -> None:
+    """Do ``work``, which may become another user, while this process stays who it is."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = run(work)
+        sys.stdout.flush()
+        os._exit(code)
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if code:
+        raise typer.Exit(code if code > 0 else 1)
 
 
 def _known_worker(cell: Cell, name: str) -> None:

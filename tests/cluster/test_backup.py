@@ -38,7 +38,7 @@ def test_running_cell_is_backed_up_and_comes_back_as_it_was(tmp_path: Path) -> N
         wait_until(lambda: kept(cell) == ["before"], "kept")
         done = cell.zimage("backup", "--images", file)
         stored = len(list(cell.layout.images_dir.rglob("*.png")))
-        assert (done.returncode, f"pictures: {stored};" in done.stdout) == (0, True), done.stdout
+        assert (done.returncode, f"pictures: {stored}\n" in done.stdout) == (0, True), done.stdout
         refused = cell.zimage("restore", file)
         assert refused.returncode == 1
         assert "end it first with zimage down" in refused.stderr

@@ -2,7 +2,10 @@
 
 import io
 import os
+import pwd
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
 from contextlib import closing
@@ -12,7 +15,7 @@ import pytest
 
 from deploy.backup import backup, restore
 from deploy.cell import Cell, CellError
-from deploy.config import parse
+from deploy.config import ROOT, parse
 
 
 def cell(folder: Path) -> Cell:
@@ -72,7 +75,7 @@ def test_pictures_are_left_out_unasked(tmp_path: Path) -> None:
     file = tmp_path / "cell.tar"
     backup(filled(tmp_path / "a"), file, images=False)
     with tarfile.open(file) as archive:
-        assert set(archive.getnames()) == {"zimage.db", "key-secret", "cluster.toml"}
+        assert archive.getnames() == ["manifest.json", "zimage.db", "key-secret", "cluster.toml"]
 
 
 def test_backup_is_whole_while_somebody_writes(tmp_path: Path) -> None:
@@ -99,7 +102,14 @@ def test_backup_is_whole_while_somebody_writes(tmp_path: Path) -> None:
     assert found.count("one") == found.count("other")
 
 
-def archive_of(path: Path, *members: tuple[str, bytes, bytes]) -> Path:
+MANIFEST = b'{"what": "backup of a zimage-cluster cell", "version": 1, "sha256": {}}'
+
+
+def archive_of(
+    path: Path, *members: tuple[str, bytes, bytes], manifest: bytes | None = MANIFEST
+) -> Path:
+    if manifest is not None:
+        members = (("manifest.json", tarfile.REGTYPE, manifest), *members)
     with tarfile.open(path, "w") as archive:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -143,7 +153,7 @@ def test_damaged_database_is_not_put_back(tmp_path: Path, content: bytes) -> Non
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     here = filled(tmp_path / "a")
     (tmp_path / "x.tar").write_bytes(content)
-    with pytest.raises(CellError, match=r"nothing was changed|is no backup"):
+    with pytest.raises(CellError, match=r"as before|is no backup"):
         restore(here, tmp_path / "x.tar")
     assert values(here.layout.database) == ["then"]
 
@@ -158,3 +168,82 @@ def test_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     here = filled(tmp_path / "a")
     with pytest.raises(CellError, match="cannot be written"):
         backup(here, tmp_path / "no such folder" / "x.tar", images=False)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (None, "is no backup of a cell"),
+        (b"{", "damaged manifest"),
+        (b'{"what": "another kit", "version": 1, "sha256": {}}', "is no backup of a cell"),
+        (MANIFEST.replace(b": 1", b": 2"), "of a newer kit"),
+        (MANIFEST.replace(b"{}", b'{"zimage.db": "00"}'), "zimage.db in .* is damaged"),
+        (MANIFEST.replace(b"{}", b'{"key-secret": "00"}'), "key-secret in .* is damaged"),
+    ],
+)
+def test_what_is_not_ours_is_refused(tmp_path: Path, manifest: bytes | None, why: str) -> None:
+    here = filled(tmp_path / "a")
+    database = tmp_path / "some.db"
+    write(database, "theirs")
+    member = ("zimage.db", tarfile.REGTYPE, database.read_bytes())
+    with pytest.raises(CellError, match=why):
+        restore(here, archive_of(tmp_path / "x.tar", member, manifest=manifest))
+    assert values(here.layout.database) == ["then"]
+    assert here.layout.key_secret.read_text(encoding="utf-8") == "secret of then"
+
+
+def test_secret_of_before_is_kept_where_it_differs(tmp_path: Path) -> None:
+    file = tmp_path / "cell.tar"
+    backup(filled(tmp_path / "a"), file, images=False)
+    other = filled(tmp_path / "b", "now")
+    for _ in range(2):  # the second time there is nothing to keep
+        restore(other, file)
+    [kept] = other.layout.var_dir.glob("key-secret.before-*")
+    assert kept.read_text(encoding="utf-8") == "secret of now"
+
+
+def test_link_in_the_place_of_a_backup_is_not_followed(tmp_path: Path) -> None:
+    here = filled(tmp_path / "a")
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    for name in ("cell.tar", ".cell.tar.new"):
+        (tmp_path / name).symlink_to(victim)
+    backup(here, tmp_path / "cell.tar", images=False)
+    assert victim.read_text(encoding="utf-8") == "keep"
+    assert not (tmp_path / "cell.tar").is_symlink()
+
+
+def test_folder_where_all_may_write_gets_no_backup(tmp_path: Path) -> None:
+    here, shared = filled(tmp_path / "a"), tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(CellError, match="others may change what is in"):
+        backup(here, shared / "cell.tar", images=False)
+    assert list(shared.iterdir()) == []
+    shared.chmod(0o1777)  # as /tmp: everybody's files are his own
+    assert backup(here, shared / "cell.tar", images=False).path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may write for others")
+def test_root_writes_and_reads_where_the_user_of_the_cell_may_not(tmp_path: Path) -> None:
+    here = filled(tmp_path / "a")
+    nobody = pwd.getpwnam("nobody")
+    for path in (here.layout.var_dir, *here.layout.var_dir.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    config = tmp_path / "a" / "cluster.toml"
+    config.write_text(f'[cell]\nvar_dir = "{here.layout.var_dir}"\nuser = "nobody"\n')
+    private = tmp_path / "root's"
+    private.mkdir(mode=0o700)
+
+    def zimage(*words: str) -> None:
+        command = [sys.executable, "-m", "deploy.cli", *words, "--config", str(config)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    zimage("backup", str(private / "cell.tar"))
+    status = (private / "cell.tar").stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
+    zimage("restore", str(private / "cell.tar"))
+    assert here.layout.database.stat().st_uid == nobody.pw_uid
