@@ -26,14 +26,12 @@ TEMPLATE = {"template": "a {x}", "variables": {"x": ["b"]}, "size": "64x64", "st
 
 TEXTS = (
     *("", "\x00", "²", "１２", "-1", "1e999", "nan", "0x10", "1_0", "9" * 25, "9" * 5000),
-    *("[", "http://[", "http://[::1", "http://a:b", "%", "%zz", "é", "\ufffe", "a" * 70_000),
-    *("..", "../..", "'", '"', "\\", "{}", "null", "\r", "🦊" * 100, "٣"),
+    *("http://[", "http://a:b", "%zz", "é", "a" * 70_000, "../..", "'", '"', "\\", "٣"),
 )
 BYTES = (*(text.encode() for text in TEXTS), b"\xff\xfe", b"\xed\xa0\x80", b"\xb2", b"\xb3\xb9")
 HEADERS = (
-    *("Last-Event-ID", "Cookie", "Authorization", "Content-Type", "Content-Length", "Host"),
-    *("Origin", "X-Request-ID", "X-Request-Start", "X-Real-IP", "X-Again", "X-Forwarded-Proto"),
-    *("User-Agent", "Accept", "Range", "If-None-Match", "Accept-Encoding"),
+    *("Last-Event-ID", "Authorization", "Content-Type", "Content-Length", "Host", "Origin"),
+    *("X-Request-ID", "X-Request-Start", "X-Real-IP", "X-Again", "X-Forwarded-Proto", "User-Agent"),
 )
 QUERIES = (
     *("after", "limit", "state", "q", "job", "favourite", "download", "by", "since", "until"),
@@ -115,8 +113,9 @@ async def keyed(home: Path) -> AsyncIterator[Cell]:
 
 
 def harmless(method: str, route: Route) -> bool:
-    """Not what would end the job, the picture or the worker that all others are tried on."""
-    return not route.path.startswith("/admin/") and method != "DELETE"
+    """Not what would end the job, the picture or the worker that all others are tried on; HEAD is
+    a GET."""
+    return not route.path.startswith("/admin/") and method not in ("DELETE", "HEAD")
 
 
 TRIED = [(method, route) for method, route in ROUTED if harmless(method, route)]
