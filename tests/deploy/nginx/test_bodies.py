@@ -4,6 +4,7 @@ import contextlib
 import re
 import resource
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -114,6 +115,30 @@ def test_few_large_bodies_of_an_address_at_a_time(few: Site, http2: bool) -> Non
         never.set()
         assert [one.result() for one in held] == [200, 200]
         assert sent(LARGE, mine) == 200
+
+
+def test_many_networks_cannot_fill_the_disk_together(few: Site) -> None:
+    """Two of an address are allowed here, so 32 of all: whoever has a /48 has 65,536 networks."""
+    trust, address = certificate.trusting(few.layout), ("127.0.0.1", few.config.listen.port)
+
+    def begun(network: int) -> ssl.SSLSocket:
+        """A request that owes its end."""
+        plain = socket.create_connection(address, timeout=30)
+        connection = trust.wrap_socket(plain, server_hostname="localhost")
+        head = f"POST {DRAW} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n"
+        head += f"X-Forwarded-For: 2001:db8:77:{network:x}::1\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * 100_000)
+        return connection
+
+    with few.worker("w1"), contextlib.ExitStack() as held:
+        for network in range(32):
+            held.enter_context(begun(network))
+        wait_until(lambda: bytes_on_disk(few) >= 32 * 80_000, "there")
+        refused = held.enter_context(begun(32))
+        assert refused.recv(64).startswith(b"HTTP/1.1 429 ")
+        small = few.client.post(DRAW, content=SMALL, headers={"X-Forwarded-For": "2001:db8:78::1"})
+        assert small.status_code == 200
+    wait_until(lambda: bytes_on_disk(few) == 0, "forgotten")
 
 
 @pytest.mark.parametrize("path", [DRAW, "/v1/jobs", "/v1/images/x"])
