@@ -100,7 +100,7 @@ def _require_words(prompts: list[str]) -> None:
 
 
 def _require_read_whole(prompts: list[str], given: bool, info: ModelInfo) -> None:
-    """All at once: ten thousand take half a second."""
+    """Some together: ten thousand of 400 characters take one or two seconds of a thread."""
     found = info.prompt_limit.too_long(prompts) if info.prompt_limit else ()
     for place, complaint in found:
         if given:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from worker.errors import InvalidRequest
 
 CODE = "prompt_too_long"
-_TOGETHER = 256
+_TOGETHER = 64
 _KEPT = 256  # counts of the latest texts: a request is checked when it comes and when it is drawn
 
 
