@@ -26,6 +26,7 @@ from worker.api import (
 from worker.api.access import Access
 from worker.api.direct import Direct
 from worker.api.exchange import Exchanges
+from worker.api.poison import PoisonGuard
 from worker.errors import ZimageError
 from worker.service import Load, Service
 from worker.settings import Settings
@@ -84,6 +85,9 @@ def create_app(settings: Settings, load: Load) -> Application:
         middleware=[
             Middleware(Exchanges, worker=settings.name, metrics=service.metrics),
             Middleware(Access, service=service),
+            Middleware(
+                PoisonGuard, service=service, drawings=frozenset(route.path for route in DIRECT)
+            ),
         ],
         exception_handlers={
             ZimageError: answers.on_zimage_error,

@@ -28,7 +28,9 @@ _BODY = struct.Struct("<IIddQII")  # pid, phase, since, allowance, steps, flags,
 _ENTRY = struct.Struct("<16s16s")  # digests of request id and fingerprint
 _ALONE, _PATIENT, _STRUCK = 1, 2, 4  # flags
 MAX_ENTRIES = 128
-_SIZE = _HEAD.size + _BODY.size + MAX_ENTRIES * _ENTRY.size
+HEARTBEAT_BYTES = _HEAD.size + _BODY.size + MAX_ENTRIES * _ENTRY.size
+IN_FLIGHT_BYTES = 64 * 40
+"""Behind the heartbeat, for ``worker.inflight``. A file of an older version has none of it."""
 
 
 class Phase(IntEnum):
@@ -57,6 +59,8 @@ class Running:
 
     request: bytes
     fingerprint: bytes
+    struck: bool = False
+    """It is suspect already."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class BeatWriter:
     """The worker's side. Create it once at start; a predecessor's record is overwritten."""
 
     def __init__(self, path: Path) -> None:
-        self._map = _create(path)
+        self.mapped = _create(path)
         self._pid = os.getpid()
         self._sequence = 0
         self._steps = 0
@@ -133,10 +137,10 @@ class BeatWriter:
 
     def _write(self, data: bytes) -> None:
         self._sequence += 1
-        _HEAD.pack_into(self._map, 0, _MAGIC, self._sequence)
-        self._map[_HEAD.size : _HEAD.size + len(data)] = data
+        _HEAD.pack_into(self.mapped, 0, _MAGIC, self._sequence)
+        self.mapped[_HEAD.size : _HEAD.size + len(data)] = data
         self._sequence += 1
-        _HEAD.pack_into(self._map, 0, _MAGIC, self._sequence)
+        _HEAD.pack_into(self.mapped, 0, _MAGIC, self._sequence)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def read_beat(path: Path) -> Beat | None:
         with path.open("rb", buffering=0) as file:
             for _ in range(5):
                 file.seek(0)
-                data = file.read(_SIZE)
+                data = file.read(HEARTBEAT_BYTES)
                 file.seek(0)
                 unchanged = file.read(_HEAD.size) == data[: _HEAD.size]
                 if unchanged and (beat := _parse(data)) is not None:
@@ -193,7 +197,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def _parse(data: bytes) -> Beat | None:
-    if len(data) < _SIZE:
+    if len(data) < HEARTBEAT_BYTES:
         return None
     magic, sequence = _HEAD.unpack_from(data)
     if magic != _MAGIC or sequence % 2:
@@ -201,6 +205,7 @@ def _parse(data: bytes) -> Beat | None:
     pid, phase, since, allowance_s, steps, flags, count = _BODY.unpack_from(data, _HEAD.size)
     start = _HEAD.size + _BODY.size
     entries = _ENTRY.iter_unpack(data[start : start + min(count, MAX_ENTRIES) * _ENTRY.size])
+    struck = bool(flags & _STRUCK)
     return Beat(
         pid,
         Phase(phase),
@@ -208,9 +213,9 @@ def _parse(data: bytes) -> Beat | None:
         allowance_s,
         steps,
         bool(flags & _ALONE),
-        tuple(Running(*e) for e in entries),
+        tuple(Running(request, fingerprint, struck) for request, fingerprint in entries),
         bool(flags & _PATIENT),
-        bool(flags & _STRUCK),
+        struck,
     )
 
 
@@ -218,7 +223,8 @@ def _create(path: Path) -> mmap.mmap:
     # A new file instead of truncation: a reader that still maps the old one keeps it whole.
     fresh = path.with_suffix(".beat.new")
     with fresh.open("w+b") as file:
-        os.posix_fallocate(file.fileno(), 0, _SIZE)
-        mapped = mmap.mmap(file.fileno(), _SIZE)
+        size = HEARTBEAT_BYTES + IN_FLIGHT_BYTES
+        os.posix_fallocate(file.fileno(), 0, size)
+        mapped = mmap.mmap(file.fileno(), size)
     fresh.replace(path)
     return mapped

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -16,6 +17,7 @@ from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.imaging import Encoders
+from worker.inflight import InFlight
 from worker.jobs.drawing import Tools
 from worker.jobs.outlook import Outlook
 from worker.jobs.runner import Runner
@@ -139,7 +141,10 @@ class Service:
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()
+        self.apart = threading.Lock()
+        """Held for whoever is suspect and being handled or drawn: one at a time."""
         self._beat: BeatWriter | None = None
+        self._in_flight: InFlight | None = None
 
     # Life
 
@@ -157,6 +162,7 @@ class Service:
         self.tasks.keep("ledger", self.ledger.follow)
         await asyncio.to_thread(self._inherit_strikes)
         self._beat = BeatWriter(self.settings.beat)
+        self._in_flight = InFlight(self._beat.mapped)
         self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
         self.tasks.once("boot", self._boot(self._beat), lambda: self.end(exits.MODEL_FAILED))
         self.tasks.keep("gallery", self.keeper.run)
@@ -172,7 +178,7 @@ class Service:
             log.failure("strikes cannot be written", error)
             return
         if struck:
-            log.event("predecessor died while drawing", requests=struck)
+            log.event("predecessor died of one of these", requests=struck)
             self.metrics.strikes.labels("inherited").inc(struck)
 
     async def _boot(self, beat: BeatWriter) -> None:
@@ -200,7 +206,8 @@ class Service:
         began = time.monotonic()
         costs = self._costs(pipeline)
         log.event("costs known", seconds=round(time.monotonic() - began, 2))
-        self._engine = Engine(pipeline, beat, _limits(self.settings), costs, self._on_fatal)
+        limits = _limits(self.settings)
+        self._engine = Engine(pipeline, beat, limits, costs, self._on_fatal, self.apart)
 
     def _costs(self, pipeline: Pipeline) -> Costs:
         """What calibration found for this device, or a short measurement where that is quick."""
@@ -306,6 +313,12 @@ class Service:
     def info(self) -> ModelInfo:
         assert self._info is not None, "require_ready comes first"
         return self._info
+
+    @property
+    def in_flight(self) -> InFlight:
+        """What is being handled outside the engine."""
+        assert self._in_flight is not None, "start comes first"
+        return self._in_flight
 
     def beat(self) -> Beat | None:
         return read_beat(self.settings.beat)

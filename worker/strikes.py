@@ -1,15 +1,22 @@
-"""Poison: requests that were in the step of a worker when it died.
+"""Poison: requests that a worker died of.
+
+Suspect are those in its running step and those that it was handling outside its engine
+(``worker.inflight``); where some of them were struck before, those alone. Where the guard ended it,
+it says why: a call that lasted too long is that of those in the step, an event loop that stood
+still that of those being handled, and anything else nobody's.
 
 ``<var_dir>/strikes/<fingerprint>/`` holds an empty file for each such death, called
-``<worker>-<pid>[-late<seconds>[-patient]][-alone]``. ``alone`` says that the request shared its
-step with nobody; ``late`` that the worker did not die by itself: the guard ended it, since a call
+``<worker>-<pid>[-late<seconds>[-patient]][-alone]``. ``alone`` says that nobody else
+was suspect; ``late`` that the worker did not die by itself: the guard ended it, since a call
 lasted longer than the ``seconds`` that it was allowed; ``patient`` that these were four times the
 usual. The name tells the event, so whoever notices it first may record it and a second record
 changes nothing. Files are forgotten ``ttl_s`` after they were made. All workers of a cell share the
 folder.
 
-Two deaths while alone refuse a request. One that was late is drawn alone with ``PATIENCE`` times
-the allowance, for perhaps its size takes longer than anybody foresaw; late again, it is refused.
+Two deaths while alone refuse a request. A struck one is therefore drawn in steps of its own, and
+while it is handled or drawn no other struck one is, in that worker. One that was late is drawn
+alone with ``PATIENCE`` times the allowance, for perhaps its size takes longer than anybody foresaw;
+late again, it is refused.
 
 Two notice: the worker at which nginx replays the request, while its id still stands in the
 heartbeat of the dead one; and the dead worker's successor, from the heartbeat that it inherits.
@@ -20,12 +27,13 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.beat import DRAWING, Beat, Phase, digest, read_beat, read_kill
+from worker.beat import DRAWING, Beat, KillCause, Phase, Running, digest, read_beat, read_kill
 from worker.errors import Refused, TooSlow
+from worker.inflight import read_in_flight
 from worker.pipelines.base import DrawSpec
 from worker.processes import is_alive, started_at
 
@@ -68,8 +76,9 @@ class Record:
         """So many times the usual allowance it may take."""
         return PATIENCE if self.late_s else 1.0
 
-    def refusal(self, asked: str) -> Refused:
-        """Why it is refused. ``asked`` says what for, as in "512x512 in 8 steps"."""
+    def refusal(self, asked: str | None) -> Refused:
+        """Why it is refused. ``asked`` says what was to be drawn, as in "512x512 in 8 steps";
+        None: the request was for something else."""
         again = f"it is not tried again for about {max(1, round(self.forgotten_in_s / 60))} min"
         if self.too_slow:
             return TooSlow(
@@ -77,6 +86,11 @@ class Record:
                 f"though nothing else was drawn, so {again}. Ask for a smaller size or fewer "
                 "steps, or have the operators raise timeouts.step_allowance_s.",
                 param="size",
+            )
+        if asked is None:
+            return Refused(
+                f"Handling this ended {self.crashes_alone} workers, each while nothing else was "
+                f"suspect, so {again}: change it, or ask for less at a time."
             )
         return Refused(
             f"Drawing this ended {self.crashes_alone} workers, each while it drew nothing else, "
@@ -145,17 +159,16 @@ class Strikes:
         self._mapped_since = -1  # when their folder changed last, if they were mapped afterwards
 
     def inherit(self) -> int:
-        """At boot, before the heartbeat is overwritten: strike what the predecessor was drawing."""
-        beat = read_beat(self._run_dir / f"{self._name}.beat")
+        """At boot, before the heartbeat is overwritten: strike what the predecessor died of."""
+        path = self._run_dir / f"{self._name}.beat"
+        beat = read_beat(path)
         self._sweep()
-        if beat is None or beat.phase not in IN_STEP:
+        if beat is None:
             return 0
-        strike = self._strike_of(self._name, beat, alive=False)
-        if strike is None:
-            return 0
-        for running in beat.running:
-            self._write(strike, beat, running.fingerprint)
-        return len(beat.running)
+        blame = self._blame(path, beat, alive=False)
+        for fingerprint in blame.fingerprints:
+            self._write(blame.strike, beat, fingerprint)
+        return len(blame.fingerprints)
 
     def surely_clean(self, request_id: str) -> bool:
         """Whether ``arrive`` would find nothing, as far as memory tells: no worker holds this
@@ -177,7 +190,7 @@ class Strikes:
 
         Blocks for up to half a second where a worker that holds the request is just dying.
         """
-        self._witness(digest(request_id), digest(fingerprint))
+        self._witness(digest(request_id))
         self._look_whether_empty()
         return self.record(fingerprint)
 
@@ -221,32 +234,35 @@ class Strikes:
         beat = read_beat(self._run_dir / f"{gate.stem}.beat")
         return beat is not None and is_alive(beat.pid, beat.since) and not beat.overdue()
 
-    def _witness(self, request: bytes, fingerprint: bytes) -> None:
+    def _witness(self, request: bytes) -> None:
         deadline = time.monotonic() + _DYING_S
         for path in _beats(self._run_dir):
             while (beat := _holding(path, request)) is not None and path.stem != self._name:
                 alive = is_alive(beat.pid, beat.since)
                 if not alive or beat.overdue():
-                    if strike := self._strike_of(path.stem, beat, alive=alive):
-                        self._write(strike, beat, fingerprint)
+                    blame = self._blame(path, beat, alive=alive)
+                    for fingerprint in blame.of(request):
+                        self._write(blame.strike, beat, fingerprint)
                     break
                 # nginx sees the socket close a moment before the process is gone.
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_S)
 
-    def _strike_of(self, worker: str, beat: Beat, *, alive: bool) -> Strike | None:
-        """What those in the step of ``beat`` get for the end of ``worker``; None: nothing, for it
-        was not their doing."""
-        kill = read_kill(self._run_dir / f"{worker}.beat")
-        late = alive  # and overdue: the guard is about to end it
+    def _blame(self, path: Path, beat: Beat, *, alive: bool) -> "_Blame":
+        """Who is struck for the end of the worker whose heartbeat ``beat`` stands at ``path``.
+        ``alive``: it is overdue, and the guard is about to end it."""
+        kill = read_kill(path)
+        cause: KillCause | None = "overdue" if alive else None
         if kill is not None and kill.is_of(beat):
-            # Judged by a call that was over when the signal came, or for another reason.
-            if kill.cause != "overdue" or kill.since != beat.since:
-                return None
-            late = True
-        late_s = max(1, round(beat.allowance_s)) if late else 0
-        return Strike(worker, beat.pid, beat.alone, late_s, beat.patient)
+            # It was judged by a call that was over when the signal came.
+            passed = kill.cause == "overdue" and kill.since != beat.since
+            cause = "other" if passed else kill.cause
+        suspects = _suspects(beat, read_in_flight(path), cause)
+        alone = len({suspect.request for suspect in suspects}) == 1
+        alone &= beat.alone or not any(suspect in beat.running for suspect in suspects)
+        late_s = max(1, round(beat.allowance_s)) if cause == "overdue" else 0
+        return _Blame(Strike(path.stem, beat.pid, alone, late_s, beat.patient), suspects)
 
     def _write(self, strike: Strike, beat: Beat, fingerprint: bytes) -> None:
         if self._all_died(strike.worker, beat):
@@ -284,6 +300,32 @@ class Strikes:
                 _remove_if_empty(folder)
 
 
+@dataclass(frozen=True)
+class _Blame:
+    """Each of ``suspects`` gets ``strike``."""
+
+    strike: Strike
+    suspects: Sequence[Running]
+
+    @property
+    def fingerprints(self) -> set[bytes]:
+        return {suspect.fingerprint for suspect in self.suspects}
+
+    def of(self, request: bytes) -> set[bytes]:
+        return {each.fingerprint for each in self.suspects if each.request == request}
+
+
+def _suspects(beat: Beat, handled: Sequence[Running], cause: KillCause | None) -> Sequence[Running]:
+    drawn = beat.running if beat.phase in IN_STEP else ()
+    if cause == "overdue":
+        return drawn
+    if cause == "other" or beat.phase is Phase.ENDED:
+        return ()
+    suspects = [*handled] if cause == "silent" else [*drawn, *handled]
+    # One of those that were there before, or else any of them.
+    return [suspect for suspect in suspects if suspect.struck] or suspects
+
+
 class _Changes:
     """When ``folder`` changed last. Every request asks, so the disk is not asked each time."""
 
@@ -308,9 +350,10 @@ class _Changes:
 
 def _holding(path: Path, request: bytes) -> Beat | None:
     beat = read_beat(path)
-    if beat is None or beat.phase not in IN_STEP:
+    if beat is None:
         return None
-    return beat if any(r.request == request for r in beat.running) else None
+    inside = [*(beat.running if beat.phase in IN_STEP else ()), *read_in_flight(path)]
+    return beat if any(each.request == request for each in inside) else None
 
 
 def _beats(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ DEADLINE_S = 30.0
 
 
 class WorkerProcess:
-    """``python -m worker`` with a synthetic model; ends with the test."""
+    """``python -m worker`` (or another ``module``) with a synthetic model; ends with the test."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class WorkerProcess:
         name: str = "w1",
         model: str = "synthetic:",
         stdout: int | None = None,
+        module: str = "worker",
         **env: str,
     ) -> None:
         self.name = name
@@ -39,7 +40,7 @@ class WorkerProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-m", module],
                 env={**os.environ, **variables},
                 stdout=log if stdout is None else stdout,
                 stderr=subprocess.STDOUT,

@@ -1,12 +1,15 @@
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.worker.processes import worker
+from tests.worker.poisonous import ROUTE
+from tests.worker.processes import WorkerProcess, wait_until, worker
 from worker.api import wire
 from worker.api.images import fingerprint_of
 from worker.beat import (
@@ -19,6 +22,7 @@ from worker.beat import (
     read_beat,
     write_kill,
 )
+from worker.inflight import Handling, InFlight
 from worker.pipelines.synthetic import SyntheticPipeline
 from worker.settings import Settings
 from worker.strikes import Strikes
@@ -293,3 +297,100 @@ def test_a_request_is_found_in_a_heartbeat_that_goes_on(strikes: Strikes, home: 
     assert not strikes.surely_clean("r")
     beat.enter(Phase.STEP, 60.0, [Running(digest("another"), digest("f"))])
     assert strikes.surely_clean("r")
+
+
+def handle(home: Path, pid: int, phase: Phase, *handled: tuple[str, bool], **beat: bool) -> Path:
+    """What process ``pid`` would have left while it drew request ``r`` and handled others (their
+    name, and whether they were struck)."""
+    path = home / "run" / "w1.beat"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid)
+        writer = BeatWriter(path)
+    table = InFlight(writer.mapped)
+    for name, struck in handled:
+        one = Handling(table, digest(name))
+        one.call(digest(f"{name}'s"), struck=struck)
+        one.resume()
+    writer.enter(phase, 60.0, [Running(digest("r"), digest("f"))], **{"alone": True, **beat})
+    return path
+
+
+def struck(strikes: Strikes, *fingerprints: str) -> list[tuple[int, int]]:
+    """Strikes, and those while alone, that each has once the dead worker's successor has come."""
+    Strikes(strikes._folder.parent, strikes._run_dir, strikes._pool, "w1", TTL_S).inherit()
+    records = [strikes.record(fingerprint) for fingerprint in fingerprints]
+    return [(record.strikes, record.alone) for record in records]
+
+
+def test_who_was_handled_is_suspect_of_a_crash(strikes: Strikes, home: Path, dead: int) -> None:
+    handle(home, dead, Phase.IDLE, ("post", False))
+    assert strikes.arrive("post", "post's").alone == 1
+    assert struck(strikes, "post's", "f") == [(1, 1), (0, 0)]
+
+
+def test_in_company_nobody_is_held_to_be_alone(strikes: Strikes, home: Path, dead: int) -> None:
+    handle(home, dead, Phase.STEP, ("post", False), ("other", False))
+    assert struck(strikes, "f", "post's", "other's") == [(1, 0)] * 3
+
+
+def test_who_was_suspect_before_is_the_only_one_now(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    handle(home, dead, Phase.STEP, ("post", True), ("innocent", False))
+    assert struck(strikes, "f", "post's", "innocent's") == [(0, 0), (1, 1), (0, 0)]
+
+
+def test_a_struck_drawing_is_not_cleared_by_who_is_handled_beside_it(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    handle(home, dead, Phase.STEP, ("innocent", False), struck=True)
+    assert struck(strikes, "f", "innocent's") == [(1, 1), (0, 0)]
+
+
+def test_an_event_loop_that_stood_still_is_held_against_who_was_handled(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    killed(handle(home, dead, Phase.STEP, ("post", False)), "silent")
+    assert struck(strikes, "f", "post's") == [(0, 0), (1, 1)]
+
+
+def test_a_call_that_was_too_long_is_held_against_nobody_else(
+    strikes: Strikes, home: Path, dead: int
+) -> None:
+    killed(handle(home, dead, Phase.STEP, ("post", False)), "overdue")
+    assert struck(strikes, "f", "post's") == [(1, 1), (0, 0)]
+
+
+def post(worker: WorkerProcess, content: str, request_id: str) -> httpx.Response:
+    headers = {"X-Request-ID": request_id}
+    return worker.client.post(ROUTE, json=content, headers=headers)
+
+
+def test_a_post_of_any_route_that_kills_two_workers_is_refused_and_its_neighbours_are_not(
+    home: Path,
+) -> None:
+    model, module = "synthetic:step_ms=100", "tests.worker.poisonous"
+    poison_id, drawing_id = "e" * 32, "d" * 32
+    with ExitStack() as stack:
+        pool = [
+            stack.enter_context(worker(home, name, model=model, module=module))
+            for name in ("w1", "w2", "w3", "w4")
+        ]
+        for each in pool:
+            each.wait_ready()
+        with ThreadPoolExecutor() as threads:
+            # The first in company, so that it counts for neither; then two by itself.
+            for victim in pool[:3]:
+                drawing = threads.submit(victim.draw, "innocent", drawing_id)
+                wait_until(lambda: victim.has() == 1)  # noqa: B023
+                with pytest.raises(httpx.TransportError):
+                    post(victim, "exit", poison_id)
+                assert victim.wait() == 139
+                with suppress(httpx.TransportError):
+                    assert drawing.result().status_code == 200
+        refused = post(pool[3], "exit", poison_id)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request_refused")
+        assert "ended 2 workers" in refused.json()["error"]["message"]
+        assert post(pool[3], "exit", "0" * 32).status_code == 422, "a fresh id changes nothing"
+        assert post(pool[3], "fine", "1" * 32).status_code == 200
+        assert pool[3].draw("innocent", drawing_id).status_code == 200

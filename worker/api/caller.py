@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from worker.addresses import network_of
-from worker.api.exchange import exchange_of
+from worker.api.exchange import Exchange, exchange_of
 from worker.storage.keys import EVERYONE, Key
 
 __all__ = ["EVERYONE", "Caller", "caller_of"]
@@ -31,6 +32,12 @@ class Caller:
     def may_see(self, owner: str) -> bool:
         """Whether what belongs to ``owner`` is this caller's to see and to change."""
         return self.role == "ops" or self.owner == owner
+
+
+def turn_of(scope: Scope) -> str:
+    """Who takes turns, as ``Caller.turn``."""
+    known: Caller | None = scope.get("caller")
+    return known.turn if known is not None else network_of(cast(Exchange, scope["exchange"]).key)
 
 
 def caller_of(request: Request) -> Caller:

@@ -3,6 +3,7 @@
 import math
 import re
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import log
 from worker.api import answers
+from worker.inflight import Handling
 from worker.metrics import Metrics
 
 QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
@@ -29,7 +31,8 @@ class Exchange:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
     ``key`` is who asks. ``again``: which turn it would be if nginx asked all workers once more, or
-    empty. ``notes`` end up in the log line.
+    empty. ``notes`` end up in the log line. ``handling`` is its line in the table of what is being
+    handled; ``clean``: surely no worker has died of it.
     """
 
     id: str
@@ -37,6 +40,30 @@ class Exchange:
     key: str
     again: str = ""
     notes: dict[str, log.Value] = field(default_factory=dict)
+    handling: Handling | None = None
+    clean: bool = False
+    _lock: "threading.Lock | None" = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether it keeps other struck requests out."""
+        return self._lock is not None
+
+    def lock(self, lock: threading.Lock) -> None:
+        """It has acquired ``lock``, for as long as it is handled."""
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let the other struck requests go on."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def rest(self) -> None:
+        """Nothing is handled for it for now: it waits, or its answer has begun."""
+        if self.handling is not None:
+            self.handling.pause()
+        self.unlock()
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -77,7 +104,7 @@ class Exchanges:
             return
         exchange = scope["exchange"] = read_exchange(dict(scope["headers"]))
         headers = [(b"x-request-id", exchange.id.encode()), self._worker]
-        answer = _Answer(send, headers)
+        answer = _Answer(send, headers, exchange)
         began = time.monotonic()
         try:
             await self._app(scope, receive, answer.send)
@@ -112,15 +139,17 @@ class Exchanges:
 class _Answer:
     """Adds the headers that every answer has and remembers what was sent."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], exchange: Exchange) -> None:
         self._send = send
         self._headers = headers
+        self._exchange = exchange
         self.status = 0
         self.body_bytes = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._exchange.rest()  # nginx sends it nowhere else from here on
             message["headers"] = [*message["headers"], *self._headers]
         else:
             self.body_bytes += len(message.get("body", b""))

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -19,6 +19,7 @@ from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
 from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.api.openapi import Part, operation, ref
+from worker.api.poison import clear
 from worker.engine import Ticket
 from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
 from worker.errors import (
@@ -28,7 +29,6 @@ from worker.errors import (
     Overloaded,
     Refused,
     StorageFailed,
-    Unavailable,
     ZimageError,
 )
 from worker.imaging import Picture, parameters_text
@@ -38,11 +38,7 @@ from worker.service import Service
 from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.usage import Outcome
-from worker.strikes import CLEAN, Record, asked_text
-
-ALONE_WAIT_S = 60.0
-STRIKES_TIMEOUT_S = 5.0
-_POLL_S = 0.2
+from worker.strikes import asked_text
 
 REPLIES_LOCATION = "/internal/replies/"
 """Where nginx finds the files of ``ReplyStore``."""
@@ -146,7 +142,7 @@ class Drawing:
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)
         fingerprint = fingerprint_of(self._caller.turn, generation)
-        record = await self._clear(fingerprint)
+        record = await clear(service, self.exchange, fingerprint, asked_text(self._specs[0]))
         request = DrawRequest(
             id=self.exchange.id,
             specs=self._specs,
@@ -163,6 +159,7 @@ class Drawing:
         self._ticket = service.engine.submit(request, self._encode)
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
+        self.exchange.rest()  # until its first picture is drawn
 
     def _priority(self) -> Priority:
         key = self._caller.key
@@ -181,32 +178,6 @@ class Drawing:
         self._service.places.free(self._place)
         if self._hold is not None:
             self._hold.give_back()
-
-    async def _clear(self, fingerprint: str) -> Record:
-        """What is known of this request; raises ``Refused`` where it kills workers."""
-        service = self._service
-        record = await self._record(fingerprint)
-        if not record.strikes:
-            return record
-        self.exchange.notes["strikes"] = record.strikes
-        if record.refused:
-            service.metrics.strikes.labels("too_slow" if record.too_slow else "refused").inc()
-            raise record.refusal(asked_text(self._specs[0]))
-        service.metrics.strikes.labels("alone").inc()
-        if record.alone:
-            await _until_another_is_open(service)
-        return record
-
-    async def _record(self, fingerprint: str) -> Record:
-        if self._service.strikes.surely_clean(self.exchange.id):
-            return CLEAN
-        look = asyncio.to_thread(self._service.strikes.arrive, self.exchange.id, fingerprint)
-        try:
-            return await asyncio.wait_for(look, STRIKES_TIMEOUT_S)
-        except (OSError, TimeoutError) as error:
-            # A full or stalled disk must not stop the drawing.
-            log.failure("strikes cannot be read", error, request_id=self.exchange.id)
-            return CLEAN
 
     async def answer(self, request: Request) -> Response:
         """All pictures in one JSON answer."""
@@ -275,6 +246,16 @@ class Drawing:
         self._service.encoders.begin(lambda: self._deliver(drawn, ticket, began))
 
     def _deliver(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
+        handling = self.exchange.handling
+        assert handling is not None, "the middleware comes first"
+        with self._service.apart if handling.struck else nullcontext():
+            handling.resume()
+            try:
+                self._encoded(drawn, ticket, began)
+            finally:
+                handling.pause()
+
+    def _encoded(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
         try:
             picture = self._service.encoders.encoded(
                 drawn.pixels,
@@ -523,20 +504,6 @@ def fingerprint_of(key: str, generation: wire.Generation) -> str:
     """Stands for who asks and for what: the same for a resubmission under another id."""
     text = b"%b\n%b" % (key.encode(), generation.normalised())
     return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-async def _until_another_is_open(service: Service) -> None:
-    """Wait until this request's next victim, if it is one, would not be the last worker."""
-    log.event("struck request waits for a second worker")
-    deadline = time.monotonic() + ALONE_WAIT_S
-    while not await asyncio.to_thread(service.strikes.another_is_open):
-        service.require_ready()
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                "This request ended a worker before and waits until a second one is back.",
-                retry_after_s=10.0,
-            )
-        await asyncio.sleep(_POLL_S)
 
 
 def openapi(service: Service) -> Part:

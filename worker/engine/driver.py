@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from worker.beat import Phase
@@ -47,6 +48,7 @@ class Driver:
     costs: Costs
     scheduler: Scheduler
     allowances: Allowances
+    apart: threading.Lock = field(default_factory=threading.Lock)
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
@@ -166,6 +168,25 @@ class Driver:
                 self.costs.shrink(pictures[0].size, self._fits)
 
     def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
+        with self._apart(part):
+            return self._attempt_now(phase, part, call)
+
+    @contextmanager
+    def _apart(self, part: Sequence[Picture]) -> Iterator[None]:
+        """Of what is suspect, one at a time is at work in this process: whoever looks into its
+        death must know which it was."""
+        if not any(picture.entry.request.exclusive for picture in part):
+            yield
+            return
+        if not self.apart.acquire(blocking=False):
+            self.pulse.idle()
+            self.apart.acquire()
+        try:
+            yield
+        finally:
+            self.apart.release()
+
+    def _attempt_now(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
         shape = self._enter(phase, part)
         began = time.monotonic()
         self._begin(phase, part, began)
@@ -320,10 +341,11 @@ class Driver:
             return
         if picture.previews >= wanted or picture.sample is None:
             return
-        # A decoding of its own: with its own time, and nobody else is to blame for it.
-        self._enter(Phase.DECODE, [picture])
         try:
-            pixels = self.pipeline.preview(picture.sample)
+            with self._apart([picture]) if self.pipeline.info.stepwise else nullcontext():
+                # A decoding of its own: with its own time, and nobody else is to blame for it.
+                self._enter(Phase.DECODE, [picture])
+                pixels = self.pipeline.preview(picture.sample)
         except DevicePoisoned:
             raise
         except Exception:  # a preview is a courtesy: the picture goes on

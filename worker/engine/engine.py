@@ -54,7 +54,8 @@ class Engine:
     """Draws with ``pipeline`` from one thread of its own, in which the pipeline is also closed.
 
     ``on_fatal`` is called once, on the event loop, when the engine can draw no more (the device
-    is poisoned, or the thread died) and every waiter has been failed with Unavailable.
+    is poisoned, or the thread died) and every waiter has been failed with Unavailable. ``apart`` is
+    held in the calls of ``exclusive`` requests.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         limits: Limits,
         costs: Costs | None = None,
         on_fatal: OnFatal | None = None,
+        apart: "threading.Lock | None" = None,
     ) -> None:
         self.on_fatal = on_fatal
         self._pipeline = pipeline
@@ -76,7 +78,13 @@ class Engine:
         scheduler = Scheduler(self._costs)
         allowances = Allowances(limits, self._costs, stepwise=pipeline.info.stepwise)
         self._driver = Driver(
-            pipeline, self._pulse, self._queue, self._costs, scheduler, allowances
+            pipeline,
+            self._pulse,
+            self._queue,
+            self._costs,
+            scheduler,
+            allowances,
+            apart=apart or threading.Lock(),
         )
         self._lock = self._driver.lock
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -1,4 +1,5 @@
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -399,3 +400,21 @@ def test_a_preview_has_an_allowance_of_its_own_and_is_one_requests(
     driver.costs.record("decode", (128, 128), 1, 3.0)
     run(driver)
     assert seen == [(Phase.DECODE, 30.0, 1)]
+
+
+def test_a_struck_picture_waits_while_another_suspect_is_handled(
+    make: MakeDriver, tmp_path: Path
+) -> None:
+    pipeline, one = GatedPipeline(), entry("struck", exclusive=True)
+    driver = make(pipeline, one)
+    driver.apart.acquire()
+    drawing = threading.Thread(target=run, args=(driver,))
+    drawing.start()
+    drawing.join(0.1)
+    beat = read_beat(tmp_path / "w1.beat")
+    assert beat
+    # Whatever ends the worker now, it is not this picture.
+    assert (pipeline.calls, beat.running) == ([], ())
+    driver.apart.release()
+    drawing.join(20)
+    assert recorder(one).texts == ["struck|7|4"]
