@@ -189,13 +189,23 @@ def test_another_cell_on_the_same_sockets_is_refused(cell: RunningCell) -> None:
     assert 'belongs to a running cell, "test"' in done.stdout
 
 
-def test_worker_that_does_not_start_is_named_with_its_log(cell: RunningCell) -> None:
+def test_model_that_cannot_be_loaded_leaves_the_cell_untouched(cell: RunningCell) -> None:
     undo = edit(cell, "noise=1", "no_such_option=1")
     done = cell.zimage("up", "--no-draw")
     undo()
     assert done.returncode == 1
+    assert "synthetic: unknown option 'no_such_option'" in done.stdout
+    assert "The running cell is untouched." in done.stderr
+    assert cell.open() == {"w1", "w2", "w3"}
+
+
+def test_worker_that_does_not_start_is_named_with_its_log(cell: RunningCell) -> None:
+    undo = edit(cell, "noise=1", "load_ms=-1")  # only loading finds that
+    done = cell.zimage("up", "--no-draw")
+    undo()
+    assert done.returncode == 1
     assert "starting w1: w1 failed" in done.stderr
-    assert "no_such_option" in done.stderr
+    assert "must be non-negative" in done.stderr
     assert cell.open() == {"w2", "w3"}
     assert cell.zimage("up").returncode == 0
 
