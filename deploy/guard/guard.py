@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deploy.guard import exposition, housekeeping, state
 from deploy.guard.gate import make_closed_socket
@@ -76,7 +77,7 @@ class Guard:
             exposition.serving(self._layout.guard_socket, self._metrics.render),
             asyncio.TaskGroup() as tasks,
         ):
-            for_ever = {
+            for_ever: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "judging": self._judge_for_ever,
                 "asking supervisor": self._supervise,
                 "housekeeping": self._do_chores,
