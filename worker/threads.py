@@ -61,6 +61,7 @@ class Crew:
             except Exception as error:  # whoever begins the next one needs this thread
                 log.failure("work in a thread failed", error)
             finally:
+                del job  # and the picture in it, which would stay until the next one comes
                 self._busy.discard(own)
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -21,7 +21,16 @@ from worker.api.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.api.openapi import Part, operation, ref
 from worker.api.poison import clear
 from worker.engine import Ticket
-from worker.engine.request import Drawn, DrawRequest, Event, Partial, Priority, Queued, Stepped
+from worker.engine.request import (
+    NO_PIXELS,
+    Drawn,
+    DrawRequest,
+    Event,
+    Partial,
+    Priority,
+    Queued,
+    Stepped,
+)
 from worker.errors import (
     DeadlinePassed,
     DrawingFailed,
@@ -216,7 +225,7 @@ class Drawing:
         if len(self._specs) == 1:
             return [await self._only()]
         finished: dict[int, Finished] = {}
-        async with aclosing(self._drawing()) as events:
+        async with self._drawing() as events:
             async for event in events:
                 if isinstance(event, Finished):
                     finished[event.image_index] = self._noted(event)
@@ -230,12 +239,13 @@ class Drawing:
         finally:
             self._ticket.cancel()
 
-    async def _drawing(self) -> AsyncGenerator[Event, None]:
+    @asynccontextmanager
+    async def _drawing(self) -> AsyncIterator[AsyncIterator[Event]]:
         """The engine's events. Whoever stops listening stops the drawing."""
         assert self._ticket is not None, "admit comes first"
         try:
-            async for event in self._ticket.events():
-                yield event
+            async with aclosing(self._ticket.events()) as events:
+                yield events
         finally:
             self._ticket.cancel()
 
@@ -270,7 +280,8 @@ class Drawing:
             ticket.fail(DrawingFailed("The picture was drawn and could not be encoded."))
             return
         encode_s = time.monotonic() - began
-        ticket.deliver(Finished(**vars(drawn), picture=picture, encode_s=encode_s))
+        told = {**vars(drawn), "pixels": NO_PIXELS}
+        ticket.deliver(Finished(**told, picture=picture, encode_s=encode_s))
 
     def _image_id(self, drawn: Drawn) -> str:
         return f"{self.exchange.id}-{drawn.image_index}"
@@ -392,7 +403,7 @@ class Drawing:
     async def _events(self) -> AsyncGenerator[bytes, None]:
         drawn: list[Drawn] = []
         announced = False
-        async with aclosing(self._drawing()) as events:
+        async with self._drawing() as events:
             async for event in events:
                 if not announced and not isinstance(event, Queued):
                     yield self._queued(Queued(0, 0.0))
@@ -401,6 +412,7 @@ class Drawing:
                 if isinstance(event, Drawn):
                     drawn.append(event)
                     self._count([event])
+                del event  # a preview's pixels must not wait for the next one
                 yield data
         timings = self._account(drawn)
         self._count([], done_after_s=timings["Queue-Ms"] / 1000)

@@ -26,7 +26,7 @@ from worker.engine.room import DOUBT_S, Room, Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
-from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline, Sample
+from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline, Pixels, Sample
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,9 @@ class Driver:
         self._announced.pop(entry, None)
         if error:
             entry.waiter.fail(error)
+        # A ticket knows its entry. If that knew the ticket for ever, its pictures would wait for
+        # the garbage collector, which comes once in thousands of requests.
+        entry.waiter = NOBODY
         return True
 
     def settle_all(self, error: Callable[[], ZimageError]) -> None:
@@ -246,8 +249,8 @@ class Driver:
         with self.lock:
             _share(part, now - began)  # the call is as good as over, and they hear of it now
             for picture, each in zip(part, pixels, strict=True):
-                picture.pixels, picture.done = each, True
-                self._tell_drawn(picture, now)
+                picture.done = True
+                self._tell_drawn(picture, each, now)
 
     def _inner_step(self, part: Sequence[Picture], done: int) -> bool:
         """After each step of a pipeline that draws in one call; False: nobody waits for it."""
@@ -355,16 +358,16 @@ class Driver:
             picture.entry.waiter.post(Partial(picture.image_index, picture.previews, pixels))
         picture.previews += 1
 
-    def _tell_drawn(self, picture: Picture, now: float) -> None:
+    def _tell_drawn(self, picture: Picture, pixels: Pixels, now: float) -> None:
         entry = picture.entry
-        if entry.over or picture.pixels is None:
+        if entry.over:
             return
         queue_ms = (picture.started_at - entry.submitted_at) * 1000
         inference_ms = (now - picture.started_at) * 1000
         event = Drawn(
             picture.image_index,
             picture.spec,
-            picture.pixels,
+            pixels,
             queue_ms,
             inference_ms,
             picture.batch_size,
@@ -373,7 +376,6 @@ class Driver:
         self.room.drew((picture.size, picture.rows))
         self._lost_memory = self._failed_in_a_row = 0
         self._drawn = picture.spec
-        picture.pixels = None
         self.totals.pictures_drawn += 1
         entry.waiter.post(event)
         if not entry.undone:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from worker.engine.request import DrawRequest, Event, Priority
 from worker.errors import ZimageError
-from worker.pipelines.base import DrawSpec, Pixels, Sample
+from worker.pipelines.base import DrawSpec, Sample
 
 Size = tuple[int, int]
 """Width and height: what is known of a picture's group before its prompt is encoded."""
@@ -38,7 +38,6 @@ class Picture:
     image_index: int
     spec: DrawSpec
     sample: Sample | None = None  # from the end of ``start`` to the end of ``finish``
-    pixels: Pixels | None = field(default=None, repr=False)
     started_at: float = 0.0  # monotonic seconds
     device_s: float = 0.0  # its rows' share of the calls that it was in
     batch_size: int = 0
@@ -77,7 +76,7 @@ class Entry:
     """One request in the engine, from admission until it is answered."""
 
     request: DrawRequest
-    waiter: Waiter
+    waiter: Waiter  # until it is answered
     sequence: int  # of admission: orders equal arrivals
     submitted_at: float = 0.0  # monotonic seconds
     since: float = (

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import numpy as np
+
 from worker.pipelines.base import DrawSpec, Pixels
 
 
@@ -68,9 +70,13 @@ class Partial:
     pixels: Pixels = field(repr=False)
 
 
+NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """Picture ``image_index`` is done."""
+    """Picture ``image_index`` is done. Whoever makes a file of it tells on one of ``NO_PIXELS``:
+    nobody holds megabytes that nobody reads."""
 
     image_index: int
     spec: DrawSpec

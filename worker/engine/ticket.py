@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 
 from worker.engine.request import Drawn, DrawRequest, Event, Queued, Stepped
 from worker.errors import ZimageError
@@ -34,7 +35,7 @@ class Ticket:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._pending: dict[object, Event] = {}
-        self._drawn: dict[int, Drawn] = {}
+        self._done: set[int] = set()
         self._error: ZimageError | None = None
         self._over = False
         self._listening = False
@@ -42,13 +43,13 @@ class Ticket:
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Every event, once, to one reader; ends after the last Drawn or raises ZimageError."""
         self._listening = True
         while True:
             events, over = self._take()
-            for event in events:
-                yield event
+            while events:  # nothing here may hold the pixels of one while the next is waited for
+                yield events.popleft()
             if over:
                 break
             await self._woken_again()
@@ -56,12 +57,15 @@ class Ticket:
             raise self._error
 
     async def result(self) -> list[Drawn]:
-        """All pictures in the order of ``image_index``, to one reader; raises ZimageError."""
+        """All pictures in the order of ``image_index``, once, to one reader; raises ZimageError."""
         while not self._over:
             await self._woken_again()
         if self._error:
             raise self._error
-        return [self._drawn[index] for index in sorted(self._drawn)]
+        events, _ = self._take()
+        return sorted(
+            (event for event in events if isinstance(event, Drawn)), key=lambda one: one.image_index
+        )
 
     def cancel(self) -> None:
         """Nobody wants it any more: it leaves the queue at once, a running batch within a step."""
@@ -71,8 +75,9 @@ class Ticket:
         """From any thread: tell the reader. The last Drawn ends the request."""
         if not (self.request.watched or isinstance(event, self._wanted)):
             return
-        if self._finish is not None and isinstance(event, Drawn):
-            self._finish(event, self)
+        finish = self._finish
+        if finish is not None and isinstance(event, Drawn):
+            finish(event, self)
         else:
             self.deliver(event)
 
@@ -85,8 +90,9 @@ class Ticket:
             self._pending.pop(key, None)
             self._pending[key] = event
             if isinstance(event, Drawn):
-                self._drawn[event.image_index] = event
-                self._over = len(self._drawn) == len(self.request.specs)
+                self._done.add(event.image_index)
+                self._over = len(self._done) == len(self.request.specs)
+            self._end()
             self._wake()
 
     def fail(self, error: ZimageError) -> None:
@@ -94,11 +100,17 @@ class Ticket:
         with self._lock:
             if not self._over:
                 self._error, self._over = error, True
+                self._end()
                 self._wake()
 
-    def _take(self) -> tuple[list[Event], bool]:
+    def _end(self) -> None:
+        # It may know its caller, who knows this ticket.
+        if self._over:
+            self._finish = None
+
+    def _take(self) -> tuple[deque[Event], bool]:
         with self._lock:
-            events, self._pending = list(self._pending.values()), {}
+            events, self._pending = deque(self._pending.values()), {}
             return events, self._over
 
     def _wake(self) -> None:

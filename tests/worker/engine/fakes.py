@@ -24,6 +24,7 @@ fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), dead
 """For property tests; ``scripts/fuzz`` asks for more."""
 
 _numbers = itertools.count()
+_recorders: "dict[int, Recorder]" = {}
 
 Hook = Callable[[list[str]], object]
 
@@ -143,9 +144,11 @@ class Recorder:
 
 def entry(*prompts: str, **fields: Any) -> Entry:
     """An entry with a Recorder for a waiter."""
-    return Entry(request(*prompts, **fields), Recorder(), next(_numbers))
+    number = next(_numbers)
+    _recorders[number] = Recorder()
+    return Entry(request(*prompts, **fields), _recorders[number], number)
 
 
 def recorder(one: Entry) -> Recorder:
-    assert isinstance(one.waiter, Recorder)
-    return one.waiter
+    """That of ``one``, which forgets it once it is answered."""
+    return _recorders[one.sequence]

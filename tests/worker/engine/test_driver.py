@@ -362,9 +362,9 @@ def test_whole_call_stops_when_nobody_waits_for_it(make: MakeDriver) -> None:
             if isinstance(event, Stepped):
                 driver.settle(one, ZimageError("cancelled"))
 
-    one.waiter = Leaver()
+    one.waiter = leaver = Leaver()
     run(driver)
-    assert [event for event in recorder(one).events if isinstance(event, Stepped)][1:] == []
+    assert [event for event in leaver.events if isinstance(event, Stepped)][1:] == []
     assert [name for name, _ in pipeline.calls] == ["start", "step"]
 
 

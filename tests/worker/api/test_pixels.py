@@ -1,0 +1,138 @@
+"""Pixels live until they are a file, and no longer: nobody waits for the garbage collector."""
+
+import gc
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+
+import anyio
+import httpx
+import pytest
+
+from tests.worker.conftest import migrated, ready, serving
+from worker.pipelines.base import Pixels, Sample
+from worker.pipelines.synthetic import SyntheticPipeline
+from worker.settings import Settings
+
+pytestmark = pytest.mark.anyio
+DRAW = "/v1/images/generations"
+LARGE = "1024x1024"
+
+
+class Counting(SyntheticPipeline):
+    """Knows which of the pictures and previews that it drew are still held by somebody."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.drawn: list[weakref.ref[Pixels]] = []
+
+    @property
+    def alive(self) -> int:
+        return sum(reference() is not None for reference in self.drawn)
+
+    def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        return [self._counted(pixels) for pixels in super().finish(samples)]
+
+    def preview(self, sample: Sample) -> Pixels | None:
+        pixels = super().preview(sample)
+        assert pixels is not None
+        return self._counted(pixels.copy())
+
+    def _counted(self, pixels: Pixels) -> Pixels:
+        self.drawn.append(weakref.ref(pixels))
+        return pixels
+
+
+@pytest.fixture
+def pipeline(settings: Settings) -> Counting:
+    return Counting(settings.model)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def freed(pipeline: Counting) -> None:
+    deadline = time.monotonic() + 10  # an encoder may still be about to let go
+    while pipeline.alive:
+        assert time.monotonic() < deadline, f"{pipeline.alive} of {len(pipeline.drawn)} are held"
+        await anyio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", "size": LARGE, "output_format": "jpeg"},
+        {"prompt": "a", "size": LARGE, "n": 3},
+        {"prompt": "a", "size": LARGE, "n": 2, "stream": True, "partial_images": 2},
+    ],
+)
+async def test_answered_requests_keep_no_pixels(
+    settings: Settings, pipeline: Counting, no_collector: None, body: dict[str, object]
+) -> None:
+    async with serving(settings, lambda _: pipeline) as (service, client):
+        await ready(service)
+        gc.disable()  # a worker that is ready sets it going
+        for _ in range(3):
+            answer = await client.post(DRAW, json=body)
+            assert answer.status_code == 200
+        assert len(pipeline.drawn) > 3
+        await freed(pipeline)
+
+
+async def test_pixels_go_once_they_are_a_file_though_nobody_reads_it(
+    settings: Settings, pipeline: Counting, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(settings, lambda _: pipeline) as (service, client):
+        await ready(service)
+        gc.disable()
+        save = service.images.save
+        held: list[int] = []
+
+        def look(name: str, data: bytes) -> None:
+            held.append(pipeline.alive)
+            save(name, data)
+
+        monkeypatch.setattr(service.images, "save", look)
+        body = {"prompt": "a", "size": LARGE, "response_format": "url", "store": False}
+        assert (await client.post(DRAW, json=body)).status_code == 200
+    assert held == [0], "while the file is being stored"
+
+
+async def test_a_client_that_leaves_keeps_no_pixels(
+    settings: Settings, pipeline: Counting, no_collector: None
+) -> None:
+    async with serving(settings, lambda _: pipeline) as (service, client):
+        await ready(service)
+        gc.disable()
+        body = {"prompt": "a", "size": LARGE, "n": 4}
+        with anyio.move_on_after(0.05):
+            await client.post(DRAW, json=body)
+        await service.engine.drained()
+        await freed(pipeline)
+
+
+async def test_items_of_jobs_keep_no_pixels(
+    settings: Settings, pipeline: Counting, no_collector: None
+) -> None:
+    async with serving(migrated(settings), lambda _: pipeline) as (service, client):
+        await ready(service)
+        gc.disable()
+        job = await _job(client)
+        deadline = time.monotonic() + 30
+        while (await client.get(f"/v1/jobs/{job}")).json()["state"] == "running":
+            assert time.monotonic() < deadline
+            await anyio.sleep(0.02)
+        assert len(pipeline.drawn) >= 3
+        await freed(pipeline)
+
+
+async def _job(client: httpx.AsyncClient) -> str:
+    body = {"prompts": ["a", "b", "c"], "size": LARGE}
+    answer = await client.post("/v1/jobs", json=body)
+    assert answer.status_code < 300, answer.text
+    return str(answer.json()["id"])
