@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from worker.engine.queue import Size
+from worker.engine.recently import Recently
 from worker.engine.retrial import Retrial
 
 Kind = Literal["encode", "step", "decode"]
@@ -35,6 +36,12 @@ _BESIDE_S = 0.0002
 where steps are as short, and then speaks for batches."""
 
 
+MAX_SIZES = 64
+"""So many sizes are known, those that were drawn last: users may ask for thousands, and the others
+are predicted from these. Enough that neighbours among them are near in area."""
+_MAX_CACHED = 2048  # answers, of a size and a number of rows each
+
+
 class Costs:
     """Running averages. ``max_batch``: most rows of a step where nothing else is known.
 
@@ -44,21 +51,24 @@ class Costs:
     def __init__(self, max_batch: int = 4, memory_limit: int | None = None) -> None:
         self.memory_limit = memory_limit
         self._max_batch = max_batch
-        self._fits: dict[Size, int] = {}
-        self._times: dict[Kind, dict[Size, dict[int, float]]] = {kind: {} for kind in KINDS}
+        self._fits: Recently[Size, int] = Recently(MAX_SIZES)
+        self._times: dict[Kind, Recently[Size, dict[int, float]]] = {
+            kind: Recently(MAX_SIZES) for kind in KINDS
+        }
         self._resident = 0
-        self._peaks: dict[Size, dict[int, int]] = {}
-        self._predicted: dict[_Call, float] = {}
-        self._told: dict[_Call, float] = {}  # what predictions were last made from
-        self._caps: dict[tuple[Size, int, bool], int] = {}
-        self._checked: set[tuple[Size, int, bool]] = (
-            set()
-        )  # caps that the last record did not change
-        self._retrials: dict[Size, Retrial] = {}
+        self._peaks: Recently[Size, dict[int, int]] = Recently(MAX_SIZES)
+        self._net: dict[Size, dict[int, int]] = {}  # the peaks, less what is resident
+        self._predicted: Recently[_Call, float] = Recently(_MAX_CACHED)
+        self._told: Recently[_Call, float] = Recently(_MAX_CACHED)  # predictions were made from it
+        self._caps: Recently[tuple[Size, int, bool], int] = Recently(_MAX_CACHED)
+        # Caps that the last record did not change:
+        self._checked: Recently[tuple[Size, int, bool], None] = Recently(_MAX_CACHED)
+        self._retrials: Recently[Size, Retrial] = Recently(MAX_SIZES)
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
         times = self._times[kind].setdefault(size, {})
+        self._times[kind].touch(size)
         before = times.get(rows, seconds)
         weight = _HICCUP_WEIGHT if seconds > _HICCUP * before else _WEIGHT
         if self._tell_retrial(kind, size, rows) and _HICCUP * seconds < before:
@@ -78,6 +88,7 @@ class Costs:
         self._resident = resident
         peaks = self._peaks.setdefault(size, {})
         peaks[rows] = max(peak, peaks.get(rows, 0))
+        self._net = {}
 
     @property
     def measured(self) -> bool:
@@ -114,9 +125,10 @@ class Costs:
         within = most if backlog is None else max(1, min(most, backlog))
         if not self.compared(size):
             return within
-        if (size, within, busy) not in self._checked:
+        key = size, within, busy
+        if key not in self._checked or key not in self._caps:
             self._check_cap(size, within, busy)
-        cap = self._caps[size, within, busy]
+        cap = self._caps[key]
         more = min(within, 2 * cap)
         return more if cap < within and self._again(size, cap, more) else cap
 
@@ -165,8 +177,10 @@ class Costs:
         """Bytes in use at the worst moment of drawing ``rows`` rows of ``size``."""
         if not self._peaks:
             return 0
-        calls = {s: {n: b - self._resident for n, b in p.items()} for s, p in self._peaks.items()}
-        return self._resident + round(_by_area(calls, size, rows))
+        if not self._net:
+            resident = self._resident
+            self._net = {s: {n: b - resident for n, b in p.items()} for s, p in self._peaks.items()}
+        return self._resident + round(_by_area(self._net, size, rows))
 
     def _check_cap(self, size: Size, within: int, busy: bool) -> None:
         near, keep = (_NEAR_BEST_BUSY, _KEEP_BUSY) if busy else (_NEAR_BEST, _KEEP)
@@ -175,7 +189,7 @@ class Costs:
         if cap is None or not self._near_best(size, cap, within, keep):
             fitting = range(1, within + 1)
             self._caps[about] = next(n for n in fitting if self._near_best(size, n, within, near))
-        self._checked.add(about)
+        self._checked[about] = None
 
     def compared(self, size: Size) -> bool:
         """Whether steps of several numbers of rows were timed. One alone says nothing about
@@ -227,7 +241,8 @@ class Costs:
     ) -> "Costs":
         """What ``dump`` gave; KeyError or ValueError where it is something else."""
         costs = cls(max_batch, memory_limit)
-        costs._fits = {_size(name): int(cap) for name, cap in data["caps"].items()}
+        for name, cap in data["caps"].items():
+            costs._fits[_size(name)] = int(cap)
         costs._resident = int(data["resident"])
         for name, peaks in data["peaks"].items():
             costs._peaks[_size(name)] = {int(n): int(b) for n, b in peaks.items()}

@@ -6,10 +6,12 @@ from collections.abc import Hashable, Sequence
 from worker.beat import BeatWriter, Phase, Running, digest
 from worker.engine.limits import Limits
 from worker.engine.queue import Picture
+from worker.engine.recently import Recently
 from worker.engine.state import Activity
 
 IDLE_ALLOWANCE_S = 3.0
 IDLE_BEAT_S = 1.0  # an idle driver beats this often
+_MAX_SHAPES = 2048  # beyond, one that was not drawn for long counts as new
 
 
 class Pulse:
@@ -19,7 +21,7 @@ class Pulse:
         self._beat = beat
         self._limits = limits
         self._compiles = compiles
-        self._seen: set[Hashable] = set()
+        self._seen: Recently[Hashable, None] = Recently(_MAX_SHAPES)
         self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
 
     def idle(self) -> None:
@@ -53,7 +55,8 @@ class Pulse:
     def learn(self, shape: Hashable) -> bool:
         """A call of ``shape`` has succeeded; whether its time tells what the next will take."""
         typical = not self._compiles or shape in self._seen
-        self._seen.add(shape)
+        self._seen[shape] = None
+        self._seen.touch(shape)
         return typical
 
 

@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from worker.engine.queue import Entry
+from worker.engine.recently import Recently
 from worker.engine.request import Queued
 
+_MAX_ENTRIES = 2048
+"""Those who came since the last look are written down, refused ones too."""
 SHARE = 200
 """Looking ahead is done every so many times what it takes, at least."""
 
@@ -25,7 +28,7 @@ class Recent:
         self, look: Callable[[], Ahead], now: Callable[[], float] = time.monotonic
     ) -> None:
         self._look, self._now = look, now
-        self._waits_s: dict[Entry, float] = {}  # at ``_at``
+        self._waits_s: Recently[Entry, float] = Recently(_MAX_ENTRIES)  # at ``_at``
         self._newcomers_s = 0.0
         self._at = self._until = float("-inf")
 
@@ -59,7 +62,9 @@ class Recent:
         now = self._now()
         if now >= self._until:
             places, self._newcomers_s = self._look()
-            self._waits_s = {entry: place.wait_s for entry, place in places.items()}
+            self._waits_s.clear()
+            for entry, place in places.items():
+                self._waits_s[entry] = place.wait_s
             took_s = self._now() - now
             self._at, self._until = now, now + (SHARE + 1) * took_s
         return now - self._at

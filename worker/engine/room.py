@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from worker.engine.queue import Size
+from worker.engine.recently import Recently
 
 Shape = tuple[Size, int]
 """Size and rows of one picture."""
 
+MAX_SHAPES = 256
+"""So many are known; one that is forgotten is tried again."""
 DOUBT_S = 30.0
 REFUSED_S = 600.0
 
@@ -40,12 +43,13 @@ class Room:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._drawn: set[Shape] = set()
-        self._failed: dict[Shape, Closed] = {}
+        self._drawn: Recently[Shape, None] = Recently(MAX_SHAPES)
+        self._failed: Recently[Shape, Closed] = Recently(MAX_SHAPES)
 
     def drew(self, shape: Shape) -> None:
         """One picture of ``shape`` was drawn."""
-        self._drawn.add(shape)
+        self._drawn[shape] = None
+        self._drawn.touch(shape)
         self._failed.pop(shape, None)
 
     def failed(self, shape: Shape) -> Verdict:
