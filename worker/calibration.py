@@ -3,6 +3,9 @@
 ``<var_dir>/calibration/<digest>.json`` holds the costs and what they were measured on. The digest
 covers all that changes them: device, driver, model, dtype, versions of the libraries and of the
 code that draws, the limit of its memory, and on a CPU threads and cores.
+
+``tables`` beside this module holds such files of cards that were measured: a first start on one of
+them serves by these, whatever its versions, and measures again when it is idle.
 """
 
 import hashlib
@@ -12,7 +15,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,13 @@ from worker.settings import Settings
 from worker.timings import Measured
 
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
-_LIBRARIES = ("torch", "diffusers", "transformers", "torchao", "triton")
+_LIBRARIES = ("torch", "diffusers", "transformers", "triton", "flash-attn-4", "quack-kernels")
 REPEATS = 3
 _QUICK_S = 6.0
 """A start tries one picture more while a batch is drawn in less."""
+TABLES = Path(__file__).parent / "tables"
+_SAME = ("device", "dtype", "stepwise", "levers", "architecture")
+"""What a table of ``TABLES`` must have been measured on to be a first idea here."""
 _numbers = itertools.count()  # of prompts in this process
 
 
@@ -39,13 +45,18 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "dtype": pipeline.info.dtype,
         "stepwise": pipeline.info.stepwise,
         "levers": dict(pipeline.info.levers),
+        "architecture": pipeline.info.architecture,
         "device": memory.device_name or platform.processor() or platform.machine(),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
         **(_cores(settings) if pipeline.info.device == "cpu" else {}),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
-        "pipelines": _code(),
+        **versions(),
     }
+
+
+def versions() -> dict[str, Any]:
+    """Of the libraries and of the code that draws."""
+    return {"libraries": {name: _version(name) for name in _LIBRARIES}, "pipelines": _code()}
 
 
 def _cores(settings: Settings) -> dict[str, Any]:
@@ -110,16 +121,48 @@ def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Co
     return costs
 
 
+def shipped(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs | None:
+    """The costs of such a card with such a model, as they were measured elsewhere."""
+    on = measured_on(settings, pipeline, memory)
+    for path in sorted(TABLES.glob("*.json")):
+        table = json.loads(path.read_bytes())
+        if all(table["measured_on"].get(key) == on[key] for key in _SAME):
+            costs = Costs.load(table["costs"], settings.max_batch, memory.limit_bytes)
+            costs.rebase(memory.resident_bytes)
+            return costs
+    return None
+
+
 def short(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs:
     """A first idea where there is no table, kept for the next start: all numbers of rows of half
     the model's own size; of the whole one and two, and more where that is quick."""
-    whole = pipeline.info.default_size
-    half = tuple(
-        side // 2 // pipeline.info.side_multiple * pipeline.info.side_multiple for side in whole
-    )
-    measured = list(_quick(pipeline, memory, whole, settings.max_batch))
-    if min(half) >= pipeline.info.min_side:
-        measured += measure(pipeline, memory, [(half[0], half[1])], settings.max_batch, repeats=1)
+    return _keep(settings, pipeline, memory, list(_first(settings, pipeline, memory)))
+
+
+def renewed(
+    settings: Settings, pipeline: Pipeline, memory: Memory, learn: Callable[[Costs], None]
+) -> Iterator[Measured]:
+    """As ``short``, one measurement for each ``next``; at the end ``learn`` is told."""
+    measured = []
+    for each in _first(settings, pipeline, memory):
+        measured.append(each)
+        yield each
+    learn(_keep(settings, pipeline, memory, measured))
+    log.event("costs measured again", shapes=len(measured))
+
+
+def _first(settings: Settings, pipeline: Pipeline, memory: Memory) -> Iterator[Measured]:
+    info = pipeline.info
+    yield from _quick(pipeline, memory, info.default_size, settings.max_batch)
+    half = tuple(side // 2 // info.side_multiple * info.side_multiple for side in info.default_size)
+    if min(half) >= info.min_side:
+        sizes = [(half[0], half[1])]
+        yield from measure(pipeline, memory, sizes, settings.max_batch, repeats=1)
+
+
+def _keep(
+    settings: Settings, pipeline: Pipeline, memory: Memory, measured: Sequence[Measured]
+) -> Costs:
     costs = costs_of(measured, memory, settings.max_batch)
     on = measured_on(settings, pipeline, memory)
     try:

@@ -204,22 +204,36 @@ class Service:
         pipeline = self._load(self.settings)
         self._info = pipeline.info
         began = time.monotonic()
-        costs = self._costs(pipeline)
+        costs, lent = self._costs(pipeline)
         log.event("costs known", seconds=round(time.monotonic() - began, 2))
         limits = _limits(self.settings)
-        self._engine = Engine(pipeline, beat, limits, costs, self._on_fatal, self.apart)
+        engine = Engine(pipeline, beat, limits, costs, self._on_fatal, self.apart)
+        if lent:
+            own = calibration.renewed(self.settings, pipeline, self._memory, engine.learn)
+            engine.when_idle(own)
+        self._engine = engine
 
-    def _costs(self, pipeline: Pipeline) -> Costs:
-        """What calibration found for this device, or a short measurement where that is quick."""
+    def _costs(self, pipeline: Pipeline) -> tuple[Costs, bool]:
+        """What calibration found for this device, or a short measurement where that is quick; and
+        whether it was found on another device of its kind."""
         device = pipeline.info.device
         memory = self._memory = memory_of(device, self.settings.vram_limit_gib)
-        table = calibration.load(self.settings, pipeline, memory)
-        log.event("costs", calibrated=table is not None, memory_limit=memory.limit_bytes)
+        about = self.settings, pipeline, memory
+        table = calibration.load(*about)
+        shipped = calibration.shipped(*about) if table is None else None
+        log.event(
+            "costs",
+            calibrated=table is not None,
+            shipped=shipped is not None,
+            memory_limit=memory.limit_bytes,
+        )
         if table is not None:
-            return table
+            return table, False
+        if shipped is not None:
+            return shipped, True
         if device == "cpu":  # slow, and shared: the warm-up picture and what is drawn measure
-            return Costs(self.settings.max_batch)
-        return calibration.short(self.settings, pipeline, memory)
+            return Costs(self.settings.max_batch), False
+        return calibration.short(*about), False
 
     async def _warm_up(self) -> None:
         """Draw before anybody waits; where a first call takes long, a few steps are enough."""

@@ -1,12 +1,15 @@
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import calibration
+from worker.engine import Costs, Engine
 from worker.pipelines.base import DrawSpec, Sample
 from worker.pipelines.memory import NoMemory
 from worker.pipelines.synthetic import SyntheticPipeline
@@ -150,3 +153,70 @@ def test_a_table_says_what_it_was_measured_on(home: Path) -> None:
     path = calibration.path_of(settings, on)
     calibration.save(path, on, measured(pipeline), calibration.costs_of([], CPU, 4))
     assert json.loads(path.read_text())["measured_on"]["model"] == settings.model
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """With the table of such a pipeline on this machine, by other versions."""
+    monkeypatch.setattr(calibration, "TABLES", tmp_path)
+    pipeline = SyntheticPipeline("synthetic:step_ms=1")
+    on = calibration.measured_on(settings_in(tmp_path), pipeline, CPU) | {"libraries": {}}
+    memory = replace(CPU, resident_bytes=100)
+    costs = calibration.costs_of(measured(pipeline), memory, 4)
+    costs.record_peak((64, 64), 1, 150, 100)
+    calibration.save(tmp_path / "a.json", on, [], costs)
+    return tmp_path
+
+
+def test_a_shipped_table_serves_a_card_of_its_kind(tables: Path, home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    assert calibration.load(settings, pipeline, CPU) is None
+    found = calibration.shipped(settings, pipeline, replace(CPU, resident_bytes=1000))
+    assert found
+    assert found.measured
+    assert found.predict_peak((64, 64), 1) == 1050  # this process takes more by itself
+    other = replace(CPU, device_name="another card")
+    assert calibration.shipped(settings, pipeline, other) is None
+
+
+def test_what_is_measured_again_is_kept_and_told(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    told: list[Costs] = []
+    work = calibration.renewed(settings, pipeline, CPU, told.append)
+    assert next(work).rows == 1
+    assert not told
+    assert len(list(work)) == 2 * settings.max_batch - 1  # of the whole size and of half of it
+    again = calibration.load(settings, pipeline, CPU)
+    assert again
+    assert again.dump() == told[0].dump()
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("tables")
+async def test_a_worker_with_a_shipped_table_measures_again_when_it_is_idle(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine.engine._SPARE_AFTER_S", 0.0)
+    settings = settings_in(home)
+    pipeline = SyntheticPipeline(settings.model)
+    kept = calibration.path_of(settings, calibration.measured_on(settings, pipeline, CPU))
+    told, learn = threading.Event(), Engine.learn
+
+    def learnt(engine: Engine, costs: Costs) -> None:
+        learn(engine, costs)
+        told.set()
+
+    monkeypatch.setattr(Engine, "learn", learnt)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        assert await anyio.to_thread.run_sync(told.wait, 30)
+        assert kept.exists()
+        assert service.not_ready() is None
+        assert service.engine.state().step_ms["256x256/4"] > 0
+
+
+def test_every_shipped_table_can_be_read() -> None:
+    for path in calibration.TABLES.glob("*.json"):
+        table = json.loads(path.read_bytes())
+        assert Costs.load(table["costs"]).measured
+        assert set(calibration._SAME) <= set(table["measured_on"])

@@ -90,6 +90,23 @@ class Costs:
         peaks[rows] = max(peak, peaks.get(rows, 0))
         self._net = {}
 
+    def rebase(self, resident: int) -> None:
+        """Without any call this process takes ``resident`` bytes; all calls as much more."""
+        more = resident - self._resident
+        self._resident = resident
+        self._peaks = {
+            s: {n: b + more for n, b in peaks.items()} for s, peaks in self._peaks.items()
+        }
+
+    def take(self, other: "Costs") -> None:
+        """Go on from what ``other`` has measured."""
+        for kind, sizes in other._times.items():
+            self._times[kind].update(sizes)
+        self._resident = other._resident
+        self._peaks.update(other._peaks)
+        for known in (self._predicted, self._told, self._caps, self._checked):
+            known.clear()
+
     @property
     def measured(self) -> bool:
         """Whether a step was ever timed."""

@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from worker.beat import BeatWriter
 from worker.engine import admission
@@ -36,7 +36,7 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.pipelines.base import DrawSpec, Pipeline
+from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ is admitted by how those of its key and shape fare: looking ahead takes some 0.1
 _OWED = 4
 """So many times as many as may wait can be promised room. An overload that goes on for a minute
 turns away more than one queue holds, and whoever is beyond this number is told a guess."""
+
+_SPARE_AFTER_S = 20.0
+"""Nothing must have been drawn for so long before the thread does what nobody waits for."""
 
 OnFatal = Callable[[BaseException], None]
 
@@ -94,6 +97,8 @@ class Engine:
         self._rested = asyncio.Event()
         self._watching_rest = False
         self._busy = False
+        self._spare: Iterator[object] | None = None
+        self._drawn_at = time.monotonic()
         self._waking = False
         self._draining = False
         self._closed = False
@@ -103,6 +108,16 @@ class Engine:
         """Start the thread, once, from the event loop that will call ``submit``."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+
+    def when_idle(self, work: Iterator[object]) -> None:
+        """Do ``work`` with the pipeline on the thread that draws, piece by piece, whenever nothing
+        was drawn for a while: who comes meanwhile waits for one piece. Before ``start``."""
+        self._spare = work
+
+    def learn(self, costs: Costs) -> None:
+        """Predict from what ``costs`` has measured."""
+        with self._lock:
+            self._costs.take(costs)
 
     def check(self, specs: Sequence[DrawSpec]) -> None:
         """Raise InvalidRequest or Refused where one of ``specs`` can never be drawn here."""
@@ -340,7 +355,9 @@ class Engine:
             while not self._closed:
                 self._wake.clear()
                 self._busy = True
-                if not self._driver.tick():
+                if self._driver.tick():
+                    self._drawn_at = time.monotonic()
+                elif not self._use_spare_time():
                     self._rest()
             self._pipeline.close()
         except BaseException as error:
@@ -348,6 +365,22 @@ class Engine:
         finally:
             self._busy = False
             self._soon(self._rested.set)
+
+    def _use_spare_time(self) -> bool:
+        """Whether a piece of what nobody waits for was done."""
+        idle_s = time.monotonic() - self._drawn_at
+        if self._spare is None or self._draining or idle_s < _SPARE_AFTER_S:
+            return False
+        self._pulse.spare()
+        try:
+            if next(self._spare, None) is not None:
+                return True
+        except DevicePoisoned:
+            raise
+        except Exception as error:
+            log.warning("what was to be done in spare time is left", exc_info=error)
+        self._spare = None
+        return False
 
     def _rest(self) -> None:
         self._pulse.idle()

@@ -29,6 +29,12 @@ class Pulse:
         self._beat.enter(Phase.IDLE, IDLE_ALLOWANCE_S)
         self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
 
+    def spare(self) -> None:
+        """Something for nobody, which may compile."""
+        allowance_s = self._limits.compile_allowance_s
+        self._beat.enter(Phase.COMPILE, allowance_s)
+        self.activity = Activity(Phase.COMPILE, time.monotonic(), allowance_s)
+
     def enter(self, phase: Phase, pictures: Sequence[Picture], allowance_s: float) -> Hashable:
         """``phase`` begins for ``pictures`` and may last ``allowance_s``, or as many times as long
         as one of their requests is granted; its shape."""

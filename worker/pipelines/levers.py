@@ -95,23 +95,31 @@ def prepare(levers: Levers) -> None:
 
 def proved(levers: Levers, device: torch.device) -> Levers:
     """Without the kernels of which the first one cannot be built: then it draws, but slower."""
-    if levers.kernels and (error := _failure("fused", "prove", device)):
+    if levers.kernels and (error := _failure(levers, "kernels", device)):
         levers = _changed(levers, "kernels", False, f"off: {error}")
         for lever in _of_hopper(levers):
             levers = _changed(levers, lever, "native", "native: no kernels")
     for lever in _of_hopper(levers):
-        module = _module_of_products(levers) if lever == "products" else "hopper"
-        if error := _failure(module, f"prove_{lever}", device):
+        if error := _failure(levers, lever, device):
             levers = _changed(levers, lever, "native", f"native: {error}")
     return levers
 
 
-def _failure(module: str, prove: str, device: torch.device) -> str | None:
-    """Why kernels of ``module`` cannot be built here."""
+def prove_one(levers: Levers, lever: str, device: torch.device) -> None:
+    """Build kernels for ``lever``, where it has any; raises what their compilers do."""
+    if lever == "kernels":
+        importlib.import_module("worker.pipelines.fused").prove(device)
+    elif lever in _of_hopper(levers):
+        module = _module_of_products(levers) if lever == "products" else "hopper"
+        getattr(importlib.import_module(f"worker.pipelines.{module}"), f"prove_{lever}")(device)
+
+
+def _failure(levers: Levers, lever: str, device: torch.device) -> str | None:
+    """Why kernels for ``lever`` cannot be built here."""
     try:
-        getattr(importlib.import_module(f"worker.pipelines.{module}"), prove)(device)
+        prove_one(levers, lever, device)
     except Exception as error:  # compilers raise whatever they like
-        log.warning("%s: kernels cannot be built; going on without", module, exc_info=error)
+        log.warning("%s: kernels cannot be built; going on without", lever, exc_info=error)
         return f"{type(error).__name__}: {error}".split("\n")[0]
     return None
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from worker import log
-from worker.pipelines import context, hub
+from worker.pipelines import context, hub, prebuild
 from worker.pipelines.base import Pipeline
 from worker.pipelines.files import require_loadable
 from worker.pipelines.folder import (
@@ -69,6 +69,8 @@ def load(settings: Settings) -> Pipeline:
 def _load(settings: Settings, folder: Path | None) -> Pipeline:
     if settings.device != "cpu":
         context.begin(settings.device)
+        if settings.model == RANDOM or folder is not None:
+            prebuild.begin(settings, folder)
     began = time.monotonic()
     from worker.pipelines import loading  # seconds of imports: only now
 
@@ -78,7 +80,7 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
     defaults = _defaults(settings.model, folder)
     if folder is not None:
         require_loadable(folder)
-    return loading.load(
+    pipeline = loading.load(
         folder,
         replace(
             defaults,
@@ -87,6 +89,9 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
         ),
         settings,
     )
+    if settings.device != "cpu":
+        prebuild.done(settings)
+    return pipeline
 
 
 def defaults_of(source: str) -> Defaults:

@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,13 @@ def running(beat: BeatWriter) -> Running:
     """``async with running(pipeline, **limits) as engine``: started, and closed at the end."""
 
     @asynccontextmanager
-    async def run(pipeline: GatedPipeline, **limits: Any) -> AsyncIterator[Engine]:
+    async def run(
+        pipeline: GatedPipeline, spare: Iterator[object] | None = None, **limits: Any
+    ) -> AsyncIterator[Engine]:
         bounds = Limits(**limits)
         engine = Engine(pipeline, beat, bounds, Untimed(bounds.max_batch))
+        if spare:
+            engine.when_idle(spare)
         engine.start()
         try:
             yield engine

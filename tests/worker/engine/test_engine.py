@@ -1,5 +1,7 @@
 import asyncio
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +410,57 @@ async def test_measured_costs_can_be_saved(running: Running) -> None:
     async with running(GatedPipeline()) as engine:
         await texts(engine.submit(request(specs=(spec("a", width=256),))))
         assert "1" in Costs.load(engine.costs()).dump()["step"]["256x128"]
+
+
+class SpareWork:
+    """Three pieces, each of which the test lets begin; ``fails``: the second one raises."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.begun = 0
+        self.may_begin = threading.Semaphore(0)
+
+    def pieces(self) -> Iterator[int]:
+        for number in range(1, 4):
+            assert self.may_begin.acquire(timeout=PATIENCE_S)
+            self.begun = number
+            if self.fails and number == 2:
+                raise ValueError("not now")
+            yield number
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.engine._SPARE_AFTER_S", 0.0)
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_who_comes_in_spare_time_waits_for_one_piece_of_its_work(running: Running) -> None:
+    spare = SpareWork()
+    async with running(GatedPipeline(), spare=spare.pieces()) as engine:
+        ticket = engine.submit(request("a"))
+        spare.may_begin.release()  # of the piece that waits, if one does
+        assert await texts(ticket) == ["a|7|4"]
+        assert spare.begun <= 1
+        spare.may_begin.release(3)
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_spare_work_that_fails_harms_nobody(running: Running) -> None:
+    spare = SpareWork(fails=True)
+    spare.may_begin.release(3)
+    async with running(GatedPipeline(), spare=spare.pieces()) as engine:
+        assert await texts(engine.submit(request("a"))) == ["a|7|4"]
+        await asyncio.wait_for(engine.drained(), PATIENCE_S)
+        assert await texts(engine.submit(request("b"))) == ["b|7|4"]
+        assert engine.trouble() is None
+    assert spare.begun <= 2
+
+
+async def test_work_for_nobody_waits_until_nothing_was_drawn_for_a_while(running: Running) -> None:
+    spare = SpareWork()
+    spare.may_begin.release(3)
+    async with running(GatedPipeline(), spare=spare.pieces()) as engine:
+        assert await texts(engine.submit(request("a"))) == ["a|7|4"]
+        await asyncio.wait_for(engine.drained(), PATIENCE_S)
+    assert spare.begun == 0
