@@ -35,6 +35,7 @@ from loadtest.faults import Cell
 from loadtest.faults.workers import kill, stop
 from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
+from worker.pipelines.sources import RANDOM
 
 FAULTY = Path(__file__).parent / "faulty"
 BACK_S = 150.0
@@ -119,8 +120,9 @@ class Suite:
 
 
 def make_model(suite: Suite) -> None:
-    """Z-Image-Turbo's sizes with random weights, as a folder; nothing where it is there."""
-    if (suite.model / "model_index.json").exists():
+    """Z-Image-Turbo's sizes with random weights, as a folder; nothing where it is there, or where
+    every process makes its own."""
+    if str(suite.model) == RANDOM or (suite.model / "model_index.json").exists():
         return
     began = time.monotonic()
     program = (
@@ -586,7 +588,11 @@ def seconds_since(began: float) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=Path("/tmp/zimage-gpu"))
-    parser.add_argument("--model", type=Path, help="a folder; made in --home where there is none")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help=f"a folder, made in --home where there is none; or {RANDOM}: nothing on disk",
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     parser.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
     parser.add_argument("--seconds", default="60", help="of a saturated load; one, or by size")
