@@ -12,7 +12,6 @@ Code that comes with a model is never run. Torch and diffusers are imported only
 needs them.
 """
 
-import gc
 import inspect
 import re
 import time
@@ -61,9 +60,7 @@ def load(settings: Settings) -> Pipeline:
         _check_synthetic(settings.model)
         return SyntheticPipeline(settings.model)
     with quick_imports():
-        pipeline = _load(settings, local_folder(settings.model))
-    gc.freeze()  # what is here now stays: later looks for garbage need not visit it
-    return pipeline
+        return _load(settings, local_folder(settings.model))
 
 
 def _load(settings: Settings, folder: Path | None) -> Pipeline:

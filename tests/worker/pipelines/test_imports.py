@@ -30,6 +30,24 @@ def test_what_is_not_used_cannot_be_imported_meanwhile(
     assert costly.value == 1
 
 
+def test_the_collector_does_not_visit_what_was_imported() -> None:
+    """Which takes a second after the libraries, of a start that takes fifteen."""
+    visited: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        visited.append(phase)
+
+    before = gc.get_freeze_count()
+    with imports.quick_imports():
+        imported = [[number] for number in range(100_000)]
+        gc.callbacks.append(note)
+    later = [[number] for number in range(10)]
+    gc.callbacks.remove(note)
+    assert not visited
+    assert gc.get_freeze_count() - before >= len(imported) > len(later)
+    gc.unfreeze()
+
+
 def test_nothing_is_compiled_for_those_who_do_not_ask() -> None:
     compile_function = torch.compile
     with imports.uncompiled():
