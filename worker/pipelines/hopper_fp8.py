@@ -90,7 +90,8 @@ def _pack(*layers: Any) -> None:
     if len(layers) > 1:
         values = torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(_FP8)
         scales = torch.cat([layer.scale for layer in layers])
-        for layer, part in zip(layers, values.split([len(e.weight) for e in layers]), strict=True):
+        parts = torch.split(values, [len(layer.weight) for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):
             layer.weight = part
     scales = scales.flatten().contiguous()
     in_turns = torch.stack(scales.chunk(2), 1).flatten()

@@ -78,9 +78,10 @@ class GemmEpilogue:
             weights = torch.stack(weights.float().chunk(2), 1).flatten(0, 1)
         sums = rows.float() @ weights.float().t()
         operands = {n: op(sums, how["epi_args"][n], self.prepass) for n, op in self.ops.items()}
+        written = {name: how["epi_args"][name] for name in self.outputs}
+        written |= {} if output is None else {"D": output}
         for name, found in self.function(sums, **operands).items():
-            assert name in ("D", *self.outputs)
-            (output if name == "D" else how["epi_args"][name]).copy_(found)
+            written[name].copy_(found)
         tiles.append(how["tile_M"])
 
 
@@ -122,7 +123,7 @@ def scaled_mm(
     rows: torch.Tensor, weights: torch.Tensor, *, scale_a: Any, scale_b: Any, **how: Any
 ) -> torch.Tensor:
     """torch's for a card; its own for a CPU has come late."""
-    product = (rows.float() * scale_a) @ (weights.float() * scale_b)
+    product: torch.Tensor = (rows.float() * scale_a) @ (weights.float() * scale_b)
     return product.to(how["out_dtype"])
 
 
