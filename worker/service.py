@@ -208,7 +208,8 @@ class Service:
         log.event("costs known", seconds=round(time.monotonic() - began, 2))
         limits = _limits(self.settings)
         engine = Engine(pipeline, beat, limits, costs, self._on_fatal, self.apart)
-        if lent:
+        # A neighbour on the card may draw while this worker is idle.
+        if lent and self.settings.vram_limit_gib is None:
             own = calibration.renewed(self.settings, pipeline, self._memory, engine.learn)
             engine.when_idle(own)
         self._engine = engine

@@ -7,6 +7,7 @@ worker builds by itself.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from worker import calibration
 from worker.pipelines.folder import class_of
@@ -35,18 +36,34 @@ _SHAPES = ((1024, 1), (512, 1), (256, 1))
 _VOCABULARY = 300  # of the tokenizer of bytes
 
 
+_claims: list[BinaryIO] = []  # open, and so locked, until this process ends
+
+
 def begin(settings: Settings, folder: Path | None) -> None:
     """Start to build what ``settings`` need of the model in ``folder`` (None: random weights), on a
-    card, where that was not built before."""
+    card, where that was not built before and no worker beside this one does it."""
     cores = os.cpu_count() or 1
     if settings.kernels == "off" or cores < _LEAST_CORES or _marker(settings).exists():
         return
     if folder is not None and class_of(folder) != "ZImagePipeline":
         return
+    if not _claimed(_marker(settings).with_suffix(".lock")):
+        return
     for part in PARTS:
         command = [sys.executable, "-m", "worker.pipelines.prebuild", part]
         command += [settings.model_dump_json(), str(folder or "")]
         threading.Thread(target=_run, args=[command], name=f"build {part}", daemon=True).start()
+
+
+def _claimed(path: Path) -> bool:
+    with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = undo.enter_context(path.open("ab"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        undo.pop_all()
+        _claims.append(lock)
+        return True
+    return False  # another has it, or the disk is full
 
 
 def _run(command: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return asked
 
 
+@pytest.fixture(autouse=True)
+def _next_process() -> Iterator[None]:
+    """What this one has claimed is free again."""
+    yield
+    while prebuild._claims:
+        prebuild._claims.pop().close()
+
+
 def settings(tmp_path: Path, **changes: Any) -> Settings:
     given = {"device": "cuda:0", "var_dir": tmp_path, "fp8": "transformer", **changes}
     return Settings(**given)
@@ -55,6 +64,19 @@ def test_what_was_not_built_here_is_built_beside_the_first_start_only(
     prebuild.begin(first, None)
     assert not asked.all.acquire(blocking=False)
     prebuild.begin(settings(tmp_path, products="native"), None)  # needs other kernels
+    assert asked.all.acquire(timeout=10)
+
+
+def test_of_workers_that_start_together_one_has_it_built(tmp_path: Path, asked: Asked) -> None:
+    first = settings(tmp_path)
+    for _ in range(2):  # a second open file is as good as a second process to this lock
+        prebuild.begin(first, None)
+    for _ in prebuild.PARTS:
+        assert asked.all.acquire(timeout=10)
+    assert not asked.all.acquire(timeout=0.2)
+    while prebuild._claims:  # it died before it was done
+        prebuild._claims.pop().close()
+    prebuild.begin(first, None)
     assert asked.all.acquire(timeout=10)
 
 
