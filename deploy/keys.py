@@ -57,7 +57,7 @@ Expires = Annotated[
     ),
 ]
 
-_NOT_TOLD = {"hash", "hint", "version"}
+_NOT_TOLD = {"hash", "hint", "signs_out"}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
 
 
@@ -143,7 +143,7 @@ def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     cell = open_cell(config)
     key, secret = _find(cell, name), secret_for(cell)
     fresh, token = store.keys.new_key(secret, key.name)
-    _change(cell, key, "key_rotated", hash=fresh.hash, hint=fresh.hint, version=key.version + 1)
+    _change(cell, key, "key_rotated", hash=fresh.hash, hint=fresh.hint, signs_out=True)
     _print_token(cell, key, token, as_json=as_json)
 
 
@@ -152,7 +152,7 @@ def disable(name: Name, config: Config = None) -> None:
     """Switch a key off, sign out whoever is signed in with it, and hold its jobs."""
     cell = open_cell(config)
     key = _find(cell, name)
-    _change(cell, key, "key_disabled", disabled=True, version=key.version + 1)
+    _change(cell, key, "key_disabled", disabled=True, signs_out=True)
     screen.done(
         f"{key.name} is disabled and its jobs wait; let it in again with: "
         f"zimage keys enable {key.name}"

@@ -91,7 +91,8 @@ class Quotas:
 
     def today(self, key: Key) -> int | None:
         """Pictures of ``key`` today, those under way included; None where nothing is counted."""
-        with suppress(OSError), (self._days / key.id).open("rb") as file:
+        # A file that was made a moment ago is empty.
+        with suppress(OSError, struct.error), (self._days / key.id).open("rb") as file:
             day, count, _ = _HEAD.unpack(file.read(_HEAD.size))
             return count if day == _today() else 0
         return None

@@ -162,6 +162,17 @@ def test_whoever_leaves_while_it_is_counted_gets_it_back(
     run(scenario())
 
 
+def test_a_count_that_is_just_being_made_is_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        [one, _] = two_workers(tmp_path)
+        await one.hold(key(images_per_day=1), "r1", time.time(), 1)
+        (counted,) = one._days.iterdir()
+        os.truncate(counted, 0)
+        assert one.today(key()) is None
+
+    run(scenario())
+
+
 def test_a_new_day_begins_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         [one, _] = two_workers(tmp_path)

@@ -59,6 +59,7 @@ _MEANINGS = {
     409: "Not possible in the present state.",
     413: "The body is too large.",
     415: "Send `Content-Type: application/json`.",
+    421: "This cell is not for whoever asks under this name or through this proxy.",
     422: "Understood and declined.",
     429: "Too many requests, or over a limit: come back after `Retry-After`.",
     431: "The request's head is too large.",
@@ -67,7 +68,7 @@ _MEANINGS = {
     507: "There is no room for the file.",
 }
 
-ALWAYS = (400, 401, 403, 405, 429, 431, 500, 503)
+ALWAYS = (400, 401, 403, 405, 421, 429, 431, 500, 503)
 """What any address may answer, nginx's own refusals included."""
 
 WITH_BODY = (408, 413, 415)

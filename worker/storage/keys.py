@@ -160,8 +160,10 @@ def insert(connection: sa.Connection, key: Key, secret: bytes) -> None:
     _changed(connection, secret_check=check_of(secret))
 
 
-def change(connection: sa.Connection, id: str, **values: Any) -> None:
-    """Set columns of one key."""
+def change(connection: sa.Connection, id: str, *, signs_out: bool = False, **values: Any) -> None:
+    """Set columns of one key; ``signs_out``: and end all of its sessions."""
+    if signs_out:  # counted here: whoever read the key before may have missed another sign-out
+        values["version"] = keys.c.version + 1
     connection.execute(keys.update().where(keys.c.id == id).values(values))
     _changed(connection)
 

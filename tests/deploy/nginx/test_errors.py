@@ -73,6 +73,12 @@ def test_refused_body_is_told_the_limit_of_its_address(broken: Site, path: str, 
     ("request_bytes", "status", "code"),
     [
         pytest.param(b"GARBAGE\r\n\r\n", 400, "bad_request", id="garbage"),
+        pytest.param(
+            b"GET /v1/images?search=\xe7\x8c\xab HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            400,
+            "bad_request",
+            id="raw letters",
+        ),
         pytest.param(TLS_HELLO, 400, "bad_request", id="TLS on the plain port"),
         pytest.param(b"\x00\xff\xfe\r\n\r\n", 400, "bad_request", id="binary"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, "bad_request", id="no host"),

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from worker.engine.recently import Recently
 
 from tests.worker.engine.fakes import entry, spec
 from worker.beat import BeatWriter, Phase
@@ -12,6 +11,7 @@ from worker.engine.costs import KINDS, MAX_SIZES, Costs
 from worker.engine.limits import Limits
 from worker.engine.pulse import _MAX_SHAPES, Pulse
 from worker.engine.queue import Size
+from worker.engine.recently import Recently
 from worker.engine.room import MAX_SHAPES, Room
 
 SIZES = [(64 + 16 * (k % 60), 64 + 16 * (k // 60)) for k in range(3000)]

@@ -52,6 +52,16 @@ def test_keys_have_256_bits_and_tell_what_they_are() -> None:
     assert all(t.startswith("zimage_") and len(t) == len("zimage_") + 43 for t in tokens)
 
 
+def test_no_sign_out_is_lost_between_reading_a_key_and_changing_it(
+    connection: sa.Connection,
+) -> None:
+    key = made(connection)
+    keys.end_sessions(connection, key.id)
+    keys.change(connection, key.id, signs_out=True, disabled=True)
+    (found,) = keys.snapshot(connection).keys
+    assert (found.version, found.disabled) == (key.version + 2, True)
+
+
 def test_every_change_gives_another_version(connection: sa.Connection) -> None:
     versions = {keys.version(connection)}
     key = made(connection)
