@@ -94,9 +94,8 @@ class Costs:
         """Without any call this process takes ``resident`` bytes; all calls as much more."""
         more = resident - self._resident
         self._resident = resident
-        self._peaks = {
-            s: {n: b + more for n, b in peaks.items()} for s, peaks in self._peaks.items()
-        }
+        for peaks in self._peaks.values():
+            peaks |= {rows: peak + more for rows, peak in peaks.items()}
 
     def take(self, other: "Costs") -> None:
         """Go on from what ``other`` has measured."""

@@ -1,5 +1,6 @@
 """A dictionary that forgets: what clients choose must not fill the memory. Pure."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -19,7 +20,12 @@ class Recently(dict[K, V]):
             del self[next(iter(self))]
         super().__setitem__(key, value)
 
-    def setdefault(self, key: K, default: V) -> V:  # type: ignore[override]
+    def update(self, other: Mapping[K, V]) -> None:  # type: ignore[override]
+        """Set all of ``other``. ``dict``'s own would pass the bound by."""
+        for key, value in other.items():
+            self[key] = value
+
+    def setdefault(self, key: K, default: V) -> V:
         """The value of ``key``, which is set where there was none."""
         if key not in self:
             self[key] = default

@@ -130,7 +130,9 @@ class Scheduler:
     def _note_busy(self, size: Size, queue: Queue) -> None:
         here = sum(picture.rows for picture in queue.pictures() if picture.size == size)
         full = self.costs.most_rows(size)
-        if here >= _BUSY * full:
+        if here >= _BUSY * full and size not in self._busy:
+            # Whoever was cancelled left without a last step, in which their size would have gone.
+            self._busy &= {picture.size for picture in queue.pictures()}
             self._busy.add(size)
         elif here < full:
             self._busy.discard(size)

@@ -50,6 +50,14 @@ def test_a_cap_costs_the_same_after_thousands_of_sizes(monkeypatch: pytest.Monke
     assert 0 < looks(many, monkeypatch) <= 1.5 * looks(few, monkeypatch)
 
 
+def test_the_sizes_of_a_measured_table_are_bounded_too() -> None:
+    costs = recorded(SIZES[:MAX_SIZES])
+    costs.take(recorded(SIZES[-MAX_SIZES:]))
+    costs.rebase(1 << 30)
+    costs.take(recorded(SIZES[:MAX_SIZES]))
+    assert {len(costs.dump()[kind]) for kind in ("peaks", *KINDS)} == {MAX_SIZES}
+
+
 def test_of_thousands_of_sizes_the_last_are_known(tmp_path: Path) -> None:
     costs = recorded(SIZES)
     for size in SIZES:
@@ -58,7 +66,7 @@ def test_of_thousands_of_sizes_the_last_are_known(tmp_path: Path) -> None:
     assert {len(dumped[kind]) for kind in ("caps", "peaks", *KINDS)} == {MAX_SIZES}
     assert len(costs.step_ms()) == 2 * MAX_SIZES, "what /livez shows"
     tables = (costs._predicted, costs._told, costs._caps, costs._checked, costs._retrials)
-    assert max(map(len, tables)) <= 2048
+    assert max(len(table) for table in tables) <= 2048
     width, height = SIZES[0]
     expected_s = width * height / 1e6
     assert costs.predict_s("step", SIZES[-1], 1) == pytest.approx(

@@ -314,3 +314,11 @@ def test_what_is_tried_on_a_copy_makes_nobody_busy() -> None:
     assert newcomers(twin, many) == 4
     assert newcomers(plan, many[4:]) == 2
     assert newcomers(twin.copy(), many[4:]) == 4
+
+
+def test_a_size_whose_requests_were_cancelled_is_busy_no_longer() -> None:
+    plan = where_batches_pay_a_little()
+    for k in range(50):
+        asked = spec(width=64 + 16 * k)
+        newcomers(plan, [entry(specs=(asked,), arrived_at=n) for n in range(8)])
+    assert len(plan._busy) == 1
