@@ -30,7 +30,7 @@ from worker.pipelines.folder import (
     defaults_of_folder,
     scheduler_shift,
 )
-from worker.pipelines.imports import quick_imports
+from worker.pipelines.imports import quick_imports, untraced
 from worker.pipelines.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
 
@@ -69,6 +69,11 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
         if settings.model == RANDOM or folder is not None:
             prebuild.begin(settings, folder)
     began = time.monotonic()
+    with untraced():
+        return _loaded(settings, folder, began)
+
+
+def _loaded(settings: Settings, folder: Path | None, began: float) -> Pipeline:
     from worker.pipelines import loading  # seconds of imports: only now
 
     log.event("libraries imported", seconds=round(time.monotonic() - began, 2))

@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,3 +55,30 @@ def test_nothing_is_compiled_for_those_who_do_not_ask() -> None:
         assert torch.compile(len, dynamic=True) is len
         assert torch.compile(fullgraph=True)(len) is len
     assert torch.compile is compile_function
+
+
+def test_the_tracer_is_imported_by_those_only_who_ask_it_for_more() -> None:
+    """In a process of its own: a model is loaded and draws without it; then it is there."""
+    program = """
+import sys
+import torch
+from worker.pipelines import imports, sources
+from worker.pipelines.base import DrawSpec
+from worker.settings import Settings
+
+pipeline = sources.load(Settings(model="tiny"))
+samples = pipeline.start([DrawSpec("a red circle", 64, 64, 1, 0)])
+pipeline.step(samples, lambda _: True)
+assert pipeline.finish(samples)[0].shape == (64, 64, 3)
+assert "torch._dynamo" not in sys.modules, "somebody asked"
+
+with imports.untraced():
+    assert torch._dynamo.disable(len, True, reason="none") is len
+    assert torch._dynamo.allow_in_graph()(len) is len
+    assert torch._dynamo.config.verbose in (True, False)
+    assert "torch._dynamo.utils" not in sys.modules
+    assert torch._dynamo.utils.counters is not None
+assert torch.compile(lambda value: value + 1, backend="eager")(torch.ones(1)).item() == 2
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
