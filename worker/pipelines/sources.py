@@ -12,9 +12,13 @@ Code that comes with a model is never run. Torch and diffusers are imported only
 needs them.
 """
 
+import contextlib
+import importlib
 import inspect
 import re
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,20 +73,33 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
         if settings.model == RANDOM or folder is not None:
             prebuild.begin(settings, folder)
     began = time.monotonic()
-    with untraced():
-        return _loaded(settings, folder, began)
+    quick = untraced if _imported(untraced) else contextlib.nullcontext
+    with quick():
+        from worker.pipelines import loading
+
+        log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
+        return _loaded(settings, folder, loading.load)
 
 
-def _loaded(settings: Settings, folder: Path | None, began: float) -> Pipeline:
-    from worker.pipelines import loading  # seconds of imports: only now
+def _imported(inside: Callable[[], AbstractContextManager[None]]) -> bool:
+    """Spend the seconds that the libraries take, ``inside``; False where that fails, and they must
+    be imported as they are."""
+    try:
+        with inside():
+            importlib.import_module("worker.pipelines.loading")
+    except Exception as error:  # theirs, in versions that nobody here has met
+        log.failure("the libraries want torch's tracer", error)
+        return False
+    return True
 
-    log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
+
+def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:
     if settings.model != RANDOM and folder is None:
         folder = hub.fetch(settings.model)
     defaults = _defaults(settings.model, folder)
     if folder is not None:
         require_loadable(folder)
-    pipeline = loading.load(
+    pipeline = load(
         folder,
         replace(
             defaults,

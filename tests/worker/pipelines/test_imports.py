@@ -2,12 +2,15 @@ import gc
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from worker.pipelines import imports
+from worker.pipelines import imports, sources
+from worker.settings import Settings
 
 
 def test_what_is_not_used_cannot_be_imported_meanwhile(
@@ -82,3 +85,19 @@ assert torch.compile(lambda value: value + 1, backend="eager")(torch.ones(1)).it
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_libraries_that_cannot_do_without_the_tracer_are_imported_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        entered.append("without")
+        yield
+        raise RuntimeError("Failed to import diffusers.models")
+
+    monkeypatch.setattr(sources, "untraced", failing)
+    assert sources.load(Settings(model="tiny")).info.id == "zimage-tiny"
+    assert entered == ["without"]
