@@ -96,13 +96,16 @@ class Costs:
         self._resident = resident
         for peaks in self._peaks.values():
             peaks |= {rows: peak + more for rows, peak in peaks.items()}
+        self._net = {}
 
     def take(self, other: "Costs") -> None:
         """Go on from what ``other`` has measured."""
-        for kind, sizes in other._times.items():
-            self._times[kind].update(sizes)
-        self._resident = other._resident
-        self._peaks.update(other._peaks)
+        for kind in KINDS:
+            for size, times in other._times[kind].items():
+                self._times[kind][size] = times
+        for size, peaks in other._peaks.items():
+            self._peaks[size] = peaks
+        self._resident, self._net = other._resident, {}
         for known in (self._predicted, self._told, self._caps, self._checked):
             known.clear()
 

@@ -200,3 +200,25 @@ def test_where_many_wait_a_cap_leaves_no_hundredth_behind() -> None:
         costs.record("step", SIZE, 3, 3 * 0.104)
     assert (costs.batch_cap(SIZE), costs.batch_cap(SIZE, busy=True)) == (2, 4)
     assert costs.batch_cap(SIZE, 3, busy=True) == 2
+
+
+def peaks_of(peak: int, resident: int) -> Costs:
+    costs = Costs()
+    costs.record("step", SIZE, 1, peak / 1000)
+    costs.record_peak(SIZE, 1, peak, resident)
+    assert costs.predict_peak(SIZE, 1) == peak  # is remembered
+    return costs
+
+
+def test_a_process_that_takes_more_by_itself_takes_as_much_more_in_every_call() -> None:
+    costs = peaks_of(150, resident=100)
+    costs.rebase(1000)
+    assert costs.predict_peak(SIZE, 1) == 1050
+
+
+def test_what_was_measured_again_is_predicted_at_once() -> None:
+    costs = peaks_of(150, resident=100)
+    assert costs.predict_s("step", SIZE, 1) == 0.15
+    costs.take(peaks_of(300, resident=200))
+    assert costs.predict_peak(SIZE, 1) == 300
+    assert costs.predict_s("step", SIZE, 1) == 0.3
