@@ -214,7 +214,7 @@ class WorkerGroup(_Section):
 class Limits(_Section):
     """Of one request, one queue and one worker; see the worker's settings of the same names."""
 
-    max_pixels: int = Field(1024 * 1024, ge=256)
+    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
     max_steps: int = Field(50, ge=1)
     max_images: int = Field(10, ge=1)
     max_prompt_chars: int = Field(4000, ge=1)

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -49,6 +50,7 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "device": memory.device_name or platform.processor() or platform.machine(),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
+        "largest": list(largest_size(pipeline, settings.max_pixels)),
         **(_cores(settings) if pipeline.info.device == "cpu" else {}),
         **versions(),
     }
@@ -101,7 +103,8 @@ def measure(
     repeats: int = REPEATS,
 ) -> Iterator[Measured]:
     """Time and memory of every number of rows at every size, smallest first; a size ends where
-    the memory does. The first call of each shape, which may compile, is not counted."""
+    the memory does. The first call of each shape, which may compile, is not counted, unless it is
+    the only one."""
     for size in sorted(sizes, key=lambda each: each[0] * each[1]):
         for rows in range(1, max_batch + 1):
             try:
@@ -158,6 +161,9 @@ def _first(settings: Settings, pipeline: Pipeline, memory: Memory) -> Iterator[M
     if min(half) >= info.min_side:
         sizes = [(half[0], half[1])]
         yield from measure(pipeline, memory, sizes, settings.max_batch, repeats=1)
+    if (largest := largest_size(pipeline, settings.max_pixels)) != info.default_size:
+        # Once: its peak, which is not in proportion, for it may be decoded in parts.
+        yield from measure(pipeline, memory, [largest], max_batch=1, repeats=0)
 
 
 def _keep(
@@ -177,6 +183,14 @@ def _quick(pipeline: Pipeline, memory: Memory, size: Size, max_batch: int) -> It
         yield each
         if each.rows >= 2 and each.rows * each.picture_s(pipeline.info.default_steps) > _QUICK_S:
             break
+
+
+def largest_size(pipeline: Pipeline, max_pixels: int) -> Size:
+    """The largest square, or the model's own size where that is larger."""
+    multiple = pipeline.info.side_multiple
+    side = math.isqrt(max_pixels) // multiple * multiple
+    width, height = pipeline.info.default_size
+    return (side, side) if side * side > width * height else (width, height)
 
 
 def default_sizes(pipeline: Pipeline, max_pixels: int) -> list[Size]:
@@ -206,7 +220,7 @@ def _measure(pipeline: Pipeline, memory: Memory, size: Size, rows: int, repeats:
             step_s = clock.lap()
         clock.lap()
         pipeline.finish(samples)  # decodes what is there, finished or not
-        if turn:
+        if turn or not repeats:
             per_step_s = step_s if pipeline.info.stepwise else step_s / steps
             for kind, seconds in zip(KINDS, (encode_s, per_step_s, clock.lap()), strict=True):
                 times[kind].append(seconds)

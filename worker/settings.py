@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     guidance_scale: float | None = Field(None, ge=0)
     """Default guidance of a request. None: the model's own."""
 
-    max_pixels: int = Field(1024 * 1024, ge=256)
+    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
     """Largest width × height of one picture."""
     max_steps: int = Field(50, ge=1)
     max_images: int = Field(10, ge=1)

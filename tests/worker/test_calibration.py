@@ -102,6 +102,18 @@ def test_a_short_table_is_kept_for_the_next_start(home: Path) -> None:
     assert again.dump() == costs.dump()
 
 
+def test_a_start_measures_the_largest_size_once(home: Path) -> None:
+    """Its peak is not in proportion to that of smaller ones, where it is decoded in parts."""
+    pipeline = SyntheticPipeline("synthetic:step_ms=1")
+    for pixels, largest in ((512 * 600, (544, 544)), (64 * 64, pipeline.info.default_size)):
+        settings = settings_in(home, max_pixels=pixels)
+        calibration.short(settings, pipeline, CPU)
+        path = calibration.path_of(settings, calibration.measured_on(settings, pipeline, CPU))
+        found = [(tuple(row["size"]), row["rows"]) for row in json.loads(path.read_text())["rows"]]
+        most = [rows for size, rows in found if size == largest]
+        assert most == ([1] if largest == (544, 544) else [1, 2, 3, 4])
+
+
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
@@ -185,7 +197,8 @@ def test_what_is_measured_again_is_kept_and_told(home: Path) -> None:
     work = calibration.renewed(settings, pipeline, CPU, told.append)
     assert next(work).rows == 1
     assert not told
-    assert len(list(work)) == 2 * settings.max_batch - 1  # of the whole size and of half of it
+    # The rest of the whole size, half of it, and the largest size once.
+    assert len(list(work)) == 2 * settings.max_batch
     again = calibration.load(settings, pipeline, CPU)
     assert again
     assert again.dump() == told[0].dump()

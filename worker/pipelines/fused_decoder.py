@@ -5,6 +5,7 @@ height × width with the channels last in memory, so that no convolution turns i
 them adds its own bias, which costs a pass over the whole picture: what comes after adds it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -270,22 +271,18 @@ def normed(
     """The group norm of ``image`` plus ``bias`` (one value a channel), through silu."""
     image = image.contiguous(memory_format=torch.channels_last)
     channels, cells = image.shape[1], image.shape[2] * image.shape[3]
-    sizes, (blocks,) = _tiles(channels, cells)
-    part = triton.cdiv(blocks, _MOST_PARTS) * sizes["ROWS"]  # cells of one partial sum
-    parts = triton.cdiv(cells, part)
-    sums = torch.empty(parts, 2, channels, device=image.device)
+    biases = {"bias": norm.bias if bias is None else bias, "BIAS": bias is not None}
+    sums, counted = _sums_of(image, norm, biases)
     lines = torch.empty(2, channels, device=image.device)
     output = torch.empty_like(image)
-    biases = {"bias": norm.bias if bias is None else bias, "BIAS": bias is not None}
-    _sum_kernel[(parts,)](image, sums, cells, part, **biases, **sizes, num_warps=8)
     width = channels // norm.num_groups
     _line_kernel[(norm.num_groups,)](
         sums,
         norm.weight,
         norm.bias,
         lines,
-        cells,
-        parts,
+        counted,
+        len(sums),
         norm.eps,
         channels,
         width,
@@ -293,8 +290,32 @@ def normed(
         WIDTH=triton.next_power_of_2(width),
         PARTS=64,
     )
-    _line_silu_kernel[(blocks,)](image, lines, output, cells, SILU=silu, **sizes, num_warps=8)
+    sizes, grid = _tiles(channels, cells)
+    _line_silu_kernel[grid](image, lines, output, cells, SILU=silu, **sizes, num_warps=8)
     return output
+
+
+def _sums_of(image: torch.Tensor, norm: Any, biases: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+    """Sums and sums of squares of each channel, parts × 2 × channels, and of how many cells; of a
+    part of a picture, those of the whole one."""
+    shared = getattr(norm, "shared", None)
+    if shared is None or not shared.on:
+        return _sums(image, biases), image.shape[2] * image.shape[3]
+    if not shared.known:
+        core = shared.core(image)
+        sums = _sums(core.contiguous(memory_format=torch.channels_last), biases)
+        shared.tell(sums.sum(0), core.shape[2] * core.shape[3])
+    return shared.sums[None], shared.cells
+
+
+def _sums(image: torch.Tensor, biases: Mapping[str, Any]) -> torch.Tensor:
+    channels, cells = image.shape[1], image.shape[2] * image.shape[3]
+    sizes, (blocks,) = _tiles(channels, cells)
+    part = triton.cdiv(blocks, _MOST_PARTS) * sizes["ROWS"]  # cells of one partial sum
+    parts = triton.cdiv(cells, part)
+    sums = torch.empty(parts, 2, channels, device=image.device)
+    _sum_kernel[(parts,)](image, sums, cells, part, **biases, **sizes, num_warps=8)
+    return sums
 
 
 @triton.jit(do_not_specialize=["cells", "part"])

@@ -1,14 +1,15 @@
 """What a device has and uses of memory. Without a GPU, nothing is known and nothing is limited."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 CONTEXT_GIB = 1.0
 """What CUDA itself holds of a card, and torch's limit does not count: 0.73 GiB on an H100, and some
 MiB for each graph."""
 GIB = 1 << 30
+_RESERVE = GIB
 
 
 class Memory(Protocol):
@@ -91,6 +92,23 @@ class CudaMemory:
             "reserved": int(torch.cuda.memory_reserved()),
             "limit": self.limit_bytes or 0,
         }
+
+
+def room_of(device: Any) -> Callable[[], int] | None:
+    """What torch's ``device`` has left for a call, beside a reserve for graphs and for what lies
+    between pieces; None where nothing is known."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+
+    def room_bytes() -> int:
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        limit = min(limit, total - int(CONTEXT_GIB * GIB))
+        return limit - int(torch.cuda.memory_allocated(device)) - _RESERVE
+
+    return room_bytes
 
 
 def memory_of(device: str, vram_limit_gib: float | None) -> Memory:

@@ -29,6 +29,7 @@ from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.faults import translate
 from worker.pipelines.glance import Glance
 from worker.pipelines.kernels import fixed_kernels
+from worker.pipelines.memory import room_of
 from worker.pipelines.schedule import Schedule, schedule_of
 from worker.pipelines.sides import check_sides
 
@@ -72,7 +73,7 @@ class ZImageStepwise:
             backend=plan.backend,
         )
         self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
-        self._decode = PictureDecoder(pipeline, graphs)
+        self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
         self._glance = Glance(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
         self.info = replace(
