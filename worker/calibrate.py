@@ -45,7 +45,7 @@ def calibrate(options: Options) -> None:
     options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with card.card(options):
         pipeline = load(options)
-    memory = memory_of(pipeline.info.device, options.vram_limit_gib)
+    memory = memory_of(pipeline.info, options.vram_limit_gib)
     sizes = _sizes(options.sizes) or calibration.default_sizes(pipeline, options.max_pixels)
     measured = []
     for each in calibration.measure(pipeline, memory, sizes, options.max_batch, options.repeats):

@@ -47,13 +47,19 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "stepwise": pipeline.info.stepwise,
         "levers": dict(pipeline.info.levers),
         "architecture": pipeline.info.architecture,
-        "device": memory.device_name or platform.processor() or platform.machine(),
+        "device": _device(settings, memory),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
         "largest": list(largest_size(pipeline, settings.max_pixels)),
         **(_cores(settings) if pipeline.info.device == "cpu" else {}),
         **versions(),
     }
+
+
+def _device(settings: Settings, memory: Memory) -> str:
+    name = memory.device_name or platform.processor() or platform.machine()
+    count = len(settings.devices)
+    return name if count == 1 else f"{count} × {name}"
 
 
 def versions() -> dict[str, Any]:

@@ -27,21 +27,22 @@ FreeBytes = Callable[[], int]
 
 
 @contextlib.contextmanager
-def card(settings: Settings, free_bytes: FreeBytes | None = None) -> Iterator[None]:
-    """Hold the card while a model loads on it. Does nothing on the CPU.
+def card(settings: Settings, free_bytes: FreeBytes | None = None, rank: int = 0) -> Iterator[None]:
+    """Hold the card while a model loads on it. Does nothing on the CPU. ``rank``: which of several.
 
     Waits for other workers that load, then for ``vram_limit_gib`` of free memory, for at most
     ``load_allowance_s`` together; then raises ``CardBusy``.
     """
-    if settings.device == "cpu":
+    device = settings.devices[rank]
+    if device == "cpu":
         yield
         return
     deadline = time.monotonic() + settings.load_allowance_s
-    path = settings.run_dir / f"card-{settings.device.replace('/', '-')}.lock"
+    path = settings.run_dir / f"card-{device.replace('/', '-')}.lock"
     with path.open("a") as lock:
         _wait(lambda: _locked(lock.fileno()), deadline, f"another worker to load ({path})")
         if settings.vram_limit_gib is not None:
-            measure = free_bytes or (lambda: _free_bytes(settings.device))
+            measure = free_bytes or (lambda: _free_bytes(torch_device(device, rank)))
             wanted = int(settings.vram_limit_gib * GIB)
             _wait(lambda: measure() >= wanted, deadline, f"{settings.vram_limit_gib:g} GiB free")
         yield
@@ -76,17 +77,18 @@ def _free_bytes(device: str) -> int:
 
     if not torch.cuda.is_available():
         return sys.maxsize  # nothing to wait for: loading explains what is missing
-    free, _ = torch.cuda.mem_get_info(_torch_device(device))
+    free, _ = torch.cuda.mem_get_info(device)
     return int(free)
 
 
-def _torch_device(device: str) -> str:
-    """A UUID is the only card that this process sees, once it is in CUDA_VISIBLE_DEVICES."""
-    return device if device.startswith("cuda") else "cuda:0"
+def torch_device(device: str, rank: int = 0) -> str:
+    """Cards named by UUID are the only ones that this process sees, after ``pin``, and in order."""
+    return device if device.startswith("c") else f"cuda:{rank}"
 
 
 def pin(device: str) -> None:
-    """Let this process see the card with UUID ``device`` alone. Call before torch is imported."""
+    """Let this process see the cards with the UUIDs in ``device`` alone. Call before torch is
+    imported."""
     if device.startswith(("GPU-", "MIG-")):
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     elif device.startswith("cuda"):

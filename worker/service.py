@@ -218,7 +218,7 @@ class Service:
         """What calibration found for this device, or a short measurement where that is quick; and
         whether it was found on another device of its kind."""
         device = pipeline.info.device
-        memory = self._memory = memory_of(device, self.settings.vram_limit_gib)
+        memory = self._memory = memory_of(pipeline.info, self.settings.vram_limit_gib)
         about = self.settings, pipeline, memory
         table = calibration.load(*about)
         shipped = calibration.shipped(*about) if table is None else None

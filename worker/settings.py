@@ -55,7 +55,8 @@ class Settings(BaseSettings):
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
     device: str = "cpu"
-    """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``)."""
+    """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``). Several
+    with commas between them draw each picture together."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on the CPU, bfloat16 on a GPU."""
     kernels: Literal["auto", "off"] = "auto"
@@ -152,6 +153,11 @@ class Settings(BaseSettings):
                 f"{_SOCKET_PATH_BYTES}: choose a shorter run_dir"
             )
         return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each of ``device``."""
+        return tuple(self.device.split(","))
 
     @property
     def socket(self) -> Path:

@@ -51,8 +51,8 @@ class WorkerProcess:
             timeout=DEADLINE_S,
         )
 
-    def wait_ready(self) -> "WorkerProcess":
-        wait_until(lambda: self.readiness().get("ready", False), self.tell)
+    def wait_ready(self, deadline_s: float = DEADLINE_S) -> "WorkerProcess":
+        wait_until(lambda: self.readiness().get("ready", False), self.tell, deadline_s)
         return self
 
     def readiness(self) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def worker(home: Path, name: str = "w1", **options: Any) -> Iterator[WorkerProce
         started.close()
 
 
-def wait_until(done: Any, tell: Any = lambda: "") -> None:
+def wait_until(done: Any, tell: Any = lambda: "", deadline_s: float = DEADLINE_S) -> None:
     """Poll ``done`` until a generous deadline."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not done():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {tell()}"
+        assert time.monotonic() < deadline, f"not within {deadline_s} s: {tell()}"
         time.sleep(0.02)

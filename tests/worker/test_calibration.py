@@ -94,6 +94,13 @@ def test_threads_matter_to_the_costs_of_a_cpu_only(home: Path, device: str, same
     assert (len(paths) == 1) is same
 
 
+def test_a_table_of_one_device_is_not_used_for_two(home: Path) -> None:
+    pipeline = SyntheticPipeline("synthetic:step_ms=1")
+    calibration.short(settings_in(home), pipeline, CPU)
+    assert calibration.load(settings_in(home, device="cpu"), pipeline, CPU)
+    assert calibration.load(settings_in(home, device="cpu,cpu"), pipeline, CPU) is None
+
+
 def test_a_short_table_is_kept_for_the_next_start(home: Path) -> None:
     settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
     costs = calibration.short(settings, pipeline, CPU)

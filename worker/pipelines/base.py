@@ -50,6 +50,7 @@ class ModelInfo:
     compiles: bool = False  # the first call of a shape may take seconds
     prompt_limit: PromptLimit | None = field(default=None, compare=False)  # None: not known
     architecture: str = ""  # digest of what its layers are; "": unknown
+    exchange_bytes: int = 0  # of the device's memory, through which several devices draw together
 
 
 @dataclass(eq=False)

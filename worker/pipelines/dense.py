@@ -19,8 +19,8 @@ from worker.pipelines.rotary import real_table
 
 TOKENS_PER_BUCKET = 32
 """The model pads text and picture to multiples of this with tokens that are attended to."""
-_PATCH = 2
-_PATCH_KEY = "2-1"
+PATCH = 2
+PATCH_KEY = "2-1"
 _PIXELS_PER_CELL = 64
 _KEPT_TABLES = 32  # 2 MB each at 1024²
 
@@ -42,7 +42,7 @@ class DenseTransformer:
         self._model = transformer
         self._backend = backend
         self._layers: Callable[..., torch.Tensor] = (
-            partial(_fused_layers, **(ways or {})) if kernels else _own_layers
+            partial(fused_layers, **(ways or {})) if kernels else own_layers
         )
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
@@ -69,7 +69,7 @@ class DenseTransformer:
         a row; ``captions``: rows × padded tokens × width, from ``captions``.
         """
         rows, _, height, width = latents.shape
-        table = self._table(height // _PATCH, width // _PATCH, captions.shape[1])
+        table = self._table(height // PATCH, width // PATCH, captions.shape[1])
 
         def core(*rows_of: torch.Tensor) -> torch.Tensor:
             latents, times, captions = rows_of
@@ -90,15 +90,15 @@ class DenseTransformer:
     ) -> torch.Tensor:
         model = self._model
         time = model.t_embedder(times * model.t_scale).type_as(latents)
-        patches = _patches(latents)
-        tokens = model.all_x_embedder[_PATCH_KEY](patches)
+        patches = patches_of(latents)
+        tokens = model.all_x_embedder[PATCH_KEY](patches)
         if padding := -patches.shape[1] % TOKENS_PER_BUCKET:
             tokens = torch.cat([tokens, model.x_pad_token.expand(len(latents), padding, -1)], 1)
         tokens = self._layers(model.noise_refiner, tokens, table[: tokens.shape[1]], time)
         tokens = torch.cat([tokens, captions], 1)
         tokens = self._layers(model.layers, tokens, table, time)
-        output = model.all_final_layer[_PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
-        return _unpatched(output, latents.shape).float()
+        output = model.all_final_layer[PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
+        return unpatched(output, latents.shape).float()
 
     def _attention(self) -> AbstractContextManager[object]:
         return nullcontext() if self._backend is None else sdpa_kernel(self._backend)
@@ -123,7 +123,7 @@ class DenseTransformer:
         return real_table(frequencies).contiguous()
 
 
-def _own_layers(
+def own_layers(
     layers: Iterable[Any], tokens: torch.Tensor, table: torch.Tensor, time: torch.Tensor | None
 ) -> torch.Tensor:
     for layer in layers:
@@ -131,7 +131,7 @@ def _own_layers(
     return tokens
 
 
-def _fused_layers(
+def fused_layers(
     layers: Sequence[Any],
     tokens: torch.Tensor,
     table: torch.Tensor,
@@ -159,14 +159,14 @@ def _positions(height: int, width: int, text: int) -> torch.Tensor:
     return torch.cat([picture, padding, words])
 
 
-def _patches(latents: torch.Tensor) -> torch.Tensor:
+def patches_of(latents: torch.Tensor) -> torch.Tensor:
     """rows × patches × (patch height, patch width, channels)."""
     rows, channels, height, width = latents.shape
-    cells = latents.view(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
-    return cells.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, _PATCH * _PATCH * channels)
+    cells = latents.view(rows, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, PATCH * PATCH * channels)
 
 
-def _unpatched(patches: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def unpatched(patches: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     rows, channels, height, width = shape
-    cells = patches.view(rows, height // _PATCH, width // _PATCH, _PATCH, _PATCH, channels)
+    cells = patches.view(rows, height // PATCH, width // PATCH, PATCH, PATCH, channels)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(shape)

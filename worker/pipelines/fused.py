@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from worker.pipelines.fp8 import Fp8Linear
+from worker.pipelines.rotary import Attend, attended
 
 _TILE = 4096  # values of one program
 _LARGEST = tl.constexpr(448.0)  # in 8 bits
@@ -37,7 +37,6 @@ class Narrow(NamedTuple):
 
 
 Normed = torch.Tensor | Narrow
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Gate = Callable[[Any, Any], Normed]
 Multiply = Callable[..., Sequence[torch.Tensor]]
 Normalise = Callable[..., tuple[torch.Tensor, Normed]]
@@ -48,15 +47,6 @@ def prove(device: torch.device) -> None:
     """Build and run one kernel; raises what Triton raises where that is impossible."""
     numbers = torch.ones(1, 16, device=device)
     _silu_times(numbers, numbers)
-
-
-def attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
-) -> torch.Tensor:
-    """rows × tokens × width each, and so is what it gives."""
-    shape = (*query.shape[:2], heads, -1)
-    query, key, value = (each.view(shape).transpose(1, 2) for each in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,16 @@ Function = Callable[..., torch.Tensor]
 
 
 @dataclass(eq=False)
-class _Recorded:
+class Recorded:
+    """A graph, and where it reads and writes."""
+
     function: Function  # holds the constants that the graph reads
     graph: Any
     inputs: tuple[torch.Tensor, ...]
     output: torch.Tensor
 
-    def replay(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def replay(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What ``function(*inputs)`` gives."""
         for static, fresh in zip(self.inputs, inputs, strict=True):
             static.copy_(fresh)
         self.graph.replay()
@@ -49,7 +52,7 @@ class Graphs:
 
     def __init__(self, most: int = MOST_GRAPHS) -> None:
         self._most = most
-        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, Recorded] = OrderedDict()
         self._too_big: set[Hashable] = set()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
@@ -62,7 +65,7 @@ class Graphs:
         if key not in self._recorded:
             try:
                 self._make_room()
-                self._recorded[key] = self._record(function, inputs)
+                self._recorded[key] = self.record(function, inputs)
             except torch.OutOfMemoryError:
                 self._recorded.clear()
                 self._too_big.add(key)
@@ -88,7 +91,8 @@ class Graphs:
         while len(self._recorded) >= self._most:
             self._recorded.popitem(last=False)
 
-    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...]) -> _Recorded:
+    def record(self, function: Function, inputs: Sequence[torch.Tensor]) -> Recorded:
+        """``function`` as a graph, which is kept by whoever asked. Calls it once before."""
         statics = tuple(tensor.clone() for tensor in inputs)
         present = torch.cuda.current_stream()
         self._stream.wait_stream(present)
@@ -100,4 +104,4 @@ class Graphs:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             output = function(*statics)
-        return _Recorded(function, graph, statics, output)
+        return Recorded(function, graph, statics, output)

@@ -146,18 +146,23 @@ def apply(levers: Levers, pipeline: Any) -> Graphs | None:
     """
     _restore(pipeline.vae.decoder)
     _restore(pipeline.text_encoder)
-    for block in _blocks(pipeline.transformer):
-        block.attention.set_processor(RealRotaryProcessor())
+    apply_to_transformer(levers, pipeline.transformer)
     if levers.kernels:
         from worker.pipelines import fused, fused_decoder  # Triton is on machines with a GPU only
 
         fused_decoder.install(pipeline.vae.decoder)
         fused.install_text(pipeline.text_encoder)
+    return Graphs() if levers.graphs else None
+
+
+def apply_to_transformer(levers: Levers, transformer: Any) -> None:
+    """The part of ``apply`` that changes the transformer."""
+    for block in _blocks(transformer):
+        block.attention.set_processor(RealRotaryProcessor())
     if levers.products == "quack":
         module = importlib.import_module(f"worker.pipelines.{_module_of_products(levers)}")
-        for block in _blocks(pipeline.transformer):
+        for block in _blocks(transformer):
             module.pack_block(block)
-    return Graphs() if levers.graphs else None
 
 
 def blocks_use_kernels(levers: Levers, transformer: Any) -> bool:

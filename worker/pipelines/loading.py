@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,24 @@ from worker.pipelines.fp8 import shrink_pipeline
 from worker.pipelines.memory import CONTEXT_GIB, GIB
 from worker.pipelines.random_zimage import TURBO, random_zimage
 from worker.pipelines.sides import fitted
+from worker.pipelines.split import HelpersShare, require_heads
+from worker.pipelines.team import Start, Team
 from worker.pipelines.tokens import chat_limit, whole_limit
 from worker.pipelines.whole import WholeCall, side_multiple
 from worker.pipelines.zimage import ZImageStepwise
 from worker.settings import Settings
 
+_OF_THE_LEAD = ("text_encoder", "tokenizer", "vae")
+_ONE_DEVICE = "only Z-Image can be drawn on several devices: name one"
 
-def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipeline:
-    """The pipeline in ``folder`` (None: random weights) on ``settings.device``."""
+
+def load(
+    folder: Path | None, defaults: Defaults, settings: Settings, team: Team | None = None
+) -> Pipeline:
+    """The pipeline in ``folder`` (None: random weights) on ``settings.device``; ``team``: on more
+    devices beside the first."""
     torch.set_num_threads(settings.threads)
-    device = claim_device(settings.device, settings.vram_limit_gib)
+    device = claim_device(settings.devices[0], settings.vram_limit_gib)
     dtype = dtype_for(settings.dtype, device)
     plan = levers.choose(settings, device)
     levers.prepare(plan)
@@ -57,16 +66,49 @@ def load(folder: Path | None, defaults: Defaults, settings: Settings) -> Pipelin
             "check that all files of the model are there, and copy or download it again",
         ) from error
     seconds = round(time.monotonic() - began, 2)
-    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan)
+    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan, team)
     if folder is None:  # it understands no words, and its tokenizer makes a token of each byte
         adapted_pipeline.info = replace(adapted_pipeline.info, prompt_limit=None)
+    if exchange_bytes := adapted_pipeline.info.exchange_bytes:
+        limit_memory(device, settings.vram_limit_gib, exchange_bytes)
     why = dict(adapted_pipeline.info.levers)
     log.event("model loaded", model=settings.model, seconds=seconds, **why)
     return adapted_pipeline
 
 
+def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None]) -> HelpersShare:
+    """As ``load``, of the transformer alone; then, after ``on_loaded``, it meets the lead."""
+    settings, rank = start.settings, start.rank
+    torch.set_num_threads(settings.threads)
+    device = claim_device(settings.devices[rank], settings.vram_limit_gib, rank)
+    dtype = dtype_for(settings.dtype, device)
+    plan = levers.choose(settings, device)
+    levers.prepare(plan)
+    if folder is None:
+        pipeline = random_zimage(TURBO, device, dtype)
+        pipeline.text_encoder = pipeline.vae = None
+    else:
+        pipeline = _from_folder(folder, device, dtype, plan.fp8, _OF_THE_LEAD)
+    if not steps_singly(pipeline):
+        raise ModelLoadError(f"{settings.model} is no Z-Image", _ONE_DEVICE)
+    if plan.fp8 != "off":
+        shrink_pipeline(pipeline, device, "transformer")
+    plan = levers.proved(plan, device)
+    levers.apply_to_transformer(plan, pipeline.transformer)
+    require_heads(pipeline.transformer, len(settings.devices))
+    on_loaded()
+    share = HelpersShare.joined(pipeline.transformer, plan, start)
+    if share.exchange_bytes:
+        limit_memory(device, settings.vram_limit_gib, share.exchange_bytes)
+    return share
+
+
 def adapted(
-    pipeline: Any, defaults: Defaults, max_pixels: int, plan: levers.Levers = levers.NONE
+    pipeline: Any,
+    defaults: Defaults,
+    max_pixels: int,
+    plan: levers.Levers = levers.NONE,
+    team: Team | None = None,
 ) -> Pipeline:
     """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
 
@@ -86,7 +128,9 @@ def adapted(
     )
     if steps_singly(pipeline):
         limit = chat_limit(pipeline.tokenizer, MAX_TOKENS)
-        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit), plan)
+        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit), plan, team)
+    if team is not None:
+        raise ModelLoadError(f"{defaults.id} is no Z-Image", _ONE_DEVICE)
     return WholeCall(pipeline, replace(info, prompt_limit=whole_limit(pipeline)))
 
 
@@ -99,18 +143,18 @@ def steps_singly(pipeline: Any) -> bool:
     )
 
 
-def claim_device(name: str, vram_limit_gib: float | None = None) -> torch.device:
+def claim_device(name: str, vram_limit_gib: float | None = None, rank: int = 0) -> torch.device:
     """The device of this process from now on, its memory limit set.
 
     A UUID (``GPU-…``, ``MIG-…``) means that the parent made that card the only visible one, by
-    ``CUDA_VISIBLE_DEVICES``.
+    ``CUDA_VISIBLE_DEVICES``, or that of ``rank`` among several.
     """
     if name == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"cuda(?::(\d+))?|(?:GPU|MIG)-[\w/-]+", name)
     if match is None:
         raise ModelLoadError(f"device {name!r} is unknown", "give cpu, cuda:N, GPU-… or MIG-…")
-    index = int(match[1] or 0)
+    index = int(match[1] or 0) if name.startswith("cuda") else rank
     # cuBLAS reads it when it starts; without it, reproducible samples are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not torch.cuda.is_available():
@@ -123,10 +167,19 @@ def claim_device(name: str, vram_limit_gib: float | None = None) -> torch.device
             f"device {name}: only {torch.cuda.device_count()} visible", "see nvidia-smi -L"
         )
     torch.cuda.set_device(index)
+    device = torch.device("cuda", index)
+    limit_memory(device, vram_limit_gib)
+    return device
+
+
+def limit_memory(
+    device: torch.device, vram_limit_gib: float | None, exchange_bytes: int = 0
+) -> None:
+    """Let torch's allocator have what the limit leaves it."""
     if vram_limit_gib is not None:
-        total = torch.cuda.get_device_properties(index).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_fraction(vram_limit_gib, total), index)
-    return torch.device("cuda", index)
+        total = torch.cuda.get_device_properties(device).total_memory
+        fraction = memory_fraction(vram_limit_gib - exchange_bytes / GIB, total)
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
 def memory_fraction(limit_gib: float, total_bytes: int) -> float:
@@ -148,7 +201,13 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype, fp8: str) -> Any:
+def _from_folder(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: str,
+    without: Sequence[str] = (),
+) -> Any:
     # On a GPU the weights go there straight from the file, unless they become smaller first;
     # "cuda" is the current device.
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
@@ -157,7 +216,7 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype, fp8: st
     if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
     if class_of(folder) == "ZImagePipeline":
-        return ZImagePipeline.from_pretrained(str(folder), **options)
+        return ZImagePipeline.from_pretrained(str(folder), **dict.fromkeys(without), **options)
     from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines
 
     try:

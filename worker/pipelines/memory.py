@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from worker.pipelines.base import ModelInfo
+
 CONTEXT_GIB = 1.0
 """What CUDA itself holds of a card, and torch's limit does not count: 0.73 GiB on an H100, and some
 MiB for each graph."""
@@ -48,10 +50,11 @@ class NoMemory:
 @dataclass(frozen=True)
 class CudaMemory:
     """The present CUDA device, in whose process the model is loaded. ``resident_bytes``: what it
-    takes without any call."""
+    takes without any call; ``exchange_bytes``: what torch's allocator does not know of."""
 
     vram_limit_gib: float | None
     resident_bytes: int
+    exchange_bytes: int = 0
 
     @property
     def device_name(self) -> str:
@@ -71,7 +74,7 @@ class CudaMemory:
 
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         limit = total if self.vram_limit_gib is None else int(self.vram_limit_gib * GIB)
-        return min(limit, total) - int(CONTEXT_GIB * GIB)
+        return min(limit, total) - int(CONTEXT_GIB * GIB) - self.exchange_bytes
 
     def reset_peak(self) -> None:
         import torch
@@ -111,10 +114,11 @@ def room_of(device: Any) -> Callable[[], int] | None:
     return room_bytes
 
 
-def memory_of(device: str, vram_limit_gib: float | None) -> Memory:
-    """The memory of the device that a model was just loaded on, called ``device``."""
-    if device == "cpu" or "torch" not in sys.modules:
+def memory_of(info: ModelInfo, vram_limit_gib: float | None) -> Memory:
+    """The memory of the device that the model of ``info`` was just loaded on."""
+    if info.device == "cpu" or "torch" not in sys.modules:
         return NoMemory()
     import torch
 
-    return CudaMemory(vram_limit_gib, int(torch.cuda.memory_allocated()))
+    resident = int(torch.cuda.memory_allocated())
+    return CudaMemory(vram_limit_gib, resident, info.exchange_bytes)

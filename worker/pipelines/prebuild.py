@@ -115,7 +115,7 @@ def build(part: str, settings: Settings, folder: Path | None) -> None:
 def _device(settings: Settings) -> Any:
     import torch
 
-    _, _, index = settings.device.partition("cuda:")
+    _, _, index = settings.devices[0].partition("cuda:")
     device = torch.device("cuda", int(index or 0))
     torch.cuda.set_device(device)
     return device

@@ -3,18 +3,33 @@
 diffusers multiplies complex numbers, in kernels of their own. The products and sums are the same.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """rows × tokens × width each, and so is what it gives."""
+    shape = (*query.shape[:2], heads, -1)
+    query, key, value = (each.view(shape).transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class RealRotaryProcessor:
     """In the place of diffusers' ``ZSingleStreamAttnProcessor``.
 
     ``freqs_cis`` is diffusers' complex table or a real one from ``real_table``; it may lack the
-    leading dimension of rows.
+    leading dimension of rows. ``attend``: what computes as ``attended`` does; it takes no mask.
     """
+
+    def __init__(self, attend: Attend | None = None) -> None:
+        self._attend = attend
 
     def __call__(
         self,
@@ -35,14 +50,27 @@ class RealRotaryProcessor:
         if freqs_cis is not None:
             table = real_table(freqs_cis)
             query, key = rotated(query, table), rotated(key, table)
-        if attention_mask is not None and attention_mask.ndim == 2:
-            attention_mask = attention_mask[:, None, None, :]
-        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attention_mask)
-        output: torch.Tensor = attended.transpose(1, 2).flatten(2, 3).to(query.dtype)
+        output = self._attended(query, key, value, attention_mask).to(query.dtype)
         for layer in attn.to_out:  # a projection, and a dropout where there is one
             output = layer(output)
         return output
+
+    def _attended(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """rows × tokens × heads × head size each, to rows × tokens × width."""
+        if self._attend is not None:
+            assert mask is None, "rows of one length need no mask"
+            heads = query.shape[2]
+            return self._attend(query.flatten(2), key.flatten(2), value.flatten(2), heads)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None, :]
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2, 3)
 
 
 def real_table(freqs_cis: torch.Tensor) -> torch.Tensor:

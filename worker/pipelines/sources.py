@@ -17,13 +17,15 @@ import importlib
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker import log
+from worker.card import torch_device
 from worker.pipelines import context, hub, prebuild
 from worker.pipelines.base import Pipeline
 from worker.pipelines.files import require_loadable
@@ -36,7 +38,11 @@ from worker.pipelines.folder import (
 )
 from worker.pipelines.imports import quick_imports, untraced
 from worker.pipelines.synthetic import SyntheticPipeline, parse_source
+from worker.pipelines.team import Start, Team
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.pipelines.split import HelpersShare
 
 __all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load", "local_folder"]
 
@@ -62,23 +68,54 @@ def load(settings: Settings) -> Pipeline:
     """
     if _is_synthetic(settings.model):
         _check_synthetic(settings.model)
+        if len(settings.devices) > 1:
+            raise ModelLoadError(f"{settings.model} draws on no device", "name one, such as cpu")
         return SyntheticPipeline(settings.model)
     with quick_imports():
         return _load(settings, local_folder(settings.model))
 
 
+def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
+    """A helper's part of the pipeline that the lead loads; see ``worker.pipelines.team``.
+    ``on_loaded`` is called before it waits for the others."""
+    settings = start.settings
+    with quick_imports(), _libraries(settings, start.rank) as loading:
+        folder = _folder(settings, local_folder(settings.model))
+        if folder is not None:
+            require_loadable(folder)
+        share: HelpersShare = loading.load_share(folder, start, on_loaded)
+    return share
+
+
 def _load(settings: Settings, folder: Path | None) -> Pipeline:
-    if settings.device != "cpu":
-        context.begin(settings.device)
-        if settings.model == RANDOM or folder is not None:
-            prebuild.begin(settings, folder)
+    # Beside this process's own imports and weights.
+    team = Team.start(settings) if len(settings.devices) > 1 else None
+    if settings.devices[0] != "cpu" and (settings.model == RANDOM or folder is not None):
+        prebuild.begin(settings, folder)
+    with _libraries(settings) as loading:
+        return _loaded(settings, folder, partial(loading.load, team=team))
+
+
+@contextlib.contextmanager
+def _libraries(settings: Settings, rank: int = 0) -> Iterator[Any]:
+    """The module that imports them, to be used inside; before it, what must come earlier."""
+    device = torch_device(settings.devices[rank], rank)
+    if device != "cpu":
+        context.begin(device)
     began = time.monotonic()
     quick = untraced if _imported(untraced) else contextlib.nullcontext
     with quick():
         from worker.pipelines import loading
 
         log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
-        return _loaded(settings, folder, loading.load)
+        yield loading
+
+
+def _folder(settings: Settings, folder: Path | None) -> Path | None:
+    """The local ``folder``, or a downloaded one."""
+    if settings.model != RANDOM and folder is None:
+        return hub.fetch(settings.model)
+    return folder
 
 
 def _imported(inside: Callable[[], AbstractContextManager[None]]) -> bool:
@@ -94,8 +131,7 @@ def _imported(inside: Callable[[], AbstractContextManager[None]]) -> bool:
 
 
 def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:
-    if settings.model != RANDOM and folder is None:
-        folder = hub.fetch(settings.model)
+    folder = _folder(settings, folder)
     defaults = _defaults(settings.model, folder)
     if folder is not None:
         require_loadable(folder)
@@ -108,7 +144,7 @@ def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipelin
         ),
         settings,
     )
-    if settings.device != "cpu":
+    if settings.devices[0] != "cpu":
         prebuild.done(settings)
     return pipeline
 

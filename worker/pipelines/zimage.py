@@ -8,7 +8,7 @@ still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`
 import gc
 import hashlib
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +28,15 @@ from worker.pipelines.decoder import PictureDecoder
 from worker.pipelines.dense import DenseTransformer
 from worker.pipelines.faults import translate
 from worker.pipelines.glance import Glance
+from worker.pipelines.graphs import Graphs
 from worker.pipelines.kernels import fixed_kernels
 from worker.pipelines.memory import room_of
 from worker.pipelines.schedule import Schedule, schedule_of
 from worker.pipelines.sides import check_sides
+from worker.pipelines.split import Lead
+from worker.pipelines.team import Team
+
+Transformer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 MIN_SIDE = 64
 
@@ -57,22 +62,23 @@ class ZImageStepwise:
     Each ``step`` waits for the device, so that errors and times belong to their step.
     """
 
-    def __init__(self, pipeline: Any, info: ModelInfo, plan: levers.Levers = levers.NONE) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        info: ModelInfo,
+        plan: levers.Levers = levers.NONE,
+        team: Team | None = None,
+    ) -> None:
         plan = levers.proved(plan, pipeline.transformer.device)
         graphs = levers.apply(plan, pipeline)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        kernels = levers.blocks_use_kernels(plan, pipeline.transformer)
-        self._transformer = DenseTransformer(
-            pipeline.transformer,
-            graphs,
-            kernels=kernels,
-            ways=levers.ways(plan),
-            backend=plan.backend,
-        )
-        self._captions = CaptionEncoder(pipeline, self._transformer, graphs)
+        self._lead = Lead(pipeline.transformer, plan, team, graphs) if team else None
+        dense = self._lead.share if self._lead else _dense(pipeline.transformer, plan, graphs)
+        self._transformer: Transformer = self._lead or dense
+        self._captions = CaptionEncoder(pipeline, dense, graphs)
         self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
         self._glance = Glance(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
@@ -84,6 +90,7 @@ class ZImageStepwise:
             levers=plan.why,
             compiles=plan.kernels or plan.graphs,
             architecture=_architecture(pipeline),
+            exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -137,7 +144,9 @@ class ZImageStepwise:
         return self._captions.hits, self._captions.misses
 
     def close(self) -> None:
-        del self._pipeline, self._transformer, self._captions, self._decode
+        if self._lead:
+            self._lead.close()
+        del self._pipeline, self._lead, self._transformer, self._captions, self._decode
         gc.collect()
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
@@ -216,6 +225,16 @@ def _architecture(pipeline: Any) -> str:
     parts = (pipeline.transformer, pipeline.vae)
     shapes = [sorted((n, tuple(t.shape)) for n, t in part.state_dict().items()) for part in parts]
     return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def _dense(transformer: Any, plan: levers.Levers, graphs: Graphs | None) -> DenseTransformer:
+    return DenseTransformer(
+        transformer,
+        graphs,
+        kernels=levers.blocks_use_kernels(plan, transformer),
+        ways=levers.ways(plan),
+        backend=plan.backend,
+    )
 
 
 def _texts(spec: DrawSpec) -> list[str]:

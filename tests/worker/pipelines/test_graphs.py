@@ -34,7 +34,7 @@ def record_with(graphs: Graphs, monkeypatch: pytest.MonkeyPatch, record: Callabl
         recorded.append(function)
         return record(function)
 
-    monkeypatch.setattr(graphs, "_record", recording)
+    monkeypatch.setattr(graphs, "record", recording)
     return recorded
 
 
