@@ -177,7 +177,7 @@ def _is_shown(cell: Cell, pem: bytes) -> bool:
 
 def memory(cell: Cell) -> Iterator[Finding]:
     workers = cell.plan.workers
-    need_gib = sum(_host_gib(cell, worker.device) for worker in workers)
+    need_gib = sum(_host_gib(cell, device) for worker in workers for device in worker.devices)
     has = cell.machine
     text = f"{has.memory_gib:.0f} GiB, {has.available_gib:.0f} free; workers need {need_gib:.0f}"
     running = bool(processes.members(cell.layout.processes))
@@ -191,9 +191,10 @@ def memory(cell: Cell) -> Iterator[Finding]:
 
 
 def gpus(cell: Cell) -> Iterator[Finding]:
-    planned = [w for w in cell.plan.workers if w.device != "cpu"]
+    planned = [w for w in cell.plan.workers if w.devices[0] != "cpu"]
     for worker in planned:
-        yield from _vram(cell, worker.device, worker.vram_limit_gib, worker.name)
+        for device in worker.devices:
+            yield from _vram(cell, device, worker.vram_limit_gib, worker.name)
     if planned:
         yield _torch_build()
     else:

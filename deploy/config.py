@@ -61,7 +61,8 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
 
 
 _NAME = r"^[a-z][a-z0-9-]{0,31}$"
-_DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$"
+_DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
+_DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
 _SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
 _HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
 _HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # those of worker/fonts/mark.otf
@@ -82,6 +83,7 @@ _PATTERNS = {
     "and any of $ ; # { } * ? [ ] : %",
     _NAME: "must be small letters, digits and dashes (32 at most)",
     _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
+    _DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
     _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     _HOST: "must be a host's name or an IP address",
     _MARK: f"must be up to 16 letters, digits, spaces, and characters of {_HANZI}",
@@ -191,18 +193,39 @@ class Model(_Section):
 
 
 class WorkerGroup(_Section):
-    """One entry of ``[[workers]]``: ``count`` equal workers on one device."""
+    """One entry of ``[[workers]]``: ``count`` equal workers on one device, or one on several."""
 
-    device: str = Field(pattern=_DEVICE)
+    device: str = Field(default_factory=str, pattern=_DEVICE)
+    devices: str = Field(default_factory=str, pattern=_DEVICES)
     count: int = Field(1, ge=1, le=64)
     vram_limit_gib: Annotated[float, Field(gt=1)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every device of a worker."""
+        return tuple(re.split(", *", self.devices)) if self.devices else (self.device,)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if bool(self.device) == bool(self.devices):
+            what = "there is devices as well" if self.device else "missing"
+            raise _problem("device", what, 'name one, or name several as devices = "0,1"')
+        if self.devices and self.count > 1:
+            raise _problem(
+                "count",
+                f"{self.count} workers share the same GPUs",
+                "one uses all of them: delete it",
+            )
+        if self.places[0] != "cpu" and len(set(self.places)) < len(self.places):
+            raise _problem("devices", f'a GPU is named twice in "{self.devices}"', "name each once")
+        return self
+
     @model_validator(mode="after")
     def _fits_device(self) -> Self:
-        if self.device == "cpu" and self.vram_limit_gib != "auto":
+        if self.places[0] == "cpu" and self.vram_limit_gib != "auto":
             raise _problem("vram_limit_gib", "a CPU worker has no video memory", "remove the key")
-        if self.device != "cpu" and self.count > 1 and self.vram_limit_gib == "auto":
+        if self.places[0] != "cpu" and self.count > 1 and self.vram_limit_gib == "auto":
             raise _problem(
                 "vram_limit_gib",
                 f"{self.count} workers share one GPU without limits",
@@ -435,12 +458,12 @@ def _worker_problems(config: ClusterConfig) -> list[str]:
         return ['workers: a cell needs one worker at least; write workers = "auto"']
     problems = []
     groups = () if config.workers == "auto" else config.workers
-    devices = [group.device for group in groups]
+    devices = [device for group in groups for device in group.places]
     for i, group in enumerate(groups):
-        shared = group.device != "cpu" and devices.count(group.device) > 1
+        shared = [d for d in group.places if d != "cpu" and devices.count(d) > 1]
         if shared and group.count == 1 and group.vram_limit_gib == "auto":
             problems.append(
-                f"workers[{i}].vram_limit_gib: GPU {group.device} is shared without limits; "
+                f"workers[{i}].vram_limit_gib: GPU {shared[0]} is shared without limits; "
                 "set how many GiB each worker may use, CUDA context (1 GiB) included"
             )
     return problems
@@ -524,7 +547,7 @@ def _remedy(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return _did_you_mean(name, list(parent.model_fields))
     field = parent.model_fields.get(name)
-    if field is None or field.is_required():
+    if field is None or field.is_required() or field.default_factory:
         return f"see [{keys[0]}] in deploy/cluster.toml"
     if isinstance(field.default, BaseModel):
         return f"write [{name}] on a line of its own"

@@ -5,8 +5,11 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from worker import links
+from worker.links import Links
 
 _QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version")
 GIB = 1 << 30
@@ -35,6 +38,8 @@ class Machine:
     memory_gib: float
     available_gib: float
     gpus: tuple[Gpu, ...]
+    links: Links = field(default_factory=dict)
+    """Between whole GPUs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class NginxBinary:
 def read() -> Machine:
     """This machine, now. Containers' limits count: they are what the workers will meet."""
     total, available = _memory_gib()
-    return Machine(_cores(), total, available, _gpus())
+    gpus = _gpus()
+    whole = [gpu.uuid for gpu in gpus if gpu.uuid.startswith("GPU-")]
+    return Machine(_cores(), total, available, gpus, links.between(whole) if len(whole) > 1 else {})
 
 
 @functools.cache

@@ -132,7 +132,7 @@ def worker_environment(
         # Images often forbid it; then every start compiles four thousand modules again.
         "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,
-        **({} if worker.device == "cpu" else _cuda_environment(worker, cache)),
+        **({} if worker.devices[0] == "cpu" else _cuda_environment(worker, cache)),
         **_settings(config, worker, layout),
         **config.environment,
     }

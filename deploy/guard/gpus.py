@@ -7,7 +7,7 @@ grow stale, which is how a lost GPU looks as well.
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pynvml
@@ -28,10 +28,12 @@ class Gpu:
 
 
 class Gpus:
-    """``devices``: UUIDs of GPUs (``GPU-…``) and slices (``MIG-…``); without any, nothing runs."""
+    """``devices``: UUIDs of GPUs (``GPU-…``) and slices (``MIG-…``), of a worker on several with
+    commas between them; without any, nothing runs."""
 
     def __init__(self, devices: Iterable[str]) -> None:
-        self.devices = tuple(sorted(d for d in set(devices) if d.startswith(("GPU-", "MIG-"))))
+        each = {device for several in devices for device in several.split(",")}
+        self.devices = tuple(sorted(d for d in each if d.startswith(("GPU-", "MIG-"))))
         self._read: dict[str, tuple[float, Gpu]] = {}
         self._complained: set[str] = set()
 
@@ -40,7 +42,13 @@ class Gpus:
             threading.Thread(target=self._ask_for_ever, name="gpus", daemon=True).start()
 
     def get(self, device: str) -> Gpu | None:
-        """The last reading; None where there is none of the last half minute."""
+        """The last reading; None where there is none of the last half minute. Of several devices:
+        all their memory, and the busiest and the warmest."""
+        found = [self._get(each) for each in device.split(",")]
+        known = [gpu for gpu in found if gpu is not None]
+        return _together(known) if len(known) == len(found) else None
+
+    def _get(self, device: str) -> Gpu | None:
         at, gpu = self._read.get(device, (0.0, None))
         return gpu if time.monotonic() - at < _STALE_S else None
 
@@ -69,6 +77,17 @@ class Gpus:
         if what not in self._complained:  # once, not every five seconds
             self._complained.add(what)
             _log.warning("cannot ask %s: %s", what, error)
+
+
+def _together(gpus: Sequence[Gpu]) -> Gpu:
+    if len(gpus) == 1:
+        return gpus[0]
+    return Gpu(
+        sum(gpu.memory_used_bytes for gpu in gpus),
+        sum(gpu.memory_bytes for gpu in gpus),
+        max((g.utilization_ratio for g in gpus if g.utilization_ratio is not None), default=None),
+        max((g.temperature_c for g in gpus if g.temperature_c is not None), default=None),
+    )
 
 
 def read_gpu(device: str) -> Gpu:

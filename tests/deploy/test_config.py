@@ -14,7 +14,32 @@ WRONG = [
         'workers[0].device: must be "cpu", a GPU\'s number such as "0", or a UUID from '
         'nvidia-smi -L, not "gpu"; see [workers] in deploy/cluster.toml',
     ),
-    ("[[workers]]\ncount = 2", "workers[0].device: missing; see [workers] in deploy/cluster.toml"),
+    (
+        "[[workers]]\ncount = 2",
+        'workers[0].device: missing; name one, or name several as devices = "0,1"',
+    ),
+    (
+        '[[workers]]\ndevice = "0"\ndevices = "0,1"',
+        'workers[0].device: there is devices as well; name one, or name several as devices = "0,1"',
+    ),
+    (
+        '[[workers]]\ndevices = "0,MIG-1"',
+        'workers[0].devices: must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices '
+        'cannot be joined, not "0,MIG-1"; see [workers] in deploy/cluster.toml',
+    ),
+    (
+        '[[workers]]\ndevices = "0, 1"\ncount = 2',
+        "workers[0].count: 2 workers share the same GPUs; one uses all of them: delete it",
+    ),
+    (
+        '[[workers]]\ndevices = "1,1"',
+        'workers[0].devices: a GPU is named twice in "1,1"; name each once',
+    ),
+    (
+        '[[workers]]\ndevices = "0,1"\n[[workers]]\ndevice = "1"\nvram_limit_gib = 9.0',
+        "workers[0].vram_limit_gib: GPU 1 is shared without limits; set how many GiB each "
+        "worker may use, CUDA context (1 GiB) included",
+    ),
     (
         '[[workers]]\ndevice = "0"\ncount = 2',
         "workers[0].vram_limit_gib: 2 workers share one GPU without limits; "

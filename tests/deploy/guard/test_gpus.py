@@ -36,6 +36,18 @@ def test_a_gpu_that_is_lost_grows_stale(monkeypatch: pytest.MonkeyPatch) -> None
     assert cards.get("GPU-b") == CARD
 
 
+def test_of_several_gpus_of_a_worker_all_memory_and_the_busiest_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = {"GPU-a": Gpu(10, 100, 0.5, 60), "GPU-b": Gpu(30, 100, None, 70)}
+    cards = Gpus(["GPU-a,GPU-b", "GPU-b"])
+    monkeypatch.setattr(gpus, "read_gpu", read.__getitem__)
+    cards._ask_all()
+    assert cards.devices == ("GPU-a", "GPU-b")
+    assert cards.get("GPU-a,GPU-b") == Gpu(40, 200, 0.5, 70)
+    assert cards.get("GPU-a,GPU-c") is None
+
+
 def test_a_driver_that_does_not_answer_is_complained_of_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,42 @@
+"""A worker of two processes in a real cell: whichever of them dies or hangs, nothing is lost."""
+
+import asyncio
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from loadtest.traffic import until
+from tests.cluster.conftest import RunningCell, started
+from tests.worker.test_helper import helper_of
+from worker.processes import is_alive
+
+pytestmark = pytest.mark.cluster
+BOTH = '[[workers]]\ndevices = "cpu,cpu"\nthreads = 1\n'
+FAULTS = [("lead", signal.SIGKILL), ("helper", signal.SIGKILL), ("helper", signal.SIGSTOP)]
+
+
+def small_body(client: int, turn: int) -> dict[str, object]:
+    return {"prompt": f"a red circle {client} {turn}", "size": "64x64", "steps": 2}
+
+
+def is_another(cell: RunningCell, dead: int) -> bool:
+    return cell.pid("w2") != dead
+
+
+def test_nothing_is_lost_with_either_process() -> None:
+    async def scenario(cell: RunningCell) -> None:
+        async with cell.traffic(clients=4, slow_readers=0, synthetic=False, body=small_body):
+            for who, number in FAULTS:
+                await cell.all_open()
+                lead = cell.pid("w2")
+                helper = helper_of(lead)
+                os.kill(lead if who == "lead" else helper, number)
+                await until(partial(is_another, cell, lead), 60.0, "another process")
+                assert not is_alive(helper, time.monotonic()), who
+            await cell.all_open()
+
+    with started(workers=1, model="tiny", step_allowance_s=20.0, more=BOTH) as cell:
+        asyncio.run(scenario(cell))
