@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from loadtest.faults.workers import kill, stop
 from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
 from worker.pipelines.sources import RANDOM
+from worker.processes import GROUP, PARENT, STATE, stat
 
 FAULTY = Path(__file__).parent / "faulty"
 BACK_S = 150.0
@@ -80,8 +82,12 @@ class Suite:
     ) -> Cell:
         """The running cell, with ``count`` workers on each of ``cards`` cards; its compile cache is
         that of the cells before it."""
+        return self.up_as(name, self.workers(count, gib, cards), **model)
+
+    def up_as(self, name: str, workers: str, limits: str = "", **model: str) -> Cell:
+        """As ``up``, with the tables ``workers``, and ``limits`` as lines of the file."""
         path, self.running = self.home / f"{name}.toml", name
-        path.write_text(self.toml(count, gib, cards, self.keys | model))
+        path.write_text(self.toml(workers, self.keys | model, limits))
         began = time.monotonic()
         command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
@@ -104,13 +110,29 @@ class Suite:
             command = [sys.executable, "-m", "deploy.cli", "down", "-c", str(path)]
             subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
-    def toml(self, count: int, gib: float | None, cards: int, model: dict[str, str]) -> str:
+    def workers(self, count: int, gib: float | None, cards: int) -> str:
         limit = "" if gib is None or self.device == "cpu" else f"vram_limit_gib = {gib}\n"
-        keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
         devices = [self.device] if cards == 1 else map(str, range(cards))
-        workers = (f'[[workers]]\ndevice = "{each}"\ncount = {count}\n{limit}' for each in devices)
+        return "".join(
+            f'[[workers]]\ndevice = "{each}"\ncount = {count}\n{limit}' for each in devices
+        )
+
+    def joined(self, gib: float | None = None, slice_gib: float | None = None) -> str:
+        """A worker on all cards; with ``slice_gib``, another on the last of them."""
+        count = torch.cuda.device_count()
+        names = list(map(str, range(count))) if self.device != "cpu" else ["cpu", "cpu"]
+        tables = [f'devices = "{",".join(names)}"']
+        tables += [f'device = "{names[-1]}"'] if slice_gib else []
+        limits = (gib, slice_gib) if self.device != "cpu" else (None, None)
+        return "".join(
+            f"[[workers]]\n{table}\n" + (f"vram_limit_gib = {limit}\n" if limit else "")
+            for table, limit in zip(tables, limits, strict=False)
+        )
+
+    def toml(self, workers: str, model: dict[str, str], limits: str = "") -> str:
+        keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
         return (
-            f"{''.join(workers)}"
+            f"{workers}[limits]\n{limits}\n"
             f'[cell]\nvar_dir = "{self.home / "var"}"\nuser = "{os.environ.get("USER", "root")}"\n'
             f"[listen]\nport = {self.port}\n[ops]\nport = {self.port + 1}\n"
             "[nginx]\nmax_requests_per_s_per_address = 0\n"
@@ -378,7 +400,7 @@ def calibrate(suite: Suite) -> None:
     """``zimage calibrate``: the peaks and times that it finds."""
     suite.down()
     path = suite.home / "calibrated.toml"
-    path.write_text(suite.toml(1, None, 1, suite.keys))
+    path.write_text(suite.toml(suite.workers(1, None, 1), suite.keys))
     sides = ",".join(f"{size}x{size}" for size in suite.sizes)
     command = [sys.executable, "-m", "deploy.cli", "calibrate", "-c", str(path), "--json"]
     command += ["--sizes", sides, "--repeats", "2"]
@@ -405,6 +427,81 @@ def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
     suite.note(stage="small-card", limit_gib=limit_gib, peak_gib=round(peak[0] / 1024, 2))
 
 
+def joined(suite: Suite, fp8: str = "off") -> None:
+    """One worker on all cards: how long a picture takes alone, also of twice the largest side."""
+    cell = joined_cell(suite, fp8)
+    suite.verb("drain", "w2")
+    await_open(cell, {"w1"})
+    for size in (*suite.sizes, joined_side(suite)):
+
+        async def go(load: Load, size: int = size) -> dict[str, Any]:
+            with power.watched(suite.card) as drawn:
+                return {**await load.alone(size, 6), **drawn}
+
+        suite.note(stage="joined", fp8=fp8, size=size, **with_load(cell, go, clients=1))
+    suite.verb("undrain", "w2")
+    await_open(cell, {"w1", "w2"})
+
+
+def joined_cell(suite: Suite, fp8: str) -> Cell:
+    """A worker on all cards, and a slice on the last of them."""
+    limits = f"max_pixels = {joined_side(suite) ** 2}"
+    name = "joined" if fp8 == "off" else "joined8"
+    cell = suite.up_as(name, suite.joined(70.0, 60.0), limits, fp8=fp8)
+    await_open(cell, {"w1", "w2"})
+    return cell
+
+
+def joined_side(suite: Suite) -> int:
+    return suite.sizes[0] * (2 if suite.device != "cpu" else 1)
+
+
+def joined_faults(suite: Suite, seconds: float = 4.0) -> None:
+    """A worker on all cards beside a slice on the last of them, under load: each of its processes
+    killed, stopped, out of memory, and after an assertion on its card."""
+    cell = joined_cell(suite, "off")
+
+    def helper(number: int) -> None:
+        os.kill(helper_of(cell.pid("w1")), number)
+
+    def touch(file: str) -> None:
+        (suite.home / file).touch()
+
+    inject: dict[str, Callable[[], Any]] = {
+        "SIGKILL of the helper": lambda: helper(signal.SIGKILL),
+        "out of memory beside the helper": lambda: touch("w1-1.memory"),
+        "SIGSTOP of the helper": lambda: helper(signal.SIGSTOP),
+        "SIGKILL of the lead": lambda: kill(cell, "w1"),
+        "device-side assert in the helper": lambda: touch("w1-1.assert"),
+        "SIGSTOP of the lead": lambda: stop(cell, "w1"),
+        "SIGKILL of the slice": lambda: kill(cell, "w2"),
+    }
+    if suite.device == "cpu":
+        inject = {name: fault for name, fault in inject.items() if name.startswith("SIG")}
+    with loaded(cell, clients=6, size=suite.sizes[-2]) as load:
+        for name, fault in inject.items():
+            time.sleep(seconds)
+            worker = "w2" if "slice" in name else "w1"
+            began, failed, drawn, pid = time.monotonic(), load.failed, load.drawn, cell.pid(worker)
+            fault()
+            if "memory" in name:
+                time.sleep(12.0)  # its own length; the worker may stay
+                await_open(cell, {"w1", "w2"})
+            else:
+                await_back(cell, worker, pid)
+            suite.note(
+                stage="joined-fault",
+                fault=name,
+                back_s=seconds_since(began),
+                same_process=cell.pid(worker) == pid,
+                failed=load.failed - failed,
+                drawn=load.drawn - drawn,
+                left=0 if cell.pid(worker) == pid else left_of(pid),
+                open=sorted(cell.open()),
+            )
+    suite.note(stage="joined-faults", failed=load.failed, drawn=load.drawn)
+
+
 STAGES: dict[str, Callable[[Suite], None]] = {
     "model": make_model,
     "calibrate": calibrate,
@@ -419,6 +516,9 @@ STAGES: dict[str, Callable[[Suite], None]] = {
     "faults": faults,
     "slices": slices,
     "scale": scale,
+    "joined": joined,
+    "joined-fp8": functools.partial(joined, fp8="transformer"),
+    "joined-faults": joined_faults,
 }
 
 
@@ -556,6 +656,27 @@ def idle(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """The share of the drawing threads' time beside the pipeline."""
     busy_s, device_s = (after[key] - before[key] for key in ("busy_s", "device_s"))
     return {"idle_share": round(1 - device_s / busy_s, 4) if busy_s else 0.0}
+
+
+def helper_of(pid: int) -> int:
+    """The helper process of a worker; LookupError where it has none."""
+    for other, fields in everybody():
+        command = Path(f"/proc/{other}/cmdline").read_bytes().split(b"\0")
+        if int(fields[PARENT]) == pid and b"worker.helper" in command:
+            return other
+    raise LookupError(f"process {pid} has no helper")
+
+
+def left_of(pid: int) -> int:
+    """How many live processes are left of the group of a worker that is dead."""
+    return sum(int(f[GROUP]) == pid and f[STATE] not in "ZX" for _, f in everybody())
+
+
+def everybody() -> Iterator[tuple[int, list[str]]]:
+    """Every process of this machine, with its fields as by ``worker.processes``."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := stat(int(entry.name))) is not None:
+            yield int(entry.name), fields
 
 
 def levers(cell: Cell) -> dict[str, str]:

@@ -16,7 +16,7 @@ HOLD_S = 10.0
 _POLL_S = 0.1
 
 
-def memory() -> None:
+def memory(device: str) -> None:
     """Take the card's memory in ever smaller pieces."""
     import torch
 
@@ -24,20 +24,20 @@ def memory() -> None:
     end = time.monotonic() + HOLD_S
     while time.monotonic() < end:
         try:
-            taken.append(torch.empty(piece, dtype=torch.uint8, device="cuda"))
+            taken.append(torch.empty(piece, dtype=torch.uint8, device=device))
         except torch.OutOfMemoryError:
             piece = max(piece // 2, 1 << 20)
             time.sleep(0.001)
 
 
-def assertion() -> None:
+def assertion(device: str) -> None:
     """A device-side assert: no later CUDA call of this process succeeds."""
     import torch
 
-    torch.zeros(4, device="cuda")[torch.full((1,), 1 << 20, device="cuda")]
+    torch.zeros(4, device=device)[torch.full((1,), 1 << 20, device=device)]
 
 
-FAULTS: dict[str, Callable[[], None]] = {"memory": memory, "assert": assertion}
+FAULTS: dict[str, Callable[[str], None]] = {"memory": memory, "assert": assertion}
 
 
 def watch(folder: Path, worker: str) -> None:
@@ -49,7 +49,7 @@ def watch(folder: Path, worker: str) -> None:
             if asked.exists():
                 asked.unlink()
                 sys.stderr.write(f"injecting {name}\n")
-                fault()
+                fault(f"cuda:{worker.partition('-')[2] or 0}")  # "w1-1" helps w1 on its second card
 
 
 if "GPU_FAULTS" in os.environ and "ZIMAGE_NAME" in os.environ:
