@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote
 
-from deploy import processes
 from deploy.cell import Cell, CellError
+from deploy.host import processes
 from deploy.layout import Layout
 
 _DATABASE, _SECRET, _CONFIG, _IMAGES = "zimage.db", "key-secret", "cluster.toml", "images"

@@ -7,14 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deploy import certificate, machine
-from deploy.certificate import Certificate
 from deploy.config import ClusterConfig
+from deploy.host import machine
+from deploy.host.machine import Machine
 from deploy.layout import Layout
-from deploy.machine import Machine
-from deploy.plan import Plan, plan
-from deploy.render import Host, render
-from deploy.supervise import ProgramState, Supervisor, SupervisorError
+from deploy.rendering import certificate
+from deploy.rendering.certificate import Certificate
+from deploy.rendering.plan import Plan, plan
+from deploy.rendering.render import Host, render
+from deploy.supervision.supervise import ProgramState, Supervisor, SupervisorError
 
 STALE_S = 5.0
 """The guard writes every second; a file older than this comes from a dead guard."""

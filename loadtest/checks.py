@@ -17,7 +17,7 @@ from PIL import Image
 
 from tinymodel.captions import scene_of
 from tinymodel.judge import colour_at_centre
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 MAX_SEED = 2**32

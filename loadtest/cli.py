@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy import machine, processes, screen
+from deploy import screen
+from deploy.cli.options import config_path
 from deploy.config import ROOT, ClusterConfig, ConfigError, load
+from deploy.host import machine, processes
+from deploy.host.utf8 import speak_utf8
 from deploy.layout import Layout
-from deploy.options import config_path
-from deploy.plan import plan
-from deploy.utf8 import speak_utf8
+from deploy.rendering.plan import plan
 from loadtest import measures, report, run_file, slo
 from loadtest.entry import KEY_VARIABLE, add_key
 from loadtest.faults import Cell
@@ -63,7 +64,7 @@ def running(path: Path) -> Iterator[Path]:
 
 def _zimage(path: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments, "--config", str(path)], cwd=ROOT
+        [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(path)], cwd=ROOT
     )
     if done.returncode:
         raise StageError(f"zimage {arguments[0]} failed; it said why")

@@ -28,13 +28,14 @@ from typing import Any
 
 import httpx
 
-from deploy import processes, screen
+from deploy import screen
 from deploy.config import ROOT, load
-from deploy.processes import Process
+from deploy.host import processes
+from deploy.host.processes import Process
 from loadtest.faults import Cell
-from worker.imaging import encode, parameters_text
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.generation.imaging import encode, parameters_text
+from worker.models.base import DrawSpec
+from worker.models.synthetic import SyntheticPipeline
 
 CONFIG = """
 [cell]
@@ -97,7 +98,7 @@ class CrashCell(Cell):
         super().__init__(made.layout, made.url)
 
     def zimage(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "deploy.cli", *arguments]
+        command = [sys.executable, "-m", "deploy.cli.app", *arguments]
         environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_UP_S

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worker.beat import BeatWriter
+from worker.coordination.beat import BeatWriter
 from worker.engine import Costs, Drawn, DrawRequest, Engine, Limits
 from worker.engine.costs import KINDS
 from worker.engine.queue import Size
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.models.base import DrawSpec
+from worker.models.synthetic import SyntheticPipeline
 
 _numbers = itertools.count()
 SPEC = DrawSpec("a cat", 256, 256, steps=8, seed=0)

@@ -11,8 +11,8 @@ import threading
 import gradio
 from PIL import Image
 
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.sources import load
+from worker.models.base import DrawSpec
+from worker.models.loading.sources import load
 from worker.settings import Settings
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.config import ROOT, ClusterConfig
-from deploy.machine import read
-from deploy.plan import model_source, plan
+from deploy.host.machine import read
+from deploy.rendering.plan import model_source, plan
 from loadtest import gradio_process
 
 PYTHON = ROOT / ".venv-gradio" / "bin" / "python"

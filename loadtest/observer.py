@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy import processes
+from deploy.host import processes
 from loadtest.faults import Cell
 
 _LANES_EVERY_S = 0.2

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy import processes, screen
+from deploy import screen
 from deploy.config import ROOT, ClusterConfig
+from deploy.host import processes
 from loadtest import chaos, measures, record
 from loadtest.chaos import Injected
 from loadtest.entry import KEY_VARIABLE
@@ -156,7 +157,7 @@ class Stage:
         """Run the command line beside the load and mark it in the report."""
         mark = Mark(time.time(), text, time.time())
         done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli", *arguments],
+            [sys.executable, "-m", "deploy.cli.app", *arguments],
             cwd=ROOT,
             env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
             capture_output=True,

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 
 TIMEOUT_S = 180.0
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from worker import exits, listener, log, server
-from worker.pipelines.sources import load
+from worker.models.loading.sources import load
 from worker.settings import Settings
 
 

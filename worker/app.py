@@ -10,23 +10,13 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from worker.api import (
-    admin,
-    answers,
-    files,
-    gallery,
-    health,
-    images,
-    jobs,
-    models,
-    openapi,
-    session,
-    usage,
-)
-from worker.api.access import Access
-from worker.api.direct import Direct
-from worker.api.exchange import Exchanges
-from worker.api.poison import PoisonGuard
+from worker.api import answers
+from worker.api.middleware.access import Access
+from worker.api.middleware.direct import Direct
+from worker.api.middleware.exchange import Exchanges
+from worker.api.middleware.poison import PoisonGuard
+from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
+from worker.api.schemas import openapi
 from worker.errors import ZimageError
 from worker.service import Load, Service
 from worker.settings import Settings

@@ -9,37 +9,40 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 
-from worker import audit, calibration, card, exits, log
-from worker.audit import Audit
-from worker.beat import Beat, BeatWriter, Phase, read_beat
-from worker.denials import Denials
+from worker import exits, log
+from worker.accounts.keyring import KeyRing
+from worker.calibration import tables as calibration
+from worker.coordination import card
+from worker.coordination.beat import Beat, BeatWriter, Phase, read_beat
+from worker.coordination.denials import Denials
+from worker.coordination.inflight import InFlight
+from worker.coordination.places import Places
+from worker.coordination.quota import Quotas
+from worker.coordination.shares import Shares
+from worker.coordination.steps import StepsReader, StepsWriter
+from worker.coordination.strikes import Strikes
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
-from worker.imaging import Encoders
-from worker.inflight import InFlight
+from worker.generation.imaging import Encoders
+from worker.generation.labels import Labels
 from worker.jobs.drawing import Tools
 from worker.jobs.outlook import Outlook
 from worker.jobs.runner import Runner
-from worker.jobs.steps import StepsReader, StepsWriter
-from worker.keyring import KeyRing
-from worker.labels import Labels
-from worker.ledger import Ledger
-from worker.metrics import AuditReading, Metrics, Reading
-from worker.pipelines.base import DrawSpec, ModelInfo, Pipeline
-from worker.pipelines.memory import Memory, NoMemory, memory_of
-from worker.places import Places
-from worker.quota import Quotas
+from worker.models.base import DrawSpec, ModelInfo, Pipeline
+from worker.models.memory import Memory, NoMemory, memory_of
+from worker.observability import audit
+from worker.observability.audit import Audit
+from worker.observability.metrics import AuditReading, Metrics, Reading
 from worker.settings import Settings
-from worker.shares import Shares
 from worker.storage.database import Database, sqlite_url
 from worker.storage.images import ImageStore, Signer
 from worker.storage.keeper import Keeper
+from worker.storage.ledger import Ledger
 from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
 from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
-from worker.strikes import Strikes
 from worker.tasks import BackgroundTasks
 from worker.threads import in_daemon_thread
 

@@ -29,7 +29,7 @@ from deploy.guard.supervisor import (
 from deploy.guard.troubles import Troubles
 from deploy.guard.watch import Watch, Word
 from deploy.layout import Layout
-from worker.beat import Kill, KillCause, Phase, write_kill
+from worker.coordination.beat import Kill, KillCause, Phase, write_kill
 
 _TICK_S = 0.1
 _STATE_INTERVAL_S = 1.0

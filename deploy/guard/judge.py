@@ -26,7 +26,7 @@ from typing import Literal
 
 from deploy.guard.probe import Answer
 from deploy.guard.settings import Rules
-from worker.beat import DRAWING, Beat, KillCause, Phase
+from worker.coordination.beat import DRAWING, Beat, KillCause, Phase
 
 State = Literal[
     "loading", "ready", "busy", "draining", "drained", "stuck", "silent", "dead", "backoff", "fatal"
@@ -93,7 +93,7 @@ class Verdict:
     kill: str | None = None
     """Why it must be killed; None: let it live."""
     kill_cause: KillCause = "other"
-    """Who is to blame for that: see ``worker.strikes``."""
+    """Who is to blame for that: see ``worker.coordination.strikes``."""
     cause: Cause = "other"
     """``why`` in one of few words."""
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.processes import START_TIME, STATE, stat
+from worker.coordination.processes import START_TIME, STATE, stat
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 

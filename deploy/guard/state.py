@@ -10,7 +10,7 @@ from typing import Any
 from deploy.guard.gpus import Gpu, Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.watch import Watch
-from worker.beat import DRAWING
+from worker.coordination.beat import DRAWING
 
 
 def snapshot(cell: str, watches: Iterable[Watch], journal: Journal, gpus: Gpus) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import rpc
+from deploy.supervision import rpc
 from worker.exits import NAMES as EXIT_NAMES
 
 _TIMEOUT_S = 5.0

@@ -16,7 +16,7 @@ from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
 from deploy.guard.supervisor import Exit, Program
 from deploy.layout import Layout
-from worker.beat import DRAWING, Beat, Phase, read_beat
+from worker.coordination.beat import DRAWING, Beat, Phase, read_beat
 
 # One question stays open for long: a stopped worker is not given a heap of them to answer later,
 # and answers within the moment in which it goes on.

@@ -14,7 +14,7 @@ from deploy import cell as deployed
 from deploy.config import ClusterConfig
 from deploy.layout import Layout
 from loadtest.entry import Entry
-from worker.beat import Beat, read_beat
+from worker.coordination.beat import Beat, read_beat
 
 _FRESH_S = 2.5
 """The guard writes every second."""

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy import processes
+from deploy.host import processes
 from loadtest.faults.cell import Cell, process_ids
 
 _FULL_DISK_BYTES = 2 << 20

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from deploy.config import ROOT
-from deploy.supervise import Supervisor
+from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
-from worker.beat import DRAWING
+from worker.coordination.beat import DRAWING
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0

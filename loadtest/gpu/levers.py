@@ -26,16 +26,16 @@ import torch
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 
 from loadtest.gpu import power
-from worker.pipelines import levers
-from worker.pipelines.base import DrawSpec, Pixels
-from worker.pipelines.captions import CaptionEncoder, Tokens
-from worker.pipelines.decoder import PictureDecoder
-from worker.pipelines.dense import DenseTransformer
-from worker.pipelines.folder import Defaults
-from worker.pipelines.fp8 import shrink_pipeline
-from worker.pipelines.graphs import Graphs
-from worker.pipelines.loading import adapted, claim_device, dtype_for
-from worker.pipelines.random_zimage import TURBO, random_zimage
+from worker.models.acceleration import levers
+from worker.models.acceleration.fp8 import shrink_pipeline
+from worker.models.acceleration.graphs import Graphs
+from worker.models.base import DrawSpec, Pixels
+from worker.models.loading.folder import Defaults
+from worker.models.loading.load import adapted, claim_device, dtype_for
+from worker.models.loading.random_zimage import TURBO, random_zimage
+from worker.models.zimage.captions import CaptionEncoder, Tokens
+from worker.models.zimage.decoder import PictureDecoder
+from worker.models.zimage.dense import DenseTransformer
 from worker.settings import Settings
 
 STEPS = {
@@ -198,7 +198,7 @@ def there(bench: Bench, plans: Mapping[str, levers.Levers]) -> list[str]:
     for name, plan in plans.items():
         try:
             if plan.kernels:
-                importlib.import_module("worker.pipelines.fused")
+                importlib.import_module("worker.models.acceleration.fused")
             levers.ways(plan)
             found.append(name)
         except ImportError as error:

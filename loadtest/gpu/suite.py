@@ -30,14 +30,14 @@ import httpx
 import pynvml
 import torch
 
+from deploy.cli.trace import counters
 from deploy.config import ROOT, load
-from deploy.trace import counters
 from loadtest.faults import Cell
 from loadtest.faults.workers import kill, stop
 from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
-from worker.pipelines.sources import RANDOM
-from worker.processes import GROUP, PARENT, STATE, stat
+from worker.coordination.processes import GROUP, PARENT, STATE, stat
+from worker.models.loading.sources import RANDOM
 
 FAULTY = Path(__file__).parent / "faulty"
 BACK_S = 150.0
@@ -89,7 +89,7 @@ class Suite:
         path, self.running = self.home / f"{name}.toml", name
         path.write_text(self.toml(workers, self.keys | model, limits))
         began = time.monotonic()
-        command = [sys.executable, "-m", "deploy.cli", "up", "--no-draw", "-c", str(path)]
+        command = [sys.executable, "-m", "deploy.cli.app", "up", "--no-draw", "-c", str(path)]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
         self.note(stage="up", cell=name, seconds=seconds_since(began), code=done.returncode)
         if done.returncode:
@@ -100,14 +100,14 @@ class Suite:
 
     def verb(self, verb: str, worker: str) -> None:
         """``zimage drain`` or ``undrain``."""
-        command = [sys.executable, "-m", "deploy.cli", verb, worker]
+        command = [sys.executable, "-m", "deploy.cli.app", verb, worker]
         path = self.home / f"{self.running}.toml"
         subprocess.run([*command, "-c", str(path)], cwd=ROOT, capture_output=True, check=True)
 
     def down(self) -> None:
         """End whatever cell runs."""
         for path in self.home.glob("*.toml"):
-            command = [sys.executable, "-m", "deploy.cli", "down", "-c", str(path)]
+            command = [sys.executable, "-m", "deploy.cli.app", "down", "-c", str(path)]
             subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
     def workers(self, count: int, gib: float | None, cards: int) -> str:
@@ -149,7 +149,7 @@ def make_model(suite: Suite) -> None:
     began = time.monotonic()
     program = (
         "import sys, torch\n"
-        "from worker.pipelines.random_zimage import TURBO, random_zimage\n"
+        "from worker.models.loading.random_zimage import TURBO, random_zimage\n"
         "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
         "random_zimage(TURBO, device, torch.bfloat16).save_pretrained(sys.argv[1])\n"
     )
@@ -402,7 +402,7 @@ def calibrate(suite: Suite) -> None:
     path = suite.home / "calibrated.toml"
     path.write_text(suite.toml(suite.workers(1, None, 1), suite.keys))
     sides = ",".join(f"{size}x{size}" for size in suite.sizes)
-    command = [sys.executable, "-m", "deploy.cli", "calibrate", "-c", str(path), "--json"]
+    command = [sys.executable, "-m", "deploy.cli.app", "calibrate", "-c", str(path), "--json"]
     command += ["--sizes", sides, "--repeats", "2"]
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
@@ -662,7 +662,7 @@ def helper_of(pid: int) -> int:
     """The helper process of a worker; LookupError where it has none."""
     for other, fields in everybody():
         command = Path(f"/proc/{other}/cmdline").read_bytes().split(b"\0")
-        if int(fields[PARENT]) == pid and b"worker.helper" in command:
+        if int(fields[PARENT]) == pid and b"worker.models.parallel.helper" in command:
             return other
     raise LookupError(f"process {pid} has no helper")
 
@@ -673,7 +673,7 @@ def left_of(pid: int) -> int:
 
 
 def everybody() -> Iterator[tuple[int, list[str]]]:
-    """Every process of this machine, with its fields as by ``worker.processes``."""
+    """Every process of this machine, with its fields as by ``worker.coordination.processes``."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := stat(int(entry.name))) is not None:
             yield int(entry.name), fields

@@ -4,9 +4,9 @@ import base64
 import json
 import os
 
-from worker.imaging import encode, parameters_text
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.generation.imaging import encode, parameters_text
+from worker.models.base import DrawSpec
+from worker.models.synthetic import SyntheticPipeline
 
 SIDES = (80, 64)
 

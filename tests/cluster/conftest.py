@@ -21,8 +21,8 @@ from deploy.config import load
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
 from tests.ports import free_ports
-from worker.beat import read_beat
-from worker.processes import is_alive
+from worker.coordination.beat import read_beat
+from worker.coordination.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ class RunningCell(Cell):
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""
         return subprocess.run(
-            [sys.executable, "-m", "deploy.cli", *arguments],
+            [sys.executable, "-m", "deploy.cli.app", *arguments],
             cwd=ROOT,
             env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
             capture_output=True,

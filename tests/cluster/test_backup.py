@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from deploy.config import ROOT
-from deploy.picture import PROMPT
+from deploy.rollout.picture import PROMPT
 from tests.cluster.conftest import RunningCell, started
 from tests.deploy.processes import wait_until
 
@@ -57,7 +57,7 @@ def test_cell_of_a_unit_survives_its_killed_supervisord() -> None:
     """What systemd does: start, notice the failed end, start again; workers draw on."""
     with started(workers=2) as cell:
         cell.down()
-        command = [sys.executable, "-m", "deploy.cli", "up", "--foreground", "--no-draw"]
+        command = [sys.executable, "-m", "deploy.cli.app", "up", "--foreground", "--no-draw"]
         environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
 
         def start() -> "subprocess.Popen[str]":

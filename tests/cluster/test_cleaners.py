@@ -8,8 +8,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from deploy import processes
-from deploy.picture import PROMPT
+from deploy.host import processes
+from deploy.rollout.picture import PROMPT
 from tests.cluster.conftest import RunningCell, started
 from tests.deploy.processes import wait_until
 

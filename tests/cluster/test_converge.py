@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import processes
 from deploy.config import ROOT
+from deploy.host import processes
 from tests.cluster.conftest import RunningCell, edit, started
 
 pytestmark = pytest.mark.cluster
@@ -232,7 +232,7 @@ def test_down_leaves_no_process_even_of_a_killed_supervisord() -> None:
 def test_foreground_cell_ends_in_order_on_sigterm() -> None:
     with started(workers=2) as cell:
         cell.down()
-        command = [sys.executable, "-m", "deploy.cli", "up", "--foreground"]
+        command = [sys.executable, "-m", "deploy.cli.app", "up", "--foreground"]
         environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
@@ -248,7 +248,7 @@ def test_foreground_cell_ends_in_order_on_sigterm() -> None:
 
 def test_only_one_command_changes_a_cell_at_a_time(cell: RunningCell) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", "restart", "--rolling"],
+        [sys.executable, "-m", "deploy.cli.app", "restart", "--rolling"],
         cwd=ROOT,
         env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
         stdout=subprocess.PIPE,

@@ -11,10 +11,10 @@ import openai
 import pytest
 from playwright.sync_api import Browser, expect
 
-from deploy import certificate
+from deploy.rendering import certificate
 from loadtest.traffic import Traffic, check_picture
 from tests.cluster.conftest import RunningCell, started
-from tests.deploy.test_certificate import write_pair
+from tests.deploy.rendering.test_certificate import write_pair
 from tests.web.conftest import DESKTOP, chromium, complaints, watch
 
 __all__ = ["chromium", "complaints"]

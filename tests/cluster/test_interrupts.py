@@ -56,7 +56,7 @@ def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "sub
             os.login_tty(terminal)
 
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", *words],
+        [sys.executable, "-m", "deploy.cli.app", *words],
         cwd=ROOT,
         env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
         stdout=None if terminal is not None else subprocess.PIPE,

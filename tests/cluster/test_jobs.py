@@ -12,7 +12,7 @@ from PIL import Image
 
 from loadtest import crash_jobs, faults
 from tests.cluster.conftest import RunningCell, started
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

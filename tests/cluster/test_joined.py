@@ -10,8 +10,8 @@ import pytest
 
 from loadtest.traffic import until
 from tests.cluster.conftest import RunningCell, started
-from tests.worker.test_helper import helper_of
-from worker.processes import is_alive
+from tests.worker.models.parallel.test_helper import helper_of
+from worker.coordination.processes import is_alive
 
 pytestmark = pytest.mark.cluster
 BOTH = '[[workers]]\ndevices = "cpu,cpu"\nthreads = 1\n'

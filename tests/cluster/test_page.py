@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.cluster.conftest import RunningCell, started
 from tests.web.conftest import DESKTOP, chromium
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 
 __all__ = ["chromium"]
 

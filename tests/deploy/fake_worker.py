@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from worker.beat import BeatWriter, Phase
+from worker.coordination.beat import BeatWriter, Phase
 
 NAME, RUN_DIR = os.environ["ZIMAGE_NAME"], Path(os.environ["ZIMAGE_RUN_DIR"])
 REPLIES = RUN_DIR.parent / "tmp" / "replies"

@@ -238,7 +238,7 @@ def test_root_writes_and_reads_where_the_user_of_the_cell_may_not(tmp_path: Path
     private.mkdir(mode=0o700)
 
     def zimage(*words: str) -> None:
-        command = [sys.executable, "-m", "deploy.cli", *words, "--config", str(config)]
+        command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def zimage(config: Path, *words: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "deploy.cli", *words, "--config", str(config)]
+    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -44,7 +44,7 @@ def zimage(config: Path, *words: str, **environment: str) -> str:
 def on_a_terminal(config: Path, *words: str) -> str:
     """What a person's terminal gets, colours and all."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "deploy.cli", *words, "--config", str(config)]
+    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
     environment = {**os.environ, "COLUMNS": "300", "TERM": "xterm-256color"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs):
         os.close(theirs)

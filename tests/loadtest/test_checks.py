@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from loadtest.checks import Album, Checker, colour_of, refusal
-from worker.pipelines.base import DrawSpec
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.models.base import DrawSpec
+from worker.models.synthetic import SyntheticPipeline
 
 BODY: dict[str, Any] = {"prompt": "a cat", "size": "64x64", "seed": 5}
 

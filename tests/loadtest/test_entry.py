@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from loadtest.entry import Entry
-from tests.deploy.test_certificate import write_pair
+from tests.deploy.rendering.test_certificate import write_pair
 
 
 class Echo(http.server.BaseHTTPRequestHandler):

@@ -11,8 +11,8 @@ from playwright.sync_api import Page, expect
 from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
 from tests.web.test_draw import draw
-from worker.imaging import encode, parameters_text
-from worker.pipelines.base import DrawSpec
+from worker.generation.imaging import encode, parameters_text
+from worker.models.base import DrawSpec
 
 pytestmark = pytest.mark.browser
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from worker.app import create_app
-from worker.pipelines.base import Pipeline
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.models.base import Pipeline
+from worker.models.synthetic import SyntheticPipeline
 from worker.service import Service
 from worker.settings import Settings
 from worker.storage.database import sqlite_url

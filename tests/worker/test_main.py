@@ -12,7 +12,7 @@ import pytest
 
 from tests.worker.processes import wait_until, worker
 from worker import exits
-from worker.beat import Phase, read_beat
+from worker.coordination.beat import Phase, read_beat
 
 FREE_BAD: list[tuple[dict[str, str], str]] = [
     ({"steps": "0"}, "worker: steps: Input should be greater than or equal to 1 (is '0')"),

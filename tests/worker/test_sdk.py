@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.worker.processes import worker
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 
 
 @pytest.fixture

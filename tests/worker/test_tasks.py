@@ -104,7 +104,7 @@ async def test_worker_brings_its_dead_loops_back_and_counts_it(
             await asyncio.Event().wait()
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("worker.ledger.Ledger.follow", lambda ledger: follow(held[0]))
+    monkeypatch.setattr("worker.storage.ledger.Ledger.follow", lambda ledger: follow(held[0]))
     held: list[Service] = []
     async with serving(settings_in(home)) as (service, client):
         held.append(service)

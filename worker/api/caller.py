@@ -6,8 +6,8 @@ from typing import Literal, cast
 from starlette.requests import Request
 from starlette.types import Scope
 
-from worker.addresses import network_of
-from worker.api.exchange import Exchange, exchange_of
+from worker.api.middleware.exchange import Exchange, exchange_of
+from worker.coordination.addresses import network_of
 from worker.storage.keys import EVERYONE, Key
 
 __all__ = ["EVERYONE", "Caller", "caller_of"]

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
-from worker.api.fields import digits_of
+from worker.api.schemas.fields import digits_of
 from worker.errors import DeadlinePassed, TooLarge
 
 BODY_TIMEOUT_S = 30.0

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 
 from worker.api.caller import caller_of
-from worker.api.exchange import exchange_of
+from worker.api.middleware.exchange import exchange_of
 from worker.service import Service
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from worker.api.caller import Caller
-from worker.api.fields import bad
+from worker.api.schemas.fields import bad
 from worker.service import Service
 from worker.storage.database import QueryTooLong
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from worker import log
 from worker.api import answers
 from worker.api.client import ClientGone, while_connected
-from worker.api.exchange import CLIENT_GONE
+from worker.api.middleware.exchange import CLIENT_GONE
 from worker.errors import ZimageError
 
 KEEP_ALIVE_S = 15.0

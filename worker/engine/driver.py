@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from worker.beat import Phase
+from worker.coordination.beat import Phase
 from worker.engine.allowance import KINDS, Allowances
 from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, forecast, remaining_s
@@ -26,7 +26,7 @@ from worker.engine.room import DOUBT_S, Room, Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
-from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline, Pixels, Sample
+from worker.models.base import DevicePoisoned, DrawSpec, Pipeline, Pixels, Sample
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from worker.beat import BeatWriter
+from worker.coordination.beat import BeatWriter
 from worker.engine import admission
 from worker.engine.admission import Line
 from worker.engine.allowance import Allowances
@@ -36,7 +36,7 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.pipelines.base import DevicePoisoned, DrawSpec, Pipeline
+from worker.models.base import DevicePoisoned, DrawSpec, Pipeline
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from worker.engine.queue import Entry, Picture, Queue, Size
 from worker.engine.request import Event, Queued
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
-from worker.pipelines.base import Sample
+from worker.models.base import Sample
 
 _MAX_LOOKS = 10_000
 """Rounds times entries that are worth computing, for the driver waits meanwhile: about 50 ms."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Hashable, Sequence
 
-from worker.beat import BeatWriter, Phase, Running, digest
+from worker.coordination.beat import BeatWriter, Phase, Running, digest
 from worker.engine.limits import Limits
 from worker.engine.queue import Picture
 from worker.engine.recently import Recently

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from worker.engine.request import DrawRequest, Event, Priority
 from worker.errors import ZimageError
-from worker.pipelines.base import DrawSpec, Sample
+from worker.models.base import DrawSpec, Sample
 
 Size = tuple[int, int]
 """Width and height: what is known of a picture's group before its prompt is encoded."""

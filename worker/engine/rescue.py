@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker.engine.queue import Picture
 from worker.errors import DrawingFailed, Refused, ZimageError
-from worker.pipelines.base import OutOfMemory
+from worker.models.base import OutOfMemory
 
 
 @dataclass(frozen=True)

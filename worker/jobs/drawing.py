@@ -6,22 +6,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from worker import audit, log, quota
-from worker.audit import Audit
+from worker import log
+from worker.coordination import quota
+from worker.coordination.quota import Hold, Quotas
+from worker.coordination.steps import StepsWriter
+from worker.coordination.strikes import CLEAN, Record, Strikes, asked_text
 from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
 from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
-from worker.imaging import Encoders, parameters_text
-from worker.jobs.steps import StepsWriter
-from worker.metrics import Metrics
-from worker.pipelines.base import DrawSpec
-from worker.quota import Hold, Quotas
+from worker.generation.imaging import Encoders, parameters_text
+from worker.models.base import DrawSpec
+from worker.observability import audit
+from worker.observability.audit import Audit
+from worker.observability.metrics import Metrics
 from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
 from worker.storage.keys import Key
 from worker.storage.leases import Leased, Offer
-from worker.strikes import CLEAN, Record, Strikes, asked_text
 
 STRIKES_TIMEOUT_S = 5.0
 

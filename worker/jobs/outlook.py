@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from worker.coordination.workers import live_workers
 from worker.engine import Engine
-from worker.jobs.workers import live_workers
 from worker.storage import jobs
 from worker.storage.database import Database
 from worker.storage.jobs import Job

@@ -17,6 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker import log
+from worker.coordination.bell import Bell
+from worker.coordination.holder import is_dead, this_process
+from worker.coordination.workers import live_workers
 from worker.engine import Engine
 from worker.errors import (
     DrawingFailed,
@@ -29,10 +32,7 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.jobs.bell import Bell
 from worker.jobs.drawing import Held, Tools, draw, note, priority_of, require_allowed
-from worker.jobs.holder import is_dead, this_process
-from worker.jobs.workers import live_workers
 from worker.storage import gallery, jobs, keys, leases, usage
 from worker.storage.database import Database, give_space_back
 from worker.storage.gallery import StoredImage

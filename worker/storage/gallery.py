@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.pipelines.base import DrawSpec
+from worker.models.base import DrawSpec
 from worker.storage import search
 from worker.storage.images import day
 from worker.storage.schema import metadata

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from deploy import rpc
 from deploy.guard.supervisor import Program, Supervisor
+from deploy.supervision import rpc
 from tests.deploy.guard.conftest import WORKERS, Cell
 from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
-from worker.beat import read_kill
+from worker.coordination.beat import read_kill
 
 
 def draw(cell: Cell, name: str, prompt: str) -> None:

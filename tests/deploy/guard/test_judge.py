@@ -6,7 +6,7 @@ import pytest
 from deploy.guard.judge import KillHold, Seen, judge
 from deploy.guard.probe import Answer
 from deploy.guard.settings import Rules
-from worker.beat import Beat, Phase
+from worker.coordination.beat import Beat, Phase
 
 RULES = Rules()
 NOW = 10_000.0

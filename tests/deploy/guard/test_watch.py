@@ -6,7 +6,7 @@ from deploy.guard.settings import GuardSettings, WorkerSettings
 from deploy.guard.supervisor import Program
 from deploy.guard.watch import Watch
 from deploy.layout import Layout
-from worker.beat import BeatWriter, Phase, read_beat
+from worker.coordination.beat import BeatWriter, Phase, read_beat
 
 W1 = WorkerSettings(name="w1")
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-from deploy import certificate
 from deploy.config import ClusterConfig, parse
 from deploy.guard.gate import Gate, make_closed_socket
+from deploy.host.machine import Machine, find_nginx
 from deploy.layout import Layout
-from deploy.machine import Machine, find_nginx
-from deploy.plan import plan
-from deploy.render import Host, render
+from deploy.rendering import certificate
+from deploy.rendering.plan import plan
+from deploy.rendering.render import Host, render
 from tests.deploy.processes import fake_worker, listens, running, wait_until
 from tests.ports import free_port
 

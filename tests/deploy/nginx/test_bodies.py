@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy import certificate
+from deploy.rendering import certificate
 from tests.deploy.nginx.site import Site, nginx_command, site
 from tests.deploy.processes import wait_until
 from tests.ports import free_port

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.render import NGINX_DIGEST
+from deploy.rendering.render import NGINX_DIGEST
 from tests.deploy.nginx.site import (
     Site,
     SiteLayout,

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy import certificate
-from deploy.certificate import adopt, check, read
 from deploy.config import parse
+from deploy.rendering import certificate
+from deploy.rendering.certificate import adopt, check, read
 from tests.deploy.nginx.site import Site, SiteLayout, configuration, files, site
 from tests.deploy.processes import wait_until
-from tests.deploy.test_certificate import write_pair
+from tests.deploy.rendering.test_certificate import write_pair
 from tests.ports import free_port
 
 HSTS = "Strict-Transport-Security"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from worker import app, errors
-from worker.api import wire
+from worker.api.schemas import wire
 
 TEXT = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 

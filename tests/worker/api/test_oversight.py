@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.worker.api.test_access import Keyed, keyed  # noqa: F401 — a fixture
+from tests.worker.api.middleware.test_access import Keyed, keyed  # noqa: F401 — a fixture
 from tests.worker.storage.conftest import picture
 from worker.storage import gallery
 

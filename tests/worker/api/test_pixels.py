@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.worker.conftest import migrated, ready, serving
-from worker.pipelines.base import Pixels, Sample
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.models.base import Pixels, Sample
+from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
 pytestmark = pytest.mark.anyio

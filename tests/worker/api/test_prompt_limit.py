@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from worker.api import wire
+from worker.api.schemas import wire
 from worker.errors import InvalidRequest
-from worker.pipelines.synthetic import SyntheticPipeline
+from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
 INFO = SyntheticPipeline("synthetic:max_tokens=3").info

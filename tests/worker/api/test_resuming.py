@@ -9,7 +9,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.worker.api.test_images import URL, events_of, running
+from tests.worker.api.routes.test_images import URL, events_of, running
 from tests.worker.conftest import ready, serving, settings_in
 from worker.service import Service
 

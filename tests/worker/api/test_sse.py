@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from worker.api import sse
-from worker.api.exchange import Exchange
+from worker.api.middleware.exchange import Exchange
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.worker.engine.fakes import GatedPipeline, Untimed
-from worker.beat import BeatWriter
+from worker.coordination.beat import BeatWriter
 from worker.engine import Engine, Limits
 
 Running = Callable[..., AbstractAsyncContextManager[Engine]]

@@ -9,7 +9,7 @@ from worker.engine.forecast import forecast
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority
 from worker.engine.scheduler import Scheduler
-from worker.pipelines.base import Sample
+from worker.models.base import Sample
 
 STEP_S = {1: 0.100713, 2: 0.120517, 3: 0.150391, 4: 0.200639}
 

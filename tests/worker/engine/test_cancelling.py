@@ -15,8 +15,8 @@ from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import GatedPipeline, request
 from worker.engine import Engine, Priority
 from worker.errors import DeadlinePassed, Overloaded, ZimageError
-from worker.pipelines.base import DrawSpec, Sample
-from worker.pipelines.synthetic import text_of
+from worker.models.base import DrawSpec, Sample
+from worker.models.synthetic import text_of
 
 pytestmark = pytest.mark.anyio
 

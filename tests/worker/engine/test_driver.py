@@ -15,7 +15,7 @@ from tests.worker.engine.fakes import (
     recorder,
     spec,
 )
-from worker.beat import BeatWriter, Phase, read_beat
+from worker.coordination.beat import BeatWriter, Phase, read_beat
 from worker.engine.allowance import Allowances
 from worker.engine.driver import Driver
 from worker.engine.hindsight import Hindsight
@@ -26,7 +26,7 @@ from worker.engine.request import Event, Partial, Priority, Queued, Stepped
 from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
 from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
-from worker.pipelines.base import DevicePoisoned, OutOfMemory, Pixels, Sample
+from worker.models.base import DevicePoisoned, OutOfMemory, Pixels, Sample
 
 MakeDriver = Callable[..., Driver]
 

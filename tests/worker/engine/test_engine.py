@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
-from worker.beat import BeatWriter, Phase, read_beat
+from worker.coordination.beat import BeatWriter, Phase, read_beat
 from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, driver, room
 from worker.engine.forecast import forecast
 from worker.engine.queue import Entry
@@ -24,8 +24,8 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.pipelines.base import DevicePoisoned, OutOfMemory
-from worker.pipelines.synthetic import text_of
+from worker.models.base import DevicePoisoned, OutOfMemory
+from worker.models.synthetic import text_of
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from worker.engine.forecast import Call, forecast, remaining_s
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority, Queued
 from worker.engine.scheduler import Scheduler
-from worker.pipelines.base import Sample
+from worker.models.base import Sample
 
 
 @pytest.fixture

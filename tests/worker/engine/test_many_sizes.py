@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.engine.fakes import entry, spec
-from worker.beat import BeatWriter, Phase
+from worker.coordination.beat import BeatWriter, Phase
 from worker.engine import costs as costs_module
 from worker.engine.costs import KINDS, MAX_SIZES, Costs
 from worker.engine.limits import Limits

@@ -8,12 +8,12 @@ import torch
 
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, request, spec
-from worker.beat import BeatWriter
+from worker.coordination.beat import BeatWriter
 from worker.engine import Costs, Engine, Limits, Ticket, room
 from worker.errors import Refused, Unavailable
-from worker.pipelines.base import OnInnerStep, Sample
-from worker.pipelines.faults import translate
-from worker.pipelines.synthetic import text_of
+from worker.models.base import OnInnerStep, Sample
+from worker.models.faults import translate
+from worker.models.synthetic import text_of
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.worker.engine.fakes import GatedPipeline, entry, fuzzed, recorder, spec
-from worker.beat import BeatWriter
+from worker.coordination.beat import BeatWriter
 from worker.engine.allowance import Allowances
 from worker.engine.costs import Costs
 from worker.engine.driver import Driver
@@ -20,7 +20,7 @@ from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, Priority
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
-from worker.pipelines.base import DrawSpec, OnInnerStep, OutOfMemory, Sample
+from worker.models.base import DrawSpec, OnInnerStep, OutOfMemory, Sample
 
 
 @pytest.fixture(autouse=True, scope="module")

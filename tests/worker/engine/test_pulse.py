@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.engine.fakes import entry
-from worker.beat import Beat, BeatWriter, Phase, Running, digest, read_beat
+from worker.coordination.beat import Beat, BeatWriter, Phase, Running, digest, read_beat
 from worker.engine.limits import Limits
 from worker.engine.pulse import Pulse
 

@@ -6,7 +6,7 @@ from tests.worker.engine.fakes import entry
 from worker.engine.queue import Picture
 from worker.engine.rescue import Failure, run
 from worker.errors import DrawingFailed, InvalidRequest, Refused
-from worker.pipelines.base import OutOfMemory
+from worker.models.base import OutOfMemory
 
 
 class Calls:

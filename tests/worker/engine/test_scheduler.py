@@ -3,7 +3,7 @@ from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Priority
 from worker.engine.scheduler import Scheduler
-from worker.pipelines.base import Sample
+from worker.models.base import Sample
 
 
 def queue_of(*entries: Entry) -> Queue:

@@ -1,4 +1,4 @@
-from worker.beat import Phase
+from worker.coordination.beat import Phase
 from worker.engine.state import Activity
 
 

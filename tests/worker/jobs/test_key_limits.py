@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.worker.api.test_access import Keyed
+from tests.worker.api.middleware.test_access import Keyed
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store

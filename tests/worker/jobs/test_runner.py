@@ -14,12 +14,12 @@ from PIL import Image
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
-from worker.beat import digest
+from worker.coordination.beat import digest
+from worker.coordination.holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
-from worker.jobs.holder import this_process
 from worker.jobs.runner import HARMFUL, _fail, _new_lease
-from worker.pipelines.synthetic import text_of
+from worker.models.synthetic import text_of
 from worker.service import Service
 from worker.settings import Settings
 from worker.storage import gallery, jobs, leases

@@ -1,0 +1,1 @@
+"""``zimage``: the verbs of an operator."""

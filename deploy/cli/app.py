@@ -1,0 +1,495 @@
+"""``zimage``: the verbs of an operator. Exit code 0 done, 1 failed, 2 misuse."""
+
+import getpass
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from deploy import (
+    backup as backups,
+)
+from deploy import screen
+from deploy.cell import Cell, CellError
+from deploy.cli import chaos, jobs, keys, usage
+from deploy.cli import trace as tracing
+from deploy.cli.options import AsJson, Config
+from deploy.cli.options import open_cell as _cell
+from deploy.config import ConfigError
+from deploy.host import processes
+from deploy.host.account import AccountError
+from deploy.host.utf8 import speak_utf8
+from deploy.rendering.certificate import CertificateError
+from deploy.rendering.unit import render_unit
+from deploy.rollout import calibrate as calibration
+from deploy.rollout import checks, converge, files, interrupts, picture, roll
+from deploy.rollout.down import down as end_cell
+from deploy.rollout.interrupts import Interrupted
+from deploy.supervision.supervise import SupervisorError
+
+app = typer.Typer(
+    help="Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
+app.command(name="usage")(usage.usage)
+app.command(name="chaos")(chaos.chaos)
+
+WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
+
+
+@app.command()
+def up(
+    config: Config = None,
+    foreground: Annotated[
+        bool, typer.Option(help="Stay until the cell ends, as containers want it.")
+    ] = False,
+    draw: Annotated[bool, typer.Option(help="Draw a picture when ready.")] = True,
+) -> None:
+    """Start the cell, or make a running one equal to cluster.toml."""
+    cell = _cell(config, create=True)
+    if foreground:
+        raise typer.Exit(_stay(cell, draw=draw))
+    changed = _apply(cell, "up")
+    _greet(cell, changed=changed, draw=draw)
+
+
+@app.command()
+def down(
+    config: Config = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not let drawings finish.")] = False,
+) -> None:
+    """End the cell: drawings that run are finished, then every process goes."""
+    cell = _cell(config)
+    if not processes.members(cell.layout.processes):
+        screen.done("nothing runs")
+        return
+    screen.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
+    with converge.alone(cell, "down"):
+        ended = end_cell(cell, now=now)
+    screen.done(f"down: {ended} processes ended, none is left")
+
+
+@app.command()
+def status(
+    config: Config = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
+) -> None:
+    """Show alarms, pool and workers. Exit code 0 only while the pool is known to take requests."""
+    cell = _cell(config)
+    if watch and not as_json:
+        _watch(cell)
+        return
+    state = _status(cell)
+    if as_json:
+        screen.as_json(state)
+    elif state["cell"]["running"]:
+        screen.console.print(screen.status(state))
+    else:
+        screen.fail("the cell is down; start it with: zimage up")
+    raise typer.Exit(0 if state["ready"] and not state["stale"] else 1)
+
+
+@app.command()
+def plan(config: Config = None, as_json: AsJson = False) -> None:
+    """Show which workers cluster.toml makes on this machine, and why."""
+    cell = _cell(config)
+    if as_json:
+        screen.as_json([asdict(w) for w in cell.plan.workers])
+        return
+    for worker in cell.plan.workers:
+        limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
+        threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
+        screen.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
+
+
+@app.command()
+def render(
+    config: Config = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Write the files into this directory instead.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask nginx whether it takes them.")
+    ] = False,
+) -> None:
+    """Show what `up` would change in the rendered files; touches no running cell."""
+    cell = _cell(config)
+    rendered = cell.render()
+    if check:
+        cell.layout.create()
+        files.check_nginx(cell, rendered)
+        screen.done(
+            f"nginx {'.'.join(map(str, cell.host.nginx_version))} takes the rendered configuration"
+        )
+        return
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        files.write(to, rendered)
+        screen.done(f"{len(rendered)} files in {to}")
+        return
+    changes = files.changes(cell.layout.render_dir, rendered)
+    for change in changes:
+        screen.step(change.summary)
+        screen.say("\n".join(f"    {line}" for line in change.shown))
+    if not changes:
+        screen.done(f"{cell.layout.render_dir} is up to date")
+
+
+@app.command()
+def reload(config: Config = None) -> None:
+    """Take on a renewed certificate, for certbot's deploy hook. Nothing restarts or ends."""
+    cell = _cell(config)
+    if cell.certificate is None:
+        raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
+    with converge.alone(cell, "reload"):
+        changed = converge.take_certificate(cell)
+    until = f"{', '.join(cell.certificate.names)}, until {cell.certificate.ends:%Y-%m-%d}"
+    screen.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to; .gz compresses it.")],
+    config: Config = None,
+    images: Annotated[bool, typer.Option("--images", help="With the stored pictures.")] = False,
+) -> None:
+    """Write database, keys' secret and configuration to one file. The cell may run."""
+    path = file.absolute()
+
+    def write() -> None:
+        count = backups.write(
+            _cell(config), out, images=images, compress=backups.is_compressed(path)
+        )
+        if images:
+            screen.say(f"  pictures: {count}")
+
+    with backups.whole(path) as out:
+        _in_child(write)
+    screen.done(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; keep it secret")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `zimage backup` wrote.")],
+    config: Config = None,
+) -> None:
+    """Put a backup back. The cell must be down; its present database is kept beside."""
+    path = file.absolute()
+    try:
+        opened = path.open("rb")  # before root becomes the cell's user, who may not
+    except OSError as error:
+        raise CellError(f"{path} cannot be restored: {error.strerror}") from None
+    with opened:
+        cell = _cell(config)
+        with converge.alone(cell, "restore"):
+            done = backups.restore(cell, path, opened)
+    screen.done(f"restored {file}: database, pictures: {done.pictures}")
+    if done.aside:
+        screen.say(f"  before   {done.aside}")
+    screen.say("  next     zimage up")
+
+
+@app.command()
+def systemd(config: Config = None) -> None:
+    """Print a unit that runs the cell from boot on, as whoever prints it."""
+    user = "" if os.getuid() == 0 else getpass.getuser()
+    screen.raw(render_unit(_cell(config), user) + "\n")
+
+
+@app.command()
+def drain(worker: WorkerName, config: Config = None) -> None:
+    """Take a worker out of the pool and let it finish; it stays out until undrain."""
+    cell = _cell(config)
+    _known_worker(cell, worker)
+    screen.step(f"{worker}: no new requests; finish what it has")
+    with converge.alone(cell, f"drain {worker}"):
+        roll.begin_drain(cell, worker)
+    roll.wait_drained(cell, worker)
+    screen.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
+
+
+@app.command()
+def undrain(worker: WorkerName, config: Config = None) -> None:
+    """Let a drained worker take requests again."""
+    cell = _cell(config)
+    _known_worker(cell, worker)
+    with converge.alone(cell, f"undrain {worker}"):
+        roll.begin_undrain(cell, worker)
+    roll.wait_open(cell, worker)
+    screen.done(f"{worker} takes requests")
+
+
+@app.command()
+def restart(
+    workers: Annotated[
+        list[str] | None, typer.Argument(help="Workers; all of them where none is named.")
+    ] = None,
+    config: Config = None,
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One at a time, drawing goes on.")
+    ] = False,
+) -> None:
+    """Restart workers, after they have finished what they draw."""
+    cell = _cell(config)
+    names = workers or list(cell.plan.names)
+    for name in names:
+        _known_worker(cell, name)
+    with converge.alone(cell, " ".join(["restart", *(["--rolling"] if rolling else []), *names])):
+        if rolling or len(names) == 1:
+            roll.restart(cell, names)
+        else:
+            screen.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
+            roll.restart_at_once(cell, names)
+    screen.done(f"restarted: {', '.join(names)}")
+
+
+@app.command()
+def logs(
+    program: Annotated[
+        str | None,
+        typer.Argument(help="A worker, guard, nginx, nginx-error, access or supervisord."),
+    ] = None,
+    config: Config = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the end.")] = 40,
+) -> None:
+    """Show the end of the cell's logs."""
+    cell = _cell(config)
+    paths = _logs(cell, program)
+    options = ["-n", str(lines), *(["-F"] if follow else [])]
+    raise typer.Exit(screen.lines_of(["tail", *options, *map(str, paths)]))
+
+
+@app.command()
+def calibrate(
+    worker: Annotated[
+        str | None, typer.Argument(help="Whose device [default: the first worker's].")
+    ] = None,
+    config: Config = None,
+    sizes: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT,… [default: around the model's own].")
+    ] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Also draw an SVG (needs pygal).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what drawing costs on a worker's device; workers use it from their next start."""
+    cell = _cell(config, create=True)
+    name = worker or cell.plan.names[0]
+    _known_worker(cell, name)
+    with converge.alone(cell, f"calibrate {name}"):
+        table = calibration.run(cell, name, sizes, repeats)
+    if plot is not None:
+        calibration.draw_plot(table, plot)
+    if as_json:
+        screen.as_json(table.as_json())
+    else:
+        screen.console.print(calibration.shown(table))
+        screen.done(f"stored in {table.path}")
+
+
+@app.command()
+def trace(
+    config: Config = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to look.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what share of their time the drawing threads spend beside the device."""
+    found = tracing.trace(_cell(config), seconds)
+    if as_json:
+        screen.as_json([asdict(t) for t in found])
+    else:
+        screen.console.print(tracing.shown(found))
+
+
+@app.command()
+def doctor(config: Config = None, as_json: AsJson = False) -> None:
+    """Check machine, configuration and cell; each finding with its remedy."""
+    cell = _cell(config)
+    found = checks.doctor(cell)
+    if as_json:
+        screen.as_json([asdict(f) for f in found])
+    else:
+        screen.findings(found)
+    raise typer.Exit(1 if any(f.level == "fail" for f in found) else 0)
+
+
+def main() -> None:
+    """Entry point: turns what may go wrong into one clear message and an exit code."""
+    speak_utf8()
+    os.umask(0o077)  # logs, state and what programs inherit: this user's alone
+    interrupts.install()
+    sys.exit(run(app))
+
+
+def run(command: Callable[..., Any]) -> int:
+    """Exit code of ``command``; click itself ends with 2 on misuse."""
+    try:
+        command()
+    except ConfigError as error:
+        screen.fail(f"{error.path} is wrong; nothing was touched")
+        for problem in error.problems:
+            screen.errors.print(f"  {problem}")
+    except (CellError, CertificateError, SupervisorError, AccountError) as error:
+        screen.fail(str(error))
+    except PermissionError as error:
+        screen.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
+    except Interrupted as signal_seen:
+        screen.fail("interrupted: zimage status says what runs, zimage up completes it")
+        return signal_seen.exit_code
+    except SystemExit as ended:
+        return int(ended.code or 0) if not isinstance(ended.code, str) else 1
+    else:
+        return 0
+    return 1
+
+
+def _in_child(work: Callable[[], None]) -> None:
+    """Do ``work``, which may become another user, while this process stays who it is."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = run(work)
+        sys.stdout.flush()
+        os._exit(code)
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if code:
+        raise typer.Exit(code if code > 0 else 1)
+
+
+def _known_worker(cell: Cell, name: str) -> None:
+    if name not in cell.plan.names:
+        known = ", ".join(cell.plan.names)
+        raise typer.BadParameter(f"no worker {name}; this cell has {known}")
+
+
+def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
+    converge.wait_ready(cell)
+    if not changed:
+        screen.done("nothing to change: the cell runs as cluster.toml says")
+    if draw and cell.workers():
+        drawn = picture.draw(cell)
+        screen.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
+    screen.done(f"ready: {cell.url}")
+    screen.say(f"  logs     {cell.layout.logs_dir}")
+    screen.say("  next     zimage status · zimage logs -f · zimage down")
+
+
+def _apply(cell: Cell, doing: str, *, child: bool = False) -> bool:
+    with converge.alone(cell, doing):
+        return converge.apply(cell, converge.prepare(cell), child=child)
+
+
+def _stay(cell: Cell, *, draw: bool) -> int:
+    """Start the cell and stay until it ends; 1 where supervisord was killed.
+
+    A signal ends the cell in order, at whatever moment it comes.
+    """
+    try:
+        _apply(cell, "up --foreground", child=True)
+        return _attend(cell, draw=draw)
+    except Interrupted:
+        screen.step("asked to end: stop nginx, workers and guard, drawings that run first")
+        end_cell(cell, now=False)
+        _reap()
+        screen.done("the cell has ended")
+        return 0
+
+
+def _attend(cell: Cell, *, draw: bool) -> int:
+    leader = processes.leader(cell.layout.processes)
+    if leader is None:
+        raise CellError("supervisord ended at once; see zimage logs supervisord")
+    try:
+        _greet(cell, changed=True, draw=draw)
+    except CellError as error:
+        if leader.alive:
+            screen.fail(str(error))
+    while leader.alive:
+        _reap()
+        time.sleep(0.2)
+    _reap()
+    if processes.members(cell.layout.processes):
+        screen.fail("supervisord was killed; workers go on, and zimage up takes them over")
+        return 1
+    screen.done("the cell has ended")
+    return 0
+
+
+def _reap() -> None:
+    # As process 1 of a container we inherit orphans; supervisord itself is a child as well.
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def _status(cell: Cell) -> dict[str, Any]:
+    """The guard's state, and what it cannot say: whether anything runs, and for how long."""
+    running = processes.members(cell.layout.processes)
+    leader = processes.leader(cell.layout.processes)
+    state = cell.state() if running else None
+    empty: dict[str, Any] = {
+        "at": None,
+        "stale": True,
+        "age_s": 0,
+        "alarms": [],
+        "events": [],
+        "ready": False,
+    }
+    pool = {"open": 0, "of": len(cell.plan.names)}
+    state = state or {**empty, "pool": pool, "workers": []}
+    programs = {n: asdict(p) for n, p in cell.programs().items()}
+    state["cell"] = {
+        "name": cell.config.cell.name,
+        "url": cell.url,
+        "running": bool(running),
+        "supervisor": bool(programs),
+        "uptime_s": None if leader is None else round(processes.age_s(leader)),
+        "programs": programs,
+    }
+    return state
+
+
+def _watch(cell: Cell) -> None:
+    with Live(console=screen.console, screen=True, auto_refresh=False) as display:
+        try:
+            while True:
+                display.update(screen.status(_status(cell)), refresh=True)
+                time.sleep(1.0)
+        except Interrupted:
+            return
+
+
+def _logs(cell: Cell, program: str | None) -> list[Path]:
+    present = {p.stem: p for p in sorted(cell.layout.logs_dir.glob("*.log"))}
+    if program is None and present:
+        return [path for name, path in present.items() if name != "access"]
+    if program in present:
+        return [present[program]]
+    known = ", ".join(present) or "none yet"
+    raise typer.BadParameter(f"no log {program or ''}; there are: {known}")
+
+
+if __name__ == "__main__":
+    main()

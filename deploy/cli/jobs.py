@@ -1,0 +1,367 @@
+"""``zimage jobs``: many pictures drawn in the background, over HTTP as any other client."""
+
+import json
+import os
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from deploy import screen
+from deploy.cell import Cell, CellError
+from deploy.cli import keys
+from deploy.cli.options import AsJson, Config, open_cell
+from deploy.rendering import certificate
+
+app = typer.Typer(help="Many pictures, drawn in the background.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="As `zimage jobs list` shows it.", metavar="JOB")]
+_ANSWER_S = 60.0
+_TRIES = 10
+_PATIENCE_S = 1.0
+_OVER = ("completed", "failed", "cancelled")
+_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
+
+
+@app.command()
+def create(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, or none.")] = None,
+    config: Config = None,
+    file: Annotated[
+        typer.FileText | None, typer.Option("--from", help="A prompt a line; - is the input.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="In place of prompts: 'a {red|blue} poster of {product}'.")
+    ] = None,
+    var: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE,…", help="Of the template; repeatable.")
+    ] = None,
+    variants: Annotated[int | None, typer.Option(help="Pictures of each prompt.")] = None,
+    name: Annotated[str | None, typer.Option(help="Shown in lists.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT")] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    negative_prompt: Annotated[str | None, typer.Option()] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg, webp")] = None,
+    priority: Annotated[str | None, typer.Option(help="batch or interactive")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key makes one job, however often this is run.")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Only show the prompts.")] = False,
+    stay: Annotated[bool, typer.Option("--watch", "-w", help="Until it is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a job of PROMPTS, of a file, or of a template."""
+    told = [*(prompts or []), *(line.strip() for line in file or () if line.strip())]
+    body = {
+        "prompts": told or None,
+        "template": template,
+        "variables": dict(_variable(text) for text in var) if var else None,
+        "variants": variants,
+        "name": name,
+        "size": size,
+        "steps": steps,
+        "seed": seed,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "output_format": output_format,
+        "priority": priority,
+        # So that an attempt whose answer was lost can be repeated.
+        "idempotency_key": idempotency_key or uuid.uuid4().hex,
+    }
+    with _client(config) as client:
+        if preview:
+            _show_preview(_call(client, "POST", "jobs/preview", json=body))
+            return
+        job = _call(client, "POST", "jobs", json=body)
+        if as_json:
+            screen.as_json(job)
+        else:
+            screen.done(f"{job['id']}: {job['total']} pictures{', ' * bool(_end(job))}{_end(job)}")
+        if stay:
+            _watch(client, job["id"])
+
+
+@app.command("list")
+def list_jobs(
+    config: Config = None,
+    state: Annotated[str, typer.Option(help="running, paused, … with commas.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Jobs, newest first."""
+    with _client(config) as client:
+        found = _call(client, "GET", "jobs", params={"state": state, "limit": limit})
+    if as_json:
+        screen.as_json(found["data"])
+    elif found["data"]:
+        screen.console.print(_table(found["data"]))
+    else:
+        screen.done("no jobs")
+
+
+@app.command()
+def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
+    """A job, and what went wrong with its items."""
+    with _client(config) as client:
+        found = _call(client, "GET", f"jobs/{job}")
+        failed = _call(client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20})
+    if as_json:
+        screen.as_json(found)
+        return
+    screen.console.print(_table([found]))
+    asked = ", ".join(f"{k} {v}" for k, v in found["parameters"].items() if v not in ("", None))
+    screen.say(f"  {asked}")
+    for item in failed["data"]:
+        screen.warn(f"item {item['number']} ({item['prompt'][:60]}): {item['error']['message']}")
+
+
+@app.command()
+def watch(job: JobId, config: Config = None) -> None:
+    """Show progress until the job is over. Exit code 0 where all of it is done."""
+    with _client(config) as client:
+        _watch(client, job)
+
+
+@app.command()
+def download(
+    job: JobId,
+    config: Config = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A ZIP file, or a folder to unpack into [default: JOB.zip].")
+    ] = None,
+) -> None:
+    """Fetch the pictures that are done."""
+    target = to or Path(f"{job}.zip")
+    unpack = target.suffix.lower() != ".zip"
+    file = target / f".{job}.zip" if unpack else target
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _client(config) as client:
+        _fetch(client, job, file)
+    with zipfile.ZipFile(file) as zipped:
+        names = zipped.namelist()
+        if unpack:
+            zipped.extractall(target)
+            file.unlink()
+    if "missing.txt" in names:
+        screen.warn("some pictures were deleted meanwhile: see missing.txt")
+    screen.done(f"{len(names) - ('missing.txt' in names)} pictures in {target}")
+
+
+@app.command()
+def pause(job: JobId, config: Config = None) -> None:
+    """Stop drawing within a step; `resume` goes on."""
+    _steer(config, job, "pause")
+
+
+@app.command()
+def resume(job: JobId, config: Config = None) -> None:
+    """Go on with a paused job."""
+    _steer(config, job, "resume")
+
+
+@app.command()
+def cancel(job: JobId, config: Config = None) -> None:
+    """Draw no more of it, for good; what is done stays."""
+    _steer(config, job, "cancel")
+
+
+@app.command()
+def retry(job: JobId, config: Config = None) -> None:
+    """Draw its failed items again."""
+    _steer(config, job, "retry")
+
+
+@app.command()
+def delete(job: JobId, config: Config = None) -> None:
+    """Forget a job; its pictures stay in the gallery."""
+    with _client(config) as client:
+        _call(client, "DELETE", f"jobs/{job}")
+    screen.done(f"{job} is forgotten")
+
+
+def _steer(config: Path | None, job: str, verb: str) -> None:
+    with _client(config) as client:
+        found = _call(client, "POST", f"jobs/{job}/{verb}")
+    screen.done(f"{job} is {found['state']}: {_counts(found)}")
+
+
+# HTTP
+
+
+@contextmanager
+def _client(config: Path | None) -> Iterator[httpx.Client]:
+    cell = open_cell(config)
+    verify = certificate.trusting(cell.layout) if cell.config.tls.on else True
+    # trust_env: a proxy of the environment has no business between us and this machine.
+    with httpx.Client(
+        base_url=f"{cell.url}v1/",
+        headers=_headers(cell),
+        timeout=_ANSWER_S,
+        trust_env=False,
+        verify=verify,
+    ) as client:
+        yield client
+
+
+def _headers(cell: Cell) -> dict[str, str]:
+    own = os.environ.get("ZIMAGE_API_KEY")
+    return {"Authorization": f"Bearer {own}"} if own else keys.operator_headers(cell)
+
+
+def _call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
+    """The JSON of an answer. All that is asked for here may be repeated, so it is while the cell
+    is away for a moment."""
+    for attempt in range(_TRIES):
+        last = attempt == _TRIES - 1
+        try:
+            answer = client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            if last:
+                raise CellError(f"no answer from {client.base_url}: {error!r}") from None
+        else:
+            if answer.status_code < 400:
+                return answer.json() if answer.content else None
+            if answer.status_code != 503 or last:
+                raise CellError(_message(answer))
+        time.sleep(_PATIENCE_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}: {answer.text[:200]}"
+
+
+def _fetch(client: httpx.Client, job: str, file: Path) -> None:
+    """``file`` is there whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    for attempt in range(_TRIES):
+        try:
+            with client.stream("GET", f"jobs/{job}/results.zip") as answer, part.open("wb") as out:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise CellError(_message(answer))
+                for chunk in answer.iter_raw():
+                    out.write(chunk)
+            part.replace(file)
+            return
+        except httpx.HTTPError as error:  # cut, for instance because its worker died
+            if attempt == _TRIES - 1:
+                raise CellError(f"the download was cut {_TRIES} times: {error!r}") from None
+            time.sleep(_PATIENCE_S)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _jobs_as_they_change(client: httpx.Client, job: str) -> Iterator[dict[str, Any]]:
+    """The job now and after each change, until it is over, through cuts and restarts."""
+    found: dict[str, Any] = _call(client, "GET", f"jobs/{job}")
+    yield found
+    while found["state"] not in _OVER:
+        with suppress(httpx.HTTPError):
+            path, after = f"jobs/{job}/events", {"after": found["revision"]}
+            with client.stream("GET", path, params=after) as answer:
+                for line in answer.iter_lines() if answer.status_code == 200 else ():
+                    if line.startswith("data: ") and '"type":"job.updated"' in line:
+                        found = json.loads(line.removeprefix("data: "))["job"]
+                        yield found
+        if found["state"] not in _OVER:
+            time.sleep(_PATIENCE_S)
+            found = _call(client, "GET", f"jobs/{job}")
+            yield found
+
+
+# What is shown
+
+
+def _watch(client: httpx.Client, job: str) -> None:
+    found: dict[str, Any] = {}
+    with _progress() as progress:
+        task = None
+        for found in _jobs_as_they_change(client, job):
+            done = found["total"] - found["counts"]["waiting"] - found["counts"]["running"]
+            if progress is None:
+                screen.say(f"{found['state']}  {done} of {found['total']}  {_counts(found)}")
+            elif task is None:
+                task = progress.add_task(found["name"] or job, total=found["total"], end="")
+            if progress is not None and task is not None:
+                progress.update(task, completed=done, end=_end(found) or found["state"])
+    told = f"{job} is {found['state']}: {_counts(found)}"
+    if found["state"] != "completed":
+        screen.fail(told)
+        raise typer.Exit(1)
+    screen.done(told)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A bar on a terminal; None elsewhere."""
+    if not screen.console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[end]}", markup=False),
+    )
+    with Progress(*columns, console=screen.console) as progress:
+        yield progress
+
+
+def _table(jobs: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("job", "name", "state", "done", "of", "failed", "age", "ends in"):
+        right = name in ("done", "of", "failed", "age", "ends in")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "name")
+    for job in jobs:
+        colour = "yellow" if job.get("held") else _COLOURS.get(job["state"], "cyan")
+        state = Text(_state(job), colour)
+        failed = str(job["counts"]["failed"] or "–")
+        age = screen.span(time.time() - job["created_at"])
+        ends = job["predicted_finish_at"]
+        left = screen.span(ends - time.time()) if ends else "–"
+        done = str(job["counts"]["done"])
+        table.add_row(job["id"], job["name"], state, done, str(job["total"]), failed, age, left)
+    return table
+
+
+def _state(job: dict[str, Any]) -> str:
+    """Or why nothing of it is drawn: ``key disabled``."""
+    return str(job.get("held") or job["state"]).replace("_", " ")
+
+
+def _counts(job: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in job["counts"].items() if count)
+
+
+def _end(job: dict[str, Any]) -> str:
+    ends = job["predicted_finish_at"]
+    return f"done in about {screen.span(ends - time.time())}" if ends else ""
+
+
+def _show_preview(found: dict[str, Any]) -> None:
+    for prompt in found["prompts"]:
+        screen.say(prompt)
+    more = found["count"] - len(found["prompts"])
+    screen.done(f"{found['count']} pictures" + (f" ({more} more prompts)" if more else ""))
+
+
+def _variable(text: str) -> tuple[str, list[str]]:
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text}: write NAME=VALUE,VALUE", param_hint="--var")
+    return name.strip(), [value.strip() for value in values.split(",")]

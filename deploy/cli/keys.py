@@ -1,0 +1,338 @@
+"""``zimage keys``: who may use the cell, and how much. Changes reach all workers within 2 s."""
+
+import os
+import re
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deploy import screen, store
+from deploy.cell import Cell, CellError
+from deploy.cli.options import AsJson, Config, open_cell
+from worker.accounts.tokens import operator_token
+from worker.storage.secret import shared_secret
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from worker.storage.keys import Key
+
+app = typer.Typer(help="Who may use the cell, and how much.", no_args_is_help=True)
+
+
+class Role(StrEnum):
+    USER = "user"
+    OPS = "ops"
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the key, or its id.")]
+RoleOption = Annotated[
+    Role | None, typer.Option(help="ops also sees what others drew and used. [default: user]")
+]
+PriorityOption = Annotated[
+    Priority | None,
+    typer.Option(help="batch: its requests always wait for others. [default: interactive]"),
+]
+ImagesPerDay = Annotated[int | None, typer.Option(min=0, help="Of one day, UTC. 0: no limit.")]
+Concurrency = Annotated[
+    int | None, typer.Option(min=0, max=256, help="Requests at a time. 0: no limit.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
+MaxSteps = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
+Expires = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Last day, as 2027-12-31, or a moment, as 2027-12-31T18:00; UTC. never: no end.",
+    ),
+]
+
+_NOT_TOLD = {"hash", "hint", "signs_out"}
+_NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whom it is for: a person, a team, a program.")],
+    role: RoleOption = None,
+    priority: PriorityOption = None,
+    images_per_day: ImagesPerDay = None,
+    concurrency: Concurrency = None,
+    max_pixels: MaxPixels = None,
+    max_steps: MaxSteps = None,
+    expires: Expires = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once: only a hash of it is stored."""
+    if not _NAME.fullmatch(name) or name.startswith("key_"):
+        raise typer.BadParameter("1 to 64 characters without / that do not begin with key_")
+    limits = _values(
+        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
+    )
+    cell = open_cell(config, create=True)
+    cell.layout.create()
+    store.migrate(cell)
+    secret = secret_for(cell)
+    key, token = store.keys.new_key(secret, name, **limits)
+    _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
+    _note(cell, "key_created", key, **limits)
+    _print_token(cell, key, token, as_json=as_json)
+
+
+@app.command("list")
+def list_keys(config: Config = None, as_json: AsJson = False) -> None:
+    """Show all keys and what each may do."""
+    cell = open_cell(config)
+    found = _run(cell, store.keys.snapshot).keys
+    if as_json:
+        screen.as_json([described(key) for key in found])
+    elif found:
+        screen.console.print(_table(found))
+    else:
+        screen.say("no keys yet; make one with: zimage keys create NAME")
+
+
+@app.command()
+def show(name: Name, config: Config = None, as_json: AsJson = False) -> None:
+    """Show one key: everything but the key itself, which nobody can show again."""
+    found = described(_find(open_cell(config), name))
+    if as_json:
+        screen.as_json(found)
+        return
+    for field, value in found.items():
+        screen.say(f"{field:<15} {'–' if value is None else value}")
+
+
+@app.command()
+def change(
+    name: Name,
+    role: RoleOption = None,
+    priority: PriorityOption = None,
+    images_per_day: ImagesPerDay = None,
+    concurrency: Concurrency = None,
+    max_pixels: MaxPixels = None,
+    max_steps: MaxSteps = None,
+    expires: Expires = None,
+    config: Config = None,
+) -> None:
+    """Change what a key may do; what is not named stays."""
+    values = _values(
+        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
+    )
+    if not values:
+        raise typer.BadParameter("name what to change, for example --images-per-day 200")
+    cell = open_cell(config)
+    _change(cell, _find(cell, name), "key_changed", **values)
+    screen.done(f"changed {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+
+
+@app.command()
+def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
+    """Give a key a new secret and print it; the old one and its sign-ins end at once."""
+    cell = open_cell(config)
+    key, secret = _find(cell, name), secret_for(cell)
+    fresh, token = store.keys.new_key(secret, key.name)
+    _change(cell, key, "key_rotated", hash=fresh.hash, hint=fresh.hint, signs_out=True)
+    _print_token(cell, key, token, as_json=as_json)
+
+
+@app.command()
+def disable(name: Name, config: Config = None) -> None:
+    """Switch a key off, sign out whoever is signed in with it, and hold its jobs."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _change(cell, key, "key_disabled", disabled=True, signs_out=True)
+    screen.done(
+        f"{key.name} is disabled and its jobs wait; let it in again with: "
+        f"zimage keys enable {key.name}"
+    )
+
+
+@app.command("sign-out")
+def sign_out(name: Name, config: Config = None) -> None:
+    """Sign out whoever is signed in with a key; the key itself stays good."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _run(cell, lambda connection: store.keys.end_sessions(connection, key.id))
+    _note(cell, "key_signed_out", key)
+    screen.done(f"nobody is signed in with {key.name} any more; the key itself stays good")
+
+
+@app.command()
+def enable(name: Name, config: Config = None) -> None:
+    """Switch a disabled key on again."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    _change(cell, key, "key_enabled", disabled=False)
+    screen.done(f"{key.name} is enabled")
+
+
+@app.command()
+def delete(name: Name, config: Config = None) -> None:
+    """Delete a key for good and cancel its jobs. What it used stays in the ledger, under its id."""
+    cell = open_cell(config)
+    key = _find(cell, name)
+    why, now = f"The key {key.name} was deleted.", datetime.now(UTC).timestamp()
+
+    def work(connection: "Connection") -> int:
+        store.keys.delete(connection, key.id)
+        return store.jobs.cancel_all(connection, key.id, why, now)
+
+    cancelled = _run(cell, work)
+    _note(cell, "key_deleted", key)
+    ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
+    screen.done(f"deleted {key.name} ({key.id}){ended}")
+
+
+def secret_for(cell: Cell) -> bytes:
+    """The secret of the cell's keys, made where there is no key yet; ``CellError``: it is lost."""
+    path = cell.layout.key_secret
+    _run(cell, lambda c: store.keys.require_secret(c, path.read_bytes() if path.exists() else None))
+    return shared_secret(path)
+
+
+def operator_headers(cell: Cell) -> dict[str, str]:
+    """What lets a command of the cell's own user in, where keys are asked for."""
+    if cell.config.listen.auth != "keys":
+        return {}
+    return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
+
+
+def described(key: "Key") -> dict[str, Any]:
+    """Everything of ``key`` that a person may see."""
+    shown = asdict(key)
+    del shown["hash"], shown["version"]
+    shown["hint"] = f"…{key.hint}"
+    return shown | {"expires_at": _date(key.expires_at), "created_at": _date(key.created_at)}
+
+
+def _values(
+    role: Role | None,
+    priority: Priority | None,
+    images_per_day: int | None,
+    concurrency: int | None,
+    max_pixels: int | None,
+    max_steps: int | None,
+    *,
+    expires: str | None,
+) -> dict[str, Any]:
+    """Columns that were named; a limit of 0 is none."""
+    limits = {
+        "images_per_day": images_per_day,
+        "concurrency": concurrency,
+        "max_pixels": max_pixels,
+        "max_steps": max_steps,
+    }
+    values: dict[str, Any] = {k: v or None for k, v in limits.items() if v is not None}
+    if role:
+        values["role"] = role.value
+    if priority:
+        values["priority"] = priority.value
+    if expires is not None:
+        values["expires_at"] = _moment(expires)
+    return values
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch of the end of ``text``; None: never."""
+    if text == "never":
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"--expires {text}: write it as 2027-12-31") from None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return (at + timedelta(days=1) if len(text) == 10 else at).timestamp()
+
+
+def _find(cell: Cell, name: str) -> "Key":
+    found: Key | None = _run(cell, lambda connection: store.keys.find(connection, name))
+    if found is None:
+        raise CellError(f"no key {name}; see zimage keys list")
+    return found
+
+
+def _change(cell: Cell, key: "Key", event: str, **values: Any) -> None:
+    def work(connection: "Connection") -> None:
+        store.keys.change(connection, key.id, **values)
+        store.jobs.let_draw(connection, key.id)
+        if {"disabled", "expires_at"} & values.keys():
+            store.jobs.stop(connection, key.id)
+
+    _run(cell, work)
+    _note(cell, event, key, **{name: values[name] for name in values.keys() - _NOT_TOLD})
+
+
+def _note(cell: Cell, event: str, key: "Key", **changes: Any) -> None:
+    """Write into the audit log who did this with ``key``, whose own deeds it has by its id."""
+    if not cell.config.audit.log:
+        return
+    from worker.observability import audit
+
+    note = audit.Note(time.time(), event, key.id, key.name, f"{_person()} on this host", changes)
+    try:
+        audit.append(cell.layout.audit_dir, "zimage", note)
+    except OSError as error:
+        screen.warn(f"done, but the audit log {cell.layout.audit_dir} cannot be written: {error}")
+
+
+def _person() -> str:
+    """Who typed the command, also where that was through sudo."""
+    return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"user {os.getuid()}"
+
+
+def _run(cell: Cell, work: Any, name: str = "") -> Any:
+    try:
+        return store.run(cell, work)
+    except store.Taken:
+        raise CellError(f"there is a key {name} already; rotate or delete that one") from None
+    except store.keys.SecretLost:
+        raise CellError(
+            f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "
+            "restore it from a backup, or delete all keys and make new ones"
+        ) from None
+
+
+def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:
+    if as_json:
+        screen.as_json({"id": key.id, "name": key.name, "key": token}, indent=None)
+        return
+    screen.done(f"key of {key.name}; it is shown this once:")
+    screen.say(f"\n  {token}\n")
+    if cell.config.listen.auth != "keys":
+        screen.warn('nobody is asked for it yet: set listen.auth = "keys", then zimage up')
+
+
+def _table(found: "tuple[Key, ...]") -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", overflow="fold")
+    for name in ("state", "role", "priority", "a day", "at once", "last day", "key"):
+        table.add_column(name, no_wrap=True)
+    now = datetime.now(UTC).timestamp()
+    for key in found:
+        table.add_row(
+            key.name,
+            key.why_not(now) or "good",
+            key.role,
+            key.priority,
+            str(key.images_per_day or "–"),
+            str(key.concurrency or "–"),
+            "–" if key.expires_at is None else store.usage.day_of(key.expires_at - 1),
+            f"…{key.hint}",
+        )
+    return table
+
+
+def _date(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,56 @@
+"""Processes of a cell whose supervisord was killed: they go on drawing until somebody follows.
+
+Each is known by what it is (guard, nginx, a worker by name), so that its successor can take its
+place one at a time.
+"""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.host import processes
+from deploy.host.processes import Process
+from deploy.layout import Layout
+
+
+@dataclass(frozen=True)
+class Orphans:
+    guards: tuple[Process, ...]
+    nginxes: tuple[Process, ...]
+    workers: dict[str, Process]
+    others: tuple[Process, ...]
+
+    @property
+    def all(self) -> tuple[Process, ...]:
+        return (*self.guards, *self.nginxes, *self.workers.values(), *self.others)
+
+
+def find(layout: Layout) -> Orphans:
+    """What runs outside the session of the living supervisord, or of none."""
+    leader = processes.leader(layout.processes)
+    living = processes.members(layout.processes)
+    if leader is not None:
+        living = [p for p in living if p.session != leader.pid]
+    guards = [p for p in living if "deploy.guard" in p.command]
+    nginxes = [p for p in living if p.command.startswith("nginx:")]
+    workers = {_name(p): p for p in living if p.pid == p.group and "-m worker" in p.command}
+    known = {p.pid for p in (*guards, *nginxes, *workers.values())}
+    others = [p for p in living if p.pid not in known]
+    return Orphans(tuple(guards), tuple(nginxes), workers, tuple(others))
+
+
+def end(orphans: Orphans, drain_s: float) -> list[Process]:
+    """End them all: the guard first, which would restart what ends; nginx when it is idle."""
+    left = processes.end(orphans.guards, 5.0, signal.SIGTERM)
+    left += processes.end(orphans.nginxes, drain_s, signal.SIGQUIT)
+    workers = (*orphans.workers.values(), *orphans.others)
+    return left + processes.end(workers, drain_s, signal.SIGTERM)
+
+
+def _name(process: Process) -> str:
+    try:
+        pairs = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return str(process.pid)
+    names = [p.split(b"=", 1)[1].decode() for p in pairs if p.startswith(b"ZIMAGE_NAME=")]
+    return names[0] if names else str(process.pid)

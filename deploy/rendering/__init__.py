@@ -1,0 +1,1 @@
+"""From cluster.toml to files."""

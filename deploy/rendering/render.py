@@ -1,0 +1,229 @@
+"""Configuration and plan in, the text of every file out. Pure: it neither reads nor writes state.
+
+The templates in ``deploy/nginx`` and ``deploy/supervisor`` get ``config``, ``plan``, ``layout``,
+``nginx_version`` and, from ``Host``, what else of this machine they must name.
+"""
+
+import getpass
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from deploy.config import ROOT, ClusterConfig
+from deploy.layout import Layout
+from deploy.rendering.dashboard import dashboard
+from deploy.rendering.plan import Plan, WorkerPlan, model_source
+from worker.bounds import MAX_JOB_BODY_BYTES
+
+_HERE = Path(__file__).resolve().parents[1]
+
+NGINX_DIGEST = "conf.d/configuration.conf"
+"""What nginx answers when it is asked for its configuration: the digest of its other files."""
+
+
+GUARD_CODE = (
+    "deploy/guard",
+    *("deploy/config.py", "deploy/layout.py", "deploy/supervision/rpc.py"),
+    *("worker/coordination/beat.py", "worker/exits.py", "worker/coordination/processes.py"),
+)
+"""All that the guard loads of ours: a change of it restarts the guard."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the files name beyond the configuration. ``*_code`` are digests of our own sources:
+    they stand in the programs' environment, so that new code counts as a changed program."""
+
+    nginx_path: str
+    nginx_version: tuple[int, int, int]
+    cores: int
+    python: str
+    user: str
+    home: str
+    worker_code: str
+    guard_code: str
+
+    @classmethod
+    def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
+        return cls(
+            nginx_path=str(nginx_path),
+            nginx_version=version,
+            cores=cores,
+            python=sys.executable,
+            user=getpass.getuser(),
+            home=str(Path.home()),
+            worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
+            guard_code=code_digest(ROOT / path for path in GUARD_CODE),
+        )
+
+
+def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dict[str, str]:
+    """Text by path relative to ``layout.render_dir``."""
+    context = {
+        "config": config,
+        "plan": plan,
+        "layout": layout,
+        "host": host,
+        "nginx_version": host.nginx_version,
+        "ops": endpoint(config.ops.address, config.ops.port),
+        "root": ROOT,
+        "job_body_bytes": MAX_JOB_BODY_BYTES,
+    }
+    files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
+    files |= _rendered("supervisor", context)
+    nginx = _rendered("nginx", context)
+    files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
+    return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def _rendered(piece: str, context: Mapping[str, Any]) -> dict[str, str]:
+    environment = _environment(_HERE / piece)
+    names = sorted(environment.list_templates(extensions=["j2"]))
+    return {n.removesuffix(".j2"): environment.get_template(n).render(context) for n in names}
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    joined = "\0".join(f"{name}\0{files[name]}" for name in sorted(files))
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    # Prometheus has {{ }} of its own.
+    environment = _environment(_HERE / "monitoring", ("<<", ">>"))
+    for name in environment.list_templates(extensions=["j2"]):
+        yield name.removesuffix(".j2"), environment.get_template(name).render(context)
+    yield "dashboard.json", dashboard()
+
+
+def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
+    """What ``python -m deploy.guard`` reads: no more than it needs, all paths absolute."""
+    idle_allowance_s = config.timeouts.idle_allowance_s
+    return {
+        "cell": config.cell.name,
+        "var_dir": str(layout.var_dir),
+        "run_dir": str(layout.run_dir),
+        "short_link": layout.short_link and str(layout.short_link),
+        "log_max_bytes": config.logs.max_mib << 20,
+        "log_keep": config.logs.keep,
+        "guard": {**config.guard.model_dump(), "idle_allowance_s": idle_allowance_s},
+        "workers": [
+            {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
+        ],
+    }
+
+
+def worker_environment(
+    config: ClusterConfig, worker: WorkerPlan, layout: Layout, host: Host
+) -> dict[str, str]:
+    """Everything that a worker is told; the ``ZIMAGE_`` part is its settings."""
+    cache = layout.cache_dir
+    return {
+        "HOME": host.home,
+        "HF_HOME": str(cache / "hub"),
+        "OMP_NUM_THREADS": str(worker.threads),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # whatever LC_ALL the file gives for libraries' messages
+        # Images often forbid it; then every start compiles four thousand modules again.
+        "PYTHONDONTWRITEBYTECODE": "",
+        "CODE": host.worker_code,
+        **({} if worker.devices[0] == "cpu" else _cuda_environment(worker, cache)),
+        **_settings(config, worker, layout),
+        **config.environment,
+    }
+
+
+def code_digest(paths: Iterable[Path]) -> str:
+    """Ten digits that change with any Python source or listed file under ``paths``."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(str(file).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict[str, str]:
+    values: dict[str, object] = {
+        "name": worker.name,
+        "run_dir": layout.run_dir,
+        "var_dir": layout.var_dir,
+        "pool_dir": layout.pool_dir,
+        "reply_dir": layout.replies_dir,
+        "database_url": layout.database_url,
+        "auth": config.listen.auth,
+        **config.auth.model_dump(),
+        "usage_keep_days": config.usage.keep_days,
+        "model": model_source(config),
+        "device": worker.device,
+        "dtype": config.model.dtype,
+        "threads": worker.threads,
+        "vram_limit_gib": worker.vram_limit_gib,
+        "steps": config.model.steps,
+        "guidance_scale": config.model.guidance_scale,
+        "kernels": config.model.kernels,
+        "attention": config.model.attention,
+        "products": config.model.products,
+        "graphs": config.model.graphs,
+        "fp8": config.model.fp8,
+        **config.limits.model_dump(),
+        **{f"audit_{key}": value for key, value in config.audit.model_dump().items()},
+        "label_mark": config.labels.mark_text if config.labels.mark else "",
+        "label_producer": config.labels.producer,
+        "gallery": config.gallery.enabled,
+        "keep_days": config.gallery.keep_days,
+        "keep_gib": config.gallery.keep_gib,
+        "favourites_gib": config.gallery.favourites_gib,
+        "step_allowance_s": config.timeouts.step_allowance_s,
+        "load_allowance_s": config.timeouts.load_allowance_s,
+        "compile_allowance_s": config.timeouts.compile_allowance_s,
+        "drain_timeout_s": config.timeouts.drain_timeout_s,
+        "strike_ttl_s": config.guard.strike_ttl_s,
+    }
+    own = {"steps", "guidance_scale"}  # "auto" here means: leave it to the worker
+    return {
+        f"ZIMAGE_{key.upper()}": str(value)
+        for key, value in values.items()
+        if value is not None and not (key in own and value == "auto")
+    }
+
+
+def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": worker.device,
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        # One cache for all: the second worker finds what the first one compiled.
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "QUACK_CACHE_DIR": str(cache / "quack"),
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "flash4"),
+    }
+
+
+def endpoint(address: str, port: int) -> str:
+    """As it stands in a URL."""
+    bare = address.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def _environment(directory: Path, variable: tuple[str, str] = ("{{", "}}")) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(directory),
+        variable_start_string=variable[0],
+        variable_end_string=variable[1],
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # configuration files, not HTML
+    )
+    environment.globals["worker_environment"] = worker_environment
+    environment.filters["percent"] = lambda value: str(value).replace("%", "%%")
+    environment.filters["fields"] = lambda value: asdict(value)
+    return environment

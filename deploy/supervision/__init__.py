@@ -1,0 +1,1 @@
+"""The cell's supervisord: one client of it, and nginx as it starts it."""

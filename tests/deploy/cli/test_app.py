@@ -1,0 +1,95 @@
+import getpass
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ROOT
+from tests.ports import free_port
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.toml"
+    port = free_port()
+    path.write_text(
+        f'[cell]\nvar_dir = "{tmp_path}/var"\nuser = "{getpass.getuser()}"\n'
+        f"[listen]\nport = {port}\n[ops]\nport = {free_port()}\n"
+        '[model]\nsource = "synthetic:"\n'
+    )
+    return path
+
+
+def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(config)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "verb", ["frobnicate", "drain", "logs nothing", "drain w9", "up --soon", "chaos kil", "chaos"]
+)
+def test_misuse_ends_with_2_and_says_how(config: Path, verb: str) -> None:
+    done = zimage(config, *verb.split())
+    assert done.returncode == 2
+    assert "Usage:" in done.stderr
+
+
+def test_wrong_configuration_ends_with_1_and_every_problem(config: Path) -> None:
+    config.write_text('[listen]\nport = "x"\nadress = ""\n', encoding="utf-8")
+    done = zimage(config, "up")
+    assert done.returncode == 1
+    assert "is wrong; nothing was touched" in done.stderr
+    assert '  listen.adress: unknown key; did you mean "address"?' in done.stderr.splitlines()
+
+
+def test_status_of_nothing_ends_with_1(config: Path) -> None:
+    done = zimage(config, "status", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["cell"]["running"] is False
+
+
+def test_down_of_nothing_is_harmless(config: Path) -> None:
+    done = zimage(config, "down")
+    assert (done.returncode, done.stdout) == (0, "✓ nothing runs\n")
+
+
+def test_plan_is_json_for_programs(config: Path) -> None:
+    done = zimage(config, "plan", "--json")
+    assert [worker["name"] for worker in json.loads(done.stdout)] == ["w1", "w2", "w3"]
+
+
+def test_nginx_takes_the_rendered_default(config: Path) -> None:
+    done = zimage(config, "render", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "takes the rendered configuration" in done.stdout
+
+
+def test_commands_never_import_torch(config: Path) -> None:
+    code = (
+        "import deploy.cli.app, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_what_few_commands_need_is_loaded_by_those_alone() -> None:
+    late = {"sqlalchemy", "alembic", "loadtest", "requests"}
+    code = f"import sys, deploy.cli.app; print(sorted({late!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_chaos_lists_what_it_can_break(config: Path) -> None:
+    said = zimage(config, "chaos", "--list").stdout
+    assert "SIGKILL of a worker" in said
+    assert "nginx-reloaded" in said
+
+
+def test_nothing_is_broken_of_a_cell_that_is_not_whole(config: Path) -> None:
+    done = zimage(config, "chaos", "nginx-reloaded")
+    assert done.returncode == 1
+    assert "not whole" in done.stderr

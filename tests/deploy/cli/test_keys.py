@@ -1,0 +1,134 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.config import ROOT
+from tests.worker.storage.test_jobs import Store
+from worker.storage import jobs, keys
+from worker.storage.database import create_engine, sqlite_url
+
+Zimage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def zimage(tmp_path: Path) -> Zimage:
+    """``zimage keys …`` on a cell that nobody has started yet."""
+    config = tmp_path / "cluster.toml"
+    config.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n[listen]\nauth = "keys"\n')
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.cli.app", "keys", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(config)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def version_of(tmp_path: Path) -> int:
+    """What the sessions of the only key must know."""
+    engine = create_engine(sqlite_url(tmp_path / "var" / "zimage.db"), 5.0)
+    with engine.connect() as connection:
+        [key] = keys.snapshot(connection).keys
+    engine.dispose()
+    return key.version
+
+
+def test_a_key_lives_from_create_to_delete(zimage: Zimage, tmp_path: Path) -> None:
+    made = answer(
+        zimage("create", "小明", "--images-per-day", "40", "--expires", "2099-12-31", "--json")
+    )
+    assert made["key"].startswith(keys.PREFIX)
+    shown = answer(zimage("show", "小明", "--json"))
+    assert (shown["id"], shown["images_per_day"], shown["hint"]) == (
+        made["id"],
+        40,
+        "…" + made["key"][-4:],
+    )
+    assert shown["expires_at"] == "2100-01-01 00:00 UTC"  # the day named is the last one
+    assert "hash" not in shown
+    assert (tmp_path / "var" / "key-secret").stat().st_mode & 0o777 == 0o600
+
+    changed = zimage("change", "小明", "--images-per-day", "0", "--concurrency", "3")
+    assert changed.returncode == 0, changed.stderr
+    assert zimage("disable", made["id"]).returncode == 0
+    [listed] = answer(zimage("list", "--json"))
+    assert (listed["images_per_day"], listed["concurrency"], listed["disabled"]) == (None, 3, True)
+    assert zimage("enable", "小明").returncode == 0
+    assert version_of(tmp_path) == 2  # disabling ended its sessions
+    signed_out = zimage("sign-out", "小明")
+    assert signed_out.returncode == 0
+    assert "stays good" in signed_out.stdout
+    assert version_of(tmp_path) == 3
+    rotated = answer(zimage("rotate", "小明", "--json"))
+    assert (rotated["id"], rotated["key"] == made["key"]) == (made["id"], False)
+    assert zimage("delete", "小明").returncode == 0
+    assert answer(zimage("list", "--json")) == []
+
+
+def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None:
+    assert "zimage up makes it" in zimage("list").stderr
+    assert zimage("create", "ada").returncode == 0
+    for arguments, told in (
+        (("show", "nobody"), "no key nobody"),
+        (("create", "ada"), "there is a key ada already"),
+        (("create", "a/b"), "without /"),
+        (("create", "b", "--expires", "soon"), "write it as 2027-12-31"),
+        (("create", "b", "--role", "king"), "'king' is not one of"),
+        (("create", "b", "--concurrency", "-1"), "greater than or equal to 0"),
+        (("change", "ada"), "name what to change"),
+    ):
+        done = zimage(*arguments)
+        assert done.returncode in (1, 2)
+        assert told in " ".join(done.stderr.split()), done.stderr
+    (tmp_path / "var" / "key-secret").unlink()
+    lost = zimage("create", "bob")
+    assert lost.returncode == 1
+    assert "key-secret is lost" in lost.stderr
+    assert "restore it from a backup" in lost.stderr
+    assert not (tmp_path / "var" / "key-secret").exists()
+
+
+def test_a_key_whose_limit_is_changed_draws_again_at_once(zimage: Zimage, tmp_path: Path) -> None:
+    made = answer(zimage("create", "ada", "--images-per-day", "2", "--json"))
+    store = Store(tmp_path / "var" / "zimage.db")
+    store(jobs.hold, made["id"], 2e10)
+    job = store.create(owner=made["id"])
+    assert store.job(job.id).held == "limit"
+    assert zimage("change", "ada", "--images-per-day", "9").returncode == 0
+    assert store.job(job.id).held == ""
+    store.engine.dispose()
+
+
+def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Path) -> None:
+    token = answer(zimage("create", "ada", "--role", "ops", "--json"))["key"]
+    changes = [("change", "ada", "--images-per-day", "7"), ("disable", "ada"), ("enable", "ada")]
+    rotated = ("rotate", "ada", "--json")
+    for words in (*changes, rotated, ("sign-out", "ada"), ("delete", "ada")):
+        assert zimage(*words).returncode == 0
+    assert zimage("disable", "nobody").returncode == 1
+    [path] = (tmp_path / "var" / "audit").iterdir()
+    text = path.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    events = ("created", "changed", "disabled", "enabled", "rotated", "signed_out", "deleted")
+    assert [line["event"] for line in lines] == [f"key_{event}" for event in events]
+    assert {line["name"] for line in lines} == {"ada"}
+    assert (lines[0]["role"], lines[1]["images_per_day"]) == ("ops", 7)
+    assert lines[2]["disabled"] is True
+    assert "hash" not in text
+    assert token not in text

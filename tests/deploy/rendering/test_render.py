@@ -1,0 +1,145 @@
+import configparser
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ROOT, parse
+from deploy.guard import settings as guard_settings
+from deploy.host.machine import Gpu, Machine
+from deploy.layout import Layout
+from deploy.rendering.plan import plan
+from deploy.rendering.render import GUARD_CODE, Host, render, worker_environment
+from worker.settings import Settings
+
+HOST = Host("/usr/sbin/nginx", (1, 22, 1), 2, "/venv/python", "me", "/home/me", "c0de", "c1de")
+LAYOUT = Layout(Path("/srv/50% of/var"), Path("/srv/50% of/var/run"))
+CPU = Machine(2, 24.0, 23.0, ())
+GPU = Machine(16, 24.0, 23.0, (Gpu("0", "GPU-aa", "H100", 79.6, 79.0, "580"),))
+
+
+def rendered(machine: Machine = CPU, **config: object) -> dict[str, str]:
+    parsed = parse(config)
+    return render(parsed, plan(parsed, machine), LAYOUT, HOST)
+
+
+def environment(machine: Machine = CPU, **config: object) -> dict[str, str]:
+    parsed = parse(config)
+    return worker_environment(parsed, plan(parsed, machine).workers[0], LAYOUT, HOST)
+
+
+def supervisor(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
+    parser.read_string(text)
+    return parser
+
+
+def test_supervisor_has_nginx_guard_and_one_program_a_worker() -> None:
+    programs = [s for s in supervisor(rendered()["supervisord.conf"]).sections() if ":" in s]
+    assert programs[1:] == [f"program:{name}" for name in ("guard", "w1", "w2", "w3", "nginx")]
+
+
+def test_every_program_dies_with_its_group_and_has_bounded_logs() -> None:
+    parsed = supervisor(rendered(logs={"max_mib": 7, "keep": 2})["supervisord.conf"])
+    programs = [parsed[s] for s in parsed.sections() if s.startswith("program:")]
+    for key, value in (
+        ("stopasgroup", "true"),
+        ("killasgroup", "true"),
+        ("stdout_logfile_maxbytes", "7MB"),
+        ("stdout_logfile_backups", "2"),
+    ):
+        assert {program[key] for program in programs} == {value}
+
+
+def test_percent_signs_are_escaped_for_supervisor() -> None:
+    parsed = supervisor(rendered()["supervisord.conf"])
+    assert parsed["supervisord"]["pidfile"] == "/srv/50%% of/var/state/supervisord.pid"
+
+
+def test_supervisor_outwaits_the_drain_of_its_workers() -> None:
+    parsed = supervisor(rendered(timeouts={"drain_timeout_s": 30.0})["supervisord.conf"])
+    assert int(parsed["program:w1"]["stopwaitsecs"]) > 30
+    assert int(parsed["program:nginx"]["stopwaitsecs"]) > 30
+
+
+def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = environment(limits={"max_pixels": 65536}, model={"steps": 4, "source": "synthetic:"})
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    settings = Settings()
+    assert (settings.name, settings.max_pixels, settings.steps) == ("w1", 65536, 4)
+    assert (settings.model, settings.guidance_scale) == ("synthetic:", None)
+
+
+def test_workers_are_told_which_levers_to_pull() -> None:
+    wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "products": "native"}
+    given = environment(GPU, model=wanted)
+    assert {key: given[f"ZIMAGE_{key.upper()}"] for key in wanted} == wanted
+
+
+def test_what_gpu_workers_build_is_kept_for_all_of_them() -> None:
+    given = environment(GPU)
+    caches = ("TRITON_CACHE_DIR", "QUACK_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR")
+    assert len({Path(given[cache]).parent for cache in caches}) == 1
+    assert given["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
+
+
+def test_what_python_compiled_is_kept() -> None:
+    assert environment()["PYTHONDONTWRITEBYTECODE"] == ""
+
+
+def test_workers_read_and_write_utf8_whatever_the_locale() -> None:
+    assert environment(environment={"LC_ALL": "zh_CN.GB18030"})["PYTHONUTF8"] == "1"
+
+
+def test_cpu_workers_get_their_share_of_threads() -> None:
+    assert environment()["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in environment()
+
+
+def test_gpu_workers_see_their_own_card_alone() -> None:
+    given = environment(GPU)
+    assert given["CUDA_VISIBLE_DEVICES"] == given["ZIMAGE_DEVICE"] == "GPU-aa"
+    assert given["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_environment_of_the_file_reaches_workers_and_wins() -> None:
+    given = environment(environment={"HF_HOME": "/data/hub", "HTTPS_PROXY": "http://proxy"})
+    assert (given["HF_HOME"], given["HTTPS_PROXY"]) == ("/data/hub", "http://proxy")
+
+
+def test_new_code_changes_the_programs_that_run_it() -> None:
+    config = parse({})
+    planned = plan(config, CPU)
+    old = render(config, planned, LAYOUT, HOST)
+    new = render(config, planned, LAYOUT, replace(HOST, worker_code="beef"))
+    assert {name for name in old if old[name] != new[name]} == {"supervisord.conf"}
+
+
+def test_guard_understands_what_is_rendered_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "guard.json"
+    path.write_text(rendered(guard={"silence_s": 0.9})["guard.json"])
+    settings = guard_settings.load(path)
+    assert (settings.cell, settings.guard.silence_s) == ("zimage", 0.9)
+    assert [worker.name for worker in settings.workers] == ["w1", "w2", "w3"]
+
+
+def test_guard_is_told_no_more_than_it_needs() -> None:
+    told = json.loads(rendered()["guard.json"])
+    assert set(told) <= set(guard_settings.GuardSettings.model_fields)
+    assert set(told["guard"]) <= set(guard_settings.Rules.model_fields)
+
+
+def test_all_that_the_guard_loads_of_ours_counts_as_its_code() -> None:
+    files = "[getattr(m, '__file__', None) for m in sys.modules.values()]"
+    code = f"import json, sys, deploy.guard.__main__; print(json.dumps({files}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = [Path(file) for file in json.loads(done.stdout) if file]
+    ours = {file.relative_to(ROOT) for file in loaded if file.is_relative_to(ROOT)}
+    ours = {p for p in ours if p.parts[0] in ("deploy", "worker")}
+    packages = {path for path in ours if path.name == "__init__.py"}  # they hold no code
+    assert Path("deploy/guard/guard.py") in ours
+    assert {p for p in ours - packages if not any(map(p.is_relative_to, GUARD_CODE))} == set()

@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from deploy.rollout import files
+
+
+def test_written_directory_holds_exactly_the_files(tmp_path: Path) -> None:
+    files.write(tmp_path, {"a": "1\n", "d/b": "2\n"})
+    files.write(tmp_path, {"d/b": "3\n"})
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["b"]
+    assert (tmp_path / "d" / "b").read_text() == "3\n"
+
+
+def test_changes_count_lines_and_name_new_and_old_files(tmp_path: Path) -> None:
+    files.write(tmp_path, {"same": "x\n", "old": "x\n", "edited": "1\n2\n"})
+    changes = files.changes(tmp_path, {"same": "x\n", "new": "y\n", "edited": "1\n3\n4\n"})
+    assert [c.summary for c in changes] == ["edited  +2 −1", "new  +1 −0", "old  +0 −1"]
+
+
+def test_a_line_that_changes_for_every_worker_is_shown_once(tmp_path: Path) -> None:
+    files.write(tmp_path, {"conf": "# old\nsize=1\nkeep\nsize=1\n"})
+    [change] = files.changes(tmp_path, {"conf": "# new\nsize=2\nkeep\nsize=2\n"})
+    assert change.shown == ["-size=1   (× 2)", "+size=2   (× 2)"]

@@ -1,0 +1,130 @@
+"""The document is complete, and its schema of a drawing says what the code does."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from starlette.routing import Route
+
+from tests.worker.conftest import ready, serving, settings_in
+from worker import app
+from worker.api.schemas import job_wire, wire
+from worker.errors import ZimageError
+from worker.models.synthetic import SyntheticPipeline
+from worker.settings import Settings
+
+FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain", "/admin/ops"}
+SETTINGS = Settings(model="synthetic:")
+INFO = SyntheticPipeline("synthetic:").info
+
+
+@pytest.mark.anyio
+async def test_every_address_and_method_is_in_the_document(home: Any) -> None:
+    async with serving(settings_in(home)) as (service, client):
+        await ready(service)
+        document = (await client.get("/openapi.json")).json()
+    described = {
+        (_shape(path), method.upper())
+        for path, item in document["paths"].items()
+        for method in item
+    }
+    served = {
+        (_shape(route.path), method)
+        for route in app.ROUTES
+        if isinstance(route, Route) and route.path not in FOR_OPERATORS
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert served == described
+
+
+@pytest.mark.anyio
+async def test_each_event_of_a_stream_is_as_described(home: Any) -> None:
+    async with serving(settings_in(home)) as (service, client):
+        await ready(service)
+        schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        asked = {"prompt": "a", "stream": True}
+        frames = (await client.post("/v1/images/generations", json=asked)).text.split("\n\n")
+    events = [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in frames if frame]
+    assert len(events) > 2
+    assert all(jsonschema_rs.is_valid(schemas["Event"], event) for event in events)
+
+
+def _shape(path: str) -> str:
+    """Names of parameters do not matter, nor how many segments one takes."""
+    return re.sub(r"\{[^}]*\}(/\{[^}]*\})*", "{}", path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x"},
+        {"prompt": ["x", "狐狸"], "n": 2, "seed": 0, "steps": 50, "stream": True},
+        {"prompt": "x", "size": "256x512", "guidance_scale": 30, "timeout_s": 0.1},
+        {"prompt": "x", "seed": None, "n": None, "size": None, "model": None},
+        {"prompt": "x", "priority": "batch", "output_format": "webp", "output_compression": 0},
+        {"prompt": "x", "user": "me", "style": "vivid", "store": False, "size": "auto"},
+        {"prompt": ""},
+        {"prompt": " \n"},
+        {"prompt": []},
+        {"prompt": [1]},
+        {},
+        {"prompt": "x", "n": 0},
+        {"prompt": "x", "n": 11},
+        {"prompt": "x", "n": True},
+        {"prompt": "x", "n": 1.5},
+        {"prompt": "x", "seed": 2**32},
+        {"prompt": "x", "steps": 51},
+        {"prompt": "x", "size": "big"},
+        {"prompt": "x", "guidance_scale": 31},
+        {"prompt": "x", "timeout_s": 0},
+        {"prompt": "x", "priority": "now"},
+        {"prompt": "x", "user": 1},
+        {"prompt": "x", "resume": "a place"},
+        {"prompt": "x", "resume": 1},
+        {"prompt": "x", "model": 1},
+        {"prompt": "x", "negative_prompt": "x" * 4001},
+        {"prompt": "x" * 4001},
+        {"prompt": "x", "colour": "red"},
+    ],
+)
+def test_schema_takes_what_the_code_takes(body: dict[str, Any]) -> None:
+    schema = wire.schema(SETTINGS, INFO)
+    try:
+        wire.parse(json.dumps(body).encode(), SETTINGS, INFO)
+        taken = True
+    except ZimageError:
+        taken = False
+    assert jsonschema_rs.is_valid(schema, body) == taken
+
+
+def test_schema_has_every_field() -> None:
+    assert set(wire.schema(SETTINGS, INFO)["properties"]) == set(wire.KNOWN)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompts": ["x", "狐狸"], "variants": 2, "name": "n", "template": None},
+        {"template": "a {red|blue} {what}", "variables": {"what": ["fox"]}, "prompts": None},
+        {"template": "a fox", "size": "256x256", "priority": "interactive"},
+        {},
+        {"prompts": None, "template": None},
+        {"prompts": ["x"], "template": "x"},
+        {"prompts": ["x"], "variables": {"a": ["b"]}},
+        {"prompts": []},
+        {"prompts": [" "]},
+        {"template": ""},
+        {"template": "x", "variants": 0},
+        {"template": "x", "stream": True},
+        {"template": "x", "name": "x" * 201},
+    ],
+)
+def test_schema_of_jobs_takes_what_the_code_takes(body: dict[str, Any]) -> None:
+    try:
+        job_wire.parse(json.dumps(body).encode(), SETTINGS, INFO, 0)
+        taken = True
+    except ZimageError:
+        taken = False
+    assert jsonschema_rs.is_valid(job_wire.schema(SETTINGS, INFO), body) == taken

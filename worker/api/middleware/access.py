@@ -1,0 +1,166 @@
+"""Who is let in. Every route is closed unless it is named here."""
+
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from worker.accounts import tokens
+from worker.api import answers
+from worker.api.caller import Caller
+from worker.api.middleware.exchange import Exchange
+from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
+from worker.service import Service
+from worker.storage.keys import Key
+
+COOKIE = "zimage_session"
+SECURE_COOKIE = f"__Host-{COOKIE}"
+"""Its name under HTTPS: so called, browsers take it from this host alone, and over HTTPS."""
+INTERNAL = frozenset({"/readyz", "/livez", "/metrics", "/admin/drain", "/admin/undrain"})
+"""Nothing of a user's. But for ``/readyz`` nginx offers none of them to users."""
+
+_SESSION = "/v1/session"
+_LINKS = "/v1/images/files/"
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Headers = Mapping[bytes, bytes]
+
+
+class Access:
+    """Lets in whoever shows a good key or is signed in with one, where ``auth`` is ``keys``."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._keys = service.settings.auth == "keys"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys and not is_open(scope["path"]):
+            try:
+                self._check(scope)
+            except ZimageError as error:
+                await answers.of_error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        bearer = headers.get(b"authorization")
+        key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
+        exchange: Exchange = scope["exchange"]
+        exchange.notes["key"] = key.name
+        scope["caller"] = Caller.of(key)
+
+    def _of_header(self, scope: Scope, header: bytes) -> Key:
+        scheme, _, token = header.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            raise denied(self._service, scope["exchange"], "no bearer")
+        return key_of(self._service, scope["exchange"], token.strip())
+
+    def _of_cookie(self, scope: Scope, headers: Headers) -> Key:
+        key = signed_in(self._service, headers)
+        if key is None:
+            raise denied(self._service, scope["exchange"], "no key", count=False)
+        require_own_page(scope["method"], headers)
+        return key
+
+
+def is_open(path: str) -> bool:
+    """Whether ``path`` asks for no key, or its handler for another proof."""
+    return path in INTERNAL or _asks_itself(path)
+
+
+def _asks_itself(path: str) -> bool:
+    """Whether the handler wants a proof of its own: the key to sign in with, a link's signature."""
+    return path == _SESSION or path.startswith(_LINKS)
+
+
+def key_of(service: Service, exchange: Exchange, token: str) -> Key:
+    """The good key ``token``; raises ``Unauthenticated``, ``LimitReached`` or ``StoreAway``."""
+    key = service.keys.holder(token)
+    why_not = "wrong key" if key is None else key.why_not(time.time())
+    if key is None or why_not is not None:
+        raise denied(service, exchange, why_not or "")
+    return key
+
+
+def signed_in(service: Service, headers: Headers) -> Key | None:
+    """The key that the cookie stands for, if it is still good."""
+    session = session_in(service, headers)
+    key = None if session is None else key_behind(service, session)
+    return None if key is None or key.why_not(time.time()) else key
+
+
+def key_behind(service: Service, session: tokens.Session) -> Key | None:
+    """The key that ``session`` was got with, unless all its sessions of then were ended since."""
+    key = service.keys.named(session.key_id)
+    return key if key is not None and key.version == session.version else None
+
+
+def session_in(service: Service, headers: Headers) -> tokens.Session | None:
+    """The session that counts, if the cookie of one is ours and it is not over."""
+    return next(iter(sessions_in(service, headers)), None)
+
+
+def sessions_in(service: Service, headers: Headers) -> list[tokens.Session]:
+    """Of all cookies that are ours, the one that counts first. None is over or was ended."""
+    told: dict[str, str] = {}
+    for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
+        name, _, value = part.strip().partition("=")
+        told.setdefault(name, value)
+    texts = [told.get(COOKIE, "")]
+    if is_https(headers):
+        # Under the plain name a neighbouring host may have set it, so that only counts as an
+        # earlier version named all. Nobody can have a fresh one of those.
+        texts = [told.get(SECURE_COOKIE, ""), *filter(tokens.is_of_before_ids, texts)]
+    secret, now = service.keys.secret, time.time()
+    max_s = service.settings.session_max_s
+    read = [tokens.read_session(secret, text, now, max_s) for text in texts if text]
+    return [session for session in read if session and not service.keys.has_ended(session.id)]
+
+
+def is_https(headers: Headers) -> bool:
+    """Whether the client came by HTTPS, as nginx says."""
+    return headers.get(b"x-forwarded-proto") == b"https"
+
+
+def denied(
+    service: Service, exchange: Exchange, why: str, *, count: bool = True
+) -> Unauthenticated | LimitReached:
+    """The error for whoever showed no good key. Says nothing that would help to guess one; the
+    log says why, without the key."""
+    exchange.notes["denied"] = why
+    service.metrics.denied.labels(why.replace(" ", "_")).inc()
+    wait_s = service.denials.add(exchange.key) if count else 0.0
+    if wait_s:
+        return LimitReached(
+            "Too many wrong keys came from this address: wait a minute.", retry_after_s=wait_s
+        )
+    return Unauthenticated(
+        "A valid API key is needed: send it as Authorization: Bearer KEY, or sign in on the page."
+    )
+
+
+def require_own_page(method: str, headers: Headers) -> None:
+    """Raise ``Forbidden`` where a page of another site may have made a browser change something.
+
+    A cookie goes along whatever page made the browser send this; the browser says which.
+    """
+    if method in _SAFE:
+        return
+    origin = _site_of(headers.get(b"origin", b"").decode("latin-1"))
+    if not origin or origin != headers.get(b"host", b"").decode("latin-1").lower():
+        raise Forbidden(
+            "Sent with a cookie, this needs the Origin of the cell's own page: "
+            "programs send Authorization: Bearer KEY instead."
+        )
+
+
+def _site_of(origin: str) -> str:
+    """Host and port. Not the scheme: whoever terminates TLS before nginx changes it."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # half of an IPv6 address
+        return ""

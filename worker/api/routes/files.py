@@ -1,0 +1,65 @@
+"""Finished pictures behind signed links: this worker checks, nginx sends the file."""
+
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.api.routes import gallery
+from worker.api.schemas.openapi import Part, operation, parameter
+from worker.errors import NotFound
+from worker.generation.imaging import MEDIA_TYPES
+from worker.service import Service
+
+ROUTE = "/v1/images/files"
+_FILE = {kind: {"type": "string", "format": "binary"} for kind in MEDIA_TYPES.values()}
+
+
+def link(request: Request, service: Service, name: str) -> str:
+    """An absolute link to picture ``name`` that works for ``url_ttl_s``, at the client's host."""
+    expires = int(time.time() + service.settings.url_ttl_s)
+    signature = service.signer.sign(name, expires)
+    scheme = request.headers.get("x-forwarded-proto", "")
+    scheme = scheme if scheme in ("http", "https") else request.url.scheme
+    host = request.headers.get("host", "localhost")
+    return f"{scheme}://{host}{ROUTE}/{name}?expires={expires}&signature={signature}"
+
+
+async def get_file(request: Request) -> Response:
+    """Hand a picture over to nginx where the link is ours and still good."""
+    service: Service = request.app.state.service
+    service.require_ready()
+    name = request.path_params["name"]
+    expires = request.query_params.get("expires", "")
+    signature = request.query_params.get("signature", "")
+    if not service.signer.valid(name, expires, signature):
+        raise HTTPException(403, "This link is not one of ours: use it exactly as it was given.")
+    left_s = int(expires) - int(time.time())
+    if left_s <= 0:
+        raise HTTPException(403, "This link has expired: draw the picture again.")
+    if not service.images.holds(name):
+        raise NotFound("This picture has been deleted to make room: draw it again.")
+    return Response(
+        headers={
+            "X-Accel-Redirect": gallery.LOCATION + name,
+            "Content-Type": MEDIA_TYPES[name.rpartition(".")[2]],
+            "Content-Disposition": f'inline; filename="{name.rpartition("/")[2]}"',
+            "Cache-Control": f"private, max-age={left_s}",
+        }
+    )
+
+
+def openapi(_: Service) -> Part:
+    get = operation(
+        "A picture behind a signed link, as `response_format: url` gives it.",
+        {200: _FILE},
+        errors=(404,),
+        parameters=(
+            parameter("path", "day", {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}),
+            parameter("path", "file", {"type": "string", "minLength": 1}),
+            parameter("query", "expires", {"type": "string"}),
+            parameter("query", "signature", {"type": "string"}),
+        ),
+    )
+    return Part({f"{ROUTE}/{{day}}/{{file}}": {"get": get}})

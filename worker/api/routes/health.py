@@ -1,0 +1,77 @@
+"""Readiness for the guard and nginx, liveness and metrics for people and Prometheus."""
+
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.api.answers import Json
+from worker.api.schemas.openapi import Part, operation
+from worker.service import Service
+
+
+async def readyz(request: Request) -> Response:
+    """200 where this worker would take work now, else 503 and the reason."""
+    content = readiness(request.app.state.service)
+    return Json(content, 200 if content["ready"] else 503)
+
+
+async def livez(request: Request) -> Response:
+    """All that is known of this worker. 200 whenever the event loop runs."""
+    service: Service = request.app.state.service
+    beat, state = service.beat(), service.engine_state()
+    return Json(
+        {
+            **readiness(service),
+            "name": service.settings.name,
+            "pid": os.getpid(),
+            "model": service.settings.model,
+            "device": service.settings.device,
+            "levers": service.levers(),
+            "uptime_s": round(time.time() - service.started_at, 1),
+            "phase_age_s": None if beat is None else round(beat.age_s(), 3),
+            "phase_allowance_s": None if beat is None else beat.allowance_s,
+            "steps": None if beat is None else beat.steps,
+            "encoding": service.encoders.waiting,
+            "engine": None if state is None else asdict(state),
+        }
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def readiness(service: Service) -> dict[str, Any]:
+    reason = service.not_ready()
+    beat, state = service.beat(), service.engine_state()
+    content: dict[str, Any] = {
+        "ready": reason is None,
+        "phase": None if beat is None else beat.phase.name.lower(),
+        "queued": 0 if state is None else state.queued,
+        "running": 0 if state is None else state.running,
+        "drawn": service.metrics.drawn,
+        "predicted_wait_s": 0.0 if state is None else round(state.predicted_wait_s, 3),
+    }
+    return content if reason is None else {**content, "reason": reason}
+
+
+def openapi(_: Service) -> Part:
+    state = {
+        "type": "object",
+        "required": ["ready", "queued", "running", "predicted_wait_s"],
+        "properties": {
+            "ready": {"type": "boolean"},
+            "phase": {"type": ["string", "null"]},
+            "queued": {"type": "integer"},
+            "running": {"type": "integer"},
+            "predicted_wait_s": {"type": "number"},
+        },
+    }
+    return Part({"/readyz": {"get": operation("Whether the cell would take work.", {200: state})}})

@@ -1,0 +1,530 @@
+"""Durable jobs: make, watch, steer, and fetch what was drawn. Somebody else's job answers 404."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from worker.api import oversight, sse
+from worker.api.answers import Json
+from worker.api.caller import Caller, caller_of
+from worker.api.client import ClientGone, read_json_body
+from worker.api.middleware.exchange import CLIENT_GONE, exchange_of
+from worker.api.routes import gallery
+from worker.api.routes.images import default_seed
+from worker.api.schemas import job_wire
+from worker.api.schemas.fields import bad, digits_of
+from worker.api.schemas.openapi import Part, Schema, operation, parameter, ref
+from worker.bounds import MAX_JOB_BODY_BYTES
+from worker.coordination import quota
+from worker.coordination.steps import Steps
+from worker.errors import Conflict, NotFound, Overloaded
+from worker.jobs.archive import archive
+from worker.jobs.drawing import priority_of
+from worker.models.base import DrawSpec
+from worker.service import Service
+from worker.storage import gallery as pictures
+from worker.storage import jobs
+from worker.storage.gallery import StoredImage
+from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Share, Wish
+
+MAX_JOBS = 100
+MAX_ITEMS = 500
+MAX_CHARS = 1 << 18
+"""Of the prompts of one page, or of what a stream takes at once: readers may be slow."""
+PREVIEWED = 100
+TURN_S = 30.0
+"""How long a new job waits for those before it to be read and stored."""
+_LOOK_S = 1.0
+_STEPS_S = 0.25
+
+
+async def create(request: Request) -> Response:
+    """Accept a job: once this has answered, it will be drawn whatever happens."""
+    service, caller = _service(request), caller_of(request)
+    exchange = exchange_of(request)
+    try:
+        async with _wish_of(request, service, default_seed(exchange.id)) as wish:
+            quota.require_size(caller.key, wish.width, wish.height, wish.steps)
+            wish = replace(wish, priority=priority_of(caller.key, wish.priority))
+            service.engine.check([_first(wish)])
+            job = await _created(service, wish, caller, exchange.id)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+    exchange.notes |= {"job": job.id, "items": job.total}
+    service.jobs.ring()
+    return Json(await _described(service, job), 202)
+
+
+@asynccontextmanager
+async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterator[Wish]:
+    """What ``request`` asks for. One at a time has its body and what it says in memory: the values
+    of 8 MiB of JSON may take twenty times as much. Raises ``ClientGone`` or ``Overloaded``."""
+    try:
+        async with asyncio.timeout(TURN_S):
+            await service.reading_job.acquire()
+    except TimeoutError:
+        raise Overloaded("Many jobs are being made: try again.", retry_after_s=5.0) from None
+    try:
+        body = await read_json_body(request, MAX_JOB_BODY_BYTES)
+        settings, info = service.settings, service.info
+        yield await asyncio.to_thread(job_wire.parse, body, settings, info, seed)
+    finally:
+        service.reading_job.release()
+
+
+def _first(wish: Wish) -> DrawSpec:
+    size = wish.width, wish.height
+    return DrawSpec(wish.prompts[0], *size, wish.steps, wish.first_seed, wish.guidance_scale)
+
+
+async def _created(service: Service, wish: Wish, caller: Caller, request_id: str) -> Job:
+    now, share = time.time(), _share(service)
+
+    def work(connection: sa.Connection) -> Job:
+        return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now, share)
+
+    try:
+        return await service.database.run(work)
+    except IntegrityError:  # its replay on another worker was faster
+        return await service.database.run(work)
+
+
+def _share(service: Service) -> Share:
+    settings = service.settings
+    return Share(
+        open_jobs=settings.max_open_jobs,
+        open_images=settings.max_open_job_images,
+        stored_bytes=settings.max_job_mib << 20,
+    )
+
+
+async def preview(request: Request) -> Response:
+    """What a job would draw."""
+    service = _service(request)
+    try:
+        async with _wish_of(request, service, 0) as wish:
+            return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def list_jobs(request: Request) -> Response:
+    """Jobs of the caller, newest first."""
+    service, caller = _service(request), caller_of(request)
+    query = _Query(request.query_params, ("state", "limit", "after"))
+    states, limit = query.states(JOB_STATES), query.limit(20, MAX_JOBS)
+    owner = None if caller.role == "ops" else caller.owner
+    after = query.values.get("after")
+    found = await service.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
+    ends = await service.outlook.finish_times()
+    data = [describe(job, ends) for job in found[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+
+
+async def get_job(request: Request) -> Response:
+    service = _service(request)
+    return Json(await _described(service, await _asked(request)))
+
+
+async def list_items(request: Request) -> Response:
+    """Items of a job by number, with their pictures."""
+    service, job = _service(request), await _asked(request)
+    query = _Query(request.query_params, ("state", "limit", "after"))
+    states, limit = query.states(ITEM_STATES), query.limit(100, MAX_ITEMS)
+    after = query.whole("after", 0)
+
+    def work(connection: sa.Connection) -> tuple[list[Item], bool, dict[str, StoredImage]]:
+        found, more = _few(jobs.items_of(connection, job.id, states, limit + 1, after), limit)
+        return found, more, _pictures(connection, found)
+
+    found, more, images = await service.database.read(work)
+    steps = await service.steps.read()
+    data = [describe_item(item, job, images, steps) for item in found]
+    return Json({"object": "list", "data": data, "has_more": more})
+
+
+def _few(found: list[Item], limit: int) -> tuple[list[Item], bool]:
+    """At most ``limit`` of ``found``, fewer where prompts are long, and whether it has more."""
+    chars = 0
+    for k, item in enumerate(found[:limit]):
+        chars += len(item.prompt)
+        if k and chars > MAX_CHARS:
+            return found[:k], True
+    return found[:limit], len(found) > limit
+
+
+async def delete(request: Request) -> Response:
+    """Forget a job; what it has drawn stays in the gallery."""
+    service, job = _service(request), await _asked(request)
+    await service.database.run(lambda c: jobs.delete(c, job.id))
+    service.jobs.ring()
+    return Response(status_code=204)
+
+
+async def results(request: Request) -> Response:
+    """All pictures that are done, as a ZIP file."""
+    service, job = _service(request), await _asked(request)
+    if not job.counts["done"]:
+        raise Conflict(f"{job.id} has no picture yet: wait until the first one is done.")
+    name = quote(f"{job.name or job.id}.zip", safe="")
+    saved = f"attachment; filename*=UTF-8''{name}"
+    return StreamingResponse(
+        archive(service.database, service.images, job),
+        media_type="application/zip",
+        headers={"Cache-Control": "no-store", "Content-Disposition": saved},
+    )
+
+
+Change = Callable[[sa.Connection, Job], None]
+
+
+def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
+    async def steer(request: Request) -> Response:
+        return await _steered(request, change)
+
+    return steer
+
+
+async def retry(request: Request) -> Response:
+    """Draw failed items again, if the owner may have one more open job."""
+    share = _share(_service(request))
+    return await _steered(request, lambda c, job: jobs.retry(c, job, share))
+
+
+async def _steered(request: Request, change: Change) -> Response:
+    service, caller = _service(request), caller_of(request)
+    job_id = request.path_params["id"]
+
+    def work(connection: sa.Connection) -> Job:
+        change(connection, _visible(connection, caller, job_id))
+        return jobs.require(connection, job_id)
+
+    job = await service.database.run(work)
+    service.jobs.ring()
+    return Json(await _described(service, job))
+
+
+# Events
+
+
+async def events(request: Request) -> Response:
+    """What happens to a job from a revision on, as server-sent events."""
+    service, job = _service(request), await _asked(request)
+    query = _Query(request.query_params, ("after",))
+    last = request.headers.get("last-event-id")
+    after = query.whole("after", 0) if not last else whole("Last-Event-ID", last)
+    if job.over and after >= job.revision:
+        return Response(status_code=204)  # tells an EventSource not to come back
+    ended = service.job_streams.take(caller_of(request).turn)
+    told = _events(service, job.id, after)
+    return sse.EventStream(told, ended, exchange_of(request).id, until=service.ending)
+
+
+async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
+    bell, told, look_at = service.jobs.listen(), Steps(), 0.0
+    leases: dict[str, int] = {}
+    while True:
+        if bell.rung() or time.monotonic() >= look_at:
+            look = partial(_changes, job_id=job_id, after=after)
+            job, changed, more, images, leases = await service.database.read(look)
+            for item in changed:
+                yield sse.event("job.item", item=describe_item(item, job, images, {}))
+            if more:
+                after = changed[-1].revision
+                continue
+            if changed or job.revision > after:
+                # The only event with an id: a stream that is cut before it tells its items again.
+                after = job.revision
+                yield _event(after, "job.updated", job=await _described(service, job))
+            if job.over:
+                return
+            look_at = time.monotonic() + _LOOK_S
+        new = await _news(service, leases, told)
+        for lease, (done, of) in new.items():
+            yield sse.event("job.step", number=leases[lease], step=done, steps=of)
+        told = {lease: told[lease] for lease in leases if lease in told} | new
+        await asyncio.sleep(_STEPS_S)
+
+
+async def _news(service: Service, leases: dict[str, int], told: Steps) -> Steps:
+    """Steps of ``leases`` that were not told yet."""
+    steps = await service.steps.read() if leases else {}
+    return {k: steps[k] for k in leases if k in steps and told.get(k) != steps[k]}
+
+
+def _changes(
+    connection: sa.Connection, job_id: str, after: int
+) -> tuple[Job, list[Item], bool, dict[str, StoredImage], dict[str, int]]:
+    job = jobs.get(connection, job_id)
+    if job is None:
+        raise _missing(job_id)
+    found = jobs.changed_since(connection, job_id, after, MAX_ITEMS + 1)
+    changed, more = _few(found, MAX_ITEMS)
+    leases = jobs.leases_of(connection, job_id)
+    return job, changed, more, _pictures(connection, changed), leases
+
+
+def _event(revision: int, kind: str, **fields: Any) -> bytes:
+    return b"id: %d\n%b" % (revision, sse.event(kind, **fields))
+
+
+# As the API shows them
+
+
+def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
+    """The ``job`` object of the API; ``ends`` predicts when running ones are done."""
+    end = ends.get(job.id) if job.state == "running" else None
+    return {
+        "id": job.id,
+        "object": "job",
+        "name": job.name,
+        "state": job.state,
+        "held": f"key_{job.held}" if job.held and not job.over else None,
+        "created_at": round(job.created_at, 3),
+        "finished_at": None if job.finished_at is None else round(job.finished_at, 3),
+        "total": job.total,
+        "counts": job.counts,
+        "predicted_finish_at": None if end is None else round(end, 1),
+        "priority": job_wire.PRIORITY_NAMES[job.priority],
+        "revision": job.revision,
+        "parameters": {
+            "size": f"{job.width}x{job.height}",
+            "steps": job.steps,
+            "guidance_scale": job.guidance_scale,
+            "negative_prompt": job.negative_prompt,
+            "output_format": job.output_format,
+        },
+    }
+
+
+def describe_item(
+    item: Item, job: Job, images: dict[str, StoredImage], steps: Steps
+) -> dict[str, Any]:
+    """One item; ``steps`` says how far those under way are."""
+    image = images.get(item.image_id or "")
+    error = {"code": item.error_code, "message": item.error_message}
+    done = job.steps if item.state == "done" else 0
+    return {
+        "number": item.number,
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "state": item.state,
+        "step": steps.get(item.lease or "", (done, 0))[0],
+        "steps": job.steps,
+        "error": None if item.error_code is None else error,
+        "image": None if image is None else gallery.describe(image),
+    }
+
+
+async def _described(service: Service, job: Job) -> dict[str, Any]:
+    return describe(job, await service.outlook.finish_times())
+
+
+def _pictures(connection: sa.Connection, items: list[Item]) -> dict[str, StoredImage]:
+    ids = [item.image_id for item in items if item.image_id]
+    return {image.id: image for image in pictures.named(connection, ids)}
+
+
+# Who may, and what is asked
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    service.require_ready()
+    return service
+
+
+async def _asked(request: Request) -> Job:
+    """The job that the path names, if it is the caller's."""
+    service, caller = _service(request), caller_of(request)
+    job_id = request.path_params["id"]
+    job = await service.database.read(lambda c: _visible(c, caller, job_id))
+    oversight.note(service, request, [job.owner], job=job.id)
+    return job
+
+
+def _visible(connection: sa.Connection, caller: Caller, job_id: str) -> Job:
+    job = jobs.get(connection, job_id)
+    if job is None or not caller.may_see(job.owner):
+        raise _missing(job_id)
+    return job
+
+
+def _missing(job_id: str) -> NotFound:
+    return NotFound(f"There is no job {job_id[:60]!r} of yours.")
+
+
+def whole(name: str, text: str) -> int:
+    """``text`` as a number that the database can hold."""
+    number = digits_of(text)
+    if number is None:
+        bad(name, f"{text[:40]!r} is not a whole number")
+    return number
+
+
+class _Query:
+    """Typed access to what stands behind the question mark."""
+
+    def __init__(self, values: QueryParams, known: tuple[str, ...]) -> None:
+        self.values = values
+        for name in values:
+            if name not in known:
+                bad(name[:40], f"unknown here: use {', '.join(known)}", "unknown_parameter")
+
+    def states(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        asked = tuple(filter(None, self.values.get("state", "").split(",")))
+        for state in asked:
+            if state not in known:
+                bad("state", f"{state[:40]!r} is not one of {', '.join(known)}")
+        return asked
+
+    def limit(self, default: int, most: int) -> int:
+        limit = self.whole("limit", default)
+        if not 1 <= limit <= most:
+            bad("limit", f"{limit} is out of range: 1 to {most}")
+        return limit
+
+    def whole(self, name: str, default: int) -> int:
+        return whole(name, self.values.get(name, str(default)))
+
+
+_JOB = "/v1/jobs/{id}"
+
+ROUTES = [
+    Route("/v1/jobs", create, methods=["POST"]),
+    Route("/v1/jobs", list_jobs, methods=["GET"]),
+    Route("/v1/jobs/preview", preview, methods=["POST"]),
+    Route(_JOB, get_job, methods=["GET"]),
+    Route(_JOB, delete, methods=["DELETE"]),
+    Route(_JOB + "/items", list_items, methods=["GET"]),
+    Route(_JOB + "/events", events, methods=["GET"]),
+    Route(_JOB + "/results.zip", results, methods=["GET"]),
+    Route(_JOB + "/pause", _steering(jobs.pause), methods=["POST"]),
+    Route(_JOB + "/resume", _steering(jobs.resume), methods=["POST"]),
+    Route(
+        _JOB + "/cancel",
+        _steering(lambda c, job: jobs.cancel(c, job, time.time())),
+        methods=["POST"],
+    ),
+    Route(_JOB + "/retry", retry, methods=["POST"]),
+]
+
+
+def openapi(service: Service) -> Part:
+    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    when, optional_text = {"type": ["number", "null"]}, {"type": ["string", "null"]}
+    job = _object(
+        id=text,
+        object={"const": "job"},
+        name=text,
+        state={"enum": list(JOB_STATES)},
+        held={"enum": ["key_disabled", "key_expired", "key_deleted", "key_limit", None]},
+        created_at=number,
+        finished_at=when,
+        total=whole,
+        counts=_object(**dict.fromkeys(ITEM_STATES, whole)),
+        predicted_finish_at=when,
+        priority=text,
+        revision=whole,
+        parameters={"type": "object"},
+    )
+    item = _object(
+        number=whole,
+        prompt=text,
+        seed=whole,
+        state={"enum": list(ITEM_STATES)},
+        step=whole,
+        steps=whole,
+        error={"anyOf": [_object(code=text, message=optional_text), {"type": "null"}]},
+        image={"anyOf": [ref("Image"), {"type": "null"}]},
+    )
+    schemas = {"Job": job, "Item": item, "Wish": job_wire.schema(service.settings, service.info)}
+    return Part(_paths(), schemas)
+
+
+def _paths() -> dict[str, dict[str, Any]]:
+    text, whole = {"type": "string"}, {"type": "integer"}
+    one = parameter("path", "id", {**text, "minLength": 1})
+    about: dict[str, Any] = {"errors": (404,), "parameters": (one,)}
+    targets = [("get", path) for path in (_JOB, f"{_JOB}/items", f"{_JOB}/results.zip")]
+    change: dict[str, Any] = {"errors": (404, 409), "parameters": (one,)}
+    made: dict[str, Any] = {"errors": (404, 409, 422), "body": ref("Wish")}
+    seen = operation("How it stands.", {200: ref("Job")}, **about)
+    forget = operation(
+        "Forget it; its pictures stay.", {204: {}}, errors=(404, 409), parameters=(one,)
+    )
+    items = operation(
+        "Its pictures by number.",
+        {200: _page("Item")},
+        errors=(404,),
+        parameters=(one, *_paging(ITEM_STATES, MAX_ITEMS, {**whole, "minimum": 0})),
+    )
+    archived = {"application/zip": {**text, "format": "binary"}}
+    steering = {
+        f"{_JOB}/{verb}": {
+            "post": operation(says, {200: ref("Job")}, errors=(404, 409), parameters=(one,))
+        }
+        for verb, says in (
+            ("pause", "Draw no more for now."),
+            ("resume", "Go on."),
+            ("cancel", "Draw no more at all."),
+            ("retry", "Draw again what has failed."),
+        )
+    }
+    return {
+        "/v1/jobs": {
+            "post": operation("Draw all of this, whatever happens.", {202: ref("Job")}, **made),
+            "get": operation(
+                "Your jobs, newest first.",
+                {200: _page("Job")},
+                errors=(404,),
+                parameters=_paging(JOB_STATES, MAX_JOBS, text),
+                leads_to={"/data/0/id": targets},
+            ),
+        },
+        "/v1/jobs/preview": {
+            "post": operation("What a job would draw.", {200: _object(count=whole)}, **made)
+        },
+        _JOB: {"get": seen, "delete": forget},
+        f"{_JOB}/items": {"get": items},
+        f"{_JOB}/events": {
+            "get": operation(
+                "What happens to it, as server-sent events; 204 once it is over.",
+                {200: {"text/event-stream": ref("Event")}, 204: {}},
+                errors=(404,),
+                parameters=(one, parameter("query", "after", {**whole, "minimum": 0})),
+            )
+        },
+        f"{_JOB}/results.zip": {"get": operation("What is done.", {200: archived}, **change)},
+        **steering,
+    }
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _page(of: str) -> dict[str, Any]:
+    many = {"type": "array", "items": ref(of)}
+    return _object(object={"const": "list"}, data=many, has_more={"type": "boolean"})
+
+
+def _paging(states: tuple[str, ...], most: int, after: Schema) -> tuple[dict[str, Any], ...]:
+    words = "|".join(states)
+    return (
+        parameter("query", "state", {"type": "string", "pattern": f"^(({words})(,({words}))*)?$"}),
+        parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": most}),
+        parameter("query", "after", after),
+    )

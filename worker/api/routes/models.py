@@ -1,0 +1,72 @@
+"""The one model of this worker, as OpenAI lists models, with what a client may ask of it."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.api.answers import Json
+from worker.api.schemas import wire
+from worker.api.schemas.openapi import Part, operation, parameter
+from worker.errors import NotFound
+from worker.service import Service
+
+
+async def list_models(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.require_ready()
+    return Json({"object": "list", "data": [_describe(service)]})
+
+
+async def get_model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.require_ready()
+    asked = request.path_params["id"]
+    if asked.lower() not in wire.model_names(service.settings, service.info):
+        message = f"{asked[:100]!r} is not served here; {service.info.id!r} is."
+        raise NotFound(message, param="model", code="model_not_found")
+    return Json(_describe(service))
+
+
+def _describe(service: Service) -> dict[str, Any]:
+    settings, info = service.settings, service.info
+    width, height = info.default_size
+    guidance = settings.guidance_scale
+    return {
+        "id": info.id,
+        "object": "model",
+        "created": int(service.started_at),
+        "owned_by": "zimage-cluster",
+        "default_size": f"{width}x{height}",
+        "default_steps": settings.steps or info.default_steps,
+        "default_guidance_scale": info.default_guidance_scale if guidance is None else guidance,
+        "side_multiple": info.side_multiple,
+        "min_side": info.min_side,
+        "max_pixels": settings.max_pixels,
+        "max_steps": settings.max_steps,
+        "max_images": settings.max_images,
+        "max_prompt_chars": settings.max_prompt_chars,
+        "max_prompt_tokens": info.prompt_limit.max_tokens if info.prompt_limit else None,
+        "output_formats": list(wire.FORMATS),
+    }
+
+
+def openapi(service: Service) -> Part:
+    kinds = {int: "integer", float: "number", str: "string", list: "array"}
+    shown = _describe(service)
+    properties: dict[str, Any] = {
+        key: {"type": kinds[type(value)]} for key, value in shown.items() if value is not None
+    }
+    properties["max_prompt_tokens"] = {"type": ["integer", "null"]}
+    model = {"type": "object", "required": list(shown), "properties": properties}
+    models = {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": model}},
+    }
+    name = parameter("path", "id", {"type": "string", "minLength": 1})
+    one = operation(
+        "The model, under any of its names.", {200: model}, errors=(404,), parameters=[name]
+    )
+    every = operation("The loaded model, as a list of one.", {200: models})
+    return Part({"/v1/models": {"get": every}, "/v1/models/{id}": {"get": one}})

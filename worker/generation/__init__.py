@@ -1,0 +1,1 @@
+"""What becomes of pixels: files, and the labels that they carry."""

@@ -1,0 +1,1 @@
+"""What makes Z-Image faster on a device."""

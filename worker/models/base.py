@@ -1,0 +1,126 @@
+"""What the engine asks of a model: start, step, finish.
+
+The engine calls these from one thread and knows nothing of diffusers or torch.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.models.prompt_limit import PromptLimit
+
+Pixels = npt.NDArray[np.uint8]
+"""One picture: height × width × 3, RGB."""
+
+OnInnerStep = Callable[[int], bool]
+"""Called with the number of finished steps; returns False to ask the pipeline to stop early."""
+
+
+@dataclass(frozen=True)
+class DrawSpec:
+    """One picture to draw. Sides in pixels; ``seed`` 0 … 2³²−1."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    seed: int
+    guidance_scale: float = 0.0
+    negative_prompt: str = ""
+    reproducible: bool = False
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a client and the engine must know of a loaded model."""
+
+    id: str
+    default_steps: int
+    default_guidance_scale: float
+    default_size: tuple[int, int]  # width, height
+    side_multiple: int
+    min_side: int
+    stepwise: bool  # False: one ``step`` call runs a whole drawing
+    device: str = "cpu"
+    dtype: str = "float32"
+    levers: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
+    compiles: bool = False  # the first call of a shape may take seconds
+    prompt_limit: PromptLimit | None = field(default=None, compare=False)  # None: not known
+    architecture: str = ""  # digest of what its layers are; "": unknown
+    exchange_bytes: int = 0  # of the device's memory, through which several devices draw together
+
+
+@dataclass(eq=False)
+class Sample:
+    """One picture being drawn. Pipelines subclass it for their tensors.
+
+    Only samples of equal ``group`` may share a ``step``. ``step_index`` counts finished steps;
+    a pipeline changes it, and nothing else in a sample, only when the whole step has succeeded.
+    """
+
+    spec: DrawSpec
+    group: Hashable
+    steps: int
+    rows: int = 1  # a guided picture is two rows of the batch
+    step_index: int = field(default=0)
+
+    @property
+    def drawn(self) -> bool:
+        """All steps are done; only ``finish`` is left."""
+        return self.step_index >= self.steps
+
+
+def check_prompts(spec: DrawSpec, info: ModelInfo) -> None:
+    """Raise ``InvalidRequest`` where the model would not read a text of ``spec`` to its end."""
+    if info.prompt_limit is not None:
+        info.prompt_limit.check("prompt", spec.prompt)
+        info.prompt_limit.check("negative_prompt", spec.negative_prompt)
+
+
+class Pipeline(Protocol):
+    """A loaded model. All calls come from one thread and may raise any exception.
+
+    ``OutOfMemory`` and ``DevicePoisoned`` (below) are what the engine treats in a way of their own;
+    every other exception fails the samples of that call.
+    """
+
+    info: ModelInfo
+
+    def check(self, spec: DrawSpec) -> None:
+        """Raise ``InvalidRequest`` for a spec that this model can never draw.
+
+        Called on the event loop: must not block nor touch the device.
+        """
+
+    def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
+        """Encode prompts and draw noise; one sample for each spec, in order."""
+
+    def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+        """Advance samples of one group by one denoising step (a stepwise pipeline) or to the end.
+
+        A whole-call pipeline calls ``on_inner_step(k)`` after each of its own steps and stops
+        early, leaving its samples as they were, when that returns False. Stepwise ones ignore it.
+        """
+
+    def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        """Decode drawn samples of one group; one picture for each, in order."""
+
+    def preview(self, sample: Sample) -> Pixels | None:
+        """A cheap look at an unfinished picture, smaller than the result, or None."""
+
+    def caption_lookups(self) -> tuple[int, int] | None:
+        """Hits and misses of the cache of text embeddings; None without one. From any thread."""
+
+    def close(self) -> None:
+        """Let go of the device."""
+
+
+class OutOfMemory(Exception):
+    """The device had no room for this call. Nothing in its samples has changed."""
+
+
+class DevicePoisoned(Exception):
+    """No later call on this device can succeed in this process."""

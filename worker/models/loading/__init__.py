@@ -1,0 +1,1 @@
+"""From the ``model`` setting to a pipeline on its device."""

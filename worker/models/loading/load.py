@@ -1,0 +1,236 @@
+"""Puts a diffusers pipeline on its device. Imports torch, diffusers and transformers."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ZImagePipeline,
+)
+
+from worker import log
+from worker.models.acceleration import levers
+from worker.models.acceleration.fp8 import shrink_pipeline
+from worker.models.base import ModelInfo, Pipeline
+from worker.models.loading.files import files_of, variant_of
+from worker.models.loading.folder import Defaults, ModelLoadError, class_of
+from worker.models.loading.random_zimage import TURBO, random_zimage
+from worker.models.memory import CONTEXT_GIB, GIB
+from worker.models.parallel.split import HelpersShare, require_heads
+from worker.models.parallel.team import Start, Team
+from worker.models.sides import fitted
+from worker.models.tokens import chat_limit, whole_limit
+from worker.models.whole import WholeCall, side_multiple
+from worker.models.zimage.captions import MAX_TOKENS
+from worker.models.zimage.pipeline import ZImageStepwise
+from worker.settings import Settings
+
+_OF_THE_LEAD = ("text_encoder", "tokenizer", "vae")
+_ONE_DEVICE = "only Z-Image can be drawn on several devices: name one"
+
+
+def load(
+    folder: Path | None, defaults: Defaults, settings: Settings, team: Team | None = None
+) -> Pipeline:
+    """The pipeline in ``folder`` (None: random weights) on ``settings.device``; ``team``: on more
+    devices beside the first."""
+    torch.set_num_threads(settings.threads)
+    device = claim_device(settings.devices[0], settings.vram_limit_gib)
+    dtype = dtype_for(settings.dtype, device)
+    plan = levers.choose(settings, device)
+    levers.prepare(plan)
+    began = time.monotonic()
+    try:
+        pipeline = (
+            random_zimage(TURBO, device, dtype)
+            if folder is None
+            else _from_folder(folder, device, dtype, plan.fp8)
+        )
+        if plan.fp8 != "off" and steps_singly(pipeline):
+            shrink_pipeline(pipeline, device, plan.fp8)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{settings.model} does not fit into the memory of {settings.device}",
+            "raise vram_limit_gib, free the card, or name a smaller model",
+        ) from error
+    except Exception as error:
+        raise ModelLoadError(
+            f"{settings.model} cannot be loaded ({type(error).__name__}: {_first_line(error)})",
+            "check that all files of the model are there, and copy or download it again",
+        ) from error
+    seconds = round(time.monotonic() - began, 2)
+    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan, team)
+    if folder is None:  # it understands no words, and its tokenizer makes a token of each byte
+        adapted_pipeline.info = replace(adapted_pipeline.info, prompt_limit=None)
+    if exchange_bytes := adapted_pipeline.info.exchange_bytes:
+        limit_memory(device, settings.vram_limit_gib, exchange_bytes)
+    why = dict(adapted_pipeline.info.levers)
+    log.event("model loaded", model=settings.model, seconds=seconds, **why)
+    return adapted_pipeline
+
+
+def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None]) -> HelpersShare:
+    """As ``load``, of the transformer alone; then, after ``on_loaded``, it meets the lead."""
+    settings, rank = start.settings, start.rank
+    torch.set_num_threads(settings.threads)
+    device = claim_device(settings.devices[rank], settings.vram_limit_gib, rank)
+    dtype = dtype_for(settings.dtype, device)
+    plan = levers.choose(settings, device)
+    levers.prepare(plan)
+    if folder is None:
+        pipeline = random_zimage(TURBO, device, dtype)
+        pipeline.text_encoder = pipeline.vae = None
+    else:
+        pipeline = _from_folder(folder, device, dtype, plan.fp8, _OF_THE_LEAD)
+    if not steps_singly(pipeline):
+        raise ModelLoadError(f"{settings.model} is no Z-Image", _ONE_DEVICE)
+    if plan.fp8 != "off":
+        shrink_pipeline(pipeline, device, "transformer")
+    plan = levers.proved(plan, device)
+    levers.apply_to_transformer(plan, pipeline.transformer)
+    require_heads(pipeline.transformer, len(settings.devices))
+    on_loaded()
+    share = HelpersShare.joined(pipeline.transformer, plan, start)
+    if share.exchange_bytes:
+        limit_memory(device, settings.vram_limit_gib, share.exchange_bytes)
+    return share
+
+
+def adapted(
+    pipeline: Any,
+    defaults: Defaults,
+    max_pixels: int,
+    plan: levers.Levers = levers.NONE,
+    team: Team | None = None,
+) -> Pipeline:
+    """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
+
+    ``plan`` changes Z-Image only: for no other model the levers were measured.
+    """
+    multiple = side_multiple(pipeline)
+    info = ModelInfo(
+        id=defaults.id,
+        default_steps=defaults.steps,
+        default_guidance_scale=defaults.guidance_scale,
+        default_size=fitted(defaults.size or _own_size(pipeline), max_pixels, multiple),
+        side_multiple=multiple,
+        min_side=multiple,
+        stepwise=False,
+        device=str(pipeline.device),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+    )
+    if steps_singly(pipeline):
+        limit = chat_limit(pipeline.tokenizer, MAX_TOKENS)
+        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit), plan, team)
+    if team is not None:
+        raise ModelLoadError(f"{defaults.id} is no Z-Image", _ONE_DEVICE)
+    return WholeCall(pipeline, replace(info, prompt_limit=whole_limit(pipeline)))
+
+
+def steps_singly(pipeline: Any) -> bool:
+    """A Z-Image whose scheduler is a plain Euler step without noise of its own."""
+    return (
+        type(pipeline) is ZImagePipeline
+        and type(pipeline.scheduler) is FlowMatchEulerDiscreteScheduler
+        and not pipeline.scheduler.config.stochastic_sampling
+    )
+
+
+def claim_device(name: str, vram_limit_gib: float | None = None, rank: int = 0) -> torch.device:
+    """The device of this process from now on, its memory limit set.
+
+    A UUID (``GPU-…``, ``MIG-…``) means that the parent made that card the only visible one, by
+    ``CUDA_VISIBLE_DEVICES``, or that of ``rank`` among several.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?|(?:GPU|MIG)-[\w/-]+", name)
+    if match is None:
+        raise ModelLoadError(f"device {name!r} is unknown", "give cpu, cuda:N, GPU-… or MIG-…")
+    index = int(match[1] or 0) if name.startswith("cuda") else rank
+    # cuBLAS reads it when it starts; without it, reproducible samples are refused.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"device {name}: CUDA is not available to torch {torch.__version__}",
+            "check nvidia-smi and that torch is built for CUDA, or set device to cpu",
+        )
+    if index >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device {name}: only {torch.cuda.device_count()} visible", "see nvidia-smi -L"
+        )
+    torch.cuda.set_device(index)
+    device = torch.device("cuda", index)
+    limit_memory(device, vram_limit_gib)
+    return device
+
+
+def limit_memory(
+    device: torch.device, vram_limit_gib: float | None, exchange_bytes: int = 0
+) -> None:
+    """Let torch's allocator have what the limit leaves it."""
+    if vram_limit_gib is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        fraction = memory_fraction(vram_limit_gib - exchange_bytes / GIB, total)
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def memory_fraction(limit_gib: float, total_bytes: int) -> float:
+    """Share of the card for torch's allocator under a limit that includes the CUDA context."""
+    usable = limit_gib - CONTEXT_GIB
+    if not 0 < usable * GIB <= total_bytes:
+        raise ModelLoadError(
+            f"vram_limit_gib {limit_gib} does not suit a card of {total_bytes / GIB:.1f} GiB",
+            f"set it over {CONTEXT_GIB} and at most the card's memory, or leave it out",
+        )
+    return usable * GIB / total_bytes
+
+
+def dtype_for(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU, float32 on the CPU, which is slow or wrong in anything else."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _from_folder(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: str,
+    without: Sequence[str] = (),
+) -> Any:
+    # On a GPU the weights go there straight from the file, unless they become smaller first;
+    # "cuda" is the current device.
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if variant := variant_of(files_of(folder)):
+        options["variant"] = variant
+    if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
+        options["device_map"] = "cuda"
+    if class_of(folder) == "ZImagePipeline":
+        return ZImagePipeline.from_pretrained(str(folder), **dict.fromkeys(without), **options)
+    from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines
+
+    try:
+        return AutoPipelineForText2Image.from_pretrained(str(folder), **options)
+    except ValueError:  # not among the pipelines that it has a text-to-image class for
+        return DiffusionPipeline.from_pretrained(str(folder), **options)
+
+
+def _own_size(pipeline: Any) -> tuple[int, int]:
+    model = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    cells = getattr(model.config, "sample_size", None) if model is not None else None
+    side = cells * pipeline.vae_scale_factor if isinstance(cells, int) else 1024
+    return side, side
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,247 @@
+"""From the ``model`` setting to a loaded pipeline.
+
+======================  ======================================================================
+``tiny``                the model shipped with the kit
+``./folder``, ``/…``    a local folder in diffusers' layout
+``owner/name``          a model of the Hugging Face hub, or a folder of that name if there is one
+``random:z-image-turbo``  Z-Image-Turbo's sizes with random weights
+``synthetic:…``         no model at all; see ``worker.models.synthetic``
+======================  ======================================================================
+
+Code that comes with a model is never run. Torch and diffusers are imported only where a source
+needs them.
+"""
+
+import contextlib
+import importlib
+import inspect
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker import log
+from worker.coordination.card import torch_device
+from worker.models.acceleration import prebuild
+from worker.models.base import Pipeline
+from worker.models.loading import context, hub
+from worker.models.loading.files import require_loadable
+from worker.models.loading.folder import (
+    Defaults,
+    ModelLoadError,
+    class_of,
+    defaults_of_folder,
+    scheduler_shift,
+)
+from worker.models.loading.imports import quick_imports, untraced
+from worker.models.parallel.team import Start, Team
+from worker.models.synthetic import SyntheticPipeline, parse_source
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.models.parallel.split import HelpersShare
+
+__all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load", "local_folder"]
+
+TINY = Path(__file__).parents[3] / "tinymodel" / "weights"
+RANDOM = "random:z-image-turbo"
+TURBO_SHIFT = 3.0
+"""By its schedule a Turbo is told from other Z-Images, which want more steps and guidance."""
+
+_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
+_TURBO = Defaults("Z-Image-Turbo", steps=8, guidance_scale=0.0, size=(1024, 1024))
+_KNOWN = {
+    "tiny": Defaults("zimage-tiny", steps=8, guidance_scale=0.0, size=(256, 256)),
+    "Tongyi-MAI/Z-Image-Turbo": replace(_TURBO, id="Tongyi-MAI/Z-Image-Turbo"),
+    RANDOM: replace(_TURBO, id="random-z-image-turbo"),
+}
+
+
+def load(settings: Settings) -> Pipeline:
+    """The pipeline that ``settings.model`` names, on its device.
+
+    Takes seconds to minutes and may download; sets torch's threads and memory limit for the whole
+    process. Raises ``ModelLoadError``.
+    """
+    if _is_synthetic(settings.model):
+        _check_synthetic(settings.model)
+        if len(settings.devices) > 1:
+            raise ModelLoadError(f"{settings.model} draws on no device", "name one, such as cpu")
+        return SyntheticPipeline(settings.model)
+    with quick_imports():
+        return _load(settings, local_folder(settings.model))
+
+
+def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
+    """A helper's part of the pipeline that the lead loads; see ``worker.models.parallel.team``.
+    ``on_loaded`` is called before it waits for the others."""
+    settings = start.settings
+    with quick_imports(), _libraries(settings, start.rank) as loading:
+        folder = _folder(settings, local_folder(settings.model))
+        if folder is not None:
+            require_loadable(folder)
+        share: HelpersShare = loading.load_share(folder, start, on_loaded)
+    return share
+
+
+def _load(settings: Settings, folder: Path | None) -> Pipeline:
+    # Beside this process's own imports and weights.
+    team = Team.start(settings) if len(settings.devices) > 1 else None
+    if settings.devices[0] != "cpu" and (settings.model == RANDOM or folder is not None):
+        prebuild.begin(settings, folder)
+    with _libraries(settings) as loading:
+        return _loaded(settings, folder, partial(loading.load, team=team))
+
+
+@contextlib.contextmanager
+def _libraries(settings: Settings, rank: int = 0) -> Iterator[Any]:
+    """The module that imports them, to be used inside; before it, what must come earlier."""
+    device = torch_device(settings.devices[rank], rank)
+    if device != "cpu":
+        context.begin(device)
+    began = time.monotonic()
+    quick = untraced if _imported(untraced) else contextlib.nullcontext
+    with quick():
+        from worker.models.loading import load as loading
+
+        log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
+        yield loading
+
+
+def _folder(settings: Settings, folder: Path | None) -> Path | None:
+    """The local ``folder``, or a downloaded one."""
+    if settings.model != RANDOM and folder is None:
+        return hub.fetch(settings.model)
+    return folder
+
+
+def _imported(inside: Callable[[], AbstractContextManager[None]]) -> bool:
+    """Spend the seconds that the libraries take, ``inside``; False where that fails, and they must
+    be imported as they are."""
+    try:
+        with inside():
+            importlib.import_module("worker.models.loading.load")
+    except Exception as error:  # theirs, in versions that nobody here has met
+        log.failure("the libraries want torch's tracer", error)
+        return False
+    return True
+
+
+def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:
+    folder = _folder(settings, folder)
+    defaults = _defaults(settings.model, folder)
+    if folder is not None:
+        require_loadable(folder)
+    pipeline = load(
+        folder,
+        replace(
+            defaults,
+            steps=settings.steps or defaults.steps,
+            guidance_scale=_first(settings.guidance_scale, defaults.guidance_scale),
+        ),
+        settings,
+    )
+    if settings.devices[0] != "cpu":
+        prebuild.done(settings)
+    return pipeline
+
+
+def defaults_of(source: str) -> Defaults:
+    """What requests get that do not say; reads a local folder, loads and downloads nothing.
+
+    Raises ``ModelLoadError`` for a source that can be told to be wrong without the network.
+    """
+    folder = local_folder(source)
+    if _is_synthetic(source):
+        return Defaults("synthetic", steps=8, guidance_scale=0.0, size=(256, 256))
+    return _defaults(source, folder)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source``, which names no folder, names a model of the hub."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
+def _is_synthetic(source: str) -> bool:
+    return source == "synthetic" or source.startswith("synthetic:")
+
+
+def _check_synthetic(source: str) -> None:
+    try:
+        parse_source(source)
+    except ValueError as error:
+        raise ModelLoadError(f"model {source!r}", str(error)) from error
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder that ``source`` names, if it says that it is a model; None: there is none to
+    read, yet or ever. Raises ``ModelLoadError`` for what no worker knows."""
+    if _is_synthetic(source):
+        _check_synthetic(source)
+        return None
+    if source == RANDOM:
+        return None
+    folder = TINY if source == "tiny" else Path(source).expanduser()
+    if folder != TINY and not folder.exists() and is_hub_id(source):
+        return None
+    if folder != TINY and not folder.exists() and "/" not in source:
+        raise ModelLoadError(
+            f"model {source!r} is unknown",
+            "give tiny, a folder (./name), a hub id (owner/name), "
+            f"{RANDOM} or synthetic:key=value,…",
+        )
+    class_of(folder)
+    return folder
+
+
+def _defaults(source: str, folder: Path | None) -> Defaults:
+    if folder is None:
+        return _KNOWN.get(source, Defaults(source, steps=28, guidance_scale=4.0, size=None))
+    fallback = _KNOWN.get(source) or _unstated(_id_of(source), folder)
+    return defaults_of_folder(folder, fallback)
+
+
+def _id_of(source: str) -> str:
+    local = Path(source).expanduser()
+    return local.resolve().name if local.exists() else source
+
+
+def _unstated(id: str, folder: Path) -> Defaults:
+    """Turbo's for a copy of Turbo, else what the pipeline's own ``__call__`` would use."""
+    class_name = class_of(folder)
+    if class_name == "ZImagePipeline" and scheduler_shift(folder) == TURBO_SHIFT:
+        return replace(_TURBO, id=id)
+    parameters = inspect.signature(pipeline_class(class_name).__call__).parameters
+    size = (_default(parameters, "width"), _default(parameters, "height"))
+    return Defaults(
+        id=id,
+        steps=_default(parameters, "num_inference_steps") or 28,
+        guidance_scale=float(_first(_default(parameters, "guidance_scale"), 0.0)),
+        size=size if all(size) else None,
+    )
+
+
+def pipeline_class(name: str) -> Any:
+    """diffusers' class of that name."""
+    import diffusers
+
+    try:
+        return getattr(diffusers, name)
+    except AttributeError as error:
+        raise ModelLoadError(
+            f"diffusers {diffusers.__version__} has no {name}",
+            "install a newer diffusers, or name another model",
+        ) from error
+
+
+def _default(parameters: Any, name: str) -> Any:
+    default = parameters[name].default if name in parameters else None
+    return default if isinstance(default, int | float) else None
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

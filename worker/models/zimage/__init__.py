@@ -1,0 +1,1 @@
+"""Z-Image, one denoising step at a time."""

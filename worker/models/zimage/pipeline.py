@@ -1,0 +1,261 @@
+"""Z-Image, one denoising step at a time.
+
+``ZImagePipeline.__call__`` runs one batch from noise to picture. Here its parts are used so that
+samples at different steps, of different lengths and prompts, share one forward, and each sample
+still becomes the picture that ``__call__`` draws from ``torch.Generator("cpu")`` with its seed.
+"""
+
+import gc
+import hashlib
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from worker.models.acceleration import levers
+from worker.models.acceleration.graphs import Graphs
+from worker.models.acceleration.kernels import fixed_kernels
+from worker.models.base import (
+    DrawSpec,
+    ModelInfo,
+    OnInnerStep,
+    Pixels,
+    Sample,
+    check_prompts,
+)
+from worker.models.faults import translate
+from worker.models.memory import room_of
+from worker.models.parallel.split import Lead
+from worker.models.parallel.team import Team
+from worker.models.sides import check_sides
+from worker.models.zimage.captions import CaptionEncoder, bucket
+from worker.models.zimage.decoder import PictureDecoder
+from worker.models.zimage.dense import DenseTransformer
+from worker.models.zimage.glance import Glance
+from worker.models.zimage.schedule import Schedule, schedule_of
+
+Transformer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+MIN_SIDE = 64
+
+
+@dataclass(eq=False, kw_only=True)
+class ZImageSample(Sample):
+    """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
+
+    ``captions``, from a ``CaptionEncoder``: the prompt's and, of a guided sample, the negative
+    prompt's.
+    """
+
+    schedule: Schedule
+    captions: tuple[torch.Tensor, ...]
+    latents: torch.Tensor
+    velocity: torch.Tensor | None = None
+
+
+class ZImageStepwise:
+    """Built from a loaded ``ZImagePipeline``, which it changes as ``plan`` says; see
+    ``worker.models.base.Pipeline``.
+
+    Each ``step`` waits for the device, so that errors and times belong to their step.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        info: ModelInfo,
+        plan: levers.Levers = levers.NONE,
+        team: Team | None = None,
+    ) -> None:
+        plan = levers.proved(plan, pipeline.transformer.device)
+        graphs = levers.apply(plan, pipeline)
+        self._pipeline = pipeline
+        self._device: torch.device = pipeline.transformer.device
+        self._dtype: torch.dtype = pipeline.transformer.dtype
+        self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        self._lead = Lead(pipeline.transformer, plan, team, graphs) if team else None
+        dense = self._lead.share if self._lead else _dense(pipeline.transformer, plan, graphs)
+        self._transformer: Transformer = self._lead or dense
+        self._captions = CaptionEncoder(pipeline, dense, graphs)
+        self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
+        self._glance = Glance(pipeline.vae)
+        multiple = pipeline.vae_scale_factor * 2
+        self.info = replace(
+            info,
+            side_multiple=multiple,
+            min_side=MIN_SIDE,
+            stepwise=True,
+            levers=plan.why,
+            compiles=plan.kernels or plan.graphs,
+            architecture=_architecture(pipeline),
+            exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
+        )
+        self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
+
+    def check(self, spec: DrawSpec) -> None:
+        """Sides must be multiples of 16 within the tables of the position embedding, and texts
+        short enough to be read whole."""
+        check_sides(spec, self.info, self._max_side)
+        check_prompts(spec, self.info)
+
+    @translate
+    @torch.no_grad()
+    def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
+        captions = iter(self._captions([text for spec in specs for text in _texts(spec)]))
+        noises = [self._noise(spec) for spec in specs]  # while the device encodes
+        return [self._started(spec, captions, n) for spec, n in zip(specs, noises, strict=True)]
+
+    @translate
+    @torch.no_grad()
+    def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
+        advanced: list[tuple[ZImageSample, torch.Tensor, torch.Tensor]] = []
+        for batch in _batches(samples):
+            with fixed_kernels(batch[0].spec.reproducible):
+                advanced += self._advanced(batch)
+        self._synchronise()
+        for sample, latents, velocity in advanced:
+            sample.latents, sample.velocity = latents, velocity
+            sample.step_index += 1
+
+    @translate
+    @torch.no_grad()
+    def finish(self, samples: Sequence[Sample]) -> list[Pixels]:
+        """Decodes one at a time: the decoder's peak of memory does not grow with the batch, and
+        its output does not depend on it."""
+        ours = _ours(samples)
+        pictures = []
+        for sample in ours:
+            with fixed_kernels(sample.spec.reproducible):
+                pictures.append(self._decode(sample.latents))
+        return self._decode.taken(pictures, [sample.latents for sample in ours])
+
+    @translate
+    @torch.no_grad()
+    def preview(self, sample: Sample) -> Pixels | None:
+        """The picture that the last velocity points to, one pixel for each cell of 8."""
+        (ours,) = _ours([sample])
+        if ours.velocity is None:
+            return None
+        return self._glance(ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity)
+
+    def caption_lookups(self) -> tuple[int, int] | None:
+        return self._captions.hits, self._captions.misses
+
+    def close(self) -> None:
+        if self._lead:
+            self._lead.close()
+        del self._pipeline, self._lead, self._transformer, self._captions, self._decode
+        gc.collect()
+        torch.cuda.empty_cache()  # without CUDA it does nothing
+
+    def _started(
+        self, spec: DrawSpec, following: Iterator[torch.Tensor], noise: torch.Tensor
+    ) -> ZImageSample:
+        captions = tuple(itertools.islice(following, len(_texts(spec))))
+        latents = noise.to(self._device)
+        image_tokens = (latents.shape[1] // 2) * (latents.shape[2] // 2)
+        return ZImageSample(
+            spec,
+            _group(spec, captions),
+            spec.steps,
+            rows=len(captions),
+            schedule=schedule_of(self._scheduler, spec.steps, image_tokens),
+            captions=captions,
+            latents=latents,
+        )
+
+    def _noise(self, spec: DrawSpec) -> torch.Tensor:
+        """On the CPU, in fp32: the same for every device."""
+        noise: torch.Tensor = self._pipeline.prepare_latents(
+            1,
+            self._pipeline.transformer.in_channels,
+            spec.height,
+            spec.width,
+            torch.float32,
+            "cpu",
+            torch.Generator("cpu").manual_seed(spec.seed),
+        )
+        return noise[0]
+
+    def _advanced(
+        self, samples: Sequence[ZImageSample]
+    ) -> list[tuple[ZImageSample, torch.Tensor, torch.Tensor]]:
+        # On the device before the forward, for which a later copy would wait.
+        deltas = self._column([sample.schedule.delta(sample.step_index) for sample in samples])
+        velocities = self._velocities(samples)
+        latents = torch.stack([sample.latents for sample in samples]) + deltas * velocities
+        return list(zip(samples, latents.unbind(), velocities.unbind(), strict=True))
+
+    def _velocities(self, samples: Sequence[ZImageSample]) -> torch.Tensor:
+        """samples × channels × height / 8 × width / 8, fp32."""
+        positive, *negative = self._outputs(samples)
+        for output in negative:  # at most one
+            # The pipeline's formula; its normalisation and truncation are off by default.
+            scales = self._column([torch.tensor(s.spec.guidance_scale) for s in samples])
+            positive = positive + scales * (positive - output)
+        return -positive
+
+    def _outputs(self, samples: Sequence[ZImageSample]) -> list[torch.Tensor]:
+        """What the transformer says of each sample's prompt and, if guided, negative prompt."""
+        captions = list(zip(*(sample.captions for sample in samples), strict=True))
+        if len({bucket(row[0]) for row in captions}) > 1:  # two lengths would need a mask
+            return [self._forward(samples, row) for row in captions]
+        rows = [caption for row in captions for caption in row]
+        return list(self._forward([*samples] * len(captions), rows).chunk(len(captions)))
+
+    def _forward(
+        self, samples: Sequence[ZImageSample], captions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
+        latents = torch.stack([sample.latents for sample in samples]).to(self._dtype)
+        return self._transformer(latents, times.to(self._device), torch.stack(list(captions)))
+
+    def _column(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _architecture(pipeline: Any) -> str:
+    """Of the parts that nearly all of the time goes to: the same whatever the weights are."""
+    parts = (pipeline.transformer, pipeline.vae)
+    shapes = [sorted((n, tuple(t.shape)) for n, t in part.state_dict().items()) for part in parts]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def _dense(transformer: Any, plan: levers.Levers, graphs: Graphs | None) -> DenseTransformer:
+    return DenseTransformer(
+        transformer,
+        graphs,
+        kernels=levers.blocks_use_kernels(plan, transformer),
+        ways=levers.ways(plan),
+        backend=plan.backend,
+    )
+
+
+def _texts(spec: DrawSpec) -> list[str]:
+    """What is encoded for it."""
+    return [spec.prompt, spec.negative_prompt][: 2 if spec.guidance_scale > 0 else 1]
+
+
+def _group(spec: DrawSpec, captions: Sequence[torch.Tensor]) -> Hashable:
+    """Within one, every forward has rows of one length; without it, attention needs a mask."""
+    return (spec.height, spec.width, *map(bucket, captions), spec.reproducible)
+
+
+def _ours(samples: Sequence[Sample]) -> list[ZImageSample]:
+    ours = [sample for sample in samples if isinstance(sample, ZImageSample)]
+    assert len(ours) == len(samples), "samples of another pipeline"
+    return ours
+
+
+def _batches(samples: Sequence[Sample]) -> list[list[ZImageSample]]:
+    """Reproducible samples each alone, whatever the engine put together."""
+    ours = _ours(samples)
+    if ours[0].spec.reproducible:
+        return [[sample] for sample in ours]
+    return [ours]
