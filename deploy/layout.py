@@ -49,7 +49,7 @@ class Layout:
     def socket(self, worker: str) -> Path:
         return self.run_dir / f"{worker}.sock"
 
-    def beat(self, worker: str) -> Path:
+    def heartbeat(self, worker: str) -> Path:
         return self.run_dir / f"{worker}.beat"
 
     def lock(self, worker: str) -> Path:
@@ -201,14 +201,14 @@ class Layout:
         return self.var_dir / "tls"
 
     @property
-    def shown_pair(self) -> Path:
+    def active_pair(self) -> Path:
         """A link to the folder of the pair that new connections are shown."""
         return self.tls_dir / "shown"
 
     @property
     def pair(self) -> Path:
         """Key and chain as nginx reads them, this user's alone."""
-        return self.shown_pair / "pair.pem"
+        return self.active_pair / "pair.pem"
 
     @property
     def certificate(self) -> Path:

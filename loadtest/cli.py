@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy import screen
+from deploy import output
 from deploy.cli.options import config_path
 from deploy.config import ROOT, ClusterConfig, ConfigError, load
 from deploy.host import machine, processes
@@ -23,13 +23,13 @@ from deploy.host.utf8 import speak_utf8
 from deploy.layout import Layout
 from deploy.rendering.plan import plan
 from loadtest import measures, report, run_file, slo
-from loadtest.entry import KEY_VARIABLE, add_key
+from loadtest.auth import KEY_VARIABLE, add_key
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS
 from loadtest.observer import Observer
 from loadtest.run_file import Run
+from loadtest.runner import Options, Runner, RunnerError
 from loadtest.scenarios import SCENARIOS, reports_folder
-from loadtest.stage import Options, Stage, StageError
 
 
 def main() -> int:
@@ -37,15 +37,15 @@ def main() -> int:
     args = arguments()
     try:
         if args.scenario == "compare":
-            screen.say(f"› {report.compare(args.runs[0], args.runs[1])}")
+            output.say(f"› {report.compare(args.runs[0], args.runs[1])}")
             return 0
         if args.scenario == "table":
-            screen.say(report.fault_table(args.runs))
+            output.say(report.fault_table(args.runs))
             return 0
         with running(config_path(args.config)) as path:
             return play(args, path)
-    except (StageError, slo.SloError, ConfigError, OSError) as error:
-        screen.fail(str(error))
+    except (RunnerError, slo.SloError, ConfigError, OSError) as error:
+        output.fail(str(error))
         return 1
 
 
@@ -67,37 +67,37 @@ def _zimage(path: Path, *arguments: str) -> None:
         [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(path)], cwd=ROOT
     )
     if done.returncode:
-        raise StageError(f"zimage {arguments[0]} failed; it said why")
+        raise RunnerError(f"zimage {arguments[0]} failed; it said why")
 
 
 def play(args: argparse.Namespace, path: Path) -> int:
     config = load(path)
     bounds = slo.load(args.slo, args.scenario)
     if config.listen.auth == "keys" and not args.key:
-        raise StageError(
+        raise RunnerError(
             "this cell asks for keys: zimage keys create loadtest, and give what it prints as "
             f"{KEY_VARIABLE}"
         )
     cell = Cell.of(config, path, args.key)
     if not cell.whole():
-        raise StageError(f"the cell of {path} is not whole: zimage status")
+        raise RunnerError(f"the cell of {path} is not whole: zimage status")
     folder = reports_folder(cell.layout.var_dir, args.scenario)
     started = time.time()
-    screen.say(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}")
+    output.say(f"› {args.scenario}: {SCENARIOS[args.scenario].__doc__}")
     with Observer(cell) as observer:
-        stage = Stage(cell, config, path, folder, options(args), observer)
+        stage = Runner(cell, config, path, folder, options(args), observer)
         SCENARIOS[args.scenario](stage)
         time.sleep(1.0)  # one more look at the cell at rest
     run = finished(stage, args.scenario, started, bounds)
     run_file.save(folder, run)
     page = report.write(folder)
     for objective in run.objectives:
-        screen.say(f"{'✓' if objective.met else '✗'} {objective}")
-    screen.say(f"{'✓ passed' if run.passed else '✗ failed'}: {page}")
+        output.say(f"{'✓' if objective.met else '✗'} {objective}")
+    output.say(f"{'✓ passed' if run.passed else '✗ failed'}: {page}")
     return 0 if run.passed else 1
 
 
-def finished(stage: Stage, scenario: str, started: float, bounds: dict[str, slo.Bound]) -> Run:
+def finished(stage: Runner, scenario: str, started: float, bounds: dict[str, slo.Bound]) -> Run:
     """Everything that is known of a run. Figures of the scenario win over those of all users."""
     records, observer = stage.records(), stage.observer
     loaded_s = sum(part.end - part.start for part in stage.parts)

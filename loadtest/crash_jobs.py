@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from deploy import screen
+from deploy import output
 from deploy.config import ROOT, load
 from deploy.host import processes
 from deploy.host.processes import Process
@@ -150,7 +150,7 @@ def _round(cell: CrashCell, rng: random.Random, report: Report, number: int, ite
     killer.join()
     report.rounds += 1
     report.killed[name] += 1
-    screen.say(f"  {number + 1}: {name} after {delay_s:.2f} s")
+    output.say(f"  {number + 1}: {name} after {delay_s:.2f} s")
     if name in ("supervisord", "everything"):
         _heal(cell)
     return job
@@ -281,17 +281,17 @@ def _free_ports() -> list[int]:
 
 def show(report: Report) -> None:
     kills = ", ".join(f"{name} {count}" for name, count in sorted(report.killed.items()))
-    screen.say(f"{report.rounds} rounds in {report.seconds:.0f} s; killed: {kills}")
-    screen.say(
+    output.say(f"{report.rounds} rounds in {report.seconds:.0f} s; killed: {kills}")
+    output.say(
         f"{report.jobs} jobs, {report.items} items; {report.reposts} POSTs had to be repeated"
     )
-    screen.say(
+    output.say(
         f"{report.strays} files without a row (killed between file and row; retention deletes them)"
     )
     for problem in report.problems[:20]:
-        screen.say(f"  ✗ {problem}")
+        output.say(f"  ✗ {problem}")
     verdict = "ok  " if not report.problems else "FAIL"
-    screen.say(f"{verdict} every item has exactly one result, the right one")
+    output.say(f"{verdict} every item has exactly one result, the right one")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worker.coordination.beat import BeatWriter
+from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import Costs, Drawn, DrawRequest, Engine, Limits
 from worker.engine.costs import KINDS
 from worker.engine.queue import Size
@@ -31,7 +31,7 @@ async def drawing(
     pipeline, bounds = SyntheticPipeline(source), Limits(**limits)
     costs = known_costs(pipeline, sizes, bounds.max_batch)
     with tempfile.TemporaryDirectory(prefix="zimage-") as folder:
-        engine = Engine(pipeline, BeatWriter(Path(folder) / "w1.beat"), bounds, costs)
+        engine = Engine(pipeline, HeartbeatFile(Path(folder) / "w1.beat"), bounds, costs)
         engine.start()
         try:
             yield engine

@@ -25,10 +25,10 @@ from locust.runners import Runner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loadtest import record, shapes, wishes
+from loadtest import prompts, record, shapes
+from loadtest.auth import KEY_VARIABLE, Entry
 from loadtest.checks import Album, Checker
 from loadtest.client import Client
-from loadtest.entry import KEY_VARIABLE, Entry
 from loadtest.record import Record
 
 _LEAVES = 0.1
@@ -92,9 +92,9 @@ class Painter(User):
         kind, session = type(self).__name__, entry_of(self.environment).session()
         return Client(self.environment.host, checkers[self.environment], kind, session)
 
-    def wish(self, sizes: tuple[str, ...] = wishes.SMALL) -> dict[str, Any]:
+    def wish(self, sizes: tuple[str, ...] = prompts.SMALL) -> dict[str, Any]:
         steps = options_of(self.environment).steps
-        return wishes.wish(self.rng, self.sizes or sizes, steps)
+        return prompts.wish(self.rng, self.sizes or sizes, steps)
 
     def note(self, done: Record) -> None:
         """Tell Locust and the record file."""
@@ -129,7 +129,7 @@ class Designer(Painter):
     @task
     def draw(self) -> None:
         leave_after = 2 if self.rng.random() < _LEAVES else 0
-        done = self.client.stream(self.wish(wishes.MIXED), leave_after)
+        done = self.client.stream(self.wish(prompts.MIXED), leave_after)
         self.note(done)
         self.rest(done)
 
@@ -151,7 +151,7 @@ class Batch(Painter):
 
     @task
     def draw(self) -> None:
-        prompts = [wishes.prompt(self.rng) for _ in range(4)]
+        prompts = [prompts.prompt(self.rng) for _ in range(4)]
         done = self.client.draw({**self.wish(), "prompt": prompts})
         self.note(done)
         self.rest(done)

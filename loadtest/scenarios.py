@@ -10,7 +10,7 @@ from typing import Any
 from loadtest import gradio_server, measures, shapes
 from loadtest.faults import Cell
 from loadtest.run_file import Part
-from loadtest.stage import Stage, StageError, drained
+from loadtest.runner import Runner, RunnerError, drained
 
 _ARRIVALS = "arrivals.py"
 _PEOPLE = ("Designer", "Program", "Batch")
@@ -21,7 +21,7 @@ _POLL_S = 0.2
 _SWEEP_S = 30.0  # answers that nginx has sent are deleted some seconds later
 
 
-def throughput(stage: Stage) -> None:
+def throughput(stage: Runner) -> None:
     """1, 2, 3 … workers under the same load a worker: the scaling curve."""
     names = sorted(stage.cell.open())
     duration_s = stage.options.duration_s or 30.0
@@ -43,7 +43,7 @@ def throughput(stage: Stage) -> None:
         stage.measured[f"efficiency_{count}"] = rate / (count * rates[0]) if rates[0] else 0.0
 
 
-def failover(stage: Stage) -> None:
+def failover(stage: Runner) -> None:
     """20 users for 2 minutes, a random fault every 10 s."""
     duration_s = stage.options.duration_s or 120.0
     with stage.load(stage.options.users or 20, duration_s, *_PEOPLE) as part:
@@ -52,7 +52,7 @@ def failover(stage: Stage) -> None:
     stage.measured |= measures.of_faults(stage.faults)
 
 
-def faults(stage: Stage) -> None:
+def faults(stage: Runner) -> None:
     """Every fault once, one after the other, under light load: what users see of each."""
     with stage.load(stage.options.users or 6, stage.options.duration_s or 3600.0, *_PEOPLE) as part:
         part.name = "faults"
@@ -63,7 +63,7 @@ def faults(stage: Stage) -> None:
     stage.measured |= measures.apart(stage.records(), stage.faults)
 
 
-def rolling(stage: Stage) -> None:
+def rolling(stage: Runner) -> None:
     """A rolling restart and two changes of configuration under load."""
     longest_s = stage.options.duration_s or 1800.0
     changed = stage.folder / "cluster.toml"
@@ -87,7 +87,7 @@ def rolling(stage: Stage) -> None:
     stage.measured["changes_s"] = max(mark.end for mark in stage.marks) - stage.marks[0].at
 
 
-def overload(stage: Stage) -> None:
+def overload(stage: Runner) -> None:
     """Three times the capacity, as long as requests may queue, by arrivals that wait for nobody."""
     # In half of that the queue is as long as it may be, and the rest is refused.
     duration_s = stage.options.duration_s or max(60.0, stage.config.limits.max_queue_wait_s)
@@ -110,7 +110,7 @@ def overload(stage: Stage) -> None:
         stage.measured["drained_s"] = waited_s
 
 
-def soak(stage: Stage) -> None:
+def soak(stage: Runner) -> None:
     """Many requests without a fault: nothing may grow."""
     users = stage.options.users or len(stage.cell.open()) * _USERS_PER_WORKER
     pids = {name: stage.cell.pid(name) for name in stage.cell.workers()}
@@ -128,7 +128,7 @@ def soak(stage: Stage) -> None:
     stage.measured["temporary_files_left"] = float(observer.temporary_files[-1][1])
 
 
-def capacity(stage: Stage) -> None:
+def capacity(stage: Runner) -> None:
     """More and more users until p95 passes 10 s or a request fails."""
     step_s, step = stage.options.duration_s or 20.0, stage.options.users or 3
     options = ("--shape", "steps", "--step-s", str(step_s), "--max-latency-s", str(_CAPACITY_P95_S))
@@ -141,7 +141,7 @@ def capacity(stage: Stage) -> None:
     )
 
 
-def spike(stage: Stage) -> None:
+def spike(stage: Runner) -> None:
     """A few users, five times as many for a third of the time, and a few again."""
     duration_s, users = stage.options.duration_s or 90.0, stage.options.users or 20
     whole = stage.play("spike", users, duration_s, "--shape", "spike", *_PEOPLE)
@@ -152,13 +152,13 @@ def spike(stage: Stage) -> None:
         stage.measured["calm_again_s"] = calm
 
 
-def day(stage: Stage) -> None:
+def day(stage: Runner) -> None:
     """From night over noon to night, in minutes."""
     duration_s, users = stage.options.duration_s or 240.0, stage.options.users or 20
     stage.play("day", users, duration_s, "--shape", "day", *_PEOPLE)
 
 
-def side_by_side(stage: Stage) -> None:
+def side_by_side(stage: Runner) -> None:
     """The same load on the cell and on one Gradio process with its queue, over the same model."""
     gradio_server.require()
     duration_s, users = stage.options.duration_s or 60.0, stage.options.users or 10
@@ -178,7 +178,7 @@ def side_by_side(stage: Stage) -> None:
     stage.measured["failed"] = ours.measured["failed"]
 
 
-SCENARIOS: dict[str, Callable[[Stage], None]] = {
+SCENARIOS: dict[str, Callable[[Runner], None]] = {
     "throughput": throughput,
     "failover": failover,
     "faults": faults,
@@ -208,7 +208,7 @@ def edited(text: str, table: str, key: str, value: float) -> str:
     return f"{text[: head.end()]}{key} = {value}\n{without}{rest[len(body) :]}"
 
 
-def _wait_for_arrivals(stage: Stage, part: Part, duration_s: float) -> None:
+def _wait_for_arrivals(stage: Runner, part: Part, duration_s: float) -> None:
     """Until the crowd has sent its last: ``duration_s`` after Locust sent its first."""
     deadline = time.time() + 60
     part_file = stage.folder / f"part-{stage.parts.index(part)}.jsonl"
@@ -230,14 +230,14 @@ def _accepts_again(cell: Cell) -> float:
         if answer.status_code == 200:
             return time.monotonic() - began
         time.sleep(_POLL_S)
-    raise StageError("refuses requests 180 s after the overload")
+    raise RunnerError("refuses requests 180 s after the overload")
 
 
-def _wait_for_quiet(stage: Stage, timeout_s: float = 300.0) -> None:
+def _wait_for_quiet(stage: Runner, timeout_s: float = 300.0) -> None:
     deadline, since = time.time() + timeout_s, time.time()
     while drained(stage.observer.queue, since + 1.5) is None:
         if time.time() > deadline:
-            raise StageError(f"the cell still draws after {timeout_s:g} s")
+            raise RunnerError(f"the cell still draws after {timeout_s:g} s")
         time.sleep(_POLL_S)
 
 

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 from worker.api import answers
 from worker.api.middleware.access import Access
 from worker.api.middleware.direct import Direct
-from worker.api.middleware.exchange import Exchanges
 from worker.api.middleware.poison import PoisonGuard
+from worker.api.middleware.request_context import RequestContexts
 from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
 from worker.api.schemas import openapi
 from worker.errors import ZimageError
@@ -43,7 +43,7 @@ DIRECT = ROUTES[:1]
 
 
 class Application(Starlette):
-    """Starlette without its own outermost middleware: ``Exchanges`` answers what nobody caught."""
+    """Starlette without its outermost middleware: ``RequestContexts`` does what it would do."""
 
     def build_middleware_stack(self) -> ASGIApp:
         app: ASGIApp = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
@@ -73,7 +73,7 @@ def create_app(settings: Settings, load: Load) -> Application:
         routes=ROUTES,
         lifespan=lifespan,
         middleware=[
-            Middleware(Exchanges, worker=settings.name, metrics=service.metrics),
+            Middleware(RequestContexts, worker=settings.name, metrics=service.metrics),
             Middleware(Access, service=service),
             Middleware(
                 PoisonGuard, service=service, drawings=frozenset(route.path for route in DIRECT)

@@ -12,22 +12,22 @@ from importlib import metadata
 from worker import exits, log
 from worker.accounts.keyring import KeyRing
 from worker.calibration import tables as calibration
-from worker.coordination import card
-from worker.coordination.beat import Beat, BeatWriter, Phase, read_beat
-from worker.coordination.denials import Denials
+from worker.coordination import gpu_lock
+from worker.coordination.auth_throttle import AuthThrottle
+from worker.coordination.heartbeat import Heartbeat, HeartbeatFile, Phase, read_heartbeat
 from worker.coordination.inflight import InFlight
-from worker.coordination.places import Places
+from worker.coordination.poison_requests import PoisonRequests
+from worker.coordination.progress import ProgressReader, ProgressWriter
 from worker.coordination.quota import Quotas
+from worker.coordination.resume_tokens import ResumeTokens
 from worker.coordination.shares import Shares
-from worker.coordination.steps import StepsReader, StepsWriter
-from worker.coordination.strikes import Strikes
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.generation.imaging import Encoders
 from worker.generation.labels import Labels
 from worker.jobs.drawing import Tools
-from worker.jobs.outlook import Outlook
+from worker.jobs.job_eta import JobEta
 from worker.jobs.runner import Runner
 from worker.models.base import DrawSpec, ModelInfo, Pipeline
 from worker.models.memory import Memory, NoMemory, memory_of
@@ -36,8 +36,8 @@ from worker.observability.audit import Audit
 from worker.observability.metrics import AuditReading, Metrics, Reading
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
+from worker.storage.gallery_writer import GalleryWriter
 from worker.storage.images import ImageStore, Signer
-from worker.storage.keeper import Keeper
 from worker.storage.ledger import Ledger
 from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
@@ -86,7 +86,7 @@ class Service:
             ),
         )
         self.metrics = Metrics(self._reading)
-        self.strikes = Strikes(
+        self.poison_requests = PoisonRequests(
             settings.var_dir,
             settings.run_dir,
             settings.pool_dir or settings.var_dir / "pool",
@@ -98,10 +98,12 @@ class Service:
         )
         self.images = ImageStore(settings.var_dir / "images")
         self.thumbnails = Thumbnails(self.images)
-        self.keeper = Keeper(self.images, self.database, self.metrics.pictures_lost.inc)
+        self.gallery_writer = GalleryWriter(
+            self.images, self.database, self.metrics.pictures_lost.inc
+        )
         self.replies = ReplyStore(settings.reply_dir, settings.name)
         self.signer = Signer(b"")
-        self.places = Places(b"")
+        self.resume_tokens = ResumeTokens(b"")
         self._load = load
         self._booting: str | None = "loading"
         self._draining = False
@@ -122,9 +124,9 @@ class Service:
             Tools(
                 self.encoders,
                 self.images,
-                self.strikes,
+                self.poison_requests,
                 self.metrics,
-                StepsWriter(settings.run_dir / f"{settings.name}.steps"),
+                ProgressWriter(settings.run_dir / f"{settings.name}.steps"),
                 self.quotas,
                 self.keys.known,
                 self.audit,
@@ -134,8 +136,8 @@ class Service:
             settings.run_dir,
             settings.job_keep_days * 86_400,
         )
-        self.outlook = Outlook(self.database, lambda: self._engine, settings.run_dir)
-        self.steps = StepsReader(settings.run_dir)
+        self.job_eta = JobEta(self.database, lambda: self._engine, settings.run_dir)
+        self.steps = ProgressReader(settings.run_dir)
         self.job_streams = Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
         )
@@ -146,7 +148,7 @@ class Service:
         self._memory: Memory = NoMemory()
         self.apart = threading.Lock()
         """Held for whoever is suspect and being handled or drawn: one at a time."""
-        self._beat: BeatWriter | None = None
+        self._heartbeat: HeartbeatFile | None = None
         self._in_flight: InFlight | None = None
 
     # Life
@@ -155,20 +157,20 @@ class Service:
         """Everything that is quick; loading goes on behind it."""
         self.settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = shared_secret(self.settings.run_dir / "link-secret")
-        self.signer, self.places = Signer(secret), Places(secret)
-        self.denials = Denials(
-            self.settings.run_dir / "denials", self.settings.wrong_keys_per_minute
+        self.signer, self.resume_tokens = Signer(secret), ResumeTokens(secret)
+        self.auth_throttle = AuthThrottle(
+            self.settings.run_dir / "auth-throttle", self.settings.wrong_keys_per_minute
         )
         if self.settings.auth == "keys":
             await self.keys.refresh()
             self.tasks.keep("keys", self.keys.follow)
         self.tasks.keep("ledger", self.ledger.follow)
         await asyncio.to_thread(self._inherit_strikes)
-        self._beat = BeatWriter(self.settings.beat)
-        self._in_flight = InFlight(self._beat.mapped)
-        self._beat.enter(Phase.LOAD, self.settings.load_allowance_s)
-        self.tasks.once("boot", self._boot(self._beat), lambda: self.end(exits.MODEL_FAILED))
-        self.tasks.keep("gallery", self.keeper.run)
+        self._heartbeat = HeartbeatFile(self.settings.heartbeat)
+        self._in_flight = InFlight(self._heartbeat.mapped)
+        self._heartbeat.enter(Phase.LOAD, self.settings.load_allowance_s)
+        self.tasks.once("boot", self._boot(self._heartbeat), lambda: self.end(exits.MODEL_FAILED))
+        self.tasks.keep("gallery", self.gallery_writer.run)
         self.tasks.keep("retention", self._sweep)
         self.tasks.keep("jobs", self.jobs.run)
         if self.settings.audit_log:
@@ -176,7 +178,7 @@ class Service:
 
     def _inherit_strikes(self) -> None:
         try:
-            struck = self.strikes.inherit()
+            struck = self.poison_requests.inherit()
         except OSError as error:
             log.failure("strikes cannot be written", error)
             return
@@ -184,11 +186,11 @@ class Service:
             log.event("predecessor died of one of these", requests=struck)
             self.metrics.strikes.labels("inherited").inc(struck)
 
-    async def _boot(self, beat: BeatWriter) -> None:
+    async def _boot(self, heartbeat: HeartbeatFile) -> None:
         began = time.monotonic()
         with contextlib.ExitStack() as held:
             try:
-                await in_daemon_thread(lambda: self._load_on_card(held, beat))
+                await in_daemon_thread(lambda: self._load_on_card(held, heartbeat))
                 self._booting = "warming"
                 await self._warm_up()
             except Exception as error:
@@ -201,16 +203,16 @@ class Service:
             self.engine.drain()
         log.event("ready", seconds=round(time.monotonic() - began, 2), model=self.info.id)
 
-    def _load_on_card(self, held: contextlib.ExitStack, beat: BeatWriter) -> None:
-        card.pin(self.settings.device)
-        held.enter_context(card.card(self.settings))
+    def _load_on_card(self, held: contextlib.ExitStack, heartbeat: HeartbeatFile) -> None:
+        gpu_lock.pin(self.settings.device)
+        held.enter_context(gpu_lock.card(self.settings))
         pipeline = self._load(self.settings)
         self._info = pipeline.info
         began = time.monotonic()
         costs, lent = self._costs(pipeline)
         log.event("costs known", seconds=round(time.monotonic() - began, 2))
         limits = _limits(self.settings)
-        engine = Engine(pipeline, beat, limits, costs, self._on_fatal, self.apart)
+        engine = Engine(pipeline, heartbeat, limits, costs, self._on_fatal, self.apart)
         # A neighbour on the card may draw while this worker is idle.
         if lent and self.settings.vram_limit_gib is None:
             own = calibration.renewed(self.settings, pipeline, self._memory, engine.learn)
@@ -288,7 +290,7 @@ class Service:
 
     async def close(self) -> None:
         """After the last answer: end the engine, and the heartbeat if all went in order."""
-        await self.keeper.close(timeout_s=_CLOSE_S)
+        await self.gallery_writer.close(timeout_s=_CLOSE_S)
         await self.tasks.close()
         await self.jobs.close(timeout_s=_CLOSE_S)
         if self._engine is not None:
@@ -302,8 +304,8 @@ class Service:
         self.ledger.close()
         self.database.close()
         in_order = not self.over.done() or self.over.result() == 0
-        if self._beat is not None and in_order:
-            self._beat.end()
+        if self._heartbeat is not None and in_order:
+            self._heartbeat.end()
 
     def drain(self, *, finish: bool = False) -> None:
         """Take no more work; what is queued and has no header sent goes to other workers, unless
@@ -338,8 +340,8 @@ class Service:
         assert self._in_flight is not None, "start comes first"
         return self._in_flight
 
-    def beat(self) -> Beat | None:
-        return read_beat(self.settings.beat)
+    def heartbeat(self) -> Heartbeat | None:
+        return read_heartbeat(self.settings.heartbeat)
 
     def not_ready(self) -> str | None:
         """Why this worker takes no work now: loading, warming, draining, stuck, broken; or None."""
@@ -361,9 +363,9 @@ class Service:
     def _ready(self) -> tuple[Engine, str] | None:
         return (self.engine, self.info.id) if self.not_ready() is None else None
 
-    def levers(self) -> dict[str, str]:
+    def optimisations(self) -> dict[str, str]:
         """What makes the loaded model faster, and why it is on or off."""
-        return {} if self._info is None else dict(self._info.levers)
+        return {} if self._info is None else dict(self._info.optimisations)
 
     def engine_state(self) -> EngineState | None:
         return None if self._engine is None else self._engine.state()
@@ -375,7 +377,7 @@ class Service:
             job_items=self.jobs.held,
             database_failures=self.database.failures,
             build=self._build(),
-            beat=self.beat(),
+            heartbeat=self.heartbeat(),
             engine=self.engine_state(),
             device_memory=self._memory.usage(),
             usage_waiting_bytes=self.ledger.waiting_bytes,
@@ -428,8 +430,8 @@ def _settle_memory() -> None:
 def _retention(settings: Settings) -> Retention:
     return Retention(
         keep_s=settings.keep_days * 86_400,
-        keep_bytes=int(settings.keep_gib * card.GIB),
-        favourites_bytes=int(settings.favourites_gib * card.GIB),
+        keep_bytes=int(settings.keep_gib * gpu_lock.GIB),
+        favourites_bytes=int(settings.favourites_gib * gpu_lock.GIB),
         link_s=settings.url_ttl_s,
     )
 

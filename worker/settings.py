@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         return self.run_dir / f"{self.name}.sock"
 
     @property
-    def beat(self) -> Path:
+    def heartbeat(self) -> Path:
         return self.run_dir / f"{self.name}.beat"
 
     @property

@@ -19,7 +19,7 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
     return await result
 
 
-class Crew:
+class ThreadPool:
     """Threads that take one job after the other.
 
     A ThreadPoolExecutor does the same for several times the time, most of it the event loop's.

@@ -16,7 +16,7 @@ from rich.live import Live
 from deploy import (
     backup as backups,
 )
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli import chaos, jobs, keys, usage
 from deploy.cli import trace as tracing
@@ -74,12 +74,12 @@ def down(
     """End the cell: drawings that run are finished, then every process goes."""
     cell = _cell(config)
     if not processes.members(cell.layout.processes):
-        screen.done("nothing runs")
+        output.done("nothing runs")
         return
-    screen.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
-    with converge.alone(cell, "down"):
+    output.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
+    with converge.exclusive_lock(cell, "down"):
         ended = end_cell(cell, now=now)
-    screen.done(f"down: {ended} processes ended, none is left")
+    output.done(f"down: {ended} processes ended, none is left")
 
 
 @app.command()
@@ -95,11 +95,11 @@ def status(
         return
     state = _status(cell)
     if as_json:
-        screen.as_json(state)
+        output.as_json(state)
     elif state["cell"]["running"]:
-        screen.console.print(screen.status(state))
+        output.console.print(output.status(state))
     else:
-        screen.fail("the cell is down; start it with: zimage up")
+        output.fail("the cell is down; start it with: zimage up")
     raise typer.Exit(0 if state["ready"] and not state["stale"] else 1)
 
 
@@ -108,12 +108,12 @@ def plan(config: Config = None, as_json: AsJson = False) -> None:
     """Show which workers cluster.toml makes on this machine, and why."""
     cell = _cell(config)
     if as_json:
-        screen.as_json([asdict(w) for w in cell.plan.workers])
+        output.as_json([asdict(w) for w in cell.plan.workers])
         return
     for worker in cell.plan.workers:
         limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
         threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
-        screen.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
+        output.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
 
 
 @app.command()
@@ -132,21 +132,21 @@ def render(
     if check:
         cell.layout.create()
         files.check_nginx(cell, rendered)
-        screen.done(
+        output.done(
             f"nginx {'.'.join(map(str, cell.host.nginx_version))} takes the rendered configuration"
         )
         return
     if to is not None:
         to.mkdir(parents=True, exist_ok=True)
         files.write(to, rendered)
-        screen.done(f"{len(rendered)} files in {to}")
+        output.done(f"{len(rendered)} files in {to}")
         return
     changes = files.changes(cell.layout.render_dir, rendered)
     for change in changes:
-        screen.step(change.summary)
-        screen.say("\n".join(f"    {line}" for line in change.shown))
+        output.step(change.summary)
+        output.say("\n".join(f"    {line}" for line in change.shown))
     if not changes:
-        screen.done(f"{cell.layout.render_dir} is up to date")
+        output.done(f"{cell.layout.render_dir} is up to date")
 
 
 @app.command()
@@ -155,10 +155,10 @@ def reload(config: Config = None) -> None:
     cell = _cell(config)
     if cell.certificate is None:
         raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
-    with converge.alone(cell, "reload"):
+    with converge.exclusive_lock(cell, "reload"):
         changed = converge.take_certificate(cell)
     until = f"{', '.join(cell.certificate.names)}, until {cell.certificate.ends:%Y-%m-%d}"
-    screen.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
+    output.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
 
 
 @app.command()
@@ -175,11 +175,11 @@ def backup(
             _cell(config), out, images=images, compress=backups.is_compressed(path)
         )
         if images:
-            screen.say(f"  pictures: {count}")
+            output.say(f"  pictures: {count}")
 
     with backups.whole(path) as out:
         _in_child(write)
-    screen.done(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; keep it secret")
+    output.done(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; keep it secret")
 
 
 @app.command()
@@ -195,19 +195,19 @@ def restore(
         raise CellError(f"{path} cannot be restored: {error.strerror}") from None
     with opened:
         cell = _cell(config)
-        with converge.alone(cell, "restore"):
+        with converge.exclusive_lock(cell, "restore"):
             done = backups.restore(cell, path, opened)
-    screen.done(f"restored {file}: database, pictures: {done.pictures}")
+    output.done(f"restored {file}: database, pictures: {done.pictures}")
     if done.aside:
-        screen.say(f"  before   {done.aside}")
-    screen.say("  next     zimage up")
+        output.say(f"  before   {done.aside}")
+    output.say("  next     zimage up")
 
 
 @app.command()
 def systemd(config: Config = None) -> None:
     """Print a unit that runs the cell from boot on, as whoever prints it."""
     user = "" if os.getuid() == 0 else getpass.getuser()
-    screen.raw(render_unit(_cell(config), user) + "\n")
+    output.raw(render_unit(_cell(config), user) + "\n")
 
 
 @app.command()
@@ -215,11 +215,11 @@ def drain(worker: WorkerName, config: Config = None) -> None:
     """Take a worker out of the pool and let it finish; it stays out until undrain."""
     cell = _cell(config)
     _known_worker(cell, worker)
-    screen.step(f"{worker}: no new requests; finish what it has")
-    with converge.alone(cell, f"drain {worker}"):
+    output.step(f"{worker}: no new requests; finish what it has")
+    with converge.exclusive_lock(cell, f"drain {worker}"):
         roll.begin_drain(cell, worker)
     roll.wait_drained(cell, worker)
-    screen.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
+    output.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
 
 
 @app.command()
@@ -227,10 +227,10 @@ def undrain(worker: WorkerName, config: Config = None) -> None:
     """Let a drained worker take requests again."""
     cell = _cell(config)
     _known_worker(cell, worker)
-    with converge.alone(cell, f"undrain {worker}"):
+    with converge.exclusive_lock(cell, f"undrain {worker}"):
         roll.begin_undrain(cell, worker)
     roll.wait_open(cell, worker)
-    screen.done(f"{worker} takes requests")
+    output.done(f"{worker} takes requests")
 
 
 @app.command()
@@ -248,13 +248,15 @@ def restart(
     names = workers or list(cell.plan.names)
     for name in names:
         _known_worker(cell, name)
-    with converge.alone(cell, " ".join(["restart", *(["--rolling"] if rolling else []), *names])):
+    with converge.exclusive_lock(
+        cell, " ".join(["restart", *(["--rolling"] if rolling else []), *names])
+    ):
         if rolling or len(names) == 1:
             roll.restart(cell, names)
         else:
-            screen.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
+            output.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
             roll.restart_at_once(cell, names)
-    screen.done(f"restarted: {', '.join(names)}")
+    output.done(f"restarted: {', '.join(names)}")
 
 
 @app.command()
@@ -271,7 +273,7 @@ def logs(
     cell = _cell(config)
     paths = _logs(cell, program)
     options = ["-n", str(lines), *(["-F"] if follow else [])]
-    raise typer.Exit(screen.lines_of(["tail", *options, *map(str, paths)]))
+    raise typer.Exit(output.lines_of(["tail", *options, *map(str, paths)]))
 
 
 @app.command()
@@ -291,15 +293,15 @@ def calibrate(
     cell = _cell(config, create=True)
     name = worker or cell.plan.names[0]
     _known_worker(cell, name)
-    with converge.alone(cell, f"calibrate {name}"):
+    with converge.exclusive_lock(cell, f"calibrate {name}"):
         table = calibration.run(cell, name, sizes, repeats)
     if plot is not None:
         calibration.draw_plot(table, plot)
     if as_json:
-        screen.as_json(table.as_json())
+        output.as_json(table.as_json())
     else:
-        screen.console.print(calibration.shown(table))
-        screen.done(f"stored in {table.path}")
+        output.console.print(calibration.shown(table))
+        output.done(f"stored in {table.path}")
 
 
 @app.command()
@@ -311,9 +313,9 @@ def trace(
     """Show what share of their time the drawing threads spend beside the device."""
     found = tracing.trace(_cell(config), seconds)
     if as_json:
-        screen.as_json([asdict(t) for t in found])
+        output.as_json([asdict(t) for t in found])
     else:
-        screen.console.print(tracing.shown(found))
+        output.console.print(tracing.shown(found))
 
 
 @app.command()
@@ -322,9 +324,9 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
     cell = _cell(config)
     found = checks.doctor(cell)
     if as_json:
-        screen.as_json([asdict(f) for f in found])
+        output.as_json([asdict(f) for f in found])
     else:
-        screen.findings(found)
+        output.findings(found)
     raise typer.Exit(1 if any(f.level == "fail" for f in found) else 0)
 
 
@@ -341,15 +343,15 @@ def run(command: Callable[..., Any]) -> int:
     try:
         command()
     except ConfigError as error:
-        screen.fail(f"{error.path} is wrong; nothing was touched")
+        output.fail(f"{error.path} is wrong; nothing was touched")
         for problem in error.problems:
-            screen.errors.print(f"  {problem}")
+            output.errors.print(f"  {problem}")
     except (CellError, CertificateError, SupervisorError, AccountError) as error:
-        screen.fail(str(error))
+        output.fail(str(error))
     except PermissionError as error:
-        screen.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
+        output.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
     except Interrupted as signal_seen:
-        screen.fail("interrupted: zimage status says what runs, zimage up completes it")
+        output.fail("interrupted: zimage status says what runs, zimage up completes it")
         return signal_seen.exit_code
     except SystemExit as ended:
         return int(ended.code or 0) if not isinstance(ended.code, str) else 1
@@ -385,17 +387,17 @@ def _known_worker(cell: Cell, name: str) -> None:
 def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
     converge.wait_ready(cell)
     if not changed:
-        screen.done("nothing to change: the cell runs as cluster.toml says")
+        output.done("nothing to change: the cell runs as cluster.toml says")
     if draw and cell.workers():
         drawn = picture.draw(cell)
-        screen.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
-    screen.done(f"ready: {cell.url}")
-    screen.say(f"  logs     {cell.layout.logs_dir}")
-    screen.say("  next     zimage status · zimage logs -f · zimage down")
+        output.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
+    output.done(f"ready: {cell.url}")
+    output.say(f"  logs     {cell.layout.logs_dir}")
+    output.say("  next     zimage status · zimage logs -f · zimage down")
 
 
 def _apply(cell: Cell, doing: str, *, child: bool = False) -> bool:
-    with converge.alone(cell, doing):
+    with converge.exclusive_lock(cell, doing):
         return converge.apply(cell, converge.prepare(cell), child=child)
 
 
@@ -408,10 +410,10 @@ def _stay(cell: Cell, *, draw: bool) -> int:
         _apply(cell, "up --foreground", child=True)
         return _attend(cell, draw=draw)
     except Interrupted:
-        screen.step("asked to end: stop nginx, workers and guard, drawings that run first")
+        output.step("asked to end: stop nginx, workers and guard, drawings that run first")
         end_cell(cell, now=False)
         _reap()
-        screen.done("the cell has ended")
+        output.done("the cell has ended")
         return 0
 
 
@@ -423,15 +425,15 @@ def _attend(cell: Cell, *, draw: bool) -> int:
         _greet(cell, changed=True, draw=draw)
     except CellError as error:
         if leader.alive:
-            screen.fail(str(error))
+            output.fail(str(error))
     while leader.alive:
         _reap()
         time.sleep(0.2)
     _reap()
     if processes.members(cell.layout.processes):
-        screen.fail("supervisord was killed; workers go on, and zimage up takes them over")
+        output.fail("supervisord was killed; workers go on, and zimage up takes them over")
         return 1
-    screen.done("the cell has ended")
+    output.done("the cell has ended")
     return 0
 
 
@@ -472,10 +474,10 @@ def _status(cell: Cell) -> dict[str, Any]:
 
 
 def _watch(cell: Cell) -> None:
-    with Live(console=screen.console, screen=True, auto_refresh=False) as display:
+    with Live(console=output.console, screen=True, auto_refresh=False) as display:
         try:
             while True:
-                display.update(screen.status(_status(cell)), refresh=True)
+                display.update(output.status(_status(cell)), refresh=True)
                 time.sleep(1.0)
         except Interrupted:
             return

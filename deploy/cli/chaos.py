@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import screen
+from deploy import output
 from deploy.cli.options import Config, config_path
 from deploy.config import load
 
@@ -22,26 +22,26 @@ def chaos(
     """Break one thing of the running cell and wait until it is whole. Users should see nothing."""
     # Here, for no other verb needs what breaks a cell.
     from loadtest import chaos as breaking
-    from loadtest.entry import KEY_VARIABLE
+    from loadtest.auth import KEY_VARIABLE
     from loadtest.faults import Cell
     from loadtest.faults.catalogue import FAULTS
 
     if list_:
         for known, fault in FAULTS.items():
-            screen.say(f"{known:<20} {fault.what}")
+            output.say(f"{known:<20} {fault.what}")
         return
     _require(name, FAULTS)
     # Not as the user of the cell: some faults need root, and they say so.
     path = config_path(config)
     cell = Cell.of(load(path), path, os.environ.get(KEY_VARIABLE, ""))
     if reason := breaking.missing(cell, name, worker):
-        screen.fail(f"{name}: {reason}")
+        output.fail(f"{name}: {reason}")
         raise typer.Exit(1)
-    screen.step(f"{name}: {FAULTS[name].what}")
+    output.step(f"{name}: {FAULTS[name].what}")
     done = breaking.inject(
         cell, name, worker or random.choice(breaking.targets(cell, FAULTS[name]))
     )
-    (screen.done if done.healed else screen.fail)(breaking.describe(done))
+    (output.done if done.healed else output.fail)(breaking.describe(done))
     raise typer.Exit(0 if done.healed else 1)
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli import keys
 from deploy.cli.options import AsJson, Config, open_cell
@@ -85,9 +85,9 @@ def create(
             return
         job = _call(client, "POST", "jobs", json=body)
         if as_json:
-            screen.as_json(job)
+            output.as_json(job)
         else:
-            screen.done(f"{job['id']}: {job['total']} pictures{', ' * bool(_end(job))}{_end(job)}")
+            output.done(f"{job['id']}: {job['total']} pictures{', ' * bool(_end(job))}{_end(job)}")
         if stay:
             _watch(client, job["id"])
 
@@ -103,11 +103,11 @@ def list_jobs(
     with _client(config) as client:
         found = _call(client, "GET", "jobs", params={"state": state, "limit": limit})
     if as_json:
-        screen.as_json(found["data"])
+        output.as_json(found["data"])
     elif found["data"]:
-        screen.console.print(_table(found["data"]))
+        output.console.print(_table(found["data"]))
     else:
-        screen.done("no jobs")
+        output.done("no jobs")
 
 
 @app.command()
@@ -117,13 +117,13 @@ def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
         found = _call(client, "GET", f"jobs/{job}")
         failed = _call(client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20})
     if as_json:
-        screen.as_json(found)
+        output.as_json(found)
         return
-    screen.console.print(_table([found]))
+    output.console.print(_table([found]))
     asked = ", ".join(f"{k} {v}" for k, v in found["parameters"].items() if v not in ("", None))
-    screen.say(f"  {asked}")
+    output.say(f"  {asked}")
     for item in failed["data"]:
-        screen.warn(f"item {item['number']} ({item['prompt'][:60]}): {item['error']['message']}")
+        output.warn(f"item {item['number']} ({item['prompt'][:60]}): {item['error']['message']}")
 
 
 @app.command()
@@ -154,8 +154,8 @@ def download(
             zipped.extractall(target)
             file.unlink()
     if "missing.txt" in names:
-        screen.warn("some pictures were deleted meanwhile: see missing.txt")
-    screen.done(f"{len(names) - ('missing.txt' in names)} pictures in {target}")
+        output.warn("some pictures were deleted meanwhile: see missing.txt")
+    output.done(f"{len(names) - ('missing.txt' in names)} pictures in {target}")
 
 
 @app.command()
@@ -187,13 +187,13 @@ def delete(job: JobId, config: Config = None) -> None:
     """Forget a job; its pictures stay in the gallery."""
     with _client(config) as client:
         _call(client, "DELETE", f"jobs/{job}")
-    screen.done(f"{job} is forgotten")
+    output.done(f"{job} is forgotten")
 
 
 def _steer(config: Path | None, job: str, verb: str) -> None:
     with _client(config) as client:
         found = _call(client, "POST", f"jobs/{job}/{verb}")
-    screen.done(f"{job} is {found['state']}: {_counts(found)}")
+    output.done(f"{job} is {found['state']}: {_counts(found)}")
 
 
 # HTTP
@@ -294,22 +294,22 @@ def _watch(client: httpx.Client, job: str) -> None:
         for found in _jobs_as_they_change(client, job):
             done = found["total"] - found["counts"]["waiting"] - found["counts"]["running"]
             if progress is None:
-                screen.say(f"{found['state']}  {done} of {found['total']}  {_counts(found)}")
+                output.say(f"{found['state']}  {done} of {found['total']}  {_counts(found)}")
             elif task is None:
                 task = progress.add_task(found["name"] or job, total=found["total"], end="")
             if progress is not None and task is not None:
                 progress.update(task, completed=done, end=_end(found) or found["state"])
     told = f"{job} is {found['state']}: {_counts(found)}"
     if found["state"] != "completed":
-        screen.fail(told)
+        output.fail(told)
         raise typer.Exit(1)
-    screen.done(told)
+    output.done(told)
 
 
 @contextmanager
 def _progress() -> Iterator[Progress | None]:
     """A bar on a terminal; None elsewhere."""
-    if not screen.console.is_terminal:
+    if not output.console.is_terminal:
         yield None
         return
     columns = (
@@ -318,7 +318,7 @@ def _progress() -> Iterator[Progress | None]:
         TaskProgressColumn("{task.completed:.0f} of {task.total:.0f}"),
         TextColumn("{task.fields[end]}", markup=False),
     )
-    with Progress(*columns, console=screen.console) as progress:
+    with Progress(*columns, console=output.console) as progress:
         yield progress
 
 
@@ -331,9 +331,9 @@ def _table(jobs: list[dict[str, Any]]) -> Table:
         colour = "yellow" if job.get("held") else _COLOURS.get(job["state"], "cyan")
         state = Text(_state(job), colour)
         failed = str(job["counts"]["failed"] or "–")
-        age = screen.span(time.time() - job["created_at"])
+        age = output.span(time.time() - job["created_at"])
         ends = job["predicted_finish_at"]
-        left = screen.span(ends - time.time()) if ends else "–"
+        left = output.span(ends - time.time()) if ends else "–"
         done = str(job["counts"]["done"])
         table.add_row(job["id"], job["name"], state, done, str(job["total"]), failed, age, left)
     return table
@@ -350,14 +350,14 @@ def _counts(job: dict[str, Any]) -> str:
 
 def _end(job: dict[str, Any]) -> str:
     ends = job["predicted_finish_at"]
-    return f"done in about {screen.span(ends - time.time())}" if ends else ""
+    return f"done in about {output.span(ends - time.time())}" if ends else ""
 
 
 def _show_preview(found: dict[str, Any]) -> None:
     for prompt in found["prompts"]:
-        screen.say(prompt)
+        output.say(prompt)
     more = found["count"] - len(found["prompts"])
-    screen.done(f"{found['count']} pictures" + (f" ({more} more prompts)" if more else ""))
+    output.done(f"{found['count']} pictures" + (f" ({more} more prompts)" if more else ""))
 
 
 def _variable(text: str) -> tuple[str, list[str]]:

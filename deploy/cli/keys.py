@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy import screen, store
+from deploy import output, store
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
 from worker.accounts.tokens import operator_token
@@ -96,11 +96,11 @@ def list_keys(config: Config = None, as_json: AsJson = False) -> None:
     cell = open_cell(config)
     found = _run(cell, store.keys.snapshot).keys
     if as_json:
-        screen.as_json([described(key) for key in found])
+        output.as_json([described(key) for key in found])
     elif found:
-        screen.console.print(_table(found))
+        output.console.print(_table(found))
     else:
-        screen.say("no keys yet; make one with: zimage keys create NAME")
+        output.say("no keys yet; make one with: zimage keys create NAME")
 
 
 @app.command()
@@ -108,10 +108,10 @@ def show(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     """Show one key: everything but the key itself, which nobody can show again."""
     found = described(_find(open_cell(config), name))
     if as_json:
-        screen.as_json(found)
+        output.as_json(found)
         return
     for field, value in found.items():
-        screen.say(f"{field:<15} {'–' if value is None else value}")
+        output.say(f"{field:<15} {'–' if value is None else value}")
 
 
 @app.command()
@@ -134,7 +134,7 @@ def change(
         raise typer.BadParameter("name what to change, for example --images-per-day 200")
     cell = open_cell(config)
     _change(cell, _find(cell, name), "key_changed", **values)
-    screen.done(f"changed {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+    output.done(f"changed {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
 
 
 @app.command()
@@ -153,7 +153,7 @@ def disable(name: Name, config: Config = None) -> None:
     cell = open_cell(config)
     key = _find(cell, name)
     _change(cell, key, "key_disabled", disabled=True, signs_out=True)
-    screen.done(
+    output.done(
         f"{key.name} is disabled and its jobs wait; let it in again with: "
         f"zimage keys enable {key.name}"
     )
@@ -166,7 +166,7 @@ def sign_out(name: Name, config: Config = None) -> None:
     key = _find(cell, name)
     _run(cell, lambda connection: store.keys.end_sessions(connection, key.id))
     _note(cell, "key_signed_out", key)
-    screen.done(f"nobody is signed in with {key.name} any more; the key itself stays good")
+    output.done(f"nobody is signed in with {key.name} any more; the key itself stays good")
 
 
 @app.command()
@@ -175,7 +175,7 @@ def enable(name: Name, config: Config = None) -> None:
     cell = open_cell(config)
     key = _find(cell, name)
     _change(cell, key, "key_enabled", disabled=False)
-    screen.done(f"{key.name} is enabled")
+    output.done(f"{key.name} is enabled")
 
 
 @app.command()
@@ -192,7 +192,7 @@ def delete(name: Name, config: Config = None) -> None:
     cancelled = _run(cell, work)
     _note(cell, "key_deleted", key)
     ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
-    screen.done(f"deleted {key.name} ({key.id}){ended}")
+    output.done(f"deleted {key.name} ({key.id}){ended}")
 
 
 def secret_for(cell: Cell) -> bytes:
@@ -284,7 +284,7 @@ def _note(cell: Cell, event: str, key: "Key", **changes: Any) -> None:
     try:
         audit.append(cell.layout.audit_dir, "zimage", note)
     except OSError as error:
-        screen.warn(f"done, but the audit log {cell.layout.audit_dir} cannot be written: {error}")
+        output.warn(f"done, but the audit log {cell.layout.audit_dir} cannot be written: {error}")
 
 
 def _person() -> str:
@@ -306,12 +306,12 @@ def _run(cell: Cell, work: Any, name: str = "") -> Any:
 
 def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:
     if as_json:
-        screen.as_json({"id": key.id, "name": key.name, "key": token}, indent=None)
+        output.as_json({"id": key.id, "name": key.name, "key": token}, indent=None)
         return
-    screen.done(f"key of {key.name}; it is shown this once:")
-    screen.say(f"\n  {token}\n")
+    output.done(f"key of {key.name}; it is shown this once:")
+    output.say(f"\n  {token}\n")
     if cell.config.listen.auth != "keys":
-        screen.warn('nobody is asked for it yet: set listen.auth = "keys", then zimage up')
+        output.warn('nobody is asked for it yet: set listen.auth = "keys", then zimage up')
 
 
 def _table(found: "tuple[Key, ...]") -> Table:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell
 from deploy.config import DEFAULT_PATH, ROOT, load
 from deploy.host import account, processes
@@ -31,10 +31,10 @@ def open_cell(config: Path | None, *, create: bool = False) -> Cell:
     source = certificate.read(loaded.tls)
     warning = account.settle(loaded, path, create=create)
     if warning and create:
-        screen.warn(warning)
+        output.warn(warning)
     cell = Cell(loaded, path, source)
     layout = cell.layout
-    processes.adopt(layout.processes, layout.run_record, var_dir=str(layout.var_dir))
+    processes.install(layout.processes, layout.run_record, var_dir=str(layout.var_dir))
     return cell
 
 

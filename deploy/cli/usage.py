@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy import screen, store
+from deploy import output, store
 from deploy.cli.options import AsJson, Config, open_cell
 
 
@@ -41,13 +41,13 @@ def usage(
         names = {key.id: key.name for key in store.run(cell, store.keys.snapshot).keys}
         rows = [{**r, "key": names.get(r["key"], r["key"]), "key_id": r["key"]} for r in rows]
     if as_json:
-        screen.as_json(rows)
+        output.as_json(rows)
     elif as_csv:
         _write_csv(rows, by)
     elif rows:
-        screen.console.print(_table(rows, by))
+        output.console.print(_table(rows, by))
     else:
-        screen.say("nothing was used")
+        output.say("nothing was used")
 
 
 def _write_csv(rows: list[dict[str, Any]], by: By) -> None:
@@ -56,7 +56,7 @@ def _write_csv(rows: list[dict[str, Any]], by: By) -> None:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, by.value: _plain(row[by.value])} for row in rows)
-    screen.raw(text.getvalue())
+    output.raw(text.getvalue())
 
 
 def _plain(text: str) -> str:

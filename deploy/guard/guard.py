@@ -12,7 +12,7 @@ from deploy.guard import exposition, housekeeping, state
 from deploy.guard.gate import make_closed_socket
 from deploy.guard.gpus import Gpus
 from deploy.guard.journal import Journal
-from deploy.guard.judge import EXCUSED, KillHold, Seen, Verdict, judge
+from deploy.guard.judge import EXCUSED, KillHold, Observation, Verdict, judge
 from deploy.guard.keeping import Keeping
 from deploy.guard.metrics import GuardMetrics
 from deploy.guard.observer import Observer
@@ -29,7 +29,7 @@ from deploy.guard.supervisor import (
 from deploy.guard.troubles import Troubles
 from deploy.guard.watch import Watch, Word
 from deploy.layout import Layout
-from worker.coordination.beat import Kill, KillCause, Phase, write_kill
+from worker.coordination.heartbeat import Kill, KillCause, Phase, write_kill
 
 _TICK_S = 0.1
 _STATE_INTERVAL_S = 1.0
@@ -116,7 +116,7 @@ class Guard:
         self._hold.loop_was_late(lag_s, now)
 
     def _judge_all(self, now: float) -> None:
-        seen: dict[Watch, Seen] = {}
+        seen: dict[Watch, Observation] = {}
         for watch in self._watches:
             with self._troubles.survived("looking", watch.name):
                 seen[watch] = self._look(watch, now)
@@ -125,11 +125,11 @@ class Guard:
         for watch, sight in seen.items():
             with self._troubles.survived("judging", watch.name):
                 self._judge_one(watch, sight, now)
-        if not self._hold.spent(now):
+        if not self._hold.kill_budget_exhausted(now):
             self._journal.clear("kill_rate")
         self._watch_pool(now)
 
-    def _judge_one(self, watch: Watch, sight: Seen, now: float) -> None:
+    def _judge_one(self, watch: Watch, sight: Observation, now: float) -> None:
         verdict = judge(sight, now, self._rules)
         # First, for a gate that cannot be moved must not keep a hung worker alive.
         if verdict.kill:
@@ -138,7 +138,7 @@ class Guard:
         self._pass_drain_on(watch, sight)
         self._remind_of_stop(watch, sight, now)
 
-    def _look(self, watch: Watch, now: float) -> Seen:
+    def _look(self, watch: Watch, now: float) -> Observation:
         before = watch.process
         seen = watch.look(self._programs.get(watch.name), now)
         if watch.process != before:
@@ -153,7 +153,7 @@ class Guard:
         if watch.process:
             self._journal.event(f"process {watch.pid} is there", watch.name)
 
-    def _silences(self, seen: dict[Watch, Seen]) -> tuple[list[float], int]:
+    def _silences(self, seen: dict[Watch, Observation]) -> tuple[list[float], int]:
         serving = [w for w, s in seen.items() if w.was_ready and s.alive and _expected(s)]
         limit_s = self._rules.silence_s
         silent = [w.silent_since for w in serving if seen[w].silent_s >= limit_s]
@@ -193,7 +193,7 @@ class Guard:
     def _want_killed(self, watch: Watch, why: str, cause: KillCause, now: float) -> None:
         if watch.being_killed or self._hold.active(now):
             return
-        if self._hold.spent(now):
+        if self._hold.kill_budget_exhausted(now):
             limit = self._rules.max_kills_per_minute
             self._journal.alarm("kill_rate", f"{limit} kills in a minute: no more for now")
             return
@@ -216,13 +216,13 @@ class Guard:
 
     def _leave_word(self, watch: Watch, process: Process, cause: KillCause) -> None:
         """For whoever asks what the requests inside have to do with it."""
-        if watch.beat is None or watch.beat.pid != process.pid:
+        if watch.heartbeat is None or watch.heartbeat.pid != process.pid:
             return
         # Somebody has stopped it: no request does that.
         cause = "other" if process.state in {"T", "t"} else cause
-        kill = Kill(process.pid, watch.beat.since, cause)
+        kill = Kill(process.pid, watch.heartbeat.since, cause)
         try:
-            write_kill(self._layout.beat(watch.name), kill)
+            write_kill(self._layout.heartbeat(watch.name), kill)
         except OSError as error:
             self._journal.event(f"cannot say why it is killed: {error}", watch.name)
 
@@ -244,7 +244,7 @@ class Guard:
 
     # Draining
 
-    def _pass_drain_on(self, watch: Watch, seen: Seen) -> None:
+    def _pass_drain_on(self, watch: Watch, seen: Observation) -> None:
         if not watch.pid or seen.answer is None:
             return
         word = self._word_for(watch, seen)
@@ -256,7 +256,7 @@ class Guard:
             watch.told = watch.pid, word
             self._spawn("telling", watch, self._tell(watch, word))
 
-    def _word_for(self, watch: Watch, seen: Seen) -> Word:
+    def _word_for(self, watch: Watch, seen: Observation) -> Word:
         if not seen.drained:
             return "go on"
         # Where nobody else takes requests, what it accepted would be refused. Whoever was told to
@@ -270,7 +270,7 @@ class Guard:
         else:
             watch.told = None
 
-    def _remind_of_stop(self, watch: Watch, seen: Seen, now: float) -> None:
+    def _remind_of_stop(self, watch: Watch, seen: Observation, now: float) -> None:
         # A stop that reaches a child between fork and exec is lost: supervisor would wait for it
         # until it kills the worker, drawings and all.
         serves = seen.answer is not None and seen.answer.status == 200
@@ -400,6 +400,6 @@ async def _vanished(path: Path) -> None:
             return
 
 
-def _expected(seen: Seen) -> bool:
+def _expected(seen: Observation) -> bool:
     """Whether the worker should be answering now."""
-    return seen.beat is not None and seen.beat.phase not in EXCUSED | {Phase.ENDED}
+    return seen.heartbeat is not None and seen.heartbeat.phase not in EXCUSED | {Phase.ENDED}

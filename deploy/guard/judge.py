@@ -26,7 +26,7 @@ from typing import Literal
 
 from deploy.guard.probe import Answer
 from deploy.guard.settings import Rules
-from worker.coordination.beat import DRAWING, Beat, KillCause, Phase
+from worker.coordination.heartbeat import DRAWING, Heartbeat, KillCause, Phase
 
 State = Literal[
     "loading", "ready", "busy", "draining", "drained", "stuck", "silent", "dead", "backoff", "fatal"
@@ -57,12 +57,12 @@ Cause = Literal[
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """One worker at one moment. Seconds are durations up to that moment."""
 
-    beat: Beat | None = None
+    heartbeat: Heartbeat | None = None
     alive: bool = False
-    """The process of ``beat`` is there and is this worker."""
+    """The process of ``heartbeat`` is there and is this worker."""
     answer: Answer | None = None
     """The last answer of this process."""
     silent_s: float = 0.0
@@ -93,50 +93,50 @@ class Verdict:
     kill: str | None = None
     """Why it must be killed; None: let it live."""
     kill_cause: KillCause = "other"
-    """Who is to blame for that: see ``worker.coordination.strikes``."""
+    """Who is to blame for that: see ``worker.coordination.poison_requests``."""
     cause: Cause = "other"
     """``why`` in one of few words."""
 
 
-def judge(seen: Seen, now: float, rules: Rules) -> Verdict:
-    """``now`` is on the clock of ``Beat.since``."""
+def judge(seen: Observation, now: float, rules: Rules) -> Verdict:
+    """``now`` is on the clock of ``Heartbeat.since``."""
     kill, kill_cause = _kill_reason(seen, now, rules)
     gate, why, cause = _gate(seen, kill, rules)
     return Verdict(gate, why, _state(seen, kill, rules), kill, kill_cause, cause)
 
 
-def _kill_reason(seen: Seen, now: float, rules: Rules) -> tuple[str | None, KillCause]:
-    if not seen.alive or seen.beat is None:
+def _kill_reason(seen: Observation, now: float, rules: Rules) -> tuple[str | None, KillCause]:
+    if not seen.alive or seen.heartbeat is None:
         if seen.beatless_s > rules.boot_allowance_s:
             return f"no heartbeat {seen.beatless_s:.0f} s after its start", "other"
         return None, "other"
-    beat, age_s = seen.beat, seen.beat.age_s(now)
-    if beat.phase is Phase.ENDED:
+    heartbeat, age_s = seen.heartbeat, seen.heartbeat.age_s(now)
+    if heartbeat.phase is Phase.ENDED:
         late = age_s > rules.ended_allowance_s
         return f"still there {age_s:.0f} s after its orderly end" if late else None, "other"
-    if beat.phase is not Phase.IDLE and beat.overdue(now):
-        allowed = f"allowed {beat.allowance_s:.1f} s"
-        return f"in phase {beat.phase.name} for {age_s:.1f} s, {allowed}", "overdue"
-    if beat.phase in EXCUSED:
+    if heartbeat.phase is not Phase.IDLE and heartbeat.overdue(now):
+        allowed = f"allowed {heartbeat.allowance_s:.1f} s"
+        return f"in phase {heartbeat.phase.name} for {age_s:.1f} s, {allowed}", "overdue"
+    if heartbeat.phase in EXCUSED:
         return None, "other"
-    if silence := _silence_reason(seen, beat, rules):
+    if silence := _silence_reason(seen, heartbeat, rules):
         return silence, "silent"
     return _deaf_reason(seen, rules), "other"
 
 
-def _silence_reason(seen: Seen, beat: Beat, rules: Rules) -> str | None:
+def _silence_reason(seen: Observation, heartbeat: Heartbeat, rules: Rules) -> str | None:
     silent_s = min(seen.silent_s, seen.excused_s)
-    if beat.phase is Phase.IDLE and min(silent_s, seen.worked_s) > rules.idle_allowance_s:
+    if heartbeat.phase is Phase.IDLE and min(silent_s, seen.worked_s) > rules.idle_allowance_s:
         return f"idle and silent for {silent_s:.1f} s"
     # Its thread still steps, but nobody would ever get the pictures. Where it is one call that
     # stands still, its silence began a moment before: by then that call is overdue.
-    allowed_s = max(seen.allowed_s, beat.allowance_s) + rules.silence_s
-    if beat.phase in DRAWING and silent_s > allowed_s:
+    allowed_s = max(seen.allowed_s, heartbeat.allowance_s) + rules.silence_s
+    if heartbeat.phase in DRAWING and silent_s > allowed_s:
         return f"drawing and silent for {silent_s:.1f} s"
     return None
 
 
-def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
+def _deaf_reason(seen: Observation, rules: Rules) -> str | None:
     # A worker that supervisor stops closes its socket first: that one is left to supervisor.
     refused_s = min(seen.refused_s or 0.0, seen.excused_s)
     if refused_s > rules.deaf_allowance_s and seen.program == "RUNNING":
@@ -144,7 +144,7 @@ def _deaf_reason(seen: Seen, rules: Rules) -> str | None:
     return None
 
 
-def _gate(seen: Seen, kill: str | None, rules: Rules) -> tuple[GateVerdict, str, Cause]:
+def _gate(seen: Observation, kill: str | None, rules: Rules) -> tuple[GateVerdict, str, Cause]:
     if seen.drained:
         return "close", "drained", "drained"
     if kill is not None:
@@ -170,7 +170,7 @@ _SAID: dict[str, Cause] = {
 }
 
 
-def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
+def _state(seen: Observation, kill: str | None, rules: Rules) -> State:
     if seen.program == "FATAL":
         return "fatal"
     if seen.program == "BACKOFF":
@@ -182,8 +182,8 @@ def _state(seen: Seen, kill: str | None, rules: Rules) -> State:
     return _state_by_answer(seen, rules)
 
 
-def _state_by_answer(seen: Seen, rules: Rules) -> State:
-    loading = seen.beat is not None and seen.beat.phase in EXCUSED
+def _state_by_answer(seen: Observation, rules: Rules) -> State:
+    loading = seen.heartbeat is not None and seen.heartbeat.phase in EXCUSED
     if not seen.alive and seen.refused_s is not None:
         being_started = seen.beatless_s > 0 or seen.program == "STARTING"
         return "loading" if being_started else "dead"
@@ -237,7 +237,7 @@ class KillHold:
     def active(self, now: float) -> bool:
         return now < self._until
 
-    def spent(self, now: float) -> bool:
+    def kill_budget_exhausted(self, now: float) -> bool:
         """Whether this minute's kills are used up."""
         while self._kills and self._kills[0] <= now - 60.0:
             self._kills.popleft()

@@ -163,12 +163,12 @@ _GAUGES: tuple[Field, ...] = (
     (
         "heartbeat_age_seconds",
         "Since its present phase or step began; 0 without a process.",
-        lambda w: w.beat.age_s() if w.beat and w.process else 0.0,
+        lambda w: w.heartbeat.age_s() if w.heartbeat and w.process else 0.0,
     ),
     (
         "heartbeat_allowance_seconds",
         "How long that may last.",
-        lambda w: w.beat.allowance_s if w.beat and w.process else 0.0,
+        lambda w: w.heartbeat.allowance_s if w.heartbeat and w.process else 0.0,
     ),
     ("predicted_wait_seconds", "What it would let a newcomer wait.", lambda w: w.predicted_wait_s),
     ("resident_memory_bytes", "Memory of its process.", lambda w: w.resident_bytes()),

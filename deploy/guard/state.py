@@ -10,7 +10,7 @@ from typing import Any
 from deploy.guard.gpus import Gpu, Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.watch import Watch
-from worker.coordination.beat import DRAWING
+from worker.coordination.heartbeat import DRAWING
 
 
 def snapshot(cell: str, watches: Iterable[Watch], journal: Journal, gpus: Gpus) -> dict[str, Any]:
@@ -37,17 +37,17 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:
     said = watch.answer.body if watch.answer else {}
-    beat = watch.beat if watch.process else None
+    heartbeat = watch.heartbeat if watch.process else None
     return {
         "name": watch.name,
         "pid": watch.pid,
         "state": watch.state,
         "since": round(watch.since, 3),
         "open": watch.gate.is_open,
-        "phase": beat.phase.name.lower() if beat else None,
-        "phase_age_s": round(beat.age_s(), 3) if beat else None,
-        "in_step": len(beat.running) if beat and beat.phase in DRAWING else 0,
-        "steps": beat.steps if beat else 0,
+        "phase": heartbeat.phase.name.lower() if heartbeat else None,
+        "phase_age_s": round(heartbeat.age_s(), 3) if heartbeat else None,
+        "in_step": len(heartbeat.running) if heartbeat and heartbeat.phase in DRAWING else 0,
+        "steps": heartbeat.steps if heartbeat else 0,
         "queued": said.get("queued", 0),
         "running": said.get("running", 0),
         "predicted_wait_s": said.get("predicted_wait_s"),

@@ -10,13 +10,13 @@ from typing import Literal
 
 from deploy.guard import probe
 from deploy.guard.gate import Gate
-from deploy.guard.judge import EXCUSED, Cause, Seen, State
+from deploy.guard.judge import EXCUSED, Cause, Observation, State
 from deploy.guard.probe import Answer, NoAnswer, NobodyListens
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
 from deploy.guard.supervisor import Exit, Program
 from deploy.layout import Layout
-from worker.coordination.beat import DRAWING, Beat, Phase, read_beat
+from worker.coordination.heartbeat import DRAWING, Heartbeat, Phase, read_heartbeat
 
 # One question stays open for long: a stopped worker is not given a heap of them to answer later,
 # and answers within the moment in which it goes on.
@@ -39,7 +39,7 @@ class Watch:
         self.device = worker.device
         self.device_name = worker.device_name
         self.gate = Gate(layout.gate(self.name), layout.socket(self.name), layout.closed_socket)
-        self.beat: Beat | None = None
+        self.heartbeat: Heartbeat | None = None
         self.process: Process | None = None
         self.answer: Answer | None = None
         self.state: State = "loading"
@@ -60,7 +60,7 @@ class Watch:
         self._last_end: Exit | None = None
         self._killed_because: str | None = None
         self._socket = layout.socket(self.name)
-        self._beat_path = layout.beat(self.name)
+        self._beat_path = layout.heartbeat(self.name)
         self._flag = layout.drained_flag(self.name)
         self._run_dir = settings.run_dir
         self._interval_s = settings.guard.probe_interval_s
@@ -99,16 +99,16 @@ class Watch:
             return answer.status < 300
         return False
 
-    def look(self, program: Program | None, now: float) -> Seen:
+    def look(self, program: Program | None, now: float) -> Observation:
         """Read heartbeat and process; everything that is known at ``now``."""
         # Torn for as long as its writer is off the processor: that is no missing heartbeat.
-        self.beat = read_beat(self._beat_path) or self.beat
+        self.heartbeat = read_heartbeat(self._beat_path) or self.heartbeat
         self._follow_process(now)
-        if self.process and self.beat and self.beat.phase is not Phase.IDLE:
+        if self.process and self.heartbeat and self.heartbeat.phase is not Phase.IDLE:
             self._worked_at = now
-            self._excused_at = now if self.beat.phase in EXCUSED else self._excused_at
-        return Seen(
-            beat=self.beat,
+            self._excused_at = now if self.heartbeat.phase in EXCUSED else self._excused_at
+        return Observation(
+            heartbeat=self.heartbeat,
             alive=self.process is not None,
             answer=self.answer,
             silent_s=now - self._heard_at,
@@ -183,8 +183,8 @@ class Watch:
 
     def _longest_allowance_s(self) -> float:
         """Of the phases since it was last heard."""
-        if self.beat and self.beat.phase in DRAWING:
-            self._allowed_s = max(self._allowed_s, self.beat.allowance_s)
+        if self.heartbeat and self.heartbeat.phase in DRAWING:
+            self._allowed_s = max(self._allowed_s, self.heartbeat.allowance_s)
         return self._allowed_s
 
     def _heard(self, now: float) -> None:
@@ -198,15 +198,15 @@ class Watch:
     def _follow_process(self, now: float) -> None:
         if self.process and not self.process.alive:
             self._ended(now)
-        if self.beat and self.process is None:
-            self.process = find_worker(self.beat.pid, self.name, self._run_dir)
+        if self.heartbeat and self.process is None:
+            self.process = find_worker(self.heartbeat.pid, self.name, self._run_dir)
             if self.process:
                 self.restarts += self._had_process
                 self._had_process = True
                 self._heard(now)
 
     def _ended(self, now: float) -> None:
-        phase = self.beat.phase if self.beat and self.beat.pid == self.pid else None
+        phase = self.heartbeat.phase if self.heartbeat and self.heartbeat.pid == self.pid else None
         orderly = phase is Phase.ENDED
         where = f"died in phase {phase.name}" if phase is not None else "died"
         if self._killed_because is None:
@@ -218,6 +218,10 @@ class Watch:
         self._nobody_listens(now)
 
     def _beatless_s(self, program: Program | None) -> float:
-        if program is None or not program.pid or (self.beat and self.beat.pid == program.pid):
+        if (
+            program is None
+            or not program.pid
+            or (self.heartbeat and self.heartbeat.pid == program.pid)
+        ):
             return 0.0
         return program.uptime_s

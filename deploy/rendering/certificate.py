@@ -127,7 +127,7 @@ def self_signed(config: ClusterConfig, layout: Layout) -> Certificate:
     return made
 
 
-def adopt(certificate: Certificate, layout: Layout) -> bool:
+def install(certificate: Certificate, layout: Layout) -> bool:
     """Show ``certificate`` from the next connection on; whether it was another one before."""
     certificate.require_valid()
     try:
@@ -234,12 +234,12 @@ def _show(pem: bytes, layout: Layout) -> None:
     folder = layout.tls_dir / f"pair-{hashlib.sha256(pem).hexdigest()[:16]}"
     _put(folder / "pair.pem", pem, 0o600)
     (folder / "empty").mkdir(exist_ok=True)
-    fresh = layout.shown_pair.with_name(".shown.new")
+    fresh = layout.active_pair.with_name(".shown.new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder.name)
     with suppress(FileNotFoundError):
-        os.utime(layout.shown_pair)  # the folder behind the link: until now it was shown
-    fresh.replace(layout.shown_pair)
+        os.utime(layout.active_pair)  # the folder behind the link: until now it was shown
+    fresh.replace(layout.active_pair)
     for old in layout.tls_dir.glob("pair-*"):
         if old != folder and time.time() - old.stat().st_mtime > _HANDSHAKE_S:
             shutil.rmtree(old)

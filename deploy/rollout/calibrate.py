@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
 from deploy.host import processes
@@ -83,8 +83,8 @@ def _free(cell: Cell, name: str) -> Iterator[None]:
         yield
         return
     if len(cell.plan.names) == 1:
-        screen.warn(f"{name} is the only worker: nothing is drawn until this is done")
-    screen.step(f"{name}: drain and stop, to have its device alone")
+        output.warn(f"{name} is the only worker: nothing is drawn until this is done")
+    output.step(f"{name}: drain and stop, to have its device alone")
     roll.require_known(cell, name)
     with drains.held(cell.layout, name, "calibrate") as by_hand:
         roll.wait_drained(cell, name)
@@ -104,7 +104,7 @@ def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
     own = worker_environment(cell.config, worker, cell.layout, cell.host)
     command = [sys.executable, "-m", "worker.calibration", "--repeats", str(repeats)]
     command += ["--sizes", sizes] if sizes else []
-    screen.step(f"{name}: measure on {worker.device_name}")
+    output.step(f"{name}: measure on {worker.device_name}")
     lines: list[dict[str, Any]] = []
     with subprocess.Popen(
         command,
@@ -139,7 +139,7 @@ def _end(measuring: subprocess.Popen[str]) -> None:
 def _progress(line: dict[str, Any]) -> None:
     if "rows" in line:
         width, height = line["size"]
-        screen.say(f"    {width}x{height}, {line['rows']}: a step of {line['step_s'] * 1e3:.1f} ms")
+        output.say(f"    {width}x{height}, {line['rows']}: a step of {line['step_s'] * 1e3:.1f} ms")
 
 
 def _table(lines: list[dict[str, Any]]) -> Table:

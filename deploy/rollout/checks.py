@@ -57,7 +57,7 @@ def before_up(cell: Cell) -> list[Finding]:
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    return [*before_up(cell), *who_may_draw(cell), *disk(cell), *health(cell), *levers(cell)]
+    return [*before_up(cell), *who_may_draw(cell), *disk(cell), *health(cell), *optimisations(cell)]
 
 
 def nginx(cell: Cell) -> Iterator[Finding]:
@@ -324,7 +324,7 @@ def health(cell: Cell) -> Iterator[Finding]:
             yield Finding("warn", where, alarm["text"], f"see zimage logs {where}")
 
 
-def levers(cell: Cell) -> Iterator[Finding]:
+def optimisations(cell: Cell) -> Iterator[Finding]:
     """What makes each worker's model fast, and why it is on or off."""
     for name in cell.plan.names:
         found = livez(cell.layout.socket(name)).get("levers")

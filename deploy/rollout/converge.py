@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from deploy import screen, store
+from deploy import output, store
 from deploy.cell import Cell, CellError
 from deploy.cli import keys
 from deploy.host import orphans, processes
@@ -27,7 +27,7 @@ def prepare(cell: Cell) -> dict[str, str]:
     Nothing that runs is changed yet: migrations only add, so the workers of before go on.
     """
     bad = [f for f in checks.before_up(cell) if f.level != "ok"]
-    screen.findings(bad)
+    output.findings(bad)
     if any(f.level == "fail" for f in bad):
         raise CellError(_untouched(cell, "this machine cannot run that configuration"))
     rendered = cell.render()
@@ -53,7 +53,7 @@ def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
     if changes and not first:
         _show(changes)
     if take_certificate(cell):
-        screen.step("take on the certificate of [tls]; no connection ends")
+        output.step("take on the certificate of [tls]; no connection ends")
     replaced = _supervisord_differs(cell, rendered)
     files.write(cell.layout.render_dir, rendered)
     if replaced:
@@ -70,7 +70,7 @@ def take_certificate(cell: Cell) -> bool:
     if cell.certificate is None:
         cell.layout.certificate_json.unlink(missing_ok=True)  # the guard watches its end
         return False
-    return certificate.adopt(cell.certificate, cell.layout)
+    return certificate.install(cell.certificate, cell.layout)
 
 
 def wait_ready(cell: Cell) -> None:
@@ -79,7 +79,7 @@ def wait_ready(cell: Cell) -> None:
     names = [name for name in cell.plan.names if name not in by_hand]
     out = sorted(by_hand.keys() & set(cell.plan.names))
     for name in out:
-        screen.warn(f"{name} is drained by hand and stays out: zimage undrain {name}")
+        output.warn(f"{name} is drained by hand and stays out: zimage undrain {name}")
     if not names:
         undrain = ", ".join(f"zimage undrain {name}" for name in out)
         raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
@@ -88,13 +88,13 @@ def wait_ready(cell: Cell) -> None:
 
 
 @contextmanager
-def alone(cell: Cell, doing: str) -> Iterator[None]:
+def exclusive_lock(cell: Cell, doing: str) -> Iterator[None]:
     """One command at a time changes a cell: ``doing``, in the words that were typed."""
     cell.layout.create()
     try:
         with lock.exclusive(cell.layout.up_lock, doing):
             for drain in drains.clear_left(cell.layout):
-                screen.step(f"{drain.worker}: let in again; its {drain.why} was cut short")
+                output.step(f"{drain.worker}: let in again; its {drain.why} was cut short")
             yield
     except lock.Held as holder:
         raise CellError(f"{holder} is changing this cell; wait for its end") from None
@@ -102,9 +102,9 @@ def alone(cell: Cell, doing: str) -> Iterator[None]:
 
 def _show(changes: list[files.FileChange]) -> None:
     for change in changes:
-        screen.step(change.summary)
+        output.step(change.summary)
         for line in change.shown:
-            screen.say(f"    {line}")
+            output.say(f"    {line}")
 
 
 def _untouched(cell: Cell, text: str) -> str:
@@ -118,7 +118,7 @@ def _untouched(cell: Cell, text: str) -> str:
 def _start(cell: Cell, *, child: bool) -> bool:
     left = orphans.find(cell.layout)
     _remove_stale_sockets(cell)
-    screen.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
+    output.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
     start = supervise.start_child if child else supervise.start_daemon
     with interrupts.deferred():  # until it is written down, nobody would find it again
         start(cell.layout, cell.config.cell.name, cell.host.home)
@@ -137,7 +137,7 @@ def _start(cell: Cell, *, child: bool) -> bool:
 
 
 def _take_over(cell: Cell, left: Orphans) -> None:
-    screen.step(f"take over from a dead supervisord: {len(left.all)} processes still run")
+    output.step(f"take over from a dead supervisord: {len(left.all)} processes still run")
     _end(cell, processes.end(left.guards, 5.0, signal.SIGTERM))
     cell.supervisor.start("guard")
     for name in cell.plan.names:
@@ -145,7 +145,7 @@ def _take_over(cell: Cell, left: Orphans) -> None:
             cell.supervisor.start(name)
     for name, orphan in left.workers.items():
         if name in cell.plan.names:
-            screen.step(f"{name}: drain, end process {orphan.pid}, start its successor")
+            output.step(f"{name}: drain, end process {orphan.pid}, start its successor")
             roll.take_over(cell, name, orphan)
     cell.supervisor.start("nginx")  # adopts the one that runs
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
@@ -163,7 +163,7 @@ def _let_go(cell: Cell) -> None:
     """Kill supervisord alone: what it started goes on, and is taken over by the next one."""
     leader = processes.leader(cell.layout.processes)
     if leader is not None:
-        screen.step("supervisord's own settings differ: replace it, workers go on meanwhile")
+        output.step("supervisord's own settings differ: replace it, workers go on meanwhile")
         leader.send(signal.SIGKILL)
         _end(cell, processes.wait_gone([leader], 5.0))
 
@@ -172,7 +172,7 @@ def _supervisord_differs(cell: Cell, rendered: dict[str, str]) -> bool:
     if processes.leader(cell.layout.processes) is None:
         return False
     if not cell.supervisor.answers():
-        screen.warn("supervisord is there but does not answer: it is replaced")
+        output.warn("supervisord is there but does not answer: it is replaced")
         return True
     try:
         running = cell.layout.supervisord_conf.read_text()
@@ -204,18 +204,18 @@ def _update(cell: Cell) -> bool:
     if left.guards or left.workers:
         _take_over(cell, left)  # what an `up` that failed half-way has left
     if "guard" in changes.changed or _guard_differs(cell):
-        screen.step("restart the guard; the pool stays as it is meanwhile")
+        output.step("restart the guard; the pool stays as it is meanwhile")
         roll.reload_program(cell, "guard")
         _note_guard(cell)
         acted = True
     for name in changes.added:
-        screen.step(f"add {name}")
+        output.step(f"add {name}")
         supervisor.add(name)
         supervisor.start(name)
     acted |= _start_what_stands(cell)
     acted |= _update_nginx(cell, changes)
     for name in changes.removed:
-        screen.step(f"remove {name}: it finishes what it draws")
+        output.step(f"remove {name}: it finishes what it draws")
         supervisor.stop(name, roll.stop_timeout_s(cell))
         supervisor.remove(name)
         cell.layout.gate(name).unlink(missing_ok=True)
@@ -225,21 +225,21 @@ def _update(cell: Cell) -> bool:
 
 def _roll(cell: Cell, names: list[str]) -> None:
     for done, name in enumerate(roll.closed_first(cell, names), start=1):
-        screen.step(f"{name}: drain, restart as changed, open ({done} of {len(names)})")
+        output.step(f"{name}: drain, restart as changed, open ({done} of {len(names)})")
         roll.replace(cell, name)
 
 
 def _start_what_stands(cell: Cell) -> bool:
     stopped = [s.name for s in cell.supervisor.states().values() if s.state in STOPPED]
     for name in stopped:
-        screen.step(f"start {name}, which was stopped")
+        output.step(f"start {name}, which was stopped")
         cell.supervisor.start(name)
     return bool(stopped)
 
 
 def _update_nginx(cell: Cell, changes: Changes) -> bool:
     if "nginx" in changes.changed:
-        screen.step("restart nginx: its command changed")
+        output.step("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
     elif nginx_digest.running(cell) == nginx_digest.rendered(cell):
         return False
@@ -252,7 +252,7 @@ def _update_nginx(cell: Cell, changes: Changes) -> bool:
 def _reload_nginx(cell: Cell) -> None:
     # One that has just been started would die of the signal.
     processes.wait_for(lambda: cell.supervisor.states()["nginx"].state == "RUNNING", 10.0)
-    screen.step("reload nginx; open connections stay")
+    output.step("reload nginx; open connections stay")
     cell.supervisor.signal("nginx", "HUP")
 
 

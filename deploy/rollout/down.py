@@ -3,7 +3,7 @@
 import signal
 from contextlib import suppress
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.processes import Process
@@ -48,7 +48,7 @@ def _in_order(cell: Cell) -> None:
         cell.supervisor.shutdown()
         _wait_for_supervisord(cell, _MARGIN_S)
     except SupervisorError:
-        screen.step("supervisord does not answer: end what it left")
+        output.step("supervisord does not answer: end what it left")
         _wait_for_supervisord(cell, 0.0)
     orphans.end(orphans.find(cell.layout), cell.config.timeouts.drain_timeout_s)
 
@@ -68,7 +68,7 @@ def _stop_programs(cell: Cell) -> None:
 def _wait_for_supervisord(cell: Cell, timeout_s: float) -> None:
     leader = processes.leader(cell.layout.processes)
     if leader is not None and processes.wait_gone([leader], timeout_s):
-        screen.warn("supervisord does not end in time: it is killed")
+        output.warn("supervisord does not end in time: it is killed")
         leader.send(signal.SIGKILL)
         processes.wait_gone([leader], 5.0)
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Collection
 from functools import partial
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.host import processes
 from deploy.host.processes import Process
@@ -47,7 +47,7 @@ def restart(cell: Cell, names: Collection[str]) -> None:
         require_known(cell, name)
     names = closed_first(cell, names)
     for done, name in enumerate(names):
-        screen.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
+        output.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
         try:
             _cycle(cell, name, partial(_restart, cell, name))
         except CellError as error:
@@ -107,7 +107,7 @@ def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
         with interrupts.deferred():
             restart()
     if by_hand:
-        screen.say(f"  {name} stays drained, as it was: zimage undrain {name}")
+        output.say(f"  {name} stays drained, as it was: zimage undrain {name}")
     else:
         wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
 
@@ -120,7 +120,7 @@ def _drained(cell: Cell, name: str, others_draw: bool) -> None:
     except CellError as error:
         if others_draw:
             raise
-        screen.warn(str(error).splitlines()[0])
+        output.warn(str(error).splitlines()[0])
 
 
 def _await_another(cell: Cell, name: str) -> bool:
@@ -132,7 +132,7 @@ def _await_another(cell: Cell, name: str) -> bool:
     others = [each for each in cell.plan.names if each not in {name, *stay_out}]
     found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
     if not found:
-        screen.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
+        output.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
     return found
 
 
@@ -140,7 +140,7 @@ def _one_draws(cell: Cell, names: list[str], title: str) -> bool:
     try:
         wait.until_one_is_open(cell, names, _start_timeout_s(cell), title)
     except CellError as error:
-        screen.warn(str(error))
+        output.warn(str(error))
         return False
     return True
 

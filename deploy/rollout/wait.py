@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from deploy import screen
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.supervision.supervise import ProgramState
 from worker.exits import NAMES
@@ -57,7 +57,7 @@ def _until(
     started = time.time()
     deadline = time.monotonic() + timeout_s
     failures = _FailedStarts(cell)
-    with screen.live(cell) as progress:
+    with output.live(cell) as progress:
         while True:
             seen = _look(cell, names)
             waiting = [n for n in names if not is_done(seen[n])]

@@ -25,7 +25,7 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.storage import jobs
 from worker.storage.database import sqlite_url
-from worker.storage.jobs import MAX_ITEMS, Job, Share, Wish
+from worker.storage.jobs import MAX_ITEMS, Job, JobSpec, Share
 from worker.storage.migrations import migrate
 
 SOURCE = "synthetic:step_ms=5,row_ms=25,encode_ms=10,decode_ms=10"
@@ -94,7 +94,7 @@ async def measure(service: Service, rate_hz: float, seconds: float) -> Measured:
 
 
 async def start_job(service: Service) -> Job:
-    wish = Wish(
+    wish = JobSpec(
         name="background",
         prompts=("a cat",) * MAX_ITEMS,
         first_seed=0,
@@ -112,7 +112,7 @@ async def start_job(service: Service) -> Job:
     job = await service.database.run(
         lambda c: jobs.create(c, wish, "everyone", "job", "0" * 32, time.time(), _SHARE)
     )
-    service.jobs.ring()
+    service.jobs.notify()
     return job
 
 

@@ -13,8 +13,8 @@ import httpx
 from deploy import cell as deployed
 from deploy.config import ClusterConfig
 from deploy.layout import Layout
-from loadtest.entry import Entry
-from worker.coordination.beat import Beat, read_beat
+from loadtest.auth import Entry
+from worker.coordination.heartbeat import Heartbeat, read_heartbeat
 
 _FRESH_S = 2.5
 """The guard writes every second."""
@@ -46,18 +46,18 @@ class Cell:
     def workers(self) -> list[str]:
         return [worker["name"] for worker in self.state()["workers"]]
 
-    def beat(self, worker: str) -> Beat:
+    def heartbeat(self, worker: str) -> Heartbeat:
         """The worker's heartbeat; LookupError where it has none."""
         for _ in range(20):
-            beat = read_beat(self.layout.beat(worker))
-            if beat is not None:
-                return beat
+            heartbeat = read_heartbeat(self.layout.heartbeat(worker))
+            if heartbeat is not None:
+                return heartbeat
             time.sleep(0.005)  # torn: its writer is in the middle of it
         raise LookupError(f"{worker} has no heartbeat")
 
     def pid(self, worker: str) -> int:
         """Process id in the worker's heartbeat; LookupError where it has none."""
-        return self.beat(worker).pid
+        return self.heartbeat(worker).pid
 
     def open(self) -> set[str]:
         """Workers that nginx would reach now."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from deploy.config import ROOT
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
-from worker.coordination.beat import DRAWING
+from worker.coordination.heartbeat import DRAWING
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0
@@ -76,7 +76,7 @@ def slow(cell: Cell, worker: str, share: float = 0.1, period_s: float = 0.2) -> 
 @contextlib.contextmanager
 def step_hangs(cell: Cell, worker: str) -> Iterator[None]:
     """Every thread but the event loop's stands still in the middle of a step."""
-    _await(lambda: cell.beat(worker).phase in DRAWING, f"{worker} draws")
+    _await(lambda: cell.heartbeat(worker).phase in DRAWING, f"{worker} draws")
     with _frozen(cell.pid(worker), "others"):
         yield
 

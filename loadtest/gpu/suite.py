@@ -95,7 +95,7 @@ class Suite:
         if done.returncode:
             raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
         cell = Cell.of(load(path), path)
-        self.note(stage="up", cell=name, boot=boot(cell), levers=levers(cell))
+        self.note(stage="up", cell=name, boot=boot(cell), optimisations=optimisations(cell))
         return cell
 
     def verb(self, verb: str, worker: str) -> None:
@@ -373,7 +373,7 @@ def bare(suite: Suite) -> None:
     suite.down()
     levers_out = suite.home / "bare.jsonl"
     levers_out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "loadtest.gpu.levers", "--model", str(suite.model)]
+    command = [sys.executable, "-m", "loadtest.gpu.optimisations", "--model", str(suite.model)]
     command += ["--device", "cpu" if suite.device == "cpu" else "cuda:0", "--out", str(levers_out)]
     command += ["--sizes", ",".join(map(str, suite.sizes[:2])), "--rows", "1,2,4", "--bare"]
     command += ["--steps", "", "--decodes", "", "--no-pictures"]
@@ -679,7 +679,7 @@ def everybody() -> Iterator[tuple[int, list[str]]]:
             yield int(entry.name), fields
 
 
-def levers(cell: Cell) -> dict[str, str]:
+def optimisations(cell: Cell) -> dict[str, str]:
     transport = httpx.HTTPTransport(uds=str(cell.layout.socket("w1")))
     with httpx.Client(transport=transport, timeout=5.0) as client:
         given: dict[str, str] = client.get("http://worker/livez").json()["levers"]

@@ -21,7 +21,7 @@ from deploy.config import load
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
 from tests.ports import free_ports
-from worker.coordination.beat import read_beat
+from worker.coordination.heartbeat import read_heartbeat
 from worker.coordination.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,8 +111,11 @@ class RunningCell(Cell):
 
     def is_whole(self) -> bool:
         """Every gate is open, and not because the guard has yet to notice a death."""
-        beats = [read_beat(self.layout.beat(worker)) for worker in self.workers()]
-        alive = all(beat is not None and is_alive(beat.pid, beat.since) for beat in beats)
+        beats = [read_heartbeat(self.layout.heartbeat(worker)) for worker in self.workers()]
+        alive = all(
+            heartbeat is not None and is_alive(heartbeat.pid, heartbeat.since)
+            for heartbeat in beats
+        )
         return alive and self.open() == set(self.workers())
 
     async def closed(self, worker: str, timeout_s: float = 10.0) -> float:

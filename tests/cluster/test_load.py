@@ -9,7 +9,7 @@ import pytest
 
 from deploy.config import ROOT
 from loadtest import run_file
-from loadtest.entry import KEY_VARIABLE
+from loadtest.auth import KEY_VARIABLE
 from loadtest.faults import process_ids
 from tests.cluster.conftest import RunningCell, started
 from tests.cluster.test_keys import known_after_s, make

@@ -21,12 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from worker.coordination.beat import BeatWriter, Phase
+from worker.coordination.heartbeat import HeartbeatFile, Phase
 
 NAME, RUN_DIR = os.environ["ZIMAGE_NAME"], Path(os.environ["ZIMAGE_RUN_DIR"])
 REPLIES = RUN_DIR.parent / "tmp" / "replies"
 STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
-beat = BeatWriter(RUN_DIR / f"{NAME}.beat")
+heartbeat = HeartbeatFile(RUN_DIR / f"{NAME}.beat")
 state = {"ready": True, "draining": False, "running": 0}
 hung = asyncio.Event()
 
@@ -34,7 +34,7 @@ hung = asyncio.Event()
 def enter(phase: Phase, allowance_s: float) -> None:
     """As one engine would: nothing goes on beside a step that hangs."""
     if not hung.is_set():
-        beat.enter(phase, allowance_s)
+        heartbeat.enter(phase, allowance_s)
 
 
 def not_ready() -> JSONResponse | None:
@@ -143,9 +143,9 @@ def main() -> int:
             Route("/admin/undrain", drain, methods=["POST"]),
         ]
     )
-    beat.enter(Phase.IDLE, float("inf"))
+    heartbeat.enter(Phase.IDLE, float("inf"))
     uvicorn.run(app, uds=str(RUN_DIR / f"{NAME}.sock"), log_level="error", access_log=False)
-    beat.end()
+    heartbeat.end()
     return 0
 
 

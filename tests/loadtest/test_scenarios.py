@@ -2,8 +2,8 @@ import tomllib
 
 import pytest
 
+from loadtest.runner import drained
 from loadtest.scenarios import edited
-from loadtest.stage import drained
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from rich.console import Console
 
-from deploy import screen
+from deploy import output
 from deploy.guard.gate import make_closed_socket
 from deploy.layout import Layout
 from tests.deploy.nginx.site import configuration, files, nginx_command, write
@@ -108,7 +108,7 @@ def test_command_line_says_the_same(ops: Ops, open_ops: OpenOps) -> None:
     cell = {"name": "studio", "url": "", "uptime_s": 60, "supervisor": True}
     told = io.StringIO()
     console = Console(file=told, width=200)
-    console.print(screen.status(state | {"cell": cell, "stale": False, "age_s": 0}))
+    console.print(output.status(state | {"cell": cell, "stale": False, "age_s": 0}))
     lines = told.getvalue().splitlines()
     page = open_ops()
     assert "pool 3 of 4" in told.getvalue()

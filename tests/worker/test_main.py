@@ -12,7 +12,7 @@ import pytest
 
 from tests.worker.processes import wait_until, worker
 from worker import exits
-from worker.coordination.beat import Phase, read_beat
+from worker.coordination.heartbeat import Phase, read_heartbeat
 
 FREE_BAD: list[tuple[dict[str, str], str]] = [
     ({"steps": "0"}, "worker: steps: Input should be greater than or equal to 1 (is '0')"),
@@ -118,9 +118,9 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest(home: Path) -> None:
         draining.signal(signal.SIGTERM)
         assert running.result().status_code == 200
         assert draining.wait() == 0
-        beat = read_beat(home / "run" / "w1.beat")
-        assert beat is not None
-        assert beat.phase is Phase.ENDED
+        heartbeat = read_heartbeat(home / "run" / "w1.beat")
+        assert heartbeat is not None
+        assert heartbeat.phase is Phase.ENDED
 
 
 def test_sigterm_lets_a_stream_end_in_full(home: Path) -> None:

@@ -3,13 +3,13 @@ import threading
 
 import pytest
 
-from worker.threads import Crew, in_daemon_thread
+from worker.threads import ThreadPool, in_daemon_thread
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_jobs_are_done_in_order_off_the_event_loop() -> None:
-    crew, done = Crew(1, "crew"), []
+    crew, done = ThreadPool(1, "crew"), []
 
     def job(k: int) -> int:
         done.append(k)
@@ -23,7 +23,7 @@ async def test_jobs_are_done_in_order_off_the_event_loop() -> None:
 
 
 async def test_error_of_a_job_reaches_its_waiter_and_ends_no_thread() -> None:
-    crew = Crew(1, "crew")
+    crew = ThreadPool(1, "crew")
     with pytest.raises(ZeroDivisionError):
         await crew.do(lambda: 1 // 0)
     assert await crew.do(lambda: "next") == "next"
@@ -31,7 +31,7 @@ async def test_error_of_a_job_reaches_its_waiter_and_ends_no_thread() -> None:
 
 
 async def test_job_that_nobody_waits_for_any_more_is_not_done() -> None:
-    crew, free, done = Crew(1, "crew"), threading.Event(), []
+    crew, free, done = ThreadPool(1, "crew"), threading.Event(), []
     first = asyncio.create_task(crew.do(lambda: free.wait(30)))
     second = asyncio.create_task(crew.do(lambda: done.append("second")))
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def test_job_that_nobody_waits_for_any_more_is_not_done() -> None:
 
 
 async def test_closed_crew_finishes_what_was_queued_and_ends() -> None:
-    crew = Crew(2, "closing")
+    crew = ThreadPool(2, "closing")
     waiting = [asyncio.create_task(crew.do(lambda: "done")) for _ in range(5)]
     await asyncio.sleep(0)
     crew.close()
@@ -62,7 +62,7 @@ async def test_daemon_thread_gives_its_result_or_its_error() -> None:
 
 
 async def test_work_that_raises_ends_no_thread_and_counts_as_done() -> None:
-    crew = Crew(1, "crew")
+    crew = ThreadPool(1, "crew")
     crew.begin(lambda: 1 // 0)
     async with asyncio.timeout(10):
         assert await crew.do(lambda: "next") == "next"

@@ -6,7 +6,7 @@ from typing import Literal, cast
 from starlette.requests import Request
 from starlette.types import Scope
 
-from worker.api.middleware.exchange import Exchange, exchange_of
+from worker.api.middleware.request_context import RequestContext, context_of
 from worker.coordination.addresses import network_of
 from worker.storage.keys import EVERYONE, Key
 
@@ -37,7 +37,9 @@ class Caller:
 def turn_of(scope: Scope) -> str:
     """Who takes turns, as ``Caller.turn``."""
     known: Caller | None = scope.get("caller")
-    return known.turn if known is not None else network_of(cast(Exchange, scope["exchange"]).key)
+    return (
+        known.turn if known is not None else network_of(cast(RequestContext, scope["context"]).key)
+    )
 
 
 def caller_of(request: Request) -> Caller:
@@ -45,4 +47,4 @@ def caller_of(request: Request) -> Caller:
     known = request.scope.get("caller")
     if known is not None:
         return cast(Caller, known)
-    return Caller(EVERYONE, network_of(exchange_of(request).key), EVERYONE)
+    return Caller(EVERYONE, network_of(context_of(request).key), EVERYONE)

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 
 from worker.api.caller import caller_of
-from worker.api.middleware.exchange import exchange_of
+from worker.api.middleware.request_context import context_of
 from worker.service import Service
 
 
@@ -19,7 +19,7 @@ def note(service: Service, request: Request, owners: Iterable[str], **what: Any)
             "as_operator",
             caller.owner,
             caller.name,
-            exchange_of(request).key,
+            context_of(request).key,
             request=f"{request.method} {request.scope['path'][:200]}",
             of=others,
             **what,

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from worker import log
 from worker.api import answers
 from worker.api.client import ClientGone, while_connected
-from worker.api.middleware.exchange import CLIENT_GONE
+from worker.api.middleware.request_context import CLIENT_GONE
 from worker.errors import ZimageError
 
 KEEP_ALIVE_S = 15.0
@@ -58,7 +58,7 @@ class EventStream(Response):
         try:
             await while_connected(receive, self._send(send))
         except ClientGone:
-            scope["exchange"].notes["status"] = CLIENT_GONE
+            scope["context"].notes["status"] = CLIENT_GONE
         finally:
             # Not left to the events: those of a client that leaves at once have never begun.
             self._on_end()

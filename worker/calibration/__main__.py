@@ -14,7 +14,7 @@ from pydantic_settings import CliApp
 from worker import exits
 from worker.__main__ import problems
 from worker.calibration import tables as calibration
-from worker.coordination import card
+from worker.coordination import gpu_lock
 from worker.models.loading.sources import ModelLoadError, load
 from worker.models.memory import memory_of
 from worker.settings import Settings
@@ -33,10 +33,10 @@ def main() -> int:
     except ValidationError as error:
         sys.stderr.writelines(f"calibrate: {line}\n" for line in problems(error))
         return exits.BAD_SETTINGS
-    card.pin(options.device)
+    gpu_lock.pin(options.device)
     try:
         calibrate(options)
-    except (ModelLoadError, card.CardBusy) as error:
+    except (ModelLoadError, gpu_lock.CardBusy) as error:
         sys.stderr.write(f"calibrate: {error}\n")
         return exits.MODEL_FAILED
     return 0
@@ -45,7 +45,7 @@ def main() -> int:
 def calibrate(options: Options) -> None:
     """Load the model, measure, store, and say so line by line."""
     options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with card.card(options):
+    with gpu_lock.card(options):
         pipeline = load(options)
     memory = memory_of(pipeline.info, options.vram_limit_gib)
     sizes = _sizes(options.sizes) or calibration.default_sizes(pipeline, options.max_pixels)

@@ -45,7 +45,7 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "model": settings.model,
         "dtype": pipeline.info.dtype,
         "stepwise": pipeline.info.stepwise,
-        "levers": dict(pipeline.info.levers),
+        "levers": dict(pipeline.info.optimisations),
         "architecture": pipeline.info.architecture,
         "device": _device(settings, memory),
         "driver": memory.driver,

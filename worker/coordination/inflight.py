@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from pathlib import Path
 
-from worker.coordination.beat import HEARTBEAT_BYTES, IN_FLIGHT_BYTES, Running
+from worker.coordination.heartbeat import HEARTBEAT_BYTES, IN_FLIGHT_BYTES, Running
 
 _LINE = struct.Struct("<16s16sQ")  # digests of request id and fingerprint, struck
 MAX_HANDLED = IN_FLIGHT_BYTES // _LINE.size

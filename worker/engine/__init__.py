@@ -1,7 +1,7 @@
 """Queue, step scheduler, costs and admission. Imports neither Starlette nor diffusers.
 
 Imports point downwards: ``engine`` → ``driver`` → ``forecast``, ``scheduler``, ``allowance``,
-``pulse`` → ``queue``, ``costs``, ``limits`` → ``request``.
+``heartbeat_writer`` → ``queue``, ``costs``, ``limits`` → ``request``.
 """
 
 from worker.engine.costs import Costs

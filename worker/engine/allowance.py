@@ -7,7 +7,7 @@ that were, by their area.
 
 from collections.abc import Sequence
 
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 from worker.engine.costs import Costs, Kind
 from worker.engine.limits import Limits
 from worker.engine.queue import Picture

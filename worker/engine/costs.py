@@ -7,9 +7,9 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from worker.engine.batch_cap_probe import BatchCapProbe
 from worker.engine.queue import Size
 from worker.engine.recently import Recently
-from worker.engine.retrial import Retrial
 
 Kind = Literal["encode", "step", "decode"]
 KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
@@ -63,7 +63,7 @@ class Costs:
         self._caps: Recently[tuple[Size, int, bool], int] = Recently(_MAX_CACHED)
         # Caps that the last record did not change:
         self._checked: Recently[tuple[Size, int, bool], None] = Recently(_MAX_CACHED)
-        self._retrials: Recently[Size, Retrial] = Recently(MAX_SIZES)
+        self._probes: Recently[Size, BatchCapProbe] = Recently(MAX_SIZES)
 
     def record(self, kind: Kind, size: Size, rows: int, seconds: float) -> None:
         """One call took ``seconds`` for ``rows`` rows of ``size``."""
@@ -161,20 +161,20 @@ class Costs:
         quick, and ``cap`` is but small enough."""
         if self._picture_s(size, more) <= self._picture_s(size, cap):
             return False
-        retrial = self._retrials.setdefault(size, Retrial(cap))
-        retrial.cap = cap
-        return retrial.due
+        probe = self._probes.setdefault(size, BatchCapProbe(cap))
+        probe.cap = cap
+        return probe.due
 
     def _tell_retrial(self, kind: Kind, size: Size, rows: int) -> bool:
         """Whether this call was part of one."""
-        retrial = self._retrials.get(size)
-        if retrial is None:
+        probe = self._probes.get(size)
+        if probe is None:
             return False
-        trial = rows > retrial.cap
+        trial = rows > probe.cap
         if kind == "step":
-            retrial.stepped(rows)
+            probe.stepped(rows)
         elif kind == "decode":
-            retrial.decoded(rows)
+            probe.decoded(rows)
         return trial
 
     def shrink(self, size: Size, rows: int) -> None:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 from worker.engine.allowance import KINDS, Allowances
+from worker.engine.batch_bisection import Failure, run
 from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, forecast, remaining_s
 from worker.engine.forecast import Call as RunningCall
-from worker.engine.hindsight import Hindsight
-from worker.engine.pulse import Pulse
+from worker.engine.forecast_bias import ForecastBias
+from worker.engine.heartbeat_writer import HeartbeatWriter
+from worker.engine.oom_tracker import DOUBT_S, OomTracker, Verdict
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, DrawRequest, Partial, Queued, Stepped
-from worker.engine.rescue import Failure, run
-from worker.engine.room import DOUBT_S, Room, Verdict
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
@@ -43,7 +43,7 @@ class Driver:
     """``tick`` from one thread; everything else under ``lock``."""
 
     pipeline: Pipeline
-    pulse: Pulse
+    heartbeat_writer: HeartbeatWriter
     queue: Queue
     costs: Costs
     scheduler: Scheduler
@@ -52,8 +52,8 @@ class Driver:
     lock: threading.Lock = field(default_factory=threading.Lock)
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
-    room: Room = field(default_factory=Room)
-    hindsight: Hindsight = field(default_factory=Hindsight)
+    oom: OomTracker = field(default_factory=OomTracker)
+    bias: ForecastBias = field(default_factory=ForecastBias)
     announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
     max_failed: int = MAX_FAILED
@@ -105,7 +105,7 @@ class Driver:
         """Let the waiter of ``entry`` know where it stands, as forecasts came true lately. Under
         ``lock``."""
         entry.foreseen = entry.foreseen or (time.monotonic(), place.wait_s)
-        place = replace(place, wait_s=round(place.wait_s * self.hindsight.factor, 1))
+        place = replace(place, wait_s=round(place.wait_s * self.bias.factor, 1))
         if self._announced.get(entry) != place:
             self._announced[entry] = place
             entry.waiter.post(place)
@@ -182,7 +182,7 @@ class Driver:
             yield
             return
         if not self.apart.acquire(blocking=False):
-            self.pulse.idle()
+            self.heartbeat_writer.idle()
             self.apart.acquire()
         try:
             yield
@@ -205,7 +205,7 @@ class Driver:
             self._running = None
         seconds = time.monotonic() - began
         self.totals.device_s += seconds
-        self._measure(phase, part, seconds, typical=self.pulse.learn(shape))
+        self._measure(phase, part, seconds, typical=self.heartbeat_writer.learn(shape))
         return None
 
     def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> None:
@@ -229,7 +229,7 @@ class Driver:
         """How well it was foreseen when ``entry`` begins."""
         if entry.foreseen and not any(picture.started_at for picture in entry.pictures):
             at, wait_s = entry.foreseen
-            self.hindsight.learn(wait_s, max(0.0, began - at))
+            self.bias.learn(wait_s, max(0.0, began - at))
 
     def _step(self, part: Sequence[Picture]) -> None:
         before = [picture.steps_done for picture in part]
@@ -292,7 +292,7 @@ class Driver:
         self.queue.add(self._trial, beyond=True)
 
     def _no_room(self, picture: Picture) -> None:
-        verdict = self.room.failed((picture.size, picture.rows))
+        verdict = self.oom.failed((picture.size, picture.rows))
         if verdict is Verdict.TOO_LARGE:
             return
         # Perhaps not the request's fault: another worker may draw it.
@@ -309,7 +309,7 @@ class Driver:
     def _enter(self, phase: Phase, part: Sequence[Picture]) -> Hashable:
         with self.lock:
             allowance_s = self.allowances.allowance_s(phase, part)
-        return self.pulse.enter(phase, part, allowance_s)
+        return self.heartbeat_writer.enter(phase, part, allowance_s)
 
     def _measure(
         self, phase: Phase, part: Sequence[Picture], seconds: float, *, typical: bool
@@ -373,7 +373,7 @@ class Driver:
             picture.batch_size,
             picture.device_s,
         )
-        self.room.drew((picture.size, picture.rows))
+        self.oom.drew((picture.size, picture.rows))
         self._lost_memory = self._failed_in_a_row = 0
         self._drawn = picture.spec
         self.totals.pictures_drawn += 1

@@ -9,20 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from worker.coordination.beat import BeatWriter
+from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import admission
 from worker.engine.admission import Line
 from worker.engine.allowance import Allowances
-from worker.engine.bookings import Bookings
 from worker.engine.costs import Costs, Kind
 from worker.engine.driver import Driver
 from worker.engine.forecast import NOBODY, work_s
+from worker.engine.forecast_cache import Ahead, ForecastCache
+from worker.engine.heartbeat_writer import IDLE_BEAT_S, HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.pulse import IDLE_BEAT_S, Pulse
+from worker.engine.oom_tracker import Verdict
 from worker.engine.queue import Entry, Queue, Size, expected_rows
-from worker.engine.recent import Ahead, Recent
 from worker.engine.request import DrawRequest, Queued
-from worker.engine.room import Verdict
+from worker.engine.reservations import Reservations
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import EngineState
 from worker.engine.ticket import Finish, Ticket
@@ -64,7 +64,7 @@ class Engine:
     def __init__(
         self,
         pipeline: Pipeline,
-        beat: BeatWriter,
+        heartbeat: HeartbeatFile,
         limits: Limits,
         costs: Costs | None = None,
         on_fatal: OnFatal | None = None,
@@ -74,10 +74,10 @@ class Engine:
         self._pipeline = pipeline
         self._limits = limits
         self._costs = costs or Costs(limits.max_batch)
-        self._pulse = Pulse(beat, limits, compiles=pipeline.info.device != "cpu")
+        self._pulse = HeartbeatWriter(heartbeat, limits, compiles=pipeline.info.device != "cpu")
         self._queue = Queue(admission.max_waiting(limits, replay=True))
-        self._bookings = Bookings(_OWED * limits.max_queued_requests)
-        self._recent = Recent(self._look)
+        self._reservations = Reservations(_OWED * limits.max_queued_requests)
+        self._forecasts = ForecastCache(self._look)
         scheduler = Scheduler(self._costs)
         allowances = Allowances(limits, self._costs, stepwise=pipeline.info.stepwise)
         self._driver = Driver(
@@ -205,7 +205,7 @@ class Engine:
                 batches=dict(self._driver.batches),
                 caption_lookups=self._pipeline.caption_lookups(),
                 step_ms=self._costs.step_ms(),
-                refused_sizes=tuple(f"{w}x{h}" for w, h in self._driver.room.too_large()),
+                refused_sizes=tuple(f"{w}x{h}" for w, h in self._driver.oom.too_large()),
             )
 
     def batch_cap(self, size: Size) -> int:
@@ -242,9 +242,9 @@ class Engine:
     def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
         for spec in specs:
             size, rows = (spec.width, spec.height), expected_rows(spec)
-            closed = self._driver.room.closed_to((size, rows))
+            closed = self._driver.oom.closed_to((size, rows))
             if closed and closed.verdict is not Verdict.TOO_LARGE:
-                left_s = self._driver.room.left_s(closed)
+                left_s = self._driver.oom.left_s(closed)
                 message = f"{spec.width}x{spec.height} found no room in this worker a moment ago"
                 raise Unavailable(message, retry_after_s=max(1.0, left_s))
             if closed or not self._costs.fits(size, rows):
@@ -255,16 +255,16 @@ class Engine:
         """Its place, where that had to be computed; raises Overloaded."""
         now = time.monotonic()
         entry.work_s = work_s(entry, self._costs)
-        promise = self._bookings.find(entry, now)
-        short = len(self._queue) + len(self._bookings) <= _FORESEEN
+        promise = self._reservations.find(entry, now)
+        short = len(self._queue) + len(self._reservations) <= _FORESEEN
         if (promise or not (entry.request.watched and short)) and self._plenty():
-            self._bookings.discard(promise)
+            self._reservations.discard(promise)
             return None
         if promise and not promise.is_due(now):
             # Told before, and no news: answering again must cost next to nothing.
             raise Overloaded("come again when you were told to", retry_after_s=promise.due - now)
         replay = admission.is_replay(time.time() - entry.request.arrived_at)
-        self._bookings.discard(promise)
+        self._reservations.discard(promise)
         entry.since = promise.entry.since if promise else entry.since
         try:
             line, own = self._lines(entry)
@@ -274,23 +274,23 @@ class Engine:
             place, wait_s = self._foresee(entry, short=short)
             admission.require_time(self._limits, wait_s, patient=replay)
         except Overloaded as refusal:
-            self._bookings.add(entry, refusal.retry_after_s, now)
+            self._reservations.add(entry, refusal.retry_after_s, now)
             raise
         return place
 
     def _foresee(self, entry: Entry, *, short: bool) -> tuple[Queued | None, float]:
         """The place of ``entry`` where that is cheap or cannot be told otherwise, and its wait."""
-        wait_s = None if short else self._recent.behind_s(entry)
+        wait_s = None if short else self._forecasts.behind_s(entry)
         if wait_s is not None:
             return None, wait_s
-        place = self._forecast([*self._bookings.entries(), entry])[entry]
+        place = self._forecast([*self._reservations.entries(), entry])[entry]
         return place, place.wait_s
 
     def _plenty(self) -> bool:
         """Whether one more has room in whatever order the others are drawn, and those who may
         come any moment. Promised room must not keep everybody out of an idle worker: many of those
         who were refused never come back."""
-        others: list[Entry] = [*self._queue, *self._bookings.due()]
+        others: list[Entry] = [*self._queue, *self._reservations.due()]
         if len(others) * 3 > self._limits.max_queued_requests * 2:
             return False
         return sum(each.work_s for each in others) < self._limits.max_queue_wait_s / 2
@@ -298,12 +298,12 @@ class Engine:
     def _lines(self, entry: Entry) -> tuple[Line, Line]:
         """Everybody who is ahead of ``entry``, and those of its key."""
         key = entry.request.key
-        waiting, promised = self._queue.waiting, self._bookings.entries()
-        everybody = Line(len(waiting), len(promised), self._recent.waits_s)
+        waiting, promised = self._queue.waiting, self._reservations.entries()
+        everybody = Line(len(waiting), len(promised), self._forecasts.waits_s)
         own = Line(
             sum(each.request.key == key for each in waiting),
             sum(each.request.key == key for each in promised),
-            lambda: self._recent.waits_s(key),
+            lambda: self._forecasts.waits_s(key),
         )
         return everybody, own
 
@@ -312,15 +312,15 @@ class Engine:
 
     def _look(self) -> Ahead:
         probe = self._probe()
-        expected = [] if self._plenty() else self._bookings.entries()
+        expected = [] if self._plenty() else self._reservations.entries()
         places = self._forecast([*expected, probe])
         return places, places.pop(probe).wait_s
 
     def _newcomers_wait_s(self) -> float:
         """What somebody new who came now would wait."""
-        if not len(self._queue) and not self._bookings:
+        if not len(self._queue) and not self._reservations:
             return 0.0
-        return self._recent.newcomers_wait_s()
+        return self._forecasts.newcomers_wait_s()
 
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""

@@ -15,9 +15,9 @@ from itertools import islice
 from math import ceil
 
 from worker.engine.costs import Costs
+from worker.engine.deficit_round_robin import DeficitRoundRobin
 from worker.engine.queue import Entry, Picture, Queue, Size
 from worker.engine.request import Priority
-from worker.engine.turns import Turns
 
 QUANTUM_S = 0.5
 """Seconds of the device that a key uses before it is the next key's turn, at least."""
@@ -44,7 +44,7 @@ class Scheduler:
     def __init__(self, costs: Costs, quantum_s: float = QUANTUM_S) -> None:
         self.costs = costs
         self._quantum_s = quantum_s
-        self._turns = {priority: Turns() for priority in Priority}
+        self._turns = {priority: DeficitRoundRobin() for priority in Priority}
         self._contended = False  # both priorities have something to draw
         self._owed_s = 0.0  # batch work lags so far behind its share
         self._busy: set[Size] = set()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 
 
 @dataclass(frozen=True)

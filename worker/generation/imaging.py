@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from worker.errors import Overloaded
 from worker.generation.labels import Labels
 from worker.models.base import DrawSpec, Pixels
-from worker.threads import Crew
+from worker.threads import ThreadPool
 
 DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -114,7 +114,7 @@ class Encoders:
 
     def __init__(self, threads: int, labels: Labels = Labels()) -> None:  # noqa: B008 (frozen)
         self._labels = labels
-        self._crew = Crew(threads, "encoder")
+        self._crew = ThreadPool(threads, "encoder")
 
     @property
     def waiting(self) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from worker import log
 from worker.coordination import quota
+from worker.coordination.poison_requests import CLEAN, PoisonRequests, Record, asked_text
+from worker.coordination.progress import ProgressWriter
 from worker.coordination.quota import Hold, Quotas
-from worker.coordination.steps import StepsWriter
-from worker.coordination.strikes import CLEAN, Record, Strikes, asked_text
 from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
 from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
@@ -34,9 +34,9 @@ class Tools:
 
     encoders: Encoders
     images: ImageStore
-    strikes: Strikes
+    strikes: PoisonRequests
     metrics: Metrics
-    steps: StepsWriter
+    steps: ProgressWriter
     quotas: Quotas
     key_of: Callable[[str], Key | None]
     """The key that an owner is, if any."""
@@ -160,7 +160,7 @@ def _request(item: Leased, spec: DrawSpec, priority: Priority, record: Record) -
     )
 
 
-async def _followed(held: Held, ticket: Ticket, steps: StepsWriter) -> Drawn:
+async def _followed(held: Held, ticket: Ticket, steps: ProgressWriter) -> Drawn:
     async for event in ticket.events():
         match event:
             case Stepped():
@@ -242,7 +242,7 @@ async def _clear(item: Leased, tools: Tools) -> Record:
     return record
 
 
-async def _record(item: Leased, strikes: Strikes) -> Record:
+async def _record(item: Leased, strikes: PoisonRequests) -> Record:
     try:
         async with asyncio.timeout(STRIKES_TIMEOUT_S):
             return await asyncio.to_thread(strikes.arrive, _name(item), _fingerprint(item))

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker import log
-from worker.coordination.bell import Bell
-from worker.coordination.holder import is_dead, this_process
-from worker.coordination.workers import live_workers
+from worker.coordination.change_notifier import ChangeNotifier
+from worker.coordination.lease_holder import is_dead, this_process
+from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
 from worker.errors import (
     DrawingFailed,
@@ -41,7 +41,7 @@ from worker.storage.leases import LEASE_S, Leased, Offer
 T = TypeVar("T")
 
 LOOK_S = 1.0
-"""A change that the bell did not tell is seen this much later."""
+"""A change that the notifier did not tell is seen this much later."""
 MAX_TRIES = 3
 HARMFUL = 3
 """A job of which so many items end workers, or are declined by the pipeline, is paused."""
@@ -51,7 +51,7 @@ _PATIENCE_S = 5.0  # between attempts to tell a database that is away
 _SWEEP_S = 3600.0
 _LOOK_AT_LIMITS_S = 300.0  # what was counted and not drawn is given back
 _DAY_S = 86_400.0
-_BELL = "jobs.bell"
+_NOTIFIER = "jobs.changed"
 
 Ready = Callable[[], tuple[Engine, str] | None]
 """The engine and its model's name, where this worker takes work now."""
@@ -75,7 +75,7 @@ class Runner:
         self._run_dir = run_dir
         self._keep_s = keep_s
         self._holder = this_process(worker)
-        self._bell = Bell(run_dir / _BELL)
+        self._notifier = ChangeNotifier(run_dir / _NOTIFIER)
         self._held: dict[str, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewed_at = 0.0
@@ -88,13 +88,13 @@ class Runner:
         """Items in this worker's hands."""
         return len(self._held)
 
-    def listen(self) -> Bell:
-        """A bell that rings whenever a job has changed."""
-        return Bell(self._run_dir / _BELL)
+    def listen(self) -> ChangeNotifier:
+        """A notifier that tells whenever a job has changed."""
+        return ChangeNotifier(self._run_dir / _NOTIFIER)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Tell all workers and listeners that a job has changed."""
-        self._bell.ring()
+        self._notifier.notify()
 
     async def run(self) -> None:
         """For ever."""
@@ -107,7 +107,7 @@ class Runner:
                 self._complain(error)
             except Exception as error:
                 log.failure("jobs are held up", error)
-            await self._bell.wait(LOOK_S)
+            await self._notifier.wait(LOOK_S)
 
     async def settled(self) -> None:
         """Return when nothing is in this worker's hands."""
@@ -124,8 +124,8 @@ class Runner:
         if held:
             with contextlib.suppress(StoreAway, TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._database.run(lambda c: leases.let_go(c, held))
-            self._bell.ring()
+                    await self._database.run(lambda c: leases.release(c, held))
+            self._notifier.notify()
 
     def _complain(self, error: ZimageError) -> None:
         if self._trouble != error.code:  # once: it may last for hours
@@ -137,16 +137,16 @@ class Runner:
     async def _round(self) -> bool:
         """Do what is due; whether there may be more to do at once."""
         now = time.time()
-        glance, mine = await self._database.read(
-            lambda c: (leases.glance(c, now), leases.held_by(c, self._holder))
+        snapshot, mine = await self._database.read(
+            lambda c: (leases.snapshot(c, now), leases.held_by(c, self._holder))
         )
         await self._compare(mine)
         await self._hold_on(now)
-        dead = [holder for holder in glance.holders if is_dead(holder)]
-        if dead or glance.late:
+        dead = [holder for holder in snapshot.holders if is_dead(holder)]
+        if dead or snapshot.late:
             await self._end(dead, now)
             return True
-        return glance.offer is not None and await self._take(glance.offer)
+        return snapshot.offer is not None and await self._take(snapshot.offer)
 
     async def _hold_on(self, now: float) -> None:
         if self._held and now - self._renewed_at > LEASE_S / 3:
@@ -166,14 +166,14 @@ class Runner:
             self._held[lease].revoke()
         unknown = mine - self._held.keys()
         if unknown:
-            await self._database.run(lambda c: leases.let_go(c, unknown))
-            self._bell.ring()
+            await self._database.run(lambda c: leases.release(c, unknown))
+            self._notifier.notify()
 
     async def _end(self, dead: list[str], now: float) -> None:
         ended = await self._database.run(lambda c: leases.end(c, dead, now))
         if ended:
             log.event("leases of others ended", items=ended, dead=len(dead))
-            self._bell.ring()
+            self._notifier.notify()
 
     async def _take(self, offer: Offer) -> bool:
         """Lease some more, if there is room; whether anything was leased."""
@@ -198,7 +198,7 @@ class Runner:
         for item in taken:
             self._begin(Held(item), engine, model)
         if taken:
-            self._bell.ring()
+            self._notifier.notify()
         return bool(taken)
 
     def _room(self, engine: Engine, workers: int, offer: Offer) -> int:
@@ -227,7 +227,7 @@ class Runner:
         except Refused as error:
             said = error.code, error.message
             await self._database.run(lambda c: leases.refuse_job(c, offer.job_id, *said, now))
-            self._bell.ring()
+            self._notifier.notify()
             return False
         priority = priority_of(key, offer.priority)
         if priority > offer.priority:
@@ -259,7 +259,7 @@ class Runner:
         with contextlib.suppress(IntegrityError):  # another worker holds it
             await self._database.run(work)
         log.event("jobs of an owner are held", owner=owner, seconds=round(until - time.time()))
-        self._bell.ring()
+        self._notifier.notify()
 
     def _begin(self, held: Held, engine: Engine, model: str) -> None:
         self._held[held.item.lease] = held
@@ -283,7 +283,7 @@ class Runner:
         finally:
             self._held.pop(item.lease, None)
             self._tools.steps.drop(item.lease)
-            self._bell.ring()
+            self._notifier.notify()
 
     async def _finish(self, item: Leased, image: StoredImage, used: Sequence[usage.Entry]) -> None:
         def work(connection: sa.Connection) -> bool:
@@ -306,23 +306,23 @@ class Runner:
         code = error.code, error.message
         match error:
             case HandedBack():
-                await self._surely(lambda c: leases.give_back(c, item))
+                await self._surely(lambda c: leases.requeue(c, item))
             case StorageFailed():
                 later = now + _NO_ROOM_S
-                await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
+                await self._surely(lambda c: leases.requeue(c, item, not_before=later, why=code))
             case LimitReached():
                 # Told as a reason: it may be tomorrow before the key may draw again.
                 with contextlib.suppress(Unavailable):  # then the next one is refused as well
                     await self._hold_owner(item.owner, error.retry_after_s)
                 later = now + _BUSY_S
-                await self._surely(lambda c: leases.give_back(c, item, not_before=later, why=code))
+                await self._surely(lambda c: leases.requeue(c, item, not_before=later, why=code))
             case Unavailable():
                 later = now + _BUSY_S * (1 + secrets.randbelow(1000) / 1000)
-                await self._surely(lambda c: leases.give_back(c, item, not_before=later))
+                await self._surely(lambda c: leases.requeue(c, item, not_before=later))
             case DrawingFailed() if item.tries + 1 < MAX_TRIES:
                 later = now + 2.0**item.tries
                 await self._surely(
-                    lambda c: leases.give_back(c, item, not_before=later, tried=True, why=code)
+                    lambda c: leases.requeue(c, item, not_before=later, tried=True, why=code)
                 )
             case _:
                 self._tools.metrics.job_items.labels("failed").inc()

@@ -46,7 +46,7 @@ class ModelInfo:
     stepwise: bool  # False: one ``step`` call runs a whole drawing
     device: str = "cpu"
     dtype: str = "float32"
-    levers: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
+    optimisations: tuple[tuple[str, str], ...] = ()  # what makes it faster, and why it is on or off
     compiles: bool = False  # the first call of a shape may take seconds
     prompt_limit: PromptLimit | None = field(default=None, compare=False)  # None: not known
     architecture: str = ""  # digest of what its layers are; "": unknown

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worker.errors import InvalidRequest
-from worker.models.acceleration.kernels import fixed_kernels
+from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.base import (
     DrawSpec,
     ModelInfo,
@@ -22,7 +22,7 @@ from worker.models.base import (
 )
 from worker.models.faults import translate
 from worker.models.loading.folder import ModelLoadError
-from worker.models.sides import check_sides
+from worker.models.sizes import check_sides
 
 REQUIRED = {"prompt", "width", "height", "num_inference_steps", "generator"}
 MIN_SIDE = 64

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from worker.coordination.beat import Beat
+from worker.coordination.heartbeat import Heartbeat
 from worker.engine.state import EngineState
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
@@ -37,7 +37,7 @@ class Reading:
     """Pictures being encoded or waiting for it."""
     build: Mapping[str, str]
     """Version, model, device …: constant while the process lives."""
-    beat: Beat | None = None
+    heartbeat: Heartbeat | None = None
     engine: EngineState | None = None
     device_memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by kind: allocated, reserved, limit."""
@@ -210,8 +210,8 @@ class _Readings(Collector):
             yield from _of_audit(reading.audit)
         for kind, value in reading.device_memory.items():
             yield _gauge(f"device_memory_{kind}_bytes", _MEMORY[kind], value)
-        if reading.beat is not None:
-            yield from _of_beat(reading.beat)
+        if reading.heartbeat is not None:
+            yield from _of_beat(reading.heartbeat)
         if reading.engine is not None:
             yield from _of_engine(reading.engine)
 
@@ -229,9 +229,11 @@ _TOTALS = (
 _OUTCOMES = ("done", "failed", "cancelled", "handed_back")
 
 
-def _of_beat(beat: Beat) -> Iterator[Metric]:
-    yield _gauge("heartbeat_age_seconds", "Since the present phase or step began.", beat.age_s())
-    yield _gauge("heartbeat_allowance_seconds", "How long it may last.", beat.allowance_s)
+def _of_beat(heartbeat: Heartbeat) -> Iterator[Metric]:
+    yield _gauge(
+        "heartbeat_age_seconds", "Since the present phase or step began.", heartbeat.age_s()
+    )
+    yield _gauge("heartbeat_allowance_seconds", "How long it may last.", heartbeat.allowance_s)
 
 
 def _of_engine(state: EngineState) -> Iterator[Metric]:

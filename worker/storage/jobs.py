@@ -135,7 +135,7 @@ NO_LEASE: Mapping[str, None] = {"lease": None, "holder": None, "lease_until": No
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobSpec:
     """A checked job. ``prompts`` has one for each item; item k is drawn with seed ``first_seed`` +
     k, wrapping. ``digest`` stands for all that was asked."""
 
@@ -220,7 +220,7 @@ _JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in job
 
 def create(
     connection: sa.Connection,
-    wish: Wish,
+    wish: JobSpec,
     owner: str,
     turn: str,
     request_id: str,
@@ -261,7 +261,7 @@ def create(
     return require(connection, job_id)
 
 
-def _new_items(job_id: str, wish: Wish, numbers: Mapping[str, int]) -> Iterable[dict[str, Any]]:
+def _new_items(job_id: str, wish: JobSpec, numbers: Mapping[str, int]) -> Iterable[dict[str, Any]]:
     for k, prompt in enumerate(wish.prompts):
         yield {
             "job_id": job_id,
@@ -277,12 +277,12 @@ def _new_items(job_id: str, wish: Wish, numbers: Mapping[str, int]) -> Iterable[
         }
 
 
-def _stored_bytes(wish: Wish, told: Sequence[str]) -> int:
+def _stored_bytes(wish: JobSpec, told: Sequence[str]) -> int:
     texts = sum(len(text.encode()) for text in (*told, wish.negative_prompt))
     return JOB_BYTES + ITEM_BYTES * len(wish.prompts) + texts
 
 
-def _known(connection: sa.Connection, wish: Wish, owner: str, request_id: str) -> Job | None:
+def _known(connection: sa.Connection, wish: JobSpec, owner: str, request_id: str) -> Job | None:
     same = jobs.c.request_id == request_id
     if wish.idempotency_key is not None:
         same |= (jobs.c.owner == owner) & (jobs.c.idempotency_key == wish.idempotency_key)

@@ -67,7 +67,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Glance:
+class LeaseSnapshot:
     """``offer`` is what could be leased next. ``holders`` have leases; ``late``: some of them have
     run out."""
 
@@ -76,14 +76,14 @@ class Glance:
     late: bool
 
 
-def glance(connection: sa.Connection, now: float) -> Glance:
+def snapshot(connection: sa.Connection, now: float) -> LeaseSnapshot:
     """Whether there is anything to do; reads only."""
     held = connection.execute(
         sa.select(items.c.holder, sa.func.min(items.c.lease_until))
         .where(items.c.lease.is_not(None))
         .group_by(items.c.holder)
     ).all()
-    return Glance(
+    return LeaseSnapshot(
         _choose(connection, now),
         frozenset(holder for holder, _ in held),
         any(until < now for _, until in held),
@@ -137,7 +137,7 @@ def take(
     return _leased(connection, list(leases.values()))
 
 
-def let_go(connection: sa.Connection, given_up: Collection[str]) -> None:
+def release(connection: sa.Connection, given_up: Collection[str]) -> None:
     """End leases without a result."""
     held = items.c.lease.in_(given_up)
     for job_id in set(connection.scalars(sa.select(items.c.job_id).where(held))):
@@ -162,7 +162,7 @@ def fail(connection: sa.Connection, item: Leased, code: str, message: str, now: 
     return _end_lease(connection, item, values, now)
 
 
-def give_back(
+def requeue(
     connection: sa.Connection,
     item: Leased,
     *,

@@ -15,7 +15,7 @@ from deploy.guard.supervisor import Program, Supervisor
 from deploy.supervision import rpc
 from tests.deploy.guard.conftest import WORKERS, Cell
 from tests.deploy.processes import PATIENCE_S, cell_state, wait_until
-from worker.coordination.beat import read_kill
+from worker.coordination.heartbeat import read_kill
 
 
 def draw(cell: Cell, name: str, prompt: str) -> None:
@@ -63,7 +63,7 @@ def test_stopped_worker_is_out_then_killed(cell: Cell) -> None:
     assert cell.pid("w2") == pid
     cell.wait_replaced("w2", pid)
     assert "idle and silent" in cell.worker("w2")["last_exit"]
-    kill = read_kill(cell.layout.beat("w2"))
+    kill = read_kill(cell.layout.heartbeat("w2"))
     assert kill is not None
     assert (kill.pid, kill.cause) == (pid, "other"), "no request stops a process"
 
@@ -85,7 +85,7 @@ def test_hung_step_is_killed_after_its_allowance(cell: Cell, fault: str) -> None
         cell.wait_replaced("w1", pid)
         drawing.result()
     assert cell.worker("w1")["last_exit"].startswith("killed: ")
-    kill = read_kill(cell.layout.beat("w1"))
+    kill = read_kill(cell.layout.heartbeat("w1"))
     assert kill is not None
     assert (kill.pid, kill.cause) == (pid, "overdue")
 

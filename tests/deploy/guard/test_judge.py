@@ -3,10 +3,10 @@ from math import inf
 
 import pytest
 
-from deploy.guard.judge import KillHold, Seen, judge
+from deploy.guard.judge import KillHold, Observation, judge
 from deploy.guard.probe import Answer
 from deploy.guard.settings import Rules
-from worker.coordination.beat import Beat, Phase
+from worker.coordination.heartbeat import Heartbeat, Phase
 
 RULES = Rules()
 NOW = 10_000.0
@@ -15,12 +15,12 @@ BUSY = Answer(200, {"queued": 2, "running": 1})
 LAST_WORK = Answer(503, {"reason": "draining", "running": 1})
 
 
-def in_phase(phase: Phase, age_s: float, allowance_s: float = inf) -> Beat:
-    return Beat(42, phase, NOW - age_s, allowance_s, 7, False, ())
+def in_phase(phase: Phase, age_s: float, allowance_s: float = inf) -> Heartbeat:
+    return Heartbeat(42, phase, NOW - age_s, allowance_s, 7, False, ())
 
 
 IDLE = in_phase(Phase.IDLE, 100.0)
-SERVING = Seen(beat=IDLE, alive=True, answer=READY, program="RUNNING")
+SERVING = Observation(heartbeat=IDLE, alive=True, answer=READY, program="RUNNING")
 
 
 def refusal(reason: str) -> Answer:
@@ -46,13 +46,13 @@ def refusal(reason: str) -> Answer:
         (replace(SERVING, drained=True, answer=LAST_WORK), "close", "draining"),
         (replace(SERVING, drained=True, answer=refusal("draining")), "close", "drained"),
         (replace(SERVING, drained=True, answer=None, refused_s=1.0), "close", "drained"),
-        (Seen(refused_s=0.0, program="BACKOFF"), "close", "backoff"),
-        (Seen(refused_s=0.0, program="FATAL"), "close", "fatal"),
-        (Seen(refused_s=0.0, program="STARTING", beatless_s=3.0), "close", "loading"),
-        (Seen(refused_s=0.0), "close", "dead"),
+        (Observation(refused_s=0.0, program="BACKOFF"), "close", "backoff"),
+        (Observation(refused_s=0.0, program="FATAL"), "close", "fatal"),
+        (Observation(refused_s=0.0, program="STARTING", beatless_s=3.0), "close", "loading"),
+        (Observation(refused_s=0.0), "close", "dead"),
     ],
 )
-def test_gate_and_state_follow_what_was_seen(seen: Seen, gate: str, state: str) -> None:
+def test_gate_and_state_follow_what_was_seen(seen: Observation, gate: str, state: str) -> None:
     verdict = judge(seen, NOW, RULES)
     assert (verdict.gate, verdict.state) == (gate, state)
     assert verdict.kill is None
@@ -62,26 +62,26 @@ def test_gate_and_state_follow_what_was_seen(seen: Seen, gate: str, state: str) 
     ("seen", "reason"),
     [
         # Overdue, whatever it answers.
-        (replace(SERVING, beat=in_phase(Phase.STEP, 5.1, 5.0)), "in phase STEP for 5.1 s"),
-        (replace(SERVING, beat=in_phase(Phase.DECODE, 9.0, 5.0)), "in phase DECODE"),
-        (replace(SERVING, beat=in_phase(Phase.LOAD, 901.0, 900.0)), "in phase LOAD"),
-        (replace(SERVING, beat=in_phase(Phase.COMPILE, 601.0, 600.0)), "in phase COMPILE"),
-        (replace(SERVING, beat=in_phase(Phase.BOOT, 61.0, 60.0)), "in phase BOOT"),
+        (replace(SERVING, heartbeat=in_phase(Phase.STEP, 5.1, 5.0)), "in phase STEP for 5.1 s"),
+        (replace(SERVING, heartbeat=in_phase(Phase.DECODE, 9.0, 5.0)), "in phase DECODE"),
+        (replace(SERVING, heartbeat=in_phase(Phase.LOAD, 901.0, 900.0)), "in phase LOAD"),
+        (replace(SERVING, heartbeat=in_phase(Phase.COMPILE, 601.0, 600.0)), "in phase COMPILE"),
+        (replace(SERVING, heartbeat=in_phase(Phase.BOOT, 61.0, 60.0)), "in phase BOOT"),
         # Silent.
         (replace(SERVING, silent_s=3.1), "idle and silent for 3.1 s"),
         # Its thread beats on while its event loop stands still.
-        (replace(SERVING, silent_s=3.1, beat=in_phase(Phase.IDLE, 0.4)), "idle and silent"),
+        (replace(SERVING, silent_s=3.1, heartbeat=in_phase(Phase.IDLE, 0.4)), "idle and silent"),
         (
-            replace(SERVING, silent_s=5.6, beat=in_phase(Phase.STEP, 0.1, 5.0)),
+            replace(SERVING, silent_s=5.6, heartbeat=in_phase(Phase.STEP, 0.1, 5.0)),
             "drawing and silent for 5.6 s",
         ),
         # There, but of no use.
         (replace(SERVING, answer=None, refused_s=10.5), "nobody listens for 10.5 s"),
-        (replace(SERVING, beat=in_phase(Phase.ENDED, 31.0, 0.0)), "after its orderly end"),
-        (Seen(program="STARTING", beatless_s=61.0), "no heartbeat 61 s after its start"),
+        (replace(SERVING, heartbeat=in_phase(Phase.ENDED, 31.0, 0.0)), "after its orderly end"),
+        (Observation(program="STARTING", beatless_s=61.0), "no heartbeat 61 s after its start"),
     ],
 )
-def test_what_hangs_is_closed_and_killed(seen: Seen, reason: str) -> None:
+def test_what_hangs_is_closed_and_killed(seen: Observation, reason: str) -> None:
     verdict = judge(seen, NOW, RULES)
     assert verdict.kill is not None
     assert reason in verdict.kill
@@ -94,44 +94,48 @@ def test_what_hangs_is_closed_and_killed(seen: Seen, reason: str) -> None:
         replace(SERVING, answer=refusal("stuck")),
         replace(SERVING, silent_s=2.9),
         # Silence while the GIL is held by loading or compiling says nothing …
-        replace(SERVING, silent_s=500.0, beat=in_phase(Phase.LOAD, 500.0, 900.0)),
-        replace(SERVING, silent_s=500.0, beat=in_phase(Phase.COMPILE, 500.0, 600.0)),
+        replace(SERVING, silent_s=500.0, heartbeat=in_phase(Phase.LOAD, 500.0, 900.0)),
+        replace(SERVING, silent_s=500.0, heartbeat=in_phase(Phase.COMPILE, 500.0, 600.0)),
         # … nor does it just after that,
-        replace(SERVING, silent_s=500.0, excused_s=0.2, beat=in_phase(Phase.IDLE, 0.2)),
-        replace(SERVING, silent_s=500.0, excused_s=0.2, beat=in_phase(Phase.STEP, 0.2, 5.0)),
+        replace(SERVING, silent_s=500.0, excused_s=0.2, heartbeat=in_phase(Phase.IDLE, 0.2)),
+        replace(SERVING, silent_s=500.0, excused_s=0.2, heartbeat=in_phase(Phase.STEP, 0.2, 5.0)),
         # nor when a long drawing has just ended.
-        replace(SERVING, silent_s=4.0, worked_s=0.1, beat=in_phase(Phase.IDLE, 0.1)),
+        replace(SERVING, silent_s=4.0, worked_s=0.1, heartbeat=in_phase(Phase.IDLE, 0.1)),
         # A decoding of a large picture, allowed 60 s, kept the interpreter to itself.
-        replace(SERVING, silent_s=9.0, allowed_s=60.0, beat=in_phase(Phase.STEP, 0.1, 5.0)),
+        replace(SERVING, silent_s=9.0, allowed_s=60.0, heartbeat=in_phase(Phase.STEP, 0.1, 5.0)),
         # Supervisor is ending it: its socket goes first.
         replace(SERVING, answer=None, refused_s=60.0, program="STOPPING"),
-        replace(SERVING, beat=in_phase(Phase.ENDED, 5.0, 0.0)),
+        replace(SERVING, heartbeat=in_phase(Phase.ENDED, 5.0, 0.0)),
         # A heartbeat whose process is gone belongs to nobody.
-        Seen(beat=in_phase(Phase.STEP, 99.0, 5.0), alive=False, refused_s=0.1),
+        Observation(heartbeat=in_phase(Phase.STEP, 99.0, 5.0), alive=False, refused_s=0.1),
     ],
 )
-def test_what_may_recover_is_left_alive(seen: Seen) -> None:
+def test_what_may_recover_is_left_alive(seen: Observation) -> None:
     assert judge(seen, NOW, RULES).kill is None
 
 
 @pytest.mark.parametrize(
     ("seen", "cause"),
     [
-        (replace(SERVING, beat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
+        (replace(SERVING, heartbeat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
         # One call that keeps the interpreter to itself is overdue, not only silent.
-        (replace(SERVING, silent_s=5.3, beat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
-        (replace(SERVING, silent_s=5.6, beat=in_phase(Phase.STEP, 0.1, 5.0)), "silent"),
+        (replace(SERVING, silent_s=5.3, heartbeat=in_phase(Phase.STEP, 5.1, 5.0)), "overdue"),
+        (replace(SERVING, silent_s=5.6, heartbeat=in_phase(Phase.STEP, 0.1, 5.0)), "silent"),
         (replace(SERVING, silent_s=3.1), "silent"),
         (replace(SERVING, answer=None, refused_s=10.5), "other"),
-        (Seen(program="STARTING", beatless_s=61.0), "other"),
+        (Observation(program="STARTING", beatless_s=61.0), "other"),
     ],
 )
-def test_a_kill_says_whether_the_step_or_the_event_loop_stood_still(seen: Seen, cause: str) -> None:
+def test_a_kill_says_whether_the_step_or_the_event_loop_stood_still(
+    seen: Observation, cause: str
+) -> None:
     assert judge(seen, NOW, RULES).kill_cause == cause
 
 
 def test_idle_worker_has_no_deadline_of_its_own() -> None:
-    assert judge(replace(SERVING, beat=in_phase(Phase.IDLE, 1e6, 1.0)), NOW, RULES).kill is None
+    assert (
+        judge(replace(SERVING, heartbeat=in_phase(Phase.IDLE, 1e6, 1.0)), NOW, RULES).kill is None
+    )
 
 
 def test_half_falling_silent_together_holds_kills() -> None:
@@ -169,7 +173,7 @@ def test_own_lateness_holds_kills() -> None:
 def test_kills_of_a_minute_are_counted() -> None:
     hold = KillHold(Rules(max_kills_per_minute=2))
     hold.count_kill(NOW)
-    assert not hold.spent(NOW)
+    assert not hold.kill_budget_exhausted(NOW)
     hold.count_kill(NOW + 30)
-    assert hold.spent(NOW + 59)
-    assert not hold.spent(NOW + 61)
+    assert hold.kill_budget_exhausted(NOW + 59)
+    assert not hold.kill_budget_exhausted(NOW + 61)

@@ -118,7 +118,7 @@ def site(var_dir: Path, slot: str = "", **sections: dict[str, Any]) -> Iterator[
     verify: ssl.SSLContext | bool = True
     scheme = "http"
     if config.tls.on:
-        certificate.adopt(certificate.self_signed(config, layout), layout)
+        certificate.install(certificate.self_signed(config, layout), layout)
         verify, scheme = certificate.trusting(layout), "https"
     url = f"{scheme}://127.0.0.1:{config.listen.port}"
     with (

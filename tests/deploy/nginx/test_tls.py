@@ -12,7 +12,7 @@ import pytest
 
 from deploy.config import parse
 from deploy.rendering import certificate
-from deploy.rendering.certificate import adopt, check, read
+from deploy.rendering.certificate import check, install, read
 from tests.deploy.nginx.site import Site, SiteLayout, configuration, files, site
 from tests.deploy.processes import wait_until
 from tests.deploy.rendering.test_certificate import write_pair
@@ -244,7 +244,7 @@ def test_certificate_changes_forty_times_without_a_failure(secure: Site, tmp_pat
         assert next(lines) == "event: one"
         with askers:
             for pair in (*pairs * 20, before):
-                assert adopt(pair, secure.layout)
+                assert install(pair, secure.layout)
                 askers.until_served(20)
                 with handshake(secure, anybody) as connection:
                     shown.append(connection.getpeercert(binary_form=True))

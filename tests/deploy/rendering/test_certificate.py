@@ -17,7 +17,7 @@ from deploy.config import parse
 from deploy.guard.housekeeping import days_of_certificate
 from deploy.layout import Layout
 from deploy.rendering import certificate
-from deploy.rendering.certificate import CertificateError, adopt, check, read, self_signed
+from deploy.rendering.certificate import CertificateError, check, install, read, self_signed
 from deploy.rollout import checks
 
 DAY = timedelta(days=1)
@@ -125,14 +125,14 @@ def test_expired_pair_is_never_put_in_place(tmp_path: Path) -> None:
     layout = Layout(tmp_path, tmp_path / "run")
     pair = parse({"tls": write_pair(tmp_path / "a", begins=-9 * DAY, ends=-DAY)}).tls
     with pytest.raises(CertificateError, match="ended on"):
-        adopt(check(read(pair)), layout)
+        install(check(read(pair)), layout)
     assert not layout.pair.exists()
 
 
 def test_pair_in_place_is_this_users_alone_and_known_to_the_guard(tmp_path: Path) -> None:
     layout = Layout(tmp_path, tmp_path / "run")
     pair = check(read(parse({"tls": write_pair(tmp_path / "a")}).tls))
-    assert [adopt(pair, layout), adopt(pair, layout)] == [True, False]
+    assert [install(pair, layout), install(pair, layout)] == [True, False]
     assert layout.pair.stat().st_mode & 0o777 == 0o600
     assert layout.tls_dir.stat().st_mode & 0o777 == 0o700
     assert b"PRIVATE" not in layout.certificate.read_bytes()
@@ -144,14 +144,14 @@ def test_former_pair_stays_for_handshakes_that_began_with_it(tmp_path: Path) -> 
     layout = Layout(tmp_path, tmp_path / "run")
     folders = []
     for name in "abc":
-        adopt(check(read(parse({"tls": write_pair(tmp_path / name)}).tls)), layout)
-        folders.append(layout.shown_pair.resolve())
+        install(check(read(parse({"tls": write_pair(tmp_path / name)}).tls)), layout)
+        folders.append(layout.active_pair.resolve())
         assert list((folders[-1] / "empty").iterdir()) == []
     first, second, _ = folders
     assert first.exists()
     minute_ago = time.time() - 61
     os.utime(first, (minute_ago, minute_ago))
-    assert adopt(check(read(parse({"tls": write_pair(tmp_path / "d")}).tls)), layout)
+    assert install(check(read(parse({"tls": write_pair(tmp_path / "d")}).tls)), layout)
     assert (first.exists(), second.exists()) == (False, True)
 
 

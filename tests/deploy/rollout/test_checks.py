@@ -95,7 +95,7 @@ def test_doctor_tells_each_workers_levers(tmp_path: Path, monkeypatch: pytest.Mo
     given = {"levers": {"kernels": "off: no GPU", "fp8": "off"}}
     monkeypatch.setattr(checks, "livez", lambda path: given if path.name == "w1.sock" else {})
     workers = [{"device": "cpu", "count": 2}]
-    [finding] = checks.levers(cell(tmp_path, workers=workers))
+    [finding] = checks.optimisations(cell(tmp_path, workers=workers))
     assert (finding.subject, finding.text) == ("w1", "kernels off: no GPU; fp8 off")
 
 

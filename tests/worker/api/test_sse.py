@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from worker.api import sse
-from worker.api.middleware.exchange import Exchange
+from worker.api.middleware.request_context import RequestContext
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +18,7 @@ class Client:
         self.sent: list[Message] = []
         self.left = asyncio.Event()
         self.ended = 0
-        self.exchange = Exchange("id", 0.0, "local")
+        self.context = RequestContext("id", 0.0, "local")
 
     async def receive(self) -> Message:
         await self.left.wait()
@@ -31,7 +31,7 @@ class Client:
         self.ended += 1
 
     async def read(self, events: AsyncGenerator[bytes, None]) -> bytes:
-        scope: dict[str, Any] = {"type": "http", "exchange": self.exchange}
+        scope: dict[str, Any] = {"type": "http", "context": self.context}
         stream = sse.EventStream(events, self.on_end, "id")
         await asyncio.wait_for(stream(scope, self.receive, self.send), 30)
         return b"".join(message.get("body", b"") for message in self.sent)
@@ -59,7 +59,7 @@ async def test_client_that_leaves_before_the_first_event_ends_the_drawing() -> N
 
     await client.read(waiting())
     assert client.ended == 1
-    assert client.exchange.notes["status"] == 499
+    assert client.context.notes["status"] == 499
 
 
 async def test_client_that_leaves_in_silence_ends_the_drawing() -> None:
@@ -110,7 +110,7 @@ async def test_stream_ends_in_order_when_its_worker_does() -> None:
 
     client = Client()
     stream = sse.EventStream(endless(), client.on_end, "id", until=ending)
-    scope = {"type": "http", "exchange": client.exchange}
+    scope = {"type": "http", "context": client.context}
     await asyncio.wait_for(stream(scope, client.receive, client.send), 30)
     assert b"".join(message.get("body", b"") for message in client.sent) == b"1"
     assert client.sent[-1].get("more_body", False) is False

@@ -79,7 +79,7 @@ def test_a_table_of_other_levers_is_not_used(home: Path) -> None:
     settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
     on = calibration.measured_on(settings, pipeline, CPU)
     calibration.save(calibration.path_of(settings, on), on, [], calibration.costs_of([], CPU, 4))
-    pipeline.info = replace(pipeline.info, levers=(("fp8", "transformer"),))
+    pipeline.info = replace(pipeline.info, optimisations=(("fp8", "transformer"),))
     assert calibration.load(settings, pipeline, CPU) is None
 
 

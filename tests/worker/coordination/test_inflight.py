@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.coordination.beat import BeatWriter, Phase, Running, digest, read_beat
+from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest, read_heartbeat
 from worker.coordination.inflight import MAX_HANDLED, Handling, InFlight, read_in_flight
 
 
@@ -13,9 +13,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def table(path: Path) -> InFlight:
-    beat = BeatWriter(path)
-    beat.enter(Phase.IDLE, 3.0)
-    return InFlight(beat.mapped)
+    heartbeat = HeartbeatFile(path)
+    heartbeat.enter(Phase.IDLE, 3.0)
+    return InFlight(heartbeat.mapped)
 
 
 def test_a_request_stands_there_while_it_is_handled(table: InFlight, path: Path) -> None:
@@ -30,9 +30,9 @@ def test_a_request_stands_there_while_it_is_handled(table: InFlight, path: Path)
     one.close()
     one.resume()
     assert read_in_flight(path) == []
-    beat = read_beat(path)
-    assert beat
-    assert beat.phase is Phase.IDLE, "the heartbeat beside it is whole"
+    heartbeat = read_heartbeat(path)
+    assert heartbeat
+    assert heartbeat.phase is Phase.IDLE, "the heartbeat beside it is whole"
 
 
 def test_two_threads_at_work_for_one_request_are_one_line(table: InFlight, path: Path) -> None:
@@ -65,4 +65,4 @@ def test_a_heartbeat_of_an_older_version_has_no_such_table(table: InFlight, path
     Handling(table, digest("r")).resume()
     path.write_bytes(path.read_bytes()[:4160])
     assert read_in_flight(path) == []
-    assert read_beat(path) is not None
+    assert read_heartbeat(path) is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.worker.engine.fakes import GatedPipeline, Untimed
-from worker.coordination.beat import BeatWriter
+from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import Engine, Limits
 
 Running = Callable[..., AbstractAsyncContextManager[Engine]]
@@ -18,12 +18,12 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def beat(tmp_path: Path) -> BeatWriter:
-    return BeatWriter(tmp_path / "w1.beat")
+def heartbeat(tmp_path: Path) -> HeartbeatFile:
+    return HeartbeatFile(tmp_path / "w1.beat")
 
 
 @pytest.fixture
-def running(beat: BeatWriter) -> Running:
+def running(heartbeat: HeartbeatFile) -> Running:
     """``async with running(pipeline, **limits) as engine``: started, and closed at the end."""
 
     @asynccontextmanager
@@ -31,7 +31,7 @@ def running(beat: BeatWriter) -> Running:
         pipeline: GatedPipeline, spare: Iterator[object] | None = None, **limits: Any
     ) -> AsyncIterator[Engine]:
         bounds = Limits(**limits)
-        engine = Engine(pipeline, beat, bounds, Untimed(bounds.max_batch))
+        engine = Engine(pipeline, heartbeat, bounds, Untimed(bounds.max_batch))
         if spare:
             engine.when_idle(spare)
         engine.start()

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.worker.engine.fakes import entry, spec
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 from worker.engine.allowance import Allowances
 from worker.engine.costs import KINDS, Costs
 from worker.engine.limits import Limits

@@ -15,15 +15,15 @@ from tests.worker.engine.fakes import (
     recorder,
     spec,
 )
-from worker.coordination.beat import BeatWriter, Phase, read_beat
+from worker.coordination.heartbeat import HeartbeatFile, Phase, read_heartbeat
 from worker.engine.allowance import Allowances
 from worker.engine.driver import Driver
-from worker.engine.hindsight import Hindsight
+from worker.engine.forecast_bias import ForecastBias
+from worker.engine.heartbeat_writer import HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.pulse import Pulse
+from worker.engine.oom_tracker import Verdict
 from worker.engine.queue import Entry, Queue
 from worker.engine.request import Event, Partial, Priority, Queued, Stepped
-from worker.engine.room import Verdict
 from worker.engine.scheduler import Scheduler
 from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
 from worker.models.base import DevicePoisoned, OutOfMemory, Pixels, Sample
@@ -32,12 +32,12 @@ MakeDriver = Callable[..., Driver]
 
 
 @pytest.fixture
-def make(beat: BeatWriter) -> MakeDriver:
+def make(heartbeat: HeartbeatFile) -> MakeDriver:
     def make(pipeline: GatedPipeline, *entries: Entry, max_batch: int = 4) -> Driver:
         costs = Untimed(max_batch)
-        pulse = Pulse(beat, Limits(), compiles=False)
+        heartbeat_writer = HeartbeatWriter(heartbeat, Limits(), compiles=False)
         allowances = Allowances(Limits(), costs, stepwise=pipeline.info.stepwise)
-        driver = Driver(pipeline, pulse, Queue(100), costs, Scheduler(costs), allowances)
+        driver = Driver(pipeline, heartbeat_writer, Queue(100), costs, Scheduler(costs), allowances)
         driver.announce_interval_s = 0.0
         for each in entries:
             driver.queue.add(each)
@@ -209,7 +209,7 @@ def test_a_picture_that_does_not_fit_alone_is_sent_on_and_its_shape_remembered(
     driver = make(pipeline, large, small)
     run(driver)
     assert isinstance(recorder(large).errors[0], Unavailable)
-    closed = driver.room.closed_to(((512, 128), 1))
+    closed = driver.oom.closed_to(((512, 128), 1))
     assert closed
     assert closed.verdict is Verdict.DOUBTED
     assert recorder(small).texts == ["S|7|4"]
@@ -226,7 +226,7 @@ def test_memory_lost_for_a_shape_that_was_drawn_before_recycles_the_worker(
         driver.queue.add(entry("bad"))
     with pytest.raises(DevicePoisoned):
         run(driver)
-    assert driver.room.closed_to(((128, 128), 1)) is None
+    assert driver.oom.closed_to(((128, 128), 1)) is None
 
 
 def test_one_culprit_out_of_memory_does_not_shrink_the_batches_of_others(make: MakeDriver) -> None:
@@ -260,9 +260,9 @@ def test_a_poisoned_device_ends_the_driver(make: MakeDriver, tmp_path: Path) -> 
     driver = make(pipeline, entry("a"), entry("b"))
     with pytest.raises(DevicePoisoned):
         run(driver)
-    beat = read_beat(tmp_path / "w1.beat")
-    assert beat
-    assert (beat.phase, len(beat.running)) == (Phase.STEP, 2)
+    heartbeat = read_heartbeat(tmp_path / "w1.beat")
+    assert heartbeat
+    assert (heartbeat.phase, len(heartbeat.running)) == (Phase.STEP, 2)
 
 
 def test_exclusive_requests_share_no_call(make: MakeDriver) -> None:
@@ -276,9 +276,9 @@ def test_heartbeat_says_who_is_inside_and_whether_alone(make: MakeDriver, tmp_pa
     seen: list[tuple[Phase, int, bool]] = []
 
     def hook(prompts: list[str]) -> None:
-        beat = read_beat(tmp_path / "w1.beat")
-        assert beat
-        seen.append((beat.phase, len(beat.running), beat.alone))
+        heartbeat = read_heartbeat(tmp_path / "w1.beat")
+        assert heartbeat
+        seen.append((heartbeat.phase, len(heartbeat.running), heartbeat.alone))
 
     pipeline = GatedPipeline()
     pipeline.hooks = dict.fromkeys(("start", "step", "finish"), hook)
@@ -306,7 +306,7 @@ def test_waits_are_told_as_they_became_lately(make: MakeDriver) -> None:
     waiting = entry("a")
     driver = make(GatedPipeline(), waiting)
     for _ in range(200):
-        driver.hindsight.learn(2.0, 2.2)
+        driver.bias.learn(2.0, 2.2)
     driver.tell(waiting, Queued(3, 10.0))
     assert recorder(waiting).events == [Queued(3, 11.0)]
 
@@ -316,9 +316,9 @@ def test_a_request_that_begins_teaches_how_well_that_was_foreseen_once(make: Mak
     driver = make(GatedPipeline(), late, max_batch=1)
     late.foreseen = time.monotonic() - 4.0, 2.0
     run(driver)
-    taught = Hindsight()
+    taught = ForecastBias()
     taught.learn(2.0, 4.0)
-    assert driver.hindsight.factor == pytest.approx(taught.factor, abs=0.005)
+    assert driver.bias.factor == pytest.approx(taught.factor, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -391,9 +391,9 @@ def test_a_preview_has_an_allowance_of_its_own_and_is_one_requests(
 
     class Looking(GatedPipeline):
         def preview(self, sample: Sample) -> Pixels | None:
-            beat = read_beat(tmp_path / "w1.beat")
-            assert beat
-            seen.append((beat.phase, beat.allowance_s, len(beat.running)))
+            heartbeat = read_heartbeat(tmp_path / "w1.beat")
+            assert heartbeat
+            seen.append((heartbeat.phase, heartbeat.allowance_s, len(heartbeat.running)))
             return super().preview(sample)
 
     driver = make(Looking(), entry("a", partial_images=1), entry("b"))
@@ -411,10 +411,10 @@ def test_a_struck_picture_waits_while_another_suspect_is_handled(
     drawing = threading.Thread(target=run, args=(driver,))
     drawing.start()
     drawing.join(0.1)
-    beat = read_beat(tmp_path / "w1.beat")
-    assert beat
+    heartbeat = read_heartbeat(tmp_path / "w1.beat")
+    assert heartbeat
     # Whatever ends the worker now, it is not this picture.
-    assert (pipeline.calls, beat.running) == ([], ())
+    assert (pipeline.calls, heartbeat.running) == ([], ())
     driver.apart.release()
     drawing.join(20)
     assert recorder(one).texts == ["struck|7|4"]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
-from worker.coordination.beat import BeatWriter, Phase, read_beat
-from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, driver, room
+from worker.coordination.heartbeat import HeartbeatFile, Phase, read_heartbeat
+from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, driver, oom_tracker
 from worker.engine.forecast import forecast
 from worker.engine.queue import Entry
 from worker.errors import (
@@ -155,21 +155,21 @@ async def test_replay_is_taken_beyond_the_limit_and_keeps_its_place(running: Run
         assert await pipeline.next_step() == ["replayed"]
 
 
-async def drawing_slowly(beat: BeatWriter, step_s: float) -> tuple[Engine, GatedPipeline]:
+async def drawing_slowly(heartbeat: HeartbeatFile, step_s: float) -> tuple[Engine, GatedPipeline]:
     """An engine that is said to need ``step_s`` a step, draws one picture, and takes nobody who
     would wait for more than a minute."""
     costs = Costs(max_batch=1)
     costs.record("step", (128, 128), 1, step_s)
     pipeline = GatedPipeline(gated=True)
-    engine = Engine(pipeline, beat, Limits(max_queue_wait_s=60.0), costs)
+    engine = Engine(pipeline, heartbeat, Limits(max_queue_wait_s=60.0), costs)
     engine.start()
     engine.submit(request("a"))
     await pipeline.next_step()
     return engine, pipeline
 
 
-async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
-    engine, pipeline = await drawing_slowly(beat, step_s=100.0)
+async def test_too_long_a_wait_is_refused(heartbeat: HeartbeatFile) -> None:
+    engine, pipeline = await drawing_slowly(heartbeat, step_s=100.0)
     with pytest.raises(Overloaded, match="is over the limit of 60 s"):
         engine.submit(request("b"))
     pipeline.open()
@@ -177,7 +177,7 @@ async def test_too_long_a_wait_is_refused(beat: BeatWriter) -> None:
 
 
 async def test_hundreds_are_refused_with_a_few_forecasts(
-    beat: BeatWriter, monkeypatch: pytest.MonkeyPatch
+    heartbeat: HeartbeatFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forecasts = []
 
@@ -188,7 +188,7 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
     monkeypatch.setattr(driver, "forecast", counted)
     pipeline, costs = GatedPipeline(gated=True), Costs(1)
     costs.record("step", (128, 128), 1, 1.0)
-    engine = Engine(pipeline, beat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
+    engine = Engine(pipeline, heartbeat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
     engine.start()
     waits_s = []
     for k in range(300):
@@ -206,9 +206,9 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
 
 
 async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
-    beat: BeatWriter, monkeypatch: pytest.MonkeyPatch
+    heartbeat: HeartbeatFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, pipeline = await drawing_slowly(beat, step_s=10.0)
+    engine, pipeline = await drawing_slowly(heartbeat, step_s=10.0)
     engine.submit(request("b"))
     with pytest.raises(Overloaded) as refused:
         engine.submit(request("c", fingerprint="c"))
@@ -223,11 +223,11 @@ async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
 
 
 async def test_room_that_nobody_comes_for_keeps_nobody_out_of_an_idle_worker(
-    beat: BeatWriter,
+    heartbeat: HeartbeatFile,
 ) -> None:
     pipeline, costs = GatedPipeline(gated=True), Costs(1)
     costs.record("step", (128, 128), 1, 1.0)
-    engine = Engine(pipeline, beat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
+    engine = Engine(pipeline, heartbeat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
     engine.start()
     admitted, refused = [], 0
     for k in range(100):
@@ -351,15 +351,15 @@ async def test_fatal_error_answers_everybody_and_is_reported(
         with pytest.raises(NotReady):
             engine.submit(request("c"))
         await asyncio.wait_for(engine.drained(), PATIENCE_S)
-    beat = read_beat(tmp_path / "w1.beat")
-    assert beat
-    assert (beat.phase, len(beat.running), beat.alone) == (Phase.STEP, 1, True)
+    heartbeat = read_heartbeat(tmp_path / "w1.beat")
+    assert heartbeat
+    assert (heartbeat.phase, len(heartbeat.running), heartbeat.alone) == (Phase.STEP, 1, True)
 
 
 async def test_shape_that_never_fits_is_refused_at_once(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "DOUBT_S", 0.0)
+    monkeypatch.setattr(oom_tracker, "DOUBT_S", 0.0)
     pipeline = GatedPipeline()
     pipeline.hooks["step"] = raiser(OutOfMemory())
     async with running(pipeline) as engine:
@@ -378,8 +378,8 @@ async def test_senseless_requests_are_refused_before_they_queue(running: Running
             engine.submit(request("a", deadline=time.time() - 1.0))
 
 
-async def test_engine_that_was_not_started_takes_nothing(beat: BeatWriter) -> None:
-    engine = Engine(GatedPipeline(), beat, Limits())
+async def test_engine_that_was_not_started_takes_nothing(heartbeat: HeartbeatFile) -> None:
+    engine = Engine(GatedPipeline(), heartbeat, Limits())
     with pytest.raises(NotReady):
         engine.submit(request("a"))
     assert not engine.state().ready

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from tests.worker.engine.fakes import entry, spec
-from worker.coordination.beat import BeatWriter, Phase
+from worker.coordination.heartbeat import HeartbeatFile, Phase
 from worker.engine import costs as costs_module
 from worker.engine.costs import KINDS, MAX_SIZES, Costs
+from worker.engine.heartbeat_writer import _MAX_SHAPES, HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.pulse import _MAX_SHAPES, Pulse
+from worker.engine.oom_tracker import MAX_SHAPES, OomTracker
 from worker.engine.queue import Size
 from worker.engine.recently import Recently
-from worker.engine.room import MAX_SHAPES, Room
 
 SIZES = [(64 + 16 * (k % 60), 64 + 16 * (k // 60)) for k in range(3000)]
 
@@ -65,7 +65,7 @@ def test_of_thousands_of_sizes_the_last_are_known(tmp_path: Path) -> None:
     dumped = costs.dump()
     assert {len(dumped[kind]) for kind in ("caps", "peaks", *KINDS)} == {MAX_SIZES}
     assert len(costs.step_ms()) == 2 * MAX_SIZES, "what /livez shows"
-    tables = (costs._predicted, costs._told, costs._caps, costs._checked, costs._retrials)
+    tables = (costs._predicted, costs._told, costs._caps, costs._checked, costs._probes)
     assert max(len(table) for table in tables) <= 2048
     width, height = SIZES[0]
     expected_s = width * height / 1e6
@@ -84,19 +84,19 @@ def test_a_size_in_use_is_not_forgotten_for_those_that_come_and_go() -> None:
 
 
 def test_shapes_that_found_room_or_none_are_bounded() -> None:
-    room = Room()
+    oom = OomTracker()
     for size in SIZES:
-        room.drew((size, 1))
-        room.failed(((size[0], size[1] + 4096), 1))
-    assert len(room._drawn) == len(room._failed) == MAX_SHAPES
+        oom.drew((size, 1))
+        oom.failed(((size[0], size[1] + 4096), 1))
+    assert len(oom._drawn) == len(oom._failed) == MAX_SHAPES
 
 
 def test_shapes_that_the_heartbeat_has_seen_are_bounded(tmp_path: Path) -> None:
-    pulse = Pulse(BeatWriter(tmp_path / "w1.beat"), Limits(), compiles=True)
+    heartbeat_writer = HeartbeatWriter(HeartbeatFile(tmp_path / "w1.beat"), Limits(), compiles=True)
     for width, height in SIZES:
         picture = entry(specs=(spec("a", width=width, height=height),)).pictures[0]
-        pulse.learn((Phase.STEP, picture.size, 1))
-    assert len(pulse._seen) == _MAX_SHAPES
+        heartbeat_writer.learn((Phase.STEP, picture.size, 1))
+    assert len(heartbeat_writer._seen) == _MAX_SHAPES
 
 
 def test_what_was_set_longest_ago_is_forgotten_first() -> None:

@@ -8,8 +8,8 @@ import torch
 
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, request, spec
-from worker.coordination.beat import BeatWriter
-from worker.engine import Costs, Engine, Limits, Ticket, room
+from worker.coordination.heartbeat import HeartbeatFile
+from worker.engine import Costs, Engine, Limits, Ticket, oom_tracker
 from worker.errors import Refused, Unavailable
 from worker.models.base import OnInnerStep, Sample
 from worker.models.faults import translate
@@ -23,11 +23,11 @@ class SmallDevice(GatedPipeline):
 
     def __init__(self, room: int) -> None:
         super().__init__()
-        self.room = room
+        self.oom = room
 
     @translate
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
-        if sum(s.spec.width * s.spec.height for s in samples) > self.room:
+        if sum(s.spec.width * s.spec.height for s in samples) > self.oom:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         super().step(samples, on_inner_step)
 
@@ -54,7 +54,7 @@ async def test_a_size_that_finds_no_room_is_sent_on_and_not_tried_for_a_while(
         with pytest.raises(Unavailable, match="run out of memory"):
             await texts(tickets[0])
         assert await texts(tickets[1]) == ["s|7|4"]
-        pipeline.room = 256 * 128
+        pipeline.oom = 256 * 128
         with pytest.raises(Unavailable, match="256x128 found no room in this worker") as raised:
             engine.submit(request(specs=(spec("L", width=256),)))
         assert 25 < raised.value.retry_after_s <= 30
@@ -64,19 +64,19 @@ async def test_a_size_that_finds_no_room_is_sent_on_and_not_tried_for_a_while(
 async def test_memory_that_was_gone_for_a_while_refuses_nobody(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "DOUBT_S", 0.0)
+    monkeypatch.setattr(oom_tracker, "DOUBT_S", 0.0)
     pipeline = SmallDevice(room=128 * 128)
     async with running(pipeline) as engine:
         with pytest.raises(Unavailable):
             await texts(engine.submit(request(specs=(spec("L", width=256),))))
-        pipeline.room = 256 * 128
+        pipeline.oom = 256 * 128
         assert await texts(engine.submit(request(specs=(spec("L", width=256),)))) == ["L|7|4"]
 
 
 async def test_a_size_that_finds_no_room_twice_is_refused_from_then_on(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "DOUBT_S", 0.0)
+    monkeypatch.setattr(oom_tracker, "DOUBT_S", 0.0)
     async with running(SmallDevice(room=128 * 128)) as engine:
         with pytest.raises(Unavailable):
             await texts(engine.submit(request(specs=(spec("L", width=256),))))
@@ -92,7 +92,7 @@ async def test_memory_that_went_elsewhere_recycles_the_worker(running: Running) 
     async with running(pipeline) as engine:
         engine.on_fatal = fatal.put_nowait
         assert await texts(engine.submit(request("a"))) == ["a|7|4"]
-        pipeline.room = 0
+        pipeline.oom = 0
         for _ in range(3):  # not the request's fault: another worker shall draw it
             with pytest.raises(Unavailable):
                 await texts(engine.submit(request("b")))
@@ -100,11 +100,11 @@ async def test_memory_that_went_elsewhere_recycles_the_worker(running: Running) 
 
 
 async def test_what_is_predicted_not_to_fit_is_refused_before_it_is_tried(
-    beat: BeatWriter,
+    heartbeat: HeartbeatFile,
 ) -> None:
     pipeline, costs = SmallDevice(room=1 << 30), Costs(4, memory_limit=100)
     costs.record_peak((128, 128), 1, peak=60, resident=20)
-    engine = Engine(pipeline, beat, Limits(), costs)
+    engine = Engine(pipeline, heartbeat, Limits(), costs)
     engine.start()
     with pytest.raises(Refused, match="256x256 does not fit"):
         engine.submit(request(specs=(spec("L", width=256, height=256),)))

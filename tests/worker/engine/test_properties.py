@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.worker.engine.fakes import GatedPipeline, entry, fuzzed, recorder, spec
-from worker.coordination.beat import BeatWriter
+from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine.allowance import Allowances
 from worker.engine.costs import Costs
 from worker.engine.driver import Driver
+from worker.engine.heartbeat_writer import HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.pulse import Pulse
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, Priority
 from worker.engine.scheduler import Scheduler
@@ -81,12 +81,14 @@ class Judge(GatedPipeline):
 
 def driver_of(pipeline: Judge, cap: int, folder: str) -> Driver:
     costs = Costs(cap)
-    beat = BeatWriter(Path(folder) / "w1.beat")
+    heartbeat = HeartbeatFile(Path(folder) / "w1.beat")
     queue, scheduler = Queue(100), Scheduler(costs, quantum_s=1e-4)
-    pulse = Pulse(beat, Limits(), compiles=False)
+    heartbeat_writer = HeartbeatWriter(heartbeat, Limits(), compiles=False)
     # The faults here are the prompts', so no recycling: it has a test of its own.
     allowances = Allowances(Limits(), costs, stepwise=pipeline.info.stepwise)
-    return Driver(pipeline, pulse, queue, costs, scheduler, allowances, max_lost_memory=10**6)
+    return Driver(
+        pipeline, heartbeat_writer, queue, costs, scheduler, allowances, max_lost_memory=10**6
+    )
 
 
 def out_of_order(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:

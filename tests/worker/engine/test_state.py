@@ -1,4 +1,4 @@
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 from worker.engine.state import Activity
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
-from worker.coordination.beat import digest
-from worker.coordination.holder import this_process
+from worker.coordination.heartbeat import digest
+from worker.coordination.lease_holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.runner import HARMFUL, _fail, _new_lease
@@ -207,7 +207,7 @@ def strike(
 ) -> None:
     """Two workers died with this item alone in their step."""
     [leased] = [store(leases.take, "x", lambda: "probe", lambda _: 1, time.time())[0]]
-    store(leases.let_go, ["probe"])
+    store(leases.release, ["probe"])
     name = _fingerprint(Leased(**{**vars(leased), "job_id": job.id, "number": number}))
     folder = home / "strikes" / digest(name).hex()
     folder.mkdir(parents=True)

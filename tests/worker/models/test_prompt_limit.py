@@ -13,8 +13,8 @@ from worker.models.loading.sources import TINY, load
 from worker.models.prompt_limit import PromptLimit
 from worker.models.tokens import chat, chat_limit, whole_limit
 from worker.models.whole import WholeCall
-from worker.models.zimage.captions import MAX_TOKENS
 from worker.models.zimage.pipeline import ZImageStepwise
+from worker.models.zimage.prompt_embeddings import MAX_TOKENS
 from worker.settings import Settings
 
 

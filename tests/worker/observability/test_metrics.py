@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.coordination.beat import Phase
+from worker.coordination.heartbeat import Phase
 from worker.engine.state import Counters, EngineState
 from worker.observability.metrics import Metrics, Reading, size_class
 

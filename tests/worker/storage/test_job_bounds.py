@@ -58,10 +58,10 @@ def test_choosing_costs_the_same_however_many_jobs_somebody_has(store: Store) ->
     share = replace(SHARE, open_jobs=10_000)
     store.create("quiet", owner="quiet", share=share)
     many_jobs(store, 10, "busy")
-    few = steps_of(store, leases.glance, 200.0)
+    few = steps_of(store, leases.snapshot, 200.0)
     many_jobs(store, 300, "busier")
     many_jobs(store, 300, "busiest")
-    many = steps_of(store, leases.glance, 200.0)
+    many = steps_of(store, leases.snapshot, 200.0)
     assert many < 3 * few  # four turns in place of two
     assert many < 3000
 
@@ -73,10 +73,10 @@ def test_held_jobs_cost_nothing(store: Store) -> None:
     many_jobs(store, 300, "limited")
     store(jobs.hold, "limited", 300.0)
     other = store.create("other", owner="other")
-    offer = store(leases.glance, 200.0).offer
+    offer = store(leases.snapshot, 200.0).offer
     assert offer is not None
     assert offer.job_id == other.id
-    assert steps_of(store, leases.glance, 200.0) < 3000
+    assert steps_of(store, leases.snapshot, 200.0) < 3000
 
 
 def test_streams_of_a_job_hear_that_its_key_is_held(store: Store) -> None:
@@ -108,7 +108,7 @@ def test_what_is_asked_all_the_time_reads_by_index(store: Store) -> None:
                 plans.extend(row[3] for row in rows)
 
         sa.event.listen(connection, "before_cursor_execute", before)
-        leases.glance(connection, 200.0)
+        leases.snapshot(connection, 200.0)
         leases.take(connection, "w1", lambda: "lease", lambda _: 1, 200.0)
         jobs.foreseen(connection)
         jobs.page(connection, "k1", (), 20, None)
@@ -194,7 +194,7 @@ def test_jobs_of_the_version_before_are_drawn(store: Store) -> None:
     [item] = store(leases.take, "w1", lambda: "lease", lambda _: 1, 200.0)
     assert (item.number, item.prompt) == (1, "old")
     assert store.items(job.id)[0].prompt == "old"
-    store(leases.give_back, item, not_before=250.0, tried=True)
+    store(leases.requeue, item, not_before=250.0, tried=True)
     [other] = store(leases.take, "w1", lambda: "lease", lambda _: 1, 200.0)
     assert other.number == 2
     share = replace(SHARE, stored_bytes=jobs.JOB_BYTES + 3 * jobs.ITEM_BYTES + 100)

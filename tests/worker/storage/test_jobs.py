@@ -11,13 +11,13 @@ import sqlalchemy as sa
 from worker.errors import Conflict, LimitReached, Refused
 from worker.storage import jobs
 from worker.storage.database import create_engine, sqlite_url
-from worker.storage.jobs import Job, Share, Wish
+from worker.storage.jobs import Job, JobSpec, Share
 from worker.storage.migrations import migrate
 from worker.storage.schema import metadata
 
 T = TypeVar("T")
 REQUEST = "0123456789abcdef0123456789abcdef"
-WISH = Wish(
+WISH = JobSpec(
     name="posters",
     prompts=("a", "b", "c"),
     first_seed=jobs.SEEDS - 2,

@@ -66,7 +66,7 @@ def test_only_the_present_lease_gives_a_result(store: Store) -> None:
     assert other.number == item.number
     assert not store(leases.finish, item, "img_late", 300.0)
     assert not store(leases.fail, item, "x", "x", 300.0)
-    assert not store(leases.give_back, item)
+    assert not store(leases.requeue, item)
     assert store(leases.finish, other, "img_right", 300.0)
     assert store.items(job.id, "done")[0].image_id == "img_right"
 
@@ -85,32 +85,32 @@ def test_leases_end_with_their_time_unless_they_are_renewed(store: Store) -> Non
     kept, lost = take(store, 2)
     late = 200.0 + LEASE_S + 1
     store(leases.renew, [kept.lease], 200.0 + LEASE_S)
-    assert store(leases.glance, late).late
+    assert store(leases.snapshot, late).late
     assert store(leases.end, (), late) == 1
     assert store(leases.held_by, "w1") == {kept.lease}
     assert [i.number for i in take(store, 3, now=late)] == [lost.number, 3]
-    assert not store(leases.glance, late).late
+    assert not store(leases.snapshot, late).late
 
 
 def test_glance_says_what_is_next_and_who_has_some(store: Store) -> None:
-    assert store(leases.glance, 200.0) == leases.Glance(None, frozenset(), False)
+    assert store(leases.snapshot, 200.0) == leases.LeaseSnapshot(None, frozenset(), False)
     job = store.create()
     take(store, 1)
-    seen = store(leases.glance, 200.0)
+    seen = store(leases.snapshot, 200.0)
     assert seen.offer is not None
     assert (seen.offer.job_id, seen.offer.ready) == (job.id, 2)
     assert (seen.holders, seen.late) == (frozenset({"w1"}), False)
     store(jobs.pause, store.job(job.id))
-    assert store(leases.glance, 200.0) == leases.Glance(None, frozenset(), False)
+    assert store(leases.snapshot, 200.0) == leases.LeaseSnapshot(None, frozenset(), False)
 
 
 def test_what_is_given_back_waits_until_it_may_be_tried_again(store: Store) -> None:
     job = store.create()
     [item] = take(store)
     why = ("storage_failed", "the disk is full")
-    store(leases.give_back, item, not_before=250.0, tried=True, why=why)
+    store(leases.requeue, item, not_before=250.0, tried=True, why=why)
     assert [i.number for i in take(store, 3)] == [2, 3]
-    assert store(leases.glance, 249.0).offer is None
+    assert store(leases.snapshot, 249.0).offer is None
     [again] = take(store, now=250.0)
     assert (again.number, again.tries) == (1, 1)
     assert store.items(job.id)[0].error_message == "the disk is full"
@@ -169,7 +169,7 @@ def test_room_is_asked_for_the_job_that_is_next(store: Store) -> None:
 def test_leases_can_be_let_go(store: Store) -> None:
     store.create()
     one, two = take(store, 2)
-    store(leases.let_go, [one.lease, "unknown"])
+    store(leases.release, [one.lease, "unknown"])
     assert store(leases.held_by, "w1") == {two.lease}
     assert take(store)[0].number == one.number
 

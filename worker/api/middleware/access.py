@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from worker.accounts import tokens
 from worker.api import answers
 from worker.api.caller import Caller
-from worker.api.middleware.exchange import Exchange
+from worker.api.middleware.request_context import RequestContext
 from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
 from worker.service import Service
 from worker.storage.keys import Key
@@ -49,20 +49,20 @@ class Access:
         headers = dict(scope["headers"])
         bearer = headers.get(b"authorization")
         key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
-        exchange: Exchange = scope["exchange"]
-        exchange.notes["key"] = key.name
+        context: RequestContext = scope["context"]
+        context.notes["key"] = key.name
         scope["caller"] = Caller.of(key)
 
     def _of_header(self, scope: Scope, header: bytes) -> Key:
         scheme, _, token = header.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
-            raise denied(self._service, scope["exchange"], "no bearer")
-        return key_of(self._service, scope["exchange"], token.strip())
+            raise denied(self._service, scope["context"], "no bearer")
+        return key_of(self._service, scope["context"], token.strip())
 
     def _of_cookie(self, scope: Scope, headers: Headers) -> Key:
         key = signed_in(self._service, headers)
         if key is None:
-            raise denied(self._service, scope["exchange"], "no key", count=False)
+            raise denied(self._service, scope["context"], "no key", count=False)
         require_own_page(scope["method"], headers)
         return key
 
@@ -77,12 +77,12 @@ def _asks_itself(path: str) -> bool:
     return path == _SESSION or path.startswith(_LINKS)
 
 
-def key_of(service: Service, exchange: Exchange, token: str) -> Key:
+def key_of(service: Service, context: RequestContext, token: str) -> Key:
     """The good key ``token``; raises ``Unauthenticated``, ``LimitReached`` or ``StoreAway``."""
     key = service.keys.holder(token)
     why_not = "wrong key" if key is None else key.why_not(time.time())
     if key is None or why_not is not None:
-        raise denied(service, exchange, why_not or "")
+        raise denied(service, context, why_not or "")
     return key
 
 
@@ -127,13 +127,13 @@ def is_https(headers: Headers) -> bool:
 
 
 def denied(
-    service: Service, exchange: Exchange, why: str, *, count: bool = True
+    service: Service, context: RequestContext, why: str, *, count: bool = True
 ) -> Unauthenticated | LimitReached:
     """The error for whoever showed no good key. Says nothing that would help to guess one; the
     log says why, without the key."""
-    exchange.notes["denied"] = why
+    context.notes["denied"] = why
     service.metrics.denied.labels(why.replace(" ", "_")).inc()
-    wait_s = service.denials.add(exchange.key) if count else 0.0
+    wait_s = service.auth_throttle.add(context.key) if count else 0.0
     if wait_s:
         return LimitReached(
             "Too many wrong keys came from this address: wait a minute.", retry_after_s=wait_s

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.api import answers
-from worker.api.middleware.exchange import exchange_of
+from worker.api.middleware.request_context import context_of
 from worker.errors import ZimageError
 
 
@@ -38,7 +38,7 @@ async def _respond(route: Route, request: Request) -> Response:
     try:
         response: Response = await route.endpoint(request)
     except ZimageError as error:
-        return answers.of_error(error, again=exchange_of(request).again)
+        return answers.of_error(error, again=context_of(request).again)
     except HTTPException as error:
         return await answers.on_http_error(request, error)
     return response

@@ -20,10 +20,10 @@ from worker import log
 from worker.api import answers
 from worker.api.caller import turn_of
 from worker.api.middleware.access import INTERNAL
-from worker.api.middleware.exchange import QUIET, Exchange
-from worker.coordination.beat import digest
+from worker.api.middleware.request_context import QUIET, RequestContext
+from worker.coordination.heartbeat import digest
 from worker.coordination.inflight import Handling
-from worker.coordination.strikes import CLEAN, Record
+from worker.coordination.poison_requests import CLEAN, Record
 from worker.errors import Unavailable, ZimageError
 from worker.service import Service
 
@@ -46,35 +46,35 @@ class PoisonGuard:
         if scope["type"] != "http" or scope["path"] in _UNGUARDED:
             await self._app(scope, receive, send)
             return
-        service, exchange = self._service, cast(Exchange, scope["exchange"])
-        handling = exchange.handling = Handling(service.in_flight, digest(exchange.id))
-        exchange.clean = service.strikes.surely_clean(exchange.id)
+        service, context = self._service, cast(RequestContext, scope["context"])
+        handling = context.handling = Handling(service.in_flight, digest(context.id))
+        context.clean = service.poison_requests.surely_clean(context.id)
         handling.resume()
         try:
-            if not exchange.clean or scope["path"] not in self._drawings:
-                receive = await self._watched(scope, exchange, receive)
+            if not context.clean or scope["path"] not in self._drawings:
+                receive = await self._watched(scope, context, receive)
             await self._app(scope, receive, send)
         except ZimageError as error:
-            again = exchange.again if scope["path"] in self._drawings else ""
+            again = context.again if scope["path"] in self._drawings else ""
             await answers.of_error(error, again=again)(scope, receive, send)
         finally:
             handling.close()
-            exchange.unlock()
+            context.unlock()
 
-    async def _watched(self, scope: Scope, exchange: Exchange, receive: Receive) -> Receive:
+    async def _watched(self, scope: Scope, context: RequestContext, receive: Receive) -> Receive:
         """``receive``, which hands the end of the body over once the request may go on."""
         asked = hashlib.blake2b(digest_size=16)
         for part in (scope["method"], scope["path"], turn_of(scope)):
             asked.update(part.encode() + b"\n")
         asked.update(scope["query_string"] + b"\n")
-        if not exchange.clean:
-            await clear(self._service, exchange, exchange.id, None)
+        if not context.clean:
+            await clear(self._service, context, context.id, None)
         if scope["path"] in self._drawings:
             return receive
         if not _has_body(scope):
-            await clear(self._service, exchange, asked.hexdigest(), None)
+            await clear(self._service, context, asked.hexdigest(), None)
             return receive
-        return _until_whole(receive, asked, lambda name: clear(self._service, exchange, name, None))
+        return _until_whole(receive, asked, lambda name: clear(self._service, context, name, None))
 
 
 def _until_whole(
@@ -103,19 +103,19 @@ def _has_body(scope: Scope) -> bool:
 
 
 async def clear(
-    service: Service, exchange: Exchange, fingerprint: str, asked: str | None
+    service: Service, context: RequestContext, fingerprint: str, asked: str | None
 ) -> Record:
     """What is known of the request that ``fingerprint`` stands for; raises ``Refused`` where it
     kills workers. From here on it is known by that. One that is struck has waited for its turn.
 
     ``asked`` says what is to be drawn, if anything is."""
-    handling = exchange.handling
+    handling = context.handling
     assert handling is not None, "the middleware comes first"
-    record = await _record(service, exchange, fingerprint)
+    record = await _record(service, context, fingerprint)
     if not record.strikes:
         handling.call(digest(fingerprint), struck=handling.struck)
         return record
-    exchange.notes["strikes"] = record.strikes
+    context.notes["strikes"] = record.strikes
     if record.refused:
         service.metrics.strikes.labels("too_slow" if record.too_slow else "refused").inc()
         raise record.refusal(asked)
@@ -124,23 +124,23 @@ async def clear(
     deadline = time.monotonic() + (_BRIEF_WAIT_S if asked is None else ALONE_WAIT_S)
     if record.alone:
         await _until_another_is_open(service, deadline)
-    if not exchange.locked:
+    if not context.locked:
         await _take(service.apart, deadline)
-        exchange.lock(service.apart)
+        context.lock(service.apart)
     handling.call(digest(fingerprint), struck=True)
     handling.resume()
     return record
 
 
-async def _record(service: Service, exchange: Exchange, fingerprint: str) -> Record:
-    if exchange.clean:
+async def _record(service: Service, context: RequestContext, fingerprint: str) -> Record:
+    if context.clean:
         return CLEAN
-    look = asyncio.to_thread(service.strikes.arrive, exchange.id, fingerprint)
+    look = asyncio.to_thread(service.poison_requests.arrive, context.id, fingerprint)
     try:
         return await asyncio.wait_for(look, STRIKES_TIMEOUT_S)
     except (OSError, TimeoutError) as error:
         # A full or stalled disk must not stop the drawing.
-        log.failure("strikes cannot be read", error, request_id=exchange.id)
+        log.failure("strikes cannot be read", error, request_id=context.id)
         return CLEAN
 
 
@@ -159,7 +159,7 @@ async def _take(lock: threading.Lock, deadline: float) -> None:
 async def _until_another_is_open(service: Service, deadline: float) -> None:
     """Wait until this request's next victim, if it is one, would not be the last worker."""
     log.event("struck request waits for a second worker")
-    while not await asyncio.to_thread(service.strikes.another_is_open):
+    while not await asyncio.to_thread(service.poison_requests.another_is_open):
         service.require_ready()
         if time.monotonic() > deadline:
             raise Unavailable(

@@ -23,7 +23,7 @@ async def readyz(request: Request) -> Response:
 async def livez(request: Request) -> Response:
     """All that is known of this worker. 200 whenever the event loop runs."""
     service: Service = request.app.state.service
-    beat, state = service.beat(), service.engine_state()
+    heartbeat, state = service.heartbeat(), service.engine_state()
     return Json(
         {
             **readiness(service),
@@ -31,11 +31,11 @@ async def livez(request: Request) -> Response:
             "pid": os.getpid(),
             "model": service.settings.model,
             "device": service.settings.device,
-            "levers": service.levers(),
+            "levers": service.optimisations(),
             "uptime_s": round(time.time() - service.started_at, 1),
-            "phase_age_s": None if beat is None else round(beat.age_s(), 3),
-            "phase_allowance_s": None if beat is None else beat.allowance_s,
-            "steps": None if beat is None else beat.steps,
+            "phase_age_s": None if heartbeat is None else round(heartbeat.age_s(), 3),
+            "phase_allowance_s": None if heartbeat is None else heartbeat.allowance_s,
+            "steps": None if heartbeat is None else heartbeat.steps,
             "encoding": service.encoders.waiting,
             "engine": None if state is None else asdict(state),
         }
@@ -50,10 +50,10 @@ async def metrics(request: Request) -> Response:
 
 def readiness(service: Service) -> dict[str, Any]:
     reason = service.not_ready()
-    beat, state = service.beat(), service.engine_state()
+    heartbeat, state = service.heartbeat(), service.engine_state()
     content: dict[str, Any] = {
         "ready": reason is None,
-        "phase": None if beat is None else beat.phase.name.lower(),
+        "phase": None if heartbeat is None else heartbeat.phase.name.lower(),
         "queued": 0 if state is None else state.queued,
         "running": 0 if state is None else state.running,
         "drawn": service.metrics.drawn,

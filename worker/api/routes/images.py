@@ -17,15 +17,15 @@ from worker import log
 from worker.api import answers, sse
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
-from worker.api.middleware.exchange import CLIENT_GONE, Exchange, exchange_of
 from worker.api.middleware.poison import clear
+from worker.api.middleware.request_context import CLIENT_GONE, RequestContext, context_of
 from worker.api.routes import files
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, ref
 from worker.coordination import quota
-from worker.coordination.places import Place
+from worker.coordination.poison_requests import asked_text
 from worker.coordination.quota import Hold
-from worker.coordination.strikes import asked_text
+from worker.coordination.resume_tokens import ResumeToken
 from worker.engine import Ticket
 from worker.engine.request import (
     NO_PIXELS,
@@ -72,11 +72,11 @@ async def generate(request: Request) -> Response:
     try:
         body = await read_json_body(request, service.settings.max_body_bytes)
         generation = wire.parse(body, service.settings, service.info)
-        drawing = Drawing(service, generation, exchange_of(request), caller_of(request))
+        drawing = Drawing(service, generation, context_of(request), caller_of(request))
         with drawing.counted():
             if generation.stream:
                 await while_connected(request.receive, drawing.admit())
-                return sse.EventStream(drawing.events(), drawing.end, drawing.exchange.id)
+                return sse.EventStream(drawing.events(), drawing.end, drawing.context.id)
             return await while_connected(request.receive, drawing.answer(request))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
@@ -94,18 +94,18 @@ class Drawing:
     """One admitted request on its way through engine and encoders."""
 
     def __init__(
-        self, service: Service, generation: wire.Generation, exchange: Exchange, caller: Caller
+        self, service: Service, generation: wire.Generation, context: RequestContext, caller: Caller
     ) -> None:
-        self.exchange = exchange
+        self.context = context
         self._service = service
         self._generation = generation
         self._caller = caller
-        self._specs = generation.specs(default_seed(exchange.id))
-        self._place: Place | None = None
+        self._specs = generation.specs(default_seed(context.id))
+        self._place: ResumeToken | None = None
         self._ticket: Ticket | None = None
         self._hold: Hold | None = None
         self._unfinished = dict.fromkeys(range(len(self._specs)), 0)  # and previews of them
-        exchange.notes |= {
+        context.notes |= {
             "images": len(self._specs),
             "size": generation.size,
             "steps": generation.steps,
@@ -119,7 +119,7 @@ class Drawing:
         self._take_place()
         try:
             self._hold = await self._service.quotas.hold(
-                key, self.exchange.id, self._since, len(self._specs)
+                key, self.context.id, self._since, len(self._specs)
             )
             await self._admit()
         except BaseException:
@@ -129,22 +129,22 @@ class Drawing:
     def _take_place(self) -> None:
         """Go on in the place of the stream that was cut. A place that is no good is left: the
         request is drawn all the same, as one that came now."""
-        text, now = self._generation.resume, self.exchange.arrived_at
+        text, now = self._generation.resume, self.context.arrived_at
         if not text:
             return
-        self._place = self._service.places.take(text, self._caller.turn, self._specs, now)
+        self._place = self._service.resume_tokens.take(text, self._caller.turn, self._specs, now)
         if self._place is None:
-            self.exchange.notes["resume"] = "ignored"
+            self.context.notes["resume"] = "ignored"
         else:
-            self.exchange.notes["resumed_after_s"] = round(now - self._since, 3)
+            self.context.notes["resumed_after_s"] = round(now - self._since, 3)
 
     @property
     def _since(self) -> float:
         """Its arrival to the queue: that of the first stream, if this one goes on in its place."""
-        return self._place.arrived_at if self._place else self.exchange.arrived_at
+        return self._place.arrived_at if self._place else self.context.arrived_at
 
     async def _release(self) -> None:
-        self._service.places.free(self._place)
+        self._service.resume_tokens.free(self._place)
         if self._hold is not None:
             await self._hold.release()
 
@@ -155,9 +155,9 @@ class Drawing:
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)
         fingerprint = fingerprint_of(self._caller.turn, generation)
-        record = await clear(service, self.exchange, fingerprint, asked_text(self._specs[0]))
+        record = await clear(service, self.context, fingerprint, asked_text(self._specs[0]))
         request = DrawRequest(
-            id=self.exchange.id,
+            id=self.context.id,
             specs=self._specs,
             arrived_at=self._since,
             key=self._caller.turn,
@@ -172,7 +172,7 @@ class Drawing:
         self._ticket = service.engine.submit(request, self._encode)
         # From here on the header is as good as sent: another worker can no longer have it.
         self._ticket.keep = generation.stream
-        self.exchange.rest()  # until its first picture is drawn
+        self.context.rest()  # until its first picture is drawn
 
     def _priority(self) -> Priority:
         key = self._caller.key
@@ -188,7 +188,7 @@ class Drawing:
         if self._ticket is not None:
             self._ticket.cancel()
         self._note_left()
-        self._service.places.free(self._place)
+        self._service.resume_tokens.free(self._place)
         if self._hold is not None:
             self._hold.give_back()
 
@@ -217,7 +217,7 @@ class Drawing:
         headers = {f"X-{name}": str(value) for name, value in timings.items()}
         replies, name = self._service.replies, None
         if replies.takes(body):
-            name = await asyncio.to_thread(replies.save, self.exchange.id, body)
+            name = await asyncio.to_thread(replies.save, self.context.id, body)
         if name is not None:
             headers["X-Accel-Redirect"] = REPLIES_LOCATION + name
         content_sent = body if name is None else b""
@@ -260,7 +260,7 @@ class Drawing:
         self._service.encoders.begin(lambda: self._deliver(drawn, ticket, began))
 
     def _deliver(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
-        handling = self.exchange.handling
+        handling = self.context.handling
         assert handling is not None, "the middleware comes first"
         with self._service.apart if handling.struck else nullcontext():
             handling.resume()
@@ -280,7 +280,7 @@ class Drawing:
                 self._generation.response_format == "b64_json",
             )
         except Exception as error:
-            log.failure("a picture cannot be encoded", error, request_id=self.exchange.id)
+            log.failure("a picture cannot be encoded", error, request_id=self.context.id)
             ticket.fail(DrawingFailed("The picture was drawn and could not be encoded."))
             return
         encode_s = time.monotonic() - began
@@ -288,7 +288,7 @@ class Drawing:
         ticket.deliver(Finished(**told, picture=picture, encode_s=encode_s))
 
     def _image_id(self, drawn: Drawn) -> str:
-        return f"{self.exchange.id}-{drawn.image_index}"
+        return f"{self.context.id}-{drawn.image_index}"
 
     def _noted(self, one: Finished) -> Finished:
         """``one``, once it is counted, written down and on its way into the gallery."""
@@ -309,10 +309,10 @@ class Drawing:
     def _note(self, index: int, event: str, previews: int = 0) -> None:
         entry = audit.Entry(
             at=time.time(),
-            image=f"{self.exchange.id}-{index}",
+            image=f"{self.context.id}-{index}",
             owner=self._caller.owner,
             name=self._caller.name,
-            client=self.exchange.key,
+            client=self.context.key,
             model=self._service.info.id,
             spec=self._specs[index],
             event=event,
@@ -331,14 +331,14 @@ class Drawing:
 
     def _keep(self, drawn: Drawn, picture: Picture, data: bytes | None) -> None:
         if self._generation.store and self._service.settings.gallery:
-            self._service.keeper.keep(self._stored(drawn, picture), data)
+            self._service.gallery_writer.keep(self._stored(drawn, picture), data)
 
     def _stored(self, drawn: Drawn, picture: Picture) -> StoredImage:
         return StoredImage.of(
             drawn.spec,
-            id=f"{self.exchange.id}-{drawn.image_index}",
+            id=f"{self.context.id}-{drawn.image_index}",
             owner=self._caller.owner,
-            created_at=self.exchange.arrived_at,
+            created_at=self.context.arrived_at,
             model=self._service.info.id,
             format=self._generation.output_format,
             bytes=len(picture.data),
@@ -355,7 +355,7 @@ class Drawing:
         }
         self._service.metrics.queued(queue_ms / 1000)
         for name, value in timings.items():
-            self.exchange.notes[name.lower().replace("-", "_")] = value
+            self.context.notes[name.lower().replace("-", "_")] = value
         return timings
 
     @contextmanager
@@ -385,10 +385,10 @@ class Drawing:
         spec = self._specs[0]
         megapixels = 0.0 if drawn is None else spec.width * spec.height / 1e6
         return usage.Entry(
-            self.exchange.id,
+            self.context.id,
             index,
             outcome,
-            self.exchange.arrived_at,
+            self.context.arrived_at,
             self._caller.owner,
             self._service.info.id,
             spec.width,
@@ -451,7 +451,7 @@ class Drawing:
     def _queued(self, event: Queued) -> bytes:
         return sse.event(
             "image_generation.queued",
-            request_id=self.exchange.id,
+            request_id=self.context.id,
             seeds=[spec.seed for spec in self._specs],
             position=event.position,
             wait_s=round(event.wait_s, 3),
@@ -461,7 +461,7 @@ class Drawing:
     @cached_property
     def _resume(self) -> str:
         """This stream's place, which its client sends with the request if the stream is cut."""
-        return self._service.places.text(self._since, self._caller.turn, self._specs)
+        return self._service.resume_tokens.text(self._since, self._caller.turn, self._specs)
 
     async def _partial(self, event: Partial) -> bytes:
         picture = await self._service.encoders.encode(

@@ -20,7 +20,7 @@ from worker.api import oversight, sse
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body
-from worker.api.middleware.exchange import CLIENT_GONE, exchange_of
+from worker.api.middleware.request_context import CLIENT_GONE, context_of
 from worker.api.routes import gallery
 from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
@@ -28,7 +28,7 @@ from worker.api.schemas.fields import bad, digits_of
 from worker.api.schemas.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.coordination import quota
-from worker.coordination.steps import Steps
+from worker.coordination.progress import Steps
 from worker.errors import Conflict, NotFound, Overloaded
 from worker.jobs.archive import archive
 from worker.jobs.drawing import priority_of
@@ -37,7 +37,7 @@ from worker.service import Service
 from worker.storage import gallery as pictures
 from worker.storage import jobs
 from worker.storage.gallery import StoredImage
-from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, Share, Wish
+from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, JobSpec, Share
 
 MAX_JOBS = 100
 MAX_ITEMS = 500
@@ -53,22 +53,22 @@ _STEPS_S = 0.25
 async def create(request: Request) -> Response:
     """Accept a job: once this has answered, it will be drawn whatever happens."""
     service, caller = _service(request), caller_of(request)
-    exchange = exchange_of(request)
+    context = context_of(request)
     try:
-        async with _wish_of(request, service, default_seed(exchange.id)) as wish:
+        async with _wish_of(request, service, default_seed(context.id)) as wish:
             quota.require_size(caller.key, wish.width, wish.height, wish.steps)
             wish = replace(wish, priority=priority_of(caller.key, wish.priority))
             service.engine.check([_first(wish)])
-            job = await _created(service, wish, caller, exchange.id)
+            job = await _created(service, wish, caller, context.id)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
-    exchange.notes |= {"job": job.id, "items": job.total}
-    service.jobs.ring()
+    context.notes |= {"job": job.id, "items": job.total}
+    service.jobs.notify()
     return Json(await _described(service, job), 202)
 
 
 @asynccontextmanager
-async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterator[Wish]:
+async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterator[JobSpec]:
     """What ``request`` asks for. One at a time has its body and what it says in memory: the values
     of 8 MiB of JSON may take twenty times as much. Raises ``ClientGone`` or ``Overloaded``."""
     try:
@@ -84,12 +84,12 @@ async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterat
         service.reading_job.release()
 
 
-def _first(wish: Wish) -> DrawSpec:
+def _first(wish: JobSpec) -> DrawSpec:
     size = wish.width, wish.height
     return DrawSpec(wish.prompts[0], *size, wish.steps, wish.first_seed, wish.guidance_scale)
 
 
-async def _created(service: Service, wish: Wish, caller: Caller, request_id: str) -> Job:
+async def _created(service: Service, wish: JobSpec, caller: Caller, request_id: str) -> Job:
     now, share = time.time(), _share(service)
 
     def work(connection: sa.Connection) -> Job:
@@ -128,7 +128,7 @@ async def list_jobs(request: Request) -> Response:
     owner = None if caller.role == "ops" else caller.owner
     after = query.values.get("after")
     found = await service.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
-    ends = await service.outlook.finish_times()
+    ends = await service.job_eta.finish_times()
     data = [describe(job, ends) for job in found[:limit]]
     return Json({"object": "list", "data": data, "has_more": len(found) > limit})
 
@@ -169,7 +169,7 @@ async def delete(request: Request) -> Response:
     """Forget a job; what it has drawn stays in the gallery."""
     service, job = _service(request), await _asked(request)
     await service.database.run(lambda c: jobs.delete(c, job.id))
-    service.jobs.ring()
+    service.jobs.notify()
     return Response(status_code=204)
 
 
@@ -212,7 +212,7 @@ async def _steered(request: Request, change: Change) -> Response:
         return jobs.require(connection, job_id)
 
     job = await service.database.run(work)
-    service.jobs.ring()
+    service.jobs.notify()
     return Json(await _described(service, job))
 
 
@@ -229,14 +229,14 @@ async def events(request: Request) -> Response:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = service.job_streams.take(caller_of(request).turn)
     told = _events(service, job.id, after)
-    return sse.EventStream(told, ended, exchange_of(request).id, until=service.ending)
+    return sse.EventStream(told, ended, context_of(request).id, until=service.ending)
 
 
 async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
-    bell, told, look_at = service.jobs.listen(), Steps(), 0.0
+    notifier, told, look_at = service.jobs.listen(), Steps(), 0.0
     leases: dict[str, int] = {}
     while True:
-        if bell.rung() or time.monotonic() >= look_at:
+        if notifier.changed() or time.monotonic() >= look_at:
             look = partial(_changes, job_id=job_id, after=after)
             job, changed, more, images, leases = await service.database.read(look)
             for item in changed:
@@ -329,7 +329,7 @@ def describe_item(
 
 
 async def _described(service: Service, job: Job) -> dict[str, Any]:
-    return describe(job, await service.outlook.finish_times())
+    return describe(job, await service.job_eta.finish_times())
 
 
 def _pictures(connection: sa.Connection, items: list[Item]) -> dict[str, StoredImage]:
@@ -450,7 +450,7 @@ def openapi(service: Service) -> Part:
         error={"anyOf": [_object(code=text, message=optional_text), {"type": "null"}]},
         image={"anyOf": [ref("Image"), {"type": "null"}]},
     )
-    schemas = {"Job": job, "Item": item, "Wish": job_wire.schema(service.settings, service.info)}
+    schemas = {"Job": job, "Item": item, "JobSpec": job_wire.schema(service.settings, service.info)}
     return Part(_paths(), schemas)
 
 
@@ -460,7 +460,7 @@ def _paths() -> dict[str, dict[str, Any]]:
     about: dict[str, Any] = {"errors": (404,), "parameters": (one,)}
     targets = [("get", path) for path in (_JOB, f"{_JOB}/items", f"{_JOB}/results.zip")]
     change: dict[str, Any] = {"errors": (404, 409), "parameters": (one,)}
-    made: dict[str, Any] = {"errors": (404, 409, 422), "body": ref("Wish")}
+    made: dict[str, Any] = {"errors": (404, 409, 422), "body": ref("JobSpec")}
     seen = operation("How it stands.", {200: ref("Job")}, **about)
     forget = operation(
         "Forget it; its pictures stay.", {204: {}}, errors=(404, 409), parameters=(one,)

@@ -24,7 +24,7 @@ from worker.api.middleware.access import (
     sessions_in,
     signed_in,
 )
-from worker.api.middleware.exchange import exchange_of
+from worker.api.middleware.request_context import context_of
 from worker.api.schemas.fields import Fields, bad, json_object, refuse_unknown
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.errors import InvalidRequest, StoreAway, Unauthenticated
@@ -50,15 +50,15 @@ async def _sign_in(request: Request) -> Response:
     service.keys.require_current()
     body = Fields(json_object(await read_json_body(request, _MAX_BODY_BYTES)))
     refuse_unknown(body, ("key",))
-    exchange = exchange_of(request)
+    context = context_of(request)
     try:
-        key = key_of(service, exchange, body.text("key", ""))
+        key = key_of(service, context, body.text("key", ""))
     except Unauthenticated:
-        why = exchange.notes["denied"]
-        service.audit.note("sign_in_refused", EVERYONE, "", exchange.key, why=why)
+        why = context.notes["denied"]
+        service.audit.note("sign_in_refused", EVERYONE, "", context.key, why=why)
         raise
-    exchange.notes["key"] = key.name
-    service.audit.note("signed_in", key.id, key.name, exchange.key)
+    context.notes["key"] = key.name
+    service.audit.note("signed_in", key.id, key.name, context.key)
     now = int(time.time())
     proof = tokens.Session(key.id, key.version, now, tokens.new_session_id(), started_at=now)
     return _with_cookie(Response(status_code=204), request, proof)
@@ -130,7 +130,7 @@ async def _end_sessions(request: Request, *, everywhere: bool) -> None:
 
     await service.database.run(work)
     await service.keys.refresh()
-    client = exchange_of(request).key
+    client = context_of(request).key
     key, _ = found[0]
     service.audit.note("signed_out", key.id, key.name, client, everywhere=everywhere)
 

@@ -20,7 +20,7 @@ from worker.jobs.template import MAX_VARIABLE_CHARS, Bounds, expand
 from worker.models.base import ModelInfo
 from worker.models.prompt_limit import refuse
 from worker.settings import Settings
-from worker.storage.jobs import MAX_ITEMS, Wish
+from worker.storage.jobs import MAX_ITEMS, JobSpec
 
 MAX_NAME_CHARS = 200
 MAX_VARIABLES = 20
@@ -45,7 +45,7 @@ KNOWN = (
 )
 
 
-def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> Wish:
+def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
     fields = Fields(json_object(body))
     refuse_unknown(fields, KNOWN)
@@ -56,7 +56,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -
     seed = fields.optional_whole("seed", 0, wire.MAX_SEED)
     prompts = prompts_of(fields, settings)
     _require_read_whole(prompts, "prompts" in fields.values, info)
-    return Wish(
+    return JobSpec(
         name=fields.prompt("name", "", MAX_NAME_CHARS),
         prompts=_with_variants(fields, prompts),
         first_seed=default_seed if seed is None else seed,

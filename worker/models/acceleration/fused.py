@@ -333,7 +333,7 @@ def _silu_times_kernel(gate, value, output, width: tl.constexpr, TILE: tl.conste
 
 
 class InPlaceOf(torch.nn.Module):
-    """Computes what ``replaced`` does; ``levers`` puts that back."""
+    """Computes what ``replaced`` does; ``optimisations`` puts that back."""
 
     def __init__(self, replaced: Any) -> None:
         super().__init__()

@@ -99,17 +99,17 @@ def build(part: str, settings: Settings, folder: Path | None) -> None:
     """Build one of ``PARTS`` here."""
     import torch
 
-    from worker.models.acceleration import levers
+    from worker.models.acceleration import optimisations
 
     device = _device(settings)
     free, _ = torch.cuda.mem_get_info(device)
-    plan = levers.choose(settings, device)
+    plan = optimisations.choose(settings, device)
     if not plan.kernels or free < _LEAST_FREE_GIB * 2**30:
         return
     if part == "drawing":
         _draw(settings, folder, plan, device)
     else:
-        levers.prove_one(plan, part, device)
+        optimisations.prove_one(plan, part, device)
 
 
 def _device(settings: Settings) -> Any:

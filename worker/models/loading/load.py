@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from worker import log
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import shrink_pipeline
 from worker.models.base import ModelInfo, Pipeline
 from worker.models.loading.files import files_of, variant_of
@@ -25,11 +25,11 @@ from worker.models.loading.random_zimage import TURBO, random_zimage
 from worker.models.memory import CONTEXT_GIB, GIB
 from worker.models.parallel.split import HelpersShare, require_heads
 from worker.models.parallel.team import Start, Team
-from worker.models.sides import fitted
+from worker.models.sizes import fitted
 from worker.models.tokens import chat_limit, whole_limit
 from worker.models.whole import WholeCall, side_multiple
-from worker.models.zimage.captions import MAX_TOKENS
 from worker.models.zimage.pipeline import ZImageStepwise
+from worker.models.zimage.prompt_embeddings import MAX_TOKENS
 from worker.settings import Settings
 
 _OF_THE_LEAD = ("text_encoder", "tokenizer", "vae")
@@ -44,8 +44,8 @@ def load(
     torch.set_num_threads(settings.threads)
     device = claim_device(settings.devices[0], settings.vram_limit_gib)
     dtype = dtype_for(settings.dtype, device)
-    plan = levers.choose(settings, device)
-    levers.prepare(plan)
+    plan = optimisations.choose(settings, device)
+    optimisations.prepare(plan)
     began = time.monotonic()
     try:
         pipeline = (
@@ -71,7 +71,7 @@ def load(
         adapted_pipeline.info = replace(adapted_pipeline.info, prompt_limit=None)
     if exchange_bytes := adapted_pipeline.info.exchange_bytes:
         limit_memory(device, settings.vram_limit_gib, exchange_bytes)
-    why = dict(adapted_pipeline.info.levers)
+    why = dict(adapted_pipeline.info.optimisations)
     log.event("model loaded", model=settings.model, seconds=seconds, **why)
     return adapted_pipeline
 
@@ -82,8 +82,8 @@ def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None])
     torch.set_num_threads(settings.threads)
     device = claim_device(settings.devices[rank], settings.vram_limit_gib, rank)
     dtype = dtype_for(settings.dtype, device)
-    plan = levers.choose(settings, device)
-    levers.prepare(plan)
+    plan = optimisations.choose(settings, device)
+    optimisations.prepare(plan)
     if folder is None:
         pipeline = random_zimage(TURBO, device, dtype)
         pipeline.text_encoder = pipeline.vae = None
@@ -93,8 +93,8 @@ def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None])
         raise ModelLoadError(f"{settings.model} is no Z-Image", _ONE_DEVICE)
     if plan.fp8 != "off":
         shrink_pipeline(pipeline, device, "transformer")
-    plan = levers.proved(plan, device)
-    levers.apply_to_transformer(plan, pipeline.transformer)
+    plan = optimisations.proved(plan, device)
+    optimisations.apply_to_transformer(plan, pipeline.transformer)
     require_heads(pipeline.transformer, len(settings.devices))
     on_loaded()
     share = HelpersShare.joined(pipeline.transformer, plan, start)
@@ -107,12 +107,12 @@ def adapted(
     pipeline: Any,
     defaults: Defaults,
     max_pixels: int,
-    plan: levers.Levers = levers.NONE,
+    plan: optimisations.Optimisations = optimisations.NONE,
     team: Team | None = None,
 ) -> Pipeline:
     """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
 
-    ``plan`` changes Z-Image only: for no other model the levers were measured.
+    ``plan`` changes Z-Image only: for no other model the optimisations were measured.
     """
     multiple = side_multiple(pipeline)
     info = ModelInfo(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker import log
-from worker.coordination.card import torch_device
+from worker.coordination.gpu_lock import torch_device
 from worker.models.acceleration import prebuild
 from worker.models.base import Pipeline
 from worker.models.loading import context, hub

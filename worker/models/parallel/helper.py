@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from worker import exits, log
-from worker.coordination import card
+from worker.coordination import gpu_lock
 from worker.models.loading.sources import load_share
 from worker.models.parallel.team import BEAT_S, Command, Reply, Start
 
@@ -33,7 +33,7 @@ def main() -> int:
     # supervisor's stop reaches the whole group: the lead drains, and then closes the connection.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_beat, args=[beats], name="beat", daemon=True).start()
+    threading.Thread(target=_heartbeat, args=[beats], name="beat", daemon=True).start()
     connection = Connection(commands)
     start: Start = connection.recv()
     writer = log.LogWriter(os.environ["ZIMAGE_NAME"])
@@ -50,7 +50,7 @@ def _dies_with(parent: int) -> bool:
     return os.getppid() == parent
 
 
-def _beat(file: int) -> None:
+def _heartbeat(file: int) -> None:
     while True:
         os.write(file, b".")
         time.sleep(BEAT_S)
@@ -73,8 +73,8 @@ def _help(connection: Connection, start: Start) -> int:
 
 
 def _loaded(start: Start, connection: Connection) -> "HelpersShare":
-    card.pin(start.settings.device)
-    with card.card(start.settings, rank=start.rank):
+    gpu_lock.pin(start.settings.device)
+    with gpu_lock.card(start.settings, rank=start.rank):
         return load_share(start, lambda: connection.send(Reply()))
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from worker import log
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
+from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.acceleration.graphs import MOST_GRAPHS, MOST_PIXELS, Graphs, Recorded
-from worker.models.acceleration.kernels import fixed_kernels
 from worker.models.base import DevicePoisoned, OutOfMemory
 from worker.models.faults import fault_of
 from worker.models.loading.folder import ModelLoadError
@@ -36,7 +36,7 @@ class Member:
     def __init__(
         self,
         transformer: Any,
-        plan: levers.Levers,
+        plan: optimisations.Optimisations,
         rank: int,
         settings: Settings,
         graphs: Graphs | None,
@@ -44,20 +44,20 @@ class Member:
         self.sizes = Sizes.of(transformer, rank, len(settings.devices))
         self.exchange_bytes = 0
         self._holds: Callable[[Shape], bool] = lambda shape: True
-        ways = levers.ways(plan)
+        ways = optimisations.ways(plan)
         pixels = max(settings.max_pixels, settings.max_batch * MOST_PIXELS)
         self.share = Share(
             transformer,
             self.sizes,
-            self._exchange(transformer, ways.get("attend", attended), pixels),
-            kernels=levers.blocks_use_kernels(plan, transformer),
+            self._context(transformer, ways.get("attend", attended), pixels),
+            kernels=optimisations.blocks_use_kernels(plan, transformer),
             ways=ways,
             backend=plan.backend,
         )
         self._graphs = graphs
         self._recorded: dict[Shape, Recorded] = {}
 
-    def _exchange(self, transformer: Any, attend: Attend, pixels: int) -> Exchange:
+    def _context(self, transformer: Any, attend: Attend, pixels: int) -> Exchange:
         sizes, device, dtype = self.sizes, transformer.device, transformer.dtype
         if device.type == "cpu":
             return GlooExchange(sizes, dtype, attend)
@@ -95,7 +95,9 @@ class HelpersShare:
         self._member = member
 
     @classmethod
-    def joined(cls, transformer: Any, plan: levers.Levers, start: Start) -> "HelpersShare":
+    def joined(
+        cls, transformer: Any, plan: optimisations.Optimisations, start: Start
+    ) -> "HelpersShare":
         """After it has met the others."""
         settings = start.settings
         join(start.store, start.rank, len(settings.devices), settings.load_allowance_s)
@@ -131,7 +133,7 @@ class Lead:
     """In the place of a ``DenseTransformer``: each call is a step of all processes."""
 
     def __init__(
-        self, transformer: Any, plan: levers.Levers, team: Team, graphs: Graphs | None
+        self, transformer: Any, plan: optimisations.Optimisations, team: Team, graphs: Graphs | None
     ) -> None:
         self._team = team
         self._graphs = graphs

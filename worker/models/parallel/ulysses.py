@@ -161,7 +161,7 @@ class Share(DenseTransformer):
     ) -> None:
         super().__init__(transformer, kernels=kernels, ways=ways, backend=backend)
         self._sizes = sizes
-        self._exchange = exchange
+        self._context = exchange
         self._counts: Counts = ()
         self._blocks: Callable[..., torch.Tensor] = own_layers
         if kernels:
@@ -185,13 +185,13 @@ class Share(DenseTransformer):
         both = torch.cat([angles, texts])
 
         def advance(*given: torch.Tensor) -> torch.Tensor:
-            self._exchange.begin(shape)
+            self._context.begin(shape)
             try:
                 with self._attention():
                     return self._advanced(shape, given, angles, both)
             except Exception:
                 if not _recording():  # of a graph: then nobody has met anybody
-                    self._exchange.keep_step()
+                    self._context.keep_step()
                 raise
 
         return advance
@@ -204,7 +204,7 @@ class Share(DenseTransformer):
         all_angles: torch.Tensor,
     ) -> torch.Tensor:
         model, world, rank = self._model, self._sizes.world, self._sizes.rank
-        latents, times, captions = self._exchange.inputs(given)
+        latents, times, captions = self._context.inputs(given)
         time = model.t_embedder(times * model.t_scale).type_as(latents)
         patches = patches_of(latents)[:, share_of(padded(shape.patches), world, rank)]
         tokens = self._embedded(patches, len(angles))
@@ -214,7 +214,7 @@ class Share(DenseTransformer):
         self._counts = shape.all(world)
         tokens = self._blocks(model.layers, tokens, all_angles, time)
         output = model.all_final_layer[PATCH_KEY](tokens[:, : patches.shape[1]], c=time)
-        return unpatched(self._exchange.output(output), latents.shape).float()
+        return unpatched(self._context.output(output), latents.shape).float()
 
     def _embedded(self, patches: torch.Tensor, count: int) -> torch.Tensor:
         """``count`` tokens of each row; where there are fewer ``patches``, padding follows."""
@@ -227,7 +227,7 @@ class Share(DenseTransformer):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
     ) -> torch.Tensor:
-        return self._exchange.attend(self._counts, query, key, value, heads)
+        return self._context.attend(self._counts, query, key, value, heads)
 
 
 def _recording() -> bool:

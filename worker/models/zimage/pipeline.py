@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
+from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.acceleration.graphs import Graphs
-from worker.models.acceleration.kernels import fixed_kernels
 from worker.models.base import (
     DrawSpec,
     ModelInfo,
@@ -29,11 +29,11 @@ from worker.models.faults import translate
 from worker.models.memory import room_of
 from worker.models.parallel.split import Lead
 from worker.models.parallel.team import Team
-from worker.models.sides import check_sides
-from worker.models.zimage.captions import CaptionEncoder, bucket
+from worker.models.sizes import check_sides
 from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer
-from worker.models.zimage.glance import Glance
+from worker.models.zimage.latent_preview import LatentPreview
+from worker.models.zimage.prompt_embeddings import PromptEncoder, bucket
 from worker.models.zimage.schedule import Schedule, schedule_of
 
 Transformer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -45,7 +45,7 @@ MIN_SIDE = 64
 class ZImageSample(Sample):
     """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
 
-    ``captions``, from a ``CaptionEncoder``: the prompt's and, of a guided sample, the negative
+    ``captions``, from a ``PromptEncoder``: the prompt's and, of a guided sample, the negative
     prompt's.
     """
 
@@ -66,11 +66,11 @@ class ZImageStepwise:
         self,
         pipeline: Any,
         info: ModelInfo,
-        plan: levers.Levers = levers.NONE,
+        plan: optimisations.Optimisations = optimisations.NONE,
         team: Team | None = None,
     ) -> None:
-        plan = levers.proved(plan, pipeline.transformer.device)
-        graphs = levers.apply(plan, pipeline)
+        plan = optimisations.proved(plan, pipeline.transformer.device)
+        graphs = optimisations.apply(plan, pipeline)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.transformer.device
         self._dtype: torch.dtype = pipeline.transformer.dtype
@@ -78,16 +78,16 @@ class ZImageStepwise:
         self._lead = Lead(pipeline.transformer, plan, team, graphs) if team else None
         dense = self._lead.share if self._lead else _dense(pipeline.transformer, plan, graphs)
         self._transformer: Transformer = self._lead or dense
-        self._captions = CaptionEncoder(pipeline, dense, graphs)
+        self._captions = PromptEncoder(pipeline, dense, graphs)
         self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
-        self._glance = Glance(pipeline.vae)
+        self._latent_preview = LatentPreview(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
         self.info = replace(
             info,
             side_multiple=multiple,
             min_side=MIN_SIDE,
             stepwise=True,
-            levers=plan.why,
+            optimisations=plan.why,
             compiles=plan.kernels or plan.graphs,
             architecture=_architecture(pipeline),
             exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
@@ -138,7 +138,9 @@ class ZImageStepwise:
         (ours,) = _ours([sample])
         if ours.velocity is None:
             return None
-        return self._glance(ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity)
+        return self._latent_preview(
+            ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity
+        )
 
     def caption_lookups(self) -> tuple[int, int] | None:
         return self._captions.hits, self._captions.misses
@@ -227,12 +229,14 @@ def _architecture(pipeline: Any) -> str:
     return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
 
-def _dense(transformer: Any, plan: levers.Levers, graphs: Graphs | None) -> DenseTransformer:
+def _dense(
+    transformer: Any, plan: optimisations.Optimisations, graphs: Graphs | None
+) -> DenseTransformer:
     return DenseTransformer(
         transformer,
         graphs,
-        kernels=levers.blocks_use_kernels(plan, transformer),
-        ways=levers.ways(plan),
+        kernels=optimisations.blocks_use_kernels(plan, transformer),
+        ways=optimisations.ways(plan),
         backend=plan.backend,
     )
 

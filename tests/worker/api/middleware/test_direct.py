@@ -20,7 +20,7 @@ CALLS = [
 ]
 
 
-class Seen:
+class Observation:
     """Middleware that notes which paths pass it."""
 
     def __init__(self, app: ASGIApp, paths: list[str]) -> None:
@@ -38,7 +38,7 @@ async def answers(
     """Status, headers and body of each of ``CALLS``; the paths that middleware saw; metrics."""
     monkeypatch.setattr("worker.app.DIRECT", DIRECT if direct else [])
     app, paths, found = create_app(settings, load_synthetic), list[str](), []
-    app.user_middleware.append(Middleware(Seen, paths=paths))
+    app.user_middleware.append(Middleware(Observation, paths=paths))
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

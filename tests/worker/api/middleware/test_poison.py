@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import app
-from worker.coordination.beat import digest
+from worker.coordination.heartbeat import digest
 from worker.coordination.inflight import read_in_flight
 from worker.settings import Settings
 
@@ -60,12 +60,12 @@ async def test_a_post_stands_in_the_table_until_its_answer_begins(
         await ready(service)
         post = asyncio.create_task(client.post(SLOW, content=b"a", headers=ID))
         await until(lambda: slow.inside)
-        (line,) = read_in_flight(settings.beat)
+        (line,) = read_in_flight(settings.heartbeat)
         assert line.request == digest(ID["x-request-id"])
         assert line.fingerprint != line.request, "it is known by what it asks for"
         slow.go.set()
         assert (await post).status_code == 200
-        assert read_in_flight(settings.beat) == []
+        assert read_in_flight(settings.heartbeat) == []
 
 
 ID = {"x-request-id": "a" * 32}
@@ -77,7 +77,7 @@ async def test_a_drawing_that_waits_or_is_drawn_is_not_being_handled(home: Path)
         await ready(service)
         drawing = asyncio.create_task(client.post(DRAW, json={"prompt": "a"}, headers=ID))
         await until(lambda: (state := service.engine_state()) and state.running)
-        assert read_in_flight(settings.beat) == []
+        assert read_in_flight(settings.heartbeat) == []
         assert (await drawing).status_code == 200
 
 
@@ -90,7 +90,7 @@ async def test_a_drawing_that_is_encoded_is_being_handled(
         encoded = service.encoders.encoded
 
         def look(*how: object) -> object:
-            seen.append(len(read_in_flight(settings.beat)))
+            seen.append(len(read_in_flight(settings.heartbeat)))
             return encoded(*how)  # type: ignore[arg-type]
 
         monkeypatch.setattr(service.encoders, "encoded", look)
@@ -149,7 +149,7 @@ async def _fingerprints(settings: Settings, client: httpx.AsyncClient, slow: Slo
         slow.go.clear()
         post = asyncio.create_task(_post(client, content))
         await until(lambda: slow.inside == 1)
-        found.append(read_in_flight(settings.beat)[0].fingerprint)
+        found.append(read_in_flight(settings.heartbeat)[0].fingerprint)
         slow.go.set()
         await post
     return found

@@ -49,7 +49,7 @@ async def test_a_model_that_compiles_warms_up_with_a_few_steps(home: Path) -> No
 
     def load(settings: Settings) -> Pipeline:
         pipeline = load_synthetic(settings)
-        pipeline.info = replace(pipeline.info, compiles=True, levers=(("kernels", "on"),))
+        pipeline.info = replace(pipeline.info, compiles=True, optimisations=(("kernels", "on"),))
         step = pipeline.step
 
         def counted(samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker.api.routes.images import Drawing, default_seed
-from worker.coordination.beat import BeatWriter, Phase, Running, digest
+from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.generation.imaging import Encoders, Picture
 from worker.models.synthetic import text_of
 from worker.service import Service
@@ -269,7 +269,7 @@ async def test_strikes_that_cannot_be_read_do_not_stop_the_drawing(
     client: httpx.AsyncClient, home: Path
 ) -> None:
     (home / "strikes").write_text("a file where the folder should be")
-    died = BeatWriter(home / "run" / "w9.beat")
+    died = HeartbeatFile(home / "run" / "w9.beat")
     died.enter(Phase.STEP, -1.0, [Running(digest(ID), digest("f"))])
     answer = await client.post(URL, json={"prompt": "a"}, headers={"X-Request-ID": ID})
     assert answer.status_code == 200

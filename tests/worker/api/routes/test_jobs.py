@@ -18,7 +18,7 @@ from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
 from worker.models.synthetic import text_of
 from worker.service import Service
-from worker.storage.jobs import Wish
+from worker.storage.jobs import JobSpec
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 ID = "0123456789abcdef0123456789abcdef"
@@ -134,7 +134,7 @@ async def test_bodies_are_read_one_at_a_time(
 ) -> None:
     parse, reading, most = job_wire.parse, [0], [0]
 
-    def counted(*arguments: Any) -> Wish:
+    def counted(*arguments: Any) -> JobSpec:
         reading[0] += 1
         most[0] = max(most[0], reading[0])
         try:

@@ -8,12 +8,12 @@ from worker.api.schemas import job_wire
 from worker.errors import InvalidRequest
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
-from worker.storage.jobs import Wish
+from worker.storage.jobs import JobSpec
 
 SETTINGS = Settings(max_prompt_chars=30)
 
 
-def parse(**fields: Any) -> Wish:
+def parse(**fields: Any) -> JobSpec:
     return job_wire.parse(json.dumps(fields).encode(), SETTINGS, SyntheticPipeline().info, 77)
 
 

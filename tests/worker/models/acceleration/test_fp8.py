@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.worker.models.conftest import CPU, DEFAULTS, SMALL, draw, spec
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import Fp8Linear, quantized, shrink_pipeline
 from worker.models.loading.load import adapted
 from worker.models.loading.random_zimage import random_zimage
@@ -53,6 +53,6 @@ def test_a_small_pipeline_still_draws_its_pictures(parts: str) -> None:
 
 
 def test_the_setting_says_what_it_does() -> None:
-    plan = levers.choose(Settings(fp8="all"), CPU)
+    plan = optimisations.choose(Settings(fp8="all"), CPU)
     assert plan.fp8 == "all"
     assert dict(plan.why)["fp8"] == "all: by the setting; widened for each call: no fp8 units"

@@ -8,7 +8,7 @@ import torch
 
 from tests.worker.models.conftest import INTERPRETED, SMALL, needs_triton
 from tests.worker.models.conftest import KERNEL_DEVICE as DEVICE
-from worker.models.acceleration import fp8, levers
+from worker.models.acceleration import fp8, optimisations
 from worker.models.loading.random_zimage import random_zimage
 from worker.models.zimage.dense import DenseTransformer
 
@@ -25,7 +25,7 @@ def pipeline() -> Any:
 @pytest.mark.parametrize("rows", [1, 2])
 @torch.no_grad()
 def test_the_transformer_computes_the_same(pipeline: Any, rows: int) -> None:
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     plain = DenseTransformer(pipeline.transformer)
     fast = DenseTransformer(pipeline.transformer, kernels=True)
     hidden = torch.randn(rows, 32, 32, device=DEVICE)
@@ -40,15 +40,15 @@ def test_the_transformer_computes_the_same(pipeline: Any, rows: int) -> None:
 
 @torch.no_grad()
 def test_the_text_encoder_computes_the_same_and_comes_back(pipeline: Any) -> None:
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     encoder = pipeline.text_encoder
     before = list(encoder.modules())
     tokens = torch.arange(7, device=DEVICE)[None]
     wanted = encoder(tokens).last_hidden_state
-    levers.apply(levers.Levers(kernels=True), pipeline)
+    optimisations.apply(optimisations.Optimisations(kernels=True), pipeline)
     assert isinstance(encoder.layers[0].self_attn.q_norm, fused.Norm)
     assert torch.allclose(encoder(tokens).last_hidden_state, wanted, atol=1e-4)
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     assert list(encoder.modules()) == before
 
 

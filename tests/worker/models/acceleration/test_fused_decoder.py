@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.worker.models.conftest import KERNEL_DEVICE as DEVICE
 from tests.worker.models.conftest import SMALL, needs_triton
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
 from worker.models.loading.random_zimage import random_zimage
 
 fused_decoder = pytest.importorskip(
@@ -87,12 +87,12 @@ def test_attention_of_any_number_of_cells(cells: int) -> None:
 def test_the_decoder_computes_the_same_and_comes_back(
     pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     before = list(pipeline.vae.decoder.modules())
     latents = torch.randn(1, 16, 6, 4, device=DEVICE)
     wanted = pipeline.vae.decode(latents, return_dict=False)[0]
     for _ in range(2):
-        levers.apply(levers.Levers(kernels=True), pipeline)
+        optimisations.apply(optimisations.Optimisations(kernels=True), pipeline)
     decoder = pipeline.vae.decoder
     assert isinstance(decoder.mid_block.resnets[0], fused_decoder.Residual)
     assert isinstance(decoder.mid_block.attentions[0], fused_decoder.Attention)
@@ -102,5 +102,5 @@ def test_the_decoder_computes_the_same_and_comes_back(
     monkeypatch.setattr(fused_decoder, "_MOST_ATTENDED", 10)  # then the layer does it itself
     given = pipeline.vae.decode(latents, return_dict=False)[0]
     assert torch.allclose(given, wanted, atol=1e-4)
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     assert list(decoder.modules()) == before

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_z_image import FeedForward, ZImageTransformerBlock
 
 import worker.models.acceleration
-from worker.models.acceleration import fp8, levers
+from worker.models.acceleration import fp8, optimisations
 from worker.models.zimage.rotary import attended
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -362,17 +362,21 @@ def test_a_bias_is_not_dropped_in_silence(hopper_fp8: ModuleType) -> None:
 
 def test_what_cannot_be_built_is_left_out(hopper: ModuleType) -> None:
     """Here prove() asks for a device that is not there."""
-    plan = levers.Levers(attention="flash4", products="quack", why=(("graphs", "on"),))
-    found = levers.proved(plan, torch.device("cuda", 99))
+    plan = optimisations.Optimisations(
+        attention="flash4", products="quack", why=(("graphs", "on"),)
+    )
+    found = optimisations.proved(plan, torch.device("cuda", 99))
     assert (found.attention, found.products) == ("native", "native")
     assert dict(found.why)["attention"].startswith("native: ")
     assert dict(found.why)["graphs"] == "on"
-    assert levers.ways(found) == {}
+    assert optimisations.ways(found) == {}
 
 
 def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
-    assert levers.ways(levers.Levers(attention="flash4")) == {"attend": hopper.attended}
-    assert levers.ways(levers.Levers(products="quack")) == {
+    assert optimisations.ways(optimisations.Optimisations(attention="flash4")) == {
+        "attend": hopper.attended
+    }
+    assert optimisations.ways(optimisations.Optimisations(products="quack")) == {
         "gate": hopper.gated,
         "multiply": hopper.multiplied,
         "projecting": hopper.projecting,
@@ -380,7 +384,7 @@ def test_only_what_is_chosen_is_called(hopper: ModuleType) -> None:
 
 
 def test_8_bit_weights_have_products_of_their_own(hopper_fp8: ModuleType) -> None:
-    found = levers.ways(levers.Levers(products="quack", fp8="transformer"))
+    found = optimisations.ways(optimisations.Optimisations(products="quack", fp8="transformer"))
     norm = found.pop("norm")
     assert norm.keywords == {"narrow": True}
     assert found == {

@@ -11,7 +11,7 @@ import torch
 
 from tests.worker.models.conftest import KERNEL_DEVICE as DEVICE
 from tests.worker.models.conftest import SMALL, needs_triton
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
 from worker.models.loading.random_zimage import random_zimage
 from worker.models.parallel.ulysses import Shape, Share, Sizes
 from worker.models.zimage.dense import DenseTransformer
@@ -47,7 +47,7 @@ class Threads:
 def transformer() -> Any:
     few = SMALL.transformer | {"n_layers": 1, "n_heads": 6, "n_kv_heads": 6, "dim": 144}
     pipeline = random_zimage(replace(SMALL, transformer=few), DEVICE, torch.float32)
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     return pipeline.transformer
 
 
@@ -98,7 +98,7 @@ def test_who_fails_keeps_step(transformer: Any) -> None:
     shares = shared(transformer, 2, threads)
     given = inputs(1, 6, 10)
     shape = Shape.of(given[0], given[2])
-    attend, calls = shares[1]._exchange._attend, []  # type: ignore[attr-defined]
+    attend, calls = shares[1]._context._attend, []  # type: ignore[attr-defined]
 
     def fails_once(*args: Any) -> torch.Tensor:
         calls.append(1)
@@ -107,7 +107,7 @@ def test_who_fails_keeps_step(transformer: Any) -> None:
         result: torch.Tensor = attend(*args)
         return result
 
-    shares[1]._exchange._attend = fails_once  # type: ignore[attr-defined]
+    shares[1]._context._attend = fails_once  # type: ignore[attr-defined]
 
     def step(rank: int) -> Any:
         try:

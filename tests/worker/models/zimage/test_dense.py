@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.worker.models.conftest import CPU, SMALL
-from worker.models.acceleration import levers
+from worker.models.acceleration import optimisations
 from worker.models.loading.random_zimage import random_zimage
-from worker.models.zimage.captions import CaptionEncoder
 from worker.models.zimage.dense import DenseTransformer
+from worker.models.zimage.prompt_embeddings import PromptEncoder
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 8), (10, 22)])
@@ -21,9 +21,9 @@ def test_computes_what_diffusers_computes(height: int, width: int) -> None:
     frames = [row.unsqueeze(1) for row in latents]
     (wanted,) = pipeline.transformer(frames, times, hidden, return_dict=False)
 
-    levers.apply(levers.NONE, pipeline)
+    optimisations.apply(optimisations.NONE, pipeline)
     dense = DenseTransformer(pipeline.transformer)
-    captions = torch.stack(CaptionEncoder(pipeline, dense)(prompts))
+    captions = torch.stack(PromptEncoder(pipeline, dense)(prompts))
     output = dense(latents, times, captions)
     assert torch.allclose(output, torch.stack(wanted).squeeze(2), atol=1e-5)
 

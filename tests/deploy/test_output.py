@@ -1,0 +1,165 @@
+"""What others wrote is data to the terminal of whoever runs a command."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from deploy import output
+from deploy.config import ROOT
+
+EVIL = "a\x1b]0;owned\x07b\x9b31mc\u202ed\u2028e\x7f"
+SHOWN = "b\\u009b31mc\\u202ed\\u2028e\\u007f"
+MARKUP = "x [/] [bold]y[/bold] [/red :smile:"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.toml"
+    path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\nrun_dir = "{tmp_path}/run"\n', "utf-8")
+    return path
+
+
+def zimage(config: Path, *words: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "300", **environment},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def on_a_terminal(config: Path, *words: str) -> str:
+    """What a person's terminal gets, colours and all."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
+    environment = {**os.environ, "COLUMNS": "300", "TERM": "xterm-256color"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        got = b""
+        while True:
+            try:
+                part = os.read(ours, 65_536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            got += part
+    os.close(ours)
+    return got.decode()
+
+
+def harmless(text: str) -> bool:
+    """Nothing but lines, tabs and Rich's own colours."""
+    rest = text.replace("\r\n", "\n")
+    for colour in (0, 1, 2, "1;31", *range(30, 38)):
+        rest = rest.replace(f"\x1b[{colour}m", "")
+    return output.plain(rest) == rest
+
+
+def test_names_of_keys_print_as_they_are(config: Path) -> None:
+    """Names are refused with early controls, but not with the later ones and turns of direction."""
+    evil = "a\x9b31m\u202eb"
+    for name in (MARKUP.replace("/", "|"), "[red]", evil):
+        assert "key of" in zimage(config, "keys", "create", name)
+    for told in (zimage(config, "keys", "list"), on_a_terminal(config, "keys", "list")):
+        assert harmless(told)
+        assert MARKUP.replace("/", "|") in told
+        assert "a\\u009b31m\\u202eb" in told
+    listed = zimage(config, "keys", "list", "--json")
+    assert harmless(listed)
+    assert {key["name"] for key in json.loads(listed)} >= {"[red]", evil}
+
+
+def test_logs_cannot_steer_the_terminal(config: Path) -> None:
+    logs = config.parent / "var" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "access.log").write_text(f'{{"referer": "{EVIL}"}}\r\x1b[2Jgone\n', encoding="utf-8")
+    told = on_a_terminal(config, "logs", "access")
+    assert told.startswith('{"referer": "a\\u001b]0;owned\\u0007' + SHOWN)
+    assert "\\u000d\\u001b[2Jgone" in told
+    assert harmless(told)
+
+
+def test_the_end_of_a_log_shows_bytes_that_are_no_text(config: Path) -> None:
+    logs = config.parent / "var" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "w1.log").write_bytes(b"one\ntwo \xff\xfe\nthree")
+    told = zimage(config, "logs", "w1", "-n", "2")
+    assert told == "two \ufffd\ufffd\nthree"
+
+
+class _Jobs(BaseHTTPRequestHandler):
+    job: dict[str, Any]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        last = self.path.startswith("/v1/jobs?")
+        body = json.dumps({"data": [self.job], "has_more": False} if last else self.job).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def jobs(config: Path) -> Iterator[type[_Jobs]]:
+    """Where the cell would answer."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Jobs) as server:
+        port = server.server_port
+        config.write_text(config.read_text("utf-8") + f"[listen]\nport = {port}\n", "utf-8")
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield _Jobs
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", [EVIL, MARKUP])
+def test_jobs_are_listed_as_they_are_called(config: Path, jobs: type[_Jobs], name: str) -> None:
+    counts = dict.fromkeys(("waiting", "running", "done", "failed", "cancelled"), 0)
+    jobs.job = {
+        "id": "job_1", "name": name, "state": "running", "created_at": 1.0, "total": 1,
+        "counts": counts, "held": None, "predicted_finish_at": None,
+    }  # fmt: skip
+    told = on_a_terminal(config, "jobs", "list")
+    assert harmless(told), told
+    assert (MARKUP if name == MARKUP else SHOWN) in told
+
+
+def test_errors_and_findings_are_data_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for say in (output.say, output.step, output.done, output.warn, output.fail):
+        say(EVIL + MARKUP)
+    output.as_json({EVIL: MARKUP})
+    told = capsys.readouterr()
+    assert harmless(told.out + told.err)
+    assert (told.out + told.err).count(MARKUP) == 6
+
+
+def test_a_table_of_workers_shows_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = {"name": EVIL, "state": MARKUP, "phase": MARKUP, "device": EVIL}
+    state: dict[str, Any] = {
+        "alarms": [{"worker": None, "text": EVIL + MARKUP}],
+        "cell": {"name": EVIL, "url": "u", "uptime_s": 1, "supervisor": True},
+        "pool": {"open": 0, "of": 1},
+        "stale": False,
+        "workers": [{**worker, "last_fault": {"at": 1.0, "what": MARKUP + EVIL}}],
+    }
+    output.console.print(output.status(state))
+    told = capsys.readouterr().out
+    assert harmless(told)
+    assert MARKUP in told

@@ -1,0 +1,160 @@
+"""What goes for every request: its id and arrival, the headers of its answer, its log line."""
+
+import math
+import re
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker import log
+from worker.api import answers
+from worker.coordination.inflight import Handling
+from worker.observability.metrics import Metrics
+
+QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
+"""Routes that are asked all the time: not logged, not counted."""
+
+CLIENT_GONE = 499
+_ID = re.compile(r"[0-9a-f]{32}")
+_TURN = re.compile("[1-9]")
+_MAX_AGE_S = 86_400.0
+
+
+@dataclass
+class RequestContext:
+    """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
+
+    ``key`` is who asks. ``again``: which turn it would be if nginx asked all workers once more, or
+    empty. ``notes`` end up in the log line. ``handling`` is its line in the table of what is being
+    handled; ``clean``: surely no worker has died of it.
+    """
+
+    id: str
+    arrived_at: float
+    key: str
+    again: str = ""
+    notes: dict[str, log.Value] = field(default_factory=dict)
+    handling: Handling | None = None
+    clean: bool = False
+    _lock: "threading.Lock | None" = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether it keeps other struck requests out."""
+        return self._lock is not None
+
+    def lock(self, lock: threading.Lock) -> None:
+        """It has acquired ``lock``, for as long as it is handled."""
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let the other struck requests go on."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def rest(self) -> None:
+        """Nothing is handled for it for now: it waits, or its answer has begun."""
+        if self.handling is not None:
+            self.handling.pause()
+        self.unlock()
+
+
+def context_of(request: Request) -> RequestContext:
+    return cast(RequestContext, request.scope["context"])
+
+
+def read_context(headers: Mapping[bytes, bytes]) -> RequestContext:
+    """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``."""
+    request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+    if not _ID.fullmatch(request_id):
+        request_id = secrets.token_hex(16)
+    arrived_at = _arrival(headers.get(b"x-request-start", b""))
+    address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
+    again = headers.get(b"x-again", b"").decode("latin-1")
+    return RequestContext(request_id, arrived_at, address, again if _TURN.fullmatch(again) else "")
+
+
+def _arrival(text: bytes) -> float:
+    now = time.time()
+    try:
+        at = float(text)
+    except ValueError:
+        return now
+    return at if math.isfinite(at) and now - _MAX_AGE_S < at < now else now
+
+
+class RequestContexts:
+    """Outermost middleware. Nothing above it answers, so no error leaves without the envelope."""
+
+    def __init__(self, app: ASGIApp, worker: str, metrics: Metrics) -> None:
+        self._app = app
+        self._worker = b"x-worker", worker.encode()
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = scope["context"] = read_context(dict(scope["headers"]))
+        headers = [(b"x-request-id", context.id.encode()), self._worker]
+        answer = _Answer(send, headers, context)
+        began = time.monotonic()
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception as error:
+            log.failure("request failed", error, request_id=context.id)
+            if answer.status:
+                raise  # the server cuts the connection: a half answer must not look whole
+            await answers.of_bug()(scope, receive, answer.send)
+        finally:
+            self._account(scope, context, answer, time.monotonic() - began)
+
+    def _account(
+        self, scope: Scope, context: RequestContext, answer: "_Answer", seconds: float
+    ) -> None:
+        if scope["path"] in QUIET:
+            return
+        # The route's template, so that no client can add label values.
+        route = getattr(scope.get("route"), "path", "none")
+        status = context.notes.get("status", answer.status)
+        self._metrics.answered(route, status, seconds)
+        fields: dict[str, log.Value] = {
+            "request_id": context.id,
+            "method": scope["method"][:20],
+            "path": scope["path"][:200],
+            "status": answer.status,
+            "ms": round(seconds * 1000, 1),
+            "bytes": answer.body_bytes,
+            "client": context.key,
+            **context.notes,
+        }
+        log.event("request", **fields)
+
+
+class _Answer:
+    """Adds the headers that every answer has and remembers what was sent."""
+
+    def __init__(
+        self, send: Send, headers: list[tuple[bytes, bytes]], context: RequestContext
+    ) -> None:
+        self._send = send
+        self._headers = headers
+        self._context = context
+        self.status = 0
+        self.body_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._context.rest()  # nginx sends it nowhere else from here on
+            message["headers"] = [*message["headers"], *self._headers]
+        else:
+            self.body_bytes += len(message.get("body", b""))
+        await self._send(message)

@@ -1,0 +1,91 @@
+"""When jobs will be done if nobody draws anything else."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from worker.coordination.live_workers import live_workers
+from worker.engine import Engine
+from worker.storage import jobs
+from worker.storage.database import Database
+from worker.storage.jobs import Job
+
+_FRESH_S = 1.0
+
+
+class JobEta:
+    """Predictions for the jobs of the whole cell, computed at most once a second."""
+
+    def __init__(
+        self, database: Database, engine: Callable[[], Engine | None], run_dir: Path
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._run_dir = run_dir
+        self._known: dict[str, float] = {}
+        self._known_at = 0.0
+
+    async def finish_times(self) -> dict[str, float]:
+        """When each running job will be done, in seconds since the epoch, by its id. Of each turn
+        only the first ``jobs.FORESEEN`` are known."""
+        engine = self._engine()
+        if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
+            running = await self._database.read(jobs.foreseen)
+            workers = await asyncio.to_thread(live_workers, self._run_dir)
+            self._known = predict(running, lambda job: _picture_s(engine, job), workers)
+            self._known_at = time.monotonic()
+        return self._known
+
+
+def predict(
+    running: Sequence[Job],
+    picture_s: Callable[[Job], float],
+    workers: int,
+    now: float | None = None,
+) -> dict[str, float]:
+    """When each job ends: turns share the workers equally, a turn's jobs come one after the other,
+    and interactive jobs before all others."""
+    at = time.time() if now is None else now
+    ends: dict[str, float] = {}
+    for priority in sorted({job.priority for job in running}):
+        line = [job for job in running if job.priority == priority]
+        at = _end_each(line, picture_s, workers, at, ends)
+    return ends
+
+
+def _end_each(
+    line: Sequence[Job],
+    picture_s: Callable[[Job], float],
+    workers: int,
+    at: float,
+    ends: dict[str, float],
+) -> float:
+    """Fill ``ends`` from ``at`` on; when the last one is."""
+    # A job ends when each turn that is not through has had as much as its own has up to it.
+    taken_s: dict[str, float] = {}
+    order: list[tuple[float, Job]] = []
+    for job in sorted(line, key=lambda job: job.created_at):
+        taken_s[job.turn] = taken_s.get(job.turn, 0.0) + _open(job) * picture_s(job)
+        order.append((taken_s[job.turn], job))
+    order.sort(key=lambda each: each[0])
+    left = Counter(job.turn for job in line)
+    before_s = 0.0
+    for until_s, job in order:
+        at += (until_s - before_s) * len(left) / workers
+        before_s = until_s
+        ends[job.id] = at
+        left[job.turn] -= 1
+        if not left[job.turn]:
+            del left[job.turn]
+    return at
+
+
+def _open(job: Job) -> int:
+    return job.counts["waiting"] + job.counts["running"]
+
+
+def _picture_s(engine: Engine, job: Job) -> float:
+    rows = 2 if job.guidance_scale > 0 else 1
+    return engine.picture_s((job.width, job.height), rows, job.steps)
