@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.cell import Cell
-from deploy.rollout.checks import Finding
+from deploy.finding import Finding
 
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all controls but tab and newline; \x9b begins sequences, too

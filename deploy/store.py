@@ -1,4 +1,4 @@
-"""The cell's database as commands see it.
+"""The cell's database, and the secret of its keys, as commands see them.
 
 SQLAlchemy takes longer to import than most verbs take to run, so it is imported by those that use
 the database: ``store.keys``, ``store.jobs`` and ``store.usage`` are the modules of these tables.
@@ -52,6 +52,7 @@ def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
     from worker.storage.database import create_engine
+    from worker.storage.keys import SecretLost
 
     engine = create_engine(cell.layout.database_url, _TIMEOUT_S)
     try:
@@ -59,12 +60,36 @@ def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
             return work(connection)
     except IntegrityError:
         raise Taken from None
+    except SecretLost:
+        raise CellError(
+            f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "
+            "restore it from a backup, or delete all keys and make new ones"
+        ) from None
     except SQLAlchemyError as error:
         where, why = cell.layout.database, _first_line(error)
         remedy = "try again" if where.exists() else "zimage up makes it"
         raise CellError(f"the database {where} cannot be used: {why}; {remedy}") from None
     finally:
         engine.dispose()
+
+
+def secret_for(cell: Cell) -> bytes:
+    """The secret of the cell's keys, made where there is no key yet; ``CellError``: it is lost."""
+    from worker.storage import keys
+    from worker.storage.secret import shared_secret
+
+    path = cell.layout.key_secret
+    run(cell, lambda c: keys.require_secret(c, path.read_bytes() if path.exists() else None))
+    return shared_secret(path)
+
+
+def operator_headers(cell: Cell) -> dict[str, str]:
+    """What lets a command of the cell's own user in, where keys are asked for."""
+    if cell.config.listen.auth != "keys":
+        return {}
+    from worker.accounts.tokens import operator_token
+
+    return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
 
 
 def _first_line(error: BaseException) -> str:

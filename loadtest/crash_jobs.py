@@ -34,8 +34,8 @@ from deploy.host import processes
 from deploy.host.processes import Process
 from loadtest.faults import Cell
 from worker.generation.imaging import encode, parameters_text
-from worker.models.base import DrawSpec
 from worker.models.synthetic import SyntheticPipeline
+from worker.types import DrawSpec
 
 CONFIG = """
 [cell]

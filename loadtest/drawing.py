@@ -16,8 +16,8 @@ from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import Costs, Drawn, DrawRequest, Engine, Limits
 from worker.engine.costs import KINDS
 from worker.engine.queue import Size
-from worker.models.base import DrawSpec
 from worker.models.synthetic import SyntheticPipeline
+from worker.types import DrawSpec
 
 _numbers = itertools.count()
 SPEC = DrawSpec("a cat", 256, 256, steps=8, seed=0)

@@ -11,9 +11,9 @@ import threading
 import gradio
 from PIL import Image
 
-from worker.models.base import DrawSpec
 from worker.models.loading.sources import load
 from worker.settings import Settings
+from worker.types import DrawSpec
 
 
 def main() -> None:

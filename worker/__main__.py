@@ -10,7 +10,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from worker import exits, listener, log, server
 from worker.models.loading.sources import load
-from worker.settings import Settings
+from worker.settings import Settings, problems
 
 
 def main() -> int:
@@ -26,16 +26,6 @@ def main() -> int:
     except listener.SocketTaken as error:
         return _complain([str(error)], exits.SOCKET_FAILED)
     return _serve(settings, listening)
-
-
-def problems(error: ValidationError) -> list[str]:
-    """One line a problem: the setting, what is wrong, and what it was."""
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{name}: {message} (is {problem['input']!r})" if name else message)
-    return lines
 
 
 def _complain(lines: list[str], code: int) -> int:

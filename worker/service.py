@@ -29,7 +29,7 @@ from worker.generation.labels import Labels
 from worker.jobs.drawing import Tools
 from worker.jobs.job_eta import JobEta
 from worker.jobs.runner import Runner
-from worker.models.base import DrawSpec, ModelInfo, Pipeline
+from worker.models.base import ModelInfo, Pipeline
 from worker.models.memory import Memory, NoMemory, memory_of
 from worker.observability import audit
 from worker.observability.audit import Audit
@@ -45,6 +45,7 @@ from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.tasks import BackgroundTasks
 from worker.threads import in_daemon_thread
+from worker.types import DrawSpec
 
 Load = Callable[[Settings], Pipeline]
 """Loads the model that the settings name. Blocks, and may import for seconds."""

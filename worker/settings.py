@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _SOCKET_PATH_BYTES = 107
@@ -170,3 +170,13 @@ class Settings(BaseSettings):
     @property
     def lock(self) -> Path:
         return self.run_dir / f"{self.name}.lock"
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line a problem: the setting, what is wrong, and what it was."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message} (is {problem['input']!r})" if name else message)
+    return lines

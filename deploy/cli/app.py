@@ -27,11 +27,11 @@ from deploy.host import processes
 from deploy.host.account import AccountError
 from deploy.host.utf8 import speak_utf8
 from deploy.rendering.certificate import CertificateError
-from deploy.rendering.unit import render_unit
 from deploy.rollout import calibrate as calibration
 from deploy.rollout import checks, converge, files, interrupts, picture, roll
 from deploy.rollout.down import down as end_cell
 from deploy.rollout.interrupts import Interrupted
+from deploy.rollout.unit import render_unit
 from deploy.supervision.supervise import SupervisorError
 
 app = typer.Typer(

@@ -16,9 +16,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from deploy import output
+from deploy import output, store
 from deploy.cell import Cell, CellError
-from deploy.cli import keys
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rendering import certificate
 
@@ -216,7 +215,7 @@ def _client(config: Path | None) -> Iterator[httpx.Client]:
 
 def _headers(cell: Cell) -> dict[str, str]:
     own = os.environ.get("ZIMAGE_API_KEY")
-    return {"Authorization": f"Bearer {own}"} if own else keys.operator_headers(cell)
+    return {"Authorization": f"Bearer {own}"} if own else store.operator_headers(cell)
 
 
 def _call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:

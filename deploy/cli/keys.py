@@ -14,8 +14,6 @@ from rich.table import Table
 from deploy import output, store
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from worker.accounts.tokens import operator_token
-from worker.storage.secret import shared_secret
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -83,7 +81,7 @@ def create(
     cell = open_cell(config, create=True)
     cell.layout.create()
     store.migrate(cell)
-    secret = secret_for(cell)
+    secret = store.secret_for(cell)
     key, token = store.keys.new_key(secret, name, **limits)
     _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
     _note(cell, "key_created", key, **limits)
@@ -141,7 +139,7 @@ def change(
 def rotate(name: Name, config: Config = None, as_json: AsJson = False) -> None:
     """Give a key a new secret and print it; the old one and its sign-ins end at once."""
     cell = open_cell(config)
-    key, secret = _find(cell, name), secret_for(cell)
+    key, secret = _find(cell, name), store.secret_for(cell)
     fresh, token = store.keys.new_key(secret, key.name)
     _change(cell, key, "key_rotated", hash=fresh.hash, hint=fresh.hint, signs_out=True)
     _print_token(cell, key, token, as_json=as_json)
@@ -193,20 +191,6 @@ def delete(name: Name, config: Config = None) -> None:
     _note(cell, "key_deleted", key)
     ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
     output.done(f"deleted {key.name} ({key.id}){ended}")
-
-
-def secret_for(cell: Cell) -> bytes:
-    """The secret of the cell's keys, made where there is no key yet; ``CellError``: it is lost."""
-    path = cell.layout.key_secret
-    _run(cell, lambda c: store.keys.require_secret(c, path.read_bytes() if path.exists() else None))
-    return shared_secret(path)
-
-
-def operator_headers(cell: Cell) -> dict[str, str]:
-    """What lets a command of the cell's own user in, where keys are asked for."""
-    if cell.config.listen.auth != "keys":
-        return {}
-    return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
 
 
 def described(key: "Key") -> dict[str, Any]:
@@ -297,11 +281,6 @@ def _run(cell: Cell, work: Any, name: str = "") -> Any:
         return store.run(cell, work)
     except store.Taken:
         raise CellError(f"there is a key {name} already; rotate or delete that one") from None
-    except store.keys.SecretLost:
-        raise CellError(
-            f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "
-            "restore it from a backup, or delete all keys and make new ones"
-        ) from None
 
 
 def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:

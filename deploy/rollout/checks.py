@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from typing import Literal
 from deploy import store
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
+from deploy.finding import Finding
 from deploy.host import machine, processes
 from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
@@ -37,16 +37,6 @@ _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
 _SMALL_GIB = 0.8  # Python, torch and the shipped model
 _HOST_GIB_OF_GPU_WORKER = 4.0
 _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
-
-
-@dataclass(frozen=True)
-class Finding:
-    """``level`` fail: the cell cannot work so. warn: it can, but a person should know."""
-
-    level: Literal["ok", "warn", "fail"]
-    subject: str
-    text: str
-    remedy: str = ""
 
 
 def before_up(cell: Cell) -> list[Finding]:

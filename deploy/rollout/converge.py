@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 
 from deploy import output, store
 from deploy.cell import Cell, CellError
-from deploy.cli import keys
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
@@ -36,7 +35,7 @@ def prepare(cell: Cell) -> dict[str, str]:
         files.check_nginx(cell, rendered)
         store.migrate(cell)
         if cell.config.listen.auth == "keys":
-            keys.secret_for(cell)  # workers never make it
+            store.secret_for(cell)  # workers never make it
     except CellError as error:
         raise CellError(_untouched(cell, str(error))) from None
     return rendered

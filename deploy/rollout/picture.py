@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 
+from deploy import store
 from deploy.cell import Cell, CellError
-from deploy.cli import keys
 from deploy.rendering import certificate
 
 PROMPT = "a large red circle on a white background"
@@ -33,7 +33,7 @@ def draw(cell: Cell) -> Drawn:
             answer = client.post(
                 f"{cell.url}v1/images/generations",
                 json={"prompt": PROMPT, "store": False},
-                headers=keys.operator_headers(cell),
+                headers=store.operator_headers(cell),
             )
     except httpx.HTTPError as error:
         raise CellError(f"no picture from {cell.url}: {error!r}; see zimage logs nginx") from None

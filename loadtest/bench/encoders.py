@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from worker.generation.imaging import DEFAULT_QUALITY, encode
-from worker.models.base import Pixels
+from worker.types import Pixels
 
 Encoder = Callable[[Pixels], bytes]
 ROUNDS = 9

@@ -29,7 +29,6 @@ from loadtest.gpu import power
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import shrink_pipeline
 from worker.models.acceleration.graphs import Graphs
-from worker.models.base import DrawSpec, Pixels
 from worker.models.loading.folder import Defaults
 from worker.models.loading.load import adapted, claim_device, dtype_for
 from worker.models.loading.random_zimage import TURBO, random_zimage
@@ -37,6 +36,7 @@ from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer
 from worker.models.zimage.prompt_embeddings import PromptEncoder, Tokens
 from worker.settings import Settings
+from worker.types import DrawSpec, Pixels
 
 STEPS = {
     "own": optimisations.NONE,

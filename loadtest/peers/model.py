@@ -5,8 +5,8 @@ import json
 import os
 
 from worker.generation.imaging import encode, parameters_text
-from worker.models.base import DrawSpec
 from worker.models.synthetic import SyntheticPipeline
+from worker.types import DrawSpec
 
 SIDES = (80, 64)
 

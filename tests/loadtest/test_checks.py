@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from loadtest.checks import Album, Checker, colour_of, refusal
-from worker.models.base import DrawSpec
 from worker.models.synthetic import SyntheticPipeline
+from worker.types import DrawSpec
 
 BODY: dict[str, Any] = {"prompt": "a cat", "size": "64x64", "seed": 5}
 

@@ -12,7 +12,7 @@ from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
 from tests.web.test_draw import draw
 from worker.generation.imaging import encode, parameters_text
-from worker.models.base import DrawSpec
+from worker.types import DrawSpec
 
 pytestmark = pytest.mark.browser
 

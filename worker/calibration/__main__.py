@@ -12,12 +12,11 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliApp
 
 from worker import exits
-from worker.__main__ import problems
 from worker.calibration import tables as calibration
 from worker.coordination import gpu_lock
 from worker.models.loading.sources import ModelLoadError, load
 from worker.models.memory import memory_of
-from worker.settings import Settings
+from worker.settings import Settings, problems
 
 
 class Options(Settings):

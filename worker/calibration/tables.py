@@ -9,7 +9,6 @@ them serves by these, whatever its versions, and measures again when it is idle.
 """
 
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
@@ -24,12 +23,13 @@ from worker import log
 from worker.calibration.timings import Measured
 from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Size
-from worker.models.base import DrawSpec, OutOfMemory, Pipeline
+from worker.models.base import OutOfMemory, Pipeline
 from worker.models.memory import Memory
+from worker.models.versions import versions
 from worker.settings import Settings
+from worker.types import DrawSpec
 
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
-_LIBRARIES = ("torch", "diffusers", "transformers", "triton", "flash-attn-4", "quack-kernels")
 REPEATS = 3
 _QUICK_S = 6.0
 """A start tries one picture more while a batch is drawn in less."""
@@ -60,11 +60,6 @@ def _device(settings: Settings, memory: Memory) -> str:
     name = memory.device_name or platform.processor() or platform.machine()
     count = len(settings.devices)
     return name if count == 1 else f"{count} × {name}"
-
-
-def versions() -> dict[str, Any]:
-    """Of the libraries and of the code that draws."""
-    return {"libraries": {name: _version(name) for name in _LIBRARIES}, "pipelines": _code()}
 
 
 def _cores(settings: Settings) -> dict[str, Any]:
@@ -243,18 +238,3 @@ class _Clock:
     def lap(self) -> float:
         before, self._at = self._at, time.monotonic()
         return self._at - before
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _code() -> str:
-    """Digest of the code that draws."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "models").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -44,7 +44,7 @@ from worker.coordination.heartbeat import (
 from worker.coordination.inflight import read_in_flight
 from worker.coordination.processes import is_alive, started_at
 from worker.errors import Refused, TooSlow
-from worker.models.base import DrawSpec
+from worker.types import DrawSpec
 
 ALONE_LIMIT = 2
 PATIENCE = 4.0

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.models.base import DrawSpec
+from worker.types import DrawSpec
 
 MAX_AGE_S = 900.0
 """Longer than a stream waits and draws; the page gives up one that is silent for so long."""

@@ -26,7 +26,8 @@ from worker.engine.request import Drawn, DrawRequest, Partial, Queued, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
-from worker.models.base import DevicePoisoned, DrawSpec, Pipeline, Pixels, Sample
+from worker.models.base import DevicePoisoned, Pipeline, Sample
+from worker.types import DrawSpec, Pixels
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.models.base import DevicePoisoned, DrawSpec, Pipeline
+from worker.models.base import DevicePoisoned, Pipeline
+from worker.types import DrawSpec
 
 log = logging.getLogger(__name__)
 

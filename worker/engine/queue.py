@@ -7,7 +7,8 @@ from typing import Protocol
 
 from worker.engine.request import DrawRequest, Event, Priority
 from worker.errors import ZimageError
-from worker.models.base import DrawSpec, Sample
+from worker.models.base import Sample
+from worker.types import DrawSpec
 
 Size = tuple[int, int]
 """Width and height: what is known of a picture's group before its prompt is encoded."""

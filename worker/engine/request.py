@@ -5,7 +5,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from worker.models.base import DrawSpec, Pixels
+from worker.types import DrawSpec, Pixels
 
 
 class Priority(IntEnum):

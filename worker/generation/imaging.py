@@ -17,8 +17,8 @@ from PIL import ExifTags, Image
 
 from worker.errors import Overloaded
 from worker.generation.labels import Labels
-from worker.models.base import DrawSpec, Pixels
 from worker.threads import ThreadPool
+from worker.types import DrawSpec, Pixels
 
 DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

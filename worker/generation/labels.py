@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from worker.models.base import Pixels
+from worker.types import Pixels
 
 FONT = Path(__file__).with_name("fonts") / "mark.otf"
 """Has ASCII and the Chinese characters that such marks are made of."""

@@ -15,7 +15,6 @@ from worker.engine import Engine, Ticket
 from worker.engine.request import Drawn, DrawRequest, Priority, Stepped
 from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
 from worker.generation.imaging import Encoders, parameters_text
-from worker.models.base import DrawSpec
 from worker.observability import audit
 from worker.observability.audit import Audit
 from worker.observability.metrics import Metrics
@@ -24,6 +23,7 @@ from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
 from worker.storage.keys import Key
 from worker.storage.leases import Leased, Offer
+from worker.types import DrawSpec
 
 STRIKES_TIMEOUT_S = 5.0
 

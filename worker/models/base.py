@@ -7,30 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from worker.models.prompt_limit import PromptLimit
-
-Pixels = npt.NDArray[np.uint8]
-"""One picture: height × width × 3, RGB."""
+from worker.types import DrawSpec, Pixels
 
 OnInnerStep = Callable[[int], bool]
 """Called with the number of finished steps; returns False to ask the pipeline to stop early."""
-
-
-@dataclass(frozen=True)
-class DrawSpec:
-    """One picture to draw. Sides in pixels; ``seed`` 0 … 2³²−1."""
-
-    prompt: str
-    width: int
-    height: int
-    steps: int
-    seed: int
-    guidance_scale: float = 0.0
-    negative_prompt: str = ""
-    reproducible: bool = False
 
 
 @dataclass(frozen=True)

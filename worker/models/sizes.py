@@ -1,7 +1,8 @@
 """Sizes that a model can draw."""
 
 from worker.errors import InvalidRequest
-from worker.models.base import DrawSpec, ModelInfo
+from worker.models.base import ModelInfo
+from worker.types import DrawSpec
 
 
 def check_sides(spec: DrawSpec, info: ModelInfo, max_side: int | None = None) -> None:

@@ -26,15 +26,14 @@ import numpy.typing as npt
 
 from worker.models.base import (
     DevicePoisoned,
-    DrawSpec,
     ModelInfo,
     OnInnerStep,
     OutOfMemory,
-    Pixels,
     Sample,
     check_prompts,
 )
 from worker.models.prompt_limit import PromptLimit
+from worker.types import DrawSpec, Pixels
 
 _DEFAULTS = {
     "step_ms": 20.0,

@@ -12,17 +12,11 @@ import torch
 
 from worker.errors import InvalidRequest
 from worker.models.acceleration.determinism import fixed_kernels
-from worker.models.base import (
-    DrawSpec,
-    ModelInfo,
-    OnInnerStep,
-    Pixels,
-    Sample,
-    check_prompts,
-)
+from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts
 from worker.models.faults import translate
 from worker.models.loading.folder import ModelLoadError
 from worker.models.sizes import check_sides
+from worker.types import DrawSpec, Pixels
 
 REQUIRED = {"prompt", "width", "height", "num_inference_steps", "generator"}
 MIN_SIDE = 64

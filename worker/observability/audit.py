@@ -25,7 +25,7 @@ from worker import log
 from worker.storage.keys import EVERYONE
 
 if TYPE_CHECKING:
-    from worker.models.base import DrawSpec
+    from worker.types import DrawSpec
 
 MAX_QUEUED_LINES = 10_000
 MAX_FILE_BYTES = 16 << 20

@@ -10,10 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.models.base import DrawSpec
 from worker.storage import search
 from worker.storage.images import day
 from worker.storage.schema import metadata
+from worker.types import DrawSpec
 
 images = sa.Table(
     "images",

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from deploy.cell import Cell
 from deploy.config import parse
+from deploy.finding import Finding
 from deploy.guard.housekeeping import days_of_certificate
 from deploy.layout import Layout
 from deploy.rendering import certificate
@@ -58,7 +59,7 @@ def cell(tmp_path: Path, tls: dict[str, object]) -> Cell:
     return Cell(parse(data), tmp_path / "cluster.toml")
 
 
-def finding(tmp_path: Path, tls: dict[str, str]) -> checks.Finding:
+def finding(tmp_path: Path, tls: dict[str, str]) -> Finding:
     [found] = checks.https(cell(tmp_path, dict(tls)))
     return found
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from tests.worker.conftest import migrated, ready, serving
-from worker.models.base import Pixels, Sample
+from worker.models.base import Sample
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
+from worker.types import Pixels
 
 pytestmark = pytest.mark.anyio
 DRAW = "/v1/images/generations"

@@ -11,9 +11,10 @@ from tests.worker.conftest import ready, serving, settings_in
 from worker.calibration import tables as calibration
 from worker.calibration.timings import Measured
 from worker.engine import Costs, Engine
-from worker.models.base import DrawSpec, Sample
+from worker.models.base import Sample
 from worker.models.memory import NoMemory
 from worker.models.synthetic import SyntheticPipeline
+from worker.types import DrawSpec
 
 SIZES = [(64, 64), (128, 128)]
 CPU = NoMemory()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from worker.coordination.resume_tokens import MAX_AGE_S, ResumeTokens
-from worker.models.base import DrawSpec
+from worker.types import DrawSpec
 
 SECRET = b"s" * 32
 SPECS = tuple(DrawSpec("a fox", 64, 64, 8, seed) for seed in (5, 6, 7))

@@ -16,8 +16,9 @@ from worker.engine.costs import Costs
 from worker.engine.queue import Entry
 from worker.engine.request import Drawn, DrawRequest, Event
 from worker.errors import ZimageError
-from worker.models.base import DrawSpec, OnInnerStep, Sample
+from worker.models.base import OnInnerStep, Sample
 from worker.models.synthetic import SyntheticPipeline, text_of
+from worker.types import DrawSpec
 
 PATIENCE_S = 30.0
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)

@@ -15,8 +15,9 @@ from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import GatedPipeline, request
 from worker.engine import Engine, Priority
 from worker.errors import DeadlinePassed, Overloaded, ZimageError
-from worker.models.base import DrawSpec, Sample
+from worker.models.base import Sample
 from worker.models.synthetic import text_of
+from worker.types import DrawSpec
 
 pytestmark = pytest.mark.anyio
 

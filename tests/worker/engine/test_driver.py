@@ -26,7 +26,8 @@ from worker.engine.queue import Entry, Queue
 from worker.engine.request import Event, Partial, Priority, Queued, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.errors import DeadlinePassed, DrawingFailed, Refused, Unavailable, ZimageError
-from worker.models.base import DevicePoisoned, OutOfMemory, Pixels, Sample
+from worker.models.base import DevicePoisoned, OutOfMemory, Sample
+from worker.types import Pixels
 
 MakeDriver = Callable[..., Driver]
 

@@ -20,7 +20,8 @@ from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, Priority
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
-from worker.models.base import DrawSpec, OnInnerStep, OutOfMemory, Sample
+from worker.models.base import OnInnerStep, OutOfMemory, Sample
+from worker.types import DrawSpec
 
 
 @pytest.fixture(autouse=True, scope="module")

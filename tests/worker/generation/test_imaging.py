@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from worker.errors import Overloaded
 from worker.generation import imaging
 from worker.generation.imaging import Encoders, encode, parameters_text
-from worker.models.base import DrawSpec, Pixels
+from worker.types import DrawSpec, Pixels
 
 SPEC = DrawSpec("ein Fuchs\n狐狸", 96, 64, 8, 7, 2.5, "blurry")
 

@@ -13,7 +13,7 @@ from deploy.config import parse
 from tests.worker.generation.test_imaging import noise, opened
 from worker.generation.imaging import Encoders, encode
 from worker.generation.labels import FONT, MIN_LETTER_SHARE, Labels
-from worker.models.base import Pixels
+from worker.types import Pixels
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 AIGC = "{http://www.tc260.org.cn/ns/AIGC/1.0/}AIGC"

@@ -15,11 +15,12 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from worker.models.base import DrawSpec, Pipeline, Pixels, Sample
+from worker.models.base import Pipeline, Sample
 from worker.models.loading.folder import Defaults
 from worker.models.loading.load import adapted
 from worker.models.loading.random_zimage import Sizes, byte_tokenizer, random_zimage
 from worker.models.zimage.pipeline import ZImageStepwise
+from worker.types import DrawSpec, Pixels
 
 CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -15,10 +15,10 @@ import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import log as worker_log
-from worker.models.base import DrawSpec
 from worker.observability import audit
 from worker.observability.audit import Audit, Entry, Note, Rules
 from worker.storage.keys import EVERYONE
+from worker.types import DrawSpec
 
 DAY_S = 86_400.0
 

@@ -32,12 +32,12 @@ from worker.coordination.progress import Steps
 from worker.errors import Conflict, NotFound, Overloaded
 from worker.jobs.archive import archive
 from worker.jobs.drawing import priority_of
-from worker.models.base import DrawSpec
 from worker.service import Service
 from worker.storage import gallery as pictures
 from worker.storage import jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, JobSpec, Share
+from worker.types import DrawSpec
 
 MAX_JOBS = 100
 MAX_ITEMS = 500

@@ -12,8 +12,9 @@ import orjson
 from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_unknown, text_of
 from worker.engine.request import Priority
 from worker.errors import NotFound
-from worker.models.base import DrawSpec, ModelInfo
+from worker.models.base import ModelInfo
 from worker.settings import Settings
+from worker.types import DrawSpec
 
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3

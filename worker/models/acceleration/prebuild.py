@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.calibration import tables as calibration
 from worker.models.loading.folder import class_of
+from worker.models.versions import versions
 from worker.settings import Settings
 
 PARTS = ("attention", "products", "drawing")
@@ -81,7 +81,7 @@ def done(settings: Settings) -> None:
 
 def _marker(settings: Settings) -> Path:
     about = {name: getattr(settings, name) for name in _SETTINGS}
-    about |= calibration.versions()
+    about |= versions()
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     return settings.var_dir / "cache" / f"built-{digest}"
 
@@ -123,10 +123,10 @@ def _device(settings: Settings) -> Any:
 
 def _draw(settings: Settings, folder: Path | None, plan: Any, device: Any) -> None:
     from worker.models.acceleration.fp8 import shrink_pipeline
-    from worker.models.base import DrawSpec
     from worker.models.loading.folder import Defaults
     from worker.models.loading.load import adapted, dtype_for
     from worker.models.loading.random_zimage import random_zimage
+    from worker.types import DrawSpec
 
     if plan.fp8 == "off":  # the others build those: do not wait for them
         plan = replace(plan, attention="native", products="native")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from worker.models.acceleration.graphs import MOST_PIXELS, Graphs
-from worker.models.base import Pixels
 from worker.models.zimage.tiles import TiledDecoder
+from worker.types import Pixels
 
 _PIXELS_PER_CELL = 64
 _SIDES = (2048, 1536, 1024, 768, 512)  # of parts, without their margins

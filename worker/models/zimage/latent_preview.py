@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.models.base import Pixels
+from worker.types import Pixels
 
 _SIDE = 256
 _BLOCKS = (16, 32, 64)  # pixels a side

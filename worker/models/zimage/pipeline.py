@@ -17,14 +17,7 @@ import torch
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.acceleration.graphs import Graphs
-from worker.models.base import (
-    DrawSpec,
-    ModelInfo,
-    OnInnerStep,
-    Pixels,
-    Sample,
-    check_prompts,
-)
+from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts
 from worker.models.faults import translate
 from worker.models.memory import room_of
 from worker.models.parallel.split import Lead
@@ -35,6 +28,7 @@ from worker.models.zimage.dense import DenseTransformer
 from worker.models.zimage.latent_preview import LatentPreview
 from worker.models.zimage.prompt_embeddings import PromptEncoder, bucket
 from worker.models.zimage.schedule import Schedule, schedule_of
+from worker.types import DrawSpec, Pixels
 
 Transformer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -8,8 +8,9 @@ import torch
 
 from tests.worker.models.conftest import close, draw, finish, go_on, spec
 from worker.errors import InvalidRequest
-from worker.models.base import DrawSpec, OutOfMemory, Pixels
+from worker.models.base import OutOfMemory
 from worker.models.zimage.pipeline import ZImageSample, ZImageStepwise
+from worker.types import DrawSpec, Pixels
 
 LONG = "a small yellow star above a large blue heart on a white background, at night"
 

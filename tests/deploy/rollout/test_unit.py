@@ -8,7 +8,7 @@ import pytest
 
 from deploy.cell import Cell
 from deploy.config import ROOT, parse
-from deploy.rendering.unit import render_unit
+from deploy.rollout.unit import render_unit
 
 
 def unit(tmp_path: Path, user: str = "", name: str = "cluster.toml") -> str:
