@@ -138,7 +138,8 @@ def test_root_becomes_the_owner_for_good(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / MARK):
         os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
     program = (
-        "import os, sys; from pathlib import Path; from deploy import account, config\n"
+        "import os, sys; from pathlib import Path; from deploy import config; "
+        "from deploy.host import account\n"
         "parsed = config.parse({'cell': {'var_dir': sys.argv[1]}})\n"
         "account.settle(parsed, Path('x'), create=True)\n"
         "print(os.getresuid(), os.getresgid(), os.getgroups())"

@@ -10,7 +10,7 @@ from deploy.config import ROOT
 
 COMMAND = """
 import os, signal, sys
-from deploy import interrupts
+from deploy.rollout import interrupts
 out = os.fdopen(os.dup(1), "w")
 def say(word): print(word, file=out, flush=True)
 interrupts.install()
@@ -49,7 +49,7 @@ def test_what_was_begun_is_finished_and_the_clean_up_runs_once(signum: signal.Si
 
 
 def test_nohup_keeps_a_command() -> None:
-    program = "from deploy import interrupts; interrupts.install(); import signal\n"
+    program = "from deploy.rollout import interrupts; interrupts.install(); import signal\n"
     program += "signal.raise_signal(signal.SIGHUP); print('goes on')"
     done = subprocess.run(
         ["nohup", sys.executable, "-c", program],

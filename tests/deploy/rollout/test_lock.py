@@ -11,7 +11,7 @@ from deploy.rollout import lock
 HOLDER = """
 import sys
 from pathlib import Path
-from deploy import lock
+from deploy.rollout import lock
 with lock.exclusive(Path(sys.argv[1]), "restart --rolling"):
     print(flush=True)
     sys.stdin.readline()
