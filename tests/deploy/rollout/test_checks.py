@@ -21,8 +21,8 @@ def test_port_of_another_process_is_refused_and_its_owner_named(tmp_path: Path) 
         port = taken.getsockname()[1]
         listen, _ = checks.ports(cell(tmp_path, listen={"port": port}))
     assert (listen.level, listen.subject) == ("fail", f"listen 127.0.0.1:{port}")
-    assert "in use by process" in listen.text
-    assert "pytest" in listen.text
+    assert f"in use by process {os.getpid()} (" in listen.text
+    assert "python" in listen.text
     assert listen.remedy == "stop that process, or set listen.port to a free port"
 
 
