@@ -4,9 +4,13 @@ import { eventsOf } from "./sse.js";
 
 /** The server refused or failed; the fields are those of its error envelope. */
 export class ApiError extends Error {
+  /** @param {{ status?: number, message?: string, param?: string | null, code?: string | null, retryAfterS?: number | null }} told */
   constructor({ status = 0, message = "", param = null, code = null, retryAfterS = null }) {
     super(message);
-    Object.assign(this, { status, param, code, retryAfterS });
+    this.status = status;
+    this.param = param;
+    this.code = code;
+    this.retryAfterS = retryAfterS;
   }
 
   /** Nothing is wrong with the request: the same one may succeed later. */
@@ -16,7 +20,7 @@ export class ApiError extends Error {
 
   /** The worker or the way to it went away. */
   get lost() {
-    return [502, 504].includes(this.status) || LOST_CODES.has(this.code);
+    return [502, 504].includes(this.status) || LOST_CODES.has(this.code ?? "");
   }
 }
 
@@ -29,10 +33,17 @@ export class StreamCut extends Error {}
 const TIMEOUT_MS = 20_000;
 const signedOut = new EventTarget();
 
-/** Calls `listener()` when the cell asks for a key. */
+/**
+ * Calls `listener()` when the cell asks for a key.
+ * @param {() => void} listener
+ */
 export const onSignedOut = (listener) => signedOut.addEventListener("out", listener);
 
-/** A picture request's events, up to and including `image_generation.done`. */
+/**
+ * A picture request's events, up to and including `image_generation.done`.
+ * @param {object} body
+ * @param {AbortSignal} signal
+ */
 export async function* drawEvents(body, signal) {
   const response = await fetch("/v1/images/generations", {
     method: "POST",
@@ -41,6 +52,7 @@ export async function* drawEvents(body, signal) {
     signal,
   });
   if (!response.ok) throw await errorOf(response);
+  if (!response.body) throw new StreamCut();
   for await (const event of eventsOf(response.body)) {
     if (event.type === "error") throw new ApiError(event.error);
     yield event;
@@ -49,6 +61,7 @@ export async function* drawEvents(body, signal) {
   throw new StreamCut();
 }
 
+/** @param {Response} response */
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
   if (response.status === 401) signedOut.dispatchEvent(new Event("out"));
@@ -59,12 +72,20 @@ async function errorOf(response) {
   });
 }
 
+/** @param {string | null} header */
 function secondsOf(header) {
-  const seconds = Number.parseFloat(header);
+  const seconds = Number.parseFloat(header ?? "");
   return Number.isFinite(seconds) ? Math.max(0, seconds) : null;
 }
 
-/** The JSON answer, or null where there is none; throws `ApiError`, or what `fetch` throws. */
+/**
+ * The JSON answer, or null where there is none; throws `ApiError`, or what `fetch` throws.
+ * @param {string} method
+ * @param {string} path
+ * @param {object} [body]
+ * @param {RequestInit} options
+ * @returns {Promise<any>}
+ */
 async function call(method, path, body, options = {}) {
   const response = await fetch(path, {
     method,
@@ -77,50 +98,117 @@ async function call(method, path, body, options = {}) {
   return response.status === 204 ? null : response.json();
 }
 
-/** JSON of a GET, or null when it cannot be had within `timeout_ms`. */
+/**
+ * JSON of a GET, or null when it cannot be had within `timeout_ms`.
+ * @param {string} path
+ */
 async function get(path, timeout_ms = 5000) {
   return call("GET", path, undefined, { signal: AbortSignal.timeout(timeout_ms) }).catch(() => null);
 }
 
+/** @param {Record<string, string | number | boolean | null | undefined>} values */
 const query = (values) => {
   const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return given.length ? `?${new URLSearchParams(given)}` : "";
+  return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : "";
 };
 
+/** @returns {Promise<{ data?: ModelEntry[] } | null>} */
 export const getModels = () => get("/v1/models");
+/** @returns {Promise<CellState | null>} */
 export const getCell = () => get("/cell.json");
 
+/**
+ * @param {Partial<Filter> & { after?: string | null, limit: number }} values
+ * @returns {Promise<Page<StoredPicture>>}
+ */
 export const listImages = (values) => call("GET", `/v1/images${query(values)}`);
+/**
+ * @param {string} id
+ * @param {boolean} favourite
+ */
 export const markImage = (id, favourite) => call("PATCH", `/v1/images/${id}`, { favourite });
-/** `leaving`: the page goes; the request must outlive it. */
+/**
+ * `leaving`: the page goes; the request must outlive it.
+ * @param {string} id
+ */
 export const deleteImage = (id, leaving = false) =>
   call("DELETE", `/v1/images/${id}`, undefined, leaving ? { keepalive: true } : {});
 
+/**
+ * @param {object} body
+ * @returns {Promise<StoredJob>}
+ */
 export const createJob = (body) => call("POST", "/v1/jobs", body);
+/**
+ * @param {object} body
+ * @param {AbortSignal} signal
+ * @returns {Promise<Preview>}
+ */
 export const previewJob = (body, signal) => call("POST", "/v1/jobs/preview", body, { signal });
+/** @returns {Promise<Page<StoredJob>>} */
 export const listJobs = () => call("GET", "/v1/jobs?limit=50");
+/**
+ * @param {string} id
+ * @returns {Promise<StoredJob>}
+ */
 export const getJob = (id) => call("GET", `/v1/jobs/${id}`);
+/**
+ * @param {string} id
+ * @param {{ after: number, limit: number }} values
+ * @returns {Promise<Page<StoredItem>>}
+ */
 export const listItems = (id, values) => call("GET", `/v1/jobs/${id}/items${query(values)}`);
-/** `verb`: pause, resume, cancel or retry. */
+/**
+ * `verb`: pause, resume, cancel or retry.
+ * @param {string} id
+ * @param {Verb} verb
+ * @returns {Promise<StoredJob>}
+ */
 export const steerJob = (id, verb) => call("POST", `/v1/jobs/${id}/${verb}`);
+/**
+ * @param {string} id
+ * @returns {Promise<null>}
+ */
 export const deleteJob = (id) => call("DELETE", `/v1/jobs/${id}`);
+/**
+ * @param {string} id
+ * @param {number | string} after
+ */
 export const jobEvents = (id, after) => new EventSource(`/v1/jobs/${id}/events?after=${after}`);
+/** @param {string} id */
 export const zipOf = (id) => `/v1/jobs/${id}/results.zip`;
 
-/** Whether the cell knows of nothing at `path`; false, too, where nobody answers. */
+/**
+ * Whether the cell knows of nothing at `path`; false, too, where nobody answers.
+ * @param {string} path
+ */
 export const isMissing = (path) => call("HEAD", path).then(
   () => false,
-  ({ status }) => status === 404,
+  (error) => error instanceof ApiError && error.status === 404,
 );
 
+/**
+ * @param {UsageBy} by
+ * @param {string} since
+ * @returns {Promise<{ data: UsageRow[] }>}
+ */
 export const getUsage = (by, since) => call("GET", `/v1/usage${query({ by, since })}`);
 
+/** @returns {Promise<SessionAnswer>} */
 export const getSession = () => call("GET", "/v1/session");
+/** @param {string} key */
 export const signIn = (key) => call("POST", "/v1/session", { key });
-/** `everywhere`: also whoever else is signed in with the same key. */
+/**
+ * `everywhere`: also whoever else is signed in with the same key.
+ * @param {boolean} [everywhere]
+ */
 export const signOut = (everywhere) => call("DELETE", `/v1/session${query({ everywhere: everywhere || null })}`);
 
-/** Bytes of a base64 picture. (A `data:` fetch would need a wider CSP.) */
+/**
+ * Bytes of a base64 picture. (A `data:` fetch would need a wider CSP.)
+ * @param {string} base64
+ * @param {string} format
+ */
 export function blobOf(base64, format) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   return new Blob([bytes], { type: `image/${format}` });

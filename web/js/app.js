@@ -1,6 +1,6 @@
 /** Puts the rooms together: the form makes drawings and jobs, the gallery and the job views show them. */
 
-import { createJob } from "./api.js";
+import { ApiError, createJob } from "./api.js";
 import { messageOf } from "./card.js";
 import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
@@ -24,12 +24,14 @@ import { Viewer } from "./viewer.js";
 
 const SEARCH_WAIT_MS = 300;
 
+/** @type {JobActions} */
 const forPictures = { favourite, again, download, copyPrompt, remove, open: (item, where) => viewer.open(item, where) };
+/** @type {Actions} */
 const actions = {
   ...forPictures,
   open: (item) => viewer.open(item, gallery),
-  ahead: (item) => queue.ahead(item.shot.job),
-  cancel: (item) => queue.cancel(item.shot),
+  ahead: (/** @type {Own} */ { shot }) => queue.ahead(shot.job),
+  cancel: (/** @type {Own} */ { shot }) => queue.cancel(shot),
   dismiss: (item) => drop(item),
   retry,
 };
@@ -47,11 +49,14 @@ const session = new Session(start, stop);
 
 // How much of what was asked for since the page was last idle is done.
 const progress = { done: 0, all: 0 };
+/** @type {Map<string, Timer>} */
 const leaving = new Map(); // pictures that go when nobody takes it back: id → timer
+/** @type {ModelEntry | null} */
 let model = null;
 
 // Drawing
 
+/** @param {Values} values */
 function draw({ lines, n, seed, ...settings }) {
   const batchAt = Date.now();
   let order = 0;
@@ -73,7 +78,10 @@ function draw({ lines, n, seed, ...settings }) {
   show("gallery");
 }
 
-/** Make a job: it is drawn whether this page is open or not. */
+/**
+ * Make a job: it is drawn whether this page is open or not.
+ * @param {object} body
+ */
 async function begin(body) {
   const button = $("#draw");
   button.disabled = true;
@@ -84,20 +92,27 @@ async function begin(body) {
     await jobs.poll();
     show(`job=${job.id}`);
   } catch (error) {
-    form.showError(error.param, reasonOf(error) || t("errorNetwork"));
+    const known = error instanceof ApiError ? error : new ApiError({});
+    form.showError(known.param, reasonOf(known) || t("errorNetwork"));
   } finally {
     button.disabled = false;
   }
 }
 
+/** @param {string} view */
 function show(view) {
   location.hash = `#${view}`;
   const narrow = matchMedia("(max-width: 860px)").matches;
   if (narrow) $("#stage").scrollIntoView();
 }
 
+/**
+ * @param {Shot} shot
+ * @returns {Own}
+ */
 const itemOf = (shot) => ({ id: shot.id, batchAt: shot.job.batchAt, order: shot.order, shot, picture: null });
 
+/** @param {Shot} shot */
 function changed(shot) {
   if (shot.state === "done") finish(shot);
   if (shot.state === "cancelled") forgo(shot);
@@ -111,18 +126,21 @@ function settled() {
   if (!queue.jobs.length) Object.assign(progress, { done: 0, all: 0 });
 }
 
+/** @param {Shot} shot */
 function forgo(shot) {
   progress.all -= 1;
   gallery.remove(shot.id);
 }
 
+/** @param {Shot} shot */
 function finish(shot) {
   const card = gallery.card(shot.id);
-  if (!card) return;
+  const id = shot.imageId;
+  if (!card || !id) return;
   const { prompt, width, height, steps, format, guidance, negative } = shot.job.settings;
   const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? shot.steps ?? null };
-  const url = `/v1/images/${shot.imageId}`;
-  const stored = { id: shot.imageId, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
+  const url = `/v1/images/${id}`;
+  const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
   const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", blob: shot.blob };
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });
   shot.blob = null;
@@ -131,17 +149,19 @@ function finish(shot) {
 }
 
 // One card tells of the whole request: its siblings failed for the same reason.
+/** @param {Shot} shot */
 function failed(shot) {
   const { job } = shot;
   const first = job.shots.find(({ state }) => state === "failed");
   if (first !== shot) return gallery.remove(shot.id);
-  const { param, status } = shot.error;
+  const { param, status = 0 } = shot.error ?? {};
   if (status < 400 || status >= 500) return;
   const message = messageOf(shot);
   const ofLine = job.line && param?.startsWith("prompt");
   form.showError(param, ofLine ? t("errorLine", { line: job.line, message }) : message);
 }
 
+/** @param {Own} item */
 function retry(item) {
   const { settings, shots, batchAt, line } = item.shot.job;
   drop(item);
@@ -153,6 +173,7 @@ function retry(item) {
   renderProgress();
 }
 
+/** @param {Item} item */
 function drop(item) {
   gallery.remove(item.id);
   renderProgress();
@@ -160,11 +181,13 @@ function drop(item) {
 
 // What is done with pictures
 
+/** @param {Drawn} item */
 function again({ picture }) {
   form.fill(picture);
   toast(t("reused"));
 }
 
+/** @param {Drawn} item */
 function download({ picture }) {
   const words = picture.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 48).replace(/^-|-$/g, "");
   const extension = picture.format === "jpeg" ? "jpg" : picture.format;
@@ -173,10 +196,12 @@ function download({ picture }) {
   if (picture.blob) setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
+/** @param {Drawn} item */
 async function copyPrompt({ picture }) {
   toast(t((await copyText(picture.prompt)) ? "copied" : "copyFailed"));
 }
 
+/** @param {Drawn} item */
 async function favourite(item) {
   const wanted = !item.picture.favourite;
   setFavourite(item.picture.id, wanted);
@@ -188,6 +213,10 @@ async function favourite(item) {
   item.marking = false;
 }
 
+/**
+ * @param {string} id
+ * @param {boolean} loved
+ */
 function setFavourite(id, loved) {
   for (const grid of [gallery, jobView.gallery]) {
     const item = grid.itemOf(id);
@@ -198,10 +227,14 @@ function setFavourite(id, loved) {
   viewer.render();
 }
 
+/** @param {Drawn} item */
 function remove({ picture }) {
   const { id } = picture;
-  const items = [gallery, jobView.gallery].map((grid) => [grid, grid.itemOf(id)]).filter(([, item]) => item);
-  for (const [grid, item] of items) grid.remove(item.id);
+  const places = [gallery, jobView.gallery].flatMap((grid) => {
+    const item = grid.itemOf(id);
+    return item ? [{ grid, item }] : [];
+  });
+  for (const { grid, item } of places) grid.remove(item.id);
   library.forget(id);
   leaving.set(id, setTimeout(() => part(id), UNDO_MS));
   renderProgress();
@@ -210,18 +243,23 @@ function remove({ picture }) {
     clearTimeout(leaving.get(id));
     leaving.delete(id);
     library.restore(id);
-    for (const [grid, item] of items) grid.insert(item);
+    for (const { grid, item } of places) grid.insert(item);
     renderProgress();
   };
   toast(t("removed"), { label: t("undo"), run: undo });
 }
 
+/**
+ * @param {string} id
+ * @param {boolean} last
+ */
 function part(id, last = false) {
   clearTimeout(leaving.get(id));
   leaving.delete(id);
   library.delete(id, last);
 }
 
+/** @param {File} file */
 async function takeUp(file) {
   const settings = await settingsOf(file);
   if (!settings) return toast(t("noSettings"));
@@ -235,16 +273,17 @@ const VIEWS = ["gallery", "jobs", "job", "usage"];
 
 function route() {
   const [, name, id] = location.hash.match(/^#(\w+)(?:=([\w-]+))?$/) ?? [];
-  const view = VIEWS.includes(name) && (name === "job") === Boolean(id) ? name : "gallery";
+  const view = VIEWS.includes(name ?? "") && (name === "job") === Boolean(id) ? name : "gallery";
   for (const other of VIEWS) $(`#view-${other}`).hidden = other !== view;
   for (const tab of document.querySelectorAll(".tabs a")) {
-    const here = tab.dataset.view === view || (view === "job" && tab.dataset.view === "jobs");
+    const of = tab.getAttribute("data-view");
+    const here = of === view || (view === "job" && of === "jobs");
     if (here) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
   $("#strip").hidden = view === "job" || view === "jobs"; // they show the same
   if (!session.open) return;
-  if (view === "job") jobView.open(id);
+  if (view === "job" && id) jobView.open(id);
   else jobView.close();
   if (view === "jobs") jobs.poll();
   if (view === "usage") usage.load();
@@ -264,6 +303,7 @@ function renderProgress() {
   $("#more-pictures").hidden = !library.hasMore;
 }
 
+/** @param {ModelEntry} entry */
 function useModel(entry) {
   model = entry;
   form.setLimits(limitsOf(entry));
@@ -273,8 +313,8 @@ function useModel(entry) {
 function renderModel() {
   setText($("#model"), model?.id?.split("/").pop() ?? "");
   const examples = EXAMPLES[/tiny/.test(model?.id ?? "") ? "tiny" : "any"].map(inLanguage);
-  const fill = (text) => () => form.setPrompt(text);
-  const chip = (text) => h("button", { type: "button", class: "chip", onclick: fill(text) }, text);
+  /** @param {string} text */
+  const chip = (text) => h("button", { type: "button", class: "chip", onclick: () => form.setPrompt(text) }, text);
   $("#examples").replaceChildren(...examples.map(chip));
 }
 
@@ -295,7 +335,10 @@ function bind() {
   bindFilter();
   $("#cancel-all").addEventListener("click", () => queue.cancelAll());
   const tile = load("tile", "m");
-  const setTile = (value) => ["#grid", "#job-grid"].forEach((grid) => ($(grid).dataset.tile = value));
+  /** @param {string} value */
+  const setTile = (value) => {
+    for (const grid of ["#grid", "#job-grid"]) $(grid).dataset.tile = value;
+  };
   setTile(tile);
   for (const input of $("#tiles").querySelectorAll("input")) {
     input.checked = input.value === tile;
@@ -314,17 +357,19 @@ function bind() {
 }
 
 function bindFilter() {
-  let timer = null;
+  /** @type {Timer} */
+  let timer;
   const apply = () => {
-    const favourite = $("#favourites").getAttribute("aria-pressed") === "true" || null;
+    const favourite = $("#favourites").getAttribute("aria-pressed") === "true" ? /** @type {const} */ (true) : null;
     library.show({ q: $("#search").value.trim(), favourite });
   };
   $("#search").addEventListener("input", () => {
     clearTimeout(timer);
     timer = setTimeout(apply, SEARCH_WAIT_MS);
   });
-  $("#favourites").addEventListener("click", ({ currentTarget }) => {
-    currentTarget.setAttribute("aria-pressed", String(currentTarget.getAttribute("aria-pressed") !== "true"));
+  $("#favourites").addEventListener("click", () => {
+    const pressed = $("#favourites").getAttribute("aria-pressed") === "true";
+    $("#favourites").setAttribute("aria-pressed", String(!pressed));
     apply();
   });
 }
@@ -336,12 +381,15 @@ function showAll() {
 }
 
 // Nothing is left there while the page lives: a tab that is duplicated must not draw it all again.
+/** @param {boolean} away */
 function remember(away) {
   saveForTab("open", away ? queue.jobs.filter((job) => job.open.length) : []);
 }
 
 function restore() {
-  const drawings = loadForTab("open", []).map((saved) => new Job(saved));
+  /** @type {SavedJob[]} */
+  const saved = loadForTab("open", []);
+  const drawings = saved.map((job) => new Job(job));
   saveForTab("open", []);
   const shots = drawings.flatMap((drawing) => drawing.shots);
   progress.all += shots.length;

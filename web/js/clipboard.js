@@ -2,12 +2,16 @@
 
 import { $, h } from "./dom.js";
 
-/** Resolves to whether `text` is on the clipboard now. */
+/**
+ * Resolves to whether `text` is on the clipboard now.
+ * @param {string} text
+ */
 export async function copyText(text) {
   if (!navigator.clipboard) return copyBySelection(text);
   return navigator.clipboard.writeText(text).then(() => true, () => false);
 }
 
+/** @param {string} text */
 function copyBySelection(text) {
   const before = document.activeElement;
   const field = h("textarea", { class: "sr-only", readonly: true });
@@ -16,6 +20,6 @@ function copyBySelection(text) {
   field.select();
   const copied = document.execCommand("copy");
   field.remove();
-  before?.focus();
+  if (before instanceof HTMLElement) before.focus();
   return copied;
 }

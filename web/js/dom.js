@@ -1,8 +1,22 @@
 /** Small helpers around the DOM. */
 
-export const $ = (selector, root = document) => root.querySelector(selector);
+/**
+ * An element that the page is known to have.
+ * @template {string} S
+ * @param {S} selector
+ * @param {ParentNode} root
+ * @returns {S extends keyof Elements ? Elements[S] : HTMLElement}
+ */
+export const $ = (selector, root = document) => /** @type {any} */ (root.querySelector(selector));
 
-/** An element with properties (`on…` listeners, `class`, `data-…`, `aria-…` attributes) and children. */
+/**
+ * An element with properties (`on…` listeners, `class`, `data-…`, `aria-…` attributes) and children.
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, any>} props
+ * @param {(Node | string)[]} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -14,7 +28,16 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** One of the symbols in index.html. */
+/**
+ * Where an arrow key leads in a row, or 0.
+ * @param {string} key
+ */
+export const stepOf = (key) => (key === "ArrowLeft" ? -1 : key === "ArrowRight" ? 1 : 0);
+
+/**
+ * One of the symbols in index.html.
+ * @param {string} name
+ */
 export function icon(name) {
   const SVG = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(SVG, "svg");
@@ -25,7 +48,11 @@ export function icon(name) {
   return svg;
 }
 
-/** Write `text` only when it changes, so that screen readers and layout stay calm. */
+/**
+ * Write `text` only when it changes, so that screen readers and layout stay calm.
+ * @param {Element} element
+ * @param {string} text
+ */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

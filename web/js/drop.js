@@ -2,9 +2,13 @@
 
 import { $ } from "./dom.js";
 
-/** `take(file)` for each picture. */
+/**
+ * `take(file)` for each picture.
+ * @param {(file: File) => void} take
+ */
 export function bindDrop(take) {
   const cover = $("#drop");
+  /** @param {DragEvent} event */
   const holds = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   addEventListener("dragover", (event) => {
     if (!holds(event)) return;
@@ -18,7 +22,8 @@ export function bindDrop(take) {
     cover.hidden = true;
     if (!holds(event)) return;
     event.preventDefault(); // the browser would open the file in place of the page
-    take(event.dataTransfer.files[0]);
+    const [file] = event.dataTransfer?.files ?? [];
+    if (file) take(file);
   });
   addEventListener("paste", (event) => {
     const [file] = event.clipboardData?.files ?? [];
@@ -26,7 +31,7 @@ export function bindDrop(take) {
   });
   $("#from-file").addEventListener("click", () => $("#file").click());
   $("#file").addEventListener("change", () => {
-    const [file] = $("#file").files;
+    const [file] = $("#file").files ?? [];
     if (file) take(file);
     $("#file").value = "";
   });

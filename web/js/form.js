@@ -15,24 +15,37 @@ const FIELDS = [
   "prompt", "template", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
 ];
 const ADVANCED = new Set(["steps", "output_format", "guidance_scale", "name", "negative_prompt"]);
+/** @type {Record<string, string>} */
 const ALIASES = { prompts: "prompt", variables: "template", variants: "n" };
 const BLANK = {
   mode: "prompts", prompt: "", template: "", n: 1, ratio: "1:1", width: "", height: "", seed: "", steps: "",
   format: "png", guidance: "", negative: "", name: "",
 };
+const NAMES = /** @type {(keyof FormState)[]} */ (Object.keys(BLANK));
 const QUICK = [1, 4, 10];
 
+/** @param {string} prompt */
 const linesOf = (prompt) => prompt.split("\n").map((line) => line.trim()).filter(Boolean);
+/**
+ * @param {string} text
+ * @param {number} least
+ * @param {number} most
+ */
 const isWhole = (text, least, most) => /^\d+$/.test(text) && +text >= least && +text <= most;
 
 export class Form {
   #limits = LIMITS;
+  /** @type {FormState} */
   #state = { ...BLANK, ...load("form", {}) };
   #form = $("#form");
   #template = new TemplateEditor(() => (this.#errors(false).length ? null : this.#body()));
   #history = new History((prompt) => this.setPrompt(prompt));
 
-  /** `onDraw` gets checked values, `onJob` the body of a job. */
+  /**
+   * `onDraw` gets checked values, `onJob` the body of a job.
+   * @param {(values: Values) => void} onDraw
+   * @param {(body: object) => void} onJob
+   */
   constructor(onDraw, onJob) {
     this.onDraw = onDraw;
     this.onJob = onJob;
@@ -42,15 +55,20 @@ export class Form {
     this.render();
   }
 
+  /** @param {Limits} limits */
   setLimits(limits) {
     this.#limits = limits;
     this.render();
   }
 
-  /** Take over the settings of one picture: drawing now gives the same picture again. */
+  /**
+   * Take over the settings of one picture: drawing now gives the same picture again.
+   * @param {Recipe} recipe
+   */
   fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }) {
-    const ratio = width && height ? ratioOf(width, height, this.#limits) ?? "custom" : this.#state.ratio;
-    const size = ratio === "custom" && width ? { width, height } : {};
+    const sized = width && height;
+    const ratio = sized ? ratioOf(width, height, this.#limits) ?? "custom" : this.#state.ratio;
+    const size = ratio === "custom" && sized ? { width, height } : {};
     const rest = format ? { format } : {};
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
@@ -59,6 +77,7 @@ export class Form {
     this.focus();
   }
 
+  /** @param {string} prompt */
   setPrompt(prompt) {
     this.#change({ mode: "prompts", prompt });
     this.focus();
@@ -70,9 +89,13 @@ export class Form {
     prompt.setSelectionRange(prompt.value.length, prompt.value.length);
   }
 
-  /** Show `message` at the field that `param` names, or above the button. */
+  /**
+   * Show `message` at the field that `param` names, or above the button.
+   * @param {string | null | undefined} param
+   * @param {string} message
+   */
   showError(param, message) {
-    const asked = param?.match(/^\w+/)?.[0];
+    const asked = param?.match(/^\w+/)?.[0] ?? "";
     let name = FIELDS.find((field) => field === (ALIASES[asked] ?? asked)) ?? "form";
     if ($(`[data-field=${name}]`).hidden) name = "form";
     setText($(`#error-${name}`), message);
@@ -89,13 +112,13 @@ export class Form {
     setText($("#lines"), lines > 1 ? t("lines", { n: lines }) : t("linesHint"));
     setText($("#draw-keys"), /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵");
     $("#custom-size").hidden = ratio !== "custom";
-    $("#n").max = this.#limits.maxImages;
+    $("#n").max = String(this.#limits.maxImages);
     const { steps, guidance } = this.#limits;
     $("#steps").placeholder = steps ? t("stepsDefault", { n: steps }) : t("stepsDefaultUnknown");
     $("#guidance").placeholder = guidance === null ? t("stepsDefaultUnknown") : t("stepsDefault", { n: guidance });
-    for (const side of ["width", "height"]) {
-      $(`#${side}`).placeholder = this.#limits[side];
-      $(`#${side}`).step = this.#limits.multiple;
+    for (const side of /** @type {const} */ (["width", "height"])) {
+      $(`#${side}`).placeholder = String(this.#limits[side]);
+      $(`#${side}`).step = String(this.#limits.multiple);
     }
     this.#renderRatios();
     this.#renderQuick();
@@ -123,6 +146,7 @@ export class Form {
   }
 
   #renderQuick() {
+    /** @param {number} n */
     const chip = (n) => {
       const pressed = String(Number(this.#state.n) === n);
       const set = () => this.#change({ n });
@@ -131,17 +155,18 @@ export class Form {
     };
     const most = this.#limits.maxImages;
     const box = $("#quick");
-    const focused = [...box.children].indexOf(document.activeElement);
-    box.replaceChildren(...QUICK.filter((n) => n <= most).map(chip));
-    box.children[focused]?.focus();
+    const focused = [...box.children].indexOf(/** @type {Element} */ (document.activeElement));
+    const chips = QUICK.filter((n) => n <= most).map(chip);
+    box.replaceChildren(...chips);
+    chips[focused]?.focus();
   }
 
   #buildRatios() {
     const tiles = [...RATIOS, "custom"].map((ratio) => {
       const shape = h("span", { class: "shape", "aria-hidden": "true" });
       const [across, down] = ratio === "custom" ? [1, 1] : ratio.split(":").map(Number);
-      shape.style.setProperty("--w", across / Math.max(across, down));
-      shape.style.setProperty("--h", down / Math.max(across, down));
+      shape.style.setProperty("--w", String(across / Math.max(across, down)));
+      shape.style.setProperty("--h", String(down / Math.max(across, down)));
       const input = h("input", { type: "radio", name: "ratio", value: ratio });
       const tile = h("label", { class: "ratio", "data-ratio": ratio }, input, shape);
       tile.append(h("span", { class: "name" }), h("span", { class: "pixels" }));
@@ -152,7 +177,7 @@ export class Form {
 
   #renderRatios() {
     for (const tile of $("#ratios").children) {
-      const { ratio } = tile.dataset;
+      const ratio = tile.getAttribute("data-ratio") ?? "";
       const custom = ratio === "custom";
       setText($(".name", tile), custom ? t("custom") : ratio);
       setText($(".pixels", tile), custom ? "" : sizeOf(ratio, this.#limits).join(" × "));
@@ -161,7 +186,7 @@ export class Form {
 
   #bind() {
     this.#form.addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
-    this.#form.addEventListener("input", (event) => this.#typed(event.target));
+    this.#form.addEventListener("input", (event) => this.#typed(/** @type {HTMLElement} */ (event.target)));
     this.#form.addEventListener("counted", () => this.#renderCount());
     $("#advanced").addEventListener("toggle", () => save("advanced", $("#advanced").open));
     $("#advanced").open = load("advanced", false);
@@ -175,18 +200,21 @@ export class Form {
     });
   }
 
+  /** @param {number} by */
   #add(by) {
     const n = Math.min(this.#limits.maxImages, Math.max(1, (Number(this.#state.n) || 1) + by));
     this.#change({ n });
   }
 
+  /** @param {HTMLElement} control */
   #typed(control) {
     this.#read();
-    this.#clearError(control.closest("[data-field]")?.dataset.field);
+    this.#clearError(control.closest("[data-field]")?.getAttribute("data-field"));
     this.#clearError("form");
     this.#keep();
   }
 
+  /** @param {Partial<FormState>} values */
   #change(values) {
     Object.assign(this.#state, values);
     this.#write();
@@ -200,18 +228,23 @@ export class Form {
   }
 
   #read() {
-    for (const name of Object.keys(BLANK)) this.#state[name] = this.#form.elements[name].value;
+    for (const name of NAMES) this.#state[name] = this.#field(name).value;
   }
 
   #write() {
-    for (const name of Object.keys(BLANK)) this.#form.elements[name].value = this.#state[name];
+    for (const name of NAMES) this.#field(name).value = String(this.#state[name]);
+  }
+
+  /** @param {string} name */
+  #field(name) {
+    return /** @type {HTMLInputElement | RadioNodeList} */ (this.#form.elements.namedItem(name));
   }
 
   #submit() {
     FIELDS.forEach((field) => this.#clearError(field));
     const errors = this.#errors();
     for (const [field, message] of errors) this.showError(field, message);
-    if (errors.length) return $(`[data-field=${errors[0][0]}]`).querySelector("textarea,input,select").focus();
+    if (errors.length) return $("textarea,input,select", $(`[data-field=${errors[0][0]}]`)).focus();
     if (this.#state.mode === "prompts") this.#history.add(this.#state.prompt.trim());
     if (this.#asJob) this.onJob(this.#body());
     else this.onDraw(this.#values());
@@ -237,6 +270,7 @@ export class Form {
   #body() {
     const { lines, n, seed, steps, guidance, negative, width, height, format } = this.#values();
     const { mode, name } = this.#state;
+    /** @type {Record<string, unknown>} */
     const body = { variants: n, size: `${width}x${height}`, output_format: format };
     if (name.trim()) body.name = name.trim();
     if (seed !== null) body.seed = seed;
@@ -246,32 +280,38 @@ export class Form {
     return { ...body, ...(mode === "template" ? this.#template.body : { prompts: lines }) };
   }
 
+  /** @returns {number[]} */
   #size() {
     const { ratio, width, height } = this.#state;
     return ratio === "custom" ? [Number(width), Number(height)] : sizeOf(ratio, this.#limits);
   }
 
-  /** [[field, message], …] in the order of the form; without `asked`, of the settings alone. */
+  /**
+   * [[field, message], …] in the order of the form; without `asked`, of the settings alone.
+   * @returns {[field: string, message: string][]}
+   */
   #errors(asked = true) {
     const { n, seed, steps, guidance } = this.#state;
     const { maxImages, maxSteps } = this.#limits;
+    /** @type {[string, string | false][]} */
     const checks = [
       ...(asked ? this.#promptErrors() : []),
       ["size", this.#sizeError()],
       ["n", !isWhole(String(n), 1, maxImages) && t("errorCount", { max: maxImages })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
       ["steps", steps !== "" && !isWhole(String(steps), 1, maxSteps) && t("errorSteps", { max: maxSteps })],
-      ["guidance_scale", guidance !== "" && !(guidance >= 0 && guidance <= 30) && t("errorGuidance")],
+      ["guidance_scale", guidance !== "" && !(Number(guidance) >= 0 && Number(guidance) <= 30) && t("errorGuidance")],
     ];
-    return checks.filter(([, message]) => message);
+    return checks.flatMap(([field, message]) => (message ? [[field, message]] : []));
   }
 
+  /** @returns {[string, string | false][]} */
   #promptErrors() {
     if (this.#state.mode === "template") {
       const { unfilled, body } = this.#template;
       return [
         ["template", !body.template && t("errorTemplateEmpty")],
-        ["template", unfilled && t("errorVariable", { name: unfilled })],
+        ["template", unfilled !== null && t("errorVariable", { name: unfilled })],
       ];
     }
     const all = this.#count;
@@ -291,6 +331,10 @@ export class Form {
     return width * height > maxPixels && t("errorPixels", { max: maxPixels.toLocaleString(), w, h });
   }
 
+  /**
+   * @param {string} field
+   * @param {boolean} wrong
+   */
   #mark(field, wrong) {
     for (const control of $(`[data-field=${field}]`).querySelectorAll("textarea,input,select")) {
       if (wrong) control.setAttribute("aria-invalid", "true");
@@ -298,6 +342,7 @@ export class Form {
     }
   }
 
+  /** @param {string | null | undefined} field */
   #clearError(field) {
     if (!field) return;
     setText($(`#error-${field}`), "");

@@ -7,12 +7,19 @@ import { has, t } from "./i18n.js";
 const POLL_MS = 3000;
 
 export class Health {
+  /** @type {CellState | null | undefined} */
   #cell; // undefined: not asked yet; null: no answer
+  /** @type {ModelEntry | null} */
   #model = null;
-  #timer = null;
+  /** @type {Timer} */
+  #timer;
 
-  /** `onModel(entry)` once, with the first entry of /v1/models. `mayAsk()`: whether requests are
-   * answered; one that came too early might be refused after somebody signed in, and would sign them out. */
+  /**
+   * `onModel(entry)` once, with the first entry of /v1/models. `mayAsk()`: whether requests are
+   * answered; one that came too early might be refused after somebody signed in, and would sign them out.
+   * @param {(entry: ModelEntry) => void} onModel
+   * @param {() => boolean} mayAsk
+   */
   constructor(onModel, mayAsk) {
     this.onModel = onModel;
     this.mayAsk = mayAsk;
@@ -26,6 +33,7 @@ export class Health {
     this.#schedule(0);
   }
 
+  /** @param {number} delay_ms */
   #schedule(delay_ms) {
     clearTimeout(this.#timer);
     if (!document.hidden) this.#timer = setTimeout(() => this.#poll(), delay_ms);
@@ -53,6 +61,7 @@ export class Health {
     $("#health-workers").replaceChildren(...(this.#cell?.workers ?? []).map(workerRow));
   }
 
+  /** @param {CellState["pool"] | undefined} pool */
   #text(pool) {
     if (this.#cell === undefined) return t("connecting");
     if (!pool) return t("offline");
@@ -60,24 +69,32 @@ export class Health {
   }
 }
 
+/**
+ * @param {CellState | null | undefined} cell
+ * @param {CellState["pool"] | undefined} pool
+ */
 function level(cell, pool) {
   if (cell === undefined) return "unknown";
   if (!pool?.open) return "down";
   return pool.open < pool.of ? "partial" : "good";
 }
 
+/** @param {Pick<WorkerState, "name" | "state" | "device">} worker */
 function workerRow({ name, state, device }) {
-  const words = has(`state_${state}`) ? t(`state_${state}`) : state;
+  const key = `state_${state}`;
+  const words = has(key) ? t(key) : state;
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
   const row = h("li", { "data-state": state }, dot, h("b", {}, name), h("span", {}, words));
   if (device) row.append(h("span", { class: "device" }, device));
   return row;
 }
 
+/** @param {MouseEvent} event */
 function closeOutside(event) {
-  if (!event.target.closest?.("#health")) $("#health").open = false;
+  if (!(event.target instanceof Element && event.target.closest("#health"))) $("#health").open = false;
 }
 
+/** @param {KeyboardEvent} event */
 function closeByKey(event) {
   if (event.key === "Escape") $("#health").open = false;
 }

@@ -6,15 +6,19 @@ import { load, save } from "./settings.js";
 const MOST = 40;
 
 export class History {
+  /** @type {string[]} */
   #entries = load("history", []);
   #box = $("#history");
 
-  /** `take(prompt)` when one is chosen. */
+  /**
+   * `take(prompt)` when one is chosen.
+   * @param {(prompt: string) => void} take
+   */
   constructor(take) {
     this.take = take;
     this.#box.addEventListener("toggle", () => this.#box.open && this.#show());
     document.addEventListener("click", (event) => {
-      if (!this.#box.contains(event.target)) this.#box.open = false;
+      if (!this.#box.contains(/** @type {Node} */ (event.target))) this.#box.open = false;
     });
     this.#box.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -23,6 +27,7 @@ export class History {
     });
   }
 
+  /** @param {string} prompt */
   add(prompt) {
     this.#entries = [prompt, ...this.#entries.filter((other) => other !== prompt)].slice(0, MOST);
     save("history", this.#entries);
@@ -33,6 +38,7 @@ export class History {
     $("#history-list").replaceChildren(...this.#entries.map((prompt) => this.#entry(prompt)));
   }
 
+  /** @param {string} prompt */
   #entry(prompt) {
     const choose = () => {
       this.#box.open = false;

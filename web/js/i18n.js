@@ -251,51 +251,76 @@ let language = LANGUAGES.includes(saved) ? saved : preferred();
 
 export const currentLanguage = () => language;
 
-/** The words for `key`, with `{name}`s filled from `values`. */
+/**
+ * The words for `key`, with `{name}`s filled from `values`.
+ * @param {Words} key
+ * @param {Record<string, unknown>} values
+ */
 export function t(key, values = {}) {
-  const words = STRINGS[key][LANGUAGES.indexOf(language)];
+  const words = /** @type {Record<Words, string[]>} */ (STRINGS)[key][LANGUAGES.indexOf(language)];
   const [one, many = one] = "n" in values ? words.split("|") : [words];
   return (values.n === 1 ? one : many).replace(/\{(\w+)\}/g, (braces, name) => {
     if (!(name in values)) return braces;
     const value = values[name];
-    return typeof value === "number" && name === "n" ? value.toLocaleString(language) : value;
+    return typeof value === "number" && name === "n" ? value.toLocaleString(language) : String(value);
   });
 }
 
-/** Why the server refused, in the page's language where it has words for that, else in its own. */
-export function reasonOf({ code, message }) {
+/**
+ * Why the server refused, in the page's language where it has words for that, else in its own.
+ * @param {{ code?: string | null, message?: string }} error
+ */
+export function reasonOf({ code, message = "" }) {
   const numbers = code === "prompt_too_long" && /(\d+) tokens; .*?(\d+): .*?(\d+) %/.exec(message);
   return numbers ? t("errorTokens", { tokens: numbers[1], max: numbers[2], percent: numbers[3] }) : message;
 }
 
+/**
+ * @param {string} key
+ * @returns {key is Words}
+ */
 export const has = (key) => key in STRINGS;
+/**
+ * @template Content
+ * @param {Content[]} pair
+ */
 export const inLanguage = (pair) => pair[LANGUAGES.indexOf(language)];
 
-/** Seconds since the epoch as a time of day, with the day where it is not today. */
+/**
+ * Seconds since the epoch as a time of day, with the day where it is not today.
+ * @param {number} at
+ */
 export function clock(at) {
   const date = new Date(at * 1000);
   const today = date.toDateString() === new Date().toDateString();
+  /** @type {Intl.DateTimeFormatOptions} */
   const day = today ? {} : { month: "short", day: "numeric" };
   return date.toLocaleString(language === "zh" ? "zh-CN" : "en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
 }
 
-/** Seconds as a person says them; never a false precision. */
+/**
+ * Seconds as a person says them; never a false precision.
+ * @param {number} seconds
+ */
 export function duration(seconds) {
   if (seconds >= 5400) return t("hours", { n: Math.round(seconds / 360) / 10 });
   if (seconds >= 90) return t("minutes", { n: Math.round(seconds / 60) });
   return t("seconds", { n: Math.max(1, Math.ceil(seconds)) });
 }
 
-/** Fill everything in the document that names its words by `data-i18n` or `data-i18n-attr`. */
+/**
+ * Fill everything in the document that names its words by `data-i18n` or `data-i18n-attr`.
+ * @param {ParentNode} root
+ */
 export function translate(root = document) {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const element of root.querySelectorAll("[data-i18n]")) {
-    element.textContent = t(element.dataset.i18n);
+    element.textContent = t(/** @type {Words} */ (element.getAttribute("data-i18n")));
   }
   for (const element of root.querySelectorAll("[data-i18n-attr]")) {
-    for (const pair of element.dataset.i18nAttr.split(";")) {
+    for (const pair of element.getAttribute("data-i18n-attr")?.split(";") ?? []) {
       const [name, key] = pair.split(":");
-      element.setAttribute(name, t(key));
+      element.setAttribute(name, t(/** @type {Words} */ (key)));
     }
   }
 }

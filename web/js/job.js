@@ -22,11 +22,18 @@ const PREVIEWS = 3;
 const SILENCE_S = 900; // above every phase a worker is allowed, compiling included
 
 export class Job {
-  /** `settings`: {prompt, width, height, steps, format, negative, guidance}; `shots`: [{id, seed}], seeds all or none. */
+  /**
+   * `settings`: {prompt, width, height, steps, format, negative, guidance}; `shots`: [{id, seed}], seeds all or none.
+   * @param {SavedJob} saved
+   */
   constructor({ settings, shots, batchAt, line = null, resume = null }) {
-    Object.assign(this, { settings, batchAt, line, resume });
+    this.settings = settings;
+    this.batchAt = batchAt;
+    this.line = line;
+    this.resume = resume;
     this.abort = new AbortController();
-    this.shots = shots.map((shot) => ({ seed: null, ...shot, job: this, state: "waiting" }));
+    /** @type {Shot[]} */
+    this.shots = shots.map((shot) => ({ ...shot, job: this, state: "waiting" }));
   }
 
   get open() {
@@ -40,20 +47,27 @@ export class Job {
     return { settings, batchAt, line, resume, shots };
   }
 
-  /** Open shots by their place in the next request; null for one that needs no drawing again. */
+  /**
+   * Open shots by their place in the next request; null for one that needs no drawing again.
+   * @returns {Slots}
+   */
   slots() {
     const open = this.open;
-    if (open[0].seed === null) return open;
     const first = open[0].seed;
+    if (first === null) return open;
+    /** @type {Shot[]} */
     const slots = [];
-    for (const shot of open) slots[(shot.seed - first + SEEDS) % SEEDS] = shot;
+    for (const shot of open) slots[(Number(shot.seed) - first + SEEDS) % SEEDS] = shot;
     return Array.from(slots, (shot) => shot ?? null);
   }
 
+  /** @param {Slots} slots */
   body(slots) {
     const { prompt, width, height, steps, format, negative, guidance } = this.settings;
+    /** @type {Record<string, unknown>} */
     const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
-    if (slots[0].seed !== null) body.seed = slots[0].seed;
+    const seed = slots[0]?.seed ?? null;
+    if (seed !== null) body.seed = seed;
     if (this.resume) body.resume = this.resume;
     if (steps) body.steps = steps;
     if (negative) body.negative_prompt = negative;
@@ -65,6 +79,8 @@ export class Job {
 /**
  * Draw `job`, over as many tries as it takes. `changed(shot)` is called after every change.
  * Returns when each shot is done, failed or cancelled; never throws.
+ * @param {Job} job
+ * @param {(shot: Shot) => void} changed
  */
 export async function runJob(job, changed) {
   const tries = { lost: 0, busy: 0 };
@@ -82,6 +98,11 @@ export async function runJob(job, changed) {
   }
 }
 
+/**
+ * @param {Job} job
+ * @param {Tries} tries
+ * @param {(shot: Shot) => void} changed
+ */
 async function attempt(job, tries, changed) {
   const slots = job.slots();
   each(job, changed, { state: "sending", step: 0, until: null });
@@ -97,9 +118,13 @@ async function attempt(job, tries, changed) {
   if (job.open.some((shot) => slots.includes(shot))) throw new StreamCut();
 }
 
-/** A signal that aborts with `outer`, or by itself after `SILENCE_S` without a `reset()`. */
+/**
+ * A signal that aborts with `outer`, or by itself after `SILENCE_S` without a `reset()`.
+ * @param {AbortSignal} outer
+ */
 function watch(outer) {
   const inner = new AbortController();
+  /** @type {Timer} */
   let timer;
   const reset = () => {
     clearTimeout(timer);
@@ -110,25 +135,26 @@ function watch(outer) {
   return { signal, reset, end: () => clearTimeout(timer) };
 }
 
+/** @type {DrawHandlers} */
 const HANDLERS = {
-  queued(event, slots, tries) {
+  queued(event, slots, { tries }) {
     slots.requestId = event.request_id;
-    slots.find(Boolean).job.resume = event.resume;
+    jobOf(slots).resume = event.resume ?? null;
     for (const [index, shot] of slots.entries()) {
       if (!shot || !OPEN.has(shot.state) || shot.state === "drawing") continue;
       shot.seed ??= event.seeds[index];
       const reconnected = shot.reconnected || tries.lost > 0;
-      Object.assign(shot, { state: "queued", position: event.position, until: inS(event.wait_s), reconnected });
+      become(shot, { state: "queued", position: event.position, until: inS(event.wait_s), reconnected });
     }
     return slots;
   },
   step({ image_index, step, steps, remaining_s }, slots) {
     return update(slots[image_index], { state: "drawing", step, steps, until: inS(remaining_s) });
   },
-  partial_image({ image_index, b64_json, output_format }, slots, tries, format) {
+  partial_image({ image_index, b64_json, output_format }, slots, { format }) {
     return update(slots[image_index], { preview: blobOf(b64_json, output_format ?? format) });
   },
-  completed({ image_index, b64_json, seed, output_format }, slots, tries, format) {
+  completed({ image_index, b64_json, seed, output_format }, slots, { format }) {
     const shot = slots[image_index];
     const blob = blobOf(b64_json, output_format ?? format);
     const imageId = `${slots.requestId}-${image_index}`; // its name in the gallery
@@ -136,47 +162,92 @@ const HANDLERS = {
   },
 };
 
+/**
+ * @param {{ type: string } & any} event
+ * @param {Slots} slots
+ * @param {Tries} tries
+ * @param {(shot: Shot) => void} changed
+ */
 function take(event, slots, tries, changed) {
-  const handler = HANDLERS[event.type.replace("image_generation.", "")];
-  if (!handler) return; // `done`, and whatever later versions add
-  const format = slots.find(Boolean).job.settings.format;
-  const touched = handler(event, slots, tries, format) ?? [];
+  const name = event.type.replace("image_generation.", "");
+  if (!Object.hasOwn(HANDLERS, name)) return; // `done`, and whatever later versions add
+  const handler = HANDLERS[/** @type {keyof DrawEvents} */ (name)];
+  const touched = handler(event, slots, { tries, format: jobOf(slots).settings.format });
   for (const shot of touched) if (shot) changed(shot);
 }
 
+/**
+ * @param {Shot | null | undefined} shot
+ * @param {Partial<ShotNews>} change
+ */
 function update(shot, change) {
   if (!shot || !OPEN.has(shot.state)) return [];
-  Object.assign(shot, change);
+  become(shot, change);
   return [shot];
 }
 
+/**
+ * @param {Shot} shot
+ * @param {Partial<ShotNews>} change
+ */
+const become = (shot, change) => Object.assign(shot, change);
+
+/**
+ * A request asks for one shot or more.
+ * @param {Slots} slots
+ */
+const jobOf = (slots) => /** @type {Shot} */ (slots.find(Boolean)).job;
+
+/** @param {number | null | undefined} seconds */
 const inS = (seconds) => Date.now() + 1000 * (seconds ?? 0);
 
-/** {reason, wait_s} before the next try, or null when there shall be none. */
+/**
+ * {reason, wait_s} before the next try, or null when there shall be none.
+ * @param {unknown} error
+ * @param {Tries} tries
+ * @returns {{ reason: "lost" | "busy" | "noWorkers", wait_s: number } | null}
+ */
 function pauseAfter(error, tries) {
-  if (error.busy) {
+  if (error instanceof ApiError && error.busy) {
     if (++tries.busy > MAX_BUSY_TRIES) return null;
-    const reason = NOT_READY.has(error.code) ? "noWorkers" : "busy";
+    const reason = NOT_READY.has(error.code ?? "") ? "noWorkers" : "busy";
     return { reason, wait_s: error.retryAfterS ?? BUSY_WAIT_S };
   }
-  const lost = error.lost || error instanceof StreamCut || error instanceof TypeError;
+  const lost = (error instanceof ApiError && error.lost) || error instanceof StreamCut || error instanceof TypeError;
   if (!lost || ++tries.lost > MAX_LOST_TRIES) return null;
   return { reason: "lost", wait_s: Math.min(8, 0.25 * 2 ** tries.lost) * (0.75 + Math.random() / 2) };
 }
 
+/**
+ * @param {Job} job
+ * @param {{ reason: "lost" | "busy" | "noWorkers", wait_s: number }} pause
+ * @param {(shot: Shot) => void} changed
+ * @returns {Promise<void>}
+ */
 function waitOut(job, { reason, wait_s }, changed) {
   each(job, changed, { state: "paused", reason, until: inS(wait_s), preview: null });
-  return new Promise((resolve) => {
+  return new Promise((/** @type {(nothing: void) => void} */ resolve) => {
     const timer = setTimeout(resolve, wait_s * 1000);
     job.abort.signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
   });
 }
 
+/**
+ * @param {Job} job
+ * @param {unknown} error
+ * @param {Tries} tries
+ * @param {(shot: Shot) => void} changed
+ */
 function fail(job, error, tries, changed) {
   const known = error instanceof ApiError ? error : new ApiError({ code: "lost" });
   each(job, changed, { state: "failed", error: known, tries: tries.lost });
 }
 
+/**
+ * @param {Job} job
+ * @param {(shot: Shot) => void} changed
+ * @param {Partial<ShotNews>} change
+ */
 function each(job, changed, change) {
   for (const shot of job.open) {
     Object.assign(shot, change);

@@ -13,12 +13,18 @@ const RUNNING = new Set(["running", "paused"]);
 
 /** All jobs of this person, as the server last told. */
 export class Jobs {
+  /** @type {Map<string, JobRow[]>} */
   #rows = new Map(); // by job id: [row in the list, row in the strip]
-  #timer = null;
+  /** @type {Timer} */
+  #timer;
 
-  /** `changed(job)` for each that has changed. */
+  /**
+   * `changed(job)` for each that has changed.
+   * @param {(job: StoredJob) => void} changed
+   */
   constructor(changed) {
     this.changed = changed;
+    /** @type {StoredJob[]} */
     this.all = [];
     this.started = false;
     document.addEventListener("visibilitychange", () => this.poll());
@@ -53,6 +59,7 @@ export class Jobs {
     this.#show();
   }
 
+  /** @param {StoredJob[]} jobs */
   #take(jobs) {
     const before = new Map(this.all.map((job) => [job.id, JSON.stringify(job)]));
     this.all = jobs;
@@ -62,14 +69,17 @@ export class Jobs {
 
   #show() {
     const running = this.running;
-    const row = (job, place) => this.#row(job, place);
-    arrange($("#jobs"), this.all.map((job) => row(job, 0)));
-    arrange($("#strip"), running.map((job) => row(job, 1)));
+    arrange($("#jobs"), this.all.map((job) => this.#row(job, 0)));
+    arrange($("#strip"), running.map((job) => this.#row(job, 1)));
     $("#no-jobs").hidden = this.all.length > 0;
     $("#jobs-count").hidden = !running.length;
     setText($("#jobs-count"), String(running.length));
   }
 
+  /**
+   * @param {StoredJob} job
+   * @param {number} place
+   */
   #row(job, place) {
     const rows = this.#rows.get(job.id) ?? [new JobRow(() => this.poll()), new JobRow(() => this.poll())];
     this.#rows.set(job.id, rows);
@@ -78,7 +88,11 @@ export class Jobs {
   }
 }
 
-/** Put `elements` into `list` in their order, touching only what is elsewhere: the focus stays. */
+/**
+ * Put `elements` into `list` in their order, touching only what is elsewhere: the focus stays.
+ * @param {HTMLElement} list
+ * @param {Element[]} elements
+ */
 function arrange(list, elements) {
   for (const element of [...list.children]) if (!elements.includes(element)) element.remove();
   elements.forEach((element, k) => {
@@ -88,8 +102,12 @@ function arrange(list, elements) {
 
 const ICONS = { pause: "pause", resume: "play", cancel: "close", retry: "again" };
 
-/** What can be done with `job` now. */
+/**
+ * What can be done with `job` now.
+ * @param {StoredJob} job
+ */
 function verbsOf({ state, counts }) {
+  /** @type {Verb[]} */
   const verbs = [];
   if (state === "running") verbs.push("pause");
   if (state === "paused") verbs.push("resume");
@@ -102,29 +120,36 @@ function verbsOf({ state, counts }) {
 export class JobRow {
   element = h("li", { class: "job" });
   #buttons = "";
+  /** @type {Record<"name" | "badge" | "bar" | "fill" | "facts" | "tools", HTMLElement> | null} */
   #parts = null;
 
-  /** `acted(verb, job)` after each button, with what the job became. */
+  /**
+   * `acted(verb, job)` after each button, with what the job became.
+   * @param {(verb: string, job?: StoredJob | null) => void} acted
+   */
   constructor(acted) {
     this.acted = acted;
   }
 
+  /** @param {StoredJob} job */
   update(job) {
-    this.#parts ??= this.#build(job);
-    const { name, bar, fill, facts, badge } = this.#parts;
+    const parts = this.#parts ?? this.#build(job);
+    this.#parts = parts;
+    const { name, bar, fill, facts, badge, tools } = parts;
     const { done, failed, cancelled } = job.counts;
     this.element.dataset.state = job.held ? "paused" : job.state;
     setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
     setText(badge, t(job.held ?? `state_${job.state}`));
     setText(facts, factsOf(job).join("  ·  "));
-    bar.setAttribute("aria-valuenow", done);
-    bar.setAttribute("aria-valuemax", job.total);
+    bar.setAttribute("aria-valuenow", String(done));
+    bar.setAttribute("aria-valuemax", String(job.total));
     bar.setAttribute("aria-label", name.textContent);
-    fill.style.setProperty("--done", (done + failed + cancelled) / job.total);
-    fill.style.setProperty("--bad", failed / job.total);
-    this.#renderButtons(job);
+    fill.style.setProperty("--done", String((done + failed + cancelled) / job.total));
+    fill.style.setProperty("--bad", String(failed / job.total));
+    this.#renderButtons(job, tools);
   }
 
+  /** @param {StoredJob} job */
   #build(job) {
     const name = h("a", { class: "name", href: `#job=${job.id}` });
     const badge = h("span", { class: "badge" });
@@ -136,14 +161,18 @@ export class JobRow {
     return { name, badge, bar, fill, facts, tools };
   }
 
-  #renderButtons(job) {
+  /**
+   * @param {StoredJob} job
+   * @param {HTMLElement} tools
+   */
+  #renderButtons(job, tools) {
     const verbs = verbsOf(job);
     const zip = job.counts.done > 0;
     const key = [...verbs, zip, job.state].join();
     if (key === this.#buttons) return;
     this.#buttons = key;
-    const { tools } = this.#parts;
     const focused = tools.contains(document.activeElement);
+    /** @type {HTMLElement[]} */
     const buttons = verbs.map((verb) => this.#button(verb, ICONS[verb], () => steerJob(job.id, verb)));
     if (zip) {
       const all = { class: "ghost", href: zipOf(job.id), download: "", title: t("zip"), "aria-label": t("zip") };
@@ -151,12 +180,20 @@ export class JobRow {
     }
     if (!RUNNING.has(job.state)) buttons.push(this.#button("forgetJob", "trash", () => deleteJob(job.id)));
     tools.replaceChildren(...buttons);
-    if (focused) tools.firstElementChild?.focus();
+    if (focused) buttons[0]?.focus();
   }
 
+  /**
+   * @param {Verb | "forgetJob"} name
+   * @param {string} iconName
+   * @param {() => Promise<StoredJob | null>} act
+   */
   #button(name, iconName, act) {
     const run = async () => {
-      const job = await act().catch((error) => toast(error.message || t("errorNetwork")));
+      const job = await act().catch((error) => {
+        toast(error.message || t("errorNetwork"));
+        return undefined;
+      });
       this.acted(name, job);
     };
     const label = { title: t(name), "aria-label": t(name) };
@@ -164,12 +201,13 @@ export class JobRow {
   }
 }
 
+/** @param {StoredJob} job */
 function factsOf({ state, counts, total, predicted_finish_at, finished_at, created_at, parameters }) {
   const facts = [t("progress", { done: counts.done, all: total })];
   if (counts.failed) facts.push(t("failedCount", { n: counts.failed }));
   if (counts.running && state === "running") facts.push(t("runningCount", { n: counts.running }));
-  const left_s = predicted_finish_at - Date.now() / 1000;
   if (state === "running" && predicted_finish_at) {
+    const left_s = predicted_finish_at - Date.now() / 1000;
     facts.push(t("readyAt", { time: clock(predicted_finish_at), left: duration(Math.max(1, left_s)) }));
   }
   if (finished_at) facts.push(t("took", { time: duration(finished_at - created_at) }));
@@ -181,13 +219,20 @@ function factsOf({ state, counts, total, predicted_finish_at, finished_at, creat
 export class JobView {
   #grid;
   #row = new JobRow((verb, job) => this.#acted(verb, job));
+  /** @type {StoredJob | null} */
   #job = null;
+  /** @type {EventSource | null} */
   #events = null;
   #last = 0; // the number of the last item on show
   #loading = false;
+  /** @type {number | string} */
   #heard = 0; // the revision of the job that is on show
 
-  /** `actions` as of a gallery; `changedElsewhere()` when the list of jobs is old. */
+  /**
+   * `actions` as of a gallery; `changedElsewhere()` when the list of jobs is old.
+   * @param {JobActions} actions
+   * @param {() => void} changedElsewhere
+   */
   constructor(actions, changedElsewhere) {
     this.changedElsewhere = changedElsewhere;
     this.#grid = new Gallery($("#job-grid"), { ...actions, open: (item) => actions.open(item, this.#grid) });
@@ -201,6 +246,7 @@ export class JobView {
     return this.#grid;
   }
 
+  /** @param {string} id */
   async open(id) {
     this.close();
     const job = await getJob(id).catch((error) => error);
@@ -214,7 +260,7 @@ export class JobView {
     this.#row.update(job);
     $("#more-items").hidden = false;
     await this.#more();
-    this.#follow();
+    this.#follow(job.id);
   }
 
   close() {
@@ -240,69 +286,98 @@ export class JobView {
     this.#loading = false;
     if (job !== this.#job && job.id !== this.#job?.id) return;
     if (!page) return;
-    this.#grid.append(page.data.filter(({ number }) => !this.#grid.card(String(number))).map((item) => this.#itemOf(item)));
+    const fresh = page.data.filter(({ number }) => !this.#grid.card(String(number)));
+    this.#grid.append(fresh.map((item) => itemOf(item, job)));
     this.#last = page.data.at(-1)?.number ?? this.#last;
     $("#more-items").hidden = !page.has_more;
   }
 
+  /**
+   * @param {string} verb
+   * @param {StoredJob | null | undefined} job
+   */
   #acted(verb, job) {
     if (verb === "forgetJob") location.hash = "#jobs";
     if (!job || job.id !== this.#job?.id) return this.changedElsewhere();
     this.#updated(job);
-    if (this.#events.readyState !== EventSource.OPEN) this.#follow(); // a job that was over may run again
+    if (this.#events?.readyState !== EventSource.OPEN) this.#follow(job.id); // a job that was over may run again
   }
 
   // The end of a stream may be cut off between the last item and the job's own last event.
-  async #look() {
-    const job = await getJob(this.#job.id).catch(() => null);
+  /** @param {string} id */
+  async #look(id) {
+    const job = await getJob(id).catch(() => null);
     if (job && job.id === this.#job?.id) this.#updated(job);
   }
 
-  /** Hear of everything after what was heard or loaded last. */
-  #follow() {
+  /**
+   * Hear of everything after what was heard or loaded last.
+   * @param {string} id
+   */
+  #follow(id) {
     this.#events?.close();
-    const events = (this.#events = jobEvents(this.#job.id, this.#heard));
+    const events = jobEvents(id, this.#heard);
+    this.#events = events;
+    /**
+     * @template {keyof JobEvents} Name
+     * @param {Name} name
+     * @param {(event: JobEvents[Name]) => void} take
+     */
     const on = (name, take) =>
       events.addEventListener(name, (event) => {
         if (events !== this.#events) return;
         this.#heard = event.lastEventId || this.#heard;
         take(JSON.parse(event.data));
       });
-    events.onerror = () => events === this.#events && events.readyState === EventSource.CLOSED && this.#look();
+    events.onerror = () => events === this.#events && events.readyState === EventSource.CLOSED && this.#look(id);
     on("job.updated", ({ job }) => this.#updated(job));
     on("job.item", ({ item }) => this.#changed(item));
     on("job.step", ({ number, step, steps }) => this.#stepped(number, step, steps));
   }
 
+  /** @param {StoredJob} job */
   #updated(job) {
     this.#job = job;
     this.#row.update(job);
     this.changedElsewhere();
   }
 
+  /** @param {StoredItem} item */
   #changed(item) {
     const card = this.#grid.card(String(item.number));
-    if (!card) return; // below what was looked at
-    const { shot, picture } = this.#itemOf(item);
+    if (!card || !this.#job) return; // below what was looked at
+    const { shot, picture } = itemOf(item, this.#job);
     card.item.shot = shot;
     if (picture) this.#grid.finish(card.item, picture);
     this.#grid.refresh(card.item.id);
   }
 
+  /**
+   * @param {number} number
+   * @param {number} step
+   * @param {number} steps
+   */
   #stepped(number, step, steps) {
     const shot = this.#grid.card(String(number))?.item.shot;
     if (!shot || shot.state === "done") return;
     Object.assign(shot, { state: "drawing", step, steps });
     this.#grid.refresh(String(number));
   }
+}
 
-  // A job's item as the cards know shots of this page.
-  #itemOf({ number, prompt, seed, state, step, steps, error, image }) {
-    const [width, height] = this.#job.parameters.size.split("x").map(Number);
-    const states = { waiting: "planned", running: "drawing" };
-    const shot = { state: states[state] ?? state, step, steps, seed, job: { settings: { prompt, width, height } } };
-    if (state === "failed") shot.error = error ?? {};
-    if (state === "done" && !image) Object.assign(shot, { state: "failed", error: { message: t("pictureGone") } });
-    return { id: String(number), batchAt: 0, order: number, shot, picture: image };
-  }
+const STATES = /** @type {const} */ ({ waiting: "planned", running: "drawing", done: "done", failed: "failed", cancelled: "cancelled" });
+
+/**
+ * A job's item as the cards know shots of this page.
+ * @param {StoredItem} item
+ * @param {StoredJob} job
+ * @returns {Item & Pending}
+ */
+function itemOf({ number, prompt, seed, state, step, steps, error, image }, { parameters }) {
+  const [width, height] = parameters.size.split("x").map(Number);
+  /** @type {ShownShot} */
+  const shot = { state: STATES[state], step, steps, seed, job: { settings: { prompt, width, height } } };
+  if (state === "failed") shot.error = error ?? {};
+  if (state === "done" && !image) Object.assign(shot, { state: "failed", error: { message: t("pictureGone") } });
+  return { id: String(number), batchAt: 0, order: number, shot, picture: image };
 }

@@ -1,6 +1,6 @@
 /** The server's pictures, page by page, as far down as somebody has looked. */
 
-import { deleteImage, listImages, markImage } from "./api.js";
+import { ApiError, deleteImage, listImages, markImage } from "./api.js";
 import { $ } from "./dom.js";
 
 const PAGE = 60;
@@ -10,17 +10,26 @@ const AGAIN_MS = 1500; // a picture is in the gallery a moment after it was draw
 
 export class Library {
   #gallery;
+  /** @type {Filter} */
   #filter = { q: "", favourite: null };
+  /** @type {string | null} */
   #last = null; // id of the last picture of the last page
   #more = false;
+  /** @type {Promise<Page<StoredPicture> | null> | null} */
   #busy = null;
   #started = false;
+  /** @type {Set<string>} */
   #gone = new Set();
 
-  /** Fills `gallery`; `changed()` after each page. */
+  /**
+   * Fills `gallery`; `changed()` after each page.
+   * @param {Gallery} gallery
+   * @param {() => void} changed
+   */
   constructor(gallery, changed) {
     this.#gallery = gallery;
     this.changed = changed;
+    /** @type {boolean | null} */
     this.reachable = null; // not known yet
     const foot = $("#more-pictures");
     $("button", foot).addEventListener("click", () => this.more());
@@ -51,7 +60,8 @@ export class Library {
     this.#filter = filter;
     // The list knows nothing of later pictures, and of the last ones perhaps not yet.
     const since = this.filtered ? Infinity : performance.now() - AGAIN_MS;
-    const turn = (this.#busy = this.#page(null));
+    const turn = this.#page(null);
+    this.#busy = turn;
     const page = await turn;
     if (turn !== this.#busy) return; // another filter was chosen meanwhile
     if (page) {
@@ -81,33 +91,44 @@ export class Library {
     this.changed();
   }
 
+  /**
+   * @param {Picture} picture
+   * @param {boolean} favourite
+   */
   async mark(picture, favourite) {
     await this.#patiently(() => markImage(picture.id, favourite));
   }
 
-  /** Not shown again; `delete` makes it true, `restore` takes it back. */
+  /**
+   * Not shown again; `delete` makes it true, `restore` takes it back.
+   * @param {string} id
+   */
   forget(id) {
     this.#gone.add(id);
   }
 
+  /** @param {string} id */
   restore(id) {
     this.#gone.delete(id);
   }
 
+  /** @param {string} id */
   async delete(id, leaving = false) {
     await this.#patiently(() => deleteImage(id, leaving)).catch(() => this.restore(id));
   }
 
+  /** @param {() => Promise<unknown>} work */
   async #patiently(work) {
     try {
       return await work();
     } catch (error) {
-      if (error.status !== 404) throw error;
+      if (!(error instanceof ApiError && error.status === 404)) throw error;
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
       return work();
     }
   }
 
+  /** @param {string | null} after */
   async #page(after) {
     const { q, favourite } = this.#filter;
     const page = await listImages({ q, favourite, after, limit: PAGE }).catch(() => null);
@@ -115,12 +136,14 @@ export class Library {
     return page;
   }
 
+  /** @param {Page<StoredPicture>} page */
   #take(page) {
     page.data.forEach((picture) => this.#insert(picture));
     this.#last = page.data.at(-1)?.id ?? this.#last;
     this.#more = page.has_more;
   }
 
+  /** @param {StoredPicture} picture */
   #insert(picture) {
     if (this.#gone.has(picture.id)) return;
     const order = Number(picture.id.match(/-(\d+)$/)?.[1] ?? 0);

@@ -11,6 +11,8 @@ const MAX_KEYWORD_BYTES = 79; // says the PNG specification
 /**
  * {prompt, negative_prompt, steps, guidance_scale, seed, width, height} of a picture that this kit
  * or a tool with the same habits has drawn, or null.
+ * @param {File} file
+ * @returns {Promise<Recipe | null>}
  */
 export async function settingsOf(file) {
   if (file.size > MAX_BYTES) return null;
@@ -23,15 +25,27 @@ export async function settingsOf(file) {
   }
 }
 
+/** @param {DataView<ArrayBuffer>} view */
 async function textOf(view) {
   if (view.getUint32(0) === PNG) return pngText(view);
   const exif = view.getUint16(0) === 0xffd8 ? jpegExif(view) : webpExif(view);
   return exif && userComment(exif);
 }
 
+/**
+ * @param {DataView<ArrayBuffer>} view
+ * @param {number} at
+ * @param {number} length
+ */
 const ascii = (view, at, length) => String.fromCharCode(...bytesOf(view, at, length));
+/**
+ * @param {DataView<ArrayBuffer>} view
+ * @param {number} at
+ * @param {number} length
+ */
 const bytesOf = (view, at, length) => new Uint8Array(view.buffer, view.byteOffset + at, length);
 
+/** @param {DataView<ArrayBuffer>} view */
 async function pngText(view) {
   let at = 8;
   for (let k = 0; k < MAX_PARTS && at + 8 < view.byteLength; k++) {
@@ -49,6 +63,10 @@ async function pngText(view) {
   return null;
 }
 
+/**
+ * @param {string} kind
+ * @param {Uint8Array<ArrayBuffer>} data
+ */
 async function chunkText(kind, data) {
   if (kind === "tEXt") return decoded(data, "latin1");
   if (kind === "zTXt") return inflated(data.subarray(1), "latin1");
@@ -58,9 +76,17 @@ async function chunkText(kind, data) {
   return data[0] ? inflated(rest, "utf-8") : decoded(rest, "utf-8");
 }
 
+/**
+ * @param {Uint8Array} data
+ * @param {string} encoding
+ */
 const decoded = (data, encoding) => (data.length > MAX_TEXT_BYTES ? null : new TextDecoder(encoding).decode(data));
 
-/** A few bytes may unpack to gigabytes: no more of them is taken than is a text. */
+/**
+ * A few bytes may unpack to gigabytes: no more of them is taken than is a text.
+ * @param {Uint8Array<ArrayBuffer>} data
+ * @param {string} encoding
+ */
 async function inflated(data, encoding) {
   const unpacked = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
   const decoder = new TextDecoder(encoding);
@@ -74,6 +100,7 @@ async function inflated(data, encoding) {
   }
 }
 
+/** @param {DataView<ArrayBuffer>} view */
 function jpegExif(view) {
   let at = 2;
   for (let k = 0; k < MAX_PARTS && at + 10 < view.byteLength; k++) {
@@ -85,6 +112,7 @@ function jpegExif(view) {
   return null;
 }
 
+/** @param {DataView<ArrayBuffer>} view */
 function webpExif(view) {
   if (ascii(view, 0, 4) !== "RIFF" || ascii(view, 8, 4) !== "WEBP") return null;
   let at = 12;
@@ -99,14 +127,25 @@ function webpExif(view) {
   return null;
 }
 
+/**
+ * @param {DataView<ArrayBuffer>} view
+ * @param {number} at
+ */
 const slice = (view, at) => new DataView(view.buffer, view.byteOffset + at);
 
 const EXIF_FOLDER = 0x8769;
 const USER_COMMENT = 0x9286;
 
-/** `exif` begins with the byte order, from which all its offsets count. */
+/**
+ * `exif` begins with the byte order, from which all its offsets count.
+ * @param {DataView<ArrayBuffer>} exif
+ */
 function userComment(exif) {
   const little = exif.getUint16(0) === 0x4949;
+  /**
+   * @param {number} folder
+   * @param {number} tag
+   */
   const entry = (folder, tag) => {
     for (let k = 0; k < exif.getUint16(folder, little); k++) {
       const at = folder + 2 + 12 * k;
@@ -128,7 +167,11 @@ function userComment(exif) {
 
 const NEGATIVE = "Negative prompt: ";
 
-/** Prompt, negative prompt and last line, without a pattern that tries every place for each part. */
+/**
+ * Prompt, negative prompt and last line, without a pattern that tries every place for each part.
+ * @param {string} text
+ * @returns {Recipe | null}
+ */
 function parse(text) {
   const whole = text.trimEnd();
   const last = whole.lastIndexOf("\n");
@@ -140,6 +183,7 @@ function parse(text) {
   const negative = at < 0 ? "" : head.slice(at + 1 + NEGATIVE.length);
   const facts = Object.fromEntries(line.split(", ").map((fact) => fact.split(": ")));
   const [width, height] = (facts.Size ?? "").split("x").map(Number);
+  /** @param {string} name */
   const number = (name) => (Number.isFinite(Number(facts[name])) ? Number(facts[name]) : null);
   return {
     prompt,

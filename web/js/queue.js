@@ -5,10 +5,15 @@ import { runJob } from "./job.js";
 export const MAX_STREAMS = 3; // HTTP/1.1 browsers open six connections to a host; one follows a job
 
 export class DrawQueue {
+  /** @type {Job[]} */
   #waiting = [];
+  /** @type {Set<Job>} */
   #running = new Set();
 
-  /** `changed(shot)` after every change of a shot; `settled(job)` once none of its shots is open. */
+  /**
+   * `changed(shot)` after every change of a shot; `settled(job)` once none of its shots is open.
+   * @param {{ changed: (shot: Shot) => void, settled: (job: Job) => void }} heard
+   */
   constructor({ changed, settled }) {
     this.changed = changed;
     this.settled = settled;
@@ -22,16 +27,21 @@ export class DrawQueue {
     return this.jobs.flatMap((job) => job.open);
   }
 
+  /** @param {Job[]} jobs */
   add(jobs) {
     this.#waiting.push(...jobs);
     this.#pump();
   }
 
-  /** How many jobs of this page start before `job`; -1 once it has started. */
+  /**
+   * How many jobs of this page start before `job`; -1 once it has started.
+   * @param {Job} job
+   */
   ahead(job) {
     return this.#waiting.indexOf(job);
   }
 
+  /** @param {Shot} shot */
   cancel(shot) {
     this.#drop([shot]);
   }
@@ -40,6 +50,7 @@ export class DrawQueue {
     this.#drop(this.openShots);
   }
 
+  /** @param {Shot[]} shots */
   #drop(shots) {
     for (const shot of shots) {
       shot.state = "cancelled";
@@ -50,6 +61,7 @@ export class DrawQueue {
   }
 
   // The stream ends with its last open shot; a sibling that was cancelled alone is drawn unseen.
+  /** @param {Job} job */
   #end(job) {
     if (job.open.length) return;
     job.abort.abort();
@@ -60,10 +72,15 @@ export class DrawQueue {
   }
 
   #pump() {
-    while (this.#running.size < MAX_STREAMS && this.#waiting.length) this.#start(this.#waiting.shift());
+    while (this.#running.size < MAX_STREAMS) {
+      const next = this.#waiting.shift();
+      if (!next) break;
+      this.#start(next);
+    }
     this.#waiting.flatMap((job) => job.open).forEach(this.changed); // each has fewer ahead now
   }
 
+  /** @param {Job} job */
   async #start(job) {
     this.#running.add(job);
     await runJob(job, this.changed);

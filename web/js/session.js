@@ -7,9 +7,14 @@ import { toast } from "./toast.js";
 
 export class Session {
   #dialog = $("#sign-in");
+  /** @type {SessionAnswer["key"]} */
   #key = null;
 
-  /** `onOpen()` once requests will be answered, `onShut()` when a key is asked for. */
+  /**
+   * `onOpen()` once requests will be answered, `onShut()` when a key is asked for.
+   * @param {() => void} onOpen
+   * @param {() => void} onShut
+   */
   constructor(onOpen, onShut) {
     this.onOpen = onOpen;
     this.onShut = onShut;
@@ -52,7 +57,7 @@ export class Session {
       await signIn($("#key").value.trim());
     } catch (error) {
       const known = error instanceof ApiError && error.message;
-      const wrong = error.status === 401;
+      const wrong = error instanceof ApiError && error.status === 401;
       return setText($("#sign-in-error"), wrong ? t("wrongKey") : known || t("errorNetwork"));
     }
     $("#key").value = "";

@@ -2,14 +2,25 @@
 
 const PREFIX = "zimage.";
 
+/**
+ * @param {() => Storage} storage
+ * @param {string} name
+ * @param {any} fallback
+ * @returns {any}
+ */
 function read(storage, name, fallback) {
   try {
-    return JSON.parse(storage().getItem(PREFIX + name)) ?? fallback;
+    return JSON.parse(storage().getItem(PREFIX + name) ?? "null") ?? fallback;
   } catch {
     return fallback;
   }
 }
 
+/**
+ * @param {() => Storage} storage
+ * @param {string} name
+ * @param {unknown} value
+ */
 function write(storage, name, value) {
   try {
     storage().setItem(PREFIX + name, JSON.stringify(value));
@@ -22,9 +33,25 @@ function write(storage, name, value) {
 const local = () => localStorage;
 const session = () => sessionStorage;
 
+/**
+ * @param {string} name
+ * @param {unknown} fallback
+ */
 export const load = (name, fallback = null) => read(local, name, fallback);
+/**
+ * @param {string} name
+ * @param {unknown} value
+ */
 export const save = (name, value) => write(local, name, value);
 
-/** The same, for this tab alone: two tabs must not both resume one drawing. */
+/**
+ * The same, for this tab alone: two tabs must not both resume one drawing.
+ * @param {string} name
+ * @param {unknown} fallback
+ */
 export const loadForTab = (name, fallback = null) => read(session, name, fallback);
+/**
+ * @param {string} name
+ * @param {unknown} value
+ */
 export const saveForTab = (name, value) => write(session, name, value);

@@ -2,7 +2,10 @@
 
 export const RATIOS = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"];
 
-/** What is known before `/v1/models` has answered. */
+/**
+ * What is known before `/v1/models` has answered.
+ * @type {Limits}
+ */
 export const LIMITS = {
   width: 1024,
   height: 1024,
@@ -15,7 +18,11 @@ export const LIMITS = {
   maxImages: 10,
 };
 
-/** Limits from an entry of /v1/models; what it lacks stays as in `LIMITS`. */
+/**
+ * Limits from an entry of /v1/models; what it lacks stays as in `LIMITS`.
+ * @param {ModelEntry} entry
+ * @returns {Limits}
+ */
 export function limitsOf(entry) {
   const { default_size, default_steps, default_guidance_scale, side_multiple, min_side, max_pixels, max_steps, max_images } =
     entry;
@@ -33,9 +40,14 @@ export function limitsOf(entry) {
   };
 }
 
-const number = (value) => (Number.isInteger(value) && value > 0 ? value : null);
+/** @param {number | undefined} value */
+const number = (value) => (value !== undefined && Number.isInteger(value) && value > 0 ? value : null);
 
-/** [width, height] of about the default's area in the given ratio. */
+/**
+ * [width, height] of about the default's area in the given ratio.
+ * @param {string} ratio
+ * @param {Limits} limits
+ */
 export function sizeOf(ratio, limits) {
   const [across, down] = ratio.split(":").map(Number);
   const area = Math.min(limits.width * limits.height, limits.maxPixels);
@@ -43,9 +55,15 @@ export function sizeOf(ratio, limits) {
   return fit(width, area / width, limits);
 }
 
-/** The nearest size that is allowed: sides are multiples, and not too many pixels. */
+/**
+ * The nearest size that is allowed: sides are multiples, and not too many pixels.
+ * @param {number} width
+ * @param {number} height
+ * @param {Pick<Limits, "multiple" | "minSide" | "maxPixels">} limits
+ */
 export function fit(width, height, { multiple, minSide, maxPixels }) {
   const shrink = Math.min(1, Math.sqrt(maxPixels / (width * height)));
+  /** @param {number} side */
   const round = (side) => Math.max(minSide, Math.round((side * shrink) / multiple) * multiple);
   let [w, h] = [round(width), round(height)];
   while (w * h > maxPixels && Math.max(w, h) > minSide) {
@@ -55,8 +73,14 @@ export function fit(width, height, { multiple, minSide, maxPixels }) {
   return [w, h];
 }
 
-/** The preset ratio that gives exactly this size, or null. */
+/**
+ * The preset ratio that gives exactly this size, or null.
+ * @param {number} width
+ * @param {number} height
+ * @param {Limits} limits
+ */
 export function ratioOf(width, height, limits) {
+  /** @param {string} ratio */
   const same = (ratio) => sizeOf(ratio, limits).join() === [width, height].join();
   return RATIOS.find(same) ?? null;
 }

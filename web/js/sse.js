@@ -1,11 +1,15 @@
 /** Server-sent events out of a fetch body (EventSource cannot POST). */
 
-/** The `data` of each event, parsed as JSON. Ends with the body, whole or not. */
+/**
+ * The `data` of each event, parsed as JSON. Ends with the body, whole or not.
+ * @param {ReadableStream<Uint8Array<ArrayBuffer>>} body
+ * @returns {AsyncGenerator<any>}
+ */
 export async function* eventsOf(body) {
   let rest = "";
   for await (const text of textOf(body)) {
     const blocks = (rest + text).split("\n\n");
-    rest = blocks.pop(); // an unfinished event waits for its end; a cut one is dropped
+    rest = blocks.pop() ?? ""; // an unfinished event waits for its end; a cut one is dropped
     for (const block of blocks) {
       const data = dataOf(block);
       if (data) yield JSON.parse(data);
@@ -13,12 +17,14 @@ export async function* eventsOf(body) {
   }
 }
 
+/** @param {string} block */
 function dataOf(block) {
   const lines = block.split("\n").filter((line) => line.startsWith("data:"));
   return lines.map((line) => line.slice(5).trimStart()).join("\n");
 }
 
 // Streams are not async iterable in every browser that is still in use.
+/** @param {ReadableStream<Uint8Array<ArrayBuffer>>} body */
 async function* textOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {

@@ -14,6 +14,7 @@ export class Stored {
   /** Belongs beside the image: seen when there is nothing else to see. */
   words = h("div", { class: "status gone", hidden: true }, h("p", { class: "title" }, icon("alert"), this.#title), this.#detail);
 
+  /** @param {HTMLImageElement} image */
   constructor(image) {
     this.#image = image;
     image.addEventListener("load", () => this.#turn("there"));
@@ -26,6 +27,7 @@ export class Stored {
     setText(this.#detail, this.words.hidden ? "" : t("goneText"));
   }
 
+  /** @param {string} url */
   show(url) {
     if (this.#image.getAttribute("src") === url) return;
     this.#tries = 0;
@@ -33,13 +35,17 @@ export class Stored {
     this.#image.src = url;
   }
 
-  /** `state`: there, away or gone. The image keeps its place, or a lazy one would never be tried again. */
+  /**
+   * `state`: there, away or gone. The image keeps its place, or a lazy one would never be tried again.
+   * @param {"there" | "away" | "gone"} state
+   */
   #turn(state) {
     this.#image.classList.toggle("unseen", state !== "there");
     this.words.hidden = state !== "gone";
     this.render();
   }
 
+  /** @param {string} src */
   async #failed(src) {
     this.#turn("away");
     const gone = await isMissing(src);
@@ -48,6 +54,7 @@ export class Stored {
     else if (this.#tries < AGAIN_MS.length) setTimeout(() => this.#again(src), AGAIN_MS[this.#tries++]);
   }
 
+  /** @param {string} src */
   #again(src) {
     if (this.#image.src === src) this.#image.src = src;
   }

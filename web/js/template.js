@@ -1,6 +1,6 @@
 /** A template with choices and variables, and a look at the prompts that it stands for. */
 
-import { previewJob } from "./api.js";
+import { ApiError, previewJob } from "./api.js";
 import { $, h, setText } from "./dom.js";
 import { inLanguage, t, TEMPLATE_EXAMPLE } from "./i18n.js";
 import { load, save } from "./settings.js";
@@ -9,9 +9,13 @@ const WAIT_MS = 350; // after the last key
 const MAX_VARIABLES = 20; // the server's bound: it says so where a template has more
 const PARAMS = /^(template|variables|prompts|variants)/;
 
+/** @param {string} text */
 const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
-/** Names in braces, in order; choices and escaped braces are none. */
+/**
+ * Names in braces, in order; choices and escaped braces are none.
+ * @param {string} template
+ */
 function namesIn(template) {
   const plain = template.replace(/\\[\s\S]/g, "  ");
   const names = [...plain.matchAll(/\{\s*([\p{L}_][\p{L}\p{N}_]*)\s*\}/gu)].map(([, name]) => name);
@@ -19,17 +23,25 @@ function namesIn(template) {
 }
 
 export class TemplateEditor {
+  /** @type {{ [name: string]: string }} */
   #values = load("variables", {}); // what was typed, by name: also of names that are gone for now
-  #timer = null;
+  /** @type {Timer} */
+  #timer;
+  /** @type {AbortController | null} */
   #asking = null;
+  /** @type {Preview | null} */
   #shown = null; // the last answer
 
-  /** `settings()`: the rest of the job's body, or null while it is wrong. */
+  /**
+   * `settings()`: the rest of the job's body, or null while it is wrong.
+   * @param {() => object | null} settings
+   */
   constructor(settings) {
     this.settings = settings;
+    /** @type {number | null} */
     this.count = null;
     $("#template-example").addEventListener("click", () => this.#example());
-    $("#variables").addEventListener("input", (event) => this.#typed(event.target));
+    $("#variables").addEventListener("input", (event) => this.#typed(/** @type {HTMLTextAreaElement} */ (event.target)));
   }
 
   /** {template, variables} as the API takes them. */
@@ -57,14 +69,15 @@ export class TemplateEditor {
   #renderVariables() {
     const names = namesIn($("#template").value).slice(0, MAX_VARIABLES);
     const box = $("#variables");
-    const there = [...box.children].map((row) => row.dataset.name);
+    const there = [...box.children].map((row) => row.getAttribute("data-name"));
     if (names.join("\n") !== there.join("\n")) box.replaceChildren(...names.map((name) => this.#row(name)));
     for (const row of box.children) {
-      const n = linesOf(this.#values[row.dataset.name] ?? "").length;
+      const n = linesOf(this.#values[row.getAttribute("data-name") ?? ""] ?? "").length;
       setText($(".hint", row), n ? t("values", { n }) : t("valuesNone"));
     }
   }
 
+  /** @param {string} name */
   #row(name) {
     const id = `variable-${name}`;
     const field = h("textarea", { id, rows: 2, spellcheck: "false", "data-variable": name });
@@ -74,8 +87,9 @@ export class TemplateEditor {
     return h("div", { class: "variable", "data-name": name }, head, field);
   }
 
+  /** @param {HTMLTextAreaElement} field */
   #typed(field) {
-    this.#values[field.dataset.variable] = field.value;
+    this.#values[field.dataset.variable ?? ""] = field.value;
     save("variables", this.#values);
   }
 
@@ -83,17 +97,22 @@ export class TemplateEditor {
     this.#asking?.abort();
     const rest = this.settings();
     if ($("#template").closest("[hidden]") || !rest || !this.body.template || this.unfilled) return this.#show(null);
-    const asking = (this.#asking = new AbortController());
+    const asking = new AbortController();
+    this.#asking = asking;
     try {
       const answer = await previewJob({ ...rest, ...this.body }, asking.signal);
       if (asking === this.#asking) this.#show(answer);
     } catch (error) {
       if (asking !== this.#asking) return;
-      const ours = PARAMS.test(error.param ?? "");
+      const ours = error instanceof ApiError && PARAMS.test(error.param ?? "");
       this.#show(null, ours ? error.message : "");
     }
   }
 
+  /**
+   * @param {Preview | null} answer
+   * @param {string} problem
+   */
   #show(answer, problem = "") {
     this.#shown = answer;
     this.count = answer?.count ?? null;

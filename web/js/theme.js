@@ -10,6 +10,7 @@ const root = document.documentElement;
 const systemTheme = () => (system.matches ? "dark" : "light");
 const currentTheme = () => root.dataset.theme ?? systemTheme();
 
+/** @param {HTMLElement} button */
 export function showThemeSwitch(button) {
   const other = currentTheme() === "dark" ? "light" : "dark";
   const name = t(other === "dark" ? "themeDark" : "themeLight");
@@ -19,6 +20,7 @@ export function showThemeSwitch(button) {
   return other;
 }
 
+/** @param {HTMLElement} button */
 export function bindThemeSwitch(button) {
   button.addEventListener("click", () => {
     const theme = currentTheme() === "dark" ? "light" : "dark";

@@ -6,6 +6,10 @@ const SHOWN_MS = 4000;
 /** How long an action such as Undo is offered. */
 export const UNDO_MS = 8000;
 
+/**
+ * @param {string} text
+ * @param {{ label: string, run: () => void } | null} action
+ */
 export function toast(text, action = null) {
   const element = h("div", { class: "toast" }, h("span", {}, text));
   const remove = () => element.remove();

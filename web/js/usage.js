@@ -6,17 +6,24 @@ import { t } from "./i18n.js";
 
 const DAYS = 30;
 const REFRESH_MS = 5000;
+/** @type {UsageColumn[]} */
 const COLUMNS = ["requests", "images", "megapixel_steps", "gpu_seconds", "queue_seconds", "refusals", "failures"];
 
+/** @type {Record<UsageBy, Words>} */
+const BY = { day: "byDay", key: "byKey", model: "byModel" };
+
+/** @param {number} ms */
 const dayOf = (ms) => new Date(ms).toISOString().slice(0, 10);
 
 export class Usage {
+  /** @type {UsageRow[]} */
   #rows = [];
+  /** @type {UsageBy} */
   #by = "day";
 
   constructor() {
-    $("#usage-by").addEventListener("change", (event) => {
-      this.#by = event.target.value;
+    $("#usage-by").addEventListener("change", () => {
+      this.#by = /** @type {UsageBy} */ ($("#usage-by").value);
       this.load();
     });
     setInterval(() => this.#seen() && this.load(), REFRESH_MS);
@@ -43,10 +50,11 @@ export class Usage {
   render() {
     const by = this.#by;
     const rows = this.#rows;
-    const most = Math.max(1, ...rows.map(({ images }) => images));
+    const most = Math.max(1, ...rows.map(({ images }) => images ?? 0));
     $("#chart").dataset.by = by;
     $("#chart").replaceChildren(...rows.map((row) => this.#bar(row, most)));
-    const head = [t(`by${by[0].toUpperCase()}${by.slice(1)}`), ...COLUMNS.map((name) => t(`usage_${name}`))];
+    const head = [t(BY[by]), ...COLUMNS.map((name) => t(`usage_${name}`))];
+    /** @param {UsageRow} row */
     const cells = (row) => COLUMNS.map((name) => h("td", {}, numberOf(row[name])));
     const shown = by === "day" ? rows.filter(({ requests, images }) => requests || images).reverse() : rows;
     $("#usage-table").replaceChildren(
@@ -55,10 +63,14 @@ export class Usage {
     );
   }
 
+  /**
+   * @param {UsageRow} row
+   * @param {number} most
+   */
   #bar(row, most) {
     const name = String(row[this.#by] ?? "–");
     const fill = h("span", { class: "fill" });
-    fill.style.setProperty("--part", row.images / most);
+    fill.style.setProperty("--part", String((row.images ?? 0) / most));
     const value = h("span", { class: "value" });
     setText(value, row.images ? numberOf(row.images) : "");
     const label = this.#by === "day" ? name.slice(5) : name;
@@ -66,9 +78,14 @@ export class Usage {
   }
 }
 
+/** @param {number | undefined} value */
 const numberOf = (value) => (value ?? 0).toLocaleString(document.documentElement.lang, { maximumFractionDigits: 1 });
 
 // A day on which nothing was drawn has no row, but its place in the chart.
+/**
+ * @param {UsageRow[]} rows
+ * @returns {UsageRow[]}
+ */
 function everyDay(rows) {
   const found = new Map(rows.map((row) => [row.day, row]));
   return Array.from({ length: DAYS }, (_, k) => {

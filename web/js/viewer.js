@@ -1,19 +1,23 @@
 /** One picture over the whole window: arrow keys and swipes walk, Escape closes. */
 
-import { $, h, icon, setText } from "./dom.js";
+import { $, h, icon, setText, stepOf } from "./dom.js";
 import { t } from "./i18n.js";
 import { Stored } from "./stored.js";
 
 const SWIPE_PX = 50;
+/** @type {("favourite" | "download" | "again" | "copyPrompt" | "remove")[]} */
 const ACTIONS = ["favourite", "download", "again", "copyPrompt", "remove"];
 const KEYS = ["f", "d", "r", "c", "delete"]; // of the actions, in their order
 
 export class Viewer {
   #dialog = $("#viewer");
-  #gallery;
+  /** @type {Gallery | null} */
+  #gallery = null;
+  /** @type {Drawn | null} */
   #item = null;
   #stored = new Stored($("#viewer-image"));
 
+  /** @param {Pick<Actions, typeof ACTIONS[number]>} actions */
   constructor(actions) {
     this.actions = actions;
     $(".viewer-picture").append(this.#stored.words);
@@ -25,7 +29,11 @@ export class Viewer {
     this.#bindSwipe($(".viewer-picture"));
   }
 
-  /** `item` of `gallery`, through whose pictures the arrows walk. */
+  /**
+   * `item` of `gallery`, through whose pictures the arrows walk.
+   * @param {Drawn} item
+   * @param {Gallery} gallery
+   */
   open(item, gallery) {
     this.#gallery = gallery;
     this.#show(item);
@@ -35,22 +43,23 @@ export class Viewer {
   /** Words anew, or a picture more or less beside the one on view. */
   render() {
     this.#stored.render();
-    if (this.#dialog.open) this.#show(this.#item);
+    if (this.#dialog.open && this.#item) this.#show(this.#item);
   }
 
+  /** @param {Drawn} item */
   #show(item) {
     this.#item = item;
     const { prompt, seed, width, height, steps, format, negative_prompt, favourite } = item.picture;
     $("#viewer-image").alt = prompt;
-    this.#stored.show(this.#gallery.card(item.id).url);
-    const facts = [`${width} × ${height}`, t("meta", { seed }), steps && t("metaSteps", { n: steps })];
+    this.#stored.show(this.#gallery?.card(item.id)?.url ?? item.picture.url);
+    const facts = [`${width} × ${height}`, t("meta", { seed }), steps ? t("metaSteps", { n: steps }) : ""];
     if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
     setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
-    const items = this.#gallery.pictures;
+    const items = this.#gallery?.pictures ?? [];
     setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}`);
     const actions = $("#viewer-actions");
-    const focused = [...actions.children].indexOf(document.activeElement);
+    const focused = [...actions.children].indexOf(/** @type {Element} */ (document.activeElement));
     const star = this.#action("favourite", "star");
     star.classList.add("star");
     star.setAttribute("aria-pressed", String(Boolean(favourite)));
@@ -61,14 +70,19 @@ export class Viewer {
       this.#action("copyPrompt", "copy"),
       this.#action("remove", "trash", () => this.#leave()),
     );
-    actions.children[focused]?.focus();
+    this.#button(focused)?.focus();
     $("#viewer-prev").disabled = !this.#neighbour(-1);
     $("#viewer-next").disabled = !this.#neighbour(+1);
   }
 
+  /**
+   * @param {typeof ACTIONS[number]} name
+   * @param {string} iconName
+   */
   #action(name, iconName, before = () => {}) {
     const run = () => {
       const item = this.#item;
+      if (!item) return;
       before();
       this.actions[name](item);
     };
@@ -78,11 +92,21 @@ export class Viewer {
     return h("button", { type: "button", class: `ghost ${name}`, onclick: run, ...shortcut }, icon(iconName), words);
   }
 
-  #neighbour(by) {
-    const items = this.#gallery.pictures;
-    return items[items.indexOf(this.#item) + by];
+  /** @param {number} place */
+  #button(place) {
+    return /** @type {HTMLElement | undefined} */ ($("#viewer-actions").children[place]);
   }
 
+  /**
+   * @param {number} by
+   * @returns {Drawn | undefined}
+   */
+  #neighbour(by) {
+    const items = this.#gallery?.pictures ?? [];
+    return items[items.indexOf(/** @type {Drawn} */ (this.#item)) + by];
+  }
+
+  /** @param {number} by */
   #walk(by) {
     const item = this.#neighbour(by);
     if (item) this.#show(item);
@@ -95,23 +119,24 @@ export class Viewer {
     else this.#dialog.close();
   }
 
+  /** @param {KeyboardEvent} event */
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const by = stepOf(event.key);
     if (by) return this.#walk(by);
-    const place = KEYS.indexOf(event.key.toLowerCase());
-    const chosen = $("#viewer-actions").children[place];
+    const chosen = this.#button(KEYS.indexOf(event.key.toLowerCase()));
     if (chosen?.checkVisibility()) chosen.click();
   }
 
   // `again` has moved the focus to the form already.
   #closed() {
-    if (!$("#form").contains(document.activeElement)) {
-      this.#gallery.card(this.#item.id)?.opener?.focus();
-    }
+    if (!this.#item || $("#form").contains(document.activeElement)) return;
+    this.#gallery?.card(this.#item.id)?.opener?.focus();
   }
 
+  /** @param {HTMLElement} surface */
   #bindSwipe(surface) {
+    /** @type {number | null} */
     let start = null;
     surface.addEventListener("pointerdown", (event) => (start = event.clientX));
     surface.addEventListener("pointerup", (event) => {

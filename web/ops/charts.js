@@ -11,18 +11,36 @@ const BOTTOM = 20;
 const LEFT = 44;
 const TICK_STEPS_S = [300, 600, 900, 1800, 3600, 7200];
 
+/**
+ * @template {keyof SVGElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, string | number>} attributes
+ * @param {(Node | string)[]} children
+ * @returns {SVGElementTagNameMap[Tag]}
+ */
 export function s(tag, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
   element.append(...children);
   return element;
 }
 
-/** Where a time stands, in pixels of an SVG of `width`. */
-export const timeScale = ({ from, to }, width, left = LEFT) => (at) =>
+/**
+ * Where a time stands, in pixels of an SVG of `width`.
+ * @param {Span} range
+ * @param {number} width
+ * @param {number} left
+ */
+export const timeScale = ({ from, to }, width, left = LEFT) => (/** @type {number} */ at) =>
   left + ((at - from) / (to - from)) * (width - left - 2);
 
-/** Upright lines at round times, with their words below. */
+/**
+ * Upright lines at round times, with their words below.
+ * @param {Span} range
+ * @param {number} width
+ * @param {number} height
+ * @param {number} left
+ */
 export function timeAxis({ from, to }, width, height, left = LEFT) {
   const x = timeScale({ from, to }, width, left);
   const fitting = Math.max(2, Math.floor((width - left) / 70));
@@ -43,11 +61,17 @@ export function timeAxis({ from, to }, width, height, left = LEFT) {
  * stacked, "lines" are not. `format` writes a value.
  */
 export class Chart {
+  /** @type {Bucket[]} */
   #buckets = [];
+  /** @type {Span | null} */
   #range = null;
 
+  /** @param {{ title: Words, kind: "bars" | "areas" | "lines", series: Series[], format: (value: number) => string }} chart */
   constructor({ title, kind, series, format }) {
-    Object.assign(this, { title, kind, series, format });
+    this.title = title;
+    this.kind = kind;
+    this.series = series;
+    this.format = format;
     this.heading = h("h3");
     this.svg = s("svg", { role: "img", height: HEIGHT });
     this.legend = h("ul", { class: "legend" });
@@ -57,6 +81,10 @@ export class Chart {
     new ResizeObserver(() => this.#draw()).observe(this.element);
   }
 
+  /**
+   * @param {Bucket[]} buckets
+   * @param {Span} range
+   */
   show(buckets, range) {
     [this.#buckets, this.#range] = [buckets, range];
     this.#draw();
@@ -69,18 +97,23 @@ export class Chart {
     if (!width || !this.#range) return;
     const stacks = this.#buckets.map((bucket) => this.#stack(bucket));
     const top = niceTop(Math.max(0, ...stacks.flat().filter((value) => value !== null)));
+    /** @param {number} value */
     const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - TOP - BOTTOM);
     const known = stacks.some((stack) => stack.some((value) => value !== null));
     this.svg.setAttribute("aria-label", `${t(this.title)}: ${this.#summary(known)}`);
+    const x = timeScale(this.#range, width);
     this.svg.replaceChildren(
       this.#valueAxis(top, y, width),
       timeAxis(this.#range, width, HEIGHT),
-      ...(this.kind === "bars" ? this.#bars(stacks, y, width) : this.#curves(stacks, y, width)),
+      ...(this.kind === "bars" ? this.#bars(stacks, x, y) : this.#curves(stacks, x, y)),
       ...(known ? [] : [s("text", { class: "none", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, t("opsNoData"))]),
     );
   }
 
-  /** Upper edges of the series in one bucket: summed where they are stacked. */
+  /**
+   * Upper edges of the series in one bucket: summed where they are stacked.
+   * @param {Bucket} bucket
+   */
   #stack(bucket) {
     let below = 0;
     return this.series.map(({ value }) => {
@@ -91,6 +124,11 @@ export class Chart {
     });
   }
 
+  /**
+   * @param {number} top
+   * @param {(value: number) => number} y
+   * @param {number} width
+   */
   #valueAxis(top, y, width) {
     const axis = s("g", { class: "axis" });
     for (const value of [0, top / 2, top]) {
@@ -100,14 +138,19 @@ export class Chart {
     return axis;
   }
 
-  #bars(stacks, y, width) {
-    const x = timeScale(this.#range, width);
+  /**
+   * @param {(number | null)[][]} stacks
+   * @param {(at: number) => number} x
+   * @param {(value: number) => number} y
+   */
+  #bars(stacks, x, y) {
+    /** @type {SVGRectElement[]} */
     const bars = [];
     stacks.forEach((stack, n) => {
       const { at, width: seconds } = this.#buckets[n];
       const wide = Math.max(1, x(at + seconds) - x(at) - 1);
       stack.forEach((upper, k) => {
-        const lower = k ? stack[k - 1] : 0;
+        const lower = (k ? stack[k - 1] : 0) ?? 0;
         if (upper === null || upper <= lower) return;
         bars.push(s("rect", { class: this.series[k].name, x: x(at), y: y(upper), width: wide, height: y(lower) - y(upper) }));
       });
@@ -115,13 +158,18 @@ export class Chart {
     return bars;
   }
 
-  #curves(stacks, y, width) {
-    const x = timeScale(this.#range, width);
+  /**
+   * @param {(number | null)[][]} stacks
+   * @param {(at: number) => number} x
+   * @param {(value: number) => number} y
+   */
+  #curves(stacks, x, y) {
+    /** @param {number} n */
     const middle = (n) => x(this.#buckets[n].at + this.#buckets[n].width / 2);
     return this.series.flatMap(({ name }, k) =>
       runsOf(stacks.map((stack) => stack[k])).flatMap((run) => {
-        const upper = run.map((n) => `${middle(n)},${y(stacks[n][k])}`);
-        const line = run.length > 1 ? s("polyline", { class: name, points: upper.join(" ") }) : s("circle", { class: name, cx: middle(run[0]), cy: y(stacks[run[0]][k]), r: 2 });
+        const upper = run.map((n) => `${middle(n)},${y(stacks[n][k] ?? 0)}`);
+        const line = run.length > 1 ? s("polyline", { class: name, points: upper.join(" ") }) : s("circle", { class: name, cx: middle(run[0]), cy: y(stacks[run[0]][k] ?? 0), r: 2 });
         if (this.kind === "lines" || run.length < 2) return [line];
         const lower = run.map((n) => `${middle(n)},${y(k ? (stacks[n][k - 1] ?? 0) : 0)}`).reverse();
         return [s("polygon", { class: name, points: [...upper, ...lower].join(" ") }), line];
@@ -129,29 +177,47 @@ export class Chart {
     );
   }
 
+  /**
+   * @param {Bucket} bucket
+   * @returns {[string, number][]}
+   */
   #values(bucket) {
-    return this.series.map(({ label, value }) => [t(label), value(bucket)]).filter(([, own]) => own !== null && own !== undefined);
+    return this.series.flatMap(({ label, value }) => {
+      const own = value(bucket) ?? null;
+      return own === null ? [] : [[t(label), own]];
+    });
   }
 
+  /** @param {boolean} known */
   #summary(known) {
     const last = this.#buckets.findLast((bucket) => this.#values(bucket).length);
     if (!known || !last) return t("opsNoData");
     return this.#values(last).map(([label, value]) => `${label} ${this.format(value)}`).join(", ");
   }
 
+  /** @param {PointerEvent} event */
   #point(event) {
     const box = this.svg.getBoundingClientRect();
     const { from, to } = this.#range ?? { from: 0, to: 1 };
     const at = from + ((event.clientX - box.left - LEFT) / (box.width - LEFT - 2)) * (to - from);
     const bucket = this.#buckets.find((one) => at >= one.at && at < one.at + one.width);
     const values = bucket ? this.#values(bucket) : [];
-    if (!values.length) return hideTip();
+    if (!bucket || !values.length) return hideTip();
     showTip(event, clock(bucket.at), values.map(([label, value]) => `${label} ${this.format(value)}`));
   }
 }
 
+/**
+ * @param {string} name
+ * @param {string} text
+ */
 export const legendItem = (name, text) => h("li", {}, h("span", { class: `swatch ${name}` }), text);
 
+/**
+ * @param {MouseEvent} event
+ * @param {string} title
+ * @param {string[]} lines
+ */
 export function showTip(event, title, lines) {
   const tip = $("#tip");
   tip.replaceChildren(h("b", {}, title), ...lines.map((line) => h("span", {}, line)));
@@ -163,20 +229,27 @@ export function showTip(event, title, lines) {
 
 export const hideTip = () => ($("#tip").hidden = true);
 
-/** Indices of neighbours that are all known. */
+/**
+ * Indices of neighbours that are all known.
+ * @param {(number | null)[]} values
+ */
 function runsOf(values) {
+  /** @type {number[][]} */
   const runs = [];
   values.forEach((value, n) => {
     if (value === null) return;
-    if (n && values[n - 1] !== null && runs.length) runs.at(-1).push(n);
+    if (n && values[n - 1] !== null) runs.at(-1)?.push(n);
     else runs.push([n]);
   });
   return runs;
 }
 
-/** A round number that is not below `value`. */
+/**
+ * A round number that is not below `value`.
+ * @param {number} value
+ */
 function niceTop(value) {
   if (value <= 0) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].map((times) => times * unit).find((top) => top >= value * 0.999);
+  return [1, 2, 4, 5, 10].map((times) => times * unit).find((top) => top >= value * 0.999) ?? 10 * unit;
 }

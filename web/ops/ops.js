@@ -51,24 +51,34 @@ const charts = [
 ];
 const gpuChart = new Chart({ title: "opsGpu", kind: "areas", format: percent, series: [{ name: "one", label: "opsGpuLine", value: ({ gpu_ratio }) => gpu_ratio }] });
 
+/** @type {CellState | null} */
 let state = null;
 let now = 0;
 let reachable = true;
+/** @type {PoolHistory | null} */
 let history = null;
+/** @type {{ data: UsageRow[] } | null} */
 let usage = null;
+/** @type {number} */
 let range_s = RANGES_S.includes(load("opsRange")) ? load("opsRange") : RANGES_S[0];
 
+/**
+ * @param {CellState | null} fresh
+ * @param {number} at
+ */
 function onState(fresh, at) {
   reachable = fresh !== null;
   if (reachable) [state, now] = [fresh, at];
   renderState();
 }
 
+/** @param {PoolHistory | null} fresh */
 function onHistory(fresh) {
   history = fresh;
   renderHistory();
 }
 
+/** @param {{ data: UsageRow[] } | null} fresh */
 function onUsage(fresh) {
   usage = fresh;
   showUsage(usage);
@@ -79,9 +89,9 @@ function renderState() {
   if (!state) return;
   setText($("#cell"), state.name ?? "");
   document.title = t("opsDocument", { cell: state.name ?? "Z-Image" });
-  renderFigures();
+  renderFigures(state);
   showWorkers(state.workers, now);
-  renderEvents();
+  renderEvents(state);
 }
 
 function renderHistory() {
@@ -95,7 +105,7 @@ function renderHistory() {
   gpuChart.show(buckets, span_s);
   const present = Object.fromEntries(state.workers.map((worker) => [worker.name, laneOf(worker)]));
   showLanes(history.lanes, present, span_s);
-  renderFigures();
+  renderFigures(state);
 }
 
 function renderAlarms() {
@@ -109,24 +119,32 @@ function renderAlarms() {
   $("#alarms").replaceChildren(...found);
 }
 
+/** @param {Alarm} alarm */
 function alarm({ name, worker, since, text }) {
-  const title = has(`alarm_${name}`) ? t(`alarm_${name}`) : name;
+  const key = `alarm_${name}`;
+  const title = has(key) ? t(key) : name;
   const where = worker ? `${worker}: ` : "";
   return notice(`${where}${title}`, name, `${text} (${clock(since, true)})`);
 }
 
+/**
+ * @param {string} title
+ * @param {string | null} entry
+ * @param {string | null} text
+ */
 function notice(title, entry = null, text = null) {
   const book = currentLanguage() === "zh" ? "runbook.zh-CN.md" : "runbook.md";
   const link = entry && h("a", { href: `docs/${book}#${entry}`, target: "_blank" }, `${t("opsRunbook")}: ${entry}`);
   return h("p", { class: "alarm" }, h("b", {}, title), ...(text ? [h("span", {}, text)] : []), ...(link ? [link] : []));
 }
 
-function renderFigures() {
-  const { pool, workers } = state;
+/** @param {CellState} state */
+function renderFigures({ pool, workers }) {
+  /** @param {"queued" | "running"} key */
   const total = (key) => workers.reduce((sum, worker) => sum + (worker[key] ?? 0), 0);
   const waits = workers.filter(({ open }) => open).map((worker) => worker.predicted_wait_s ?? 0);
   const recent = since(RECENT_S);
-  const rate = recent.length ? (sumOf(recent, "images") * 60) / (recent.length * history.interval_s) : null;
+  const rate = history && recent.length ? (sumOf(recent, "images") * 60) / (recent.length * history.interval_s) : null;
   const slowest = recent.map(({ p95_s }) => p95_s).filter((value) => value !== null);
   const inRange = t("opsInRange", { range: range(range_s) });
   const level = pool.open === pool.of ? "good" : pool.open ? "warn" : "bad";
@@ -141,15 +159,27 @@ function renderFigures() {
   );
 }
 
+/** @param {number} seconds */
 const since = (seconds) => (history ? rowsOf(history).filter(({ at }) => at > now - seconds) : []);
+/**
+ * @param {Row[]} rows
+ * @param {string} column
+ */
 const sumOf = (rows, column) => rows.reduce((sum, row) => sum + (row[column] ?? 0), 0);
 
+/**
+ * @param {Words} label
+ * @param {string} value
+ * @param {string} note
+ * @param {string} level
+ */
 function figure(label, value, note = "", level = "") {
   return h("li", { class: "box", "data-level": level }, h("span", {}, t(label)), h("b", {}, value), h("small", {}, note));
 }
 
-function renderEvents() {
-  const latest = [...state.events].reverse();
+/** @param {CellState} state */
+function renderEvents({ events }) {
+  const latest = [...events].reverse();
   const items = latest.map(({ at, worker, what }) =>
     h("li", {}, h("time", {}, clock(at, true)), h("b", {}, worker ?? ""), h("span", {}, what)),
   );
@@ -157,6 +187,7 @@ function renderEvents() {
 }
 
 function renderRanges() {
+  /** @param {number} value */
   const choice = (value) => {
     const input = h("input", { type: "radio", name: "range", value, checked: value === range_s });
     input.addEventListener("change", () => {

@@ -2,7 +2,7 @@
 
 import { STRINGS } from "/js/i18n.js";
 
-Object.assign(STRINGS, {
+export const OPS_STRINGS = {
   opsTitle: ["Operations", "运维"],
   opsDocument: ["{cell} · operations", "{cell} · 运维"],
   opsWorkers: ["Workers", "绘图进程"],
@@ -90,4 +90,6 @@ Object.assign(STRINGS, {
   alarm_unkillable: ["A worker survives SIGKILL", "绘图进程收到 SIGKILL 也不退出"],
   alarm_supervisor_away: ["supervisord does not answer", "supervisord 没有应答"],
   alarm_certificate: ["The certificate of HTTPS ends soon", "HTTPS 证书即将到期"],
-});
+};
+
+Object.assign(STRINGS, OPS_STRINGS);
