@@ -168,6 +168,15 @@ def test_running_jobs_are_in_sight_in_the_gallery(cell: FakeCell, open_page: Ope
     expect(page.locator("#grid [data-face=picture]")).to_have_count(12)
 
 
+def test_the_viewer_closes_where_its_job_is_left(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    cell.store.finish(begun(cell, page), 1)
+    page.locator("#job-grid .open").click()
+    expect(page.locator("#viewer")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#viewer")).to_be_hidden()
+
+
 def test_a_deleted_job_leaves_its_pictures(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page()
     job = begun(cell, page)

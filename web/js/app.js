@@ -285,6 +285,7 @@ function route() {
   if (!session.open) return;
   if (view === "job" && id) jobView.open(id);
   else jobView.close();
+  viewer.render();
   if (view === "jobs") jobs.poll();
   if (view === "usage") usage.load();
 }

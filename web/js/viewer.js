@@ -43,7 +43,11 @@ export class Viewer {
   /** Words anew, or a picture more or less beside the one on view. */
   render() {
     this.#stored.render();
-    if (this.#dialog.open && this.#item) this.#show(this.#item);
+    if (!this.#dialog.open || !this.#item) return;
+    // Its grid may have been filled anew meanwhile, or show something else.
+    const item = this.#gallery?.itemOf(this.#item.picture.id);
+    if (item) this.#show(item);
+    else this.#dialog.close();
   }
 
   /** @param {Drawn} item */
