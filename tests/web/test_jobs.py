@@ -1,7 +1,7 @@
 """Jobs on the page: made by the form, followed, steered, and there again after everything."""
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
@@ -9,6 +9,8 @@ from tests.web.fake_store import FakeJob
 from tests.web.test_draw import draw
 
 pytestmark = pytest.mark.browser
+
+SMALL_JOB = "\n".join(f"hill {k + 1}" for k in range(12))
 
 
 def begun(cell: FakeCell, page: Page, lines: int = 12) -> FakeJob:
@@ -23,6 +25,13 @@ def fill_template(page: Page, template: str, **variables: str) -> None:
     page.locator("#template").fill(template)
     for name, values in variables.items():
         page.locator(f"[data-variable={name}]").fill(values)
+
+
+def hold(page: Page, address: str) -> list[Route]:
+    """Requests to ``address``, as they come, none of which goes on by itself."""
+    held: list[Route] = []
+    page.route(address, lambda route: held.append(route))
+    return held
 
 
 def test_more_than_ten_pictures_become_a_job(cell: FakeCell, open_page: OpenPage) -> None:
@@ -175,6 +184,77 @@ def test_the_viewer_closes_where_its_job_is_left(cell: FakeCell, open_page: Open
     expect(page.locator("#viewer")).to_be_visible()
     page.go_back()
     expect(page.locator("#viewer")).to_be_hidden()
+
+
+def test_a_job_that_is_not_deleted_stays_on_show(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    cell.store.finish(begun(cell, page), *range(1, 13))
+    page.route(
+        "**/v1/jobs/job_1",
+        lambda route: route.fulfill(status=503, json={"error": {"message": "Not now."}}),
+    )
+    page.locator("#job-head").get_by_role("button", name="Delete the job").click()
+    expect(page.locator("#toasts")).to_contain_text("Not now.")
+    expect(page.locator("#view-job")).to_be_visible()
+    assert page.url.endswith("#job=job_1")
+    forgive(page, complaints, "503")
+
+
+def test_a_job_can_be_paused_before_its_pictures_are_there(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    held = hold(page, "**/v1/jobs/job_1/items*")
+    draw(page, SMALL_JOB)
+    head = page.locator("#job-head")
+    head.get_by_role("button", name="Pause").click()
+    expect(head.locator(".badge")).to_have_text("paused")
+    held.pop().continue_()
+    expect(page.locator("#job-grid .card")).to_have_count(12)
+    cell.store.step(cell.store.jobs["job_1"], 2, 3)
+    expect(page.locator("#job-grid .card").nth(1)).to_contain_text("Step 3 of 4")
+
+
+def test_a_job_that_is_left_while_its_pictures_load_is_not_followed(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    held = hold(page, "**/v1/jobs/job_1/items*")
+    followed: list[str] = []
+    page.on("request", lambda request: followed.append(request.url))
+    draw(page, SMALL_JOB)
+    expect(page.locator("#job-head .name")).to_be_visible()
+    page.locator("[data-view=jobs]").click()
+    expect(page.locator("#view-jobs")).to_be_visible()
+    with page.expect_response("**/items*"):
+        held.pop().continue_()
+    with page.expect_response("**/v1/jobs?*"):  # the list goes on
+        pass
+    assert [url for url in followed if "/events" in url] == []
+
+
+@pytest.mark.parametrize("slow", ["", "/items*"])
+def test_the_job_that_was_chosen_last_is_on_show(
+    cell: FakeCell, open_page: OpenPage, slow: str
+) -> None:
+    page = open_page()
+    begun(cell, page)
+    draw(page, SMALL_JOB.replace("hill", "lake"))
+    expect(page.locator("#job-grid .card").first).to_contain_text("lake 1")
+    page.locator("[data-view=jobs]").click()
+    held = hold(page, f"**/v1/jobs/job_1{slow}")
+    with page.expect_request(f"**/v1/jobs/job_1{slow}"):
+        page.locator("#jobs .name").nth(1).click()
+    page.go_back()
+    page.locator("#jobs .name").first.click()
+    expect(page.locator("#job-grid .card")).to_have_count(12)
+    with page.expect_response(f"**/v1/jobs/job_1{slow}"):
+        held.pop().continue_()
+    cell.store.step(cell.store.jobs["job_2"], 2, 3)
+    expect(page.locator("#job-grid .card").nth(1)).to_contain_text("Step 3 of 4")
+    expect(page.locator("#job-grid .card").first).to_contain_text("lake 1")
 
 
 def test_a_deleted_job_leaves_its_pictures(cell: FakeCell, open_page: OpenPage) -> None:

@@ -124,8 +124,9 @@ export class JobRow {
   #parts = null;
 
   /**
-   * `acted(verb, job)` after each button, with what the job became.
-   * @param {(verb: string, job?: StoredJob | null) => void} acted
+   * `acted(job)` after each button, with what the job became: null where it is deleted, undefined where
+   * nothing came of it.
+   * @param {(job?: StoredJob | null) => void} acted
    */
   constructor(acted) {
     this.acted = acted;
@@ -194,7 +195,7 @@ export class JobRow {
         toast(error.message || t("errorNetwork"));
         return undefined;
       });
-      this.acted(name, job);
+      this.acted(job);
     };
     const label = { title: t(name), "aria-label": t(name) };
     return h("button", { type: "button", class: "ghost icon-only", onclick: run, ...label }, icon(iconName));
@@ -218,13 +219,16 @@ function factsOf({ state, counts, total, predicted_finish_at, finished_at, creat
 /** One job on show: what it has drawn, what it draws, what is still to come. */
 export class JobView {
   #grid;
-  #row = new JobRow((verb, job) => this.#acted(verb, job));
+  #row = new JobRow((job) => this.#acted(job));
   /** @type {StoredJob | null} */
   #job = null;
   /** @type {EventSource | null} */
   #events = null;
   #last = 0; // the number of the last item on show
-  #loading = false;
+  /** @type {string | null} */
+  #asked = null; // id of the job that is to be on show
+  /** @type {string | null} */
+  #loading = null; // id of the job whose items are asked for
   /** @type {number | string} */
   #heard = 0; // the revision of the job that is on show
 
@@ -249,7 +253,9 @@ export class JobView {
   /** @param {string} id */
   async open(id) {
     this.close();
+    this.#asked = id;
     const job = await getJob(id).catch((error) => error);
+    if (id !== this.#asked) return; // left meanwhile
     if (job instanceof Error) {
       toast(job.message || t("errorNetwork"));
       location.hash = "#jobs";
@@ -260,19 +266,19 @@ export class JobView {
     this.#row.update(job);
     $("#more-items").hidden = false;
     await this.#more();
-    this.#follow(job.id);
+    if (id === this.#asked) this.#follow(id);
   }
 
   close() {
     this.#events?.close();
-    this.#events = this.#job = null;
+    this.#events = this.#job = this.#asked = this.#loading = null;
     this.#last = 0;
     this.#grid.empty();
   }
 
   render() {
     if (!this.#job) return;
-    this.#row = new JobRow((verb, job) => this.#acted(verb, job));
+    this.#row = new JobRow((job) => this.#acted(job));
     $("#job-head").replaceChildren(this.#row.element);
     this.#row.update(this.#job);
     this.#grid.render();
@@ -281,10 +287,10 @@ export class JobView {
   async #more() {
     const job = this.#job;
     if (!job || this.#loading || $("#more-items").hidden) return;
-    this.#loading = true;
+    this.#loading = job.id;
     const page = await listItems(job.id, { after: this.#last, limit: PAGE }).catch(() => null);
-    this.#loading = false;
-    if (job !== this.#job && job.id !== this.#job?.id) return;
+    if (job.id !== this.#job?.id) return; // left meanwhile
+    this.#loading = null;
     if (!page) return;
     const fresh = page.data.filter(({ number }) => !this.#grid.card(String(number)));
     this.#grid.append(fresh.map((item) => itemOf(item, job)));
@@ -292,15 +298,13 @@ export class JobView {
     $("#more-items").hidden = !page.has_more;
   }
 
-  /**
-   * @param {string} verb
-   * @param {StoredJob | null | undefined} job
-   */
-  #acted(verb, job) {
-    if (verb === "forgetJob") location.hash = "#jobs";
+  /** @param {StoredJob | null | undefined} job */
+  #acted(job) {
+    if (job === null) location.hash = "#jobs";
     if (!job || job.id !== this.#job?.id) return this.changedElsewhere();
     this.#updated(job);
-    if (this.#events?.readyState !== EventSource.OPEN) this.#follow(job.id); // a job that was over may run again
+    // A job that was over may run again.
+    if (this.#events && this.#events.readyState !== EventSource.OPEN) this.#follow(job.id);
   }
 
   // The end of a stream may be cut off between the last item and the job's own last event.
