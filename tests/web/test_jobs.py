@@ -177,6 +177,22 @@ def test_running_jobs_are_in_sight_in_the_gallery(cell: FakeCell, open_page: Ope
     expect(page.locator("#grid [data-face=picture]")).to_have_count(12)
 
 
+def test_a_server_that_is_away_is_told_in_the_language_of_the_page(
+    open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page(locale="zh-CN")
+    page.locator("#prompt").fill(SMALL_JOB)
+    page.route("**/v1/jobs", lambda route: route.abort())
+    page.locator("#draw").click()
+    expect(page.locator("#error-form")).to_have_text("无法连接服务器。")
+    page.unroute("**/v1/jobs")
+    page.locator("#draw").click()
+    page.route("**/v1/jobs/job_1/pause", lambda route: route.abort())
+    page.locator("#job-head").get_by_role("button", name="暂停").click()
+    expect(page.locator("#toasts")).to_have_text("无法连接服务器。")
+    forgive(page, complaints, "ERR_FAILED")
+
+
 def test_the_viewer_closes_where_its_job_is_left(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page()
     cell.store.finish(begun(cell, page), 1)

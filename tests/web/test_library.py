@@ -156,6 +156,16 @@ def test_a_dropped_picture_brings_its_settings_back(
     expect(page.locator("#drop")).to_be_hidden()
 
 
+def test_a_dropped_folder_is_no_picture(open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page()
+    data = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    browser = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": 200, "y": 200, "data": data}
+        browser.send("Input.dispatchDragEvent", event)
+    expect(page.locator("#toasts")).to_contain_text("does not say how it was drawn")
+
+
 def test_a_picture_can_be_chosen_and_may_say_nothing(open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page()
     file = tmp_path / "cut.png"

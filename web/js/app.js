@@ -8,7 +8,7 @@ import { bindDrop } from "./drop.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Health } from "./health.js";
-import { EXAMPLES, inLanguage, reasonOf, switchLanguage, t, translate } from "./i18n.js";
+import { EXAMPLES, inLanguage, switchLanguage, t, translate } from "./i18n.js";
 import { Job, OPEN } from "./job.js";
 import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
@@ -21,6 +21,7 @@ import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
 import { toast, UNDO_MS } from "./toast.js";
 import { Usage } from "./usage.js";
 import { Viewer } from "./viewer.js";
+import { whyNot } from "./why.js";
 
 const SEARCH_WAIT_MS = 300;
 
@@ -92,8 +93,7 @@ async function begin(body) {
     await jobs.poll();
     show(`job=${job.id}`);
   } catch (error) {
-    const known = error instanceof ApiError ? error : new ApiError({});
-    form.showError(known.param, reasonOf(known) || t("errorNetwork"));
+    form.showError(error instanceof ApiError ? error.param : null, whyNot(error));
   } finally {
     button.disabled = false;
   }
@@ -208,7 +208,7 @@ async function favourite(item) {
   item.marking = true; // what the server last said is older than this
   await library.mark(item.picture, wanted).catch((error) => {
     setFavourite(item.picture.id, !wanted);
-    toast(error.message || t("errorNetwork"));
+    toast(whyNot(error));
   });
   item.marking = false;
 }

@@ -5,6 +5,7 @@ import { $, h, icon, setText } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { clock, duration, t } from "./i18n.js";
 import { toast } from "./toast.js";
+import { whyNot } from "./why.js";
 
 const BUSY_MS = 2000;
 const CALM_MS = 10_000;
@@ -192,7 +193,7 @@ export class JobRow {
   #button(name, iconName, act) {
     const run = async () => {
       const job = await act().catch((error) => {
-        toast(error.message || t("errorNetwork"));
+        toast(whyNot(error));
         return undefined;
       });
       this.acted(job);
@@ -257,7 +258,7 @@ export class JobView {
     const job = await getJob(id).catch((error) => error);
     if (id !== this.#asked) return; // left meanwhile
     if (job instanceof Error) {
-      toast(job.message || t("errorNetwork"));
+      toast(whyNot(job));
       location.hash = "#jobs";
       return;
     }

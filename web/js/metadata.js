@@ -16,12 +16,12 @@ const MAX_KEYWORD_BYTES = 79; // says the PNG specification
  */
 export async function settingsOf(file) {
   if (file.size > MAX_BYTES) return null;
-  const view = new DataView(await file.arrayBuffer());
   try {
+    const view = new DataView(await file.arrayBuffer());
     const text = await textOf(view);
     return text === null ? null : parse(text);
   } catch {
-    return null; // cut short, or not what it says it is
+    return null; // cut short, or not what it says it is, or a folder
   }
 }
 

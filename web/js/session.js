@@ -4,6 +4,7 @@ import { ApiError, getSession, onSignedOut, signIn, signOut } from "./api.js";
 import { $, setText } from "./dom.js";
 import { t } from "./i18n.js";
 import { toast } from "./toast.js";
+import { whyNot } from "./why.js";
 
 export class Session {
   #dialog = $("#sign-in");
@@ -56,9 +57,8 @@ export class Session {
     try {
       await signIn($("#key").value.trim());
     } catch (error) {
-      const known = error instanceof ApiError && error.message;
       const wrong = error instanceof ApiError && error.status === 401;
-      return setText($("#sign-in-error"), wrong ? t("wrongKey") : known || t("errorNetwork"));
+      return setText($("#sign-in-error"), wrong ? t("wrongKey") : whyNot(error));
     }
     $("#key").value = "";
     this.#dialog.close();
@@ -76,8 +76,7 @@ export class Session {
     try {
       await signOut(true);
     } catch (error) {
-      const why = (error instanceof ApiError && error.message) || t("errorNetwork");
-      return toast(t("signOutFailed", { why }));
+      return toast(t("signOutFailed", { why: whyNot(error) }));
     }
     location.reload();
   }
