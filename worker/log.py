@@ -26,7 +26,7 @@ _Event = tuple[float, str, Mapping[str, Value]]
 _log = logging.getLogger("worker")
 # ASCII: every control character, line separator and change of direction is escaped, so that
 # nothing can begin a line of its own or steer the terminal that shows it.
-_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=True).encode
 _writer: "LogWriter | None" = None
 
 

@@ -230,8 +230,9 @@ def test_root_writes_and_reads_where_the_user_of_the_cell_may_not(tmp_path: Path
     nobody = pwd.getpwnam("nobody")
     for path in (here.layout.var_dir, *here.layout.var_dir.rglob("*")):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.is_relative_to(tmp_path.parents[-3]):  # pytest's own, below /tmp
+            path.chmod(0o755)
     config = tmp_path / "a" / "cluster.toml"
     config.write_text(f'[cell]\nvar_dir = "{here.layout.var_dir}"\nuser = "nobody"\n')
     private = tmp_path / "root's"
