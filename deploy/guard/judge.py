@@ -35,6 +35,17 @@ State = Literal[
 # Imports, loading and compilation hold the GIL: silence says nothing then.
 EXCUSED = frozenset({Phase.BOOT, Phase.LOAD, Phase.COMPILE})
 
+DOING = {
+    Phase.BOOT: "at its start",
+    Phase.LOAD: "loading the model",
+    Phase.COMPILE: "compiling",
+    Phase.IDLE: "idle",
+    Phase.ENCODE: "encoding text",
+    Phase.STEP: "in a step",
+    Phase.DECODE: "decoding",
+}
+"""What a worker does in a phase, for people."""
+
 
 # "spare": close it unless it is the last open one. A request that waits for a silent worker may
 # still be drawn; without an open gate it certainly fails.
@@ -115,8 +126,8 @@ def _kill_reason(seen: Observation, now: float, rules: Rules) -> tuple[str | Non
         late = age_s > rules.ended_allowance_s
         return f"still there {age_s:.0f} s after its orderly end" if late else None, "other"
     if heartbeat.phase is not Phase.IDLE and heartbeat.overdue(now):
-        allowed = f"allowed {heartbeat.allowance_s:.1f} s"
-        return f"in phase {heartbeat.phase.name} for {age_s:.1f} s, {allowed}", "overdue"
+        where = DOING.get(heartbeat.phase, "")
+        return f"hung {where}: {age_s:.1f} s (limit {heartbeat.allowance_s:.1f} s)", "overdue"
     if heartbeat.phase in EXCUSED:
         return None, "other"
     if silence := _silence_reason(seen, heartbeat, rules):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from deploy.guard import probe
 from deploy.guard.gate import Gate
-from deploy.guard.judge import EXCUSED, Cause, Observation, State
+from deploy.guard.judge import DOING, EXCUSED, Cause, Observation, State
 from deploy.guard.probe import Answer, NoAnswer, NobodyListens
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings, WorkerSettings
@@ -208,7 +208,7 @@ class Watch:
     def _ended(self, now: float) -> None:
         phase = self.heartbeat.phase if self.heartbeat and self.heartbeat.pid == self.pid else None
         orderly = phase is Phase.ENDED
-        where = f"died in phase {phase.name}" if phase is not None else "died"
+        where = f"died {DOING[phase]}" if phase in DOING else "died"
         if self._killed_because is None:
             self.last_exit = "ended in order" if orderly else where
             if not orderly:

@@ -19,7 +19,7 @@ def cell(now: float, **changes: Any) -> dict[str, Any]:
         "queued": 0,
     }
     workers[2] |= {"running": 0, "restarts": 3, "in_step": 0, "predicted_wait_s": 0}
-    fault = "killed: in phase STEP for 5.2 s, allowed 5.0 s"
+    fault = "killed: hung in a step: 5.2 s (limit 5.0 s)"
     workers[2]["last_fault"] = {"at": now - 15, "what": fault}
     state = {
         "at": now,

@@ -24,7 +24,7 @@ def test_what_was_typed_survives_a_reload(open_page: OpenPage) -> None:
 def test_an_empty_prompt_is_refused_before_it_is_sent(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page()
     draw(page, " \n ")
-    expect(page.locator("#error-prompt")).to_have_text("Write at least one line.")
+    expect(page.locator("#error-prompt")).to_have_text("Enter a prompt")
     expect(page.locator("#prompt")).to_be_focused()
     page.locator("#prompt").fill("a hill")
     expect(page.locator("#error-prompt")).to_be_empty()

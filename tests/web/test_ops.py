@@ -99,7 +99,7 @@ def test_each_worker_is_shown_as_the_guard_saw_it(open_ops: OpenOps) -> None:
     for words in ("3.2 GiB", "43 of 80 GiB on the card", "63 °C"):
         assert words in drawing
     assert "out of the pool" not in drawing
-    for words in ("loading", "out of the pool", "killed: in phase STEP for 5.2 s", "ago"):
+    for words in ("loading", "out of the pool", "killed: hung in a step: 5.2 s", "ago"):
         assert words in loading
 
 
@@ -131,7 +131,7 @@ def test_history_has_lanes_and_charts(open_ops: OpenOps) -> None:
     page.get_by_label("6 h").check(force=True)
     expect(page.locator("#lanes rect.unknown")).to_have_count(1)
     page.locator("#lanes rect.unknown").hover()
-    expect(page.locator("#tip")).to_contain_text("not watched")
+    expect(page.locator("#tip")).to_contain_text("no data")
     expect(page.locator("#tip")).to_contain_text("10 m 0 s")
     answers = page.locator("figure", has_text="Drawing requests a minute")
     assert answers.locator("rect.good").count() > 40

@@ -54,8 +54,8 @@ export const OPS_STRINGS = {
   lane_loading: ["loading", "加载中"],
   lane_draining: ["draining, drained", "排空"],
   lane_silent: ["silent", "无响应"],
-  lane_down: ["stuck, ended", "卡住、退出"],
-  lane_unknown: ["not watched", "无人值守"],
+  lane_down: ["stuck or ended", "卡死或退出"],
+  lane_unknown: ["no data", "无监控数据"],
 
   opsImages: ["Pictures a minute", "每分钟图片数"],
   opsImagesLine: ["pictures", "图片"],

@@ -62,11 +62,14 @@ def test_gate_and_state_follow_what_was_seen(seen: Observation, gate: str, state
     ("seen", "reason"),
     [
         # Overdue, whatever it answers.
-        (replace(SERVING, heartbeat=in_phase(Phase.STEP, 5.1, 5.0)), "in phase STEP for 5.1 s"),
-        (replace(SERVING, heartbeat=in_phase(Phase.DECODE, 9.0, 5.0)), "in phase DECODE"),
-        (replace(SERVING, heartbeat=in_phase(Phase.LOAD, 901.0, 900.0)), "in phase LOAD"),
-        (replace(SERVING, heartbeat=in_phase(Phase.COMPILE, 601.0, 600.0)), "in phase COMPILE"),
-        (replace(SERVING, heartbeat=in_phase(Phase.BOOT, 61.0, 60.0)), "in phase BOOT"),
+        (
+            replace(SERVING, heartbeat=in_phase(Phase.STEP, 5.1, 5.0)),
+            "hung in a step: 5.1 s (limit 5.0 s)",
+        ),
+        (replace(SERVING, heartbeat=in_phase(Phase.DECODE, 9.0, 5.0)), "hung decoding: 9.0 s"),
+        (replace(SERVING, heartbeat=in_phase(Phase.LOAD, 901.0, 900.0)), "hung loading the model"),
+        (replace(SERVING, heartbeat=in_phase(Phase.COMPILE, 601.0, 600.0)), "hung compiling"),
+        (replace(SERVING, heartbeat=in_phase(Phase.BOOT, 61.0, 60.0)), "hung at its start"),
         # Silent.
         (replace(SERVING, silent_s=3.1), "idle and silent for 3.1 s"),
         # Its thread beats on while its event loop stands still.
