@@ -1,0 +1,162 @@
+"""How often does one request change rooms? A room is a package of ``worker/``.
+
+Draws in this process with the synthetic pipeline, so nothing but Python is needed, and profiles one
+request, as an answer and as a stream, on the event loop and in the encoder's thread. A *stay* is a
+run of calls of functions of one room; a *return* is a stay in a room that was left before. Whoever
+follows the request through the code turns as many pages. Modules beside the rooms (errors, log,
+settings, service …) count as none. What the thread that draws does is the engine's own business.
+
+``carrying``: in those rooms alone that decide what happens next to a request. The others answer
+what they are asked and call nobody back, so their caller can be read without them.
+"""
+
+import argparse
+import asyncio
+import dis
+import functools
+import itertools
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import httpx
+
+import worker
+from worker.app import create_app
+from worker.models.synthetic import SyntheticPipeline
+from worker.settings import Settings
+from worker.storage.database import sqlite_url
+from worker.storage.migrations import migrate
+
+URL = "/v1/images/generations"
+BODY = {"prompt": "a red circle", "size": "80x64", "steps": 2}
+ENCODERS = "encoder-"
+"""How the names of the encoders' threads begin."""
+CARRYING = frozenset({"api", "engine", "generation", "jobs"})
+_ROOT = Path(worker.__file__).parent
+_BOOT_TIMEOUT_S = 60.0
+
+Call = tuple[str, str]
+"""A room and ``module:function``."""
+
+_requested: ContextVar[bool] = ContextVar("requested", default=False)
+"""Whether this is done for the profiled request: its tasks inherit it, others have it not."""
+
+
+class Profile:
+    """The calls into rooms, by thread, while it is ``on``. ``sys.setprofile`` calls it."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.calls: dict[str, list[Call]] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if not self.on or event != "call":
+            return
+        code, thread = frame.f_code, threading.current_thread().name
+        room = room_of(code.co_filename)
+        if room is None or frame.f_lasti >= _resumes_at(code):
+            return
+        if _requested.get() or thread.startswith(ENCODERS):
+            name = f"{Path(code.co_filename).stem}:{code.co_qualname}"
+            self.calls.setdefault(thread, []).append((room, name))
+
+
+@functools.cache
+def room_of(filename: str) -> str | None:
+    """The package of ``worker/`` that ``filename`` lies in, if any."""
+    path = Path(filename)
+    if not path.is_relative_to(_ROOT):
+        return None
+    folder, *rest = path.relative_to(_ROOT).parts
+    return folder if rest else None
+
+
+@functools.cache
+def _resumes_at(code: CodeType) -> int:
+    """Where a coroutine goes on after it was made: that is no call. Others never go on."""
+    steps = dis.get_instructions(code)
+    return next((s.offset for s in steps if s.opname == "RETURN_GENERATOR"), sys.maxsize)
+
+
+def stays(calls: Iterable[Call]) -> list[tuple[str, list[str]]]:
+    """Runs of ``calls`` in one room: the room, and what was called there."""
+    runs = itertools.groupby(calls, key=lambda call: call[0])
+    return [(room, [name for _, name in run]) for room, run in runs]
+
+
+def count(profile: Profile, rooms: Collection[str] | None = None) -> str:
+    """Stays and returns of one request, in all threads; in ``rooms`` alone, if given."""
+    found = [
+        room
+        for calls in profile.calls.values()
+        for room, _ in stays(call for call in calls if rooms is None or call[0] in rooms)
+    ]
+    return f"{len(found)} stays, {len(found) - len(set(found))} of them returns"
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a worker in this process that is ready."""
+    settings = Settings(run_dir=folder / "run", var_dir=folder, model="synthetic:step_ms=0")
+    migrate(sqlite_url(folder / "zimage.db"))
+    app = create_app(settings, lambda s: SyntheticPipeline(s.model))
+    deadline = time.monotonic() + _BOOT_TIMEOUT_S
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://cell") as client,
+    ):
+        while app.state.service.not_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError(app.state.service.not_ready())
+            await asyncio.sleep(0.01)
+        yield client
+
+
+async def profiled(client: httpx.AsyncClient, profile: Profile, *, stream: bool) -> Profile:
+    """``profile`` of one request, after others that imported and cached what they needed."""
+    for on in (False, False, True):
+        await asyncio.sleep(0.5)  # what is written behind the last one is over
+        _requested.set(on)
+        profile.on = on
+        answer = await client.post(URL, json={**BODY, "stream": stream})
+        profile.on = False
+        answer.raise_for_status()
+    return profile
+
+
+async def measure(*, stream: bool) -> Profile:
+    profile = Profile()
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        with tempfile.TemporaryDirectory(prefix="zr-") as folder:
+            async with serving(Path(folder)) as client:
+                return await profiled(client, profile, stream=stream)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="loadtest/rooms", description=__doc__)
+    parser.add_argument("--calls", action="store_true", help="print each stay and its calls")
+    args = parser.parse_args()
+    for kind in ("answer", "stream"):
+        profile = asyncio.run(measure(stream=kind == "stream"))
+        print(f"{kind}: {count(profile)}; carrying: {count(profile, CARRYING)}")
+        for thread, calls in profile.calls.items() if args.calls else ():
+            print(f"  {thread}")
+            for room, names in stays(calls):
+                print(f"    {room:<14} {', '.join(dict.fromkeys(names))}")
+
+
+if __name__ == "__main__":
+    main()
