@@ -26,6 +26,7 @@ from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.generation.imaging import Encoders
 from worker.generation.labels import Labels
+from worker.generation.quarantine import Quarantine
 from worker.jobs.drawing import Tools
 from worker.jobs.job_eta import JobEta
 from worker.jobs.runner import Runner
@@ -94,6 +95,11 @@ class Service:
             settings.name,
             settings.strike_ttl_s,
         )
+        self.apart = threading.Lock()
+        """Held for whoever is suspect and being handled or drawn: one at a time."""
+        self.quarantine = Quarantine(
+            self.poison_requests, self.metrics, self.apart, self.require_ready
+        )
         self.database = Database(
             settings.database_url or sqlite_url(settings.var_dir / "zimage.db")
         )
@@ -147,8 +153,6 @@ class Service:
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
         self._memory: Memory = NoMemory()
-        self.apart = threading.Lock()
-        """Held for whoever is suspect and being handled or drawn: one at a time."""
         self._heartbeat: HeartbeatFile | None = None
         self._in_flight: InFlight | None = None
 

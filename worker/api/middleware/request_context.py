@@ -3,7 +3,6 @@
 import math
 import re
 import secrets
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import log
 from worker.api import answers
-from worker.coordination.inflight import Handling
+from worker.generation.quarantine import Suspect
 from worker.observability.metrics import Metrics
 
 QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
@@ -31,8 +30,8 @@ class RequestContext:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
     ``key`` is who asks. ``again``: which turn it would be if nginx asked all workers once more, or
-    empty. ``notes`` end up in the log line. ``handling`` is its line in the table of what is being
-    handled; ``clean``: surely no worker has died of it.
+    empty. ``notes`` end up in the log line. ``suspect``: as whoever looks for what killed a worker
+    sees it; requests that are asked all the time are none.
     """
 
     id: str
@@ -40,30 +39,12 @@ class RequestContext:
     key: str
     again: str = ""
     notes: dict[str, log.Value] = field(default_factory=dict)
-    handling: Handling | None = None
-    clean: bool = False
-    _lock: "threading.Lock | None" = None
-
-    @property
-    def locked(self) -> bool:
-        """Whether it keeps other struck requests out."""
-        return self._lock is not None
-
-    def lock(self, lock: threading.Lock) -> None:
-        """It has acquired ``lock``, for as long as it is handled."""
-        self._lock = lock
-
-    def unlock(self) -> None:
-        """Let the other struck requests go on."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+    suspect: Suspect | None = None
 
     def rest(self) -> None:
         """Nothing is handled for it for now: it waits, or its answer has begun."""
-        if self.handling is not None:
-            self.handling.pause()
-        self.unlock()
+        if self.suspect is not None:
+            self.suspect.rest()
 
 
 def context_of(request: Request) -> RequestContext:

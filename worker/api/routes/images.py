@@ -17,7 +17,6 @@ from worker import log
 from worker.api import answers, sse
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
-from worker.api.middleware.poison import clear
 from worker.api.middleware.request_context import CLIENT_GONE, RequestContext, context_of
 from worker.api.routes import files
 from worker.api.schemas import wire
@@ -100,6 +99,8 @@ class Drawing:
         self._service = service
         self._generation = generation
         self._caller = caller
+        assert context.suspect is not None, "the middleware comes first"
+        self._suspect = context.suspect
         self._specs = generation.specs(default_seed(context.id))
         self._place: ResumeToken | None = None
         self._ticket: Ticket | None = None
@@ -155,7 +156,9 @@ class Drawing:
         if generation.response_format == "url":
             await asyncio.to_thread(service.images.require_room)
         fingerprint = fingerprint_of(self._caller.turn, generation)
-        record = await clear(service, self.context, fingerprint, asked_text(self._specs[0]))
+        record = await service.quarantine.clear(
+            self._suspect, fingerprint, asked_text(self._specs[0])
+        )
         request = DrawRequest(
             id=self.context.id,
             specs=self._specs,
@@ -260,8 +263,7 @@ class Drawing:
         self._service.encoders.begin(lambda: self._deliver(drawn, ticket, began))
 
     def _deliver(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
-        handling = self.context.handling
-        assert handling is not None, "the middleware comes first"
+        handling = self._suspect.handling
         with self._service.apart if handling.struck else nullcontext():
             handling.resume()
             try:
