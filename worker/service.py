@@ -24,6 +24,7 @@ from worker.coordination.shares import Shares
 from worker.engine import Costs, Engine, EngineState, Limits
 from worker.engine.request import DrawRequest
 from worker.errors import HandedBack, NotReady, StoreAway
+from worker.generation.components import Components
 from worker.generation.imaging import Encoders
 from worker.generation.labels import Labels
 from worker.generation.quarantine import Quarantine
@@ -129,14 +130,10 @@ class Service:
         self.jobs = Runner(
             self.database,
             Tools(
-                self.encoders,
-                self.images,
-                self.poison_requests,
                 self.metrics,
                 ProgressWriter(settings.run_dir / f"{settings.name}.steps"),
                 self.quotas,
                 self.keys.known,
-                self.audit,
             ),
             self._ready,
             settings.name,
@@ -152,6 +149,7 @@ class Service:
         self.searches = Shares("searches", _SEARCHES, _SEARCHES_OF_ONE)
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
+        self._components: Components | None = None
         self._memory: Memory = NoMemory()
         self._heartbeat: HeartbeatFile | None = None
         self._in_flight: InFlight | None = None
@@ -223,6 +221,23 @@ class Service:
             own = calibration.renewed(self.settings, pipeline, self._memory, engine.learn)
             engine.when_idle(own)
         self._engine = engine
+        self._components = self._built(engine, pipeline.info)
+
+    def _built(self, engine: Engine, info: ModelInfo) -> Components:
+        return Components(
+            engine=engine,
+            model=info.id,
+            encoders=self.encoders,
+            images=self.images,
+            gallery_writer=self.gallery_writer,
+            quarantine=self.quarantine,
+            in_flight=self.in_flight,
+            quotas=self.quotas,
+            resume_tokens=self.resume_tokens,
+            ledger=self.ledger,
+            audit=self.audit,
+            metrics=self.metrics,
+        )
 
     def _costs(self, pipeline: Pipeline) -> tuple[Costs, bool]:
         """What calibration found for this device, or a short measurement where that is quick; and
@@ -335,6 +350,12 @@ class Service:
         return self._engine
 
     @property
+    def components(self) -> Components:
+        """What drawing takes."""
+        assert self._components is not None, "require_ready comes first"
+        return self._components
+
+    @property
     def info(self) -> ModelInfo:
         assert self._info is not None, "require_ready comes first"
         return self._info
@@ -365,8 +386,8 @@ class Service:
             retry_after_s = random.uniform(*_RETRY_AFTER_S)
             raise NotReady(f"This worker is {reason}: try again.", retry_after_s=retry_after_s)
 
-    def _ready(self) -> tuple[Engine, str] | None:
-        return (self.engine, self.info.id) if self.not_ready() is None else None
+    def _ready(self) -> Components | None:
+        return self.components if self.not_ready() is None else None
 
     def optimisations(self) -> dict[str, str]:
         """What makes the loaded model faster, and why it is on or off."""

@@ -9,7 +9,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,10 +32,13 @@ from worker.errors import (
     Unavailable,
     ZimageError,
 )
-from worker.jobs.drawing import Held, Tools, draw, note, priority_of, require_allowed
+from worker.generation.components import Components
+from worker.generation.request import priority_of
+from worker.jobs.drawing import Held, Tools, draw, require_allowed
 from worker.storage import gallery, jobs, keys, leases, usage
 from worker.storage.database import Database, give_space_back
 from worker.storage.gallery import StoredImage
+from worker.storage.images import ImageStore
 from worker.storage.leases import LEASE_S, Leased, Offer
 
 T = TypeVar("T")
@@ -53,8 +56,8 @@ _LOOK_AT_LIMITS_S = 300.0  # what was counted and not drawn is given back
 _DAY_S = 86_400.0
 _NOTIFIER = "jobs.changed"
 
-Ready = Callable[[], tuple[Engine, str] | None]
-"""The engine and its model's name, where this worker takes work now."""
+Ready = Callable[[], Components | None]
+"""What to draw with, where this worker takes work now."""
 
 
 class Runner:
@@ -177,17 +180,17 @@ class Runner:
 
     async def _take(self, offer: Offer) -> bool:
         """Lease some more, if there is room; whether anything was leased."""
-        ready = self._ready()
-        if ready is None or self._closed:
+        components = self._ready()
+        if components is None or self._closed:
             return False
-        engine, model = ready
+        engine = components.engine
         workers = await asyncio.to_thread(live_workers, self._run_dir)
         if not self._room(engine, workers, offer):
             return False
         if not await self._allowed(offer):
             return True  # there may be something of others
-        self._tools.encoders.require_room()
-        await asyncio.to_thread(self._tools.images.require_room)
+        components.encoders.require_room()
+        await asyncio.to_thread(components.images.require_room)
         now = time.time()
         self._renewed_at = self._renewed_at if self._held else now
         taken = await self._database.run(
@@ -196,7 +199,7 @@ class Runner:
             )
         )
         for item in taken:
-            self._begin(Held(item), engine, model)
+            self._begin(Held(item), components)
         if taken:
             self._notifier.notify()
         return bool(taken)
@@ -261,19 +264,19 @@ class Runner:
         log.event("jobs of an owner are held", owner=owner, seconds=round(until - time.time()))
         self._notifier.notify()
 
-    def _begin(self, held: Held, engine: Engine, model: str) -> None:
+    def _begin(self, held: Held, components: Components) -> None:
         self._held[held.item.lease] = held
-        task = asyncio.get_running_loop().create_task(self._draw(held, engine, model))
+        task = asyncio.get_running_loop().create_task(self._draw(held, components))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # Results
 
-    async def _draw(self, held: Held, engine: Engine, model: str) -> None:
+    async def _draw(self, held: Held, components: Components) -> None:
         item = held.item
         try:
-            image = await draw(held, engine, model, self._tools)
-            await self._finish(item, image, held.used)
+            image = await draw(held, components, self._tools)
+            await self._finish(held, image, components.images)
         except ZimageError as error:
             if not held.revoked:
                 await self._settle(item, error)
@@ -285,20 +288,21 @@ class Runner:
             self._tools.steps.drop(item.lease)
             self._notifier.notify()
 
-    async def _finish(self, item: Leased, image: StoredImage, used: Sequence[usage.Entry]) -> None:
+    async def _finish(self, held: Held, image: StoredImage, images: ImageStore) -> None:
         def work(connection: sa.Connection) -> bool:
-            if not leases.finish(connection, item, image.id, time.time()):
+            if not leases.finish(connection, held.item, image.id, time.time()):
                 return False
             gallery.insert(connection, image)
-            usage.apply(connection, used)
+            usage.apply(connection, held.used)
             return True
 
         if await self._surely(work):
             self._tools.metrics.job_items.labels("done").inc()
-            note(item, image, self._tools)
+            if held.drawing is not None:
+                held.drawing.note(image)
         else:
             # Somebody else draws it, or nobody may: this picture belongs to nothing.
-            await asyncio.to_thread(self._tools.images.delete, [image.name])
+            await asyncio.to_thread(images.delete, [image.name])
 
     async def _settle(self, item: Leased, error: ZimageError) -> None:
         """``item`` has no picture: another attempt, or none."""

@@ -14,7 +14,8 @@ from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
 from worker.engine.request import Priority
 from worker.errors import Refused
-from worker.jobs.drawing import priority_of, require_allowed
+from worker.generation.request import priority_of
+from worker.jobs.drawing import require_allowed
 from worker.storage import jobs, keys
 from worker.storage.keys import Key
 from worker.storage.leases import Offer

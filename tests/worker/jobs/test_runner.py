@@ -14,7 +14,8 @@ from PIL import Image
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
-from worker.coordination.heartbeat import digest
+from worker.coordination.heartbeat import Running, digest
+from worker.coordination.inflight import read_in_flight
 from worker.coordination.lease_holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
@@ -213,6 +214,27 @@ def strike(
     folder.mkdir(parents=True)
     for death in deaths:
         (folder / death).touch()
+
+
+async def test_an_item_that_is_encoded_is_being_handled(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Running]] = []
+    async with serving(settings) as (service, _):
+        await ready(service)
+        encoded = service.encoders.encoded
+
+        def look(*how: object) -> object:
+            seen.append(read_in_flight(settings.heartbeat))
+            return encoded(*how)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(service.encoders, "encoded", look)
+        job = store.create(prompts=PROMPTS[:1])
+        await over(store, job)
+        assert read_in_flight(settings.heartbeat) == []
+    [[line]] = seen
+    assert line.request == digest(f"{job.id}-{store.items(job.id)[0].number}")
+    assert line.fingerprint != line.request, "it is known by what a strike would stand under"
 
 
 async def test_an_item_that_ends_workers_is_not_tried_again(

@@ -30,8 +30,8 @@ from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.coordination import quota
 from worker.coordination.progress import Steps
 from worker.errors import Conflict, NotFound, Overloaded
+from worker.generation.request import priority_of
 from worker.jobs.archive import archive
-from worker.jobs.drawing import priority_of
 from worker.service import Service
 from worker.storage import gallery as pictures
 from worker.storage import jobs

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import ready, serving, settings_in
-from worker.api.routes.images import Drawing, default_seed
+from worker.api.routes.images import default_seed
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.generation.imaging import Encoders, Picture
+from worker.generation.recording import Recording, Timings
 from worker.models.synthetic import text_of
 from worker.service import Service
 
@@ -168,8 +169,8 @@ async def test_stream_tells_place_steps_pictures_and_its_end(client: httpx.Async
 async def test_stream_that_hardly_waited_ends_with_done_too(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timings = {"Queue-Ms": 0, "Inference-Ms": 1, "Batch-Size": 1}
-    monkeypatch.setattr(Drawing, "_account", lambda self, drawn: timings)
+    timings = Timings(queue_ms=0, inference_ms=1, batch_size=1)
+    monkeypatch.setattr(Recording, "account", lambda self: timings)
     answer = await client.post(URL, json={"prompt": "a", "steps": 1, "stream": True})
     end = events_of(answer.text)[-1]
     assert (end["type"], end["queue_ms"]) == ("image_generation.done", 0)

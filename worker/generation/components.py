@@ -1,0 +1,33 @@
+"""What a drawing takes, once a model is loaded."""
+
+from dataclasses import dataclass
+
+from worker.coordination.inflight import InFlight
+from worker.coordination.quota import Quotas
+from worker.coordination.resume_tokens import ResumeTokens
+from worker.engine import Engine
+from worker.generation.imaging import Encoders
+from worker.generation.quarantine import Quarantine
+from worker.observability.audit import Audit
+from worker.observability.metrics import Metrics
+from worker.storage.gallery_writer import GalleryWriter
+from worker.storage.images import ImageStore
+from worker.storage.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Components:
+    """Built by the service and handed down. ``model`` is the id of the engine's model."""
+
+    engine: Engine
+    model: str
+    encoders: Encoders
+    images: ImageStore
+    gallery_writer: GalleryWriter
+    quarantine: Quarantine
+    in_flight: InFlight
+    quotas: Quotas
+    resume_tokens: ResumeTokens
+    ledger: Ledger
+    audit: Audit
+    metrics: Metrics

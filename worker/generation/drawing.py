@@ -1,0 +1,172 @@
+"""One generation's way: admit, draw, encode, record. For a request and for a job's item alike."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import cast
+
+from worker import log
+from worker.engine import Ticket
+from worker.engine.request import Event, Partial, Queued, Stepped
+from worker.generation.admission import Admission
+from worker.generation.components import Components
+from worker.generation.encoding import Encoding, Finished, Preview
+from worker.generation.quarantine import Suspect
+from worker.generation.recording import Recording, Timings
+from worker.generation.request import Generation
+from worker.storage.gallery import StoredImage
+from worker.storage.usage import Entry
+
+Told = Queued | Stepped | Preview | Finished
+
+
+class Drawing:
+    """``draw`` it; or ``admit`` it, read its ``events`` and ``end`` or ``close`` it.
+
+    ``timings`` are there once all is drawn. ``notes`` are for the log line of the request.
+    """
+
+    timings: Timings
+
+    def __init__(
+        self,
+        generation: Generation,
+        suspect: Suspect,
+        components: Components,
+        notes: dict[str, log.Value] | None = None,
+    ) -> None:
+        notes = {} if notes is None else notes
+        self.generation = generation
+        self._images = components.images
+        self._admission = Admission(generation, suspect, components, notes)
+        self._encoding = Encoding(generation, suspect, components)
+        self._recording = Recording(generation, components, notes)
+        self._ticket: Ticket | None = None
+
+    async def draw(self) -> list[tuple[Finished, StoredImage | None]]:
+        """All pictures in order, and those that are not for the answer itself as they are stored.
+
+        Raises ``ZimageError``.
+        """
+        await self.admit()
+        try:
+            with self._recording.counted():
+                finished = await self._all()
+                inline = self.generation.output.inline
+                drawn = [(one, None if inline else await self._kept(one)) for one in finished]
+                self._admission.drew(len(finished))
+                self.timings = self._recording.done(*finished)
+            return drawn
+        except asyncio.CancelledError:
+            self._recording.left()
+            raise
+        finally:
+            await self._admission.release()
+
+    async def admit(self) -> None:
+        """Take what the key has left and a place in the queue, or raise why not."""
+        with self._recording.counted():
+            self._ticket = await self._admission.take(self._encoding.begin)
+
+    async def events(self) -> AsyncGenerator[Told, None]:
+        """Everything that happens until all is drawn. Whoever stops listening stops the drawing."""
+        with self._recording.counted():
+            async with self._engine_events() as events:
+                async for event in events:
+                    told = await self._told(event)
+                    del event  # a preview's pixels must not wait for the next one
+                    yield told
+                    del told
+            if self.generation.item is None:
+                self.timings = self._recording.done()
+
+    async def _told(self, event: Event) -> Told:
+        match event:
+            case Finished():
+                self._recording.finished(event)
+                if self.generation.item is None:
+                    self._admission.drew(1)
+                    self._recording.count(event)
+                return event
+            case Partial():
+                preview = await self._encoding.preview(event)
+                self._recording.previewed(event.image_index)
+                return preview
+            case Queued() | Stepped():
+                return event
+        raise AssertionError("every picture is encoded first")
+
+    def end(self) -> None:
+        """Stop drawing, if there is anything left to draw, and give back what the key holds."""
+        self._stop()
+        self._admission.give_back()
+
+    async def close(self) -> None:
+        """``end``, and wait until what the key holds is given back."""
+        self._stop()
+        await self._admission.release()
+
+    def _stop(self) -> None:
+        if self._ticket is not None:
+            self._ticket.cancel()
+            self._recording.left()
+
+    @property
+    def resume_token(self) -> str:
+        """What a client sends to go on in the place of this stream, should it be cut."""
+        return self._admission.resume_token
+
+    # Pictures
+
+    async def _all(self) -> list[Finished]:
+        """Every picture in order. Encoding one overlaps the drawing of the next."""
+        if len(self.generation.specs) == 1:
+            return [await self._only()]
+        finished: dict[int, Finished] = {}
+        async with self._engine_events() as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    self._recording.finished(event)
+                    finished[event.image_index] = event
+        return [finished[k] for k in range(len(finished))]
+
+    async def _only(self) -> Finished:
+        """The one picture of most requests, without looking at each event."""
+        assert self._ticket is not None, "admit comes first"
+        try:
+            one = cast(Finished, (await self._ticket.result())[0])
+        finally:
+            self._ticket.cancel()
+        self._recording.finished(one)
+        return one
+
+    @asynccontextmanager
+    async def _engine_events(self) -> AsyncIterator[AsyncIterator[Event]]:
+        assert self._ticket is not None, "admit comes first"
+        try:
+            async with aclosing(self._ticket.events()) as events:
+                yield events
+        finally:
+            self._ticket.cancel()
+
+    async def _kept(self, one: Finished) -> StoredImage:
+        image = await self._saved(one)
+        self._recording.keep(image, None)
+        return image
+
+    async def _saved(self, one: Finished) -> StoredImage:
+        image = self._recording.stored(one)
+        await asyncio.to_thread(self._images.save, image.name, one.picture.data)
+        return image
+
+    # Items: what else is written down comes with the end of their lease
+
+    async def save(self, one: Finished) -> tuple[StoredImage, list[Entry]]:
+        """An item's picture, safe on the disk, and its usage."""
+        image = await self._saved(one)
+        self._admission.drew(1)
+        return image, self._recording.entries(one, done_after_s=one.queue_ms / 1000)
+
+    def note(self, image: StoredImage) -> None:
+        """Put an item's picture into the audit log."""
+        self._recording.note(0, at=image.created_at)

@@ -1,0 +1,179 @@
+"""What is written down of a generation: metrics, gallery, audit log and the ledger of usage."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from worker import log
+from worker.engine.request import Drawn
+from worker.errors import (
+    DeadlinePassed,
+    DrawingFailed,
+    LimitReached,
+    Overloaded,
+    Refused,
+    StorageFailed,
+    ZimageError,
+)
+from worker.generation.components import Components
+from worker.generation.encoding import Finished
+from worker.generation.request import Generation
+from worker.observability import audit
+from worker.storage import usage
+from worker.storage.gallery import StoredImage
+from worker.storage.usage import Outcome
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Of a whole generation, in milliseconds. ``batch_size``: most pictures that shared a step."""
+
+    queue_ms: int
+    inference_ms: int
+    batch_size: int
+
+
+class Recording:
+    """Of one generation. Of a job's item only metrics are written here: see ``Item``."""
+
+    def __init__(
+        self, generation: Generation, components: Components, notes: dict[str, log.Value]
+    ) -> None:
+        self._generation = generation
+        self._components = components
+        self._notes = notes
+        self._unfinished = dict.fromkeys(range(len(generation.specs)), 0)  # and previews of them
+        self._queue_ms: list[float] = []
+        self._done_ms: list[float] = []
+        self._batch_size = 0
+
+    def previewed(self, index: int) -> None:
+        """A preview of picture ``index`` goes out."""
+        self._unfinished[index] += 1
+
+    def finished(self, one: Finished) -> None:
+        """``one`` is a file: count it, write it down and put it into the gallery."""
+        generation, metrics = self._generation, self._components.metrics
+        self._queue_ms.append(one.queue_ms)
+        self._done_ms.append(one.queue_ms + one.inference_ms)
+        self._batch_size = max(self._batch_size, one.batch_size)
+        self._unfinished.pop(one.image_index, None)
+        pixels, seconds = one.spec.width * one.spec.height, one.inference_ms / 1000
+        metrics.drew(pixels, seconds, generation.output.format, one.encode_s)
+        if generation.item is None:
+            self.note(one.image_index)
+            if generation.output.inline:
+                self.keep(self.stored(one), one.picture.data)
+
+    def keep(self, image: StoredImage, data: bytes | None) -> None:
+        """Put a picture into the gallery, if it is to be there; as in ``GalleryWriter.keep``."""
+        if self._generation.output.gallery:
+            self._components.gallery_writer.keep(image, data)
+
+    def left(self) -> None:
+        """Write down what was asked for and seen, though nobody waited for all of it."""
+        unfinished, self._unfinished = self._unfinished, {}
+        for index, previews in unfinished.items() if self._generation.item is None else ():
+            self.note(index, event="left", previews=previews)
+
+    def note(
+        self, index: int, *, event: str = "drew", previews: int = 0, at: float | None = None
+    ) -> None:
+        """Put picture ``index`` into the audit log."""
+        generation, item = self._generation, self._generation.item
+        entry = audit.Entry(
+            at=time.time() if at is None else at,
+            image=generation.image_id(index),
+            owner=generation.caller.owner,
+            name=generation.caller.name,
+            client=generation.client,
+            model=self._components.model,
+            spec=generation.specs[index],
+            job=None if item is None else item.job_id,
+            event=event,
+            previews=previews,
+        )
+        self._components.audit.drew(entry)
+
+    def stored(self, one: Finished) -> StoredImage:
+        """The gallery's row of ``one``; that of an item tells when it was drawn."""
+        generation, item = self._generation, self._generation.item
+        return StoredImage.of(
+            one.spec,
+            id=generation.image_id(one.image_index),
+            owner=generation.caller.owner,
+            created_at=generation.arrived_at if item is None else time.time(),
+            model=self._components.model,
+            format=generation.output.format,
+            bytes=len(one.picture.data),
+            job_id=None if item is None else item.job_id,
+            job_number=None if item is None else item.number,
+        )
+
+    def done(self, *handed_out: Finished) -> Timings:
+        """Count the request, and of its pictures those that are ``handed_out`` with its end."""
+        timings = self.account()
+        self._components.metrics.queued(timings.queue_ms / 1000)
+        self._notes |= vars(timings)
+        self.count(*handed_out, done_after_s=timings.queue_ms / 1000)
+        return timings
+
+    def account(self) -> Timings:
+        """How long it took until now."""
+        queue_ms, done_ms = min(self._queue_ms), max(self._done_ms)
+        return Timings(round(queue_ms), round(done_ms - queue_ms), self._batch_size)
+
+    def count(self, *handed_out: Drawn, done_after_s: float | None = None) -> None:
+        """Count pictures that are handed out now, and with the last of them the request, which
+        waited ``done_after_s``."""
+        self._components.ledger.record(*self.entries(*handed_out, done_after_s=done_after_s))
+
+    def entries(self, *handed_out: Drawn, done_after_s: float | None) -> list[usage.Entry]:
+        """What the ledger shall say: see ``count``."""
+        entries = [self._entry(one.image_index, "image", drawn=one) for one in handed_out]
+        if done_after_s is not None:
+            entries.append(self._entry(usage.REQUEST, "done", queue_s=done_after_s))
+        return entries
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Whatever ends what is inside with an error is counted as a refusal or a failure."""
+        try:
+            yield
+        except Exception as error:
+            outcome = None if self._generation.item else outcome_of(error)
+            if outcome is not None:
+                self._components.ledger.record(self._entry(usage.REQUEST, outcome))
+            raise
+
+    def _entry(
+        self, index: int, outcome: Outcome, *, drawn: Drawn | None = None, queue_s: float = 0.0
+    ) -> usage.Entry:
+        generation, spec = self._generation, self._generation.specs[0]
+        megapixels = 0.0 if drawn is None else spec.width * spec.height / 1e6
+        return usage.Entry(
+            generation.id,
+            index,
+            outcome,
+            generation.arrived_at if generation.item is None else time.time(),
+            generation.caller.owner,
+            self._components.model,
+            spec.width,
+            spec.height,
+            megapixels * spec.steps,
+            0.0 if drawn is None else round(drawn.device_s, 6),
+            queue_s,
+        )
+
+
+def outcome_of(error: Exception) -> Outcome | None:
+    """What the ledger calls it; None: not the end of the request, or its sender's own mistake."""
+    match error:
+        case LimitReached() | Refused() | Overloaded():
+            return "refused"
+        case DrawingFailed() | DeadlinePassed() | StorageFailed():
+            return "failed"
+        case ZimageError():
+            return None
+    return "failed"
