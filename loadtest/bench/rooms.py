@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -62,7 +63,7 @@ class Profile:
             return
         code, thread = frame.f_code, threading.current_thread().name
         room = room_of(code.co_filename)
-        if room is None or frame.f_lasti >= _resumes_at(code):
+        if room is None or frame.f_lasti > _begins_at(code):
             return
         if _requested.get() or thread.startswith(ENCODERS):
             name = f"{Path(code.co_filename).stem}:{code.co_qualname}"
@@ -80,10 +81,9 @@ def room_of(filename: str) -> str | None:
 
 
 @functools.cache
-def _resumes_at(code: CodeType) -> int:
-    """Where a coroutine goes on after it was made: that is no call. Others never go on."""
-    steps = dis.get_instructions(code)
-    return next((s.offset for s in steps if s.opname == "RETURN_GENERATOR"), sys.maxsize)
+def _begins_at(code: CodeType) -> int:
+    """Where a function begins; a coroutine that goes on behind that is not called once more."""
+    return next(s.offset for s in dis.get_instructions(code) if s.opname == "RESUME")
 
 
 def stays(calls: Iterable[Call]) -> list[tuple[str, list[str]]]:
@@ -100,6 +100,12 @@ def count(profile: Profile, rooms: Collection[str] | None = None) -> str:
         for room, _ in stays(call for call in calls if rooms is None or call[0] in rooms)
     ]
     return f"{len(found)} stays, {len(found) - len(set(found))} of them returns"
+
+
+def by_room(profile: Profile) -> str:
+    """Stays in each room."""
+    found = Counter(room for calls in profile.calls.values() for room, _ in stays(calls))
+    return ", ".join(f"{room} {times}" for room, times in sorted(found.items()))
 
 
 @asynccontextmanager
@@ -151,7 +157,8 @@ def main() -> None:
     args = parser.parse_args()
     for kind in ("answer", "stream"):
         profile = asyncio.run(measure(stream=kind == "stream"))
-        print(f"{kind}: {count(profile)}; carrying: {count(profile, CARRYING)}")
+        print(f"{kind}: {count(profile)} ({by_room(profile)})")
+        print(f"  carrying: {count(profile, CARRYING)}")
         for thread, calls in profile.calls.items() if args.calls else ():
             print(f"  {thread}")
             for room, names in stays(calls):

@@ -8,14 +8,13 @@ from worker.coordination import quota
 from worker.coordination.poison_requests import Record, asked_text
 from worker.coordination.quota import Hold
 from worker.coordination.resume_tokens import ResumeToken
+from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
 from worker.engine.ticket import Finish
 from worker.errors import Unavailable
 from worker.generation.components import Components
-from worker.generation.quarantine import Suspect
-from worker.generation.request import Generation
-from worker.types import DrawSpec
+from worker.generation.request import Generation, priority_of
 
 
 class Admission:
@@ -40,30 +39,34 @@ class Admission:
     async def take(self, finish: Finish) -> Ticket:
         """The ticket, with ``finish`` as in ``Engine.submit``; raises why there is none."""
         try:
-            await self._take_part()
-            await self._require_room()
-            record = await self._cleared()
-            if self._given_back:
-                raise Unavailable("nobody waits for this any more")
-            return self._submit(record, finish)
+            return await self._take(finish)
         except BaseException:
             await self.release()
             raise
 
-    async def _take_part(self) -> None:
-        generation, key, spec = self._generation, self._generation.caller.key, self._specs[0]
-        quota.require_size(key, spec.width, spec.height, spec.steps)
+    async def _take(self, finish: Finish) -> Ticket:
+        generation, components = self._generation, self._components
+        key, specs = generation.caller.key, generation.specs
+        quota.require_size(key, specs[0].width, specs[0].height, specs[0].steps)
         if generation.resume:
             self._resume(generation.resume)
-        self._hold = await self._components.quotas.hold(
-            key, generation.id, self._since, len(self._specs)
-        )
+        self._hold = await components.quotas.hold(key, generation.id, self._since, len(specs))
+        components.engine.check(specs)
+        components.encoders.require_room()
+        if not generation.output.inline:
+            await asyncio.to_thread(components.images.require_room)
+        quarantine = components.quarantine
+        clear = quarantine.clear if generation.item is None else quarantine.clear_at_once
+        record = await clear(self._suspect, generation.fingerprint, asked_text(specs[0]))
+        if self._given_back:
+            raise Unavailable("nobody waits for this any more")
+        return self._submit(record, finish)
 
     def _resume(self, text: str) -> None:
         """Go on in the place of the stream that was cut. A place that is no good is left: the
         request is drawn all the same, as one that came now."""
         now, turn = self._generation.arrived_at, self._generation.caller.turn
-        self._token = self._components.resume_tokens.take(text, turn, self._specs, now)
+        self._token = self._components.resume_tokens.take(text, turn, self._generation.specs, now)
         if self._token is None:
             self._notes["resume"] = "ignored"
         else:
@@ -71,27 +74,16 @@ class Admission:
             self._since = self._token.arrived_at
             self._notes["resumed_after_s"] = round(now - self._since, 3)
 
-    async def _require_room(self) -> None:
-        self._components.engine.check(self._specs)
-        self._components.encoders.require_room()
-        if not self._generation.output.inline:
-            await asyncio.to_thread(self._components.images.require_room)
-
-    async def _cleared(self) -> Record:
-        generation, quarantine = self._generation, self._components.quarantine
-        clear = quarantine.clear if generation.item is None else quarantine.clear_at_once
-        return await clear(self._suspect, generation.fingerprint, asked_text(self._specs[0]))
-
     def _submit(self, record: Record, finish: Finish) -> Ticket:
         generation = self._generation
         timeout_s = generation.timeout_s
         request = DrawRequest(
             id=generation.id,
-            specs=self._specs,
+            specs=self._generation.specs,
             arrived_at=self._since,
             key=generation.caller.turn,
             fingerprint=generation.fingerprint,
-            priority=generation.priority,
+            priority=priority_of(generation.caller.key, generation.priority),
             deadline=None if timeout_s is None else self._since + timeout_s,
             partial_images=generation.partial_images,
             exclusive=record.strikes > 0,
@@ -105,15 +97,11 @@ class Admission:
         self._suspect.rest()  # until its first picture is drawn
         return ticket
 
-    @property
-    def _specs(self) -> tuple[DrawSpec, ...]:
-        return self._generation.specs
-
     @cached_property
     def resume_token(self) -> str:
         """This stream's place, which its client sends with the request if the stream is cut."""
         turn = self._generation.caller.turn
-        return self._components.resume_tokens.text(self._since, turn, self._specs)
+        return self._components.resume_tokens.text(self._since, turn, self._generation.specs)
 
     def drew(self, pictures: int) -> None:
         """So many more stay counted in the key's day."""

@@ -6,12 +6,12 @@ from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 from worker import log
+from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
 from worker.engine.request import Event, Partial, Queued, Stepped
 from worker.generation.admission import Admission
 from worker.generation.components import Components
 from worker.generation.encoding import Encoding, Finished, Preview
-from worker.generation.quarantine import Suspect
 from worker.generation.recording import Recording, Timings
 from worker.generation.request import Generation
 from worker.storage.gallery import StoredImage
@@ -73,28 +73,28 @@ class Drawing:
         with self._recording.counted():
             async with self._engine_events() as events:
                 async for event in events:
-                    told = await self._told(event)
+                    match event:
+                        case Queued() | Stepped():
+                            told: Told = event
+                        case Finished():
+                            told = self._finished(event)
+                        case Partial():
+                            told = await self._encoding.preview(event)
+                            self._recording.previewed(event.image_index)
+                        case _:
+                            raise AssertionError("every picture is encoded first")
                     del event  # a preview's pixels must not wait for the next one
                     yield told
                     del told
             if self.generation.item is None:
                 self.timings = self._recording.done()
 
-    async def _told(self, event: Event) -> Told:
-        match event:
-            case Finished():
-                self._recording.finished(event)
-                if self.generation.item is None:
-                    self._admission.drew(1)
-                    self._recording.count(event)
-                return event
-            case Partial():
-                preview = await self._encoding.preview(event)
-                self._recording.previewed(event.image_index)
-                return preview
-            case Queued() | Stepped():
-                return event
-        raise AssertionError("every picture is encoded first")
+    def _finished(self, one: Finished) -> Finished:
+        self._recording.finished(one)
+        if self.generation.item is None:
+            self._admission.drew(1)
+            self._recording.count(one)
+        return one
 
     def end(self) -> None:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""
@@ -151,7 +151,7 @@ class Drawing:
 
     async def _kept(self, one: Finished) -> StoredImage:
         image = await self._saved(one)
-        self._recording.keep(image, None)
+        self._recording.keep(image)
         return image
 
     async def _saved(self, one: Finished) -> StoredImage:

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from worker import log
+from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
 from worker.engine.request import NO_PIXELS, Drawn, Partial
 from worker.errors import DrawingFailed
 from worker.generation.components import Components
 from worker.generation.imaging import Picture, parameters_text
-from worker.generation.quarantine import Suspect
 from worker.generation.request import Generation
 
 

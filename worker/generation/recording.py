@@ -63,13 +63,13 @@ class Recording:
         metrics.drew(pixels, seconds, generation.output.format, one.encode_s)
         if generation.item is None:
             self.note(one.image_index)
-            if generation.output.inline:
-                self.keep(self.stored(one), one.picture.data)
+            if generation.output.inline and generation.output.gallery:
+                self._components.gallery_writer.keep(self.stored(one), one.picture.data)
 
-    def keep(self, image: StoredImage, data: bytes | None) -> None:
-        """Put a picture into the gallery, if it is to be there; as in ``GalleryWriter.keep``."""
+    def keep(self, image: StoredImage) -> None:
+        """Put a picture whose file is stored into the gallery, if it is to be there."""
         if self._generation.output.gallery:
-            self._components.gallery_writer.keep(image, data)
+            self._components.gallery_writer.keep(image, None)
 
     def left(self) -> None:
         """Write down what was asked for and seen, though nobody waited for all of it."""
@@ -114,9 +114,10 @@ class Recording:
     def done(self, *handed_out: Finished) -> Timings:
         """Count the request, and of its pictures those that are ``handed_out`` with its end."""
         timings = self.account()
-        self._components.metrics.queued(timings.queue_ms / 1000)
         self._notes |= vars(timings)
-        self.count(*handed_out, done_after_s=timings.queue_ms / 1000)
+        queue_s = timings.queue_ms / 1000
+        self.count(*handed_out, done_after_s=queue_s)
+        self._components.metrics.queued(queue_s)
         return timings
 
     def account(self) -> Timings:

@@ -36,8 +36,9 @@ class Generation:
 
     ``id`` and ``arrived_at`` (seconds since the epoch) as in ``DrawRequest``; ``timeout_s`` counts
     from the arrival, None: no limit of its own. ``client`` is the caller as the audit log names it.
-    ``fingerprint`` stands for who asks and for what. ``stream``: somebody reads events, and part of
-    the answer is sent once it is admitted. ``resume``: the place of a stream that was cut.
+    ``fingerprint`` stands for who asks and for what, ``priority`` is what was asked for.
+    ``stream``: somebody reads events, and part of the answer is sent once it is admitted.
+    ``resume``: the place of a stream that was cut, or empty.
     """
 
     id: str

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from worker.coordination import quota
 from worker.coordination.progress import ProgressWriter
 from worker.coordination.quota import Quotas
-from worker.engine.request import Stepped
+from worker.coordination.suspect import Suspect
+from worker.engine.request import Priority, Stepped
 from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
 from worker.generation.caller import Caller
 from worker.generation.components import Components
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
-from worker.generation.quarantine import Suspect
-from worker.generation.request import Generation, Item, Output, priority_of
+from worker.generation.request import Generation, Item, Output
 from worker.observability.metrics import Metrics
 from worker.storage import usage
 from worker.storage.gallery import StoredImage
@@ -104,7 +104,7 @@ def _generation(item: Leased, key: Key | None) -> Generation:
         specs=(spec,),
         fingerprint=_fingerprint(item),
         output=Output(item.output_format, item.quality, inline=False, gallery=False),
-        priority=priority_of(key, item.priority),
+        priority=Priority(item.priority),
         # After the lease: who has lost it can never overwrite the picture of who has it.
         item=Item(item.job_id, item.number, f"img_{item.lease}"),
     )

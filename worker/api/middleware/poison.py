@@ -17,8 +17,8 @@ from worker.api import answers
 from worker.api.caller import turn_of
 from worker.api.middleware.access import INTERNAL
 from worker.api.middleware.request_context import QUIET, RequestContext
+from worker.coordination.suspect import Suspect
 from worker.errors import ZimageError
-from worker.generation.quarantine import Suspect
 from worker.service import Service
 
 _UNGUARDED = QUIET | INTERNAL

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import log
 from worker.api import answers
-from worker.generation.quarantine import Suspect
+from worker.coordination.suspect import Suspect
 from worker.observability.metrics import Metrics
 
 QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})

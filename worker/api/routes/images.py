@@ -17,7 +17,7 @@ from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, ref
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
-from worker.generation.request import Generation, Output, priority_of
+from worker.generation.request import Generation, Output
 from worker.service import Service
 from worker.storage.gallery import StoredImage
 
@@ -58,7 +58,7 @@ def _drawing(request: Request, service: Service, asked: wire.Generation) -> Draw
             inline=asked.response_format == "b64_json",
             gallery=asked.store and service.settings.gallery,
         ),
-        priority=priority_of(caller.key, asked.priority),
+        priority=asked.priority,
         timeout_s=asked.timeout_s,
         stream=asked.stream,
         partial_images=asked.partial_images,
