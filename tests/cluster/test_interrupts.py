@@ -52,6 +52,8 @@ def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "sub
     """``zimage``, as the leader of the session of ``terminal`` where there is one."""
 
     def login() -> None:
+        for told in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(told, signal.SIG_DFL)  # whatever runs the tests may ignore some
         if terminal is not None:
             os.login_tty(terminal)
 

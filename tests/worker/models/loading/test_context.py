@@ -73,6 +73,6 @@ def test_it_begins_before_the_model_is_loaded(
 ) -> None:
     found: list[str] = []
     monkeypatch.setattr(context, "begin", found.append)
-    monkeypatch.setattr("worker.models.loading.load.load", lambda *_: found.append("loaded"))
+    monkeypatch.setattr("worker.models.loading.load.load", lambda *_, **__: found.append("loaded"))
     sources.load(Settings(device=device, model="tiny"))
     assert found == [*begun, "loaded"]
