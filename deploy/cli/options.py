@@ -34,7 +34,7 @@ def open_cell(config: Path | None, *, create: bool = False) -> Cell:
         output.warn(warning)
     cell = Cell(loaded, path, source)
     layout = cell.layout
-    processes.install(layout.processes, layout.run_record, var_dir=str(layout.var_dir))
+    processes.adopt(layout.processes, layout.run_record, var_dir=str(layout.var_dir))
     return cell
 
 

@@ -103,7 +103,7 @@ def record(path: Path, pid: int, **note: str) -> None:
     fresh.replace(path)
 
 
-def install(path: Path, old: Path, **note: str) -> None:
+def adopt(path: Path, old: Path, **note: str) -> None:
     """Take over the record of a cell that was started when it stood at ``old``."""
     data = _json(old)
     if not path.exists() and note.items() <= data.get("note", {}).items() and data:
