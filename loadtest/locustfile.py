@@ -151,8 +151,8 @@ class Batch(Painter):
 
     @task
     def draw(self) -> None:
-        prompts = [prompts.prompt(self.rng) for _ in range(4)]
-        done = self.client.draw({**self.wish(), "prompt": prompts})
+        asked = [prompts.prompt(self.rng) for _ in range(4)]
+        done = self.client.draw({**self.wish(), "prompt": asked})
         self.note(done)
         self.rest(done)
 
