@@ -68,7 +68,7 @@ def find_nginx(binary: str) -> NginxBinary | None:
     )
     if path is None:
         return None
-    version = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", _run(path, "-v"))
+    version = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", output_of(path, "-v"))
     if version is None:
         return None
     major, minor, patch = map(int, version.groups())
@@ -120,11 +120,12 @@ def _gpus() -> tuple[Gpu, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = f"--query-gpu={','.join(_QUERY)}"
-    csv = _run("nvidia-smi", query, "--format=csv,noheader,nounits")
-    return parse_gpus(csv, _run("nvidia-smi", "-L")) if "," in csv else ()
+    csv = output_of("nvidia-smi", query, "--format=csv,noheader,nounits")
+    return parse_gpus(csv, output_of("nvidia-smi", "-L")) if "," in csv else ()
 
 
-def _run(*command: str) -> str:
+def output_of(*command: str) -> str:
+    """What ``command`` printed; empty where it cannot be run or takes over 20 s."""
     try:
         done = subprocess.run(
             command,

@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -451,16 +450,5 @@ def _torch_versions() -> tuple[str, str]:
 
 
 def _driver_cuda() -> str:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    found = re.search(r"CUDA Version:\s*([\d.]+)", done.stdout)
+    found = re.search(r"CUDA Version:\s*([\d.]+)", machine.output_of("nvidia-smi"))
     return found[1] if found else ""
