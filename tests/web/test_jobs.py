@@ -41,7 +41,7 @@ def test_more_than_ten_pictures_become_a_job(cell: FakeCell, open_page: OpenPage
     page.locator("#prompt").fill("a hill\na lake")
     expect(page.locator("#as-job")).to_be_hidden()
     page.get_by_role("button", name="10 variants").click()
-    expect(page.locator("#as-job")).to_contain_text("even when you close this page")
+    expect(page.locator("#as-job")).to_contain_text("You can close this page")
     page.locator("#draw").click()
     expect(page.locator("#job-grid .card")).to_have_count(20)
     [body] = cell.store.bodies
