@@ -7,6 +7,10 @@ an answer, which a small client of ours makes. CPU time is that of all processes
 cell stores no pictures, for its peers store none; ``gallery`` is one that does, as by default.
 LitServe and Gradio are in the dependency group ``peers``; ``--peers`` names a Python that has them
 and the kit, and without it only the cell is measured.
+
+``--against CHECKOUT`` compares with another checkout that has its own ``.venv``: both cells run at
+once and are loaded in short turns, for a machine's speed may change from one minute to the next.
+The median of the turns' ratios is what the change costs.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,7 +102,8 @@ HEAD += f"{'CPU ms':>8} {'nginx':>6} {'failed':>6}"
 
 
 @contextlib.contextmanager
-def cell(workers: int, gallery: bool) -> Iterator[str]:
+def cell(workers: int, gallery: bool, checkout: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and the marks of its processes: its folder is on each one's command line."""
     folder = Path(tempfile.mkdtemp(prefix="zo-", dir="/tmp"))
     port, ops_port = free_port(), free_port()
     config = folder / "cluster.toml"
@@ -105,19 +111,22 @@ def cell(workers: int, gallery: bool) -> Iterator[str]:
     config.write_text(CELL.format(**values, gallery=str(gallery).lower()))
 
     def zimage(verb: str, *options: str) -> None:
-        command = [sys.executable, "-m", "deploy.cli.app", verb, "--config", str(config), *options]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        program = [sys.executable, "-m", "deploy.cli.app"]
+        if checkout != ROOT:
+            program = [str(checkout / ".venv/bin/zimage")]
+        command = [*program, verb, "--config", str(config), *options]
+        subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
 
     try:
         zimage("up", "--no-draw")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", [str(folder)]
     finally:
         zimage("down", "--now")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def process(python: str, module: str) -> Iterator[str]:
+def process(python: str, module: str) -> Iterator[tuple[str, list[str]]]:
     """``python -m module PORT`` until the block ends, with all its children."""
     port = free_port()
     quiet = {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(ROOT)}
@@ -131,7 +140,7 @@ def process(python: str, module: str) -> Iterator[str]:
     )
     try:
         wait_for(port)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", [f"_app {port}"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -233,16 +242,51 @@ def measure(
     return Result(name, clients, per_s, p50_ms, p95_ms, p99_ms, cpu_ms, nginx_ms, bad)
 
 
-def series(name: str, url: str, args: argparse.Namespace) -> list[Result]:
+def series(name: str, url: str, marks: list[str], args: argparse.Namespace) -> Iterator[Result]:
     body = BODY % (args.size, args.format)
-    port = url.rpartition(":")[2]
-    marks = [f"_app {port}"] if name in PEERS else ["/tmp/zo-"]
     measure(name, url, marks, body, 4, 1.0)  # warm up
-    results = []
     for clients in args.clients:
-        results.append(measure(name, url, marks, body, clients, args.seconds))
-        print(results[-1], flush=True)
-    return results
+        yield measure(name, url, marks, body, clients, args.seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """This checkout's cell by another's under as many clients: medians of the turns' ratios."""
+
+    server: str
+    clients: int
+    turns: int
+    per_s: float
+    cpu: float  # CPU time of all processes, a request
+    failed: int
+
+    def __str__(self) -> str:
+        head = f"{self.server:<10} {self.clients:>7} {self.turns:>6}"
+        return f"{head} {self.per_s:>11.3f} {self.cpu:>9.3f} {self.failed:>6}"
+
+
+COMPARED = f"{'server':<10} {'clients':>7} {'turns':>6} {'requests/s':>11} {'CPU':>9} {'failed':>6}"
+
+
+def compare(gallery: bool, args: argparse.Namespace) -> Iterator[Comparison]:
+    name, body = "gallery" if gallery else "cell", BODY % (args.size, args.format)
+    with cell(args.workers, gallery) as ours, cell(args.workers, gallery, args.against) as theirs:
+        for url, marks in (ours, theirs):
+            measure(name, url, marks, body, 4, 1.0)  # warm up
+        for clients in args.clients:
+            pairs = []
+            for turn in range(args.turns):
+                order = (ours, theirs) if turn % 2 == 0 else (theirs, ours)
+                pair = [measure(name, *one, body, clients, args.seconds) for one in order]
+                pairs.append(pair if turn % 2 == 0 else pair[::-1])
+            yield Comparison(
+                name,
+                clients,
+                args.turns,
+                statistics.median(new.per_s / old.per_s for new, old in pairs),
+                statistics.median(new.cpu_ms / old.cpu_ms for new, old in pairs),
+                sum(new.failed + old.failed for new, old in pairs),
+            )
 
 
 def arguments() -> argparse.Namespace:
@@ -253,20 +297,35 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="80x64", help="noise of this size is a PNG of 15 KB")
     parser.add_argument("--format", default="png")
     parser.add_argument("--peers", help="a Python with LitServe and Gradio")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with it")
+    parser.add_argument("--turns", type=int, default=15, help="of each, with --against")
     parser.add_argument("--json", type=Path, help="write the results here too")
     return parser.parse_args()
 
 
+def absolute(args: argparse.Namespace) -> Iterator[Result]:
+    print(HEAD)
+    for name in ("cell", "gallery"):
+        with cell(args.workers, gallery=name == "gallery") as (url, marks):
+            yield from series(name, url, marks, args)
+    for name in PEERS if args.peers else ():
+        with process(args.peers, f"loadtest.peers.{name}_app") as (url, marks):
+            yield from series(name, url, marks, args)
+
+
+def compared(args: argparse.Namespace) -> Iterator[Comparison]:
+    print(f"This checkout by {args.against}: medians of the ratios of {args.turns} turns")
+    print(COMPARED)
+    yield from compare(False, args)
+    yield from compare(True, args)
+
+
 def main() -> None:
     args = arguments()
-    print(HEAD)
-    results = []
-    for name in ("cell", "gallery"):
-        with cell(args.workers, gallery=name == "gallery") as url:
-            results += series(name, url, args)
-    for name in PEERS if args.peers else ():
-        with process(args.peers, f"loadtest.peers.{name}_app") as url:
-            results += series(name, url, args)
+    results: list[Result | Comparison] = []
+    for result in compared(args) if args.against else absolute(args):
+        print(result, flush=True)
+        results.append(result)
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
     sys.exit(1 if any(result.failed for result in results) else 0)
