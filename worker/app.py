@@ -18,7 +18,7 @@ from worker.api.middleware.request_context import RequestContexts
 from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
 from worker.api.schemas import openapi
 from worker.errors import ZimageError
-from worker.service import Load, Service
+from worker.lifecycle import Load, Service
 from worker.settings import Settings
 
 ROUTES = [

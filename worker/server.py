@@ -9,7 +9,7 @@ import uvicorn
 
 from worker import exits
 from worker.app import create_app
-from worker.service import Load, Service
+from worker.lifecycle import Load, Service
 from worker.settings import Settings
 
 KEEP_ALIVE_S = 5

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.drawing import SPEC, draw, quantile, request
+from worker.lifecycle import Service
 from worker.models.synthetic import SyntheticPipeline
-from worker.service import Service
 from worker.settings import Settings
 from worker.storage import jobs
 from worker.storage.database import sqlite_url

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from worker.app import create_app
+from worker.lifecycle import Service
 from worker.models.base import Pipeline
 from worker.models.synthetic import SyntheticPipeline
-from worker.service import Service
 from worker.settings import Settings
 from worker.storage.database import sqlite_url
 from worker.storage.migrations import migrate

@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import tasks as module
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.tasks import BackgroundTasks
 
 pytestmark = pytest.mark.anyio
@@ -121,7 +121,7 @@ async def test_start_that_breaks_off_ends_the_process(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would otherwise load for ever, and nobody would know why."""
-    monkeypatch.setattr("worker.service._settle_memory", lambda: 1 // 0)
+    monkeypatch.setattr("worker.lifecycle._settle_memory", lambda: 1 // 0)
     async with serving(settings_in(home)) as (service, _):
         async with asyncio.timeout(10):
             assert await service.over == 70

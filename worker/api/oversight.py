@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from worker.api.caller import caller_of
 from worker.api.middleware.request_context import context_of
-from worker.service import Service
+from worker.lifecycle import Service
 
 
 def note(service: Service, request: Request, owners: Iterable[str], **what: Any) -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from worker.api.caller import Caller
 from worker.api.schemas.fields import bad
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage.database import QueryTooLong
 
 T = TypeVar("T")

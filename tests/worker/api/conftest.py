@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
-from worker.service import Service
+from worker.lifecycle import Service
 
 
 @pytest.fixture

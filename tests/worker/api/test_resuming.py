@@ -11,7 +11,7 @@ import pytest
 
 from tests.worker.api.routes.test_images import URL, events_of, running
 from tests.worker.conftest import ready, serving, settings_in
-from worker.service import Service
+from worker.lifecycle import Service
 
 pytestmark = pytest.mark.anyio
 BODY = {"prompt": "cut", "seed": 7, "steps": 2, "stream": True}

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import gallery
 from worker.storage.gallery import StoredImage, Wanted
 

@@ -10,7 +10,7 @@ from worker.errors import Unavailable
 from worker.generation.caller import Caller
 from worker.generation.drawing import Drawing
 from worker.generation.request import Generation, Output
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.settings import Settings
 from worker.storage.keys import EVERYONE
 from worker.types import DrawSpec

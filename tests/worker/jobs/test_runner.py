@@ -20,8 +20,8 @@ from worker.coordination.lease_holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.runner import HARMFUL, _fail, _new_lease
+from worker.lifecycle import Service
 from worker.models.synthetic import text_of
-from worker.service import Service
 from worker.settings import Settings
 from worker.storage import gallery, jobs, leases
 from worker.storage.jobs import Job

@@ -11,7 +11,7 @@ from worker.api import answers
 from worker.api.caller import Caller
 from worker.api.middleware.request_context import RequestContext
 from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage.keys import Key
 
 COOKIE = "zimage_session"

@@ -19,7 +19,7 @@ from worker.api.middleware.access import INTERNAL
 from worker.api.middleware.request_context import QUIET, RequestContext
 from worker.coordination.suspect import Suspect
 from worker.errors import ZimageError
-from worker.service import Service
+from worker.lifecycle import Service
 
 _UNGUARDED = QUIET | INTERNAL
 

@@ -8,7 +8,7 @@ from worker.api.answers import Json
 from worker.api.caller import caller_of
 from worker.api.routes.health import readiness
 from worker.errors import Forbidden
-from worker.service import Service
+from worker.lifecycle import Service
 
 
 async def drain(request: Request) -> Response:

@@ -10,7 +10,7 @@ from worker.api.routes import gallery
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.errors import NotFound
 from worker.generation.imaging import MEDIA_TYPES
-from worker.service import Service
+from worker.lifecycle import Service
 
 ROUTE = "/v1/images/files"
 _FILE = {kind: {"type": "string", "format": "binary"} for kind in MEDIA_TYPES.values()}

@@ -22,7 +22,7 @@ from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_
 from worker.api.schemas.openapi import Part, operation, parameter, ref
 from worker.errors import NotFound, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import gallery, images, thumbnails
 from worker.storage.gallery import StoredImage, Wanted
 

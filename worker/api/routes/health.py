@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from worker.api.answers import Json
 from worker.api.schemas.openapi import Part, operation
-from worker.service import Service
+from worker.lifecycle import Service
 
 
 async def readyz(request: Request) -> Response:

@@ -18,7 +18,7 @@ from worker.api.schemas.openapi import Part, operation, ref
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
 from worker.generation.request import Generation, Output
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage.gallery import StoredImage
 
 REPLIES_LOCATION = "/internal/replies/"

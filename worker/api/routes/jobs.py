@@ -32,7 +32,7 @@ from worker.coordination.progress import Steps
 from worker.errors import Conflict, NotFound, Overloaded
 from worker.generation.request import priority_of
 from worker.jobs.archive import archive
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import gallery as pictures
 from worker.storage import jobs
 from worker.storage.gallery import StoredImage

@@ -9,7 +9,7 @@ from worker.api.answers import Json
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.errors import NotFound
-from worker.service import Service
+from worker.lifecycle import Service
 
 
 async def list_models(request: Request) -> Response:

@@ -28,7 +28,7 @@ from worker.api.middleware.request_context import context_of
 from worker.api.schemas.fields import Fields, bad, json_object, refuse_unknown
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.errors import InvalidRequest, StoreAway, Unauthenticated
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import keys, usage
 from worker.storage.keys import EVERYONE, Key
 

@@ -10,7 +10,7 @@ from worker.api.answers import Json
 from worker.api.caller import EVERYONE, Caller, caller_of
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.errors import InvalidRequest
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import usage
 
 _BY = ("key", "day", "model")

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from worker.api.answers import Json
 from worker.api.middleware import access
-from worker.service import Service
+from worker.lifecycle import Service
 
 Schema = Mapping[str, Any]
 

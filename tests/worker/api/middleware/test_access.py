@@ -22,7 +22,7 @@ from worker.app import ROUTES
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
 from worker.engine.ticket import Finish
-from worker.service import Service
+from worker.lifecycle import Service
 from worker.storage import keys
 from worker.storage.keys import Key
 from worker.storage.secret import shared_secret

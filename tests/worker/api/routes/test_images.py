@@ -17,8 +17,8 @@ from worker.api.routes.images import default_seed
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.generation.imaging import Encoders, Picture
 from worker.generation.recording import Recording, Timings
+from worker.lifecycle import Service
 from worker.models.synthetic import text_of
-from worker.service import Service
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/images/generations"

@@ -16,8 +16,8 @@ from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.api.routes import jobs
 from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
+from worker.lifecycle import Service
 from worker.models.synthetic import text_of
-from worker.service import Service
 from worker.storage.jobs import JobSpec
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
