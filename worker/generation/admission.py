@@ -5,9 +5,9 @@ from functools import cached_property
 
 from worker import log
 from worker.coordination import quota
-from worker.coordination.poison_requests import Record, asked_text
 from worker.coordination.quota import Hold
 from worker.coordination.resume_tokens import ResumeToken
+from worker.coordination.strikes import Record, asked_text
 from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest

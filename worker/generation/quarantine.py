@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from worker import log
 from worker.coordination.heartbeat import digest
-from worker.coordination.poison_requests import CLEAN, PoisonRequests, Record
+from worker.coordination.poison_requests import PoisonRequests
+from worker.coordination.strikes import CLEAN, Record
 from worker.coordination.suspect import Suspect
 from worker.errors import Unavailable
 from worker.observability.metrics import Metrics
