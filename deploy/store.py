@@ -1,7 +1,7 @@
 """The cell's database, and the secret of its keys, as commands see them.
 
 SQLAlchemy takes longer to import than most verbs take to run, so it is imported by those that use
-the database: ``store.keys``, ``store.jobs`` and ``store.usage`` are the modules of these tables.
+the database: ``store.keys``, ``store.usage`` and so on are modules of ``worker.storage``.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,14 @@ from deploy.cell import Cell, CellError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from worker.storage import jobs as jobs
+    from worker.storage import job_changes as job_changes
+    from worker.storage import job_turns as job_turns
     from worker.storage import keys as keys
     from worker.storage import usage as usage
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("jobs", "keys", "usage"):
+        if name in ("job_changes", "job_turns", "keys", "usage"):
             return import_module(f"worker.storage.{name}")
         raise AttributeError(name)
 

@@ -185,7 +185,7 @@ def delete(name: Name, config: Config = None) -> None:
 
     def work(connection: "Connection") -> int:
         store.keys.delete(connection, key.id)
-        return store.jobs.cancel_all(connection, key.id, why, now)
+        return store.job_changes.cancel_all(connection, key.id, why, now)
 
     cancelled = _run(cell, work)
     _note(cell, "key_deleted", key)
@@ -250,9 +250,9 @@ def _find(cell: Cell, name: str) -> "Key":
 def _change(cell: Cell, key: "Key", event: str, **values: Any) -> None:
     def work(connection: "Connection") -> None:
         store.keys.change(connection, key.id, **values)
-        store.jobs.let_draw(connection, key.id)
+        store.job_turns.let_draw(connection, key.id)
         if {"disabled", "expires_at"} & values.keys():
-            store.jobs.stop(connection, key.id)
+            store.job_changes.stop(connection, key.id)
 
     _run(cell, work)
     _note(cell, event, key, **{name: values[name] for name in values.keys() - _NOT_TOLD})

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from worker.storage import gallery, jobs
+from worker.storage import gallery, job_items
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
-from worker.storage.jobs import Item, Job
+from worker.storage.job_items import Item
+from worker.storage.jobs import Job
 
 _PAGE = 200
 _WORDS_CHARS = 40
@@ -47,7 +48,7 @@ async def _pictures(database: Database, job: Job) -> AsyncIterator[tuple[Item, S
     after = 0
 
     def page(connection: sa.Connection) -> list[tuple[Item, StoredImage | None]]:
-        done = jobs.items_of(connection, job.id, ("done",), _PAGE, after)
+        done = job_items.items_of(connection, job.id, ("done",), _PAGE, after)
         ids = [item.image_id for item in done if item.image_id]
         images = {image.id: image for image in gallery.named(connection, ids)}
         return [(item, images.get(item.image_id or "")) for item in done]

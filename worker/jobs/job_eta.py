@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
-from worker.storage import jobs
+from worker.storage import job_turns
 from worker.storage.database import Database
 from worker.storage.jobs import Job
 
@@ -29,10 +29,10 @@ class JobEta:
 
     async def finish_times(self) -> dict[str, float]:
         """When each running job will be done, in seconds since the epoch, by its id. Of each turn
-        only the first ``jobs.FORESEEN`` are known."""
+        only the first ``job_turns.FORESEEN`` are known."""
         engine = self._engine()
         if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
-            running = await self._database.read(jobs.foreseen)
+            running = await self._database.read(job_turns.foreseen)
             workers = await asyncio.to_thread(live_workers, self._run_dir)
             self._known = predict(running, lambda job: _picture_s(engine, job), workers)
             self._known_at = time.monotonic()

@@ -35,7 +35,7 @@ from worker.errors import (
 from worker.generation.components import Components
 from worker.generation.request import priority_of
 from worker.jobs.drawing import Held, Tools, draw, require_allowed
-from worker.storage import gallery, jobs, keys, leases, usage
+from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
 from worker.storage.database import Database, give_space_back
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
@@ -156,7 +156,8 @@ class Runner:
             await self._database.run(lambda c: leases.renew(c, list(self._held), now))
             self._renewed_at = now
         if now - self._swept_at > _SWEEP_S:
-            while await self._database.run(lambda c: jobs.forget_finished(c, now - self._keep_s)):
+            old = now - self._keep_s
+            while await self._database.run(lambda c: job_changes.forget_finished(c, old)):
                 pass
             while await self._database.run(give_space_back):
                 pass
@@ -234,7 +235,7 @@ class Runner:
             return False
         priority = priority_of(key, offer.priority)
         if priority > offer.priority:
-            await self._database.run(lambda c: jobs.lower_priority(c, offer.owner, priority))
+            await self._database.run(lambda c: job_changes.lower_priority(c, offer.owner, priority))
             return False
         if await asyncio.to_thread(self._left_today, offer.owner) == 0:
             await self._hold_owner(offer.owner, _DAY_S - now % _DAY_S)
@@ -257,7 +258,7 @@ class Runner:
         def work(connection: sa.Connection) -> None:
             if key != keys.find(connection, owner):
                 raise Unavailable("The limits of a key have just been changed.")
-            jobs.hold(connection, owner, until)
+            job_turns.hold(connection, owner, until)
 
         with contextlib.suppress(IntegrityError):  # another worker holds it
             await self._database.run(work)

@@ -1,7 +1,7 @@
 """Jobs and their items as rows. Functions of a connection: the caller owns the transaction.
 
-Every change of an item takes the next numbers of its job's ``revision``, so whoever knows the
-revision that it saw last can ask for what changed since. Items that are drawn are ``leases``'.
+Made and looked at here. ``job_changes`` are made to them, ``job_turns`` says whose are drawn, and
+items that are drawn are ``leases``'.
 """
 
 import secrets
@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from worker.errors import Conflict, LimitReached, Refused
+from worker.errors import LimitReached, Refused
 from worker.storage import keys
 from worker.storage.schema import metadata
 
 MAX_ITEMS = 10_000
 SEEDS = 2**32
-FORESEEN = 20
-"""Jobs of each turn that an end is predicted for."""
 JOB_BYTES = 4096
 ITEM_BYTES = 512
 """What a job and an item are counted as, without their prompts: row, indexes, picture's name."""
@@ -194,24 +192,6 @@ class Job:
         return self.state in ("cancelled", "completed", "failed")
 
 
-@dataclass(frozen=True)
-class Item:
-    """A row of ``job_items``. ``number`` counts from 1."""
-
-    number: int
-    prompt: str
-    seed: int
-    state: ItemState
-    revision: int
-    lease: str | None
-    error_code: str | None
-    error_message: str | None
-    image_id: str | None
-
-
-_ITEM_COLUMNS = [
-    PROMPT if name == "prompt" else items.c[name] for name in Item.__dataclass_fields__
-]
 _JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in jobs.c]
 
 
@@ -237,7 +217,7 @@ def create(
         return known
     told = list(dict.fromkeys(wish.prompts))
     stored = _stored_bytes(wish, told)
-    _require_share(connection, owner, share, images=len(wish.prompts), stored_bytes=stored)
+    require_share(connection, owner, share, images=len(wish.prompts), stored_bytes=stored)
     job_id = f"job_{secrets.token_hex(12)}"
     values = {k: v for k, v in vars(wish).items() if k not in ("prompts", "first_seed")}
     connection.execute(
@@ -299,7 +279,7 @@ def _known(connection: sa.Connection, wish: JobSpec, owner: str, request_id: str
     return require(connection, found.id)
 
 
-def _require_share(
+def require_share(
     connection: sa.Connection, owner: str, share: Share, *, images: int, stored_bytes: int
 ) -> None:
     """Raise ``LimitReached`` where one more open job would be more than the owner's share."""
@@ -339,7 +319,7 @@ def _too_much(why: str) -> LimitReached:
 
 def get(connection: sa.Connection, job_id: str) -> Job | None:
     """The job, or None."""
-    found = _with_counts(connection, _select().where(jobs.c.id == job_id))
+    found = with_counts(connection, select_jobs().where(jobs.c.id == job_id))
     return found[0] if found else None
 
 
@@ -359,14 +339,14 @@ def page(
 ) -> list[Job]:
     """Jobs of ``owner`` (None: of everybody) in ``states`` (none: in any), newest first, from the
     one behind job ``after`` on."""
-    query = _select().order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    query = select_jobs().order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
         query = query.where(jobs.c.state.in_(states))
     if after is not None:
         query = query.where(_behind(connection, after))
-    return _with_counts(connection, query.limit(limit))
+    return with_counts(connection, query.limit(limit))
 
 
 def _behind(connection: sa.Connection, after: str) -> sa.ColumnElement[bool]:
@@ -377,65 +357,24 @@ def _behind(connection: sa.Connection, after: str) -> sa.ColumnElement[bool]:
     return older | ((jobs.c.created_at == at) & (jobs.c.id < after))
 
 
-def foreseen(connection: sa.Connection) -> list[Job]:
-    """Jobs of everybody that are being drawn: of each turn the ``FORESEEN`` oldest."""
-    return [job for priority in PRIORITIES for job in _foreseen(connection, priority)]
-
-
-def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
-    line, ahead = good_turns(priority, time.time()), jobs.alias("ahead")
-    last = (
-        sa.select(ahead.c.created_at)
-        .where(*in_line(ahead, priority, line.c.turn))
-        .order_by(ahead.c.created_at)
-        .offset(FORESEEN - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    near = jobs.c.created_at <= sa.func.coalesce(last, NEVER)
-    query = _select().where(*in_line(jobs, priority, line.c.turn), near)
-    return _with_counts(connection, query.order_by(jobs.c.created_at))
-
-
-def in_line(
-    table: sa.FromClause, priority: int, turn: sa.ColumnElement[str]
-) -> tuple[sa.ColumnElement[bool], ...]:
-    """What an index finds: jobs of ``turn`` that are being drawn."""
-    return table.c.state == "running", table.c.priority == priority, table.c.turn == turn
-
-
-def good_turns(priority: int, now: float) -> sa.Subquery:
-    """Each ``turn`` that has jobs being drawn and whose owner may draw.
-
-    One step through the index for each, however many jobs it has. A key is the turn of its own
-    jobs; without keys turns are addresses, whose owner is nobody's key and never held.
-    """
-    later, running = jobs.alias("later"), jobs.c.state == "running"
-    first = sa.select(sa.func.min(jobs.c.turn).label("turn"))
-    line = first.where(running, jobs.c.priority == priority).cte("line", recursive=True)
-    following = sa.select(sa.func.min(later.c.turn)).where(
-        later.c.state == "running", later.c.priority == priority, later.c.turn > line.c.turn
-    )
-    line = line.union_all(sa.select(following.scalar_subquery()).where(line.c.turn.is_not(None)))
-    good = (keys.why_not(line.c.turn, now) == "") & ~_is_held(line.c.turn, now)
-    return sa.select(line.c.turn).where(line.c.turn.is_not(None), good).subquery("turns")
-
-
-def _is_held(owner: sa.ColumnElement[str], now: float) -> sa.ColumnElement[bool]:
+def is_held(owner: sa.ColumnElement[str], now: float) -> sa.ColumnElement[bool]:
+    """Whether ``owner`` may draw nothing for now."""
     return sa.exists().where(holds.c.owner == owner, holds.c.until > now)
 
 
 def _held(now: float) -> sa.ColumnElement[str]:
     """Why nothing of the job may be drawn; empty where it may."""
-    reached = sa.case((_is_held(jobs.c.owner, now), "limit"), else_="")
+    reached = sa.case((is_held(jobs.c.owner, now), "limit"), else_="")
     return sa.func.coalesce(sa.func.nullif(keys.why_not(jobs.c.owner, now), ""), reached)
 
 
-def _select() -> sa.Select[Any]:
+def select_jobs() -> sa.Select[Any]:
+    """Of ``jobs``, for ``with_counts``."""
     return sa.select(*_JOB_COLUMNS, _held(time.time()).label("held"))
 
 
-def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
+def with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
+    """What ``query``, made of ``select_jobs``, finds."""
     rows = connection.execute(query).mappings().all()
     counts: dict[str, dict[ItemState, int]] = {
         row["id"]: dict.fromkeys(ITEM_STATES, 0) for row in rows
@@ -449,186 +388,3 @@ def _with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
         for job_id, state, count in connection.execute(some):
             counts[job_id][state] = count
     return [Job(**row, counts=counts[row["id"]]) for row in rows]
-
-
-def items_of(
-    connection: sa.Connection, job_id: str, states: Sequence[str], limit: int, after: int
-) -> list[Item]:
-    """Items in ``states`` (none: in any) by number, beyond number ``after``."""
-    query = _items().where(items.c.job_id == job_id, items.c.number > after)
-    if states:
-        query = query.where(items.c.state.in_(states))
-    rows = connection.execute(query.order_by(items.c.number).limit(limit)).mappings()
-    return [Item(**row) for row in rows]
-
-
-def changed_since(connection: sa.Connection, job_id: str, revision: int, limit: int) -> list[Item]:
-    """Items that changed after ``revision``, in the order of their last change."""
-    query = _items().where(items.c.job_id == job_id, items.c.revision > revision)
-    rows = connection.execute(query.order_by(items.c.revision).limit(limit)).mappings()
-    return [Item(**row) for row in rows]
-
-
-def _items() -> sa.Select[Any]:
-    return sa.select(*_ITEM_COLUMNS).select_from(WITH_PROMPT)
-
-
-def leases_of(connection: sa.Connection, job_id: str) -> dict[str, int]:
-    """Numbers of the items that are being drawn, by lease."""
-    held = sa.select(items.c.lease, items.c.number).where(
-        items.c.job_id == job_id, items.c.state == "running"
-    )
-    return {row[0]: row[1] for row in connection.execute(held)}
-
-
-# Changing. Each may be repeated: nginx replays what a dying worker did not answer.
-
-
-def pause(connection: sa.Connection, job: Job) -> None:
-    """Stop drawing; what is under way starts again when the job goes on."""
-    if job.state == "paused":
-        return
-    if job.over:
-        raise _is_over(job, "paused")
-    _set(connection, job, state="paused")
-    change_items(connection, job.id, items.c.state == "running", state="waiting", **NO_LEASE)
-
-
-def resume(connection: sa.Connection, job: Job) -> None:
-    """Go on drawing."""
-    if job.state == "running":
-        return
-    if job.over:
-        raise _is_over(job, "resumed")
-    _set(connection, job, state="running")
-
-
-def cancel(connection: sa.Connection, job: Job, now: float) -> None:
-    """Draw no more; what is done stays."""
-    if job.over:
-        return
-    _set(connection, job, state="cancelled", finished_at=now)
-    change_items(connection, job.id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE)
-
-
-def stop(connection: sa.Connection, owner: str) -> None:
-    """Take back what is under way of the jobs of ``owner``, whose key has changed: it is drawn
-    again when, and if, the key is good."""
-    for job_id in connection.scalars(sa.select(jobs.c.id).where(_open_of(owner))).all():
-        change_items(connection, job_id, items.c.state == "running", state="waiting", **NO_LEASE)
-
-
-def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> int:
-    """Cancel the jobs of ``owner``, whose key is deleted; how many. Items say ``why``."""
-    found = connection.scalars(sa.select(jobs.c.id).where(_open_of(owner))).all()
-    for job_id in found:
-        said = {"error_code": "key_deleted", "error_message": why}
-        change_items(
-            connection, job_id, items.c.state.in_(OPEN), state="cancelled", **NO_LEASE, **said
-        )
-    ended = {"state": "cancelled", "finished_at": now}
-    connection.execute(jobs.update().where(_open_of(owner)).values(ended))
-    return len(found)
-
-
-def _open_of(owner: str) -> sa.ColumnElement[bool]:
-    return (jobs.c.owner == owner) & jobs.c.state.in_(("running", "paused"))
-
-
-def retry(connection: sa.Connection, job: Job, share: Share) -> None:
-    """Draw failed items again; raises ``LimitReached`` where the owner has too much open."""
-    if job.state == "cancelled":
-        raise _is_over(job, "retried")
-    failed = job.counts["failed"]
-    if not failed:
-        return
-    if job.over:
-        _require_share(connection, job.owner, share, images=failed, stored_bytes=0)
-    change_items(
-        connection,
-        job.id,
-        items.c.state == "failed",
-        state="waiting",
-        tries=0,
-        ready_at=0.0,
-        error_code=None,
-        error_message=None,
-    )
-    if job.over:
-        _set(connection, job, state="running", finished_at=None)
-
-
-def delete(connection: sa.Connection, *job_ids: str) -> None:
-    """Forget jobs; their pictures stay."""
-    for table, column in ((items, items.c.job_id), (prompts, prompts.c.job_id), (jobs, jobs.c.id)):
-        connection.execute(table.delete().where(column.in_(job_ids)))
-
-
-def forget_finished(connection: sa.Connection, before: float) -> int:
-    """Delete jobs that finished ``before``; how many. One transaction takes a bounded number of
-    items: ask again until there are none."""
-    old = sa.select(jobs.c.id, jobs.c.total).where(jobs.c.finished_at < before)
-    found: list[str] = []
-    rows = 0
-    for job_id, total in connection.execute(old.order_by(jobs.c.finished_at).limit(AT_ONCE)):
-        if found and rows + total > MAX_ITEMS:
-            break
-        found.append(job_id)
-        rows += total
-    delete(connection, *found)
-    return len(found)
-
-
-# Owners that may draw nothing for now
-
-
-def hold(connection: sa.Connection, owner: str, until: float) -> None:
-    """Lease nothing of ``owner`` until then. Two at once may raise IntegrityError: it is held."""
-    held = holds.update().where(holds.c.owner == owner).values(until=until)
-    if not connection.execute(held).rowcount:
-        connection.execute(holds.insert().values(owner=owner, until=until))
-    # So that event streams tell it.
-    told = {"revision": jobs.c.revision + jobs.c.total + 1}
-    connection.execute(jobs.update().where(_open_of(owner)).values(told))
-
-
-def let_draw(connection: sa.Connection, owner: str) -> None:
-    """End the hold of ``owner``, if there is one: its limits were changed."""
-    connection.execute(holds.delete().where(holds.c.owner == owner))
-
-
-def lower_priority(connection: sa.Connection, owner: str, priority: int) -> None:
-    """Open jobs of ``owner`` go no sooner than ``priority``."""
-    sooner = _open_of(owner) & (jobs.c.priority < priority)
-    connection.execute(jobs.update().where(sooner).values(priority=priority))
-
-
-def change_items(
-    connection: sa.Connection, job_id: str, which: sa.ColumnElement[bool], **values: Any
-) -> None:
-    """Set ``values`` in the items of a job that are ``which``, with new revisions."""
-    base = next_revisions(connection, job_id)
-    update = items.update().where(items.c.job_id == job_id, which)
-    connection.execute(update.values(revision=base + items.c.number, **values))
-
-
-def next_revisions(connection: sa.Connection, job_id: str) -> int:
-    """Take a revision for each item of the job, item n's being what is returned plus n, and the
-    one above all of them for the job."""
-    taken = (
-        jobs.update()
-        .where(jobs.c.id == job_id)
-        .values(revision=jobs.c.revision + jobs.c.total + 1)
-        .returning(jobs.c.revision - jobs.c.total - 1)
-    )
-    return int(connection.execute(taken).scalar_one())
-
-
-def _set(connection: sa.Connection, job: Job, **values: Any) -> None:
-    # A revision for the job alone would do; this way there is one rule.
-    next_revisions(connection, job.id)
-    connection.execute(jobs.update().where(jobs.c.id == job.id).values(**values))
-
-
-def _is_over(job: Job, verb: str) -> Conflict:
-    return Conflict(f"{job.id} is {job.state} and cannot be {verb}: make a new job.")

@@ -10,18 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.storage.jobs import (
-    NO_LEASE,
-    PRIORITIES,
-    PROMPT,
-    WITH_PROMPT,
-    change_items,
-    good_turns,
-    in_line,
-    items,
-    jobs,
-    next_revisions,
-)
+from worker.storage.job_changes import change_items, next_revisions
+from worker.storage.job_turns import good_turns, in_line
+from worker.storage.jobs import NO_LEASE, PRIORITIES, PROMPT, WITH_PROMPT, items, jobs
 
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""

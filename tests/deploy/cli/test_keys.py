@@ -10,7 +10,7 @@ import pytest
 
 from deploy.config import ROOT
 from tests.worker.storage.test_jobs import Store
-from worker.storage import jobs, keys
+from worker.storage import job_turns, keys
 from worker.storage.database import create_engine, sqlite_url
 
 Zimage = Callable[..., subprocess.CompletedProcess[str]]
@@ -107,7 +107,7 @@ def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None
 def test_a_key_whose_limit_is_changed_draws_again_at_once(zimage: Zimage, tmp_path: Path) -> None:
     made = answer(zimage("create", "ada", "--images-per-day", "2", "--json"))
     store = Store(tmp_path / "var" / "zimage.db")
-    store(jobs.hold, made["id"], 2e10)
+    store(job_turns.hold, made["id"], 2e10)
     job = store.create(owner=made["id"])
     assert store.job(job.id).held == "limit"
     assert zimage("change", "ada", "--images-per-day", "9").returncode == 0

@@ -16,7 +16,7 @@ from worker.engine.request import Priority
 from worker.errors import Refused
 from worker.generation.request import priority_of
 from worker.jobs.drawing import require_allowed
-from worker.storage import jobs, keys
+from worker.storage import job_turns, keys
 from worker.storage.keys import Key
 from worker.storage.leases import Offer
 from worker.storage.secret import shared_secret
@@ -115,7 +115,7 @@ async def test_a_held_key_draws_again_once_its_limit_is_raised(keyed: Keyed, sto
 
     def raised(connection: Any) -> None:  # as `zimage keys change` does
         keys.change(connection, key.id, images_per_day=3)
-        jobs.let_draw(connection, key.id)
+        job_turns.let_draw(connection, key.id)
 
     store(raised)
     assert (await over(store, job)).counts["done"] == 3
@@ -123,7 +123,7 @@ async def test_a_held_key_draws_again_once_its_limit_is_raised(keyed: Keyed, sto
 
 async def test_a_hold_ends_by_itself(keyed: Keyed, store: Store) -> None:
     key, _ = await keyed.make()
-    store(jobs.hold, key.id, time.time() + 2)
+    store(job_turns.hold, key.id, time.time() + 2)
     job = store.create(owner=key.id)
     assert store.job(job.id).held == "limit"
     assert (await over(store, job)).counts["done"] == 3

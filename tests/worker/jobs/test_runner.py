@@ -23,7 +23,7 @@ from worker.jobs.runner import HARMFUL, _fail, _new_lease
 from worker.lifecycle import Service
 from worker.models.synthetic import text_of
 from worker.settings import Settings
-from worker.storage import gallery, jobs, leases
+from worker.storage import gallery, job_changes, jobs, leases
 from worker.storage.jobs import Job
 from worker.storage.leases import Leased
 
@@ -113,11 +113,11 @@ async def test_stopped_items_leave_within_a_step(slow: Settings, store: Store, v
         job = await drawing(store, service)
         match verb:
             case "pause":
-                store(jobs.pause, store.job(job.id))
+                store(job_changes.pause, store.job(job.id))
             case "cancel":
-                store(jobs.cancel, store.job(job.id), time.time())
+                store(job_changes.cancel, store.job(job.id), time.time())
             case _:
-                store(jobs.delete, job.id)
+                store(job_changes.delete, job.id)
         # Rung by nobody: the runner looks by itself.
         await eventually(lambda: not service.engine.state().running, timeout_s=5.0)
         await eventually(lambda: not service.jobs.held)

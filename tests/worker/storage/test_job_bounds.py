@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tests.worker.storage.test_jobs import SHARE, WISH, Store
 from worker.errors import LimitReached
-from worker.storage import jobs, keys, leases, migrations
+from worker.storage import job_changes, job_turns, jobs, keys, leases, migrations
 from worker.storage.database import give_space_back
 from worker.storage.jobs import Job
 
@@ -71,7 +71,7 @@ def test_held_jobs_cost_nothing(store: Store) -> None:
     store(keys.insert, gone, b"secret")
     many_jobs(store, 300, gone.id)
     many_jobs(store, 300, "limited")
-    store(jobs.hold, "limited", 300.0)
+    store(job_turns.hold, "limited", 300.0)
     other = store.create("other", owner="other")
     offer = store(leases.snapshot, 200.0).offer
     assert offer is not None
@@ -81,20 +81,20 @@ def test_held_jobs_cost_nothing(store: Store) -> None:
 
 def test_streams_of_a_job_hear_that_its_key_is_held(store: Store) -> None:
     job = store.create()
-    store(jobs.hold, job.owner, time.time() + 60)
+    store(job_turns.hold, job.owner, time.time() + 60)
     held = store.job(job.id)
     assert (held.held, held.revision > job.revision) == ("limit", True)
-    store(jobs.let_draw, job.owner)
+    store(job_turns.let_draw, job.owner)
     assert store.job(job.id).held == ""
 
 
 def test_ends_are_predicted_for_the_first_jobs_of_each_turn(store: Store) -> None:
     many_jobs(store, 300, "busy")
     other = store.create("other", owner="other")
-    found = store(jobs.foreseen)
-    assert [job.created_at for job in found if job.owner == "busy"] == [*range(jobs.FORESEEN)]
+    found = store(job_turns.foreseen)
+    assert [job.created_at for job in found if job.owner == "busy"] == [*range(job_turns.FORESEEN)]
     assert other.id in {job.id for job in found}
-    assert steps_of(store, jobs.foreseen) < 10_000
+    assert steps_of(store, job_turns.foreseen) < 10_000
 
 
 def test_what_is_asked_all_the_time_reads_by_index(store: Store) -> None:
@@ -110,11 +110,11 @@ def test_what_is_asked_all_the_time_reads_by_index(store: Store) -> None:
         sa.event.listen(connection, "before_cursor_execute", before)
         leases.snapshot(connection, 200.0)
         leases.take(connection, "w1", lambda: "lease", lambda _: 1, 200.0)
-        jobs.foreseen(connection)
+        job_turns.foreseen(connection)
         jobs.page(connection, "k1", (), 20, None)
         jobs.page(connection, None, (), 20, None)
         jobs.create(connection, WISH, "k1", "k1", "two", 1.0, SHARE)
-        jobs.forget_finished(connection, 1.0)
+        job_changes.forget_finished(connection, 1.0)
 
     store.create()
     store(explained)
@@ -144,7 +144,7 @@ def test_bytes_that_are_counted_are_those_that_are_taken(store: Store, tmp_path:
 
 def finish(store: Store, job: Job, cancelled: bool) -> None:
     if cancelled:
-        store(jobs.cancel, store.job(job.id), 300.0)
+        store(job_changes.cancel, store.job(job.id), 300.0)
     for k in range(job.total * (not cancelled)):
         for item in store(leases.take, "w1", lambda: f"l{k}", lambda _: 1, 200.0):  # noqa: B023
             store(leases.finish, item, "img", 300.0)
@@ -160,7 +160,7 @@ def test_bytes_of_jobs_that_are_over_count(store: Store, cancelled: bool) -> Non
     with pytest.raises(LimitReached, match=r"Your jobs take \d+ bytes.* and all may take 40000"):
         store.create("3" * 32, prompts=(PROMPT,), share=share)
     store.create("4" * 32, owner="k2", prompts=(PROMPT,), share=share)
-    store(jobs.delete, two.id)
+    store(job_changes.delete, two.id)
     store.create("3" * 32, prompts=(PROMPT,), share=share)
 
 
@@ -177,7 +177,7 @@ def test_open_jobs_are_bounded_for_each_owner(store: Store) -> None:
     store(leases.refuse_job, failed.id, "code", "why", 200.0)
     store.create("3" * 32, owner=failed.owner, share=share)
     with pytest.raises(LimitReached, match="You have 2 jobs"):
-        store(jobs.retry, store.job(failed.id), share)
+        store(job_changes.retry, store.job(failed.id), share)
 
 
 def test_jobs_of_the_version_before_are_drawn(store: Store) -> None:
@@ -215,10 +215,10 @@ def test_a_worker_of_the_version_before_draws_nothing_without_its_prompt(store: 
 def test_old_jobs_are_forgotten_in_bounded_transactions(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "MAX_ITEMS", 7)
+    monkeypatch.setattr(job_changes, "MAX_ITEMS", 7)
     for k in range(5):
-        store(jobs.cancel, store.create(f"{k}" * 32), float(k))
-    assert [store(jobs.forget_finished, 4.0) for _ in range(3)] == [2, 2, 0]
+        store(job_changes.cancel, store.create(f"{k}" * 32), float(k))
+    assert [store(job_changes.forget_finished, 4.0) for _ in range(3)] == [2, 2, 0]
     for table in (jobs.items, jobs.prompts):
         assert store(lambda c: c.scalar(sa.select(sa.func.count()).select_from(table))) == 3  # noqa: B023
 
@@ -234,7 +234,7 @@ def test_the_space_of_deleted_jobs_comes_back(store: Store, tmp_path: Path) -> N
     path = tmp_path / "zimage.db"
     job = store.create(prompts=tuple(f"{k} {PROMPT}" for k in range(2000)))
     assert size_of(path) > 20 << 20
-    store(jobs.delete, job.id)
+    store(job_changes.delete, job.id)
     while store(give_space_back):
         pass
     assert size_of(path) < 8 << 20

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from worker.errors import Conflict, LimitReached, Refused
-from worker.storage import jobs
+from worker.storage import job_changes, job_items, jobs
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.jobs import Job, JobSpec, Share
 from worker.storage.migrations import migrate
@@ -56,8 +56,8 @@ class Store:
     def job(self, job_id: str) -> Job:
         return self(jobs.require, job_id)
 
-    def items(self, job_id: str, *states: str) -> list[jobs.Item]:
-        return self(jobs.items_of, job_id, states, 100, 0)
+    def items(self, job_id: str, *states: str) -> list[job_items.Item]:
+        return self(job_items.items_of, job_id, states, 100, 0)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_what_waits_is_bounded_for_each_owner(
     with pytest.raises(LimitReached, match=r"3 pictures of your jobs are waiting.* and 5 may"):
         store.create("e" * 32, share=share)
     store.create("f" * 32, owner="k2", share=share)
-    store(jobs.cancel, store.job(first.id), 1.0)
+    store(job_changes.cancel, store.job(first.id), 1.0)
     store.create("e" * 32, share=share)
 
 
@@ -155,44 +155,44 @@ def test_list_is_newest_first_and_paged(store: Store) -> None:
 def test_pause_and_resume_may_be_repeated(store: Store) -> None:
     job = store.create()
     for _ in range(2):
-        store(jobs.pause, store.job(job.id))
+        store(job_changes.pause, store.job(job.id))
         assert store.job(job.id).state == "paused"
     for _ in range(2):
-        store(jobs.resume, store.job(job.id))
+        store(job_changes.resume, store.job(job.id))
         assert store.job(job.id).state == "running"
 
 
 def test_cancelled_is_final(store: Store) -> None:
     job = store.create()
     for now in (7.0, 8.0):
-        store(jobs.cancel, store.job(job.id), now)
+        store(job_changes.cancel, store.job(job.id), now)
     cancelled = store.job(job.id)
     assert (cancelled.state, cancelled.finished_at) == ("cancelled", 7.0)
     assert cancelled.counts["cancelled"] == 3
-    for verb in (jobs.pause, jobs.resume, partial(jobs.retry, share=SHARE)):
+    for verb in (job_changes.pause, job_changes.resume, partial(job_changes.retry, share=SHARE)):
         with pytest.raises(Conflict, match="is cancelled and cannot be"):
             store(verb, cancelled)
 
 
 def test_whoever_knows_a_revision_learns_what_changed_since(store: Store) -> None:
     job = store.create()
-    store(jobs.change_items, job.id, jobs.items.c.number == 2, state="done")
-    seen = store(jobs.changed_since, job.id, 0, 10)
+    store(job_changes.change_items, job.id, jobs.items.c.number == 2, state="done")
+    seen = store(job_items.changed_since, job.id, 0, 10)
     assert [(i.number, i.state) for i in seen] == [(2, "done")]
-    store(jobs.cancel, store.job(job.id), 1.0)
-    first = store(jobs.changed_since, job.id, seen[-1].revision, 1)
-    rest = store(jobs.changed_since, job.id, first[-1].revision, 10)
+    store(job_changes.cancel, store.job(job.id), 1.0)
+    first = store(job_items.changed_since, job.id, seen[-1].revision, 1)
+    rest = store(job_items.changed_since, job.id, first[-1].revision, 10)
     assert [i.number for i in first + rest] == [1, 3]
     assert rest[-1].revision <= store.job(job.id).revision
-    assert store(jobs.changed_since, job.id, store.job(job.id).revision, 10) == []
+    assert store(job_items.changed_since, job.id, store.job(job.id).revision, 10) == []
 
 
 def test_deleted_and_old_jobs_leave_no_items(store: Store, tmp_path: Path) -> None:
     one, two = store.create(), store.create("e" * 32)
-    store(jobs.delete, one.id)
+    store(job_changes.delete, one.id)
     assert store(jobs.get, one.id) is None
-    store(jobs.cancel, two, 50.0)
-    assert store(jobs.forget_finished, 50.0) == 0
-    assert store(jobs.forget_finished, 51.0) == 1
+    store(job_changes.cancel, two, 50.0)
+    assert store(job_changes.forget_finished, 50.0) == 0
+    assert store(job_changes.forget_finished, 51.0) == 1
     with sqlite3.connect(tmp_path / "zimage.db") as raw:
         assert raw.execute("SELECT count(*) FROM job_items").fetchone() == (0,)

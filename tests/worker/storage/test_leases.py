@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.worker.storage.test_jobs import SHARE, Store
-from worker.storage import jobs, keys, leases
+from worker.storage import job_changes, job_turns, keys, leases
 from worker.storage.jobs import Job
 from worker.storage.leases import LEASE_S, Leased, Offer
 
@@ -52,7 +52,7 @@ def test_a_failed_item_fails_the_job_once_all_are_over(store: Store) -> None:
     for item in others:
         store(leases.finish, item, "img", 301.0)
     assert store.job(job.id).state == "failed"
-    store(jobs.retry, store.job(job.id), SHARE)
+    store(job_changes.retry, store.job(job.id), SHARE)
     again = store.job(job.id)
     assert (again.state, again.finished_at, again.counts["waiting"]) == ("running", None, 1)
     assert store.items(job.id, "waiting")[0].error_code is None
@@ -100,7 +100,7 @@ def test_glance_says_what_is_next_and_who_has_some(store: Store) -> None:
     assert seen.offer is not None
     assert (seen.offer.job_id, seen.offer.ready) == (job.id, 2)
     assert (seen.holders, seen.late) == (frozenset({"w1"}), False)
-    store(jobs.pause, store.job(job.id))
+    store(job_changes.pause, store.job(job.id))
     assert store(leases.snapshot, 200.0) == leases.LeaseSnapshot(None, frozenset(), False)
 
 
@@ -121,13 +121,13 @@ def test_what_is_given_back_waits_until_it_may_be_tried_again(store: Store) -> N
 def test_paused_and_cancelled_items_lose_their_leases(store: Store) -> None:
     job = store.create()
     [item] = take(store)
-    store(jobs.pause, store.job(job.id))
+    store(job_changes.pause, store.job(job.id))
     assert store(leases.held_by, "w1") == frozenset()
     assert take(store) == []
     assert not store(leases.finish, item, "img", 300.0)
-    store(jobs.resume, store.job(job.id))
+    store(job_changes.resume, store.job(job.id))
     [again] = take(store)
-    store(jobs.cancel, store.job(job.id), 301.0)
+    store(job_changes.cancel, store.job(job.id), 301.0)
     assert not store(leases.finish, again, "img", 302.0)
     assert store.job(job.id).counts == {
         "waiting": 0,
@@ -141,7 +141,7 @@ def test_paused_and_cancelled_items_lose_their_leases(store: Store) -> None:
 def test_a_deleted_job_takes_its_leases_along(store: Store) -> None:
     job = store.create()
     [item] = take(store)
-    store(jobs.delete, job.id)
+    store(job_changes.delete, job.id)
     assert not store(leases.finish, item, "img", 300.0)
 
 
@@ -199,7 +199,7 @@ def test_jobs_of_a_key_that_is_not_good_are_held(store: Store) -> None:
     assert [store.job(j.id).held for j in (job, expired, other)] == ["disabled", "expired", ""]
     assert {item.job_id for item in take(store, 9, now=time.time())} == {other.id}
     assert take(store, 9, now=time.time()) == []
-    assert [j.id for j in store(jobs.foreseen)] == [other.id]
+    assert [j.id for j in store(job_turns.foreseen)] == [other.id]
     store(keys.change, leaked, disabled=False)
     assert len(take(store, 9, now=time.time())) == 3
     assert store.job(job.id).held == ""
@@ -217,7 +217,7 @@ def test_what_is_under_way_of_a_stopped_key_gives_no_result(store: Store) -> Non
     _, other = owned(store, "b")
     under_way = {item.job_id: item for item in take(store) + take(store)}
     seen = store.job(job.id).revision
-    store(jobs.stop, id)
+    store(job_changes.stop, id)
     assert store.job(job.id).counts["waiting"] == 3
     assert store.job(job.id).revision > seen  # so that event streams tell it
     assert not store(leases.finish, under_way[job.id], "img", 300.0)
@@ -230,7 +230,7 @@ def test_jobs_of_a_deleted_key_are_cancelled_with_the_reason(store: Store) -> No
     [one, _] = take(store, 2)
     store(leases.finish, one, "img", 300.0)
     _, other = owned(store, "b")
-    assert store(jobs.cancel_all, id, "The key a was deleted.", 400.0) == 1
+    assert store(job_changes.cancel_all, id, "The key a was deleted.", 400.0) == 1
     ended = store.job(job.id)
     assert (ended.state, ended.finished_at) == ("cancelled", 400.0)
     assert (ended.counts["done"], ended.counts["cancelled"]) == (1, 2)

@@ -34,9 +34,10 @@ from worker.generation.request import priority_of
 from worker.jobs.archive import archive
 from worker.lifecycle import Service
 from worker.storage import gallery as pictures
-from worker.storage import jobs
+from worker.storage import job_changes, job_items, jobs
 from worker.storage.gallery import StoredImage
-from worker.storage.jobs import ITEM_STATES, JOB_STATES, Item, Job, JobSpec, Share
+from worker.storage.job_items import Item
+from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
 from worker.types import DrawSpec
 
 MAX_JOBS = 100
@@ -146,7 +147,7 @@ async def list_items(request: Request) -> Response:
     after = query.whole("after", 0)
 
     def work(connection: sa.Connection) -> tuple[list[Item], bool, dict[str, StoredImage]]:
-        found, more = _few(jobs.items_of(connection, job.id, states, limit + 1, after), limit)
+        found, more = _few(job_items.items_of(connection, job.id, states, limit + 1, after), limit)
         return found, more, _pictures(connection, found)
 
     found, more, images = await service.database.read(work)
@@ -168,7 +169,7 @@ def _few(found: list[Item], limit: int) -> tuple[list[Item], bool]:
 async def delete(request: Request) -> Response:
     """Forget a job; what it has drawn stays in the gallery."""
     service, job = _service(request), await _asked(request)
-    await service.database.run(lambda c: jobs.delete(c, job.id))
+    await service.database.run(lambda c: job_changes.delete(c, job.id))
     service.jobs.notify()
     return Response(status_code=204)
 
@@ -200,7 +201,7 @@ def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
 async def retry(request: Request) -> Response:
     """Draw failed items again, if the owner may have one more open job."""
     share = _share(_service(request))
-    return await _steered(request, lambda c, job: jobs.retry(c, job, share))
+    return await _steered(request, lambda c, job: job_changes.retry(c, job, share))
 
 
 async def _steered(request: Request, change: Change) -> Response:
@@ -270,9 +271,9 @@ def _changes(
     job = jobs.get(connection, job_id)
     if job is None:
         raise _missing(job_id)
-    found = jobs.changed_since(connection, job_id, after, MAX_ITEMS + 1)
+    found = job_items.changed_since(connection, job_id, after, MAX_ITEMS + 1)
     changed, more = _few(found, MAX_ITEMS)
-    leases = jobs.leases_of(connection, job_id)
+    leases = job_items.leases_of(connection, job_id)
     return job, changed, more, _pictures(connection, changed), leases
 
 
@@ -411,11 +412,11 @@ ROUTES = [
     Route(_JOB + "/items", list_items, methods=["GET"]),
     Route(_JOB + "/events", events, methods=["GET"]),
     Route(_JOB + "/results.zip", results, methods=["GET"]),
-    Route(_JOB + "/pause", _steering(jobs.pause), methods=["POST"]),
-    Route(_JOB + "/resume", _steering(jobs.resume), methods=["POST"]),
+    Route(_JOB + "/pause", _steering(job_changes.pause), methods=["POST"]),
+    Route(_JOB + "/resume", _steering(job_changes.resume), methods=["POST"]),
     Route(
         _JOB + "/cancel",
-        _steering(lambda c, job: jobs.cancel(c, job, time.time())),
+        _steering(lambda c, job: job_changes.cancel(c, job, time.time())),
         methods=["POST"],
     ),
     Route(_JOB + "/retry", retry, methods=["POST"]),

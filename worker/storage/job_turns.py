@@ -1,0 +1,82 @@
+"""Whose jobs are drawn, and in which order. Functions of a connection: the caller owns the
+transaction.
+"""
+
+import time
+
+import sqlalchemy as sa
+
+from worker.storage import keys
+from worker.storage.job_changes import open_of
+from worker.storage.jobs import (
+    NEVER,
+    PRIORITIES,
+    Job,
+    holds,
+    is_held,
+    jobs,
+    select_jobs,
+    with_counts,
+)
+
+FORESEEN = 20
+"""Jobs of each turn that an end is predicted for."""
+
+
+def foreseen(connection: sa.Connection) -> list[Job]:
+    """Jobs of everybody that are being drawn: of each turn the ``FORESEEN`` oldest."""
+    return [job for priority in PRIORITIES for job in _foreseen(connection, priority)]
+
+
+def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
+    line, ahead = good_turns(priority, time.time()), jobs.alias("ahead")
+    last = (
+        sa.select(ahead.c.created_at)
+        .where(*in_line(ahead, priority, line.c.turn))
+        .order_by(ahead.c.created_at)
+        .offset(FORESEEN - 1)
+        .limit(1)
+        .scalar_subquery()
+    )
+    near = jobs.c.created_at <= sa.func.coalesce(last, NEVER)
+    query = select_jobs().where(*in_line(jobs, priority, line.c.turn), near)
+    return with_counts(connection, query.order_by(jobs.c.created_at))
+
+
+def in_line(
+    table: sa.FromClause, priority: int, turn: sa.ColumnElement[str]
+) -> tuple[sa.ColumnElement[bool], ...]:
+    """What an index finds: jobs of ``turn`` that are being drawn."""
+    return table.c.state == "running", table.c.priority == priority, table.c.turn == turn
+
+
+def good_turns(priority: int, now: float) -> sa.Subquery:
+    """Each ``turn`` that has jobs being drawn and whose owner may draw.
+
+    One step through the index for each, however many jobs it has. A key is the turn of its own
+    jobs; without keys turns are addresses, whose owner is nobody's key and never held.
+    """
+    later, running = jobs.alias("later"), jobs.c.state == "running"
+    first = sa.select(sa.func.min(jobs.c.turn).label("turn"))
+    line = first.where(running, jobs.c.priority == priority).cte("line", recursive=True)
+    following = sa.select(sa.func.min(later.c.turn)).where(
+        later.c.state == "running", later.c.priority == priority, later.c.turn > line.c.turn
+    )
+    line = line.union_all(sa.select(following.scalar_subquery()).where(line.c.turn.is_not(None)))
+    good = (keys.why_not(line.c.turn, now) == "") & ~is_held(line.c.turn, now)
+    return sa.select(line.c.turn).where(line.c.turn.is_not(None), good).subquery("turns")
+
+
+def hold(connection: sa.Connection, owner: str, until: float) -> None:
+    """Lease nothing of ``owner`` until then. Two at once may raise IntegrityError: it is held."""
+    held = holds.update().where(holds.c.owner == owner).values(until=until)
+    if not connection.execute(held).rowcount:
+        connection.execute(holds.insert().values(owner=owner, until=until))
+    # So that event streams tell it.
+    told = {"revision": jobs.c.revision + jobs.c.total + 1}
+    connection.execute(jobs.update().where(open_of(owner)).values(told))
+
+
+def let_draw(connection: sa.Connection, owner: str) -> None:
+    """End the hold of ``owner``, if there is one: its limits were changed."""
+    connection.execute(holds.delete().where(holds.c.owner == owner))
