@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -21,19 +20,27 @@ from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body
 from worker.api.middleware.request_context import CLIENT_GONE, context_of
-from worker.api.routes import gallery
+from worker.api.routes import job_events
 from worker.api.routes.images import default_seed
+from worker.api.routes.job_objects import (
+    MAX_ITEMS,
+    describe,
+    describe_item,
+    few,
+    missing,
+    object_of,
+    pictures_of,
+    schemas,
+)
 from worker.api.schemas import job_wire
 from worker.api.schemas.fields import bad, digits_of
 from worker.api.schemas.openapi import Part, Schema, operation, parameter, ref
 from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.coordination import quota
-from worker.coordination.progress import Steps
-from worker.errors import Conflict, NotFound, Overloaded
+from worker.errors import Conflict, Overloaded
 from worker.generation.request import priority_of
 from worker.jobs.archive import archive
 from worker.lifecycle import Service
-from worker.storage import gallery as pictures
 from worker.storage import job_changes, job_items, jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
@@ -41,14 +48,9 @@ from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
 from worker.types import DrawSpec
 
 MAX_JOBS = 100
-MAX_ITEMS = 500
-MAX_CHARS = 1 << 18
-"""Of the prompts of one page, or of what a stream takes at once: readers may be slow."""
 PREVIEWED = 100
 TURN_S = 30.0
 """How long a new job waits for those before it to be read and stored."""
-_LOOK_S = 1.0
-_STEPS_S = 0.25
 
 
 async def create(request: Request) -> Response:
@@ -147,23 +149,13 @@ async def list_items(request: Request) -> Response:
     after = query.whole("after", 0)
 
     def work(connection: sa.Connection) -> tuple[list[Item], bool, dict[str, StoredImage]]:
-        found, more = _few(job_items.items_of(connection, job.id, states, limit + 1, after), limit)
-        return found, more, _pictures(connection, found)
+        found, more = few(job_items.items_of(connection, job.id, states, limit + 1, after), limit)
+        return found, more, pictures_of(connection, found)
 
     found, more, images = await service.database.read(work)
     steps = await service.steps.read()
     data = [describe_item(item, job, images, steps) for item in found]
     return Json({"object": "list", "data": data, "has_more": more})
-
-
-def _few(found: list[Item], limit: int) -> tuple[list[Item], bool]:
-    """At most ``limit`` of ``found``, fewer where prompts are long, and whether it has more."""
-    chars = 0
-    for k, item in enumerate(found[:limit]):
-        chars += len(item.prompt)
-        if k and chars > MAX_CHARS:
-            return found[:k], True
-    return found[:limit], len(found) > limit
 
 
 async def delete(request: Request) -> Response:
@@ -217,9 +209,6 @@ async def _steered(request: Request, change: Change) -> Response:
     return Json(await _described(service, job))
 
 
-# Events
-
-
 async def events(request: Request) -> Response:
     """What happens to a job from a revision on, as server-sent events."""
     service, job = _service(request), await _asked(request)
@@ -229,113 +218,12 @@ async def events(request: Request) -> Response:
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = service.job_streams.take(caller_of(request).turn)
-    told = _events(service, job.id, after)
+    told = job_events.events(service, job.id, after)
     return sse.EventStream(told, ended, context_of(request).id, until=service.ending)
-
-
-async def _events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
-    notifier, told, look_at = service.jobs.listen(), Steps(), 0.0
-    leases: dict[str, int] = {}
-    while True:
-        if notifier.changed() or time.monotonic() >= look_at:
-            look = partial(_changes, job_id=job_id, after=after)
-            job, changed, more, images, leases = await service.database.read(look)
-            for item in changed:
-                yield sse.event("job.item", item=describe_item(item, job, images, {}))
-            if more:
-                after = changed[-1].revision
-                continue
-            if changed or job.revision > after:
-                # The only event with an id: a stream that is cut before it tells its items again.
-                after = job.revision
-                yield _event(after, "job.updated", job=await _described(service, job))
-            if job.over:
-                return
-            look_at = time.monotonic() + _LOOK_S
-        new = await _news(service, leases, told)
-        for lease, (done, of) in new.items():
-            yield sse.event("job.step", number=leases[lease], step=done, steps=of)
-        told = {lease: told[lease] for lease in leases if lease in told} | new
-        await asyncio.sleep(_STEPS_S)
-
-
-async def _news(service: Service, leases: dict[str, int], told: Steps) -> Steps:
-    """Steps of ``leases`` that were not told yet."""
-    steps = await service.steps.read() if leases else {}
-    return {k: steps[k] for k in leases if k in steps and told.get(k) != steps[k]}
-
-
-def _changes(
-    connection: sa.Connection, job_id: str, after: int
-) -> tuple[Job, list[Item], bool, dict[str, StoredImage], dict[str, int]]:
-    job = jobs.get(connection, job_id)
-    if job is None:
-        raise _missing(job_id)
-    found = job_items.changed_since(connection, job_id, after, MAX_ITEMS + 1)
-    changed, more = _few(found, MAX_ITEMS)
-    leases = job_items.leases_of(connection, job_id)
-    return job, changed, more, _pictures(connection, changed), leases
-
-
-def _event(revision: int, kind: str, **fields: Any) -> bytes:
-    return b"id: %d\n%b" % (revision, sse.event(kind, **fields))
-
-
-# As the API shows them
-
-
-def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
-    """The ``job`` object of the API; ``ends`` predicts when running ones are done."""
-    end = ends.get(job.id) if job.state == "running" else None
-    return {
-        "id": job.id,
-        "object": "job",
-        "name": job.name,
-        "state": job.state,
-        "held": f"key_{job.held}" if job.held and not job.over else None,
-        "created_at": round(job.created_at, 3),
-        "finished_at": None if job.finished_at is None else round(job.finished_at, 3),
-        "total": job.total,
-        "counts": job.counts,
-        "predicted_finish_at": None if end is None else round(end, 1),
-        "priority": job_wire.PRIORITY_NAMES[job.priority],
-        "revision": job.revision,
-        "parameters": {
-            "size": f"{job.width}x{job.height}",
-            "steps": job.steps,
-            "guidance_scale": job.guidance_scale,
-            "negative_prompt": job.negative_prompt,
-            "output_format": job.output_format,
-        },
-    }
-
-
-def describe_item(
-    item: Item, job: Job, images: dict[str, StoredImage], steps: Steps
-) -> dict[str, Any]:
-    """One item; ``steps`` says how far those under way are."""
-    image = images.get(item.image_id or "")
-    error = {"code": item.error_code, "message": item.error_message}
-    done = job.steps if item.state == "done" else 0
-    return {
-        "number": item.number,
-        "prompt": item.prompt,
-        "seed": item.seed,
-        "state": item.state,
-        "step": steps.get(item.lease or "", (done, 0))[0],
-        "steps": job.steps,
-        "error": None if item.error_code is None else error,
-        "image": None if image is None else gallery.describe(image),
-    }
 
 
 async def _described(service: Service, job: Job) -> dict[str, Any]:
     return describe(job, await service.job_eta.finish_times())
-
-
-def _pictures(connection: sa.Connection, items: list[Item]) -> dict[str, StoredImage]:
-    ids = [item.image_id for item in items if item.image_id]
-    return {image.id: image for image in pictures.named(connection, ids)}
 
 
 # Who may, and what is asked
@@ -359,12 +247,8 @@ async def _asked(request: Request) -> Job:
 def _visible(connection: sa.Connection, caller: Caller, job_id: str) -> Job:
     job = jobs.get(connection, job_id)
     if job is None or not caller.may_see(job.owner):
-        raise _missing(job_id)
+        raise missing(job_id)
     return job
-
-
-def _missing(job_id: str) -> NotFound:
-    return NotFound(f"There is no job {job_id[:60]!r} of yours.")
 
 
 def whole(name: str, text: str) -> int:
@@ -424,35 +308,8 @@ ROUTES = [
 
 
 def openapi(service: Service) -> Part:
-    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
-    when, optional_text = {"type": ["number", "null"]}, {"type": ["string", "null"]}
-    job = _object(
-        id=text,
-        object={"const": "job"},
-        name=text,
-        state={"enum": list(JOB_STATES)},
-        held={"enum": ["key_disabled", "key_expired", "key_deleted", "key_limit", None]},
-        created_at=number,
-        finished_at=when,
-        total=whole,
-        counts=_object(**dict.fromkeys(ITEM_STATES, whole)),
-        predicted_finish_at=when,
-        priority=text,
-        revision=whole,
-        parameters={"type": "object"},
-    )
-    item = _object(
-        number=whole,
-        prompt=text,
-        seed=whole,
-        state={"enum": list(ITEM_STATES)},
-        step=whole,
-        steps=whole,
-        error={"anyOf": [_object(code=text, message=optional_text), {"type": "null"}]},
-        image={"anyOf": [ref("Image"), {"type": "null"}]},
-    )
-    schemas = {"Job": job, "Item": item, "JobSpec": job_wire.schema(service.settings, service.info)}
-    return Part(_paths(), schemas)
+    asked = job_wire.schema(service.settings, service.info)
+    return Part(_paths(), {**schemas(), "JobSpec": asked})
 
 
 def _paths() -> dict[str, dict[str, Any]]:
@@ -496,7 +353,7 @@ def _paths() -> dict[str, dict[str, Any]]:
             ),
         },
         "/v1/jobs/preview": {
-            "post": operation("What a job would draw.", {200: _object(count=whole)}, **made)
+            "post": operation("What a job would draw.", {200: object_of(count=whole)}, **made)
         },
         _JOB: {"get": seen, "delete": forget},
         f"{_JOB}/items": {"get": items},
@@ -513,13 +370,9 @@ def _paths() -> dict[str, dict[str, Any]]:
     }
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
 def _page(of: str) -> dict[str, Any]:
     many = {"type": "array", "items": ref(of)}
-    return _object(object={"const": "list"}, data=many, has_more={"type": "boolean"})
+    return object_of(object={"const": "list"}, data=many, has_more={"type": "boolean"})
 
 
 def _paging(states: tuple[str, ...], most: int, after: Schema) -> tuple[dict[str, Any], ...]:

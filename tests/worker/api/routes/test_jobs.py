@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
-from worker.api.routes import jobs
+from worker.api.routes import job_objects, jobs
 from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
 from worker.lifecycle import Service
@@ -177,7 +177,7 @@ async def test_list_filters_and_pages(client: httpx.AsyncClient) -> None:
 async def test_long_prompts_make_pages_and_looks_shorter(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "MAX_CHARS", 500)
+    monkeypatch.setattr(job_objects, "MAX_CHARS", 500)
     job = await make(client, prompts=["x" * 300, "y" * 300, "z" * 100, "w" * 1000])
     await finished(client, job)
     told, after, page = [], 0, {"has_more": True}
