@@ -1,0 +1,111 @@
+"""What supervisord says of the cell's programs; those that it keeps backing off are started."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from deploy.guard.journal import Journal
+from deploy.guard.judge import Observation
+from deploy.guard.process import Process, find_worker
+from deploy.guard.settings import GuardSettings
+from deploy.guard.supervisor import (
+    Exit,
+    Program,
+    Restarts,
+    Supervisor,
+    SupervisorAway,
+    SupervisorEnds,
+)
+from deploy.guard.watch import Watch
+from deploy.layout import Layout
+
+_INTERVAL_S = 2.0  # a death asks at once
+_AWAY_S = 3.0
+
+
+class Programs:
+    def __init__(
+        self, watches: Sequence[Watch], settings: GuardSettings, layout: Layout, journal: Journal
+    ) -> None:
+        self._watches = watches
+        self._settings = settings
+        self._journal = journal
+        self._supervisor = Supervisor(layout.supervisor_socket)
+        self._restarts = Restarts(settings.guard.max_start_backoff_s)
+        self._programs: dict[str, Program] = {}
+        self._poked = asyncio.Event()
+
+    def poke(self) -> None:
+        """Ask supervisor now: somebody has ended."""
+        self._poked.set()
+
+    def look(self, watch: Watch, now: float) -> Observation:
+        """Everything that is known of ``watch`` at ``now``."""
+        before = watch.process
+        seen = watch.look(self._programs.get(watch.name), now)
+        if watch.process != before:
+            self._report_process(watch, before)
+        return seen
+
+    def _report_process(self, watch: Watch, before: Process | None) -> None:
+        if before:
+            self._journal.event(f"process {before.pid} is gone: {watch.last_exit}", watch.name)
+            self._journal.clear("unkillable", watch.name)
+            self.poke()
+        if watch.process:
+            self._journal.event(f"process {watch.pid} is there", watch.name)
+
+    def beatless(self, watch: Watch) -> Process | None:
+        """The process that supervisor started and that has not written a heartbeat."""
+        program = self._programs.get(watch.name)
+        return find_worker(program.pid, watch.name, self._settings.run_dir) if program else None
+
+    async def follow(self) -> None:
+        """For ever."""
+        answered_at = time.monotonic()
+        while True:
+            try:
+                before = self._programs
+                self._programs = await asyncio.to_thread(self._supervisor.programs)
+                if _somebody_ended(before, self._programs):
+                    self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
+                await self._start_what_is_down()
+                answered_at = time.monotonic()
+                self._journal.clear("supervisor_away")
+            except SupervisorEnds:
+                self._programs = {}
+            except SupervisorAway as error:
+                self._programs = {}
+                if time.monotonic() - answered_at > _AWAY_S:
+                    self._journal.alarm("supervisor_away", str(error))
+            await self._poke_or_interval()
+
+    async def _poke_or_interval(self) -> None:
+        try:
+            async with asyncio.timeout(_INTERVAL_S):
+                await self._poked.wait()
+        except TimeoutError:
+            return
+        self._poked.clear()
+
+    def _explain_exits(self, exits: list[Exit]) -> None:
+        newest = {end.name: end for end in exits}
+        for watch in self._watches:
+            if watch.name in newest:
+                watch.exited(newest[watch.name])
+
+    async def _start_what_is_down(self) -> None:
+        for name in (*(watch.name for watch in self._watches), *self._settings.programs):
+            program = self._programs.get(name)
+            if program is None:
+                continue
+            text = f"supervisor gave up on {name}: {program.spawn_error or 'it ends at once'}"
+            self._journal.set("fatal", program.state == "FATAL", text, name)
+            if self._restarts.due(program, time.monotonic()):
+                self._journal.event(f"start it: supervisor has it in {program.state}", name)
+                await asyncio.to_thread(self._supervisor.start, program)
+
+
+def _somebody_ended(before: dict[str, Program], now: dict[str, Program]) -> bool:
+    pids = {name: program.pid for name, program in now.items()}
+    return 0 in pids.values() or pids != {name: program.pid for name, program in before.items()}
