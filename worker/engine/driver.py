@@ -10,19 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from worker.coordination.heartbeat import Phase
 from worker.engine.allowance import KINDS, Allowances
+from worker.engine.announcements import Announcements
 from worker.engine.batch_bisection import Failure, run
-from worker.engine.costs import Costs, Kind
-from worker.engine.forecast import NOBODY, forecast, remaining_s
-from worker.engine.forecast import Call as RunningCall
-from worker.engine.forecast_bias import ForecastBias
+from worker.engine.costs import Costs
+from worker.engine.forecast import NOBODY, remaining_s
 from worker.engine.heartbeat_writer import HeartbeatWriter
 from worker.engine.oom_tracker import DOUBT_S, OomTracker, Verdict
 from worker.engine.queue import Entry, Picture, Queue
-from worker.engine.request import Drawn, DrawRequest, Partial, Queued, Stepped
+from worker.engine.request import Drawn, DrawRequest, Partial, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
 from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
@@ -31,11 +30,9 @@ from worker.types import DrawSpec, Pixels
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_INTERVAL_S = 0.25
 MAX_LOST_MEMORY = 3
 MAX_FAILED = 3
 """After so many failures in a row the worker tries what it drew last: whose fault is it?"""
-_FORECAST_SHARE = 200  # a forecast every so many times what one takes, at least
 Call = Callable[[Sequence[Picture]], None]
 
 
@@ -54,19 +51,18 @@ class Driver:
     totals: Counters = field(default_factory=Counters)
     batches: Counter[int] = field(default_factory=Counter)  # steps by the pictures in them
     oom: OomTracker = field(default_factory=OomTracker)
-    bias: ForecastBias = field(default_factory=ForecastBias)
-    announce_interval_s: float = ANNOUNCE_INTERVAL_S
     max_lost_memory: int = MAX_LOST_MEMORY
     max_failed: int = MAX_FAILED
-    _running: tuple[Kind, Sequence[Picture], float] | None = None  # call; should end at
     _lost_memory: int = 0  # times in a row that a shape drawn before did not fit
     _failed_in_a_row: int = 0
     _drawn: DrawSpec | None = None  # the last picture that was drawn
     _trial: Entry | None = None  # that picture again
     _fits: int | None = None  # rows, where the running call had no room for more
     _left: list[Entry] = field(default_factory=list)  # answered; their samples are still held
-    _announced: dict[Entry, Queued] = field(default_factory=dict)
-    _announced_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        stepwise = self.pipeline.info.stepwise
+        self.announcements = Announcements(self.queue, self.scheduler, stepwise=stepwise)
 
     def tick(self) -> bool:
         """One step boundary and one step; False when there is nothing to draw."""
@@ -89,27 +85,8 @@ class Driver:
             self._tidy()
             lead = self.scheduler.leader(self.queue)
             newcomers = self.scheduler.newcomers(lead, self.queue) if lead else []
-        self._announce()
+            self.announcements.announce()
         return lead, newcomers
-
-    def forecast(self, more: Sequence[Entry] = ()) -> dict[Entry, Queued]:
-        """Places of everybody who has not begun, and of ``more`` if they came now. Under
-        ``lock``."""
-        running = None
-        if self._running:
-            kind, pictures, end = self._running
-            running = RunningCall(kind, pictures, max(0.0, end - time.monotonic()))
-        stepwise = self.pipeline.info.stepwise
-        return forecast([*self.queue, *more], self.scheduler, running, stepwise=stepwise)
-
-    def tell(self, entry: Entry, place: Queued) -> None:
-        """Let the waiter of ``entry`` know where it stands, as forecasts came true lately. Under
-        ``lock``."""
-        entry.foreseen = entry.foreseen or (time.monotonic(), place.wait_s)
-        place = replace(place, wait_s=round(place.wait_s * self.bias.factor, 1))
-        if self._announced.get(entry) != place:
-            self._announced[entry] = place
-            entry.waiter.post(place)
 
     def settle(self, entry: Entry, error: ZimageError | None = None) -> bool:
         """``entry`` is answered and leaves; False if it had been already. Under ``lock``."""
@@ -119,7 +96,7 @@ class Driver:
         self._trial = None if entry is self._trial else self._trial
         self.queue.remove(entry)
         self._left.append(entry)
-        self._announced.pop(entry, None)
+        self.announcements.forget(entry)
         if error:
             entry.waiter.fail(error)
         # A ticket knows its entry. If that knew the ticket for ever, its pictures would wait for
@@ -203,7 +180,7 @@ class Driver:
             log.warning("%s failed for %s", phase.name.lower(), ids, exc_info=True)
             return Failure.of(error)
         finally:
-            self._running = None
+            self.announcements.running = None
         seconds = time.monotonic() - began
         self.totals.device_s += seconds
         self._measure(phase, part, seconds, typical=self.heartbeat_writer.learn(shape))
@@ -215,7 +192,7 @@ class Driver:
             seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
                 seconds *= part[0].spec.steps
-            self._running = kind, part, began + seconds
+            self.announcements.running = kind, part, began + seconds
 
     def _start(self, part: Sequence[Picture]) -> None:
         began = time.monotonic()
@@ -223,14 +200,8 @@ class Driver:
         _require_as_many(samples, part)
         with self.lock:
             for picture, sample in zip(part, samples, strict=True):
-                self._learn(picture.entry, began)
+                self.announcements.learn(picture.entry, began)
                 picture.sample, picture.started_at = sample, began
-
-    def _learn(self, entry: Entry, began: float) -> None:
-        """How well it was foreseen when ``entry`` begins."""
-        if entry.foreseen and not any(picture.started_at for picture in entry.pictures):
-            at, wait_s = entry.foreseen
-            self.bias.learn(wait_s, max(0.0, began - at))
 
     def _step(self, part: Sequence[Picture]) -> None:
         before = [picture.steps_done for picture in part]
@@ -258,7 +229,7 @@ class Driver:
         if not self.pipeline.info.stepwise:
             with self.lock:
                 self._expire()
-            self._announce()
+                self.announcements.announce()
             self._tell_step(part, done)
             self._enter(Phase.STEP, part)
         return bool(self._alive(part))
@@ -381,22 +352,6 @@ class Driver:
         entry.waiter.post(event)
         if not entry.undone:
             self.totals.requests_done += self.settle(entry)
-
-    def _announce(self) -> None:
-        """Tell those who wait what has changed, at most four times a second."""
-        now = time.monotonic()
-        with self.lock:
-            if now - self._announced_at < self.announce_interval_s:
-                return
-            self._announced_at = now
-            if not any(entry.request.watched for entry in self.queue.waiting):
-                return
-            for entry, place in self.forecast().items():
-                self.tell(entry, place)
-            # Computed on the thread that draws: at most half a hundredth of its time.
-            if self.announce_interval_s:
-                spent_s = time.monotonic() - now
-                self._announced_at += max(0.0, _FORECAST_SHARE * spent_s - self.announce_interval_s)
 
 
 def _samples(pictures: Sequence[Picture]) -> list[Sample]:

@@ -11,18 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import admission
-from worker.engine.admission import Line
+from worker.engine.admission_control import AdmissionControl
 from worker.engine.allowance import Allowances
 from worker.engine.costs import Costs, Kind
 from worker.engine.driver import Driver
-from worker.engine.forecast import NOBODY, work_s
-from worker.engine.forecast_cache import Ahead, ForecastCache
 from worker.engine.heartbeat_writer import IDLE_BEAT_S, HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.oom_tracker import Verdict
-from worker.engine.queue import Entry, Queue, Size, expected_rows
-from worker.engine.request import DrawRequest, Queued
-from worker.engine.reservations import Reservations
+from worker.engine.queue import Entry, Queue, Size
+from worker.engine.request import DrawRequest
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import EngineState
 from worker.engine.ticket import Finish, Ticket
@@ -31,8 +27,6 @@ from worker.errors import (
     HandedBack,
     InvalidRequest,
     NotReady,
-    Overloaded,
-    Refused,
     Unavailable,
     ZimageError,
 )
@@ -40,13 +34,6 @@ from worker.models.base import DevicePoisoned, Pipeline
 from worker.types import DrawSpec
 
 log = logging.getLogger(__name__)
-
-_FORESEEN = 16
-"""While more wait or are expected, a newcomer hears of its place with the others, not at once, and
-is admitted by how those of its key and shape fare: looking ahead takes some 0.1 ms for each."""
-_OWED = 4
-"""So many times as many as may wait can be promised room. An overload that goes on for a minute
-turns away more than one queue holds, and whoever is beyond this number is told a guess."""
 
 _SPARE_AFTER_S = 20.0
 """Nothing must have been drawn for so long before the thread does what nobody waits for."""
@@ -77,8 +64,6 @@ class Engine:
         self._costs = costs or Costs(limits.max_batch)
         self._pulse = HeartbeatWriter(heartbeat, limits, compiles=pipeline.info.device != "cpu")
         self._queue = Queue(admission.max_waiting(limits, replay=True))
-        self._reservations = Reservations(_OWED * limits.max_queued_requests)
-        self._forecasts = ForecastCache(self._look)
         scheduler = Scheduler(self._costs)
         allowances = Allowances(limits, self._costs, stepwise=pipeline.info.stepwise)
         self._driver = Driver(
@@ -90,6 +75,7 @@ class Engine:
             allowances,
             apart=apart or threading.Lock(),
         )
+        self._admission = AdmissionControl(self._driver, limits)
         self._lock = self._driver.lock
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wake = threading.Event()
@@ -125,7 +111,7 @@ class Engine:
         for spec in specs:
             self._pipeline.check(spec)
         with self._lock:
-            self._require_known_to_fit(specs)
+            self._admission.require_known_to_fit(specs)
 
     def submit(self, request: DrawRequest, finish: Finish | None = None) -> Ticket:
         """Admit ``request``, on the event loop. Raises a ZimageError where it is not taken:
@@ -139,10 +125,10 @@ class Engine:
         entry = Entry(request, ticket, next(self._sequence), time.monotonic())
         with self._lock:
             self._require_open()
-            place = self._admit(entry)
+            place = self._admission.admit(entry)
             self._queue.add(entry)
             if place:
-                self._driver.tell(entry, place)
+                self._driver.announcements.tell(entry, place)
         if not self._waking:
             # Once for all who come in one turn of the loop: each time may cost two switches.
             self._waking = True
@@ -200,7 +186,7 @@ class Engine:
                 queued=queued,
                 running=len(self._queue) - queued,
                 batch=activity.rows,
-                predicted_wait_s=self._newcomers_wait_s(),
+                predicted_wait_s=self._admission.newcomers_wait_s(),
                 steps_done=self._driver.totals.steps,
                 totals=dataclasses.asdict(self._driver.totals),
                 batches=dict(self._driver.batches),
@@ -230,8 +216,6 @@ class Engine:
         with self._lock:
             return self._costs.dump()
 
-    # Admission
-
     def _require_open(self) -> None:
         if self._broken:
             raise NotReady(f"this worker cannot draw: {self._broken}")
@@ -239,95 +223,6 @@ class Engine:
             raise HandedBack("this worker is draining")
         if not self._thread.is_alive():
             raise NotReady("this worker is starting")
-
-    def _require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
-        for spec in specs:
-            size, rows = (spec.width, spec.height), expected_rows(spec)
-            closed = self._driver.oom.closed_to((size, rows))
-            if closed and closed.verdict is not Verdict.TOO_LARGE:
-                left_s = self._driver.oom.left_s(closed)
-                message = f"{spec.width}x{spec.height} found no room in this worker a moment ago"
-                raise Unavailable(message, retry_after_s=max(1.0, left_s))
-            if closed or not self._costs.fits(size, rows):
-                message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
-                raise Refused(message, param="size", code="out_of_memory")
-
-    def _admit(self, entry: Entry) -> Queued | None:
-        """Its place, where that had to be computed; raises Overloaded."""
-        now = time.monotonic()
-        entry.work_s = work_s(entry, self._costs)
-        promise = self._reservations.find(entry, now)
-        short = len(self._queue) + len(self._reservations) <= _FORESEEN
-        if (promise or not (entry.request.watched and short)) and self._plenty():
-            self._reservations.discard(promise)
-            return None
-        if promise and not promise.is_due(now):
-            # Told before, and no news: answering again must cost next to nothing.
-            raise Overloaded("come again when you were told to", retry_after_s=promise.due - now)
-        replay = admission.is_replay(time.time() - entry.request.arrived_at)
-        self._reservations.discard(promise)
-        entry.since = promise.entry.since if promise else entry.since
-        try:
-            line, own = self._lines(entry)
-            admission.require_place(self._limits, line, own, replay=replay, promised=bool(promise))
-            if promise:
-                return None  # its wait was computed when it was promised room
-            place, wait_s = self._foresee(entry, short=short)
-            admission.require_time(self._limits, wait_s, patient=replay)
-        except Overloaded as refusal:
-            self._reservations.add(entry, refusal.retry_after_s, now)
-            raise
-        return place
-
-    def _foresee(self, entry: Entry, *, short: bool) -> tuple[Queued | None, float]:
-        """The place of ``entry`` where that is cheap or cannot be told otherwise, and its wait."""
-        wait_s = None if short else self._forecasts.behind_s(entry)
-        if wait_s is not None:
-            return None, wait_s
-        place = self._forecast([*self._reservations.entries(), entry])[entry]
-        return place, place.wait_s
-
-    def _plenty(self) -> bool:
-        """Whether one more has room in whatever order the others are drawn, and those who may
-        come any moment. Promised room must not keep everybody out of an idle worker: many of those
-        who were refused never come back."""
-        others: list[Entry] = [*self._queue, *self._reservations.due()]
-        if len(others) * 3 > self._limits.max_queued_requests * 2:
-            return False
-        return sum(each.work_s for each in others) < self._limits.max_queue_wait_s / 2
-
-    def _lines(self, entry: Entry) -> tuple[Line, Line]:
-        """Everybody who is ahead of ``entry``, and those of its key."""
-        key = entry.request.key
-        waiting, promised = self._queue.waiting, self._reservations.entries()
-        everybody = Line(len(waiting), len(promised), self._forecasts.waits_s)
-        own = Line(
-            sum(each.request.key == key for each in waiting),
-            sum(each.request.key == key for each in promised),
-            lambda: self._forecasts.waits_s(key),
-        )
-        return everybody, own
-
-    def _forecast(self, more: Sequence[Entry]) -> dict[Entry, Queued]:
-        return self._driver.forecast(more)
-
-    def _look(self) -> Ahead:
-        probe = self._probe()
-        expected = [] if self._plenty() else self._reservations.entries()
-        places = self._forecast([*expected, probe])
-        return places, places.pop(probe).wait_s
-
-    def _newcomers_wait_s(self) -> float:
-        """What somebody new who came now would wait."""
-        if not len(self._queue) and not self._reservations:
-            return 0.0
-        return self._forecasts.newcomers_wait_s()
-
-    def _probe(self) -> Entry:
-        """A request of the model's defaults that came now from somebody new."""
-        info = self._pipeline.info
-        spec = DrawSpec("", *info.default_size, info.default_steps, 0, info.default_guidance_scale)
-        return Entry(DrawRequest("", (spec,), time.time(), key=""), NOBODY, 0)
 
     # Leaving
 

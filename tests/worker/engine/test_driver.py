@@ -39,7 +39,7 @@ def make(heartbeat: HeartbeatFile) -> MakeDriver:
         heartbeat_writer = HeartbeatWriter(heartbeat, Limits(), compiles=False)
         allowances = Allowances(Limits(), costs, stepwise=pipeline.info.stepwise)
         driver = Driver(pipeline, heartbeat_writer, Queue(100), costs, Scheduler(costs), allowances)
-        driver.announce_interval_s = 0.0
+        driver.announcements.interval_s = 0.0
         for each in entries:
             driver.queue.add(each)
         return driver
@@ -307,8 +307,8 @@ def test_waits_are_told_as_they_became_lately(make: MakeDriver) -> None:
     waiting = entry("a")
     driver = make(GatedPipeline(), waiting)
     for _ in range(200):
-        driver.bias.learn(2.0, 2.2)
-    driver.tell(waiting, Queued(3, 10.0))
+        driver.announcements.bias.learn(2.0, 2.2)
+    driver.announcements.tell(waiting, Queued(3, 10.0))
     assert recorder(waiting).events == [Queued(3, 11.0)]
 
 
@@ -319,7 +319,7 @@ def test_a_request_that_begins_teaches_how_well_that_was_foreseen_once(make: Mak
     run(driver)
     taught = ForecastBias()
     taught.learn(2.0, 4.0)
-    assert driver.bias.factor == pytest.approx(taught.factor, abs=0.005)
+    assert driver.announcements.bias.factor == pytest.approx(taught.factor, abs=0.005)
 
 
 @pytest.mark.parametrize(
