@@ -29,7 +29,7 @@ NGINX_DIGEST = "conf.d/configuration.conf"
 
 GUARD_CODE = (
     "deploy/guard",
-    *("deploy/config.py", "deploy/layout.py", "deploy/supervision/rpc.py"),
+    *("deploy/config", "deploy/layout.py", "deploy/supervision/rpc.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
 )
 """All that the guard loads of ours: a change of it restarts the guard."""

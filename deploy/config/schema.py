@@ -1,41 +1,16 @@
-"""One ``cluster.toml`` in, one frozen object out, or every problem at once.
+"""Every key of ``cluster.toml``, with its default, and what the file alone can show to be wrong.
 
-A problem is one line, ``key.path: what is wrong; remedy``. What the file alone can show to be
-wrong is refused here; what depends on the machine is refused by ``plan`` and ``checks``.
+What depends on the machine is refused by ``plan`` and ``checks``.
 """
 
-import difflib
 import ipaddress
-import itertools
 import re
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout. Relative paths in ``cluster.toml`` start here."""
-
-DEFAULT_PATH = ROOT / "deploy" / "cluster.toml"
-
-
-class ConfigError(Exception):
-    """``problems`` has one ``key.path: what is wrong; remedy`` line each."""
-
-    def __init__(self, path: Path, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.path = path
-        self.problems = problems
+from deploy.config import patterns
 
 
 def is_loopback(address: str) -> bool:
@@ -60,56 +35,23 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
     )
 
 
-_NAME = r"^[a-z][a-z0-9-]{0,31}$"
-_DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
-_DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
-_SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
-_HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
-_HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # of fonts/mark.otf
-_MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
-_PRODUCER = r"^[^\"\\;#\x00-\x1f\x7f]{0,200}$"
-_NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
-_USER = r"^([A-Za-z_][A-Za-z0-9_.-]{0,31})?$"
-_PATH = r"^[^\"'\\$;#{}\x00-\x1f\x7f]*$"  # nginx and supervisor read these as more than a path
-# nginx looks for patterns and for the end of a socket's path; supervisor expands % twice
-_PLACE = r"^[^\"'\\$;#{}*?\[\]:%\x00-\x1f\x7f]*$"
-_PATTERNS = {
-    _ADDRESS: 'must be an IP address such as "127.0.0.1" or "::"',
-    _USER: "must be the name of a user: letters, digits, _ . and - (32 at most)",
-    _PATH: "must be a path without quotes, backslashes, control characters and any of $ ; # { }",
-    _PLACE: "must be a path without quotes, backslashes, control characters "
-    "and any of $ ; # { } * ? [ ] : %",
-    _NAME: "must be small letters, digits and dashes (32 at most)",
-    _DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
-    _DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
-    _SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
-    _HOST: "must be a host's name or an IP address",
-    _MARK: f"must be up to 16 letters, digits, spaces, and characters of {_HANZI}",
-    _PRODUCER: 'must be one line without " \\ ; and #',
-    _NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
-    _VARIABLE: "must be the name of an environment variable",
-}
-
-
 class _Section(BaseModel):
     # strict: TOML has types, so "7860" where a number belongs is a mistake worth naming.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Cell(_Section):
-    name: str = Field("zimage", pattern=_NAME)
-    var_dir: str = Field("var", pattern=_PLACE)
-    run_dir: str = Field("", pattern=_PLACE)
-    user: str = Field("", pattern=_USER)
+    name: str = Field("zimage", pattern=patterns.NAME)
+    var_dir: str = Field("var", pattern=patterns.PLACE)
+    run_dir: str = Field("", pattern=patterns.PLACE)
+    user: str = Field("", pattern=patterns.USER)
 
 
 class Listen(_Section):
-    address: str = Field("127.0.0.1", pattern=_ADDRESS)
+    address: str = Field("127.0.0.1", pattern=patterns.ADDRESS)
     port: int = Field(7860, ge=1, le=65535)
     auth: Literal["loopback", "keys", "none"] = "loopback"
-    trusted_proxies: list[Annotated[str, Field(pattern=_NETWORK)]] = []
+    trusted_proxies: list[Annotated[str, Field(pattern=patterns.NETWORK)]] = []
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -137,10 +79,10 @@ class Auth(_Section):
 
 
 class Tls(_Section):
-    certificate: str = Field("", pattern=_PATH)
-    key: str = Field("", pattern=_PATH)
+    certificate: str = Field("", pattern=patterns.PATH)
+    key: str = Field("", pattern=patterns.PATH)
     self_signed: bool = False
-    names: list[Annotated[str, Field(pattern=_HOST)]] = []
+    names: list[Annotated[str, Field(pattern=patterns.HOST)]] = []
     http_port: int = Field(0, ge=0, le=65535)
     hsts_s: int = Field(0, ge=0)
 
@@ -168,7 +110,7 @@ class Tls(_Section):
 
 
 class Ops(_Section):
-    address: str = Field("127.0.0.1", pattern=_ADDRESS)
+    address: str = Field("127.0.0.1", pattern=patterns.ADDRESS)
     port: int = Field(7861, ge=1, le=65535)
 
     @model_validator(mode="after")
@@ -195,8 +137,8 @@ class Model(_Section):
 class WorkerGroup(_Section):
     """One entry of ``[[workers]]``: ``count`` equal workers on one device, or one on several."""
 
-    device: str = Field(default_factory=str, pattern=_DEVICE)
-    devices: str = Field(default_factory=str, pattern=_DEVICES)
+    device: str = Field(default_factory=str, pattern=patterns.DEVICE)
+    devices: str = Field(default_factory=str, pattern=patterns.DEVICES)
     count: int = Field(1, ge=1, le=64)
     vram_limit_gib: Annotated[float, Field(gt=1)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -273,8 +215,8 @@ class Gallery(_Section):
 
 class Labels(_Section):
     mark: bool = False
-    mark_text: str = Field("AI生成", pattern=_MARK)
-    producer: str = Field("", pattern=_PRODUCER)
+    mark_text: str = Field("AI生成", pattern=patterns.MARK)
+    producer: str = Field("", pattern=patterns.PRODUCER)
 
 
 class Audit(_Section):
@@ -316,7 +258,7 @@ class Guard(_Section):
 
 
 class Nginx(_Section):
-    binary: str = Field("nginx", min_length=1, pattern=_PATH)
+    binary: str = Field("nginx", min_length=1, pattern=patterns.PATH)
     worker_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     worker_connections: int = Field(16384, ge=64)
     worker_shutdown_timeout_s: float = Field(600.0, gt=0)
@@ -329,7 +271,7 @@ class Nginx(_Section):
 
 
 class Database(_Section):
-    url: str = Field("", pattern=_SQLITE)
+    url: str = Field("", pattern=patterns.SQLITE)
 
 
 class Usage(_Section):
@@ -369,7 +311,7 @@ class ClusterConfig(_Section):
     database: Database = Database()
     usage: Usage = Usage()
     logs: Logs = Logs()
-    environment: dict[Annotated[str, Field(pattern=_VARIABLE)], str] = {}
+    environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -378,26 +320,6 @@ class ClusterConfig(_Section):
         if problems:
             raise PydanticCustomError("problems", "{lines}", {"lines": "\n".join(problems)})
         return self
-
-
-def load(path: Path) -> ClusterConfig:
-    """Read and check ``path``; ``ConfigError`` lists every problem."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        remedy = f"give its path with --config, or copy {DEFAULT_PATH}"
-        raise ConfigError(path, [f"{path}: {error.strerror}; {remedy}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [f"{path}: not TOML: {error}; mend that line"]) from None
-    return parse(data, path)
-
-
-def parse(data: dict[str, Any], path: Path = DEFAULT_PATH) -> ClusterConfig:
-    """Check ``data`` as if it had been read from ``path``."""
-    try:
-        return ClusterConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(path, _all_lines(error.errors())) from None
 
 
 def _port_problems(config: ClusterConfig) -> list[str]:
@@ -428,29 +350,12 @@ def _environment_problems(config: ClusterConfig) -> list[str]:
     passed |= {"model.source": config.model.source, "labels.producer": config.labels.producer}
     return [
         *own,
-        *(f"{key}: {_CANNOT_PASS}; {_OTHER_WAY}" for key, v in passed.items() if not is_passed(v)),
+        *(
+            f"{key}: {patterns.CANNOT_PASS}; {patterns.OTHER_WAY}"
+            for key, v in passed.items()
+            if not patterns.is_passed(v)
+        ),
     ]
-
-
-_CANNOT_PASS = (
-    "supervisor cannot pass on double quotes, control characters, "
-    "; or # after a blank, and ' at the ends"
-)
-_OTHER_WAY = "name a file or a link without them"
-
-
-def is_plain_path(path: str) -> bool:
-    """Whether nginx and supervisor read ``path`` as a path and nothing more."""
-    return re.fullmatch(_PLACE, path) is not None
-
-
-def is_passed(value: str) -> bool:
-    """Whether a program of supervisord's gets ``value`` as it is, as a variable in its environment.
-
-    In its files a blank and ; or # begin a comment, wherever they stand; quotes cannot be escaped,
-    and those at the ends are taken off.
-    """
-    return not re.search(r"""["\x00-\x08\x0a-\x1f\x7f]|\s[;#]|^'|'$""", value)
 
 
 def _worker_problems(config: ClusterConfig) -> list[str]:
@@ -467,125 +372,3 @@ def _worker_problems(config: ClusterConfig) -> list[str]:
                 "set how many GiB each worker may use, CUDA context (1 GiB) included"
             )
     return problems
-
-
-def _all_lines(details: list[ErrorDetails]) -> list[str]:
-    lines: list[str] = []
-    # A number-or-"auto" key that is wrong fails once as a number and once as "auto": one line.
-    for path, group in itertools.groupby(details, key=lambda d: _path(d["loc"])):
-        alike = list(group)
-        lines += _lines(path, alike[0], or_auto=_fails_as_auto(alike[-1]) and len(alike) > 1)
-    return lines
-
-
-def _fails_as_auto(detail: ErrorDetails) -> bool:
-    return detail["type"] == "literal_error" and detail["ctx"]["expected"] == "'auto'"
-
-
-def _lines(path: str, detail: ErrorDetails, *, or_auto: bool) -> list[str]:
-    context = detail.get("ctx", {})
-    if detail["type"] == "problems":
-        return str(context["lines"]).split("\n")
-    if detail["type"] == "problem":
-        return [f"{path}.{context['key']}: {context['what']}; {context['remedy']}"]
-    what = _what(detail)
-    if "input" in detail and what.startswith("must"):
-        what += ' or "auto"' if or_auto else ""
-        what += f", not {_toml(detail['input'])}"
-    return [f"{path}: {what}; {_remedy(detail)}"]
-
-
-def _keys(loc: tuple[int | str, ...]) -> list[int | str]:
-    # Without the names of union branches, which pydantic adds and the file does not have.
-    branches = {"auto", "groups", "[key]"}
-    return [k for k in loc if isinstance(k, int) or not (k in branches or _is_branch(k))]
-
-
-def _is_branch(key: str) -> bool:
-    return key in {"int", "float"} or key.startswith(("constrained-", "literal["))
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for key in _keys(loc):
-        path += f"[{key}]" if isinstance(key, int) else f".{key}" if path else key
-    return path or "cluster.toml"
-
-
-def _what(detail: ErrorDetails) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return "unknown key"
-    if kind == "missing":
-        return "missing"
-    words = {
-        "int_type": "must be a whole number",
-        "float_type": "must be a number",
-        "bool_type": "must be true or false",
-        "list_type": "must be a list in [ ]",
-        "string_type": "must be text in quotes",
-        "dict_type": "must be a table",
-        "model_type": "must be a table",
-        "tuple_type": 'must be "auto" or [[workers]] tables',
-        "literal_error": f"must be {str(context.get('expected')).replace(chr(39), chr(34))}",
-        "greater_than_equal": f"must be at least {context.get('ge')}",
-        "greater_than": f"must be more than {context.get('gt')}",
-        "less_than_equal": f"must be at most {context.get('le')}",
-        "string_too_short": "must not be empty",
-        "too_short": "must not be empty",
-        "string_pattern_mismatch": _PATTERNS.get(str(context.get("pattern")), "must match"),
-    }
-    return words.get(kind, detail["msg"])
-
-
-def _remedy(detail: ErrorDetails) -> str:
-    keys = _keys(detail["loc"])
-    parent = _model_at(keys[:-1])
-    name = str(keys[-1]) if keys else ""
-    if parent is None or not keys:
-        return f"see [{keys[0]}] in deploy/cluster.toml" if keys else "see deploy/cluster.toml"
-    if detail["type"] == "extra_forbidden":
-        return _did_you_mean(name, list(parent.model_fields))
-    field = parent.model_fields.get(name)
-    if field is None or field.is_required() or field.default_factory:
-        return f"see [{keys[0]}] in deploy/cluster.toml"
-    if isinstance(field.default, BaseModel):
-        return f"write [{name}] on a line of its own"
-    return f"the default is {_toml(field.default)}"
-
-
-def _toml(value: object) -> str:
-    return (
-        f'"{value}"'
-        if isinstance(value, str)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else f"this table has {', '.join(known)}"
-
-
-def _model_at(keys: list[int | str]) -> type[BaseModel] | None:
-    """The section that ``keys`` lead to, or None where they lead to no section."""
-    model: type[BaseModel] = ClusterConfig
-    for key in keys:
-        if isinstance(key, int) or key == "workers":
-            model = WorkerGroup
-        elif key in model.model_fields:
-            kinds = [
-                model.model_fields[key].annotation,
-                *get_args(model.model_fields[key].annotation),
-            ]
-            inner = next(
-                (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None
-            )
-            if inner is None:
-                return None
-            model = inner
-    return model

@@ -1,0 +1,55 @@
+"""What texts of ``cluster.toml`` may look like, and how a problem says so."""
+
+import re
+
+NAME = r"^[a-z][a-z0-9-]{0,31}$"
+DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
+DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
+SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
+HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
+HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # of fonts/mark.otf
+MARK = rf"^[A-Za-z0-9{HANZI}][A-Za-z0-9 .·{HANZI}-]{{0,15}}$"
+PRODUCER = r"^[^\"\\;#\x00-\x1f\x7f]{0,200}$"
+NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
+USER = r"^([A-Za-z_][A-Za-z0-9_.-]{0,31})?$"
+PATH = r"^[^\"'\\$;#{}\x00-\x1f\x7f]*$"  # nginx and supervisor read these as more than a path
+# nginx looks for patterns and for the end of a socket's path; supervisor expands % twice
+PLACE = r"^[^\"'\\$;#{}*?\[\]:%\x00-\x1f\x7f]*$"
+WORDS = {
+    ADDRESS: 'must be an IP address such as "127.0.0.1" or "::"',
+    USER: "must be the name of a user: letters, digits, _ . and - (32 at most)",
+    PATH: "must be a path without quotes, backslashes, control characters and any of $ ; # { }",
+    PLACE: "must be a path without quotes, backslashes, control characters "
+    "and any of $ ; # { } * ? [ ] : %",
+    NAME: "must be small letters, digits and dashes (32 at most)",
+    DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
+    DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
+    SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
+    HOST: "must be a host's name or an IP address",
+    MARK: f"must be up to 16 letters, digits, spaces, and characters of {HANZI}",
+    PRODUCER: 'must be one line without " \\ ; and #',
+    NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
+    VARIABLE: "must be the name of an environment variable",
+}
+
+CANNOT_PASS = (
+    "supervisor cannot pass on double quotes, control characters, "
+    "; or # after a blank, and ' at the ends"
+)
+OTHER_WAY = "name a file or a link without them"
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether nginx and supervisor read ``path`` as a path and nothing more."""
+    return re.fullmatch(PLACE, path) is not None
+
+
+def is_passed(value: str) -> bool:
+    """Whether a program of supervisord's gets ``value`` as it is, as a variable in its environment.
+
+    In its files a blank and ; or # begin a comment, wherever they stand; quotes cannot be escaped,
+    and those at the ends are taken off.
+    """
+    return not re.search(r"""["\x00-\x08\x0a-\x1f\x7f]|\s[;#]|^'|'$""", value)

@@ -1,0 +1,44 @@
+"""One ``cluster.toml`` in, one frozen object out, or every problem at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deploy.config import messages
+from deploy.config.schema import ClusterConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout. Relative paths in ``cluster.toml`` start here."""
+
+DEFAULT_PATH = ROOT / "deploy" / "cluster.toml"
+
+
+class ConfigError(Exception):
+    """``problems`` has one ``key.path: what is wrong; remedy`` line each."""
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.path = path
+        self.problems = problems
+
+
+def load(path: Path) -> ClusterConfig:
+    """Read and check ``path``; ``ConfigError`` lists every problem."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        remedy = f"give its path with --config, or copy {DEFAULT_PATH}"
+        raise ConfigError(path, [f"{path}: {error.strerror}; {remedy}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"{path}: not TOML: {error}; mend that line"]) from None
+    return parse(data, path)
+
+
+def parse(data: dict[str, Any], path: Path = DEFAULT_PATH) -> ClusterConfig:
+    """Check ``data`` as if it had been read from ``path``."""
+    try:
+        return ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(path, messages.lines_of(error.errors())) from None
