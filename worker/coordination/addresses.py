@@ -1,10 +1,12 @@
 """Who counts as one where limits go by address."""
 
 import ipaddress
+from functools import lru_cache
 
 _NETWORK_BITS = 64
 
 
+@lru_cache(1024)
 def network_of(address: str) -> str:
     """``address`` itself, or the /64 of an IPv6 one: whoever has it has the other 2⁶⁴, too.
 

@@ -114,6 +114,7 @@ class Driver:
         for entry in self._left:
             for picture in entry.pictures:
                 picture.sample = None
+            entry.pictures.clear()  # they know it: only the garbage collector would end them
         self._left.clear()
 
     def _expire(self) -> None:

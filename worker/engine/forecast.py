@@ -84,6 +84,8 @@ class _Ahead:
             if len(self.starts) >= self._waiting or not self._round():
                 break
         self._guess_the_rest()
+        for copy in self._originals:
+            copy.pictures.clear()  # they know it, and none of them waits for the garbage collector
 
     def _guess_the_rest(self) -> None:
         """Beyond what is worth computing: one after the other."""

@@ -49,8 +49,8 @@ class ForecastCache:
     def behind_s(self, entry: Entry) -> float | None:
         """Seconds that ``entry`` waits behind those that it cannot overtake, the ones of its key
         and shape; None where nobody is. From then on the next of them is behind ``entry``."""
-        age_s, shape = self._age_s(), _shape(entry)
-        alike_s = [w for each, w in self._waits_s.items() if _shape(each) == shape]
+        age_s, shape = self._age_s(), entry.shape
+        alike_s = [w for each, w in self._waits_s.items() if each.shape == shape]
         if not alike_s:
             return None
         # One more of them, at the pace of those before.
@@ -68,8 +68,3 @@ class ForecastCache:
             took_s = self._now() - now
             self._at, self._until = now, now + (SHARE + 1) * took_s
         return now - self._at
-
-
-def _shape(entry: Entry) -> tuple[object, ...]:
-    first = entry.pictures[0]
-    return entry.request.key, entry.request.priority, first.size, first.solo

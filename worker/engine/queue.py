@@ -87,12 +87,15 @@ class Entry:
     foreseen: tuple[float, float] | None = None  # the first forecast: at, seconds to wait
     begun: bool = False  # one of its pictures has been in a step
     over: bool = False  # answered
-    pictures: list[Picture] = field(init=False)
+    pictures: list[Picture] = field(init=False)  # none once it is answered and tidied up
+    shape: tuple[object, ...] = field(init=False)  # none can overtake another of the same
 
     def __post_init__(self) -> None:
         self.since = self.since or self.request.arrived_at
         specs = enumerate(self.request.specs)
         self.pictures = [Picture(self, index, spec) for index, spec in specs]
+        first = self.pictures[0]
+        self.shape = self.request.key, self.request.priority, first.size, first.solo
 
     @property
     def rank(self) -> tuple[Priority, float, int]:

@@ -68,7 +68,7 @@ async def test_nothing_is_left_of_a_thousand_that_were_cancelled(running: Runnin
         await asyncio.wait_for(engine.drained(), 60)
         driver = engine._driver
         driver.tick()  # forgets the samples of those that left last
-        assert (len(driver.queue), driver._left, driver._announced) == (0, [], {})
+        assert (len(driver.queue), driver._left, driver.announcements._announced) == (0, [], {})
     gc.collect()
     assert {"drawn", "cancelled"} <= set(ends) <= {"drawn", "cancelled", "overloaded"}
     assert len(pipeline.samples) == 0

@@ -1,3 +1,4 @@
+import gc
 import sys
 import threading
 import time
@@ -106,14 +107,31 @@ def test_another_size_waits_until_the_older_is_drawn(make: MakeDriver) -> None:
     assert pipeline.prompts("step") == [["a"]] * 4 + [["b"]] * 4
 
 
+def test_nothing_of_an_answer_waits_for_the_garbage_collector(make: MakeDriver) -> None:
+    def entries() -> int:
+        there = (each for each in gc.get_objects() if isinstance(each, Entry))
+        return sum(each.request.specs[0].prompt.startswith("fleeting") for each in there)
+
+    driver = make(GatedPipeline(), entry("fleeting 1"), entry("fleeting 2"))
+    gc.collect()
+    gc.disable()
+    try:
+        assert entries() == 2
+        run(driver)
+        assert entries() == 0
+    finally:
+        gc.enable()
+
+
 def test_cancelled_request_leaves_within_one_step(make: MakeDriver) -> None:
     pipeline, one, other = GatedPipeline(), entry("a"), entry("b")
     driver = make(pipeline, one, other)
     driver.tick()
+    (left,) = one.pictures
     driver.settle(one, ZimageError("cancelled"))
     run(driver)
     assert pipeline.prompts("step") == [["a", "b"], ["b"], ["b"], ["b"]]
-    assert one.pictures[0].sample is None
+    assert left.sample is None
 
 
 def test_deadline_is_kept_in_the_queue_and_within_a_step(make: MakeDriver) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, Hook, WholePipeline, request, spec
 from worker.coordination.heartbeat import HeartbeatFile, Phase, read_heartbeat
-from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, driver, oom_tracker
+from worker.engine import Costs, Drawn, Engine, Limits, Queued, Ticket, announcements, oom_tracker
 from worker.engine.forecast import forecast
 from worker.engine.queue import Entry
 from worker.errors import (
@@ -185,7 +185,7 @@ async def test_hundreds_are_refused_with_a_few_forecasts(
         forecasts.append(args)
         return forecast(*args, **kwargs)
 
-    monkeypatch.setattr(driver, "forecast", counted)
+    monkeypatch.setattr(announcements, "forecast", counted)
     pipeline, costs = GatedPipeline(gated=True), Costs(1)
     costs.record("step", (128, 128), 1, 1.0)
     engine = Engine(pipeline, heartbeat, Limits(max_batch=1, max_queue_wait_s=20.0), costs)
@@ -212,7 +212,7 @@ async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
     engine.submit(request("b"))
     with pytest.raises(Overloaded) as refused:
         engine.submit(request("c", fingerprint="c"))
-    monkeypatch.delattr(driver, "forecast")
+    monkeypatch.delattr(announcements, "forecast")
     for _ in range(3):
         with pytest.raises(Overloaded, match="when you were told to") as again:
             engine.submit(request("c", fingerprint="c"))

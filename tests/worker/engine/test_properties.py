@@ -16,7 +16,7 @@ from worker.engine.costs import Costs
 from worker.engine.driver import Driver
 from worker.engine.heartbeat_writer import HeartbeatWriter
 from worker.engine.limits import Limits
-from worker.engine.queue import Entry, Picture, Queue
+from worker.engine.queue import Entry, Queue
 from worker.engine.request import Drawn, Priority
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
@@ -103,13 +103,18 @@ def out_of_order(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
         and old.request.priority == young.request.priority
         and young.begun
         and not (old.begun or old.over)
-        and not any(unlike(p, q) for p in old.pictures for q in young.pictures)
+        and not old.request.exclusive
+        and not any(unlike(p, q) for p in old.request.specs for q in young.request.specs)
     ]
 
 
-def unlike(one: Picture, other: Picture) -> bool:
-    lengths = len(one.spec.prompt), len(other.spec.prompt)
-    return one.solo or one.size != other.size or lengths[0] != lengths[1]
+def unlike(one: DrawSpec, other: DrawSpec) -> bool:
+    lengths = len(one.prompt), len(other.prompt)
+    return (
+        one.reproducible
+        or (one.width, one.height) != (other.width, other.height)
+        or lengths[0] != lengths[1]
+    )
 
 
 @fuzzed
