@@ -18,7 +18,7 @@ from worker.api.middleware.request_context import RequestContexts
 from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
 from worker.api.schemas import openapi
 from worker.errors import ZimageError
-from worker.lifecycle import Load, Service
+from worker.lifecycle import Lifecycle, Load
 from worker.settings import Settings
 
 ROUTES = [
@@ -54,29 +54,30 @@ class Application(Starlette):
 
 
 def create_app(settings: Settings, load: Load) -> Application:
-    """One worker's application; ``app.state.service`` is its life.
+    """One worker's application; ``app.state.lifecycle`` is its life.
 
     ``load`` runs in a thread once the lifespan has begun: until it is done and a warm-up picture
     was drawn, every traffic route answers 503. Create the application inside its event loop.
     """
-    service = Service(settings, load)
+    lifecycle = Lifecycle(settings, load)
+    built = lifecycle.components
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await service.start()
+        await lifecycle.start()
         try:
             yield
         finally:
-            await service.close()
+            await lifecycle.close()
 
     app = Application(
         routes=ROUTES,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestContexts, worker=settings.name, metrics=service.metrics),
-            Middleware(Access, service=service),
+            Middleware(RequestContexts, worker=settings.name, metrics=built.metrics),
+            Middleware(Access, components=built),
             Middleware(
-                PoisonGuard, service=service, drawings=frozenset(route.path for route in DIRECT)
+                PoisonGuard, components=built, drawings=frozenset(route.path for route in DIRECT)
             ),
         ],
         exception_handlers={
@@ -85,5 +86,5 @@ def create_app(settings: Settings, load: Load) -> Application:
         },
     )
     app.router.redirect_slashes = False
-    app.state.service = service
+    app.state.lifecycle = lifecycle
     return app

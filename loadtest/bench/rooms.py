@@ -4,7 +4,7 @@ Draws in this process with the synthetic pipeline, so nothing but Python is need
 request, as an answer and as a stream, on the event loop and in the encoder's thread. A *stay* is a
 run of calls of functions of one room; a *return* is a stay in a room that was left before. Whoever
 follows the request through the code turns as many pages. Modules beside the rooms (errors, log,
-settings, service …) count as none. What the thread that draws does is the engine's own business.
+settings, lifecycle …) count as none. What the thread that draws does is the engine's own business.
 
 ``carrying``: in those rooms alone that decide what happens next to a request. The others answer
 what they are asked and call nobody back, so their caller can be read without them.
@@ -119,9 +119,9 @@ async def serving(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://cell") as client,
     ):
-        while app.state.service.not_ready():
+        while app.state.lifecycle.not_ready():
             if time.monotonic() > deadline:
-                raise TimeoutError(app.state.service.not_ready())
+                raise TimeoutError(app.state.lifecycle.not_ready())
             await asyncio.sleep(0.01)
         yield client
 

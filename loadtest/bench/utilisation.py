@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.drawing import SPEC, draw, quantile, request
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 from worker.storage import jobs
@@ -50,13 +50,13 @@ class Measured:
 
 
 @contextlib.asynccontextmanager
-async def worker(source: str) -> AsyncIterator[Service]:
+async def worker(source: str) -> AsyncIterator[Lifecycle]:
     """A ready worker with a database of its own."""
     with tempfile.TemporaryDirectory(prefix="zimage-") as folder:
         home = Path(folder)
         migrate(sqlite_url(home / "zimage.db"))
         settings = Settings(run_dir=home / "run", var_dir=home, model=source, max_batch=BATCH)
-        service = Service(settings, lambda _: SyntheticPipeline(source))
+        service = Lifecycle(settings, lambda _: SyntheticPipeline(source))
         await service.start()
         try:
             while service.not_ready():  # noqa: ASYNC110
@@ -66,13 +66,13 @@ async def worker(source: str) -> AsyncIterator[Service]:
             await service.close()
 
 
-async def interactive(service: Service, rate_hz: float, seconds: float) -> list[float]:
+async def interactive(service: Lifecycle, rate_hz: float, seconds: float) -> list[float]:
     """Latencies of requests that come at random moments."""
     rng, latencies = random.Random(0), list[float]()
     end = time.monotonic() + seconds
 
     async def one() -> None:
-        latencies.append((await draw(service.engine, request("person", SPEC)))[0])
+        latencies.append((await draw(service.model.engine, request("person", SPEC)))[0])
 
     async with asyncio.TaskGroup() as group:
         while time.monotonic() < end:
@@ -81,19 +81,19 @@ async def interactive(service: Service, rate_hz: float, seconds: float) -> list[
     return latencies
 
 
-async def measure(service: Service, rate_hz: float, seconds: float) -> Measured:
+async def measure(service: Lifecycle, rate_hz: float, seconds: float) -> Measured:
     """``rate_hz`` 0: nobody asks."""
-    before, began = service.engine.state().totals, time.monotonic()
+    before, began = service.model.engine.state().totals, time.monotonic()
     latencies = await interactive(service, rate_hz, seconds) if rate_hz else []
     if not rate_hz:
         await asyncio.sleep(seconds)
-    after, wall_s = service.engine.state().totals, time.monotonic() - began
+    after, wall_s = service.model.engine.state().totals, time.monotonic() - began
     drawn = after["pictures_drawn"] - before["pictures_drawn"]
     busy = (after["device_s"] - before["device_s"]) / wall_s
     return Measured(drawn / wall_s, busy, latencies)
 
 
-async def start_job(service: Service) -> Job:
+async def start_job(service: Lifecycle) -> Job:
     wish = JobSpec(
         name="background",
         prompts=("a cat",) * MAX_ITEMS,
@@ -109,10 +109,10 @@ async def start_job(service: Service) -> Job:
         idempotency_key=None,
         digest="",
     )
-    job = await service.database.run(
+    job = await service.components.database.run(
         lambda c: jobs.create(c, wish, "everyone", "job", "0" * 32, time.time(), _SHARE)
     )
-    service.jobs.notify()
+    service.components.jobs.notify()
     return job
 
 
@@ -124,7 +124,7 @@ async def run(args: argparse.Namespace) -> bool:
         await asyncio.sleep(_SETTLE_S)
         alone = await measure(service, 0.0, args.seconds)
         both = await measure(service, args.rate_hz, args.seconds)
-        step_s = service.engine.predict_s("step", (SPEC.width, SPEC.height), BATCH)
+        step_s = service.model.engine.predict_s("step", (SPEC.width, SPEC.height), BATCH)
     print(f"idle:  p95 {idle.p95_s * 1000:.0f} ms of {len(idle.latencies_s)} requests")
     print(f"job:   {alone.pictures_hz:.2f} pictures/s, device busy {alone.busy:.1%}")
     print(

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from worker.app import create_app
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.models.base import Pipeline
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
@@ -57,7 +57,7 @@ def load_synthetic(settings: Settings) -> Pipeline:
 @asynccontextmanager
 async def serving(
     settings: Settings, load: Callable[[Settings], Pipeline] = load_synthetic
-) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
     """The application of ``settings``, not waited for, and a client of it."""
     app = create_app(settings, load)
     transport = httpx.ASGITransport(app)
@@ -65,14 +65,14 @@ async def serving(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://cell") as client,
     ):
-        yield app.state.service, client
+        yield app.state.lifecycle, client
 
 
-async def ready(service: Service) -> None:
+async def ready(service: Lifecycle) -> None:
     await until(service, None)
 
 
-async def until(service: Service, reason: str | None) -> None:
+async def until(service: Lifecycle, reason: str | None) -> None:
     """Wait until ``service`` is not ready for ``reason``; None: until it is ready."""
     deadline = time.monotonic() + 30
     while service.not_ready() != reason:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import tasks as module
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.tasks import BackgroundTasks
 
 pytestmark = pytest.mark.anyio
@@ -98,14 +98,14 @@ async def test_worker_brings_its_dead_loops_back_and_counts_it(
 ) -> None:
     back = asyncio.Event()
 
-    async def follow(service: Service) -> None:
+    async def follow(service: Lifecycle) -> None:
         if service.tasks.restarts["ledger"]:
             back.set()
             await asyncio.Event().wait()
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("worker.storage.ledger.Ledger.follow", lambda ledger: follow(held[0]))
-    held: list[Service] = []
+    held: list[Lifecycle] = []
     async with serving(settings_in(home)) as (service, client):
         held.append(service)
         await ready(service)
@@ -130,7 +130,7 @@ async def test_start_that_breaks_off_ends_the_process(
 async def test_drain_that_breaks_off_still_ends_the_process(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Service, "drain", lambda _: 1 // 0)
+    monkeypatch.setattr(Lifecycle, "drain", lambda _: 1 // 0)
     async with serving(settings_in(home)) as (service, _):
         await ready(service)
         service.stop()

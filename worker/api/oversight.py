@@ -7,15 +7,15 @@ from starlette.requests import Request
 
 from worker.api.caller import caller_of
 from worker.api.middleware.request_context import context_of
-from worker.lifecycle import Service
+from worker.components import Components
 
 
-def note(service: Service, request: Request, owners: Iterable[str], **what: Any) -> None:
+def note(components: Components, request: Request, owners: Iterable[str], **what: Any) -> None:
     """Write down that whoever asks saw or changed ``what``, if it is of other ``owners``."""
     caller = caller_of(request)
     others = sorted(set(owners) - {caller.owner})
     if caller.role == "ops" and others:
-        service.audit.note(
+        components.audit.note(
             "as_operator",
             caller.owner,
             caller.name,

@@ -7,14 +7,14 @@ import sqlalchemy as sa
 
 from worker.api.caller import Caller
 from worker.api.schemas.fields import bad
-from worker.lifecycle import Service
+from worker.components import Components
 from worker.storage.database import QueryTooLong
 
 T = TypeVar("T")
 
 
 async def search(
-    service: Service,
+    components: Components,
     caller: Caller,
     work: Callable[[sa.Connection], T],
     *,
@@ -23,9 +23,9 @@ async def search(
 ) -> T:
     """The result of ``work``; where it takes too long, the request is refused because of
     ``param``."""
-    give_back = service.searches.take(caller.turn)
+    give_back = components.searches.take(caller.turn)
     try:
-        return await service.database.search(work)
+        return await components.database.search(work)
     except QueryTooLong:
         bad(param, f"takes too long: {remedy}")
     finally:

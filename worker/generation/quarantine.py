@@ -31,7 +31,7 @@ class Quarantine:
     records: PoisonRequests
     metrics: Metrics
     apart: threading.Lock
-    require_ready: Callable[[], None]
+    require_ready: Callable[[], object]
     """Raises where this worker takes no work: nobody waits here then."""
 
     async def clear(self, suspect: Suspect, fingerprint: str, asked: str | None) -> Record:

@@ -101,8 +101,8 @@ async def keyed(home: Path) -> AsyncIterator[Cell]:
     async with serving(settings) as (service, client):
         await ready(service)
         key, token = keys.new_key(secret, "ada", role="ops")
-        await service.database.run(lambda c: keys.insert(c, key, secret))
-        await service.keys.refresh()
+        await service.components.database.run(lambda c: keys.insert(c, key, secret))
+        await service.components.keys.refresh()
         client.headers["Authorization"] = f"Bearer {token}"
         prepared = await Cell(client).prepare()
         del client.headers["Authorization"]

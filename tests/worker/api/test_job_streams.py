@@ -27,11 +27,11 @@ async def test_one_address_leaves_streams_to_others(home: Path) -> None:
             for k in range(2)
         ]
         async with asyncio.timeout(10):
-            while service.job_streams._held.total() < 2:  # noqa: ASYNC110
+            while service.components.job_streams._held.total() < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             refused = await client.get(f"{path}/events", **as_one_of("10.0.0.1"))
         assert refused.status_code == 429
         assert "as many as one key" in refused.json()["error"]["message"]
         await client.post(f"{path}/cancel")
         assert {(await stream).status_code for stream in streams} == {200}
-        assert not service.job_streams._held
+        assert not service.components.job_streams._held

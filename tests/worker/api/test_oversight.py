@@ -50,7 +50,7 @@ async def test_what_operators_do_with_pictures_of_others_is_noted(
     ada, as_ada = await keyed.make("ada")
     eve, as_eve = await keyed.make("eve", role="ops")
     theirs = [picture("a", owner=ada.id), picture("own", owner=eve.id)]
-    await keyed.service.database.run(lambda c: gallery.insert(c, *theirs))
+    await keyed.service.components.database.run(lambda c: gallery.insert(c, *theirs))
     for token, method, path in (
         (as_ada, "GET", "/v1/images"),
         (as_ada, "GET", "/v1/images/img_a/details"),

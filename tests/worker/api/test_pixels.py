@@ -91,14 +91,14 @@ async def test_pixels_go_once_they_are_a_file_though_nobody_reads_it(
     async with serving(settings, lambda _: pipeline) as (service, client):
         await ready(service)
         gc.disable()
-        save = service.images.save
+        save = service.components.images.save
         held: list[int] = []
 
         def look(name: str, data: bytes) -> None:
             held.append(pipeline.alive)
             save(name, data)
 
-        monkeypatch.setattr(service.images, "save", look)
+        monkeypatch.setattr(service.components.images, "save", look)
         body = {"prompt": "a", "size": LARGE, "response_format": "url", "store": False}
         assert (await client.post(DRAW, json=body)).status_code == 200
     assert held == [0], "while the file is being stored"
@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_keeps_no_pixels(
         body = {"prompt": "a", "size": LARGE, "n": 4}
         with anyio.move_on_after(0.05):
             await client.post(DRAW, json=body)
-        await service.engine.drained()
+        await service.model.engine.drained()
         await freed(pipeline)
 
 

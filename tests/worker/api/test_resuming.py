@@ -11,7 +11,7 @@ import pytest
 
 from tests.worker.api.routes.test_images import URL, events_of, running
 from tests.worker.conftest import ready, serving, settings_in
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 
 pytestmark = pytest.mark.anyio
 BODY = {"prompt": "cut", "seed": 7, "steps": 2, "stream": True}
@@ -26,9 +26,9 @@ async def place_of(
     return str(events_of(answer.text)[0]["resume"])
 
 
-async def queued(service: Service, count: int) -> None:
+async def queued(service: Lifecycle, count: int) -> None:
     deadline = time.monotonic() + 30
-    while service.engine.state().queued < count:
+    while service.model.engine.state().queued < count:
         assert time.monotonic() < deadline
         await anyio.sleep(0.005)
 
@@ -39,7 +39,7 @@ def noted(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
     return dict(lines[-1])
 
 
-async def order_of(service: Service, client: httpx.AsyncClient, place: str) -> list[str]:
+async def order_of(service: Lifecycle, client: httpx.AsyncClient, place: str) -> list[str]:
     """In which order two others and, sent last with ``place``, the cut stream are drawn."""
     done: list[str] = []
 

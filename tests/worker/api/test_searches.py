@@ -7,7 +7,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage import gallery
 from worker.storage.gallery import StoredImage, Wanted
 
@@ -54,7 +54,7 @@ async def test_a_report_of_too_many_days_says_what_to_do(
 
 
 async def test_searches_of_one_leave_room_for_others_and_for_all_else(
-    cell: tuple[Service, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, client = cell
     go, page = threading.Event(), gallery.page
@@ -68,7 +68,7 @@ async def test_searches_of_one_leave_room_for_others_and_for_all_else(
     mine = [asyncio.create_task(search(client, "fox")) for _ in range(12)]
     theirs = asyncio.create_task(search(client, "fox", "10.0.0.8"))
     async with asyncio.timeout(20):
-        while service.searches._held.total() < 5:  # noqa: ASYNC110
+        while service.components.searches._held.total() < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert (await client.get("/v1/images")).status_code == 200
         go.set()

@@ -164,7 +164,7 @@ async def test_a_worker_starts_with_the_table(home: Path) -> None:
     calibration.save(calibration.path_of(settings, on), on, found, costs)
     async with serving(settings) as (service, _):
         await ready(service)
-        assert service.engine.state().step_ms["512x512/3"] == 700.0
+        assert service.model.engine.state().step_ms["512x512/3"] == 700.0
 
 
 def test_a_table_says_what_it_was_measured_on(home: Path) -> None:
@@ -233,7 +233,7 @@ async def test_a_worker_with_a_shipped_table_measures_again_when_it_is_idle(
         assert await anyio.to_thread.run_sync(told.wait, 30)
         assert kept.exists()
         assert service.not_ready() is None
-        assert service.engine.state().step_ms["256x256/4"] > 0
+        assert service.model.engine.state().step_ms["256x256/4"] > 0
 
 
 def test_every_shipped_table_can_be_read() -> None:

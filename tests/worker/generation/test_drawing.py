@@ -10,7 +10,7 @@ from worker.errors import Unavailable
 from worker.generation.caller import Caller
 from worker.generation.drawing import Drawing
 from worker.generation.request import Generation, Output
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.settings import Settings
 from worker.storage.keys import EVERYONE
 from worker.types import DrawSpec
@@ -29,9 +29,11 @@ GENERATION = Generation(
 )
 
 
-def drawing(service: Service, generation: Generation = GENERATION) -> Drawing:
+def drawing(service: Lifecycle, generation: Generation = GENERATION) -> Drawing:
     generation = replace(generation, arrived_at=time.time())
-    return Drawing(generation, Suspect(generation.id, service.in_flight), service.components)
+    return Drawing(
+        generation, Suspect(generation.id, service.components.in_flight), service.model.drawing
+    )
 
 
 async def test_pictures_come_in_order_and_inline_ones_are_not_stored(settings: Settings) -> None:
@@ -49,7 +51,7 @@ async def test_others_are_on_the_disk_before_anybody_hears_of_them(settings: Set
         drawn = await drawing(service, replace(GENERATION, output=output)).draw()
         for one, stored in drawn:
             assert stored is not None
-            assert service.images.path(stored.name).read_bytes() == one.picture.data
+            assert service.components.images.path(stored.name).read_bytes() == one.picture.data
 
 
 async def test_what_ended_before_it_was_admitted_is_not_drawn(settings: Settings) -> None:
@@ -57,8 +59,8 @@ async def test_what_ended_before_it_was_admitted_is_not_drawn(settings: Settings
         await ready(service)
         ended = drawing(service)
         ended.end()
-        before = service.engine.state().totals["pictures_drawn"]
+        before = service.model.engine.state().totals["pictures_drawn"]
         with pytest.raises(Unavailable):
             await ended.draw()
         await drawing(service).draw()
-        assert service.engine.state().totals["pictures_drawn"] == before + 2
+        assert service.model.engine.state().totals["pictures_drawn"] == before + 2

@@ -46,9 +46,12 @@ async def made(home: Path, store: Store) -> tuple[bytes, list[bytes]]:
         for item in store.items(job.id):
             image = store(gallery.find, str(item.image_id))
             assert image is not None
-            files.append(service.images.path(image.name))
+            files.append(service.components.images.path(image.name))
         files.pop(1).unlink()
-        chunks = [chunk async for chunk in archive(service.database, service.images, job)]
+        chunks = [
+            chunk
+            async for chunk in archive(service.components.database, service.components.images, job)
+        ]
     return b"".join(chunks), [path.read_bytes() for path in files]
 
 

@@ -20,7 +20,7 @@ from worker.coordination.lease_holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
 from worker.jobs.runner import HARMFUL, _fail, _new_lease
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 from worker.settings import Settings
 from worker.storage import gallery, job_changes, jobs, leases
@@ -76,10 +76,10 @@ async def test_every_picture_of_a_job_is_in_the_audit_log(
 async def test_batches_are_full(home: Path, store: Store) -> None:
     async with serving(settings_of(home, model="synthetic:step_ms=30")) as (service, _):
         await ready(service)
-        before = service.engine.state().steps_done
+        before = service.model.engine.state().steps_done
         job = store.create(prompts=PROMPTS[:8])
         await over(store, job)
-        assert service.engine.state().steps_done - before <= 2 * 8 + 2
+        assert service.model.engine.state().steps_done - before <= 2 * 8 + 2
 
 
 async def test_workers_share_a_job(home: Path, store: Store) -> None:
@@ -87,10 +87,10 @@ async def test_workers_share_a_job(home: Path, store: Store) -> None:
     async with serving(one) as (first, _), serving(two) as (second, _):
         await ready(first)
         await ready(second)
-        before = [s.engine.state().totals["pictures_drawn"] for s in (first, second)]
+        before = [s.model.engine.state().totals["pictures_drawn"] for s in (first, second)]
         job = store.create(prompts=PROMPTS)
         await over(store, job)
-        after = [s.engine.state().totals["pictures_drawn"] for s in (first, second)]
+        after = [s.model.engine.state().totals["pictures_drawn"] for s in (first, second)]
     assert min(b - a for a, b in zip(before, after, strict=True)) >= 2
 
 
@@ -99,11 +99,11 @@ def slow(home: Path) -> Settings:
     return settings_of(home, model="synthetic:step_ms=100", max_batch=2)
 
 
-async def drawing(store: Store, service: Service) -> Job:
+async def drawing(store: Store, service: Lifecycle) -> Job:
     """A job of many steps, once it is being drawn."""
     await ready(service)
     job = store.create(prompts=PROMPTS, steps=50)
-    await eventually(lambda: service.engine.state().running == 2)
+    await eventually(lambda: service.model.engine.state().running == 2)
     return job
 
 
@@ -119,8 +119,8 @@ async def test_stopped_items_leave_within_a_step(slow: Settings, store: Store, v
             case _:
                 store(job_changes.delete, job.id)
         # Rung by nobody: the runner looks by itself.
-        await eventually(lambda: not service.engine.state().running, timeout_s=5.0)
-        await eventually(lambda: not service.jobs.held)
+        await eventually(lambda: not service.model.engine.state().running, timeout_s=5.0)
+        await eventually(lambda: not service.components.jobs.held)
     if verb == "pause":
         assert store.job(job.id).counts["waiting"] == 9
 
@@ -129,7 +129,7 @@ async def test_draining_gives_back_what_has_not_begun(slow: Settings, store: Sto
     async with serving(slow) as (service, _):
         await ready(service)
         job = store.create(prompts=PROMPTS, steps=20)
-        await eventually(lambda: service.engine.state().running == 2)
+        await eventually(lambda: service.model.engine.state().running == 2)
         await eventually(lambda: store.job(job.id).counts["running"] == 4)
         service.drain()
         await eventually(lambda: store.job(job.id).counts["running"] == 2)
@@ -179,7 +179,7 @@ async def test_leases_that_nobody_remembers_are_given_back(
 ) -> None:
     async with serving(settings) as (service, _):
         await ready(service)
-        holder = service.jobs._holder
+        holder = service.components.jobs._holder
         job = store.create()
         with store.engine.connect() as raw, raw.begin():
             leases.take(raw, holder, lambda: "forgotten", lambda _: 1, time.time())
@@ -222,13 +222,13 @@ async def test_an_item_that_is_encoded_is_being_handled(
     seen: list[list[Running]] = []
     async with serving(settings) as (service, _):
         await ready(service)
-        encoded = service.encoders.encoded
+        encoded = service.components.encoders.encoded
 
         def look(*how: object) -> object:
             seen.append(read_in_flight(settings.heartbeat))
             return encoded(*how)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(service.encoders, "encoded", look)
+        monkeypatch.setattr(service.components.encoders, "encoded", look)
         job = store.create(prompts=PROMPTS[:1])
         await over(store, job)
         assert read_in_flight(settings.heartbeat) == []
@@ -309,7 +309,7 @@ async def test_results_wait_for_a_locked_database(
             lock.execute("BEGIN IMMEDIATE")
             await eventually(lambda: len(list((home / "images").rglob("img_*.png"))) == 1)
             await anyio.sleep(0.3)
-            assert service.jobs.held == 1
+            assert service.components.jobs.held == 1
             lock.execute("ROLLBACK")
         done = await over(store, job)
     assert pictures(store, home, job) == [f"slow|{jobs.SEEDS - 2}|50"]
@@ -336,15 +336,15 @@ async def test_a_picture_whose_lease_is_lost_is_deleted(
 ) -> None:
     async with serving(slow) as (service, _):
         await ready(service)
-        save = service.images.save
+        save = service.components.images.save
 
         def robbed(name: str, data: bytes) -> None:
             save(name, data)
-            store(leases.end, [service.jobs._holder], 0.0)
+            store(leases.end, [service.components.jobs._holder], 0.0)
 
-        monkeypatch.setattr(service.images, "save", robbed)
+        monkeypatch.setattr(service.components.images, "save", robbed)
         job = store.create(prompts=("a",), steps=1)
-        await eventually(lambda: service.engine.state().totals["pictures_drawn"] > 2)
+        await eventually(lambda: service.model.engine.state().totals["pictures_drawn"] > 2)
         monkeypatch.undo()
         await over(store, job)
     names = [p.stem for p in (home / "images").rglob("img_*.png")]

@@ -10,8 +10,8 @@ from worker.accounts import tokens
 from worker.api import answers
 from worker.api.caller import Caller
 from worker.api.middleware.request_context import RequestContext
+from worker.components import Components
 from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
-from worker.lifecycle import Service
 from worker.storage.keys import Key
 
 COOKIE = "zimage_session"
@@ -31,10 +31,10 @@ Headers = Mapping[bytes, bytes]
 class Access:
     """Lets in whoever shows a good key or is signed in with one, where ``auth`` is ``keys``."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, components: Components) -> None:
         self._app = app
-        self._service = service
-        self._keys = service.settings.auth == "keys"
+        self._components = components
+        self._keys = components.settings.auth == "keys"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys and not is_open(scope["path"]):
@@ -56,13 +56,13 @@ class Access:
     def _of_header(self, scope: Scope, header: bytes) -> Key:
         scheme, _, token = header.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
-            raise denied(self._service, scope["context"], "no bearer")
-        return key_of(self._service, scope["context"], token.strip())
+            raise denied(self._components, scope["context"], "no bearer")
+        return key_of(self._components, scope["context"], token.strip())
 
     def _of_cookie(self, scope: Scope, headers: Headers) -> Key:
-        key = signed_in(self._service, headers)
+        key = signed_in(self._components, headers)
         if key is None:
-            raise denied(self._service, scope["context"], "no key", count=False)
+            raise denied(self._components, scope["context"], "no key", count=False)
         require_own_page(scope["method"], headers)
         return key
 
@@ -77,34 +77,34 @@ def _asks_itself(path: str) -> bool:
     return path == _SESSION or path.startswith(_LINKS)
 
 
-def key_of(service: Service, context: RequestContext, token: str) -> Key:
+def key_of(components: Components, context: RequestContext, token: str) -> Key:
     """The good key ``token``; raises ``Unauthenticated``, ``LimitReached`` or ``StoreAway``."""
-    key = service.keys.holder(token)
+    key = components.keys.holder(token)
     why_not = "wrong key" if key is None else key.why_not(time.time())
     if key is None or why_not is not None:
-        raise denied(service, context, why_not or "")
+        raise denied(components, context, why_not or "")
     return key
 
 
-def signed_in(service: Service, headers: Headers) -> Key | None:
+def signed_in(components: Components, headers: Headers) -> Key | None:
     """The key that the cookie stands for, if it is still good."""
-    session = session_in(service, headers)
-    key = None if session is None else key_behind(service, session)
+    session = session_in(components, headers)
+    key = None if session is None else key_behind(components, session)
     return None if key is None or key.why_not(time.time()) else key
 
 
-def key_behind(service: Service, session: tokens.Session) -> Key | None:
+def key_behind(components: Components, session: tokens.Session) -> Key | None:
     """The key that ``session`` was got with, unless all its sessions of then were ended since."""
-    key = service.keys.named(session.key_id)
+    key = components.keys.named(session.key_id)
     return key if key is not None and key.version == session.version else None
 
 
-def session_in(service: Service, headers: Headers) -> tokens.Session | None:
+def session_in(components: Components, headers: Headers) -> tokens.Session | None:
     """The session that counts, if the cookie of one is ours and it is not over."""
-    return next(iter(sessions_in(service, headers)), None)
+    return next(iter(sessions_in(components, headers)), None)
 
 
-def sessions_in(service: Service, headers: Headers) -> list[tokens.Session]:
+def sessions_in(components: Components, headers: Headers) -> list[tokens.Session]:
     """Of all cookies that are ours, the one that counts first. None is over or was ended."""
     told: dict[str, str] = {}
     for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
@@ -115,10 +115,10 @@ def sessions_in(service: Service, headers: Headers) -> list[tokens.Session]:
         # Under the plain name a neighbouring host may have set it, so that only counts as an
         # earlier version named all. Nobody can have a fresh one of those.
         texts = [told.get(SECURE_COOKIE, ""), *filter(tokens.is_of_before_ids, texts)]
-    secret, now = service.keys.secret, time.time()
-    max_s = service.settings.session_max_s
+    secret, now = components.keys.secret, time.time()
+    max_s = components.settings.session_max_s
     read = [tokens.read_session(secret, text, now, max_s) for text in texts if text]
-    return [session for session in read if session and not service.keys.has_ended(session.id)]
+    return [session for session in read if session and not components.keys.has_ended(session.id)]
 
 
 def is_https(headers: Headers) -> bool:
@@ -127,13 +127,13 @@ def is_https(headers: Headers) -> bool:
 
 
 def denied(
-    service: Service, context: RequestContext, why: str, *, count: bool = True
+    components: Components, context: RequestContext, why: str, *, count: bool = True
 ) -> Unauthenticated | LimitReached:
     """The error for whoever showed no good key. Says nothing that would help to guess one; the
     log says why, without the key."""
     context.notes["denied"] = why
-    service.metrics.denied.labels(why.replace(" ", "_")).inc()
-    wait_s = service.auth_throttle.add(context.key) if count else 0.0
+    components.metrics.denied.labels(why.replace(" ", "_")).inc()
+    wait_s = components.auth_throttle.add(context.key) if count else 0.0
     if wait_s:
         return LimitReached(
             "Too many wrong keys came from this address: wait a minute.", retry_after_s=wait_s

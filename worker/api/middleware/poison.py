@@ -17,9 +17,9 @@ from worker.api import answers
 from worker.api.caller import turn_of
 from worker.api.middleware.access import INTERNAL
 from worker.api.middleware.request_context import QUIET, RequestContext
+from worker.components import Components
 from worker.coordination.suspect import Suspect
 from worker.errors import ZimageError
-from worker.lifecycle import Service
 
 _UNGUARDED = QUIET | INTERNAL
 
@@ -27,18 +27,18 @@ _UNGUARDED = QUIET | INTERNAL
 class PoisonGuard:
     """``drawings``: routes that tell their fingerprint themselves."""
 
-    def __init__(self, app: ASGIApp, service: Service, drawings: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, components: Components, drawings: frozenset[str]) -> None:
         self._app = app
-        self._service = service
+        self._components = components
         self._drawings = drawings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _UNGUARDED:
             await self._app(scope, receive, send)
             return
-        service, context = self._service, cast(RequestContext, scope["context"])
-        clean = service.poison_requests.surely_clean(context.id)
-        suspect = context.suspect = Suspect(context.id, service.in_flight, clean=clean)
+        components, context = self._components, cast(RequestContext, scope["context"])
+        clean = components.poison_requests.surely_clean(context.id)
+        suspect = context.suspect = Suspect(context.id, components.in_flight, clean=clean)
         suspect.handling.resume()
         try:
             if not clean or scope["path"] not in self._drawings:
@@ -58,7 +58,7 @@ class PoisonGuard:
         for part in (scope["method"], scope["path"], turn_of(scope)):
             asked.update(part.encode() + b"\n")
         asked.update(scope["query_string"] + b"\n")
-        clear = self._service.quarantine.clear
+        clear = self._components.quarantine.clear
         if not suspect.clean:
             await clear(suspect, suspect.id, None)
         if scope["path"] in self._drawings:

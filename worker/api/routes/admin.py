@@ -7,16 +7,16 @@ from worker import log
 from worker.api.answers import Json
 from worker.api.caller import caller_of
 from worker.api.routes.health import readiness
+from worker.api.serving import lifecycle_of
 from worker.errors import Forbidden
-from worker.lifecycle import Service
 
 
 async def drain(request: Request) -> Response:
     """Hand back what waits, or draw it too (``finish=1``), and take no more."""
-    service: Service = request.app.state.service
-    service.drain(finish=request.query_params.get("finish") == "1")
+    lifecycle = lifecycle_of(request)
+    lifecycle.drain(finish=request.query_params.get("finish") == "1")
     log.event("drained by request")
-    return Json(readiness(service))
+    return Json(readiness(lifecycle))
 
 
 async def ops(request: Request) -> Response:
@@ -28,7 +28,7 @@ async def ops(request: Request) -> Response:
 
 async def undrain(request: Request) -> Response:
     """Take work again."""
-    service: Service = request.app.state.service
-    service.undrain()
+    lifecycle = lifecycle_of(request)
+    lifecycle.undrain()
     log.event("undrained by request")
-    return Json(readiness(service))
+    return Json(readiness(lifecycle))

@@ -8,18 +8,20 @@ from starlette.responses import Response
 
 from worker.api.routes import gallery
 from worker.api.schemas.openapi import Part, operation, parameter
+from worker.api.serving import components_of
+from worker.components import Components
 from worker.errors import NotFound
 from worker.generation.imaging import MEDIA_TYPES
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 
 ROUTE = "/v1/images/files"
 _FILE = {kind: {"type": "string", "format": "binary"} for kind in MEDIA_TYPES.values()}
 
 
-def link(request: Request, service: Service, name: str) -> str:
+def link(request: Request, components: Components, name: str) -> str:
     """An absolute link to picture ``name`` that works for ``url_ttl_s``, at the client's host."""
-    expires = int(time.time() + service.settings.url_ttl_s)
-    signature = service.signer.sign(name, expires)
+    expires = int(time.time() + components.settings.url_ttl_s)
+    signature = components.signer.sign(name, expires)
     scheme = request.headers.get("x-forwarded-proto", "")
     scheme = scheme if scheme in ("http", "https") else request.url.scheme
     host = request.headers.get("host", "localhost")
@@ -28,17 +30,16 @@ def link(request: Request, service: Service, name: str) -> str:
 
 async def get_file(request: Request) -> Response:
     """Hand a picture over to nginx where the link is ours and still good."""
-    service: Service = request.app.state.service
-    service.require_ready()
+    components = components_of(request)
     name = request.path_params["name"]
     expires = request.query_params.get("expires", "")
     signature = request.query_params.get("signature", "")
-    if not service.signer.valid(name, expires, signature):
+    if not components.signer.valid(name, expires, signature):
         raise HTTPException(403, "This link is not one of ours: use it exactly as it was given.")
     left_s = int(expires) - int(time.time())
     if left_s <= 0:
         raise HTTPException(403, "This link has expired: draw the picture again.")
-    if not service.images.holds(name):
+    if not components.images.holds(name):
         raise NotFound("This picture has been deleted to make room: draw it again.")
     return Response(
         headers={
@@ -50,7 +51,7 @@ async def get_file(request: Request) -> Response:
     )
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     get = operation(
         "A picture behind a signed link, as `response_format: url` gives it.",
         {200: _FILE},

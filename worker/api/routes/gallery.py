@@ -20,9 +20,11 @@ from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
 from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_unknown
 from worker.api.schemas.openapi import Part, operation, parameter, ref
+from worker.api.serving import components_of
+from worker.components import Components
 from worker.errors import NotFound, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage import gallery, images, thumbnails
 from worker.storage.gallery import StoredImage, Wanted
 
@@ -65,23 +67,23 @@ def describe(picture: StoredImage) -> dict[str, Any]:
 
 async def list_images(request: Request) -> Response:
     """One page of pictures, newest first."""
-    service, caller = _service(request), caller_of(request)
+    components, caller = components_of(request), caller_of(request)
     wanted = _wanted(request.query_params, caller)
     if wanted.after is not None:
-        await _owned(service, caller, wanted.after, "after")
-    found = await _page(service, caller, wanted)
+        await _owned(components, caller, wanted.after, "after")
+    found = await _page(components, caller, wanted)
     shown, more = found[: wanted.limit - 1], len(found) == wanted.limit
-    _note(service, request, *shown)
+    _note(components, request, *shown)
     data = [describe(picture) for picture in shown]
     return Json({"object": "list", "data": data, "has_more": more})
 
 
-async def _page(service: Service, caller: Caller, wanted: Wanted) -> list[StoredImage]:
+async def _page(components: Components, caller: Caller, wanted: Wanted) -> list[StoredImage]:
     if not wanted.words and wanted.favourite is None:
-        return await service.database.read(lambda c: gallery.page(c, wanted))
+        return await components.database.read(lambda c: gallery.page(c, wanted))
     remedy = "search for more of the prompt, or for rarer words"
     return await searches.search(
-        service, caller, lambda c: gallery.page(c, wanted), param="q", remedy=remedy
+        components, caller, lambda c: gallery.page(c, wanted), param="q", remedy=remedy
     )
 
 
@@ -92,7 +94,7 @@ async def get_details(request: Request) -> Response:
 async def get_image(request: Request) -> Response:
     """The picture's file; with ``?download=1`` for the browser to save."""
     picture = await _asked(request)
-    if not await asyncio.to_thread(_service(request).images.holds, picture.name):
+    if not await asyncio.to_thread(components_of(request).images.holds, picture.name):
         raise _lost(picture)
     kind = "attachment" if request.query_params.get("download") == "1" else "inline"
     extension = {"jpeg": "jpg"}.get(picture.format, picture.format)
@@ -110,7 +112,7 @@ async def get_thumbnail(request: Request) -> Response:
     """A small WebP of the picture."""
     picture = await _asked(request)
     try:
-        name = await _service(request).thumbnails.of(picture.name)
+        name = await components_of(request).thumbnails.of(picture.name)
     except OSError:
         raise _lost(picture) from None
     headers = {"X-Accel-Redirect": LOCATION + name, "Content-Type": thumbnails.MEDIA_TYPE}
@@ -119,21 +121,21 @@ async def get_thumbnail(request: Request) -> Response:
 
 async def patch_image(request: Request) -> Response:
     """Change whether the picture is a favourite."""
-    service, picture = _service(request), await _asked(request)
-    fields = Fields(json_object(await read_json_body(request, service.settings.max_body_bytes)))
+    components, picture = components_of(request), await _asked(request)
+    fields = Fields(json_object(await read_json_body(request, components.settings.max_body_bytes)))
     refuse_unknown(fields, ("favourite",))
     if fields.values.get("favourite") is None:
         bad("favourite", "is missing: send true or false", "missing_field")
     favourite = fields.flag("favourite")
-    await service.database.run(lambda c: gallery.mark(c, picture.id, favourite))
-    return Json(describe(await _owned(service, caller_of(request), picture.id)))
+    await components.database.run(lambda c: gallery.mark(c, picture.id, favourite))
+    return Json(describe(await _owned(components, caller_of(request), picture.id)))
 
 
 async def delete_image(request: Request) -> Response:
     """Delete the picture and its file."""
-    service, picture = _service(request), await _asked(request)
-    await service.database.run(lambda c: gallery.delete(c, [picture.id]))
-    await asyncio.to_thread(service.images.delete, [picture.name])
+    components, picture = components_of(request), await _asked(request)
+    await components.database.run(lambda c: gallery.delete(c, [picture.id]))
+    await asyncio.to_thread(components.images.delete, [picture.name])
     return Response(status_code=204)
 
 
@@ -153,32 +155,26 @@ ROUTES = [
 ]
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    service.require_ready()
-    return service
-
-
 async def _asked(request: Request) -> StoredImage:
     """The picture that the request's path names, if it is the caller's."""
-    service = _service(request)
-    picture = await _owned(service, caller_of(request), request.path_params["id"])
-    _note(service, request, picture)
+    components = components_of(request)
+    picture = await _owned(components, caller_of(request), request.path_params["id"])
+    _note(components, request, picture)
     return picture
 
 
-def _note(service: Service, request: Request, *pictures: StoredImage) -> None:
+def _note(components: Components, request: Request, *pictures: StoredImage) -> None:
     own = caller_of(request).owner
     others = {picture.id: picture.owner for picture in pictures if picture.owner != own}
-    oversight.note(service, request, others.values(), images=list(others))
+    oversight.note(components, request, others.values(), images=list(others))
 
 
 async def _owned(
-    service: Service, caller: Caller, id: str, param: str | None = None
+    components: Components, caller: Caller, id: str, param: str | None = None
 ) -> StoredImage:
     picture = None
     if re.fullmatch(images.ID, id):
-        picture = await service.database.read(lambda c: gallery.find(c, id))
+        picture = await components.database.read(lambda c: gallery.find(c, id))
     if picture is None or not caller.may_see(picture.owner):
         raise NotFound(f"There is no picture {id[:70]!r}: it may have been deleted.", param=param)
     return picture
@@ -213,7 +209,7 @@ def _words(query: str) -> tuple[str, ...]:
     return words
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     text, flag = {"type": "string"}, {"type": "boolean"}
     whole, number = {"type": "integer"}, {"type": "number"}
     job = {

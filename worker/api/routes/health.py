@@ -11,32 +11,33 @@ from starlette.responses import Response
 
 from worker.api.answers import Json
 from worker.api.schemas.openapi import Part, operation
-from worker.lifecycle import Service
+from worker.api.serving import lifecycle_of
+from worker.lifecycle import Lifecycle
 
 
 async def readyz(request: Request) -> Response:
     """200 where this worker would take work now, else 503 and the reason."""
-    content = readiness(request.app.state.service)
+    content = readiness(lifecycle_of(request))
     return Json(content, 200 if content["ready"] else 503)
 
 
 async def livez(request: Request) -> Response:
     """All that is known of this worker. 200 whenever the event loop runs."""
-    service: Service = request.app.state.service
-    heartbeat, state = service.heartbeat(), service.engine_state()
+    lifecycle = lifecycle_of(request)
+    heartbeat, state = lifecycle.heartbeat(), lifecycle.engine_state()
     return Json(
         {
-            **readiness(service),
-            "name": service.settings.name,
+            **readiness(lifecycle),
+            "name": lifecycle.settings.name,
             "pid": os.getpid(),
-            "model": service.settings.model,
-            "device": service.settings.device,
-            "levers": service.optimisations(),
-            "uptime_s": round(time.time() - service.started_at, 1),
+            "model": lifecycle.settings.model,
+            "device": lifecycle.settings.device,
+            "levers": lifecycle.optimisations(),
+            "uptime_s": round(time.time() - lifecycle.started_at, 1),
             "phase_age_s": None if heartbeat is None else round(heartbeat.age_s(), 3),
             "phase_allowance_s": None if heartbeat is None else heartbeat.allowance_s,
             "steps": None if heartbeat is None else heartbeat.steps,
-            "encoding": service.encoders.waiting,
+            "encoding": lifecycle.components.encoders.waiting,
             "engine": None if state is None else asdict(state),
         }
     )
@@ -44,25 +45,25 @@ async def livez(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    service: Service = request.app.state.service
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    lifecycle = lifecycle_of(request)
+    return Response(lifecycle.components.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def readiness(service: Service) -> dict[str, Any]:
-    reason = service.not_ready()
-    heartbeat, state = service.heartbeat(), service.engine_state()
+def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
+    reason = lifecycle.not_ready()
+    heartbeat, state = lifecycle.heartbeat(), lifecycle.engine_state()
     content: dict[str, Any] = {
         "ready": reason is None,
         "phase": None if heartbeat is None else heartbeat.phase.name.lower(),
         "queued": 0 if state is None else state.queued,
         "running": 0 if state is None else state.running,
-        "drawn": service.metrics.drawn,
+        "drawn": lifecycle.components.metrics.drawn,
         "predicted_wait_s": 0.0 if state is None else round(state.predicted_wait_s, 3),
     }
     return content if reason is None else {**content, "reason": reason}
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     state = {
         "type": "object",
         "required": ["ready", "queued", "running", "predicted_wait_s"],

@@ -15,10 +15,12 @@ from worker.api.middleware.request_context import CLIENT_GONE, context_of
 from worker.api.routes import files, image_events
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, ref
+from worker.api.serving import components_of, lifecycle_of
+from worker.components import Components, Model
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
 from worker.generation.request import Generation, Output
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage.gallery import StoredImage
 
 REPLIES_LOCATION = "/internal/replies/"
@@ -27,22 +29,23 @@ REPLIES_LOCATION = "/internal/replies/"
 
 async def generate(request: Request) -> Response:
     """Draw the pictures of one request; a stream's header is sent only once it is admitted."""
-    service: Service = request.app.state.service
-    service.require_ready()
+    model, components = lifecycle_of(request).require_ready(), components_of(request)
+    settings = components.settings
     try:
-        body = await read_json_body(request, service.settings.max_body_bytes)
-        asked = wire.parse(body, service.settings, service.info)
-        drawing = _drawing(request, service, asked)
+        body = await read_json_body(request, settings.max_body_bytes)
+        asked = wire.parse(body, settings, model.info)
+        gallery = asked.store and settings.gallery
+        drawing = _drawing(request, model, asked, gallery=gallery)
         if asked.stream:
             await while_connected(request.receive, drawing.admit())
             events = image_events.events(drawing, asked)
             return sse.EventStream(events, drawing.end, drawing.generation.id)
-        return await while_connected(request.receive, _answer(request, service, asked, drawing))
+        return await while_connected(request.receive, _answer(request, components, asked, drawing))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
-def _drawing(request: Request, service: Service, asked: wire.Generation) -> Drawing:
+def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery: bool) -> Drawing:
     context, caller = context_of(request), caller_of(request)
     assert context.suspect is not None, "the middleware comes first"
     generation = Generation(
@@ -56,7 +59,7 @@ def _drawing(request: Request, service: Service, asked: wire.Generation) -> Draw
             asked.output_format,
             asked.quality,
             inline=asked.response_format == "b64_json",
-            gallery=asked.store and service.settings.gallery,
+            gallery=gallery,
         ),
         priority=asked.priority,
         timeout_s=asked.timeout_s,
@@ -70,15 +73,15 @@ def _drawing(request: Request, service: Service, asked: wire.Generation) -> Draw
         "steps": asked.steps,
         "stream": asked.stream,
     }
-    return Drawing(generation, context.suspect, service.components, context.notes)
+    return Drawing(generation, context.suspect, model.drawing, context.notes)
 
 
 async def _answer(
-    request: Request, service: Service, asked: wire.Generation, drawing: Drawing
+    request: Request, components: Components, asked: wire.Generation, drawing: Drawing
 ) -> Response:
     """All pictures in one JSON answer."""
     drawn = await drawing.draw()
-    items = [_item(request, service, one, stored) for one, stored in drawn]
+    items = [_item(request, components, one, stored) for one, stored in drawn]
     content = {
         "created": int(time.time()),
         "background": "opaque",
@@ -91,21 +94,23 @@ async def _answer(
         "X-Inference-Ms": str(drawing.timings.inference_ms),
         "X-Batch-Size": str(drawing.timings.batch_size),
     }
-    return await _sent(service, drawing.generation.id, body, headers)
+    return await _sent(components, drawing.generation.id, body, headers)
 
 
-def _item(request: Request, service: Service, one: Finished, stored: StoredImage | None) -> bytes:
+def _item(
+    request: Request, components: Components, one: Finished, stored: StoredImage | None
+) -> bytes:
     fields = {"seed": one.spec.seed}
     if stored is None:
         return answers.with_b64(fields, one.picture.b64)
-    return answers.dumps({**fields, "url": files.link(request, service, stored.name)})
+    return answers.dumps({**fields, "url": files.link(request, components, stored.name)})
 
 
 async def _sent(
-    service: Service, request_id: str, body: bytes, headers: Mapping[str, str]
+    components: Components, request_id: str, body: bytes, headers: Mapping[str, str]
 ) -> Response:
     """``body`` over the socket, or as a file that nginx sends."""
-    replies, name = service.replies, None
+    replies, name = components.replies, None
     if replies.takes(body):
         name = await asyncio.to_thread(replies.save, request_id, body)
     if name is not None:
@@ -124,7 +129,7 @@ def fingerprint_of(key: str, generation: wire.Generation) -> str:
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
-def openapi(service: Service) -> Part:
+def openapi(lifecycle: Lifecycle) -> Part:
     item = {
         "type": "object",
         "required": ["seed"],
@@ -151,5 +156,5 @@ def openapi(service: Service) -> Part:
         errors=(404, 422, 507),
         body=ref("Generation"),
     )
-    schemas = {"Drawn": drawn, "Generation": wire.schema(service.settings, service.info)}
+    schemas = {"Drawn": drawn, "Generation": wire.schema(lifecycle.settings, lifecycle.model.info)}
     return Part({"/v1/images/generations": {"post": post}}, schemas)

@@ -17,8 +17,8 @@ from worker.api.routes.job_objects import (
     missing,
     pictures_of,
 )
+from worker.components import Components
 from worker.coordination.progress import Steps
-from worker.lifecycle import Service
 from worker.storage import job_items, jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
@@ -28,14 +28,14 @@ _LOOK_S = 1.0
 _STEPS_S = 0.25
 
 
-async def events(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
+async def events(components: Components, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
     """All that happens to the job after revision ``after``, each event as bytes on the wire."""
-    notifier, told, look_at = service.jobs.listen(), Steps(), 0.0
+    notifier, told, look_at = components.jobs.listen(), Steps(), 0.0
     leases: dict[str, int] = {}
     while True:
         if notifier.changed() or time.monotonic() >= look_at:
             look = partial(_changes, job_id=job_id, after=after)
-            job, changed, more, images, leases = await service.database.read(look)
+            job, changed, more, images, leases = await components.database.read(look)
             for item in changed:
                 yield sse.event("job.item", item=describe_item(item, job, images, {}))
             if more:
@@ -44,21 +44,21 @@ async def events(service: Service, job_id: str, after: int) -> AsyncGenerator[by
             if changed or job.revision > after:
                 # The only event with an id: a stream that is cut before it tells its items again.
                 after = job.revision
-                ends = await service.job_eta.finish_times()
+                ends = await components.job_eta.finish_times()
                 yield _event(after, "job.updated", job=describe(job, ends))
             if job.over:
                 return
             look_at = time.monotonic() + _LOOK_S
-        new = await _news(service, leases, told)
+        new = await _news(components, leases, told)
         for lease, (done, of) in new.items():
             yield sse.event("job.step", number=leases[lease], step=done, steps=of)
         told = {lease: told[lease] for lease in leases if lease in told} | new
         await asyncio.sleep(_STEPS_S)
 
 
-async def _news(service: Service, leases: dict[str, int], told: Steps) -> Steps:
+async def _news(components: Components, leases: dict[str, int], told: Steps) -> Steps:
     """Steps of ``leases`` that were not told yet."""
-    steps = await service.steps.read() if leases else {}
+    steps = await components.steps.read() if leases else {}
     return {k: steps[k] for k in leases if k in steps and told.get(k) != steps[k]}
 
 

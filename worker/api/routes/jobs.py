@@ -35,12 +35,15 @@ from worker.api.routes.job_objects import (
 from worker.api.schemas import job_wire
 from worker.api.schemas.fields import bad, digits_of
 from worker.api.schemas.openapi import Part, Schema, operation, parameter, ref
+from worker.api.serving import components_of, lifecycle_of
 from worker.bounds import MAX_JOB_BODY_BYTES
+from worker.components import Components
 from worker.coordination import quota
 from worker.errors import Conflict, Overloaded
 from worker.generation.request import priority_of
 from worker.jobs.archive import archive
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
+from worker.models.base import ModelInfo
 from worker.storage import job_changes, job_items, jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
@@ -55,36 +58,37 @@ TURN_S = 30.0
 
 async def create(request: Request) -> Response:
     """Accept a job: once this has answered, it will be drawn whatever happens."""
-    service, caller = _service(request), caller_of(request)
-    context = context_of(request)
+    model, components = lifecycle_of(request).require_ready(), components_of(request)
+    caller, context = caller_of(request), context_of(request)
     try:
-        async with _wish_of(request, service, default_seed(context.id)) as wish:
+        async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
             quota.require_size(caller.key, wish.width, wish.height, wish.steps)
             wish = replace(wish, priority=priority_of(caller.key, wish.priority))
-            service.engine.check([_first(wish)])
-            job = await _created(service, wish, caller, context.id)
+            model.engine.check([_first(wish)])
+            job = await _created(components, wish, caller, context.id)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     context.notes |= {"job": job.id, "items": job.total}
-    service.jobs.notify()
-    return Json(await _described(service, job), 202)
+    components.jobs.notify()
+    return Json(await _described(components, job), 202)
 
 
 @asynccontextmanager
-async def _wish_of(request: Request, service: Service, seed: int) -> AsyncIterator[JobSpec]:
+async def _wish_of(
+    request: Request, components: Components, info: ModelInfo, seed: int
+) -> AsyncIterator[JobSpec]:
     """What ``request`` asks for. One at a time has its body and what it says in memory: the values
     of 8 MiB of JSON may take twenty times as much. Raises ``ClientGone`` or ``Overloaded``."""
     try:
         async with asyncio.timeout(TURN_S):
-            await service.reading_job.acquire()
+            await components.reading_job.acquire()
     except TimeoutError:
         raise Overloaded("Many jobs are being made: try again.", retry_after_s=5.0) from None
     try:
         body = await read_json_body(request, MAX_JOB_BODY_BYTES)
-        settings, info = service.settings, service.info
-        yield await asyncio.to_thread(job_wire.parse, body, settings, info, seed)
+        yield await asyncio.to_thread(job_wire.parse, body, components.settings, info, seed)
     finally:
-        service.reading_job.release()
+        components.reading_job.release()
 
 
 def _first(wish: JobSpec) -> DrawSpec:
@@ -92,20 +96,20 @@ def _first(wish: JobSpec) -> DrawSpec:
     return DrawSpec(wish.prompts[0], *size, wish.steps, wish.first_seed, wish.guidance_scale)
 
 
-async def _created(service: Service, wish: JobSpec, caller: Caller, request_id: str) -> Job:
-    now, share = time.time(), _share(service)
+async def _created(components: Components, wish: JobSpec, caller: Caller, request_id: str) -> Job:
+    now, share = time.time(), _share(components)
 
     def work(connection: sa.Connection) -> Job:
         return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now, share)
 
     try:
-        return await service.database.run(work)
+        return await components.database.run(work)
     except IntegrityError:  # its replay on another worker was faster
-        return await service.database.run(work)
+        return await components.database.run(work)
 
 
-def _share(service: Service) -> Share:
-    settings = service.settings
+def _share(components: Components) -> Share:
+    settings = components.settings
     return Share(
         open_jobs=settings.max_open_jobs,
         open_images=settings.max_open_job_images,
@@ -115,9 +119,9 @@ def _share(service: Service) -> Share:
 
 async def preview(request: Request) -> Response:
     """What a job would draw."""
-    service = _service(request)
+    model, components = lifecycle_of(request).require_ready(), components_of(request)
     try:
-        async with _wish_of(request, service, 0) as wish:
+        async with _wish_of(request, components, model.info, 0) as wish:
             return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
@@ -125,25 +129,25 @@ async def preview(request: Request) -> Response:
 
 async def list_jobs(request: Request) -> Response:
     """Jobs of the caller, newest first."""
-    service, caller = _service(request), caller_of(request)
+    components, caller = components_of(request), caller_of(request)
     query = _Query(request.query_params, ("state", "limit", "after"))
     states, limit = query.states(JOB_STATES), query.limit(20, MAX_JOBS)
     owner = None if caller.role == "ops" else caller.owner
     after = query.values.get("after")
-    found = await service.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
-    ends = await service.job_eta.finish_times()
+    found = await components.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
+    ends = await components.job_eta.finish_times()
     data = [describe(job, ends) for job in found[:limit]]
     return Json({"object": "list", "data": data, "has_more": len(found) > limit})
 
 
 async def get_job(request: Request) -> Response:
-    service = _service(request)
-    return Json(await _described(service, await _asked(request)))
+    components = components_of(request)
+    return Json(await _described(components, await _asked(request)))
 
 
 async def list_items(request: Request) -> Response:
     """Items of a job by number, with their pictures."""
-    service, job = _service(request), await _asked(request)
+    components, job = components_of(request), await _asked(request)
     query = _Query(request.query_params, ("state", "limit", "after"))
     states, limit = query.states(ITEM_STATES), query.limit(100, MAX_ITEMS)
     after = query.whole("after", 0)
@@ -152,29 +156,29 @@ async def list_items(request: Request) -> Response:
         found, more = few(job_items.items_of(connection, job.id, states, limit + 1, after), limit)
         return found, more, pictures_of(connection, found)
 
-    found, more, images = await service.database.read(work)
-    steps = await service.steps.read()
+    found, more, images = await components.database.read(work)
+    steps = await components.steps.read()
     data = [describe_item(item, job, images, steps) for item in found]
     return Json({"object": "list", "data": data, "has_more": more})
 
 
 async def delete(request: Request) -> Response:
     """Forget a job; what it has drawn stays in the gallery."""
-    service, job = _service(request), await _asked(request)
-    await service.database.run(lambda c: job_changes.delete(c, job.id))
-    service.jobs.notify()
+    components, job = components_of(request), await _asked(request)
+    await components.database.run(lambda c: job_changes.delete(c, job.id))
+    components.jobs.notify()
     return Response(status_code=204)
 
 
 async def results(request: Request) -> Response:
     """All pictures that are done, as a ZIP file."""
-    service, job = _service(request), await _asked(request)
+    components, job = components_of(request), await _asked(request)
     if not job.counts["done"]:
         raise Conflict(f"{job.id} has no picture yet: wait until the first one is done.")
     name = quote(f"{job.name or job.id}.zip", safe="")
     saved = f"attachment; filename*=UTF-8''{name}"
     return StreamingResponse(
-        archive(service.database, service.images, job),
+        archive(components.database, components.images, job),
         media_type="application/zip",
         headers={"Cache-Control": "no-store", "Content-Disposition": saved},
     )
@@ -192,55 +196,49 @@ def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
 
 async def retry(request: Request) -> Response:
     """Draw failed items again, if the owner may have one more open job."""
-    share = _share(_service(request))
+    share = _share(components_of(request))
     return await _steered(request, lambda c, job: job_changes.retry(c, job, share))
 
 
 async def _steered(request: Request, change: Change) -> Response:
-    service, caller = _service(request), caller_of(request)
+    components, caller = components_of(request), caller_of(request)
     job_id = request.path_params["id"]
 
     def work(connection: sa.Connection) -> Job:
         change(connection, _visible(connection, caller, job_id))
         return jobs.require(connection, job_id)
 
-    job = await service.database.run(work)
-    service.jobs.notify()
-    return Json(await _described(service, job))
+    job = await components.database.run(work)
+    components.jobs.notify()
+    return Json(await _described(components, job))
 
 
 async def events(request: Request) -> Response:
     """What happens to a job from a revision on, as server-sent events."""
-    service, job = _service(request), await _asked(request)
+    components, job = components_of(request), await _asked(request)
     query = _Query(request.query_params, ("after",))
     last = request.headers.get("last-event-id")
     after = query.whole("after", 0) if not last else whole("Last-Event-ID", last)
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
-    ended = service.job_streams.take(caller_of(request).turn)
-    told = job_events.events(service, job.id, after)
-    return sse.EventStream(told, ended, context_of(request).id, until=service.ending)
+    ended = components.job_streams.take(caller_of(request).turn)
+    told = job_events.events(components, job.id, after)
+    return sse.EventStream(told, ended, context_of(request).id, until=lifecycle_of(request).ending)
 
 
-async def _described(service: Service, job: Job) -> dict[str, Any]:
-    return describe(job, await service.job_eta.finish_times())
+async def _described(components: Components, job: Job) -> dict[str, Any]:
+    return describe(job, await components.job_eta.finish_times())
 
 
 # Who may, and what is asked
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    service.require_ready()
-    return service
-
-
 async def _asked(request: Request) -> Job:
     """The job that the path names, if it is the caller's."""
-    service, caller = _service(request), caller_of(request)
+    components, caller = components_of(request), caller_of(request)
     job_id = request.path_params["id"]
-    job = await service.database.read(lambda c: _visible(c, caller, job_id))
-    oversight.note(service, request, [job.owner], job=job.id)
+    job = await components.database.read(lambda c: _visible(c, caller, job_id))
+    oversight.note(components, request, [job.owner], job=job.id)
     return job
 
 
@@ -307,8 +305,8 @@ ROUTES = [
 ]
 
 
-def openapi(service: Service) -> Part:
-    asked = job_wire.schema(service.settings, service.info)
+def openapi(lifecycle: Lifecycle) -> Part:
+    asked = job_wire.schema(lifecycle.settings, lifecycle.model.info)
     return Part(_paths(), {**schemas(), "JobSpec": asked})
 
 

@@ -8,34 +8,35 @@ from starlette.responses import Response
 from worker.api.answers import Json
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, parameter
+from worker.api.serving import lifecycle_of
 from worker.errors import NotFound
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 
 
 async def list_models(request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.require_ready()
-    return Json({"object": "list", "data": [_describe(service)]})
+    lifecycle = lifecycle_of(request)
+    lifecycle.require_ready()
+    return Json({"object": "list", "data": [_describe(lifecycle)]})
 
 
 async def get_model(request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.require_ready()
+    lifecycle = lifecycle_of(request)
+    lifecycle.require_ready()
     asked = request.path_params["id"]
-    if asked.lower() not in wire.model_names(service.settings, service.info):
-        message = f"{asked[:100]!r} is not served here; {service.info.id!r} is."
+    if asked.lower() not in wire.model_names(lifecycle.settings, lifecycle.model.info):
+        message = f"{asked[:100]!r} is not served here; {lifecycle.model.info.id!r} is."
         raise NotFound(message, param="model", code="model_not_found")
-    return Json(_describe(service))
+    return Json(_describe(lifecycle))
 
 
-def _describe(service: Service) -> dict[str, Any]:
-    settings, info = service.settings, service.info
+def _describe(lifecycle: Lifecycle) -> dict[str, Any]:
+    settings, info = lifecycle.settings, lifecycle.model.info
     width, height = info.default_size
     guidance = settings.guidance_scale
     return {
         "id": info.id,
         "object": "model",
-        "created": int(service.started_at),
+        "created": int(lifecycle.started_at),
         "owned_by": "zimage-cluster",
         "default_size": f"{width}x{height}",
         "default_steps": settings.steps or info.default_steps,
@@ -51,9 +52,9 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def openapi(service: Service) -> Part:
+def openapi(lifecycle: Lifecycle) -> Part:
     kinds = {int: "integer", float: "number", str: "string", list: "array"}
-    shown = _describe(service)
+    shown = _describe(lifecycle)
     properties: dict[str, Any] = {
         key: {"type": kinds[type(value)]} for key, value in shown.items() if value is not None
     }

@@ -27,8 +27,10 @@ from worker.api.middleware.access import (
 from worker.api.middleware.request_context import context_of
 from worker.api.schemas.fields import Fields, bad, json_object, refuse_unknown
 from worker.api.schemas.openapi import Part, operation, parameter
+from worker.api.serving import lifecycle_of
+from worker.components import Components
 from worker.errors import InvalidRequest, StoreAway, Unauthenticated
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage import keys, usage
 from worker.storage.keys import EVERYONE, Key
 
@@ -44,21 +46,21 @@ async def session(request: Request) -> Response:
 
 async def _sign_in(request: Request) -> Response:
     """``{"key": "…"}`` → 204 and the cookie."""
-    service: Service = request.app.state.service
-    if service.settings.auth != "keys":
+    components = lifecycle_of(request).components
+    if components.settings.auth != "keys":
         raise InvalidRequest("This cell has no keys: there is nothing to sign in to.", param="key")
-    service.keys.require_current()
+    components.keys.require_current()
     body = Fields(json_object(await read_json_body(request, _MAX_BODY_BYTES)))
     refuse_unknown(body, ("key",))
     context = context_of(request)
     try:
-        key = key_of(service, context, body.text("key", ""))
+        key = key_of(components, context, body.text("key", ""))
     except Unauthenticated:
         why = context.notes["denied"]
-        service.audit.note("sign_in_refused", EVERYONE, "", context.key, why=why)
+        components.audit.note("sign_in_refused", EVERYONE, "", context.key, why=why)
         raise
     context.notes["key"] = key.name
-    service.audit.note("signed_in", key.id, key.name, context.key)
+    components.audit.note("signed_in", key.id, key.name, context.key)
     now = int(time.time())
     proof = tokens.Session(key.id, key.version, now, tokens.new_session_id(), started_at=now)
     return _with_cookie(Response(status_code=204), request, proof)
@@ -66,28 +68,28 @@ async def _sign_in(request: Request) -> Response:
 
 async def _get_session(request: Request) -> Response:
     """Who is signed in, and what the key may do. Renews a cookie that is past half its life."""
-    service: Service = request.app.state.service
+    components = lifecycle_of(request).components
     headers = dict(request.scope["headers"])
-    key = signed_in(service, headers) if service.settings.auth == "keys" else None
+    key = signed_in(components, headers) if components.settings.auth == "keys" else None
     content: dict[str, Any] = {
-        "auth": service.settings.auth,
+        "auth": components.settings.auth,
         "signed_in": key is not None,
         "key": None,
     }
     if key is None:
         return Json(content, headers={"Cache-Control": "no-store"})
-    content["key"] = await _described(service, key)
+    content["key"] = await _described(components, key)
     answer = Json(content, headers={"Cache-Control": "no-store"})
-    proof = session_in(service, headers)
-    if proof is None or _lasts_until(service, proof) <= proof.expires_at:
+    proof = session_in(components, headers)
+    if proof is None or _lasts_until(components, proof) <= proof.expires_at:
         return answer
-    renew = proof.expires_at - time.time() < service.settings.session_ttl_s / 2
+    renew = proof.expires_at - time.time() < components.settings.session_ttl_s / 2
     return _with_cookie(answer, request, proof) if renew else answer
 
 
-def _lasts_until(service: Service, session: tokens.Session) -> int:
+def _lasts_until(components: Components, session: tokens.Session) -> int:
     """The end of ``session`` if it is renewed now."""
-    settings = service.settings
+    settings = components.settings
     ends_at = min(time.time() + settings.session_ttl_s, session.started_at + settings.session_max_s)
     return int(ends_at)
 
@@ -112,14 +114,14 @@ async def _sign_out(request: Request) -> Response:
 
 
 async def _end_sessions(request: Request, *, everywhere: bool) -> None:
-    service: Service = request.app.state.service
+    components = lifecycle_of(request).components
     headers = dict(request.scope["headers"])
-    sessions = sessions_in(service, headers) if service.settings.auth == "keys" else []
-    found = [(key, each) for each in sessions if (key := key_behind(service, each))]
+    sessions = sessions_in(components, headers) if components.settings.auth == "keys" else []
+    found = [(key, each) for each in sessions if (key := key_behind(components, each))]
     if not found:
         return
     require_own_page(request.method, headers)
-    now, max_s = time.time(), service.settings.session_max_s
+    now, max_s = time.time(), components.settings.session_max_s
 
     def work(connection: sa.Connection) -> None:
         if everywhere:
@@ -128,21 +130,21 @@ async def _end_sessions(request: Request, *, everywhere: bool) -> None:
             ends_at = session.started_at + max_s
             keys.end_session(connection, session.id, key.id, ends_at, now)
 
-    await service.database.run(work)
-    await service.keys.refresh()
+    await components.database.run(work)
+    await components.keys.refresh()
     client = context_of(request).key
     key, _ = found[0]
-    service.audit.note("signed_out", key.id, key.name, client, everywhere=everywhere)
+    components.audit.note("signed_out", key.id, key.name, client, everywhere=everywhere)
 
 
 def _with_cookie(answer: Response, request: Request, session: tokens.Session) -> Response:
     """``answer`` with a cookie for ``session``, for as long as it may last from now on."""
-    service: Service = request.app.state.service
-    until = _lasts_until(service, session)
+    components = lifecycle_of(request).components
+    until = _lasts_until(components, session)
     secure = is_https(dict(request.scope["headers"]))
     answer.set_cookie(
         SECURE_COOKIE if secure else COOKIE,
-        tokens.session_text(service.keys.secret, replace(session, expires_at=until)),
+        tokens.session_text(components.keys.secret, replace(session, expires_at=until)),
         max_age=max(0, until - int(time.time())),
         path="/",
         httponly=True,
@@ -152,32 +154,32 @@ def _with_cookie(answer: Response, request: Request, session: tokens.Session) ->
     return answer
 
 
-async def _described(service: Service, key: Key) -> dict[str, Any]:
+async def _described(components: Components, key: Key) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
         "role": key.role,
         "priority": key.priority,
         "images_per_day": key.images_per_day,
-        "images_today": await _images_today(service, key),
+        "images_today": await _images_today(components, key),
         "concurrency": key.concurrency,
     }
 
 
-async def _images_today(service: Service, key: Key) -> int | None:
+async def _images_today(components: Components, key: Key) -> int | None:
     """What counts against the limit, or else stands in the ledger; None: nobody knows now."""
     if key.images_per_day is not None:
-        counted = await asyncio.to_thread(service.quotas.today, key)
+        counted = await asyncio.to_thread(components.quotas.today, key)
         if counted is not None:
             return counted
     today = usage.day_of(time.time())
     try:
-        return await service.database.read(lambda c: usage.images_on(c, key.id, today))
+        return await components.database.read(lambda c: usage.images_on(c, key.id, today))
     except StoreAway:
         return None
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     optional = {"type": ["integer", "null"]}
     key = {
         "type": ["object", "null"],

@@ -9,8 +9,10 @@ from worker.api import searches
 from worker.api.answers import Json
 from worker.api.caller import EVERYONE, Caller, caller_of
 from worker.api.schemas.openapi import Part, operation, parameter
+from worker.api.serving import lifecycle_of
+from worker.components import Components
 from worker.errors import InvalidRequest
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage import usage
 
 _BY = ("key", "day", "model")
@@ -19,7 +21,7 @@ _QUERIES = ("by", "since", "until")
 
 async def get_usage(request: Request) -> Response:
     """Sums by key, day or model, from day ``since`` to day ``until``, both included."""
-    service: Service = request.app.state.service
+    components = lifecycle_of(request).components
     for name in request.query_params:
         if name not in _QUERIES:
             _refuse(name[:40], f"unknown; known are {', '.join(_QUERIES)}")
@@ -30,22 +32,22 @@ async def get_usage(request: Request) -> Response:
     caller = caller_of(request)
     owner = None if caller.role == "ops" else caller.owner
     found = await searches.search(
-        service,
+        components,
         caller,
         lambda connection: usage.report(connection, cast(usage.By, by), since, until, owner),
         param="since",
         remedy="ask for fewer days",
     )
     if by == "key":
-        found = [_with_name(row, service, caller) for row in found]
+        found = [_with_name(row, components, caller) for row in found]
     content = {"object": "list", "by": by, "data": found}
     return Json(content, headers={"Cache-Control": "no-store"})
 
 
-def _with_name(row: dict[str, Any], service: Service, caller: Caller) -> dict[str, Any]:
+def _with_name(row: dict[str, Any], components: Components, caller: Caller) -> dict[str, Any]:
     """``key`` is its name, as long as it is there; ``key_id`` never changes."""
     id = row["key"]
-    key = service.keys.known(id)
+    key = components.keys.known(id)
     name = EVERYONE if id == EVERYONE else id if key is None else key.name
     return {**row, "key": caller.name if id == caller.owner else name, "key_id": id}
 
@@ -61,7 +63,7 @@ def _refuse(param: str, message: str) -> None:
     raise InvalidRequest(f"{param}: {message}.", param=param)
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     row = {"type": "object", "required": list(usage.COLUMNS)}
     found = {
         "type": "object",

@@ -1,6 +1,6 @@
 """``/openapi.json``: what this worker's API takes and answers, as OpenAPI 3.1.
 
-Each module of routes describes its own: ``openapi(service)`` returns a ``Part``. Limits are those
+Each module of routes describes its own: ``openapi(lifecycle)`` returns a ``Part``. Limits are those
 of this cell, so that a client generated from the document knows them.
 """
 
@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from worker.api.answers import Json
 from worker.api.middleware import access
-from worker.lifecycle import Service
+from worker.api.serving import lifecycle_of
+from worker.lifecycle import Lifecycle
 
 Schema = Mapping[str, Any]
 
@@ -83,7 +84,7 @@ class Part:
     schemas: Mapping[str, Schema] = field(default_factory=dict)
 
 
-Describe = Callable[[Service], Part]
+Describe = Callable[[Lifecycle], Part]
 
 
 def ref(name: str) -> Schema:
@@ -147,12 +148,12 @@ def _answer(status: int, schema: Schema | Mapping[str, Schema]) -> dict[str, Any
     return {"description": _MEANINGS[status], "content": content}
 
 
-def document(service: Service, describes: Iterable[Describe]) -> dict[str, Any]:
+def document(lifecycle: Lifecycle, describes: Iterable[Describe]) -> dict[str, Any]:
     """All parts as one document."""
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Schema] = {"Error": ERROR, "Event": EVENT}
     for describe in describes:
-        part = describe(service)
+        part = describe(lifecycle)
         schemas |= part.schemas
         for path, item in part.paths.items():
             for method, described in item.items():
@@ -172,7 +173,7 @@ def document(service: Service, describes: Iterable[Describe]) -> dict[str, Any]:
                 "sign_in": {"type": "apiKey", "in": "cookie", "name": access.COOKIE},
             },
         },
-        "security": [{"key": []}, {"sign_in": []}] if service.settings.auth == "keys" else [],
+        "security": [{"key": []}, {"sign_in": []}] if lifecycle.settings.auth == "keys" else [],
     }
 
 
@@ -182,13 +183,13 @@ def route(modules: Iterable[ModuleType]) -> Route:
 
     async def get_document(request: Request) -> Response:
         """This document."""
-        service: Service = request.app.state.service
-        service.require_ready()
-        return Json(document(service, describes))
+        lifecycle = lifecycle_of(request)
+        lifecycle.require_ready()
+        return Json(document(lifecycle, describes))
 
     return Route("/openapi.json", get_document, methods=["GET"])
 
 
-def openapi(_: Service) -> Part:
+def openapi(_: Lifecycle) -> Part:
     got = operation("This document.", {200: {"type": "object"}})
     return Part({"/openapi.json": {"get": got}})

@@ -22,7 +22,7 @@ from worker.app import ROUTES
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
 from worker.engine.ticket import Finish
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.storage import keys
 from worker.storage.keys import Key
 from worker.storage.secret import shared_secret
@@ -38,19 +38,19 @@ SITE = {"Origin": "http://cell"}
 class Keyed:
     """A worker that asks for keys, and a way to make some."""
 
-    service: Service
+    service: Lifecycle
     client: httpx.AsyncClient
     secret: bytes
 
     async def make(self, name: str = "ada", **limits: Any) -> tuple[Key, str]:
         key, token = keys.new_key(self.secret, name, **limits)
-        await self.service.database.run(lambda c: keys.insert(c, key, self.secret))
-        await self.service.keys.refresh()
+        await self.service.components.database.run(lambda c: keys.insert(c, key, self.secret))
+        await self.service.components.keys.refresh()
         return key, token
 
     async def change(self, key: Key, **values: Any) -> None:
-        await self.service.database.run(lambda c: keys.change(c, key.id, **values))
-        await self.service.keys.refresh()
+        await self.service.components.database.run(lambda c: keys.change(c, key.id, **values))
+        await self.service.components.keys.refresh()
 
     async def draw(self, token: str | None = None, **headers: str) -> httpx.Response:
         proof = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -144,8 +144,8 @@ async def test_changes_of_a_key_count_without_a_restart(keyed: Keyed) -> None:
     await keyed.change(key, hash=keys.hash_of(keyed.secret, fresh), version=2)
     assert (await keyed.draw(token)).status_code == 401
     assert (await keyed.draw(fresh)).status_code == 200
-    await keyed.service.database.run(lambda c: keys.delete(c, key.id))
-    await keyed.service.keys.refresh()
+    await keyed.service.components.database.run(lambda c: keys.delete(c, key.id))
+    await keyed.service.components.keys.refresh()
     assert (await keyed.draw(fresh)).status_code == 401
 
 
@@ -154,13 +154,13 @@ async def test_a_key_of_the_batch_draws_as_batch(
 ) -> None:
     _, token = await keyed.make(priority="batch")
     seen: list[DrawRequest] = []
-    submit = keyed.service.engine.submit
+    submit = keyed.service.model.engine.submit
 
     def see(request: DrawRequest, finish: Finish) -> Ticket:
         seen.append(request)
         return submit(request, finish)
 
-    monkeypatch.setattr(keyed.service.engine, "submit", see)
+    monkeypatch.setattr(keyed.service.model.engine, "submit", see)
     assert (await keyed.draw(token)).status_code == 200
     assert [(r.priority.name, r.key.startswith("key_")) for r in seen] == [("BATCH", True)]
 
@@ -270,7 +270,9 @@ async def test_signing_out_is_in_the_audit_log(
     noted: list[Any] = []
     cookies = [await keyed.cookie(token) for _ in range(2)]
     monkeypatch.setattr(
-        keyed.service.audit, "note", lambda *args, **details: noted.append((*args[:2], details))
+        keyed.service.components.audit,
+        "note",
+        lambda *args, **details: noted.append((*args[:2], details)),
     )
     for cookie, query in zip(cookies, ("", "?everywhere=true"), strict=True):
         await keyed.with_cookie(cookie, "DELETE", f"/v1/session{query}", **SITE)
@@ -340,7 +342,7 @@ async def test_all_workers_know_who_signed_out_and_so_does_the_next_one(keyed: K
         second = Keyed(service, client, keyed.secret)
         assert (await second.with_cookie(cookie)).status_code == 200
         await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
-        await service.keys.refresh()
+        await service.components.keys.refresh()
         assert (await second.with_cookie(cookie)).status_code == 401
     async with serving(settings) as (service, client):
         await ready(service)
@@ -459,13 +461,13 @@ async def test_known_keys_go_on_without_the_database_and_nobody_signs_in(
 ) -> None:
     _, token = await keyed.make()
     (home / "zimage.db").rename(home / "away.db")
-    await keyed.service.keys.refresh()
+    await keyed.service.components.keys.refresh()
     assert (await keyed.draw(token)).status_code == 200
     assert (await keyed.draw("wrong")).status_code == 401
     refused = await keyed.sign_in(token)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
     (home / "away.db").rename(home / "zimage.db")
-    await keyed.service.keys.refresh()
+    await keyed.service.components.keys.refresh()
     assert (await keyed.sign_in(token)).status_code == 204
 
 
@@ -502,7 +504,7 @@ async def test_no_key_is_told_from_another_by_time(keyed: Keyed) -> None:
     """A look-up takes the same whether nothing, the beginning or all but the end is right."""
     _, token = await keyed.make()
     for i in range(200):
-        keyed.service.keys._by_hash[bytes([i]) * 32] = Key(f"k{i}", f"k{i}", b"", "")
+        keyed.service.components.keys._by_hash[bytes([i]) * 32] = Key(f"k{i}", f"k{i}", b"", "")
     wrong = [
         "zimage_" + "A" * 43,
         token[:30] + "A" * 20,
@@ -515,7 +517,7 @@ async def test_no_key_is_told_from_another_by_time(keyed: Keyed) -> None:
 def _spent_ns(keyed: Keyed, token: str) -> int:
     began = time.process_time_ns()
     for _ in range(300):
-        assert keyed.service.keys.holder(token) is None
+        assert keyed.service.components.keys.holder(token) is None
     return time.process_time_ns() - began
 
 
@@ -523,7 +525,7 @@ def _spent_ns(keyed: Keyed, token: str) -> int:
 
 
 async def used(keyed: Keyed, token: str, **query: str) -> list[dict[str, Any]]:
-    await keyed.service.ledger.flush()
+    await keyed.service.components.ledger.flush()
     proof = {"Authorization": f"Bearer {token}"}
     answer = await keyed.client.get("/v1/usage", params=query, headers=proof)
     assert answer.status_code == 200, answer.text
@@ -538,10 +540,10 @@ async def test_over_its_day_a_key_is_refused_with_the_numbers_before_anything_is
     body = BODY | {"n": 2}
     proof = {"Authorization": f"Bearer {token}"}
     first = await keyed.client.post(DRAW, json=body, headers=proof)
-    drawn = keyed.service.engine.state().totals["pictures_drawn"]
+    drawn = keyed.service.model.engine.state().totals["pictures_drawn"]
     second = await keyed.client.post(DRAW, json=body, headers=proof)
     assert (first.status_code, second.status_code) == (200, 429)
-    assert keyed.service.engine.state().totals["pictures_drawn"] == drawn
+    assert keyed.service.model.engine.state().totals["pictures_drawn"] == drawn
     error = second.json()["error"]
     assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
     assert "may draw 3 pictures a day (UTC) and has drawn 2" in error["message"]
@@ -560,14 +562,14 @@ async def test_a_stream_counts_and_holds_its_slot_until_its_end(keyed: Keyed) ->
     answer = await keyed.client.post(DRAW, json=body, headers=proof)
     assert answer.text.count("image_generation.completed") == 4  # event and type, twice
     assert (await keyed.draw(token)).status_code == 200  # the slot is free again
-    assert keyed.service.quotas.today(key) == 3
+    assert keyed.service.components.quotas.today(key) == 3
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"]) == (2, 3)
 
 
 async def test_too_many_at_a_time_wait_as_the_sdk_does(keyed: Keyed) -> None:
     key, token = await keyed.make(concurrency=1)
-    held = await keyed.service.quotas.hold(key, "r", time.time(), 1)
+    held = await keyed.service.components.quotas.hold(key, "r", time.time(), 1)
     refused = await keyed.draw(token)
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
     assert refused.headers["X-Should-Retry"] == "true"
@@ -626,7 +628,7 @@ async def test_without_keys_everybody_is_one(home: Path) -> None:
     async with serving(migrated(settings_in(home))) as (service, client):
         await ready(service)
         assert (await client.post(DRAW, json=BODY)).status_code == 200
-        await service.ledger.flush()
+        await service.components.ledger.flush()
         [row] = (await client.get("/v1/usage?by=key")).json()["data"]
         assert (row["key"], row["images"]) == ("everyone", 1)
 
@@ -637,7 +639,7 @@ async def test_a_request_that_fails_is_a_failure_and_gives_its_pictures_back(key
     body = BODY | {"prompt": "fault:error"}
     answer = await keyed.client.post(DRAW, json=body, headers=proof)
     assert answer.status_code == 500
-    assert keyed.service.quotas.today(key) == 0
+    assert keyed.service.components.quotas.today(key) == 0
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"], row["failures"]) == (1, 0, 1)
 
@@ -707,7 +709,7 @@ async def test_a_job_draws_what_its_key_has_left_of_the_day(keyed: Keyed) -> Non
     await anyio.sleep(1.5)  # another look of the runner
     found = await counts()
     assert (found["done"], found["failed"]) == (2, 0)
-    assert keyed.service.quotas.today(key) == 2
+    assert keyed.service.components.quotas.today(key) == 2
     assert (await keyed.draw(token)).status_code == 429
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"], row["refusals"]) == (3, 2, 1)

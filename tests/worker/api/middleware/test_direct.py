@@ -44,7 +44,7 @@ async def answers(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://cell") as client,
     ):
-        await ready(app.state.service)
+        await ready(app.state.lifecycle)
         for json, headers, _ in CALLS:
             named = {"x-request-id": "7" * 32, **headers}
             answer = await client.post(URL, json=json, headers=named)

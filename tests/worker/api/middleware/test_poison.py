@@ -87,13 +87,13 @@ async def test_a_drawing_that_is_encoded_is_being_handled(
     seen: list[int] = []
     async with serving(settings) as (service, client):
         await ready(service)
-        encoded = service.encoders.encoded
+        encoded = service.components.encoders.encoded
 
         def look(*how: object) -> object:
             seen.append(len(read_in_flight(settings.heartbeat)))
             return encoded(*how)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(service.encoders, "encoded", look)
+        monkeypatch.setattr(service.components.encoders, "encoded", look)
         assert (await client.post(DRAW, json={"prompt": "a", "n": 1})).status_code == 200
     assert seen == [1]
 

@@ -78,7 +78,7 @@ async def test_a_cell_without_a_gallery_keeps_nothing(home: Path) -> None:
     async with serving(migrated(settings_in(home, gallery=False))) as (service, client):
         await ready(service)
         await draw(client, "a fox")
-        await service.gallery_writer.close(1)
+        await service.components.gallery_writer.close(1)
         await listed(client, 0)
     assert not list((home / "images").glob("*/*"))
 

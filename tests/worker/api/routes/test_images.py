@@ -17,7 +17,7 @@ from worker.api.routes.images import default_seed
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.generation.imaging import Encoders, Picture
 from worker.generation.recording import Recording, Timings
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 
 pytestmark = pytest.mark.anyio
@@ -29,10 +29,10 @@ def pixels_of(item: dict[str, Any]) -> Any:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))))
 
 
-async def running(service: Service) -> None:
+async def running(service: Lifecycle) -> None:
     """Wait until a request is being drawn."""
     deadline = time.monotonic() + 30
-    while not service.engine.state().running:
+    while not service.model.engine.state().running:
         assert time.monotonic() < deadline
         await anyio.sleep(0.005)
 
@@ -114,7 +114,7 @@ async def test_a_request_over_its_own_time_limit_is_a_408(home: Path) -> None:
         await ready(service)
         answer = await client.post(URL, json={"prompt": "a", "steps": 50, "timeout_s": 0.3})
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "deadline_passed")
-        assert service.engine.state().running == 0
+        assert service.model.engine.state().running == 0
 
 
 async def test_batch_work_lets_interactive_requests_pass(home: Path) -> None:

@@ -16,7 +16,7 @@ from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.api.routes import job_objects, jobs
 from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
-from worker.lifecycle import Service
+from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 from worker.storage.jobs import JobSpec
 
@@ -151,11 +151,11 @@ async def test_bodies_are_read_one_at_a_time(
 
 
 async def test_who_waits_long_for_other_jobs_goes_to_another_worker(
-    cell: tuple[Service, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, client = cell
     monkeypatch.setattr(jobs, "TURN_S", 0.01)
-    async with service.reading_job:
+    async with service.components.reading_job:
         for path in ("/v1/jobs", "/v1/jobs/preview"):
             answer = await client.post(path, json=BODY)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
@@ -280,7 +280,7 @@ async def test_a_stream_cut_before_its_last_event_tells_it_later(client: httpx.A
 
 
 async def test_results_are_a_zip_of_named_pictures(
-    cell: tuple[Service, httpx.AsyncClient],
+    cell: tuple[Lifecycle, httpx.AsyncClient],
 ) -> None:
     service, client = cell
     job = await make(client, prompts=["a red/blue hill", "山 {x}", "c"])
@@ -306,10 +306,10 @@ async def test_without_a_picture_there_are_no_results(slow: httpx.AsyncClient) -
 
 
 async def test_without_its_database_a_job_is_not_accepted(
-    cell: tuple[Service, httpx.AsyncClient], home: Path, monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, client = cell
-    monkeypatch.setattr(service.database, "_timeout_s", 0.1)
+    monkeypatch.setattr(service.components.database, "_timeout_s", 0.1)
     with sqlite3.connect(home / "zimage.db", isolation_level=None) as lock:
         lock.execute("BEGIN IMMEDIATE")
         answer = await client.post("/v1/jobs", json=BODY)

@@ -1,0 +1,256 @@
+"""What one worker is built of, once, and handed down."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker import log
+from worker.accounts.keyring import KeyRing
+from worker.calibration import tables as calibration
+from worker.coordination.auth_throttle import AuthThrottle
+from worker.coordination.heartbeat import HeartbeatFile
+from worker.coordination.inflight import InFlight
+from worker.coordination.poison_requests import PoisonRequests
+from worker.coordination.progress import ProgressReader, ProgressWriter
+from worker.coordination.quota import Quotas
+from worker.coordination.resume_tokens import ResumeTokens
+from worker.coordination.shares import Shares
+from worker.engine import Costs, Engine, Limits
+from worker.generation import components as generation
+from worker.generation.imaging import Encoders
+from worker.generation.labels import Labels
+from worker.generation.quarantine import Quarantine
+from worker.jobs.drawing import Tools
+from worker.jobs.job_eta import JobEta
+from worker.jobs.runner import Runner
+from worker.models.base import ModelInfo, Pipeline
+from worker.models.memory import Memory, memory_of
+from worker.observability import audit
+from worker.observability.audit import Audit
+from worker.observability.metrics import Metrics, Reading
+from worker.settings import Settings
+from worker.storage.database import Database, sqlite_url
+from worker.storage.gallery_writer import GalleryWriter
+from worker.storage.images import ImageStore, Signer
+from worker.storage.ledger import Ledger
+from worker.storage.replies import ReplyStore
+from worker.storage.retention import Retention, Sweeper
+from worker.storage.secret import shared_secret
+from worker.storage.thumbnails import Thumbnails
+
+_SEARCHES = 8  # at a time: the last of them waits for some seconds at most
+_SEARCHES_OF_ONE = 4
+_GIB = 1 << 30
+
+
+class Life(Protocol):
+    """What components ask of the worker's life."""
+
+    def require_ready(self) -> object:
+        """Raise where this worker takes no work now."""
+
+    def drawing(self) -> generation.Components | None:
+        """What to draw with, where this worker takes work now."""
+
+    def loaded_engine(self) -> Engine | None:
+        """The engine, as soon as there is one."""
+
+    def reading(self) -> Reading:
+        """For the metrics."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """All that is there before a model is loaded."""
+
+    settings: Settings
+    metrics: Metrics
+    audit: Audit
+    encoders: Encoders
+    heartbeat: HeartbeatFile
+    in_flight: InFlight
+    """What is being handled outside the engine."""
+    poison_requests: PoisonRequests
+    quarantine: Quarantine
+    auth_throttle: AuthThrottle
+    keys: KeyRing
+    quotas: Quotas
+    ledger: Ledger
+    signer: Signer
+    resume_tokens: ResumeTokens
+    database: Database
+    images: ImageStore
+    thumbnails: Thumbnails
+    gallery_writer: GalleryWriter
+    replies: ReplyStore
+    sweeper: Sweeper
+    jobs: Runner
+    job_eta: JobEta
+    steps: ProgressReader
+    job_streams: Shares
+    reading_job: asyncio.Lock
+    searches: Shares
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that is there once a model is loaded. ``drawing`` is what a drawing takes."""
+
+    engine: Engine
+    info: ModelInfo
+    memory: Memory
+    drawing: generation.Components
+
+
+def build(settings: Settings, life: Life) -> Components:
+    """Inside the event loop. Quick: what takes long is begun by the life cycle."""
+    run_dir, var_dir, name = settings.run_dir, settings.var_dir, settings.name
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret = shared_secret(run_dir / "link-secret")
+    metrics = Metrics(life.reading)
+    pool = settings.pool_dir or var_dir / "pool"
+    poison_requests = PoisonRequests(var_dir, run_dir, pool, name, settings.strike_ttl_s)
+    _inherit_strikes(poison_requests, metrics)  # before the heartbeat is overwritten
+    heartbeat = HeartbeatFile(settings.heartbeat)
+    database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
+    images = ImageStore(var_dir / "images")
+    keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
+    quotas = Quotas(run_dir, var_dir)
+    tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
+    keep_s = settings.job_keep_days * 86_400
+    lock = run_dir / "images-sweep.lock"
+    return Components(
+        settings=settings,
+        metrics=metrics,
+        audit=_audit(settings),
+        encoders=Encoders(settings.threads, Labels(settings.label_mark, settings.label_producer)),
+        heartbeat=heartbeat,
+        in_flight=InFlight(heartbeat.mapped),
+        poison_requests=poison_requests,
+        quarantine=Quarantine(poison_requests, metrics, threading.Lock(), life.require_ready),
+        auth_throttle=AuthThrottle(run_dir / "auth-throttle", settings.wrong_keys_per_minute),
+        keys=keys,
+        quotas=quotas,
+        ledger=Ledger(
+            database, var_dir / "usage", name, settings.usage_keep_days, metrics.usage_lost.inc
+        ),
+        signer=Signer(secret),
+        resume_tokens=ResumeTokens(secret),
+        database=database,
+        images=images,
+        thumbnails=Thumbnails(images),
+        gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
+        replies=ReplyStore(settings.reply_dir, name),
+        sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery),
+        jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s),
+        job_eta=JobEta(database, life.loaded_engine, run_dir),
+        steps=ProgressReader(run_dir),
+        job_streams=Shares(
+            "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
+        ),
+        reading_job=asyncio.Lock(),
+        searches=Shares("searches", _SEARCHES, _SEARCHES_OF_ONE),
+    )
+
+
+def build_model(
+    pipeline: Pipeline, components: Components, on_fatal: Callable[[BaseException], None]
+) -> Model:
+    """Blocks: where nobody knows what drawing costs, it is measured."""
+    settings, memory = (
+        components.settings,
+        memory_of(pipeline.info, components.settings.vram_limit_gib),
+    )
+    costs, lent = _costs(settings, pipeline, memory)
+    engine = Engine(
+        pipeline,
+        components.heartbeat,
+        _limits(settings),
+        costs,
+        on_fatal,
+        components.quarantine.apart,
+    )
+    # A neighbour on the card may draw while this worker is idle.
+    if lent and settings.vram_limit_gib is None:
+        engine.when_idle(calibration.renewed(settings, pipeline, memory, engine.learn))
+    drawing = generation.Components(
+        engine=engine,
+        model=pipeline.info.id,
+        encoders=components.encoders,
+        images=components.images,
+        gallery_writer=components.gallery_writer,
+        quarantine=components.quarantine,
+        in_flight=components.in_flight,
+        quotas=components.quotas,
+        resume_tokens=components.resume_tokens,
+        ledger=components.ledger,
+        audit=components.audit,
+        metrics=components.metrics,
+    )
+    return Model(engine, pipeline.info, memory, drawing)
+
+
+def _costs(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Costs, bool]:
+    """What calibration found for this device, or a short measurement where that is quick; and
+    whether it was found on another device of its kind."""
+    about = settings, pipeline, memory
+    table = calibration.load(*about)
+    shipped = calibration.shipped(*about) if table is None else None
+    log.event(
+        "costs",
+        calibrated=table is not None,
+        shipped=shipped is not None,
+        memory_limit=memory.limit_bytes,
+    )
+    if table is not None:
+        return table, False
+    if shipped is not None:
+        return shipped, True
+    if pipeline.info.device == "cpu":
+        # Slow, and shared: the warm-up picture and what is drawn measure.
+        return Costs(settings.max_batch), False
+    return calibration.short(*about), False
+
+
+def _inherit_strikes(poison_requests: PoisonRequests, metrics: Metrics) -> None:
+    try:
+        struck = poison_requests.inherit()
+    except OSError as error:
+        log.failure("strikes cannot be written", error)
+        return
+    if struck:
+        log.event("predecessor died of one of these", requests=struck)
+        metrics.strikes.labels("inherited").inc(struck)
+
+
+def _audit(settings: Settings) -> Audit:
+    rules = audit.Rules(
+        settings.audit_prompts,
+        settings.audit_prompt_chars,
+        settings.audit_keep_days * 86_400.0,
+        settings.audit_max_mib << 20,
+        int(settings.audit_key_mib_per_day * 2**20),
+    )
+    folder = settings.var_dir / "audit" if settings.audit_log else None
+    return Audit(folder, settings.name, rules)
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        keep_s=settings.keep_days * 86_400,
+        keep_bytes=int(settings.keep_gib * _GIB),
+        favourites_bytes=int(settings.favourites_gib * _GIB),
+        link_s=settings.url_ttl_s,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_queued_requests=settings.max_queued_requests,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        max_batch=settings.max_batch,
+        step_allowance_s=settings.step_allowance_s,
+        compile_allowance_s=settings.compile_allowance_s,
+    )
