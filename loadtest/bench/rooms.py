@@ -6,14 +6,19 @@ run of calls of functions of one room; a *return* is a stay in a room that was l
 follows the request through the code turns as many pages. Modules beside the rooms (errors, log,
 settings, lifecycle …) count as none. What the thread that draws does is the engine's own business.
 
+Not counted: coroutines that go on where they waited (the reader is on that page still), and what
+the event loop calls back, which only wakes them.
+
 ``carrying``: in those rooms alone that decide what happens next to a request. The others answer
-what they are asked and call nobody back, so their caller can be read without them.
+what they are asked and call nobody back, so their caller can be read without them: storage,
+coordination and models, and the log and metrics that are written beside the way.
 """
 
 import argparse
 import asyncio
 import dis
 import functools
+import inspect
 import itertools
 import sys
 import tempfile
@@ -63,7 +68,7 @@ class Profile:
             return
         code, thread = frame.f_code, threading.current_thread().name
         room = room_of(code.co_filename)
-        if room is None or frame.f_lasti > _begins_at(code):
+        if room is None or frame.f_lasti > _begins_at(code) or _is_callback(frame):
             return
         if _requested.get() or thread.startswith(ENCODERS):
             name = f"{Path(code.co_filename).stem}:{code.co_qualname}"
@@ -84,6 +89,13 @@ def room_of(filename: str) -> str | None:
 def _begins_at(code: CodeType) -> int:
     """Where a function begins; a coroutine that goes on behind that is not called once more."""
     return next(s.offset for s in dis.get_instructions(code) if s.opname == "RESUME")
+
+
+def _is_callback(frame: FrameType) -> bool:
+    """Whether the event loop itself calls this function, and no task of its."""
+    caller = frame.f_back
+    called_back = caller is not None and caller.f_code is asyncio.Handle._run.__code__
+    return called_back and not frame.f_code.co_flags & inspect.CO_COROUTINE
 
 
 def stays(calls: Iterable[Call]) -> list[tuple[str, list[str]]]:

@@ -120,10 +120,12 @@ class Engine:
         ``finish`` does what its pictures still need before the ticket tells of them."""
         self._loop = asyncio.get_running_loop()
         _require_sense(request)
-        self.check(request.specs)
+        for spec in request.specs:
+            self._pipeline.check(spec)
         ticket = Ticket(request, lambda: self._cancel(entry), finish)
         entry = Entry(request, ticket, next(self._sequence), time.monotonic())
         with self._lock:
+            self._admission.require_known_to_fit(request.specs)
             self._require_open()
             place = self._admission.admit(entry)
             self._queue.add(entry)

@@ -1,7 +1,6 @@
 """Whether a generation is drawn here, and what it holds while it is."""
 
 import asyncio
-from functools import cached_property
 
 from worker import log
 from worker.coordination import quota
@@ -32,6 +31,8 @@ class Admission:
         self._components = components
         self._notes = notes
         self._since = generation.arrived_at  # to the queue
+        self.resume_token = ""
+        """This stream's place, which its client sends with the request if the stream is cut."""
         self._token: ResumeToken | None = None
         self._hold: Hold | None = None
         self._given_back = False
@@ -51,7 +52,6 @@ class Admission:
         if generation.resume:
             self._resume(generation.resume)
         self._hold = await components.quotas.hold(key, generation.id, self._since, len(specs))
-        components.engine.check(specs)
         components.encoders.require_room()
         if not generation.output.inline:
             await asyncio.to_thread(components.images.require_room)
@@ -95,13 +95,10 @@ class Admission:
         # From here on the header is as good as sent: another worker can no longer have it.
         ticket.keep = generation.stream
         self._suspect.rest()  # until its first picture is drawn
+        if generation.stream:
+            turn, tokens = generation.caller.turn, self._components.resume_tokens
+            self.resume_token = tokens.text(self._since, turn, generation.specs)
         return ticket
-
-    @cached_property
-    def resume_token(self) -> str:
-        """This stream's place, which its client sends with the request if the stream is cut."""
-        turn = self._generation.caller.turn
-        return self._components.resume_tokens.text(self._since, turn, self._generation.specs)
 
     def drew(self, pictures: int) -> None:
         """So many more stay counted in the key's day."""

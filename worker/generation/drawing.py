@@ -27,6 +27,8 @@ class Drawing:
     """
 
     timings: Timings
+    resume_token = ""
+    """What a client sends to go on in the place of this stream, should it be cut."""
 
     def __init__(
         self,
@@ -48,30 +50,37 @@ class Drawing:
 
         Raises ``ZimageError``.
         """
-        await self.admit()
-        try:
-            with self._recording.counted():
-                finished = await self._all()
+        with self._recording.counted():
+            ticket = await self._admission.take(self._encoding.begin)
+            try:
+                if len(self.generation.specs) == 1:  # most have, and need not look at each event
+                    finished = cast(list[Finished], await ticket.result())
+                    self._recording.finished(*finished)
+                else:
+                    finished = await self._all(ticket)
                 inline = self.generation.output.inline
                 drawn = [(one, None if inline else await self._kept(one)) for one in finished]
                 self._admission.drew(len(finished))
                 self.timings = self._recording.done(*finished)
-            return drawn
-        except asyncio.CancelledError:
-            self._recording.left()
-            raise
-        finally:
-            await self._admission.release()
+            except asyncio.CancelledError:
+                ticket.cancel()
+                self._recording.left()
+                raise
+            finally:
+                await self._admission.release()
+        return drawn
 
     async def admit(self) -> None:
         """Take what the key has left and a place in the queue, or raise why not."""
         with self._recording.counted():
             self._ticket = await self._admission.take(self._encoding.begin)
+        self.resume_token = self._admission.resume_token
 
     async def events(self) -> AsyncGenerator[Told, None]:
         """Everything that happens until all is drawn. Whoever stops listening stops the drawing."""
+        assert self._ticket is not None, "admit comes first"
         with self._recording.counted():
-            async with self._engine_events() as events:
+            async with _events(self._ticket) as events:
                 async for event in events:
                     match event:
                         case Queued() | Stepped():
@@ -86,14 +95,15 @@ class Drawing:
                     del event  # a preview's pixels must not wait for the next one
                     yield told
                     del told
-            if self.generation.item is None:
-                self.timings = self._recording.done()
 
     def _finished(self, one: Finished) -> Finished:
         self._recording.finished(one)
         if self.generation.item is None:
             self._admission.drew(1)
-            self._recording.count(one)
+            if self._recording.complete:
+                self.timings = self._recording.done(one)
+            else:
+                self._recording.count(one)
         return one
 
     def end(self) -> None:
@@ -107,47 +117,21 @@ class Drawing:
         await self._admission.release()
 
     def _stop(self) -> None:
-        if self._ticket is not None:
+        if self._ticket is not None and not self._recording.complete:
             self._ticket.cancel()
             self._recording.left()
 
-    @property
-    def resume_token(self) -> str:
-        """What a client sends to go on in the place of this stream, should it be cut."""
-        return self._admission.resume_token
-
     # Pictures
 
-    async def _all(self) -> list[Finished]:
-        """Every picture in order. Encoding one overlaps the drawing of the next."""
-        if len(self.generation.specs) == 1:
-            return [await self._only()]
+    async def _all(self, ticket: Ticket) -> list[Finished]:
+        """Every picture in order. Each is written down when it is there, not with the last."""
         finished: dict[int, Finished] = {}
-        async with self._engine_events() as events:
+        async with _events(ticket) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     self._recording.finished(event)
                     finished[event.image_index] = event
         return [finished[k] for k in range(len(finished))]
-
-    async def _only(self) -> Finished:
-        """The one picture of most requests, without looking at each event."""
-        assert self._ticket is not None, "admit comes first"
-        try:
-            one = cast(Finished, (await self._ticket.result())[0])
-        finally:
-            self._ticket.cancel()
-        self._recording.finished(one)
-        return one
-
-    @asynccontextmanager
-    async def _engine_events(self) -> AsyncIterator[AsyncIterator[Event]]:
-        assert self._ticket is not None, "admit comes first"
-        try:
-            async with aclosing(self._ticket.events()) as events:
-                yield events
-        finally:
-            self._ticket.cancel()
 
     async def _kept(self, one: Finished) -> StoredImage:
         image = await self._saved(one)
@@ -170,3 +154,14 @@ class Drawing:
     def note(self, image: StoredImage) -> None:
         """Put an item's picture into the audit log."""
         self._recording.note(0, at=image.created_at)
+
+
+@asynccontextmanager
+async def _events(ticket: Ticket) -> AsyncIterator[AsyncIterator[Event]]:
+    """Those of ``ticket``, which is cancelled where nobody reads them to their end."""
+    try:
+        async with aclosing(ticket.events()) as events:
+            yield events
+    except BaseException:
+        ticket.cancel()
+        raise

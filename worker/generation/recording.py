@@ -52,8 +52,17 @@ class Recording:
         """A preview of picture ``index`` goes out."""
         self._unfinished[index] += 1
 
-    def finished(self, one: Finished) -> None:
-        """``one`` is a file: count it, write it down and put it into the gallery."""
+    @property
+    def complete(self) -> bool:
+        """Whether every picture is finished."""
+        return not self._unfinished
+
+    def finished(self, *ones: Finished) -> None:
+        """``ones`` are files: count them, write them down and put them into the gallery."""
+        for one in ones:
+            self._finished(one)
+
+    def _finished(self, one: Finished) -> None:
         generation, metrics = self._generation, self._components.metrics
         self._queue_ms.append(one.queue_ms)
         self._done_ms.append(one.queue_ms + one.inference_ms)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from worker.api.middleware.request_context import CLIENT_GONE, context_of
 from worker.api.routes import files, image_events
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, ref
-from worker.api.serving import components_of, lifecycle_of
+from worker.api.serving import lifecycle_of
 from worker.components import Components, Model
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
@@ -29,20 +29,28 @@ REPLIES_LOCATION = "/internal/replies/"
 
 async def generate(request: Request) -> Response:
     """Draw the pictures of one request; a stream's header is sent only once it is admitted."""
-    model, components = lifecycle_of(request).require_ready(), components_of(request)
-    settings = components.settings
+    lifecycle = lifecycle_of(request)
+    model, components = lifecycle.require_ready(), lifecycle.components
     try:
-        body = await read_json_body(request, settings.max_body_bytes)
-        asked = wire.parse(body, settings, model.info)
-        gallery = asked.store and settings.gallery
-        drawing = _drawing(request, model, asked, gallery=gallery)
-        if asked.stream:
-            await while_connected(request.receive, drawing.admit())
-            events = image_events.events(drawing, asked)
-            return sse.EventStream(events, drawing.end, drawing.generation.id)
-        return await while_connected(request.receive, _answer(request, components, asked, drawing))
+        body = await read_json_body(request, components.settings.max_body_bytes)
+        asked = wire.parse(body, components.settings, model.info)
+        answer = _answer(request, model, components, asked)
+        return await while_connected(request.receive, answer)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
+
+
+async def _answer(
+    request: Request, model: Model, components: Components, asked: wire.Generation
+) -> Response:
+    gallery = asked.store and components.settings.gallery
+    drawing = _drawing(request, model, asked, gallery=gallery)
+    if asked.stream:
+        await drawing.admit()
+        events = image_events.events(drawing, asked)
+        return sse.EventStream(events, drawing.end, drawing.generation.id)
+    drawn = await drawing.draw()
+    return await _whole(request, components, asked, drawing, drawn)
 
 
 def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery: bool) -> Drawing:
@@ -76,11 +84,14 @@ def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery:
     return Drawing(generation, context.suspect, model.drawing, context.notes)
 
 
-async def _answer(
-    request: Request, components: Components, asked: wire.Generation, drawing: Drawing
+async def _whole(
+    request: Request,
+    components: Components,
+    asked: wire.Generation,
+    drawing: Drawing,
+    drawn: Sequence[tuple[Finished, StoredImage | None]],
 ) -> Response:
     """All pictures in one JSON answer."""
-    drawn = await drawing.draw()
     items = [_item(request, components, one, stored) for one, stored in drawn]
     content = {
         "created": int(time.time()),
