@@ -1,21 +1,34 @@
 """One frozen settings object, built once at start and passed down.
 
-Precedence: command-line flag, then ``ZIMAGE_…`` environment variable, then the default here.
-Nothing else in the worker reads the environment. In a cell, ``cluster.toml`` is the one source:
-it renders these variables into supervisor's configuration.
+Precedence: command-line flag, then ``ZIMAGE_…`` environment variable, then the JSON document that
+``ZIMAGE_SETTINGS`` names, then the default here. Nothing else in the worker reads the environment.
+In a cell, ``cluster.toml`` is the one source: `zimage up` writes the document of each worker.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from worker.tables import Acceleration, Allowances, Auth, Limits
+
+DOCUMENT = "ZIMAGE_SETTINGS"
+"""Names a JSON file: an object with any of the settings."""
 
 _SOCKET_PATH_BYTES = 107
 
 
-class Settings(BaseSettings):
+class Settings(Auth, Acceleration, Limits, Allowances, BaseSettings):
+    # Most settings stand in the tables: cluster.toml is checked by them, too.
     model_config = SettingsConfigDict(
         env_prefix="ZIMAGE_",
         frozen=True,
@@ -41,35 +54,14 @@ class Settings(BaseSettings):
 
     auth: Literal["loopback", "none", "keys"] = "loopback"
     """keys: whoever asks must show an API key or be signed in. Else nobody needs one."""
-    key_cache_s: float = Field(3600.0, ge=0)
-    """How long keys that were read go on being good while the database is away."""
-    session_ttl_s: float = Field(604_800.0, gt=0)
-    """How long somebody stays signed in who does not come back."""
-    session_max_s: float = Field(2_592_000.0, gt=0)
-    """How long somebody stays signed in at all, however often they come back."""
     usage_keep_days: float = Field(800.0, gt=0)
     """Of the ledger's sums by day."""
-    wrong_keys_per_minute: int = Field(20, ge=1)
-    """Of one address, over all workers; from then on the answer is 429 instead of 401."""
 
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
     device: str = "cpu"
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``). Several
     with commas between them draw each picture together."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float32 on the CPU, bfloat16 on a GPU."""
-    kernels: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, kernels of ours in Z-Image's transformer, decoder and text encoder."""
-    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
-    """Which attention kernels. auto: flash-attn-4's on Hopper where it is installed, else native.
-    native: torch chooses."""
-    products: Literal["auto", "native", "quack"] = "auto"
-    """Whose matrix products. auto: on Hopper, quack-kernels' where they are installed."""
-    graphs: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, small pictures are drawn through CUDA graphs."""
-    fp8: Literal["off", "transformer", "all"] = "off"
-    """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
     threads: int = Field(1, ge=1)
     """CPU threads of torch and of the image encoders, each."""
     vram_limit_gib: float | None = Field(None, gt=0)
@@ -78,25 +70,6 @@ class Settings(BaseSettings):
     """Default steps of a request. None: the model's own."""
     guidance_scale: float | None = Field(None, ge=0)
     """Default guidance of a request. None: the model's own."""
-
-    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
-    """Largest width × height of one picture."""
-    max_steps: int = Field(50, ge=1)
-    max_images: int = Field(10, ge=1)
-    """Most pictures of one request: n × prompts."""
-    max_prompt_chars: int = Field(4000, ge=1)
-    max_body_bytes: int = Field(1 << 20, ge=1024)
-    max_batch: int = Field(4, ge=1)
-    """Most rows that advance in one step; a guided picture is two rows."""
-    max_queued_requests: int = Field(64, ge=1)
-    max_job_streams: int = Field(200, ge=1)
-    """Most streams of jobs at a time."""
-    max_job_streams_per_key: int = Field(50, ge=1)
-    """Of one key or, without keys, one address."""
-    max_queue_wait_s: float = Field(120.0, gt=0)
-    """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
-    url_ttl_s: float = Field(3600.0, gt=0)
-    """How long the link of ``response_format=url`` works; without a gallery, its file's life."""
 
     gallery: bool = True
     """Whether every picture is kept, to be found again."""
@@ -112,14 +85,6 @@ class Settings(BaseSettings):
     """Text in the corner of every picture. Empty: none."""
     label_producer: str = ""
     """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
-    job_keep_days: float = Field(30.0, gt=0)
-    """Jobs are forgotten so long after they were finished; their pictures stay."""
-    max_open_jobs: int = Field(1000, ge=1)
-    """Jobs of one owner that are not over. Without keys all clients are one owner."""
-    max_open_job_images: int = Field(100_000, ge=1)
-    """Pictures of one owner's jobs that wait or are drawn."""
-    max_job_mib: int = Field(256, ge=1)
-    """What all jobs of one owner may take in the database, those that are over included."""
 
     audit_log: bool = True
     """Write who drew what to ``var_dir/audit``."""
@@ -133,16 +98,21 @@ class Settings(BaseSettings):
     audit_key_mib_per_day: float = Field(2.0, gt=0)
     """Share of one key or, without keys, one address, in one worker's files of a day."""
 
-    step_allowance_s: float = Field(5.0, gt=0)
-    """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
-    load_allowance_s: float = Field(900.0, gt=0)
     lock_wait_s: float = Field(15.0, ge=0)
     """How long to wait for a predecessor that still holds ``<name>.lock``."""
-    compile_allowance_s: float = Field(600.0, gt=0)
-    drain_timeout_s: float = Field(120.0, gt=0)
-    """On SIGTERM: how long drawings that run may take to finish."""
     strike_ttl_s: float = Field(600.0, gt=0)
     """How long it is remembered that a request was in the step of a worker that died."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _document())
 
     @model_validator(mode="after")
     def _socket_path_fits(self) -> Self:
@@ -170,6 +140,18 @@ class Settings(BaseSettings):
     @property
     def lock(self) -> Path:
         return self.run_dir / f"{self.name}.lock"
+
+
+def _document() -> dict[str, Any]:
+    path = os.environ.get(DOCUMENT, "")
+    if not path:
+        return {}
+    try:
+        return dict(json.loads(Path(path).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{DOCUMENT}: {path} is no settings document ({error}); zimage up writes it anew"
+        ) from None
 
 
 def problems(error: ValidationError) -> list[str]:

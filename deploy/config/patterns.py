@@ -10,6 +10,7 @@ HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
 HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # of fonts/mark.otf
 MARK = rf"^[A-Za-z0-9{HANZI}][A-Za-z0-9 .·{HANZI}-]{{0,15}}$"
 PRODUCER = r"^[^\"\\;#\x00-\x1f\x7f]{0,200}$"
+LINE = r"^[^\x00-\x1f\x7f]*$"
 NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
@@ -30,6 +31,7 @@ WORDS = {
     HOST: "must be a host's name or an IP address",
     MARK: f"must be up to 16 letters, digits, spaces, and characters of {HANZI}",
     PRODUCER: 'must be one line without " \\ ; and #',
+    LINE: "must be one line without control characters",
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     VARIABLE: "must be the name of an environment variable",
 }

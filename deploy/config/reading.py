@@ -39,6 +39,7 @@ def load(path: Path) -> ClusterConfig:
 def parse(data: dict[str, Any], path: Path = DEFAULT_PATH) -> ClusterConfig:
     """Check ``data`` as if it had been read from ``path``."""
     try:
-        return ClusterConfig.model_validate(data)
+        # strict: TOML has types, so "7860" where a number belongs is a mistake worth naming.
+        return ClusterConfig.model_validate(data, strict=True)
     except ValidationError as error:
         raise ConfigError(path, messages.lines_of(error.errors())) from None

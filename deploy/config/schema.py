@@ -1,16 +1,18 @@
 """Every key of ``cluster.toml``, with its default, and what the file alone can show to be wrong.
 
-What depends on the machine is refused by ``plan`` and ``checks``.
+What depends on the machine is refused by ``plan`` and ``checks``. What reaches workers as it is
+stands in ``worker/tables.py``.
 """
 
 import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from deploy.config import patterns
+from worker.tables import Acceleration, Allowances, Auth, Limits, Table
 
 
 def is_loopback(address: str) -> bool:
@@ -35,23 +37,18 @@ def _problem(key: str, what: str, remedy: str) -> PydanticCustomError:
     )
 
 
-class _Section(BaseModel):
-    # strict: TOML has types, so "7860" where a number belongs is a mistake worth naming.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Cell(_Section):
+class Cell(Table):
     name: str = Field("zimage", pattern=patterns.NAME)
     var_dir: str = Field("var", pattern=patterns.PLACE)
     run_dir: str = Field("", pattern=patterns.PLACE)
     user: str = Field("", pattern=patterns.USER)
 
 
-class Listen(_Section):
+class Listen(Table):
     address: str = Field("127.0.0.1", pattern=patterns.ADDRESS)
     port: int = Field(7860, ge=1, le=65535)
     auth: Literal["loopback", "keys", "none"] = "loopback"
-    trusted_proxies: list[Annotated[str, Field(pattern=patterns.NETWORK)]] = []
+    trusted_proxies: list[Annotated[str, Field(pattern=patterns.NETWORK)]] = Field([])
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -69,20 +66,11 @@ class Listen(_Section):
         return self
 
 
-class Auth(_Section):
-    """Of ``listen.auth = "keys"``."""
-
-    key_cache_s: float = Field(3600.0, ge=0)
-    session_ttl_s: float = Field(604_800.0, gt=0)
-    session_max_s: float = Field(2_592_000.0, gt=0)
-    wrong_keys_per_minute: int = Field(20, ge=1)
-
-
-class Tls(_Section):
+class Tls(Table):
     certificate: str = Field("", pattern=patterns.PATH)
     key: str = Field("", pattern=patterns.PATH)
     self_signed: bool = False
-    names: list[Annotated[str, Field(pattern=patterns.HOST)]] = []
+    names: list[Annotated[str, Field(pattern=patterns.HOST)]] = Field([])
     http_port: int = Field(0, ge=0, le=65535)
     hsts_s: int = Field(0, ge=0)
 
@@ -109,7 +97,7 @@ class Tls(_Section):
         return self
 
 
-class Ops(_Section):
+class Ops(Table):
     address: str = Field("127.0.0.1", pattern=patterns.ADDRESS)
     port: int = Field(7861, ge=1, le=65535)
 
@@ -122,19 +110,13 @@ class Ops(_Section):
         return self
 
 
-class Model(_Section):
-    source: str = Field("tiny", min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+class Model(Acceleration):
+    source: str = Field("tiny", min_length=1, pattern=patterns.LINE)
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    kernels: Literal["auto", "off"] = "auto"
-    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
-    products: Literal["auto", "native", "quack"] = "auto"
-    graphs: Literal["auto", "off"] = "auto"
-    fp8: Literal["off", "transformer", "all"] = "off"
 
 
-class WorkerGroup(_Section):
+class WorkerGroup(Table):
     """One entry of ``[[workers]]``: ``count`` equal workers on one device, or one on several."""
 
     device: str = Field(default_factory=str, pattern=patterns.DEVICE)
@@ -176,27 +158,7 @@ class WorkerGroup(_Section):
         return self
 
 
-class Limits(_Section):
-    """Of one request, one queue and one worker; see the worker's settings of the same names."""
-
-    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
-    max_steps: int = Field(50, ge=1)
-    max_images: int = Field(10, ge=1)
-    max_prompt_chars: int = Field(4000, ge=1)
-    max_body_bytes: int = Field(1 << 20, ge=1024)
-    max_batch: int = Field(4, ge=1)
-    max_queued_requests: int = Field(64, ge=1)
-    max_job_streams: int = Field(200, ge=1)
-    max_job_streams_per_key: int = Field(50, ge=1)
-    max_queue_wait_s: float = Field(120.0, gt=0)
-    url_ttl_s: float = Field(3600.0, gt=0)
-    job_keep_days: float = Field(30.0, gt=0)
-    max_open_jobs: int = Field(1000, ge=1)
-    max_open_job_images: int = Field(100_000, ge=1)
-    max_job_mib: int = Field(256, ge=1)
-
-
-class Gallery(_Section):
+class Gallery(Table):
     enabled: bool = True
     keep_days: float = Field(365.0, gt=0)
     keep_gib: float = Field(20.0, gt=0)
@@ -213,13 +175,13 @@ class Gallery(_Section):
         return self
 
 
-class Labels(_Section):
+class Labels(Table):
     mark: bool = False
     mark_text: str = Field("AI生成", pattern=patterns.MARK)
     producer: str = Field("", pattern=patterns.PRODUCER)
 
 
-class Audit(_Section):
+class Audit(Table):
     log: bool = True
     prompts: bool = True
     prompt_chars: int = Field(1000, ge=1)
@@ -228,17 +190,13 @@ class Audit(_Section):
     key_mib_per_day: float = Field(2.0, gt=0)
 
 
-class Timeouts(_Section):
-    step_allowance_s: float = Field(5.0, gt=0)
+class Timeouts(Allowances):
     idle_allowance_s: float = Field(3.0, gt=0)
-    load_allowance_s: float = Field(900.0, gt=0)
-    compile_allowance_s: float = Field(600.0, gt=0)
     longest_draw_s: float = Field(600.0, gt=0)
-    drain_timeout_s: float = Field(120.0, gt=0)
     up_timeout_s: float = Field(1200.0, gt=0)
 
 
-class Guard(_Section):
+class Guard(Table):
     probe_interval_s: float = Field(0.2, ge=0.05)
     silence_s: float = Field(0.5, gt=0)
     mass_silence_hold_s: float = Field(30.0, ge=0)
@@ -257,7 +215,7 @@ class Guard(_Section):
         return self
 
 
-class Nginx(_Section):
+class Nginx(Table):
     binary: str = Field("nginx", min_length=1, pattern=patterns.PATH)
     worker_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     worker_connections: int = Field(16384, ge=64)
@@ -270,15 +228,15 @@ class Nginx(_Section):
     max_large_bodies_per_address: int = Field(16, ge=0)
 
 
-class Database(_Section):
+class Database(Table):
     url: str = Field("", pattern=patterns.SQLITE)
 
 
-class Usage(_Section):
+class Usage(Table):
     keep_days: float = Field(800.0, gt=0)
 
 
-class Logs(_Section):
+class Logs(Table):
     max_mib: int = Field(20, ge=1)
     keep: int = Field(4, ge=1)
 
@@ -287,12 +245,16 @@ def _workers_kind(value: object) -> str:
     return "auto" if isinstance(value, str) else "groups"
 
 
-class ClusterConfig(_Section):
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ClusterConfig(Table):
     """The whole file; every key has the default that ``deploy/cluster.toml`` shows."""
 
     workers: Annotated[
         Annotated[Literal["auto"], Tag("auto")]
-        | Annotated[tuple[WorkerGroup, ...], Field(strict=False), Tag("groups")],
+        | Annotated[tuple[WorkerGroup, ...], BeforeValidator(_tuple), Tag("groups")],
         Discriminator(_workers_kind),
     ] = "auto"
     cell: Cell = Cell()
@@ -311,7 +273,7 @@ class ClusterConfig(_Section):
     database: Database = Database()
     usage: Usage = Usage()
     logs: Logs = Logs()
-    environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = {}
+    environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = Field({})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -347,7 +309,6 @@ def _environment_problems(config: ClusterConfig) -> list[str]:
         if key.startswith("ZIMAGE_")
     ]
     passed = {f"environment.{key}": value for key, value in config.environment.items()}
-    passed |= {"model.source": config.model.source, "labels.producer": config.labels.producer}
     return [
         *own,
         *(

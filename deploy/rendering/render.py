@@ -20,17 +20,21 @@ from deploy.layout import Layout
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
 from worker.bounds import MAX_JOB_BODY_BYTES
+from worker.tables import Acceleration, Allowances
 
 _HERE = Path(__file__).resolve().parents[1]
 
 NGINX_DIGEST = "conf.d/configuration.conf"
 """What nginx answers when it is asked for its configuration: the digest of its other files."""
 
+SETTINGS = "workers"
+"""Folder of the documents that workers read."""
 
 GUARD_CODE = (
     "deploy/guard",
     *("deploy/config", "deploy/layout.py", "deploy/supervision/rpc.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
+    "worker/tables.py",
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 
@@ -77,6 +81,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
     files |= _rendered("supervisor", context)
+    files |= dict(settings_document(config, worker, layout) for worker in plan.workers)
     nginx = _rendered("nginx", context)
     files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
@@ -121,7 +126,7 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[st
 def worker_environment(
     config: ClusterConfig, worker: WorkerPlan, layout: Layout, host: Host
 ) -> dict[str, str]:
-    """Everything that a worker is told; the ``ZIMAGE_`` part is its settings."""
+    """What libraries and supervision read of a worker's; its settings are a document."""
     cache = layout.cache_dir
     return {
         "HOME": host.home,
@@ -133,9 +138,57 @@ def worker_environment(
         "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,
         **({} if worker.devices[0] == "cpu" else _cuda_environment(worker, cache)),
-        **_settings(config, worker, layout),
+        # By these two the guard knows a process again, and whoever takes over.
+        "ZIMAGE_NAME": worker.name,
+        "ZIMAGE_RUN_DIR": str(layout.run_dir),
+        "ZIMAGE_SETTINGS": str(layout.render_dir / settings_document(config, worker, layout)[0]),
         **config.environment,
     }
+
+
+def settings_document(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> tuple[str, str]:
+    """What ``worker`` reads: path relative to ``layout.render_dir``, and text.
+
+    Named by its content and never changed: a worker that must start again before its turn finds
+    what it ran with. Another name is another variable in its environment, so supervisor sees who
+    must restart, and that nobody else must.
+    """
+    text = json.dumps(_settings(config, worker, layout), indent=2, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return f"{SETTINGS}/{worker.name}-{digest}.json", text
+
+
+def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict[str, Any]:
+    model = config.model
+    values: dict[str, Any] = {
+        "name": worker.name,
+        "run_dir": str(layout.run_dir),
+        "var_dir": str(layout.var_dir),
+        "pool_dir": str(layout.pool_dir),
+        "reply_dir": str(layout.replies_dir),
+        "database_url": layout.database_url,
+        "device": worker.device,
+        "threads": worker.threads,
+        "vram_limit_gib": worker.vram_limit_gib,
+        "model": model_source(config),
+        "steps": None if model.steps == "auto" else model.steps,
+        "guidance_scale": None if model.guidance_scale == "auto" else model.guidance_scale,
+        **model.model_dump(include=set(Acceleration.model_fields)),
+        "auth": config.listen.auth,
+        **config.auth.model_dump(),
+        "usage_keep_days": config.usage.keep_days,
+        **config.limits.model_dump(),
+        **{f"audit_{key}": value for key, value in config.audit.model_dump().items()},
+        "label_mark": config.labels.mark_text if config.labels.mark else "",
+        "label_producer": config.labels.producer,
+        "gallery": config.gallery.enabled,
+        "keep_days": config.gallery.keep_days,
+        "keep_gib": config.gallery.keep_gib,
+        "favourites_gib": config.gallery.favourites_gib,
+        **config.timeouts.model_dump(include=set(Allowances.model_fields)),
+        "strike_ttl_s": config.guard.strike_ttl_s,
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def code_digest(paths: Iterable[Path]) -> str:
@@ -146,51 +199,6 @@ def code_digest(paths: Iterable[Path]) -> str:
             if file.is_file():
                 digest.update(str(file).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:10]
-
-
-def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict[str, str]:
-    values: dict[str, object] = {
-        "name": worker.name,
-        "run_dir": layout.run_dir,
-        "var_dir": layout.var_dir,
-        "pool_dir": layout.pool_dir,
-        "reply_dir": layout.replies_dir,
-        "database_url": layout.database_url,
-        "auth": config.listen.auth,
-        **config.auth.model_dump(),
-        "usage_keep_days": config.usage.keep_days,
-        "model": model_source(config),
-        "device": worker.device,
-        "dtype": config.model.dtype,
-        "threads": worker.threads,
-        "vram_limit_gib": worker.vram_limit_gib,
-        "steps": config.model.steps,
-        "guidance_scale": config.model.guidance_scale,
-        "kernels": config.model.kernels,
-        "attention": config.model.attention,
-        "products": config.model.products,
-        "graphs": config.model.graphs,
-        "fp8": config.model.fp8,
-        **config.limits.model_dump(),
-        **{f"audit_{key}": value for key, value in config.audit.model_dump().items()},
-        "label_mark": config.labels.mark_text if config.labels.mark else "",
-        "label_producer": config.labels.producer,
-        "gallery": config.gallery.enabled,
-        "keep_days": config.gallery.keep_days,
-        "keep_gib": config.gallery.keep_gib,
-        "favourites_gib": config.gallery.favourites_gib,
-        "step_allowance_s": config.timeouts.step_allowance_s,
-        "load_allowance_s": config.timeouts.load_allowance_s,
-        "compile_allowance_s": config.timeouts.compile_allowance_s,
-        "drain_timeout_s": config.timeouts.drain_timeout_s,
-        "strike_ttl_s": config.guard.strike_ttl_s,
-    }
-    own = {"steps", "guidance_scale"}  # "auto" here means: leave it to the worker
-    return {
-        f"ZIMAGE_{key.upper()}": str(value)
-        for key, value in values.items()
-        if value is not None and not (key in own and value == "auto")
-    }
 
 
 def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:

@@ -22,8 +22,8 @@ from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
 from deploy.host import processes
-from deploy.rendering.render import worker_environment
-from deploy.rollout import drains, interrupts, roll, wait
+from deploy.rendering.render import settings_document, worker_environment
+from deploy.rollout import drains, files, interrupts, roll, wait
 from worker.calibration.timings import Measured
 
 _END_S = 10.0
@@ -102,6 +102,7 @@ def _free(cell: Cell, name: str) -> Iterator[None]:
 def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
     worker = next(w for w in cell.plan.workers if w.name == name)
     own = worker_environment(cell.config, worker, cell.layout, cell.host)
+    files.put(cell.layout.render_dir, dict([settings_document(cell.config, worker, cell.layout)]))
     command = [sys.executable, "-m", "worker.calibration", "--repeats", str(repeats)]
     command += ["--sizes", sizes] if sizes else []
     output.step(f"{name}: measure on {worker.device_name}")

@@ -54,12 +54,13 @@ def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
     if take_certificate(cell):
         output.step("take on the certificate of [tls]; no connection ends")
     replaced = _supervisord_differs(cell, rendered)
-    files.write(cell.layout.render_dir, rendered)
+    files.put(cell.layout.render_dir, rendered)
     if replaced:
         _let_go(cell)
-    if processes.leader(cell.layout.processes) is None:
-        return _start(cell, child=child)
-    return _update(cell)
+    up = processes.leader(cell.layout.processes) is not None
+    acted = _update(cell) if up else _start(cell, child=child)
+    files.prune(cell.layout.render_dir, rendered)  # no worker runs with an older document now
+    return acted
 
 
 def take_certificate(cell: Cell) -> bool:

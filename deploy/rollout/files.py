@@ -1,17 +1,20 @@
 """The rendered files: test them, show how they differ from what is there, put them in place."""
 
 import difflib
+import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from deploy.cell import Cell, CellError
+from deploy.rendering.render import SETTINGS
 
 _SHOWN_LINES = 8
+_DIGEST = re.compile(r"-[0-9a-f]{10}(?=\.json$)")
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,23 @@ class FileChange:
 
 
 def changes(directory: Path, files: dict[str, str]) -> list[FileChange]:
-    """How ``files`` differ from what lies in ``directory``; a file that must go counts too."""
-    current = {p.relative_to(directory).as_posix(): p.read_text() for p in _files(directory)}
-    found = []
-    for name in sorted(current.keys() | files.keys()):
-        diff = difflib.unified_diff(
-            current.get(name, "").splitlines(), files.get(name, "").splitlines(), lineterm="", n=0
-        )
-        lines = tuple(line for line in list(diff)[2:] if not line.startswith("@@"))
-        if lines:
-            found.append(FileChange(name, lines))
-    return found
+    """How ``files`` differ from what lies in ``directory``; a file that must go counts too.
+
+    A worker's document is compared with the newest before it, and all workers' count as one.
+    """
+    newest_last = sorted(_files(directory), key=lambda path: path.stat().st_mtime_ns)
+    old = {_plain(p.relative_to(directory).as_posix()): p.read_text() for p in newest_last}
+    new = {_plain(name): text for name, text in files.items()}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(old.keys() | new.keys()):
+        shown = f"{SETTINGS}/" if name.startswith(f"{SETTINGS}/") else name
+        found[shown] = found.get(shown, ()) + _changed(old.get(name, ""), new.get(name, ""))
+    return [FileChange(name, lines) for name, lines in found.items() if lines]
+
+
+def _changed(old: str, new: str) -> tuple[str, ...]:
+    diff = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+    return tuple(line for line in list(diff)[2:] if not line.startswith("@@"))
 
 
 def check_nginx(cell: Cell, files: dict[str, str]) -> None:
@@ -69,15 +78,30 @@ def check_nginx(cell: Cell, files: dict[str, str]) -> None:
 
 def write(directory: Path, files: dict[str, str]) -> None:
     """Make ``directory`` hold exactly ``files``, each replaced whole."""
+    put(directory, files)
+    prune(directory, files)
+
+
+def put(directory: Path, files: dict[str, str]) -> None:
+    """Replace or add ``files``, each whole and for this user alone."""
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.new")
+        fresh.touch(0o600)
         fresh.write_text(text)
         fresh.replace(path)
+
+
+def prune(directory: Path, files: Collection[str]) -> None:
+    """Remove everything but ``files``."""
     for path in list(_files(directory)):
         if path.relative_to(directory).as_posix() not in files:
             path.unlink()
+
+
+def _plain(name: str) -> str:
+    return _DIGEST.sub("", name)
 
 
 def _says_something(line: str) -> bool:

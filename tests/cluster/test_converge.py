@@ -14,6 +14,7 @@ import pytest
 from deploy.config import ROOT
 from deploy.host import processes
 from tests.cluster.conftest import RunningCell, edit, started
+from tests.deploy.processes import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -207,6 +208,10 @@ def test_worker_that_does_not_start_is_named_with_its_log(cell: RunningCell) -> 
     assert "starting w1: w1 failed" in done.stderr
     assert "must be non-negative" in done.stderr
     assert cell.open() == {"w2", "w3"}
+    before = pids(cell)
+    os.kill(before["w2"], signal.SIGKILL)  # its turn has not come: it goes on as it was
+    wait_until(lambda: pids(cell)["w2"] not in (0, before["w2"]), "w2 started again")
+    wait_until(lambda: cell.open() == {"w2", "w3"}, "w2 and w3 open")
     assert cell.zimage("up").returncode == 0
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 
 from pydantic import Field, ValidationError
-from pydantic_settings import CliApp
+from pydantic_settings import CliApp, SettingsError
 
 from worker import exits
 from worker.calibration import tables as calibration
@@ -31,6 +31,9 @@ def main() -> int:
         options = CliApp.run(Options)
     except ValidationError as error:
         sys.stderr.writelines(f"calibrate: {line}\n" for line in problems(error))
+        return exits.BAD_SETTINGS
+    except SettingsError as error:
+        sys.stderr.write(f"calibrate: {error}\n")
         return exits.BAD_SETTINGS
     gpu_lock.pin(options.device)
     try:

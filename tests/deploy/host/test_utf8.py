@@ -45,8 +45,9 @@ def test_files_and_folders_are_utf8_and_the_terminal_has_its_own(
     to = config.parent / "渲染"
     told = zimage(gb18030, "render", "--config", str(config), "--to", str(to)).decode("gb18030")
     assert f"files in {to}" in told
+    (told_worker,) = to.glob("workers/w1-*.json")
+    assert json.loads(told_worker.read_text(encoding="utf-8"))["label_producer"] == "某公司"
     text = (to / "supervisord.conf").read_text(encoding="utf-8")
-    assert "某公司" in text
     assert str(config.parent / "数据") in text
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,14 @@ from deploy.guard import settings as guard_settings
 from deploy.host.machine import Gpu, Machine
 from deploy.layout import Layout
 from deploy.rendering.plan import plan
-from deploy.rendering.render import GUARD_CODE, Host, render, worker_environment
-from worker.settings import Settings
+from deploy.rendering.render import (
+    GUARD_CODE,
+    Host,
+    render,
+    settings_document,
+    worker_environment,
+)
+from worker.settings import DOCUMENT, Settings
 
 HOST = Host("/usr/sbin/nginx", (1, 22, 1), 2, "/venv/python", "me", "/home/me", "c0de", "c1de")
 LAYOUT = Layout(Path("/srv/50% of/var"), Path("/srv/50% of/var/run"))
@@ -29,6 +36,12 @@ def rendered(machine: Machine = CPU, **config: object) -> dict[str, str]:
 def environment(machine: Machine = CPU, **config: object) -> dict[str, str]:
     parsed = parse(config)
     return worker_environment(parsed, plan(parsed, machine).workers[0], LAYOUT, HOST)
+
+
+def settings(machine: Machine = CPU, **config: object) -> dict[str, Any]:
+    parsed = parse(config)
+    text = settings_document(parsed, plan(parsed, machine).workers[0], LAYOUT)[1]
+    return dict(json.loads(text))
 
 
 def supervisor(text: str) -> configparser.ConfigParser:
@@ -65,19 +78,45 @@ def test_supervisor_outwaits_the_drain_of_its_workers() -> None:
     assert int(parsed["program:nginx"]["stopwaitsecs"]) > 30
 
 
-def test_worker_settings_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = environment(limits={"max_pixels": 65536}, model={"steps": 4, "source": "synthetic:"})
-    for key, value in given.items():
-        monkeypatch.setenv(key, value)
-    settings = Settings()
-    assert (settings.name, settings.max_pixels, settings.steps) == ("w1", 65536, 4)
-    assert (settings.model, settings.guidance_scale) == ("synthetic:", None)
+def test_worker_settings_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"limits": {"max_pixels": 65536}, "model": {"steps": 4, "source": "synthetic:"}}
+    document = tmp_path / "w1.json"
+    document.write_text(json.dumps(settings(**wanted)))
+    monkeypatch.setenv(DOCUMENT, str(document))
+    read = Settings()
+    assert (read.name, read.max_pixels, read.steps) == ("w1", 65536, 4)
+    assert (read.model, read.guidance_scale) == ("synthetic:", None)
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:
     wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "products": "native"}
-    given = environment(GPU, model=wanted)
-    assert {key: given[f"ZIMAGE_{key.upper()}"] for key in wanted} == wanted
+    given = settings(GPU, model=wanted)
+    assert {key: given[key] for key in wanted} == wanted
+
+
+def test_a_program_says_where_its_settings_stand_and_who_it_is() -> None:
+    given = environment()
+    own = {key: value for key, value in given.items() if key.startswith("ZIMAGE_")}
+    assert set(own) == {"ZIMAGE_NAME", "ZIMAGE_RUN_DIR", "ZIMAGE_SETTINGS"}
+    name = Path(own["ZIMAGE_SETTINGS"]).relative_to(LAYOUT.render_dir).as_posix()
+    assert json.loads(rendered()[name]) == settings()
+
+
+def test_a_setting_of_one_worker_changes_its_program_alone() -> None:
+    groups: list[dict[str, Any]] = [{"device": "cpu"}, {"device": "cpu", "threads": 1}]
+    old = supervisor(rendered(workers=groups)["supervisord.conf"])
+    groups[1]["threads"] = 2
+    new = supervisor(rendered(workers=groups)["supervisord.conf"])
+    assert [name for name in old.sections() if dict(old[name]) != dict(new[name])] == ["program:w2"]
+
+
+def test_a_setting_of_all_workers_changes_their_programs_alone() -> None:
+    old = supervisor(rendered()["supervisord.conf"])
+    new = supervisor(rendered(limits={"max_batch": 2})["supervisord.conf"])
+    changed = [name for name in old.sections() if dict(old[name]) != dict(new[name])]
+    assert changed == ["program:w1", "program:w2", "program:w3"]
 
 
 def test_what_gpu_workers_build_is_kept_for_all_of_them() -> None:
@@ -102,7 +141,7 @@ def test_cpu_workers_get_their_share_of_threads() -> None:
 
 def test_gpu_workers_see_their_own_card_alone() -> None:
     given = environment(GPU)
-    assert given["CUDA_VISIBLE_DEVICES"] == given["ZIMAGE_DEVICE"] == "GPU-aa"
+    assert given["CUDA_VISIBLE_DEVICES"] == settings(GPU)["device"] == "GPU-aa"
     assert given["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 

@@ -1,5 +1,6 @@
 """Every text of cluster.toml arrives as it is, or is refused before anything starts."""
 
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from supervisor.options import ServerOptions
 from deploy.cell import Cell, CellError
 from deploy.config import ClusterConfig, ConfigError, parse
 from deploy.rendering.certificate import CertificateError
+from deploy.rendering.plan import model_source
 from deploy.rendering.render import worker_environment
 from deploy.rollout import checks
 from deploy.rollout.files import check_nginx, write
@@ -119,6 +121,9 @@ def assert_understood(cell: Cell, rendered: dict[str, str]) -> None:
     for worker in cell.plan.workers:
         wanted = worker_environment(cell.config, worker, cell.layout, cell.host)
         assert programs[worker.name].environment == wanted
+        told = json.loads(Path(wanted["ZIMAGE_SETTINGS"]).read_text(encoding="utf-8"))
+        assert told["model"] == model_source(cell.config)
+        assert told["label_producer"] == cell.config.labels.producer
     arguments = shlex.split(programs["nginx"].command)
     assert arguments[-3:-1] == [str(cell.layout.var_dir), str(cell.layout.nginx_conf)]
     assert programs["w1"].stdout_logfile == str(cell.layout.log("w1"))

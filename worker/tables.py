@@ -1,0 +1,83 @@
+"""Tables of ``cluster.toml`` that reach a worker as they stand there.
+
+Each key is declared here once: the file is checked by it, and ``Settings`` has it.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Auth(Table):
+    """Of ``listen.auth = "keys"``."""
+
+    key_cache_s: float = Field(3600.0, ge=0)
+    """How long keys that were read go on being good while the database is away."""
+    session_ttl_s: float = Field(604_800.0, gt=0)
+    """How long somebody stays signed in who does not come back."""
+    session_max_s: float = Field(2_592_000.0, gt=0)
+    """How long somebody stays signed in at all, however often they come back."""
+    wrong_keys_per_minute: int = Field(20, ge=1)
+    """Of one address, over all workers; from then on the answer is 429 instead of 401."""
+
+
+class Acceleration(Table):
+    """Of ``[model]``: in which numbers and with which kernels it is drawn."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on the CPU, bfloat16 on a GPU."""
+    kernels: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, kernels of ours in Z-Image's transformer, decoder and text encoder."""
+    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "flash4"] = "auto"
+    """Which attention kernels. auto: flash-attn-4's on Hopper where it is installed, else native.
+    native: torch chooses."""
+    products: Literal["auto", "native", "quack"] = "auto"
+    """Whose matrix products. auto: on Hopper, quack-kernels' where they are installed."""
+    graphs: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, small pictures are drawn through CUDA graphs."""
+    fp8: Literal["off", "transformer", "all"] = "off"
+    """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
+
+
+class Limits(Table):
+    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
+    """Largest width × height of one picture."""
+    max_steps: int = Field(50, ge=1)
+    max_images: int = Field(10, ge=1)
+    """Most pictures of one request: n × prompts."""
+    max_prompt_chars: int = Field(4000, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    max_batch: int = Field(4, ge=1)
+    """Most rows that advance in one step; a guided picture is two rows."""
+    max_queued_requests: int = Field(64, ge=1)
+    max_queue_wait_s: float = Field(120.0, gt=0)
+    """A request whose predicted wait is longer is refused with 503 and ``Retry-After``."""
+    max_job_streams: int = Field(200, ge=1)
+    """Most streams of jobs at a time."""
+    max_job_streams_per_key: int = Field(50, ge=1)
+    """Of one key or, without keys, one address."""
+    url_ttl_s: float = Field(3600.0, gt=0)
+    """How long the link of ``response_format=url`` works; without a gallery, its file's life."""
+    job_keep_days: float = Field(30.0, gt=0)
+    """Jobs are forgotten so long after they were finished; their pictures stay."""
+    max_open_jobs: int = Field(1000, ge=1)
+    """Jobs of one owner that are not over. Without keys all clients are one owner."""
+    max_open_job_images: int = Field(100_000, ge=1)
+    """Pictures of one owner's jobs that wait or are drawn."""
+    max_job_mib: int = Field(256, ge=1)
+    """What all jobs of one owner may take in the database, those that are over included."""
+
+
+class Allowances(Table):
+    """Of ``[timeouts]``: how long a worker's phases may last."""
+
+    step_allowance_s: float = Field(5.0, gt=0)
+    """A step (text, decode) is stuck after this or ten times its measured time, if longer."""
+    load_allowance_s: float = Field(900.0, gt=0)
+    compile_allowance_s: float = Field(600.0, gt=0)
+    drain_timeout_s: float = Field(120.0, gt=0)
+    """On SIGTERM: how long drawings that run may take to finish."""
