@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def rolling(stage: Runner) -> None:
     longest_s = stage.options.duration_s or 1800.0
     changed = stage.folder / "cluster.toml"
     text = stage.config_path.read_text(encoding="utf-8")
+    limits = stage.config.limits.request
     changes = [
-        ("max_steps", "limits", stage.config.limits.max_steps - 1, "workers change, one by one"),
+        ("max_steps", _table_of_steps(text), limits.max_steps - 1, "workers change, one by one"),
         ("keepalive_timeout_s", "nginx", 70.5, "nginx changes: a reload"),
     ]
     with stage.load(stage.options.users or 12, longest_s, *_PEOPLE) as part:
@@ -90,7 +92,7 @@ def rolling(stage: Runner) -> None:
 def overload(stage: Runner) -> None:
     """Three times the capacity, as long as requests may queue, by arrivals that wait for nobody."""
     # In half of that the queue is as long as it may be, and the rest is refused.
-    duration_s = stage.options.duration_s or max(60.0, stage.config.limits.max_queue_wait_s)
+    duration_s = stage.options.duration_s or max(60.0, stage.config.limits.worker.max_queue_wait_s)
     users = len(stage.cell.open()) * _USERS_PER_WORKER
     before = stage.play("capacity", users, min(20.0, duration_s), "Single", file=_ARRIVALS)
     capacity = before.measured["requests_per_s"]
@@ -194,6 +196,12 @@ SCENARIOS: dict[str, Callable[[Runner], None]] = {
 
 def _held(part: Part) -> bool:
     return part.measured["p95_s"] <= _CAPACITY_P95_S and not part.measured["failed"]
+
+
+def _table_of_steps(text: str) -> str:
+    """Where ``max_steps`` stands: a file may have its old place."""
+    old = "max_steps" in tomllib.loads(text).get("limits", {})
+    return "limits" if old else "limits.request"
 
 
 def edited(text: str, table: str, key: str, value: float) -> str:

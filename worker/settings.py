@@ -19,7 +19,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from worker.tables import Acceleration, Allowances, Auth, Limits
+from worker.tables import (
+    Acceleration,
+    Allowances,
+    Auth,
+    OwnerLimits,
+    RequestLimits,
+    WorkerLimits,
+)
 
 DOCUMENT = "ZIMAGE_SETTINGS"
 """Names a JSON file: an object with any of the settings."""
@@ -27,7 +34,9 @@ DOCUMENT = "ZIMAGE_SETTINGS"
 _SOCKET_PATH_BYTES = 107
 
 
-class Settings(Auth, Acceleration, Limits, Allowances, BaseSettings):
+class Settings(
+    Auth, Acceleration, RequestLimits, WorkerLimits, OwnerLimits, Allowances, BaseSettings
+):
     # Most settings stand in the tables: cluster.toml is checked by them, too.
     model_config = SettingsConfigDict(
         env_prefix="ZIMAGE_",

@@ -43,7 +43,9 @@ class Acceleration(Table):
     """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
 
 
-class Limits(Table):
+class RequestLimits(Table):
+    """``[limits.request]``"""
+
     max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
     """Largest width × height of one picture."""
     max_steps: int = Field(50, ge=1)
@@ -51,6 +53,11 @@ class Limits(Table):
     """Most pictures of one request: n × prompts."""
     max_prompt_chars: int = Field(4000, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024)
+
+
+class WorkerLimits(Table):
+    """``[limits.worker]``"""
+
     max_batch: int = Field(4, ge=1)
     """Most rows that advance in one step; a guided picture is two rows."""
     max_queued_requests: int = Field(64, ge=1)
@@ -62,14 +69,19 @@ class Limits(Table):
     """Of one key or, without keys, one address."""
     url_ttl_s: float = Field(3600.0, gt=0)
     """How long the link of ``response_format=url`` works; without a gallery, its file's life."""
+
+
+class OwnerLimits(Table):
+    """``[limits.owner]``: of one key's jobs or, without keys, of everybody's together."""
+
     job_keep_days: float = Field(30.0, gt=0)
     """Jobs are forgotten so long after they were finished; their pictures stay."""
     max_open_jobs: int = Field(1000, ge=1)
-    """Jobs of one owner that are not over. Without keys all clients are one owner."""
+    """Jobs that are not over."""
     max_open_job_images: int = Field(100_000, ge=1)
-    """Pictures of one owner's jobs that wait or are drawn."""
+    """Pictures of jobs that wait or are drawn."""
     max_job_mib: int = Field(256, ge=1)
-    """What all jobs of one owner may take in the database, those that are over included."""
+    """What all jobs may take in the database, those that are over included."""
 
 
 class Allowances(Table):

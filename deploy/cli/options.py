@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def open_cell(config: Path | None, *, create: bool = False) -> Cell:
     """The cell of ``config``, as the user that it belongs to. ``create``: it may not be there."""
     path = config_path(config)
-    loaded = load(path)
+    loaded = load(path, output.warn)
     source = certificate.read(loaded.tls)
     warning = account.settle(loaded, path, create=create)
     if warning and create:

@@ -87,12 +87,13 @@ def _remedy(detail: ErrorDetails) -> str:
     if parent is None or not keys:
         return f"see [{keys[0]}] in deploy/cluster.toml" if keys else "see deploy/cluster.toml"
     if detail["type"] == "extra_forbidden":
-        return _did_you_mean(name, list(parent.model_fields))
+        return _did_you_mean(name, parent)
     field = parent.model_fields.get(name)
     if field is None or field.is_required() or field.default_factory:
         return f"see [{keys[0]}] in deploy/cluster.toml"
     if isinstance(field.default, BaseModel):
-        return f"write [{name}] on a line of its own"
+        table = ".".join(map(str, keys))
+        return f"write [{table}] on a line of its own"
     return f"the default is {_toml(field.default)}"
 
 
@@ -108,9 +109,15 @@ def _toml(value: object) -> str:
     )
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else f"this table has {', '.join(known)}"
+def _did_you_mean(name: str, model: type[BaseModel]) -> str:
+    keys = {key: key for key in model.model_fields}
+    for table in model.model_fields:
+        inner = _model_in(model, table)
+        keys |= {key: f"{table}.{key}" for key in inner.model_fields} if inner else {}
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{keys[near[0]]}"?'
+    return f"this table has {', '.join(model.model_fields)}"
 
 
 def _model_at(keys: list[int | str]) -> type[BaseModel] | None:
@@ -120,14 +127,14 @@ def _model_at(keys: list[int | str]) -> type[BaseModel] | None:
         if isinstance(key, int) or key == "workers":
             model = WorkerGroup
         elif key in model.model_fields:
-            kinds = [
-                model.model_fields[key].annotation,
-                *get_args(model.model_fields[key].annotation),
-            ]
-            inner = next(
-                (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None
-            )
+            inner = _model_in(model, key)
             if inner is None:
                 return None
             model = inner
     return model
+
+
+def _model_in(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    kind = model.model_fields[key].annotation
+    kinds = [kind, *get_args(kind)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

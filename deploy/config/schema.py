@@ -12,7 +12,15 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from deploy.config import patterns
-from worker.tables import Acceleration, Allowances, Auth, Limits, Table
+from worker.tables import (
+    Acceleration,
+    Allowances,
+    Auth,
+    OwnerLimits,
+    RequestLimits,
+    Table,
+    WorkerLimits,
+)
 
 
 def is_loopback(address: str) -> bool:
@@ -158,6 +166,12 @@ class WorkerGroup(Table):
         return self
 
 
+class Limits(Table):
+    request: RequestLimits = RequestLimits()
+    worker: WorkerLimits = WorkerLimits()
+    owner: OwnerLimits = OwnerLimits()
+
+
 class Gallery(Table):
     enabled: bool = True
     keep_days: float = Field(365.0, gt=0)
@@ -296,10 +310,13 @@ def _port_problems(config: ClusterConfig) -> list[str]:
 
 
 def _model_problems(config: ClusterConfig) -> list[str]:
-    steps, most = config.model.steps, config.limits.max_steps
+    steps, most = config.model.steps, config.limits.request.max_steps
     if steps == "auto" or steps <= most:
         return []
-    return [f"model.steps: {steps} is over limits.max_steps ({most}); lower it or raise the limit"]
+    return [
+        f"model.steps: {steps} is over limits.request.max_steps ({most}); "
+        "lower it or raise the limit"
+    ]
 
 
 def _environment_problems(config: ClusterConfig) -> list[str]:

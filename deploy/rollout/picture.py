@@ -23,7 +23,7 @@ class Drawn:
 
 def draw(cell: Cell) -> Drawn:
     """Draw one picture through nginx and save it; ``CellError`` with the answer where it fails."""
-    limits, timeouts = cell.config.limits, cell.config.timeouts
+    limits, timeouts = cell.config.limits.worker, cell.config.timeouts
     timeout_s = limits.max_queue_wait_s + timeouts.longest_draw_s
     started = time.monotonic()
     try:

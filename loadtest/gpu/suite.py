@@ -132,7 +132,7 @@ class Suite:
     def toml(self, workers: str, model: dict[str, str], limits: str = "") -> str:
         keys = "".join(f'{key} = "{value}"\n' for key, value in model.items())
         return (
-            f"{workers}[limits]\n{limits}\n"
+            f"{workers}[limits.request]\n{limits}\n"
             f'[cell]\nvar_dir = "{self.home / "var"}"\nuser = "{os.environ.get("USER", "root")}"\n'
             f"[listen]\nport = {self.port}\n[ops]\nport = {self.port + 1}\n"
             "[nginx]\nmax_requests_per_s_per_address = 0\n"

@@ -38,10 +38,11 @@ auth = "{auth}"
 port = {ops_port}
 [model]
 source = "{model}"
-[limits]
+[limits.request]
+{limits}
+[limits.worker]
 max_batch = {max_batch}
 max_queued_requests = {max_queued_requests}
-{limits}
 [timeouts]
 step_allowance_s = {step_allowance_s}
 [guard]

@@ -51,7 +51,7 @@ def test_worker_change_rolls_through_the_pool_unseen(cell: RunningCell) -> None:
     async def scenario() -> None:
         before = pids(cell)
         async with cell.traffic():
-            undo = edit(cell, "[limits]", "[limits]\nmax_steps = 44")
+            undo = edit(cell, "[limits.request]", "[limits.request]\nmax_steps = 44")
             done = await cell.run("up", "--no-draw")
             undo()
         assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def test_supervisord_is_replaced_while_drawing_goes_on(cell: RunningCell) -> Non
     async def scenario() -> None:
         nginx = cell.layout.nginx_pid.read_text()
         async with cell.traffic():
-            undo = edit(cell, "[limits]", "[logs]\nmax_mib = 9\n[limits]")
+            undo = edit(cell, "[limits.request]", "[logs]\nmax_mib = 9\n[limits.request]")
             done = await cell.run("up", "--no-draw")
             undo()
         assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_supervisord_is_replaced_while_drawing_goes_on(cell: RunningCell) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("[limits]", "[limits]\nmax_pixles = 1", 'did you mean "max_pixels"?'),
+        ("[limits.request]", "[limits.request]\nmax_pixles = 1", 'did you mean "max_pixels"?'),
         ("[nginx]", '[nginx]\nbinary = "no-such-nginx"', 'no "no-such-nginx" here'),
         ("[ops]", '[ops]\naddress = "192.0.2.1"', "is not a loopback address"),
     ],
@@ -173,7 +173,7 @@ def test_database_that_cannot_be_migrated_leaves_the_cell_untouched(cell: Runnin
     before = pids(cell)
     broken = cell.config_path.parent / "broken.db"
     broken.write_bytes(b"no database" * 100)
-    undo = edit(cell, "[limits]", f'[database]\nurl = "sqlite:///{broken}"\n[limits]')
+    undo = edit(cell, "[listen]", f'[database]\nurl = "sqlite:///{broken}"\n[listen]')
     done = cell.zimage("up")
     undo()
     assert done.returncode == 1

@@ -18,7 +18,7 @@ def test_the_only_worker_is_changed_once_an_added_one_draws() -> None:
     async def scenario() -> None:
         async with cell.traffic(resends=True):  # nginx is reloaded
             edit(cell, "count = 1", "count = 2")
-            edit(cell, "[limits]", "[limits]\nmax_steps = 44")
+            edit(cell, "[limits.request]", "[limits.request]\nmax_steps = 44")
             done = await cell.run("up", "--no-draw")
         assert done.returncode == 0, done.stderr
 

@@ -10,15 +10,16 @@ from loadtest.scenarios import edited
     "text",
     [
         "",
-        "[limits]\n",
-        "[limits]\nmax_steps = 50  # of one request\nmax_batch = 2\n",
-        "[nginx]\nmax_steps = 1\n[limits]\nmax_steps = 50\n[logs]\nkeep = 1\n",
+        "[limits.request]\n",
+        "[limits.request]\nmax_steps = 50\n[limits.worker]\nmax_batch = 2\n",
+        "[nginx]\nmax_steps = 1\n[limits.request]\nmax_steps = 50\n[logs]\nkeep = 1\n",
     ],
 )
 def test_one_key_is_changed_and_no_other(text: str) -> None:
-    before, after = tomllib.loads(text), tomllib.loads(edited(text, "limits", "max_steps", 49))
-    assert after["limits"].pop("max_steps") == 49
-    before.setdefault("limits", {}).pop("max_steps", None)
+    table = "limits.request"
+    before, after = tomllib.loads(text), tomllib.loads(edited(text, table, "max_steps", 49))
+    assert after["limits"]["request"].pop("max_steps") == 49
+    before.setdefault("limits", {}).setdefault("request", {}).pop("max_steps", None)
     assert after == before
 
 

@@ -55,6 +55,22 @@ WRONG = [
         "workers[0].vram_limit_gib: a CPU worker has no video memory; remove the key",
     ),
     ("[limit]", 'limit: unknown key; did you mean "limits"?'),
+    (
+        "[limits]\nmax_pixles = 1",
+        'limits.max_pixles: unknown key; did you mean "request.max_pixels"?',
+    ),
+    (
+        "[limits]\nmax_steps = 9\n[limits.request]\nmax_steps = 8",
+        'limits.max_steps: unknown key; did you mean "request.max_steps"?',
+    ),
+    (
+        "[limits]\nmax_steps = 0",
+        "limits.request.max_steps: must be at least 1, not 0; the default is 50",
+    ),
+    (
+        "[limits]\nrequest = 1",
+        "limits.request: must be a table, not 1; write [limits.request] on a line of its own",
+    ),
     ("[listen]\nadress = 1", 'listen.adress: unknown key; did you mean "address"?'),
     (
         "[listen]\ntls = true",
@@ -122,7 +138,7 @@ WRONG = [
     ),
     (
         "[model]\nsteps = 60",
-        "model.steps: 60 is over limits.max_steps (50); lower it or raise the limit",
+        "model.steps: 60 is over limits.request.max_steps (50); lower it or raise the limit",
     ),
     (
         '[model]\ndtype = "int8"',
@@ -173,10 +189,10 @@ def test_wrong_file_is_refused_with_its_remedy(toml: str, line: str) -> None:
 
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        parse({"listen": {"port": "x"}, "modle": {}, "limits": {"max_batch": 0}})
+        parse({"listen": {"port": "x"}, "modle": {}, "limits": {"worker": {"max_batch": 0}}})
     assert [p.split(":")[0] for p in error.value.problems] == [
         "listen.port",
-        "limits.max_batch",
+        "limits.worker.max_batch",
         "modle",
     ]
 
@@ -208,3 +224,24 @@ def test_every_address_is_fine_once_the_file_says_that_nobody_needs_a_key() -> N
 def test_one_gpu_may_be_shared_within_limits() -> None:
     config = parse({"workers": [{"device": "0", "count": 2, "vram_limit_gib": 30}]})
     assert [group.count for group in config.workers if group != "auto"] == [2]
+
+
+def test_old_names_of_limits_are_read_with_a_warning() -> None:
+    warnings: list[str] = []
+    old = {"max_pixels": 65536, "max_batch": 2, "job_keep_days": 3.0, "request": {"max_steps": 9}}
+    limits = parse({"limits": old}, warn=warnings.append).limits
+    assert (limits.request.max_pixels, limits.request.max_steps) == (65536, 9)
+    assert (limits.worker.max_batch, limits.owner.job_keep_days) == (2, 3.0)
+    assert warnings == [
+        f"limits.{key} is now limits.{table}.{key}: write it below [limits.{table}]; "
+        "the next version does not read the old name"
+        for table, key in (
+            ("request", "max_pixels"),
+            ("worker", "max_batch"),
+            ("owner", "job_keep_days"),
+        )
+    ]
+
+
+def test_new_names_are_read_without_a_warning() -> None:
+    parse(tomllib.loads(DEFAULT_PATH.read_text(encoding="utf-8")), warn=pytest.fail)

@@ -39,7 +39,7 @@ def test_every_rule_has_a_case(monitoring: Path) -> None:
 
 
 def test_a_limit_of_the_file_moves_its_alert(tmp_path: Path) -> None:
-    config = configuration(tmp_path, limits={"max_queue_wait_s": 30.0})
+    config = configuration(tmp_path, limits={"worker": {"max_queue_wait_s": 30.0}})
     text = files(config, Layout(tmp_path, tmp_path / "run"))["monitoring/alerts.yml"]
     assert "> 15.0" in text
     assert "Above 30 s they are refused" in text

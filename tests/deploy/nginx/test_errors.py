@@ -32,7 +32,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(
         var_dir,
         SLOT,
-        limits={"max_queue_wait_s": 1.0, "max_body_bytes": 2048},
+        limits={"worker": {"max_queue_wait_s": 1.0}, "request": {"max_body_bytes": 2048}},
         timeouts={"longest_draw_s": 1.0},
     ) as broken:
         yield broken

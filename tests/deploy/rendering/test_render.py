@@ -81,7 +81,10 @@ def test_supervisor_outwaits_the_drain_of_its_workers() -> None:
 def test_worker_settings_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = {"limits": {"max_pixels": 65536}, "model": {"steps": 4, "source": "synthetic:"}}
+    wanted = {
+        "limits": {"request": {"max_pixels": 65536}},
+        "model": {"steps": 4, "source": "synthetic:"},
+    }
     document = tmp_path / "w1.json"
     document.write_text(json.dumps(settings(**wanted)))
     monkeypatch.setenv(DOCUMENT, str(document))
@@ -114,7 +117,7 @@ def test_a_setting_of_one_worker_changes_its_program_alone() -> None:
 
 def test_a_setting_of_all_workers_changes_their_programs_alone() -> None:
     old = supervisor(rendered()["supervisord.conf"])
-    new = supervisor(rendered(limits={"max_batch": 2})["supervisord.conf"])
+    new = supervisor(rendered(limits={"worker": {"max_batch": 2}})["supervisord.conf"])
     changed = [name for name in old.sections() if dict(old[name]) != dict(new[name])]
     assert changed == ["program:w1", "program:w2", "program:w3"]
 

@@ -16,7 +16,7 @@ var_dir = "{folder}/var"
 user = "root"
 [model]
 source = "{model}"
-[limits]
+[limits.worker]
 max_batch = 2
 [[workers]]
 device = "cpu"
