@@ -1,14 +1,18 @@
 """A user's HTTP: draw, stream, resume, leave. Blocking, so that gevent can run many of them."""
 
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
+import urllib3
+from requests.adapters import HTTPAdapter
 
 from loadtest import checks
+from loadtest.auth import Entry
 from loadtest.checks import Checker
 from loadtest.record import Record
 
@@ -17,6 +21,36 @@ TIMEOUT_S = 720.0
 MAX_RESUMES = 5
 _PATH = "/v1/images/generations"
 _DONE = "image_generation.done"
+
+
+def session_of(entry: Entry) -> requests.Session:
+    """What ``entry`` shows and whom it trusts, for every request."""
+    made = requests.Session()
+    made.headers.update(entry.headers)
+    if entry.ca or entry.insecure:
+        made.trust_env = False  # REQUESTS_CA_BUNDLE would win over what is set here
+        made.verify = False if entry.insecure else entry.ca
+    if entry.insecure:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    elif entry.ca:
+        made.mount("https://", _ByAnyAddress(entry.ca))
+    return made
+
+
+class _ByAnyAddress(HTTPAdapter):
+    """A cell is asked by its address; its certificate has its name."""
+
+    def __init__(self, ca: str) -> None:
+        self._ca = ca
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        context = ssl.create_default_context(cafile=self._ca)
+        context.check_hostname = False
+        context.verify_flags |= (
+            ssl.VERIFY_X509_PARTIAL_CHAIN
+        )  # the file may have the server's alone
+        super().init_poolmanager(*args, **kwargs, ssl_context=context, assert_hostname=False)
 
 
 class Cut(Exception):

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loadtest import prompts, record, shapes
 from loadtest.auth import KEY_VARIABLE, Entry
 from loadtest.checks import Album, Checker
-from loadtest.client import Client
+from loadtest.client import Client, session_of
 from loadtest.record import Record
 
 _LEAVES = 0.1
@@ -59,7 +59,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.test_start.add_listener
 def ask_for_model(environment: Environment, **_: Any) -> None:
-    answer = entry_of(environment).session().get(f"{environment.host}/v1/models", timeout=30)
+    answer = session_of(entry_of(environment)).get(f"{environment.host}/v1/models", timeout=30)
     if answer.status_code != 200:
         raise SystemExit(f"{answer.url}: HTTP {answer.status_code}: {answer.text[:300]}")
     model = answer.json()["data"][0]["id"]
@@ -89,7 +89,7 @@ class Painter(User):
         self.client = self.new_client()
 
     def new_client(self) -> Client:
-        kind, session = type(self).__name__, entry_of(self.environment).session()
+        kind, session = type(self).__name__, session_of(entry_of(self.environment))
         return Client(self.environment.host, checkers[self.environment], kind, session)
 
     def wish(self, sizes: tuple[str, ...] = prompts.SMALL) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import gradio_server, measures, shapes
+from loadtest.client import session_of
 from loadtest.faults import Cell
 from loadtest.run_file import Part
 from loadtest.runner import Runner, RunnerError, drained
@@ -229,7 +230,7 @@ def _accepts_again(cell: Cell) -> float:
     """Seconds until a request is taken and not refused."""
     began = time.monotonic()
     body: dict[str, Any] = {"prompt": "again", "size": "256x256", "stream": True}
-    session = cell.entry.session()
+    session = session_of(cell.entry)
     while time.monotonic() - began < 180:
         answer = session.post(
             f"{cell.url}/v1/images/generations", json=body, stream=True, timeout=30

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from loadtest.auth import Entry
+from loadtest.client import session_of
 from tests.deploy.rendering.test_certificate import write_pair
 
 
@@ -44,7 +45,7 @@ def test_the_named_certificate_is_trusted_and_the_key_shown(
     url: str, pair: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", write_pair(tmp_path / "b")["certificate"])
-    answer = Entry("zimage_x", ca=pair["certificate"]).session().get(url, timeout=10)
+    answer = session_of(Entry("zimage_x", ca=pair["certificate"])).get(url, timeout=10)
     assert answer.text == "Bearer zimage_x"
 
 
@@ -52,11 +53,11 @@ def test_another_certificate_is_not_trusted(url: str, tmp_path: Path) -> None:
     other = write_pair(tmp_path / "b")["certificate"]
     for entry in (Entry(ca=other), Entry()):
         with pytest.raises(requests.exceptions.SSLError):
-            entry.session().get(url, timeout=10)
+            session_of(entry).get(url, timeout=10)
 
 
 def test_every_certificate_is_trusted_on_demand(url: str) -> None:
-    assert Entry(insecure=True).session().get(url, timeout=10).text == ""
+    assert session_of(Entry(insecure=True)).get(url, timeout=10).text == ""
 
 
 def test_key_is_in_no_message() -> None:
