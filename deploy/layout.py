@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.config import ROOT, ClusterConfig
-
-MAX_SOCKET_PATH_BYTES = 107
-"""Linux keeps a unix socket's path in 108 bytes, the last one a zero."""
+from worker.bounds import MAX_SOCKET_PATH_BYTES
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
 

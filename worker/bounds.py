@@ -1,4 +1,10 @@
-"""Bounds that the worker and the nginx before it share."""
+"""Numbers that workers share with what stands before and around them: nginx, guard, commands."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Linux keeps a unix socket's path in 108 bytes, the last one a zero."""
+
+LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
+"""Of every histogram, so that what clients see can be laid over what workers say."""
 
 MAX_JOB_BODY_BYTES = 8 << 20
 """Of a request that makes a job of up to 10,000 prompts."""

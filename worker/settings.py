@@ -19,6 +19,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.tables import (
     Acceleration,
     Allowances,
@@ -30,8 +31,6 @@ from worker.tables import (
 
 DOCUMENT = "ZIMAGE_SETTINGS"
 """Names a JSON file: an object with any of the settings."""
-
-_SOCKET_PATH_BYTES = 107
 
 
 class Settings(
@@ -126,10 +125,10 @@ class Settings(
     @model_validator(mode="after")
     def _socket_path_fits(self) -> Self:
         length = len(os.fsencode(self.socket))
-        if length > _SOCKET_PATH_BYTES:
+        if length > MAX_SOCKET_PATH_BYTES:
             raise ValueError(
                 f"run_dir: {self.socket} is {length} bytes long and a unix socket's path may have "
-                f"{_SOCKET_PATH_BYTES}: choose a shorter run_dir"
+                f"{MAX_SOCKET_PATH_BYTES}: choose a shorter run_dir"
             )
         return self
 

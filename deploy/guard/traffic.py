@@ -13,9 +13,10 @@ from typing import IO, Any
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from worker.bounds import LATENCY_BUCKETS_S
+
 DRAW = "/v1/images/generations"
 _ROUTES = (DRAW, "/v1/images", "/v1/jobs", "/v1/models", "/v1/session", "/v1/usage", "/v1")
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 _CODES = (200, 400, 429, 499, 500, 503, 504)
 _REFUSED = frozenset({429, 503})
 _MAX_READ_BYTES = 8 << 20  # more at once would keep others waiting
@@ -96,7 +97,7 @@ class Traffic:
             "zimage_front_request_duration_seconds",
             "From the first byte of a client's request to the last of its answer.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._replays = Counter(

@@ -34,7 +34,7 @@ GUARD_CODE = (
     "deploy/guard",
     *("deploy/config", "deploy/layout.py", "deploy/supervision/rpc.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
-    "worker/tables.py",
+    *("worker/bounds.py", "worker/tables.py"),
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 

@@ -21,10 +21,11 @@ from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
 from deploy.finding import Finding
 from deploy.host import machine, processes
-from deploy.layout import MAX_SOCKET_PATH_BYTES, too_long_by, under_root
+from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
 from deploy.supervision.livez import livez
+from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.models.loading import hub
 from worker.models.loading.files import Flaw, flaws
 from worker.models.loading.folder import ModelLoadError

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from deploy.config import ROOT, parse
-from deploy.layout import MAX_SOCKET_PATH_BYTES, Layout, too_long_by, under_root
+from deploy.layout import Layout, too_long_by, under_root
+from worker.bounds import MAX_SOCKET_PATH_BYTES
 
 
 def test_relative_paths_start_at_the_checkout() -> None:

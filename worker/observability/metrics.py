@@ -19,10 +19,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from worker.bounds import LATENCY_BUCKETS_S
 from worker.coordination.heartbeat import Heartbeat
 from worker.engine.state import EngineState
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 _PICTURES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 _SIDES = (256, 512, 768, 1024, 1536, 2048)
 LARGER = "larger"
@@ -77,7 +77,7 @@ class Metrics:
             "zimage_http_request_duration_seconds",
             "From the first byte of a request to the last of its answer.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._images = Counter(
@@ -87,7 +87,7 @@ class Metrics:
         self._queue_seconds = Histogram(
             "zimage_queue_duration_seconds",
             "From a request's arrival to the first step of its first picture.",
-            buckets=_SECONDS,
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._inference_seconds = Histogram(
@@ -95,14 +95,14 @@ class Metrics:
             "From the first step of a picture to its pixels. size: the side of the smallest of "
             "some squares that has as many pixels.",
             ("size",),
-            buckets=_SECONDS,
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._encode_seconds = Histogram(
             "zimage_encode_duration_seconds",
             "From pixels to a file and its base64, waiting included.",
             ("format",),
-            buckets=_SECONDS,
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self.pictures_lost = Counter(
