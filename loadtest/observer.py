@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+
+import psutil
 
 from deploy.host import processes
 from loadtest.faults import Cell
@@ -85,7 +86,7 @@ class Observer:
         workers = {self.cell.pid(name): name for name in self.cell.workers()}
         for process in processes.members(self.cell.layout.processes):
             name = workers.get(process.pid) or _name(process.command)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(psutil.Error):
                 _add(found.setdefault(name, Sample(now)), process.pid)
         for name, sample in found.items():
             self.resources.setdefault(name, []).append(sample)
@@ -102,9 +103,7 @@ def _name(command: str) -> str:
 
 
 def _add(sample: Sample, pid: int) -> None:
-    folder = Path(f"/proc/{pid}")
-    status = (folder / "status").read_text()
-    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    sample.rss_mib += int(values.get("VmRSS", "0 kB").split()[0]) / 1024
-    sample.threads += int(values["Threads"])
-    sample.files += len(list((folder / "fd").iterdir()))
+    process = psutil.Process(pid)
+    sample.rss_mib += process.memory_info().rss / 2**20
+    sample.threads += process.num_threads()
+    sample.files += process.num_fds()

@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from worker.models.parallel import links
 from worker.models.parallel.links import Links
 
@@ -153,8 +155,8 @@ def _cores() -> int:
 
 
 def _memory_gib() -> tuple[float, float]:
-    info = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.M))
-    total, available = (int(info.get(k, 0)) * 1024 for k in ("MemTotal", "MemAvailable"))
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
     limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
     if limit.isdigit():
         used = _read(Path("/sys/fs/cgroup/memory.current")).strip()

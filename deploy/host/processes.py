@@ -87,8 +87,7 @@ def read(pid: int) -> Process | None:
 
 def age_s(process: Process) -> float:
     """Seconds since ``process`` was started."""
-    up_s = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-    return up_s - process.started / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.started / os.sysconf("SC_CLK_TCK")
 
 
 def record(path: Path, pid: int, **note: str) -> None:

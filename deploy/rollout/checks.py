@@ -11,10 +11,12 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from deploy import store
 from deploy.cell import Cell, CellError
@@ -373,27 +375,9 @@ def _command(pid: int) -> str:
 
 def _listeners(port: int) -> set[int]:
     """Processes that listen on TCP ``port``, as far as this user may see."""
-    wanted = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
-    return {
-        int(fd.parent.parent.name)
-        for fd in Path("/proc").glob("[0-9]*/fd/*")
-        if _link(fd) in wanted
-    }
-
-
-def _listening_inodes(port: int) -> Iterable[str]:
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        lines = table.read_text().splitlines()[1:] if table.exists() else []
-        for fields in map(str.split, lines):
-            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                yield fields[9]
-
-
-def _link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:
-        return ""
+    sockets = psutil.net_connections("tcp")
+    listening = [s for s in sockets if s.status == psutil.CONN_LISTEN and s.laddr.port == port]
+    return {socket.pid for socket in listening if socket.pid}
 
 
 def _is_z_image(source: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from deploy import cell as deployed
 from deploy.config import ClusterConfig
@@ -88,10 +89,8 @@ class Cell:
 
 def process_ids(under: Path) -> set[int]:
     """Processes of this machine whose command line names ``under``."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if str(under).encode() in (entry / "cmdline").read_bytes():
-                    found.add(int(entry.name))
-    return found
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if process.pid != os.getpid() and str(under) in " ".join(process.info["cmdline"] or ())
+    }
