@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import re
 import threading
@@ -174,16 +175,19 @@ class FakeCell:
     async def _counted(self, events: AsyncIterator[str], cut: Cut | None) -> AsyncIterator[str]:
         self.open_streams += 1
         self.most_open_streams = max(self.most_open_streams, self.open_streams)
-        sent = 0
         finished = False
         try:
-            async for event in events:
+            for sent in itertools.count():
+                # Before the next event is made: a picture that nobody was told of is not kept.
                 if cut and sent == cut.after_events:
-                    await asyncio.to_thread(cut.when.wait, 10)
+                    await asyncio.to_thread(cut.when.wait, 60)
                     finished = True
                     raise WorkerKilled
+                try:
+                    event = await anext(events)
+                except StopAsyncIteration:
+                    break
                 yield event
-                sent += 1
             finished = True
         finally:
             self.open_streams -= 1

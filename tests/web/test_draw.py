@@ -104,6 +104,7 @@ def test_only_unfinished_pictures_are_sent_again(
     cell.faults.append(cut)
     draw(page, "a hill", n=2)
     expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert len(cell.store.pictures) == 1
     cut.when.set()
     expect(page.locator("[data-face=picture]")).to_have_count(2)
     again = cell.requests[1]
