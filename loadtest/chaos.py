@@ -1,5 +1,6 @@
 """One fault, injected into a running cell and measured: out of the pool, and back."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -45,14 +46,15 @@ def targets(cell: Cell, fault: Fault) -> list[str]:
     return candidates if len(candidates) > MIN_LEFT else []
 
 
-def inject(cell: Cell, name: str, worker: str) -> Injected:
+def inject(cell: Cell, name: str, worker: str, max_hold_s: float = math.inf) -> Injected:
     """Inject it, hold it, undo it and wait until the worker or cell is back. Bounded in time."""
     fault, at, error = FAULTS[name], time.time(), ""
+    hold_s = min(fault.hold_s, max_hold_s)
     with _Watch(cell, worker) as watch:
         try:
             with fault.inject(cell, worker):
                 watch.hits()
-                _until(lambda: watch.passed_s > fault.hold_s or watch.replaced(), fault.hold_s + 1)
+                _until(lambda: watch.passed_s > hold_s or watch.replaced(), hold_s + 1)
         except (OSError, LookupError, AssertionError, TimeoutError) as problem:
             error = f"{type(problem).__name__}: {problem}"
         _until(lambda: watch.out_s is not None, 3.0 if fault.leaves else 0.3)

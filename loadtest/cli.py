@@ -7,6 +7,7 @@ started, and ended afterwards.
 
 import argparse
 import contextlib
+import math
 import os
 import platform
 import subprocess
@@ -148,6 +149,7 @@ def options(args: argparse.Namespace) -> Options:
         steps=args.steps,
         seed=args.seed,
         faults=tuple(args.faults),
+        max_hold_s=args.max_hold_s,
     )
 
 
@@ -175,6 +177,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default="", help="of pictures, such as 64x64,256x256")
     parser.add_argument("--steps", type=int, default=0, help="of each picture [the model's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
+    parser.add_argument("--max-hold-s", type=float, default=math.inf, help="of any fault")
     parser.add_argument("--faults", nargs="*", default=[], choices=sorted(FAULTS), metavar="NAME")
 
 

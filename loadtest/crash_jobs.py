@@ -89,7 +89,7 @@ class CrashCell(Cell):
     """A cell in ``folder``."""
 
     def __init__(self, folder: Path, workers: int) -> None:
-        port, ops_port = _free_ports()
+        port, ops_port = free_ports()
         self.config_path = folder / "cluster.toml"
         values = {"folder": folder, "port": port, "ops_port": ops_port, "workers": workers}
         self.config_path.write_text(CONFIG.format(model=MODEL, **values))
@@ -272,7 +272,7 @@ def _cell(workers: int) -> Iterator[CrashCell]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports() -> list[int]:
+def free_ports() -> list[int]:
     with socket.socket() as one, socket.socket() as two:
         for each in (one, two):
             each.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
 """What a scenario plays on: a running cell, Locust beside it, and somebody who watches."""
 
 import contextlib
+import math
 import os
 import random
 import subprocess
@@ -45,6 +46,7 @@ class Options:
     steps: int = 0
     seed: int = 0
     faults: tuple[str, ...] = ()
+    max_hold_s: float = math.inf
 
 
 @dataclass
@@ -144,10 +146,10 @@ class Runner:
         for thread in running:
             thread.join()
 
-    def inject_each(self, heal_s: float = 180.0) -> None:
-        """Every fault in turn, each on a whole cell; those that users may see come last."""
+    def inject_each(self, *names: str, heal_s: float = 180.0) -> None:
+        """Each fault in turn, or ``names``, on a whole cell; what users may see of comes last."""
         rng = random.Random(self.options.seed)
-        for name in self._faults() + self._seen():
+        for name in names or self._faults() + self._seen():
             if not processes.wait_for(self.cell.whole, heal_s):
                 raise RunnerError(f"the cell is not whole {heal_s:g} s after a fault")
             time.sleep(_REST_S)
@@ -174,7 +176,7 @@ class Runner:
         return record.read([self.requests_file])
 
     def _inject(self, name: str, worker: str) -> None:
-        done = chaos.inject(self.cell, name, worker)
+        done = chaos.inject(self.cell, name, worker, self.options.max_hold_s)
         self.faults.append(done)
         output.say(f"  {'✓' if done.healed else '✗'} {chaos.describe(done)}")
 

@@ -65,6 +65,20 @@ def faults(stage: Runner) -> None:
     stage.measured |= measures.apart(stage.records(), stage.faults)
 
 
+def basics(stage: Runner) -> None:
+    """A worker is killed, hangs, is stopped and is drained under load: nothing is lost."""
+    with stage.load(stage.options.users or 6, stage.options.duration_s or 3600.0, *_PEOPLE) as part:
+        part.name = "basics"
+        time.sleep(5)
+        stage.inject_each("kill", "step-hangs", "stop")
+        worker = stage.cell.workers()[0]
+        stage.zimage(f"drain {worker}", "drain", worker)
+        stage.zimage(f"undrain {worker}", "undrain", worker)
+        stage.stop_load()
+    stage.measured |= measures.of_faults(stage.faults)
+    stage.measured["changes_failed"] = float(sum(bool(mark.error) for mark in stage.marks))
+
+
 def rolling(stage: Runner) -> None:
     """A rolling restart and two changes of configuration under load."""
     longest_s = stage.options.duration_s or 1800.0
@@ -185,6 +199,7 @@ SCENARIOS: dict[str, Callable[[Runner], None]] = {
     "throughput": throughput,
     "failover": failover,
     "faults": faults,
+    "basics": basics,
     "rolling": rolling,
     "overload": overload,
     "soak": soak,

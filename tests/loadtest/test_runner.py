@@ -22,7 +22,7 @@ def test_no_two_faults_hit_the_same_worker_or_the_whole_cell_at_once(
     clashes: list[str] = []
     lock = threading.Lock()
 
-    def inject(_: Cell, name: str, worker: str) -> Injected:
+    def inject(_: Cell, name: str, worker: str, max_hold_s: float) -> Injected:
         with lock:
             clashes.extend(other for other in now if other == worker)
             now.append(worker)
