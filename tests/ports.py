@@ -1,20 +1,36 @@
 """Ports for servers that a test starts.
 
 Below those that Linux gives to clients (32,768 and up), so that no connection takes one between its
-choice and its use; each once in a process, and in another range than processes beside it.
+choice and its use; each once in a process, which has a range for itself while it lives.
 """
 
+import fcntl
 import itertools
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 _FIRST, _RANGES, _PORTS = 10_000, 22, 1000
 
 
 def _candidates() -> Iterator[int]:
-    first = _FIRST + os.getpid() % _RANGES * _PORTS
-    return (first + n % _PORTS for n in itertools.count())
+    first = _FIRST + _own_range() * _PORTS
+    yield from (first + n % _PORTS for n in itertools.count())
+
+
+def _own_range() -> int:
+    """A range that no other process has, until this one ends."""
+    for number in range(_RANGES):
+        path = Path(tempfile.gettempdir(), f"zimage-test-ports-{os.getuid()}-{number}")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+        except BlockingIOError:
+            os.close(lock)
+    raise OSError(f"{_RANGES} processes test here already: no ports are left for another")
 
 
 _next = _candidates()

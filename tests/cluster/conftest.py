@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,11 +19,10 @@ import pytest
 from deploy.config import load
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
+from tests.cluster import command_line
 from tests.ports import free_ports
 from worker.coordination.heartbeat import read_heartbeat
 from worker.coordination.processes import is_alive
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
 [cell]
@@ -85,14 +83,8 @@ class RunningCell(Cell):
 
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.cli.app", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
+        return command_line.zimage(arguments, environment, timeout_s)
 
     def up(self) -> None:
         done = self.zimage("up")
@@ -133,12 +125,13 @@ class RunningCell(Cell):
             await traffic.until_served(12)
         assert traffic.failures == [], self.story()
 
-    def story(self) -> str:
+    def story(self, since: float = 0.0) -> str:
         """What the guard saw lately, for a failed test's message."""
         return "".join(
             f"\n{time.strftime('%H:%M:%S', time.localtime(event['at']))} "
             f"{event.get('worker') or 'cell'} {event['what']}"
             for event in self.state()["events"]
+            if event["at"] >= since
         )
 
 
@@ -163,14 +156,21 @@ def mixed_body(client: int, turn: int) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def started(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
-    """A cell from ``up`` to ``down``; nothing of it may be left running. ``beneath``: how its
-    folder is called, in one that is short."""
+def started(**values: object) -> Iterator[RunningCell]:
+    """A cell from ``up`` to ``down``; nothing of it may be left running."""
+    with configured(**values) as cell:
+        cell.up()
+        yield cell
+
+
+@contextlib.contextmanager
+def configured(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
+    """A cell that the test itself starts. ``beneath``: how its folder is called, in one that is
+    short."""
     folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
     (folder / beneath).mkdir(exist_ok=True)
     cell = RunningCell(folder / beneath, **values)
     try:
-        cell.up()
         yield cell
     finally:
         cell.down()
@@ -179,8 +179,59 @@ def started(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
     assert left == set()
 
 
+class SharedCell:
+    """The cell that the modules of one ``xdist_group`` share."""
+
+    def __init__(self) -> None:
+        self._kind: dict[str, object] | None = None
+        self._running = contextlib.ExitStack()
+
+    def of(self, **values: object) -> RunningCell:
+        """A cell of ``values`` as ``started`` takes them: the one that runs, where it is as new."""
+        if values != self._kind or not self._is_as_new():
+            self.end()
+            self._cell = self._running.enter_context(started(**values))
+            self._kind, self._text = values, self._cell.config_path.read_text()
+        return self._cell
+
+    def end(self) -> None:
+        self._kind = None
+        self._running.close()
+
+    def _is_as_new(self) -> bool:
+        """What a test that failed left behind is no cell for the next module."""
+        return self._text == self._cell.config_path.read_text() and self._cell.whole()
+
+
+SHARED = SharedCell()
+"""For fixtures of modules. Leave it as you found it."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or group_of(nextitem) != group_of(item):
+        SHARED.end()
+
+
+def group_of(item: pytest.Item) -> str:
+    """By default a module."""
+    mark = item.get_closest_marker("xdist_group")
+    return str(mark.args[0]) if mark else item.nodeid.split("::", 1)[0]
+
+
 @pytest.fixture(scope="module")
-def cell() -> Iterator[RunningCell]:
-    """Three workers, shared by the tests of one module: leave it as you found it."""
-    with started(model="synthetic:step_ms=20,noise=1") as running:
-        yield running
+def cell() -> RunningCell:
+    """Three workers."""
+    return SHARED.of(model="synthetic:step_ms=20,noise=1")
+
+
+@pytest.fixture(scope="module")
+def keyed() -> RunningCell:
+    """Three workers that ask for keys; ``up`` has drawn its first picture on them."""
+    return SHARED.of(auth="keys", model="synthetic:step_ms=30")
+
+
+@pytest.fixture(scope="module")
+def slow_cell() -> RunningCell:
+    """Two workers that take two seconds for a picture."""
+    return SHARED.of(model="synthetic:step_ms=250", workers=2)

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.config import ROOT
 from deploy.rollout.picture import PROMPT
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell, configured, started
 from tests.deploy.processes import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -55,8 +55,7 @@ def test_running_cell_is_backed_up_and_comes_back_as_it_was(tmp_path: Path) -> N
 
 def test_cell_of_a_unit_survives_its_killed_supervisord() -> None:
     """What systemd does: start, notice the failed end, start again; workers draw on."""
-    with started(workers=2) as cell:
-        cell.down()
+    with configured(workers=2) as cell:
         command = [sys.executable, "-m", "deploy.cli.app", "up", "--foreground", "--no-draw"]
         environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
 

@@ -9,20 +9,18 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from loadtest import faults
 from loadtest.traffic import check_picture
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell
 from tests.deploy.processes import wait_until
 from tests.web.conftest import DESKTOP, chromium, complaints, forgive, watch
 
 __all__ = ["chromium", "complaints"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]
 
 
-@pytest.fixture(scope="module")
-def cell() -> Iterator[RunningCell]:
-    """Two workers that take two seconds for a picture."""
-    with started(model="synthetic:step_ms=250", workers=2) as running:
-        yield running
+@pytest.fixture
+def cell(slow_cell: RunningCell) -> RunningCell:
+    return slow_cell
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """``zimage up`` on a running cell changes what differs, and nothing else."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -13,16 +12,16 @@ import pytest
 
 from deploy.config import ROOT
 from deploy.host import processes
-from tests.cluster.conftest import RunningCell, edit, started
+from deploy.supervision.supervise import Supervisor
+from tests.cluster.conftest import RunningCell, configured, edit, started
 from tests.deploy.processes import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cell")]
 
 
 def pids(cell: RunningCell) -> dict[str, int]:
     """Process of each program, as supervisord knows it."""
-    state = json.loads(cell.zimage("status", "--json").stdout)
-    return {name: program["pid"] for name, program in state["cell"]["programs"].items()}
+    return {name: program.pid for name, program in Supervisor(cell.layout).states().items()}
 
 
 def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
@@ -235,8 +234,7 @@ def test_down_leaves_no_process_even_of_a_killed_supervisord() -> None:
 
 
 def test_foreground_cell_ends_in_order_on_sigterm() -> None:
-    with started(workers=2) as cell:
-        cell.down()
+    with configured(workers=2) as cell:
         command = [sys.executable, "-m", "deploy.cli.app", "up", "--foreground"]
         environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
         with subprocess.Popen(

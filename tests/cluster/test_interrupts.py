@@ -8,21 +8,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
 
 from deploy.config import ROOT
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell, configured
 from tests.deploy.processes import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]
 
 
-@pytest.fixture(scope="module")
-def cell() -> Iterator[RunningCell]:
-    with started(model="synthetic:step_ms=200", workers=2) as running:
-        yield running
+@pytest.fixture
+def cell(slow_cell: RunningCell) -> RunningCell:
+    return slow_cell
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def drawing(cell: RunningCell) -> Iterator[list[int]]:
     statuses: list[int] = []
 
     def draw() -> None:
-        body = {"prompt": os.urandom(4).hex(), "size": "64x64", "steps": 40}
+        body = {"prompt": os.urandom(4).hex(), "size": "64x64", "steps": 32}
         answer = httpx.post(f"{cell.url}/v1/images/generations", json=body, timeout=60)
         statuses.append(answer.status_code)
 
@@ -51,12 +51,6 @@ def flags(cell: RunningCell) -> set[str]:
 def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "subprocess.Popen[str]":
     """``zimage``, as the leader of the session of ``terminal`` where there is one."""
 
-    def login() -> None:
-        for told in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(told, signal.SIG_DFL)  # whatever runs the tests may ignore some
-        if terminal is not None:
-            os.login_tty(terminal)
-
     return subprocess.Popen(
         [sys.executable, "-m", "deploy.cli.app", *words],
         cwd=ROOT,
@@ -64,7 +58,7 @@ def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "sub
         stdout=None if terminal is not None else subprocess.PIPE,
         stderr=None if terminal is not None else subprocess.STDOUT,
         text=True,
-        preexec_fn=login,
+        preexec_fn=None if terminal is None else partial(os.login_tty, terminal),
     )
 
 
@@ -138,8 +132,7 @@ def test_drain_and_restart_know_of_each_other(cell: RunningCell) -> None:
 
 
 def test_foreground_obeys_while_workers_load() -> None:
-    with started(model="synthetic:step_ms=20", workers=1) as cell:
-        cell.down()
+    with configured(workers=1) as cell:
         with command(cell, "up", "--foreground") as up:
             assert up.stdout is not None
             assert any("waiting for" in line for line in up.stdout)

@@ -18,7 +18,7 @@ from loadtest.traffic import until
 from tests.cluster.conftest import RunningCell
 from tests.ports import free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("cell")]
 
 # What a cell without a GPU and with the synthetic pipeline has not.
 ELSEWHERE = re.compile(r"zimage_(gpu|device_memory|caption)_\w+")

@@ -12,15 +12,8 @@ from loadtest import faults
 from loadtest.traffic import check_picture, pixels_of, until
 from tests.cluster.conftest import RunningCell, started
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]
 SIZE = "256x256"
-
-
-@pytest.fixture(scope="module")
-def slow_cell() -> Iterator[RunningCell]:
-    """Two workers that draw one picture at a time in about two seconds."""
-    with started(model="synthetic:step_ms=250", workers=2) as running:
-        yield running
 
 
 def running_on(cell: RunningCell) -> str:

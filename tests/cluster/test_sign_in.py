@@ -1,25 +1,22 @@
 """The page with keys, in a real browser on a real cell: sign in, draw, see what was used."""
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell
 from tests.cluster.test_keys import known_after_s, make
 from tests.deploy.processes import wait_until
 from tests.web.conftest import DESKTOP, PHONE, chromium
 
 __all__ = ["chromium"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.browser]
+pytestmark = [pytest.mark.cluster, pytest.mark.browser, pytest.mark.xdist_group("keyed")]
 
 
-@pytest.fixture(scope="module")
-def cell() -> Iterator[RunningCell]:
-    with started(workers=2, auth="keys") as running:
-        yield running
+@pytest.fixture
+def cell(keyed: RunningCell) -> RunningCell:
+    return keyed
 
 
 def test_page_asks_for_a_key_draws_with_it_and_shows_its_use(
@@ -102,10 +99,10 @@ def test_signing_out_ends_the_session_on_every_worker_and_everywhere_all_of_them
 
 
 def answers(cell: RunningCell, headers: dict[str, str]) -> set[int]:
-    """Of both workers, as far as nginx takes turns."""
+    """Of all workers, as far as nginx takes turns."""
     return {
         httpx.get(f"{cell.url}/v1/models", headers=headers, timeout=30).status_code
-        for _ in range(6)
+        for _ in range(9)
     }
 
 

@@ -1,0 +1,48 @@
+"""How the tests are shared out among processes that run side by side, and what programs inherit."""
+
+import signal
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadGroupScheduling
+from xdist.workermanage import WorkerController
+
+CELLS = "tests/cluster/"
+LONG_S: dict[str, float] = {}
+"""Seconds of groups that take long; of all others the number of their tests tells."""
+
+
+def pytest_configure() -> None:
+    """Programs that tests start die of signals, also where whoever started us ignores some."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.
+            signal.signal(number, lambda *_: None)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> "Sharing | None":
+    return Sharing(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+class Sharing(LoadGroupScheduling):
+    """Files whole, and what has an ``xdist_group`` by that: a cell is started once for it.
+
+    Half of the processes take cells first and the others all else, until theirs is at its end.
+    Cells mostly wait, and too many of them beside each other are slow for what they promise; the
+    other tests mostly compute. The longest first, so that none is left for the end.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope = super()._split_scope(nodeid)
+        return nodeid.split("::", 1)[0] if scope == nodeid else scope
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        wants_cells = int(node.gateway.id.removeprefix("gw")) % 2 == 0
+        found = max(self.workqueue, key=lambda scope: self._rank(scope, wants_cells))
+        self.workqueue.move_to_end(found, last=False)
+        super()._assign_work_unit(node)
+
+    def _rank(self, scope: str, wants_cells: bool) -> tuple[bool, float, int]:
+        tests = self.workqueue[scope]
+        of_cells = next(iter(tests)).startswith(CELLS)
+        return of_cells is wants_cells, LONG_S.get(scope, 0.0), len(tests)
