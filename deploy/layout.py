@@ -140,6 +140,11 @@ class Layout:
         return self.state_dir / "up.lock"
 
     @property
+    def rollout_json(self) -> Path:
+        """The command that changes the cell, or that was the last to do so."""
+        return self.state_dir / "rollout.json"
+
+    @property
     def supervisor_pid(self) -> Path:
         return self.state_dir / "supervisord.pid"
 

@@ -212,6 +212,8 @@ def status(state: dict[str, Any]) -> RenderableType:
         where = f"{alarm['worker']}: " if alarm.get("worker") else ""
         parts.append(Text(f"ALARM  {where}{alarm['text']}", "bold red"))
     parts.append(_headline(state))
+    if rollout := (state.get("rollout") or {}).get("text"):
+        parts.append(Text(f"rollout  {rollout}", "yellow"))
     parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
     # Not a column: they are long, and most of the time there is none.
     faults = [_last_fault(w) for w in state["workers"] if w.get("last_fault")]

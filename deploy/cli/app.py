@@ -28,7 +28,7 @@ from deploy.host.account import AccountError
 from deploy.host.utf8 import speak_utf8
 from deploy.rendering.certificate import CertificateError
 from deploy.rollout import calibrate as calibration
-from deploy.rollout import checks, converge, files, interrupts, picture, roll
+from deploy.rollout import checks, converge, files, interrupts, operation, picture, roll
 from deploy.rollout.down import down as end_cell
 from deploy.rollout.interrupts import Interrupted
 from deploy.rollout.unit import render_unit
@@ -57,9 +57,25 @@ def up(
         bool, typer.Option(help="Stay until the cell ends, as containers want it.")
     ] = False,
     draw: Annotated[bool, typer.Option(help="Draw a picture when ready.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the command that was cut short.")
+    ] = False,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="End the command that is under way or was cut short.")
+    ] = False,
 ) -> None:
     """Start the cell, or make a running one equal to cluster.toml."""
-    cell = _cell(config, create=True)
+    if sum((foreground, resume, abort)) > 1:
+        raise typer.BadParameter("--foreground, --resume and --abort exclude each other")
+    cell = _cell(config, create=not abort)
+    if abort:
+        aborted = operation.abort(cell)
+        output.done(f"{operation.in_words(aborted)}; what it changed stays changed")
+        output.say("  next     zimage status · zimage up makes the cell equal to cluster.toml")
+        return
+    if resume:
+        _resume(cell, draw=draw)
+        return
     if foreground:
         raise typer.Exit(_stay(cell, draw=draw))
     changed = _apply(cell, "up")
@@ -77,7 +93,7 @@ def down(
         output.done("nothing runs")
         return
     output.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
-    with converge.exclusive_lock(cell, "down"):
+    with operation.begin(cell, "down", "down --now" if now else "down"):
         ended = end_cell(cell, now=now)
     output.done(f"down: {ended} processes ended, none is left")
 
@@ -155,7 +171,7 @@ def reload(config: Config = None) -> None:
     cell = _cell(config)
     if cell.certificate is None:
         raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
-    with converge.exclusive_lock(cell, "reload"):
+    with operation.begin(cell, "reload", "reload"):
         changed = converge.take_certificate(cell)
     until = f"{', '.join(cell.certificate.names)}, until {cell.certificate.ends:%Y-%m-%d}"
     output.done(f"{'new certificate' if changed else 'the same certificate'}: {until}")
@@ -195,7 +211,7 @@ def restore(
         raise CellError(f"{path} cannot be restored: {error.strerror}") from None
     with opened:
         cell = _cell(config)
-        with converge.exclusive_lock(cell, "restore"):
+        with operation.begin(cell, "restore", "restore"):
             done = backups.restore(cell, path, opened)
     output.done(f"restored {file}: database, pictures: {done.pictures}")
     if done.aside:
@@ -211,13 +227,17 @@ def systemd(config: Config = None) -> None:
 
 
 @app.command()
-def drain(worker: WorkerName, config: Config = None) -> None:
+def drain(
+    worker: WorkerName,
+    config: Config = None,
+    reason: Annotated[str, typer.Option(help="Why, for whoever finds it drained.")] = "",
+) -> None:
     """Take a worker out of the pool and let it finish; it stays out until undrain."""
     cell = _cell(config)
     _known_worker(cell, worker)
     output.step(f"{worker}: no new requests; finish what it has")
-    with converge.exclusive_lock(cell, f"drain {worker}"):
-        roll.begin_drain(cell, worker)
+    with operation.begin(cell, "drain", f"drain {worker}"):
+        roll.begin_drain(cell, worker, reason)
     roll.wait_drained(cell, worker)
     output.done(f"{worker} is drained; let it in again with: zimage undrain {worker}")
 
@@ -227,7 +247,7 @@ def undrain(worker: WorkerName, config: Config = None) -> None:
     """Let a drained worker take requests again."""
     cell = _cell(config)
     _known_worker(cell, worker)
-    with converge.exclusive_lock(cell, f"undrain {worker}"):
+    with operation.begin(cell, "undrain", f"undrain {worker}"):
         roll.begin_undrain(cell, worker)
     roll.wait_open(cell, worker)
     output.done(f"{worker} takes requests")
@@ -248,14 +268,13 @@ def restart(
     names = workers or list(cell.plan.names)
     for name in names:
         _known_worker(cell, name)
-    with converge.exclusive_lock(
-        cell, " ".join(["restart", *(["--rolling"] if rolling else []), *names])
-    ):
+    command = " ".join(["restart", *(["--rolling"] if rolling else []), *names])
+    with operation.begin(cell, "restart", command, names) as rollout:
         if rolling or len(names) == 1:
-            roll.restart(cell, names)
+            roll.restart(rollout, names)
         else:
             output.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
-            roll.restart_at_once(cell, names)
+            roll.restart_at_once(rollout, names)
     output.done(f"restarted: {', '.join(names)}")
 
 
@@ -293,8 +312,8 @@ def calibrate(
     cell = _cell(config, create=True)
     name = worker or cell.plan.names[0]
     _known_worker(cell, name)
-    with converge.exclusive_lock(cell, f"calibrate {name}"):
-        table = calibration.run(cell, name, sizes, repeats)
+    with operation.begin(cell, "calibrate", f"calibrate {name}") as rollout:
+        table = calibration.run(rollout, name, sizes, repeats)
     if plot is not None:
         calibration.draw_plot(table, plot)
     if as_json:
@@ -396,9 +415,36 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
     output.say("  next     zimage status · zimage logs -f · zimage down")
 
 
-def _apply(cell: Cell, doing: str, *, child: bool = False) -> bool:
-    with converge.exclusive_lock(cell, doing):
-        return converge.apply(cell, converge.prepare(cell), child=child)
+def _apply(cell: Cell, doing: str, target: str = "", *, child: bool = False) -> bool:
+    """``target``: what the command that was cut short went for; empty: whatever it is now."""
+    with operation.begin(cell, "up", doing) as rollout:
+        rendered = converge.prepare(cell)
+        if target and converge.target(rendered) != target:
+            raise CellError(
+                "configuration or code have changed since it was cut short; zimage up --dry-run "
+                "shows what would change, zimage up takes it on"
+            )
+        return converge.apply(rollout, rendered, child=child)
+
+
+def _resume(cell: Cell, *, draw: bool) -> None:
+    record = operation.unfinished(cell)
+    output.step(f"go on: {operation.in_words(record).split('; next:')[0]}")
+    match record.kind:
+        case "restart":
+            names = [name for name in record.left if name in cell.plan.names]
+            with operation.begin(cell, "restart", record.holder.command, names) as rollout:
+                roll.restart(rollout, names)
+            output.done(f"restarted: {', '.join(names)}")
+        case "down":
+            with operation.begin(cell, "down", "down"):
+                ended = end_cell(cell, now=False)
+            output.done(f"down: {ended} processes ended, none is left")
+        case "calibrate":
+            names = " ".join(record.workers)
+            raise CellError(f"a measurement cannot be resumed: zimage calibrate {names}")
+        case _:
+            _greet(cell, changed=_apply(cell, "up --resume", record.target), draw=draw)
 
 
 def _stay(cell: Cell, *, draw: bool) -> int:
@@ -462,6 +508,8 @@ def _status(cell: Cell) -> dict[str, Any]:
     pool = {"open": 0, "of": len(cell.plan.names)}
     state = state or {**empty, "pool": pool, "workers": []}
     programs = {n: asdict(p) for n, p in cell.programs().items()}
+    rollout = operation.last(cell)
+    state["rollout"] = None if rollout is None else operation.as_json(rollout)
     state["cell"] = {
         "name": cell.config.cell.name,
         "url": cell.url,

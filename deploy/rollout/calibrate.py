@@ -18,12 +18,14 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from deploy import output
+from deploy import drains, output
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
 from deploy.host import processes
 from deploy.rendering.render import settings_document, worker_environment
-from deploy.rollout import drains, files, interrupts, roll, wait
+from deploy.rollout import files, interrupts, roll, wait
+from deploy.rollout.operation import Rollout
+from deploy.rollout_record import Step
 from worker.calibration.timings import Measured
 
 _END_S = 10.0
@@ -40,11 +42,10 @@ class Table:
         return {**asdict(self), "path": str(self.path)}
 
 
-def run(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
+def run(rollout: Rollout, name: str, sizes: str, repeats: int) -> Table:
     """Measure on the device of worker ``name``. Raises CellError with the remedy."""
-    cell.layout.create()
-    with _free(cell, name):
-        return _measure(cell, name, sizes, repeats)
+    with _free(rollout, name):
+        return _measure(rollout.cell, name, sizes, repeats)
 
 
 def shown(table: Table) -> RichTable:
@@ -77,8 +78,9 @@ def draw_plot(table: Table, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _free(cell: Cell, name: str) -> Iterator[None]:
+def _free(rollout: Rollout, name: str) -> Iterator[None]:
     """Worker ``name`` does not run meanwhile; afterwards it is as it was."""
+    cell = rollout.cell
     if not processes.members(cell.layout.processes):
         yield
         return
@@ -86,17 +88,21 @@ def _free(cell: Cell, name: str) -> Iterator[None]:
         output.warn(f"{name} is the only worker: nothing is drawn until this is done")
     output.step(f"{name}: drain and stop, to have its device alone")
     roll.require_known(cell, name)
+    rollout.enter(name, Step.DRAINING)
     with drains.held(cell.layout, name, "calibrate") as by_hand:
         roll.wait_drained(cell, name)
+        rollout.enter(name, Step.RESTARTING)
         try:
             with interrupts.deferred():
                 cell.supervisor.stop(name, roll.stop_timeout_s(cell))
             yield
         finally:
             cell.supervisor.start(name)
+            rollout.enter(name, Step.OPENING)
     if not by_hand:
         timeout_s = cell.config.timeouts.up_timeout_s
         wait.until_open(cell, [name], timeout_s, f"starting {name}")
+    rollout.enter(name, Step.DONE)
 
 
 def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:

@@ -5,15 +5,15 @@ Checks, rendering and ``nginx -t`` come first: until they pass, the running cell
 
 import hashlib
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-from deploy import output, store
+from deploy import drains, output, store
 from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
-from deploy.rollout import checks, drains, files, interrupts, lock, nginx_digest, roll, wait
+from deploy.rollout import checks, files, interrupts, nginx_digest, roll, wait
+from deploy.rollout.operation import Rollout
 from deploy.supervision import supervise
 from deploy.supervision.supervise import STOPPED, Changes
 
@@ -41,12 +41,19 @@ def prepare(cell: Cell) -> dict[str, str]:
     return rendered
 
 
-def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
+def target(rendered: dict[str, str]) -> str:
+    """What tells one set of rendered files from another."""
+    return _digest("\0".join(f"{name}\0{rendered[name]}" for name in sorted(rendered)))[:16]
+
+
+def apply(rollout: Rollout, rendered: dict[str, str], *, child: bool = False) -> bool:
     """Start what does not run and change what differs, drawing all the while.
 
     Whether anything was started, restarted or reloaded. ``child``: a supervisord that must be
     started becomes a child of this process.
     """
+    cell = rollout.cell
+    rollout.aim(target(rendered))
     changes = files.changes(cell.layout.render_dir, rendered)
     first = not processes.members(cell.layout.processes)
     if changes and not first:
@@ -58,7 +65,7 @@ def apply(cell: Cell, rendered: dict[str, str], *, child: bool = False) -> bool:
     if replaced:
         _let_go(cell)
     up = processes.leader(cell.layout.processes) is not None
-    acted = _update(cell) if up else _start(cell, child=child)
+    acted = _update(rollout) if up else _start(rollout, child=child)
     files.prune(cell.layout.render_dir, rendered)  # no worker runs with an older document now
     return acted
 
@@ -79,25 +86,12 @@ def wait_ready(cell: Cell) -> None:
     names = [name for name in cell.plan.names if name not in by_hand]
     out = sorted(by_hand.keys() & set(cell.plan.names))
     for name in out:
-        output.warn(f"{name} is drained by hand and stays out: zimage undrain {name}")
+        output.warn(f"{name} is {by_hand[name].in_words} and stays out: zimage undrain {name}")
     if not names:
         undrain = ", ".join(f"zimage undrain {name}" for name in out)
         raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
     count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
     wait.until_open(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
-
-
-@contextmanager
-def exclusive_lock(cell: Cell, doing: str) -> Iterator[None]:
-    """One command at a time changes a cell: ``doing``, in the words that were typed."""
-    cell.layout.create()
-    try:
-        with lock.exclusive(cell.layout.up_lock, doing):
-            for drain in drains.clear_left(cell.layout):
-                output.step(f"{drain.worker}: let in again; its {drain.why} was cut short")
-            yield
-    except lock.Held as holder:
-        raise CellError(f"{holder} is changing this cell; wait for its end") from None
 
 
 def _show(changes: list[files.FileChange]) -> None:
@@ -115,7 +109,8 @@ def _untouched(cell: Cell, text: str) -> str:
 # From nothing, or from the orphans of a killed supervisord
 
 
-def _start(cell: Cell, *, child: bool) -> bool:
+def _start(rollout: Rollout, *, child: bool) -> bool:
+    cell = rollout.cell
     left = orphans.find(cell.layout)
     _remove_stale_sockets(cell)
     output.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
@@ -123,7 +118,7 @@ def _start(cell: Cell, *, child: bool) -> bool:
     with interrupts.deferred():  # until it is written down, nobody would find it again
         start(cell.layout, cell.config.cell.name, cell.host.home)
     if left.all:
-        _take_over(cell, left)
+        _take_over(rollout, left)
     else:
         cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
     for name in ("guard", *cell.plan.names, "nginx"):
@@ -136,8 +131,10 @@ def _start(cell: Cell, *, child: bool) -> bool:
     return True
 
 
-def _take_over(cell: Cell, left: Orphans) -> None:
-    output.step(f"take over from a dead supervisord: {len(left.all)} processes still run")
+def _take_over(rollout: Rollout, left: Orphans) -> None:
+    cell = rollout.cell
+    rollout.say(f"take over {len(left.all)} processes that outlived their supervisord")
+    rollout.concerns([name for name in left.workers if name in cell.plan.names])
     _end(cell, processes.end(left.guards, 5.0, signal.SIGTERM))
     cell.supervisor.start("guard")
     for name in cell.plan.names:
@@ -146,7 +143,7 @@ def _take_over(cell: Cell, left: Orphans) -> None:
     for name, orphan in left.workers.items():
         if name in cell.plan.names:
             output.step(f"{name}: drain, end process {orphan.pid}, start its successor")
-            roll.take_over(cell, name, orphan)
+            roll.take_over(rollout, name, orphan)
     cell.supervisor.start("nginx")  # adopts the one that runs
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
     timeout_s = roll.stop_timeout_s(cell)
@@ -196,13 +193,14 @@ def _remove_stale_sockets(cell: Cell) -> None:
 # From one configuration to the next
 
 
-def _update(cell: Cell) -> bool:
+def _update(rollout: Rollout) -> bool:
+    cell = rollout.cell
     supervisor = cell.supervisor
     changes = supervisor.reread()
     acted = changes != _NOTHING
     left = orphans.find(cell.layout)
     if left.guards or left.workers:
-        _take_over(cell, left)  # what an `up` that failed half-way has left
+        _take_over(rollout, left)  # what an `up` that failed half-way has left
     if "guard" in changes.changed or _guard_differs(cell):
         output.step("restart the guard; the pool stays as it is meanwhile")
         roll.reload_program(cell, "guard")
@@ -219,14 +217,16 @@ def _update(cell: Cell) -> bool:
         supervisor.stop(name, roll.stop_timeout_s(cell))
         supervisor.remove(name)
         cell.layout.gate(name).unlink(missing_ok=True)
-    _roll(cell, [n for n in changes.changed if n in cell.plan.names])
+    _roll(rollout, [n for n in changes.changed if n in cell.plan.names])
     return acted
 
 
-def _roll(cell: Cell, names: list[str]) -> None:
-    for done, name in enumerate(roll.closed_first(cell, names), start=1):
+def _roll(rollout: Rollout, names: list[str]) -> None:
+    names = roll.closed_first(rollout.cell, names)
+    rollout.concerns(names)
+    for done, name in enumerate(names, start=1):
         output.step(f"{name}: drain, restart as changed, open ({done} of {len(names)})")
-        roll.replace(cell, name)
+        roll.replace(rollout, name)
 
 
 def _start_what_stands(cell: Cell) -> bool:

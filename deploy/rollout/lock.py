@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,18 +15,20 @@ class Held(Exception):
 
 
 @contextmanager
-def exclusive(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock ``path`` for ``doing``; it goes with its process, however that ends."""
+def exclusive(path: Path, doing: str, user: str) -> Iterator[None]:
+    """Hold the lock ``path`` for what ``user`` typed; it goes with its process, however it ends."""
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Held(_holder(file)) from None
-        _write(file, json.dumps({"doing": doing, "pid": os.getpid(), "since": time.time()}))
+        said = {"doing": doing, "user": user, "pid": os.getpid(), "since": time.time()}
+        _write(file, json.dumps(said))
         try:
             yield
         finally:
-            _write(file, "")
+            with suppress(OSError):  # the disk is full: the lock goes all the same
+                _write(file, "")
 
 
 def _write(file: IO[str], text: str) -> None:
@@ -40,6 +42,7 @@ def _holder(file: IO[str]) -> str:
     try:
         said = json.loads(file.read())
         since = time.strftime("%H:%M:%S", time.localtime(said["since"]))
-        return f"`zimage {said['doing']}` (process {int(said['pid'])}, since {since})"
+        who = f" by {said['user']}" if said.get("user") else ""
+        return f"`zimage {said['doing']}`{who} (process {int(said['pid'])}, since {since})"
     except (OSError, ValueError, KeyError, TypeError):  # it has just begun or ends
         return "another zimage command"

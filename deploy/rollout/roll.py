@@ -4,14 +4,16 @@ The guard does the pool's part: a flag file drains a worker, and its removal let
 """
 
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from deploy import output
+from deploy import drains, output
 from deploy.cell import Cell, CellError
 from deploy.host import processes
 from deploy.host.processes import Process
-from deploy.rollout import drains, interrupts, wait
+from deploy.rollout import interrupts, operation, wait
+from deploy.rollout.operation import Rollout
+from deploy.rollout_record import Step
 from deploy.supervision.supervise import STOPPED
 
 _MARGIN_S = 20.0
@@ -19,10 +21,10 @@ _STAY_OUT = ("drained", "fatal")
 """Who does not come back by itself."""
 
 
-def begin_drain(cell: Cell, name: str) -> None:
+def begin_drain(cell: Cell, name: str, reason: str = "") -> None:
     """Take ``name`` out of the pool until ``begin_undrain``."""
     require_known(cell, name)
-    drains.put(cell.layout, name)
+    drains.put(cell.layout, name, operation.person(), reason)
 
 
 def wait_drained(cell: Cell, name: str) -> None:
@@ -41,30 +43,37 @@ def wait_open(cell: Cell, name: str) -> None:
     wait.until_open(cell, [name], _start_timeout_s(cell), f"opening {name}")
 
 
-def restart(cell: Cell, names: Collection[str]) -> None:
+def restart(rollout: Rollout, names: Collection[str]) -> None:
     """Restart ``names`` one by one; stops at the first that does not come back."""
+    cell = rollout.cell
     for name in names:
         require_known(cell, name)
     names = closed_first(cell, names)
     for done, name in enumerate(names):
         output.step(f"{name}: drain, restart, warm up, open ({done + 1} of {len(names)})")
         try:
-            _cycle(cell, name, partial(_restart, cell, name))
+            _cycle(rollout, name, partial(_restart, cell, name))
         except CellError as error:
             left = ", ".join(names[done + 1 :])
             raise CellError(f"{error}\n{_untouched(left)}") from None
 
 
-def restart_at_once(cell: Cell, names: Collection[str]) -> None:
+def restart_at_once(rollout: Rollout, names: Collection[str]) -> None:
     """Restart ``names`` together: quicker, and nothing is drawn until the first is back."""
+    cell = rollout.cell
     with interrupts.deferred():
+        for name in names:
+            rollout.enter(name, Step.RESTARTING)
         for name in names:
             cell.supervisor.stop(name, stop_timeout_s(cell))
         for name in names:
             cell.supervisor.start(name)
+            rollout.enter(name, Step.OPENING)
     by_hand = drains.by_hand(cell.layout)
     waited_for = [name for name in names if name not in by_hand]
     wait.until_open(cell, waited_for, _start_timeout_s(cell), "starting")
+    for name in names:
+        rollout.enter(name, Step.DONE)
 
 
 def closed_first(cell: Cell, names: Collection[str]) -> list[str]:
@@ -74,14 +83,14 @@ def closed_first(cell: Cell, names: Collection[str]) -> list[str]:
     return sorted(names, key=lambda name: name not in closed)
 
 
-def replace(cell: Cell, name: str) -> None:
+def replace(rollout: Rollout, name: str) -> None:
     """Restart ``name`` with the configuration that supervisord has just read again."""
-    _cycle(cell, name, partial(reload_program, cell, name))
+    _cycle(rollout, name, partial(reload_program, rollout.cell, name))
 
 
-def take_over(cell: Cell, name: str, orphan: Process) -> None:
+def take_over(rollout: Rollout, name: str, orphan: Process) -> None:
     """Drain and end a worker whose supervisord died, then start its successor."""
-    _cycle(cell, name, partial(_succeed, cell, name, orphan))
+    _cycle(rollout, name, partial(_succeed, rollout.cell, name, orphan))
 
 
 def reload_program(cell: Cell, name: str) -> None:
@@ -89,9 +98,7 @@ def reload_program(cell: Cell, name: str) -> None:
     supervisor = cell.supervisor
     with interrupts.deferred():
         supervisor.stop(name, stop_timeout_s(cell))
-        supervisor.remove(name)
-        supervisor.add(name)
-        supervisor.start(name)
+        supervisor.renew(name)
 
 
 def stop_timeout_s(cell: Cell) -> float:
@@ -99,17 +106,22 @@ def stop_timeout_s(cell: Cell) -> float:
     return cell.config.timeouts.drain_timeout_s + _MARGIN_S
 
 
-def _cycle(cell: Cell, name: str, restart: Callable[[], None]) -> None:
+def _cycle(rollout: Rollout, name: str, restart: Callable[[], None]) -> None:
+    cell = rollout.cell
     others_draw = _await_another(cell, name)
-    with drains.held(cell.layout, name, "restart") as by_hand:
+    rollout.enter(name, Step.DRAINING)
+    with drains.held(cell.layout, name, rollout.record.kind) as by_hand:
         if name in cell.workers():
             _drained(cell, name, others_draw)
+        rollout.enter(name, Step.RESTARTING)
         with interrupts.deferred():
             restart()
+        rollout.enter(name, Step.OPENING)
     if by_hand:
         output.say(f"  {name} stays drained, as it was: zimage undrain {name}")
     else:
         wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
+    rollout.enter(name, Step.DONE)
 
 
 def _drained(cell: Cell, name: str, others_draw: bool) -> None:
@@ -128,8 +140,10 @@ def _await_another(cell: Cell, name: str) -> bool:
     one that was just added, or that died. Else ``name`` goes all the same: it may be the cure."""
     if name in _closed(cell):
         return True
-    stay_out = {each for each, seen in cell.workers().items() if seen["state"] in _STAY_OUT}
-    others = [each for each in cell.plan.names if each not in {name, *stay_out}]
+    seen = cell.workers()
+    stay_out = {each for each, worker in seen.items() if worker["state"] in _STAY_OUT}
+    # Those that the plan has no more draw as long as the guard watches them.
+    others = _distinct(each for each in (*cell.plan.names, *seen) if each not in {name, *stay_out})
     found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
     if not found:
         output.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
@@ -148,6 +162,10 @@ def _one_draws(cell: Cell, names: list[str], title: str) -> bool:
 def _closed(cell: Cell) -> set[str]:
     """Who takes no requests, as far as the guard has said."""
     return {name for name, seen in cell.workers().items() if not seen["open"]}
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _restart(cell: Cell, name: str) -> None:

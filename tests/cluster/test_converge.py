@@ -263,4 +263,4 @@ def test_only_one_command_changes_a_cell_at_a_time(cell: RunningCell) -> None:
         first.stdout.read()
     assert first.returncode == 0
     assert second.returncode == 1
-    assert "`zimage restart --rolling w1 w2 w3` (process" in second.stderr
+    assert "`zimage restart --rolling w1 w2 w3` by " in second.stderr

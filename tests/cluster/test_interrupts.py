@@ -124,7 +124,8 @@ def test_drain_and_restart_know_of_each_other(cell: RunningCell) -> None:
         wait_until(lambda: flags(cell), "drained")
         refused = cell.zimage("drain", "w2")
         assert refused.returncode == 1
-        assert f"`zimage restart --rolling w1 w2` (process {restart.pid}, since" in refused.stderr
+        assert "`zimage restart --rolling w1 w2` by " in refused.stderr
+        assert f"(process {restart.pid}, since" in refused.stderr
         assert restart.stdout is not None
         restart.stdout.read()
     assert restart.returncode == 0

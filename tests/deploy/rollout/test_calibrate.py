@@ -7,6 +7,7 @@ from rich.console import Console
 
 from deploy.cell import Cell, CellError
 from deploy.config import load
+from deploy.rollout import operation
 from deploy.rollout.calibrate import Table, draw_plot, run, shown
 from worker.calibration.timings import Measured
 
@@ -35,7 +36,8 @@ def table(path: Path) -> Table:
 
 
 def test_a_free_device_is_measured_and_the_table_stored(tmp_path: Path) -> None:
-    found = run(cell(tmp_path), "w1", sizes="64x64,128x128", repeats=1)
+    with operation.begin(cell(tmp_path), "calibrate", "calibrate w1") as rollout:
+        found = run(rollout, "w1", sizes="64x64,128x128", repeats=1)
     assert [(row.size, row.rows) for row in found.rows] == [
         ((64, 64), 1),
         ((64, 64), 2),
@@ -46,8 +48,9 @@ def test_a_free_device_is_measured_and_the_table_stored(tmp_path: Path) -> None:
 
 
 def test_a_failed_measurement_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CellError, match="ended with code 2"):
-        run(cell(tmp_path), "w1", sizes="64", repeats=1)
+    begun = operation.begin(cell(tmp_path), "calibrate", "calibrate w1")
+    with pytest.raises(CellError, match="ended with code 2"), begun as rollout:
+        run(rollout, "w1", sizes="64", repeats=1)
 
 
 def test_people_see_which_batch_is_used(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import drains
 from deploy.host import processes
 from deploy.layout import Layout
-from deploy.rollout import drains
 
 
 @pytest.fixture
