@@ -1,10 +1,19 @@
 """The revisions and the tables of the code are the same."""
 
+import itertools
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from worker.storage import gallery, jobs, keys, search, usage
 from worker.storage.database import create_engine
+from worker.storage.migrations import SCRIPTS
 from worker.storage.schema import metadata
 
 TABLES = (
@@ -36,4 +45,109 @@ def test_revisions_make_the_tables_that_the_code_uses(url: str) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts=OPTIONS)
         assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def _steps() -> list[tuple[str, str]]:
+    """Each revision and the one before it."""
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    names = found[::-1]
+    return list(itertools.pairwise(names))
+
+
+def _schema(connection: sa.Connection) -> tuple[dict[tuple[str, str], str], set[str], set[str]]:
+    """Columns with their types; those that a row may leave out; what no two rows may share."""
+    inspector = sa.inspect(connection)
+    columns, optional, unique = {}, set(), set()
+    for table in filter(lambda name: _is_ours(name, "table", None), inspector.get_table_names()):
+        for column in inspector.get_columns(table):
+            columns[table, column["name"]] = str(column["type"])
+            if column["nullable"] or column["default"] is not None:
+                optional.add(f"{table}.{column['name']}")
+        one = [constraint["column_names"] for constraint in inspector.get_unique_constraints(table)]
+        one += [i["column_names"] for i in inspector.get_indexes(table) if i["unique"]]
+        unique |= {f"{table} {sorted(map(str, names))}" for names in one}
+    return columns, optional, unique
+
+
+def _only_adds(connection: sa.Connection, to: str, scripts: Path = SCRIPTS) -> list[str]:
+    """What of the step to revision ``to`` a worker of the version before could not bear."""
+    config = Config()
+    config.set_main_option("script_location", str(scripts))
+    config.attributes["connection"] = connection
+    before, optional_before, unique_before = _schema(connection)
+    command.upgrade(config, to)
+    after, optional, unique = _schema(connection)
+    tables = {table for table, _ in before}
+    wrong = [
+        f"{t}.{c} is gone or another type" for t, c in before if before[t, c] != after.get((t, c))
+    ]
+    added = [f"{t}.{c}" for t, c in after.keys() - before.keys() if t in tables]
+    wrong += [
+        f"{name} must be given, and old code does not" for name in added if name not in optional
+    ]
+    there = {f"{t}.{c}" for t, c in after}
+    wrong += [f"{name} must be given now" for name in (optional_before & there) - optional]
+    wrong += [f"{u} is unique now" for u in unique - unique_before if u.split()[0] in tables]
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize(("before", "revision"), _steps())
+def test_revisions_only_add_so_that_workers_of_before_go_on(
+    tmp_path: Path, before: str, revision: str
+) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/step.db")
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+        assert _only_adds(connection, revision) == []
+    engine.dispose()
+
+
+TAKING = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "2"
+down_revision = "1"
+
+
+def upgrade() -> None:
+    op.drop_column("things", "old")
+    op.add_column("things", sa.Column("must", sa.Text, nullable=False, server_default="x"))
+    op.create_index("ix_one", "things", ["name"], unique=True)
+"""
+FIRST = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "1"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "things",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("old", sa.Text),
+    )
+"""
+
+
+def test_a_revision_that_takes_away_is_found(tmp_path: Path) -> None:
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "env.py").write_text((SCRIPTS / "env.py").read_text())
+    (tmp_path / "versions" / "1.py").write_text(FIRST)
+    (tmp_path / "versions" / "2.py").write_text(TAKING)
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/step.db")
+    with engine.connect() as connection, connection.begin():
+        assert _only_adds(connection, "1", tmp_path) == []
+        assert _only_adds(connection, "2", tmp_path) == [
+            "things ['name'] is unique now",
+            "things.old is gone or another type",
+        ]
     engine.dispose()
