@@ -177,7 +177,7 @@ def cancel(job: JobId, config: Config = None) -> None:
 
 @app.command()
 def retry(job: JobId, config: Config = None) -> None:
-    """Draw its failed items again."""
+    """Draw its failed items again, and those that were cancelled."""
     _steer(config, job, "retry")
 
 

@@ -72,18 +72,17 @@ def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> i
 
 
 def retry(connection: sa.Connection, job: Job, share: Share) -> None:
-    """Draw failed items again; raises ``LimitReached`` where the owner has too much open."""
-    if job.state == "cancelled":
-        raise _is_over(job, "retried")
-    failed = job.counts["failed"]
-    if not failed:
+    """Draw failed and cancelled items after all; raises ``LimitReached`` where the owner has too
+    much open."""
+    again = job.counts["failed"] + job.counts["cancelled"]
+    if not again:
         return
     if job.over:
-        require_share(connection, job.owner, share, images=failed, stored_bytes=0)
+        require_share(connection, job.owner, share, images=again, stored_bytes=0)
     change_items(
         connection,
         job.id,
-        items.c.state == "failed",
+        items.c.state.in_(("failed", "cancelled")),
         state="waiting",
         tries=0,
         ready_at=0.0,

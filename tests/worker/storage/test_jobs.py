@@ -1,7 +1,6 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,16 +161,26 @@ def test_pause_and_resume_may_be_repeated(store: Store) -> None:
         assert store.job(job.id).state == "running"
 
 
-def test_cancelled_is_final(store: Store) -> None:
+def test_a_cancelled_job_is_neither_paused_nor_resumed(store: Store) -> None:
     job = store.create()
     for now in (7.0, 8.0):
         store(job_changes.cancel, store.job(job.id), now)
     cancelled = store.job(job.id)
     assert (cancelled.state, cancelled.finished_at) == ("cancelled", 7.0)
     assert cancelled.counts["cancelled"] == 3
-    for verb in (job_changes.pause, job_changes.resume, partial(job_changes.retry, share=SHARE)):
+    for verb in (job_changes.pause, job_changes.resume):
         with pytest.raises(Conflict, match="is cancelled and cannot be"):
             store(verb, cancelled)
+
+
+def test_a_cancelled_job_is_drawn_after_all_by_a_retry(store: Store) -> None:
+    job = store.create()
+    store(job_changes.change_items, job.id, jobs.items.c.number == 1, state="done")
+    store(job_changes.cancel, store.job(job.id), 7.0)
+    store(job_changes.retry, store.job(job.id), SHARE)
+    again = store.job(job.id)
+    assert (again.state, again.finished_at) == ("running", None)
+    assert (again.counts["done"], again.counts["waiting"]) == (1, 2)
 
 
 def test_whoever_knows_a_revision_learns_what_changed_since(store: Store) -> None:

@@ -195,7 +195,7 @@ def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def retry(request: Request) -> Response:
-    """Draw failed items again, if the owner may have one more open job."""
+    """Draw failed and cancelled items, if the owner may have one more open job."""
     share = _share(components_of(request))
     return await _steered(request, lambda c, job: job_changes.retry(c, job, share))
 
