@@ -1,6 +1,6 @@
 /** The cell's HTTP interface. */
 
-import { eventsOf } from "./sse.js";
+import { StreamCut, eventsOf, untilCut } from "./sse.js";
 
 /** The server refused or failed; the fields are those of its error envelope. */
 export class ApiError extends Error {
@@ -27,9 +27,6 @@ export class ApiError extends Error {
 // `error` events of a stream whose worker gives up: another worker can draw the request.
 const LOST_CODES = new Set(["unavailable", "overloaded", "not_ready", "draining"]);
 
-/** The stream ended without its final event: its worker died. */
-export class StreamCut extends Error {}
-
 const TIMEOUT_MS = 20_000;
 const signedOut = new EventTarget();
 
@@ -45,12 +42,14 @@ export const onSignedOut = (listener) => signedOut.addEventListener("out", liste
  * @param {AbortSignal} signal
  */
 export async function* drawEvents(body, signal) {
-  const response = await fetch("/v1/images/generations", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await untilCut(
+    fetch("/v1/images/generations", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+      body: JSON.stringify(body),
+      signal,
+    }),
+  );
   if (!response.ok) throw await errorOf(response);
   if (!response.body) throw new StreamCut();
   for await (const event of eventsOf(response.body)) {

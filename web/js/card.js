@@ -206,6 +206,7 @@ export function messageOf({ error, tries }) {
   if (!error) return "";
   if (error.message) return reasonOf(error);
   if (error.status) return t("errorHttp", { status: error.status });
+  if (error.code === "page_fault") return t("errorPage");
   return tries ? t("errorStream", { n: tries }) : t("errorNetwork");
 }
 

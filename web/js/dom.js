@@ -29,6 +29,21 @@ export function h(tag, props = {}, ...children) {
 }
 
 /**
+ * Calls `act()` whenever `element` comes near the window, and again while it stays there and `act` says
+ * that it brought more.
+ * @param {Element} element
+ * @param {() => Promise<boolean>} act
+ */
+export function whenNear(element, act) {
+  const observer = new IntersectionObserver(async (entries) => {
+    if (!entries.at(-1)?.isIntersecting || !(await act())) return; // the last entry tells how it is now
+    observer.unobserve(element);
+    observer.observe(element); // tells anew
+  }, { rootMargin: "600px" });
+  observer.observe(element);
+}
+
+/**
  * Where an arrow key leads in a row, or 0.
  * @param {string} key
  */

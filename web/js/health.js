@@ -2,7 +2,7 @@
 
 import { getCell, getModels } from "./api.js";
 import { $, h, setText } from "./dom.js";
-import { has, t } from "./i18n.js";
+import { named, t } from "./i18n.js";
 
 const POLL_MS = 3000;
 
@@ -81,8 +81,7 @@ function level(cell, pool) {
 
 /** @param {Pick<WorkerState, "name" | "state" | "device">} worker */
 function workerRow({ name, state, device }) {
-  const key = `state_${state}`;
-  const words = has(key) ? t(key) : state;
+  const words = named("state_", state);
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
   const row = h("li", { "data-state": state }, dot, h("b", {}, name), h("span", {}, words));
   if (device) row.append(h("span", { class: "device" }, device));

@@ -105,6 +105,7 @@ export const STRINGS = {
   minutes: ["{n} min", "{n} 分钟"],
   failed: ["Not drawn", "绘制失败"],
   errorNetwork: ["The server cannot be reached.", "无法连接服务器。"],
+  errorPage: ["This page did not understand the answer. Load it anew.", "本页无法理解服务器的回复，请刷新页面。"],
   errorStream: ["The connection broke {n} times.", "连接中断了 {n} 次。"],
   errorTokens: [
     "Too long: {tokens} tokens, and the model reads {max}. Shorten it by about {percent} %.",
@@ -252,12 +253,12 @@ let language = LANGUAGES.includes(saved) ? saved : preferred();
 export const currentLanguage = () => language;
 
 /**
- * The words for `key`, with `{name}`s filled from `values`.
+ * The words for `key`, with `{name}`s filled from `values`; a key without words stands for itself.
  * @param {Words} key
  * @param {Record<string, unknown>} values
  */
 export function t(key, values = {}) {
-  const words = /** @type {Record<Words, string[]>} */ (STRINGS)[key][LANGUAGES.indexOf(language)];
+  const words = /** @type {Record<string, string[]>} */ (STRINGS)[key]?.[LANGUAGES.indexOf(language)] ?? key;
   const [one, many = one] = "n" in values ? words.split("|") : [words];
   return (values.n === 1 ? one : many).replace(/\{(\w+)\}/g, (braces, name) => {
     if (!(name in values)) return braces;
@@ -279,7 +280,16 @@ export function reasonOf({ code, message = "" }) {
  * @param {string} key
  * @returns {key is Words}
  */
-export const has = (key) => key in STRINGS;
+export const has = (key) => Object.hasOwn(STRINGS, key);
+/**
+ * The words for what the server calls `name`; a later server may have names that this page does not know.
+ * @param {string} prefix
+ * @param {string} name
+ */
+export function named(prefix, name) {
+  const key = prefix + name;
+  return has(key) ? t(key) : name.replaceAll("_", " ");
+}
 /**
  * @template Content
  * @param {Content[]} pair

@@ -9,7 +9,8 @@
  * `resume`, the place in the queue that the last stream told.
  */
 
-import { ApiError, StreamCut, blobOf, drawEvents } from "./api.js";
+import { ApiError, blobOf, drawEvents } from "./api.js";
+import { StreamCut } from "./sse.js";
 
 export const OPEN = new Set(["waiting", "sending", "queued", "drawing", "paused"]);
 
@@ -213,7 +214,7 @@ function pauseAfter(error, tries) {
     const reason = NOT_READY.has(error.code ?? "") ? "noWorkers" : "busy";
     return { reason, wait_s: error.retryAfterS ?? BUSY_WAIT_S };
   }
-  const lost = (error instanceof ApiError && error.lost) || error instanceof StreamCut || error instanceof TypeError;
+  const lost = (error instanceof ApiError && error.lost) || error instanceof StreamCut;
   if (!lost || ++tries.lost > MAX_LOST_TRIES) return null;
   return { reason: "lost", wait_s: Math.min(8, 0.25 * 2 ** tries.lost) * (0.75 + Math.random() / 2) };
 }
@@ -239,7 +240,8 @@ function waitOut(job, { reason, wait_s }, changed) {
  * @param {(shot: Shot) => void} changed
  */
 function fail(job, error, tries, changed) {
-  const known = error instanceof ApiError ? error : new ApiError({ code: "lost" });
+  const known = error instanceof ApiError ? error : new ApiError({ code: error instanceof StreamCut ? "lost" : "page_fault" });
+  if (known.code === "page_fault") console.error(error); // of an answer that this page does not understand
   each(job, changed, { state: "failed", error: known, tries: tries.lost });
 }
 

@@ -1,9 +1,9 @@
 /** Durable jobs: the list, the strip of those that run, and one job with its pictures as they come. */
 
 import { deleteJob, getJob, jobEvents, listItems, listJobs, steerJob, zipOf } from "./api.js";
-import { $, h, icon, setText } from "./dom.js";
+import { $, h, icon, setText, whenNear } from "./dom.js";
 import { Gallery } from "./gallery.js";
-import { clock, duration, t } from "./i18n.js";
+import { clock, duration, named, t } from "./i18n.js";
 import { toast } from "./toast.js";
 import { whyNot } from "./why.js";
 
@@ -11,6 +11,7 @@ const BUSY_MS = 2000;
 const CALM_MS = 10_000;
 const PAGE = 200;
 const RUNNING = new Set(["running", "paused"]);
+const OVER = new Set(["cancelled", "completed", "failed"]); // of a state of neither kind this page knows nothing
 
 /** All jobs of this person, as the server last told. */
 export class Jobs {
@@ -112,7 +113,7 @@ function verbsOf({ state, counts }) {
   const verbs = [];
   if (state === "running") verbs.push("pause");
   if (state === "paused") verbs.push("resume");
-  if (!RUNNING.has(state) && counts.failed + counts.cancelled > 0) verbs.push("retry");
+  if (OVER.has(state) && counts.failed + counts.cancelled > 0) verbs.push("retry");
   if (RUNNING.has(state)) verbs.push("cancel");
   return verbs;
 }
@@ -141,7 +142,7 @@ export class JobRow {
     const { done, failed, cancelled } = job.counts;
     this.element.dataset.state = job.held ? "paused" : job.state;
     setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
-    setText(badge, t(job.held ?? `state_${job.state}`));
+    setText(badge, job.held ? named("", job.held) : named("state_", job.state));
     setText(facts, factsOf(job).join("  ·  "));
     bar.setAttribute("aria-valuenow", String(done));
     bar.setAttribute("aria-valuemax", String(job.total));
@@ -180,7 +181,7 @@ export class JobRow {
       const all = { class: "ghost", href: zipOf(job.id), download: "", title: t("zip"), "aria-label": t("zip") };
       buttons.push(h("a", all, icon("download"), h("span", {}, "ZIP")));
     }
-    if (!RUNNING.has(job.state)) buttons.push(this.#button("forgetJob", "trash", () => deleteJob(job.id)));
+    if (OVER.has(job.state)) buttons.push(this.#button("forgetJob", "trash", () => deleteJob(job.id)));
     tools.replaceChildren(...buttons);
     if (focused) buttons[0]?.focus();
   }
@@ -243,8 +244,7 @@ export class JobView {
     this.#grid = new Gallery($("#job-grid"), { ...actions, open: (item) => actions.open(item, this.#grid) });
     const foot = $("#more-items");
     $("button", foot).addEventListener("click", () => this.#more());
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: "600px" }).observe(foot);
-    $("#job-head").append(this.#row.element);
+    whenNear(foot, () => this.#more());
   }
 
   get gallery() {
@@ -264,7 +264,7 @@ export class JobView {
     }
     this.#job = job;
     this.#heard = job.revision ?? 0;
-    this.#row.update(job);
+    this.#renew(job);
     $("#more-items").hidden = false;
     await this.#more();
     if (id === this.#asked) this.#follow(id);
@@ -279,24 +279,34 @@ export class JobView {
 
   render() {
     if (!this.#job) return;
-    this.#row = new JobRow((job) => this.#acted(job));
-    $("#job-head").replaceChildren(this.#row.element);
-    this.#row.update(this.#job);
+    this.#renew(this.#job);
     this.#grid.render();
   }
 
+  /**
+   * A row of this job's own: links and buttons of another must not stay.
+   * @param {StoredJob} job
+   */
+  #renew(job) {
+    this.#row = new JobRow((acted) => this.#acted(acted));
+    $("#job-head").replaceChildren(this.#row.element);
+    this.#row.update(job);
+  }
+
+  /** The next items; whether they came. */
   async #more() {
     const job = this.#job;
-    if (!job || this.#loading || $("#more-items").hidden) return;
+    if (!job || this.#loading || $("#more-items").hidden) return false;
     this.#loading = job.id;
     const page = await listItems(job.id, { after: this.#last, limit: PAGE }).catch(() => null);
-    if (job.id !== this.#job?.id) return; // left meanwhile
+    if (job.id !== this.#job?.id) return false; // left meanwhile
     this.#loading = null;
-    if (!page) return;
+    if (!page) return false;
     const fresh = page.data.filter(({ number }) => !this.#grid.card(String(number)));
     this.#grid.append(fresh.map((item) => itemOf(item, job)));
     this.#last = page.data.at(-1)?.number ?? this.#last;
     $("#more-items").hidden = !page.has_more;
+    return true;
   }
 
   /** @param {StoredJob | null | undefined} job */
@@ -381,7 +391,7 @@ const STATES = /** @type {const} */ ({ waiting: "planned", running: "drawing", d
 function itemOf({ number, prompt, seed, state, step, steps, error, image }, { parameters }) {
   const [width, height] = parameters.size.split("x").map(Number);
   /** @type {ShownShot} */
-  const shot = { state: STATES[state], step, steps, seed, job: { settings: { prompt, width, height } } };
+  const shot = { state: STATES[state] ?? "planned", step, steps, seed, job: { settings: { prompt, width, height } } };
   if (state === "failed") shot.error = error ?? {};
   if (state === "done" && !image) Object.assign(shot, { state: "failed", error: { message: t("pictureGone") } });
   return { id: String(number), batchAt: 0, order: number, shot, picture: image };

@@ -1,7 +1,7 @@
 /** The server's pictures, page by page, as far down as somebody has looked. */
 
 import { ApiError, deleteImage, listImages, markImage } from "./api.js";
-import { $ } from "./dom.js";
+import { $, whenNear } from "./dom.js";
 
 const PAGE = 60;
 const FRESH = 30; // looked at again and again, for what was drawn elsewhere
@@ -33,7 +33,7 @@ export class Library {
     this.reachable = null; // not known yet
     const foot = $("#more-pictures");
     $("button", foot).addEventListener("click", () => this.more());
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: "600px" }).observe(foot);
+    whenNear(foot, () => this.more());
     setInterval(() => document.hidden || this.refresh(), POLL_MS);
     document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
   }
@@ -72,13 +72,15 @@ export class Library {
     this.changed();
   }
 
+  /** The next page; whether it came. */
   async more() {
-    if (this.#busy || !this.#more) return;
+    if (this.#busy || !this.#more) return false;
     this.#busy = this.#page(this.#last);
     const page = await this.#busy;
     this.#busy = null;
     if (page) this.#take(page);
     this.changed();
+    return page !== null;
   }
 
   /** What is new, from whatever browser. */

@@ -1,5 +1,18 @@
 /** Server-sent events out of a fetch body (EventSource cannot POST). */
 
+/** The connection was not made, or the stream ended without its final event: its worker died. */
+export class StreamCut extends Error {}
+
+/**
+ * What a call of the browser's network gives; whatever it throws is a `StreamCut`. Around nothing else: faults
+ * of the page are TypeErrors as well, and asking again does not mend them.
+ * @template Result
+ * @param {Promise<Result>} call
+ */
+export const untilCut = (call) => call.catch((error) => {
+  throw new StreamCut(String(error));
+});
+
 /**
  * The `data` of each event, parsed as JSON. Ends with the body, whole or not.
  * @param {ReadableStream<Uint8Array<ArrayBuffer>>} body
@@ -29,7 +42,7 @@ async function* textOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await untilCut(reader.read());
       if (done) return;
       yield value.replaceAll("\r\n", "\n");
     }
