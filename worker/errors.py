@@ -22,18 +22,29 @@ ZimageError
 Engine and pipelines raise these and never name an HTTP status.
 """
 
+from collections.abc import Mapping
+
 
 class ZimageError(Exception):
     """Base of all errors that are answered to a client.
 
     ``message`` is one sentence for a person, ``param`` the field at fault, ``code`` a stable
-    word for programs.
+    word for programs. ``details`` are for whoever words it anew: ``reason``, and the numbers and
+    names of the message.
     """
 
     code = "server_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        details: Mapping[str, str | float] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.details = details
         self.message = message
         self.param = param
         self.code = code or self.code
@@ -58,9 +69,15 @@ class LimitReached(ZimageError):
     code = "rate_limit_exceeded"
 
     def __init__(
-        self, message: str, *, retry_after_s: float, retry: bool = False, param: str | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        retry: bool = False,
+        param: str | None = None,
+        details: Mapping[str, str | float] | None = None,
     ) -> None:
-        super().__init__(message, param=param)
+        super().__init__(message, param=param, details=details)
         self.retry_after_s = retry_after_s
         self.retry = retry
 

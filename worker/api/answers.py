@@ -66,7 +66,10 @@ def _encodable(text: str) -> str:
 
 def describe(error: ZimageError) -> dict[str, Any]:
     """The envelope of ``error``."""
-    return error_object(status_of(error), error.message, error.param, error.code)
+    described = error_object(status_of(error), error.message, error.param, error.code)
+    if error.details:
+        described["error"]["details"] = error.details
+    return described
 
 
 def of_error(error: ZimageError, *, again: str = "") -> Response:

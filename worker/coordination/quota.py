@@ -165,6 +165,13 @@ class Quotas:
             f"{_named(key)} may draw {most} pictures a day (UTC) and has drawn {used}; this "
             f"would be {images} more.",
             retry_after_s=left_s,
+            details={
+                "reason": "images_per_day",
+                "drawn": used,
+                "most": most,
+                "asked": images,
+                "resets_at": round(time.time() + left_s),
+            },
         )
 
     def settle(self, key: Key, request_id: str, drawn: int) -> None:

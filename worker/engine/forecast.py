@@ -38,7 +38,14 @@ def forecast(
     ahead = _Ahead(entries, scheduler, running, stepwise)
     ahead.run()
     order = sorted(ahead.starts.items(), key=lambda start: start[1])
-    return {entry: Queued(k, round(at, 1)) for k, (entry, at) in enumerate(order)}
+    return {
+        entry: Queued(k, round(at, 1), _picture_s(entry, scheduler.costs))
+        for k, (entry, at) in enumerate(order)
+    }
+
+
+def _picture_s(entry: Entry, costs: Costs) -> float:
+    return round(work_s(entry, costs) / max(1, len(entry.undone)), 2)
 
 
 def remaining_s(picture: Picture, rows: int, costs: Costs) -> float:

@@ -45,10 +45,12 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class Queued:
-    """Still waiting: ``position`` requests are ahead (0: next), about ``wait_s`` to go."""
+    """Still waiting: ``position`` requests are ahead (0: next), about ``wait_s`` to go. Its second
+    picture may begin ``picture_s`` after the first, and so on; None where nobody looked ahead."""
 
     position: int
     wait_s: float
+    picture_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,11 @@ def _within(bounds: Bounds, expanded: Iterator[str]) -> list[str]:
     chars = 0
     for prompt in expanded:
         if len(prompts) == bounds.prompts:
-            raise _wrong(f"makes more than {bounds.prompts} prompts: take away choices or values")
+            raise _wrong(
+                f"makes more than {bounds.prompts} prompts: take away choices or values",
+                reason="too_many_prompts",
+                most=bounds.prompts,
+            )
         chars += len(prompt)
         if chars > bounds.total_chars:
             raise _wrong(
@@ -115,7 +119,9 @@ class _Expansion:
         if len(made) + len(more) > self._most:
             raise _wrong(
                 f"a prompt that it makes has more than {self._most} characters, and at most "
-                f"{self._most} are read: shorten it or its values"
+                f"{self._most} are read: shorten it or its values",
+                reason="prompt_chars",
+                most=self._most,
             )
         return made + more
 
@@ -133,7 +139,9 @@ class _Parser:
     def parse(self) -> _Text:
         text = self._text(depth=0)
         if self._at < len(self._template):
-            raise _wrong("this } closes nothing; write \\} for a plain one", self._at)
+            raise _wrong(
+                "this } closes nothing; write \\} for a plain one", self._at, "brace_closes_nothing"
+            )
         return text
 
     def _text(self, depth: int) -> _Text:
@@ -170,7 +178,7 @@ class _Parser:
             self._at += 1  # the { or the |
             options.append(self._text(depth))
         if self._peek() != "}":
-            raise _wrong("this { is not closed; write \\{ for a plain one", begin)
+            raise _wrong("this { is not closed; write \\{ for a plain one", begin, "brace_open")
         self._at += 1
         return _Choice(tuple(options)) if len(options) > 1 else self._variable(begin)
 
@@ -180,7 +188,11 @@ class _Parser:
             self.used.add(name)
             return _Variable(name)
         if not name.isidentifier():
-            raise _wrong("these braces hold neither choices, as in {red|blue}, nor a name", begin)
+            raise _wrong(
+                "these braces hold neither choices, as in {red|blue}, nor a name",
+                begin,
+                "brace_no_name",
+            )
         known = ", ".join(self._table) or "none is given"
         shown = name[:MAX_VARIABLE_CHARS]
         raise _wrong(f"there is no variable {shown!r} in variables ({known})", begin)
@@ -189,6 +201,10 @@ class _Parser:
         return self._template[self._at : self._at + 1]
 
 
-def _wrong(what: str, at: int | None = None) -> InvalidRequest:
+def _wrong(
+    what: str, at: int | None = None, reason: str | None = None, **numbers: int
+) -> InvalidRequest:
     place = "" if at is None else f"character {at + 1}: "
-    return InvalidRequest(f"template: {place}{what}.", param="template")
+    numbers |= {} if at is None else {"at": at + 1}
+    details = {"reason": reason, **numbers} if reason else None
+    return InvalidRequest(f"template: {place}{what}.", param="template", details=details)

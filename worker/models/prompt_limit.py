@@ -7,6 +7,8 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
 from worker.errors import InvalidRequest
 
@@ -26,7 +28,7 @@ class PromptLimit:
     def tokens(self, text: str) -> int:
         return self._of_one(text)
 
-    def too_long(self, texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    def too_long(self, texts: Iterable[str]) -> Iterator[tuple[int, "Complaint"]]:
         """Place and complaint of each that is over the limit; many texts are counted together."""
         numbered = enumerate(texts)
         while some := list(itertools.islice(numbered, _TOGETHER)):
@@ -41,13 +43,35 @@ class PromptLimit:
         if tokens > self.max_tokens:
             refuse(param, self._complaint(tokens))
 
-    def _complaint(self, tokens: int) -> str:
-        over = math.ceil(100 * (tokens - self.max_tokens) / tokens)
+    def _complaint(self, tokens: int) -> "Complaint":
+        return Complaint(tokens, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A text has ``tokens``, and the model reads at most ``most``."""
+
+    tokens: int
+    most: int
+
+    @property
+    def percent(self) -> int:
+        return math.ceil(100 * (self.tokens - self.most) / self.tokens)
+
+    def __str__(self) -> str:
         return (
-            f"{tokens} tokens; this model reads at most {self.max_tokens}: "
-            f"shorten it by about {over} %"
+            f"{self.tokens} tokens; this model reads at most {self.most}: "
+            f"shorten it by about {self.percent} %"
         )
 
 
-def refuse(param: str, complaint: str) -> None:
-    raise InvalidRequest(f"{param}: {complaint}.", param=param, code=CODE)
+def refuse(param: str, complaint: Complaint, where: str = "") -> NoReturn:
+    """``where``: what of ``param`` it is."""
+    details = {
+        "reason": "too_many_tokens",
+        "tokens": complaint.tokens,
+        "most": complaint.most,
+        "percent": complaint.percent,
+    }
+    message = f"{param}: {where}{complaint}."
+    raise InvalidRequest(message, param=param, code=CODE, details=details)

@@ -4,7 +4,8 @@ The functions are work for ``Database.run`` and ``Database.read``, to be joined 
 the same transaction. A row is written only after its file is safe on the disk.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,12 @@ import sqlalchemy as sa
 
 from worker.storage import search
 from worker.storage.images import day
+from worker.storage.jobs import jobs
 from worker.storage.schema import metadata
 from worker.types import DrawSpec
+
+_SEED = re.compile(r"#?([0-9]{1,10})")
+_MOST_JOBS = 100
 
 images = sa.Table(
     "images",
@@ -86,8 +91,9 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pictures ``page`` looks for. ``owner`` None: everybody's; ``words``: all of them
-    stand in the prompt; ``after``: the id of the last picture of the page before."""
+    """Which pictures ``page`` looks for. ``owner`` None: everybody's; ``words``: each of them
+    stands in the prompt or the name of the job, or is the seed; ``after``: the id of the last
+    picture of the page before."""
 
     owner: str | None = None
     words: tuple[str, ...] = ()
@@ -123,9 +129,11 @@ def named(connection: sa.Connection, ids: Collection[str]) -> list[StoredImage]:
 
 def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
     """At most ``limit`` pictures, newest first; those of one request in their order."""
-    query = sa.select(*_fields()).where(*_conditions(wanted))
-    words = [search.searchable(word) for word in wanted.words]
+    also = [_named_by(connection, wanted.owner, word) for word in wanted.words]
+    # The index knows prompts alone.
+    words = [search.searchable(w) for w, by in zip(wanted.words, also, strict=True) if by is None]
     found = search.candidates(connection, words) if words else None
+    query = sa.select(*_fields()).where(*_conditions(wanted, also))
     if found is not None:
         query = query.where(images.c.id.in_(found))
     if wanted.after is not None:
@@ -137,10 +145,28 @@ def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:
     return [_picture(row) for row in connection.execute(query)]
 
 
-def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
-    conditions = [
-        images.c.words.contains(search.searchable(word), autoescape=True) for word in wanted.words
-    ]
+def _named_by(
+    connection: sa.Connection, owner: str | None, word: str
+) -> sa.ColumnElement[bool] | None:
+    """Pictures that ``word`` names in another way than by their prompts: by their seed or the name
+    of their job. None where it cannot be one."""
+    job = jobs.c.name.icontains(word, autoescape=True)
+    if owner is not None:
+        job &= jobs.c.owner == owner
+    found = connection.scalars(sa.select(jobs.c.id).where(job).limit(_MOST_JOBS)).all()
+    conditions = [images.c.job_id.in_(found)] if found else []
+    if seed := _SEED.fullmatch(word):
+        conditions.append(images.c.seed == int(seed[1]))
+    return sa.or_(*conditions) if conditions else None
+
+
+def _conditions(
+    wanted: Wanted, also: Sequence[sa.ColumnElement[bool] | None]
+) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    for word, named in zip(wanted.words, also, strict=True):
+        said = images.c.words.contains(search.searchable(word), autoescape=True)
+        conditions.append(said if named is None else said | named)
     if wanted.owner is not None:
         conditions.append(images.c.owner == wanted.owner)
     if wanted.favourite is not None:

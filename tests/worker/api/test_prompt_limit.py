@@ -30,6 +30,12 @@ def test_a_prompt_that_would_be_cut_is_refused(
         parse(**fields)
     assert f"{param}: {tokens} tokens; this model reads at most 3: shorten it" in str(refused.value)
     assert (refused.value.param, refused.value.code) == (param, "prompt_too_long")
+    assert refused.value.details == {
+        "reason": "too_many_tokens",
+        "tokens": tokens,
+        "most": 3,
+        "percent": {4: 25, 5: 40, 6: 50}[tokens],
+    }
 
 
 def test_what_fits_is_taken() -> None:

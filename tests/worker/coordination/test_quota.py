@@ -105,6 +105,10 @@ def test_pictures_under_way_count_and_those_not_drawn_do_not(tmp_path: Path) -> 
             await two.hold(key(images_per_day=4), "r2", time.time(), 2)
         assert not refused.value.retry
         assert 0 < refused.value.retry_after_s <= 86_400
+        details = dict(refused.value.details or {})
+        resets_in_s = float(details.pop("resets_at")) - time.time()
+        assert details == {"reason": "images_per_day", "drawn": 3, "most": 4, "asked": 2}
+        assert 0 <= resets_in_s <= 86_401
         under_way.drawn = 1
         await under_way.release()
         await two.hold(key(images_per_day=4), "r2", time.time(), 3)

@@ -41,6 +41,13 @@ def test_who_shares_the_next_step_does_not_wait(costs: Costs) -> None:
     assert [waits[e].position for e in (one, two, three)] == [0, 1, 2]
 
 
+def test_what_lies_between_the_pictures_of_one_request_is_told(costs: Costs) -> None:
+    one, many = entry("a"), entry("b", "c", "d")
+    waits = ahead([one, many], costs)
+    assert waits[many].picture_s == waits[one].picture_s
+    assert (waits[one].picture_s or 0) > 1
+
+
 def test_what_runs_counts_with_its_remaining_steps(costs: Costs) -> None:
     running, waiting = entry("a", "b"), entry("c")
     for picture in running.pictures:

@@ -61,6 +61,24 @@ def test_what_is_wrong_and_where(template: str, param: str, why: str) -> None:
     assert raised.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("template", "details"),
+    [
+        ("a {red", {"reason": "brace_open", "at": 3}),
+        ("a red} b", {"reason": "brace_closes_nothing", "at": 6}),
+        ("a {} b", {"reason": "brace_no_name", "at": 3}),
+        ("{a|b}{c|d}", {"reason": "too_many_prompts", "most": 3}),
+        ("{a|bcdef}", {"reason": "prompt_chars", "most": 4}),
+    ],
+)
+def test_what_is_wrong_can_be_said_in_words_of_ones_own(
+    template: str, details: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        expand(template, {}, within(3, prompt_chars=4 if "bcdef" in template else 4000))
+    assert raised.value.details == details
+
+
 def test_no_number_of_choices_takes_long() -> None:
     with pytest.raises(InvalidRequest, match="more than 10000 prompts"):
         expand("{a|b}" * 64, {}, within(10_000))

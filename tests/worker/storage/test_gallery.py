@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from worker.storage import gallery
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.gallery import StoredImage, Wanted
+from worker.storage.jobs import jobs
 from worker.storage.migrations import migrate
 
 AT = 1_769_903_000.25
@@ -103,6 +104,26 @@ def test_all_words_must_stand_in_the_prompt(
 def test_chinese_is_searched_by_its_characters(connection: sa.Connection) -> None:
     gallery.insert(connection, named("zh", prompt="白色背景上的一个大红色圆形"))
     assert ids(connection, words=("红色",)) == ["img_zh"]
+
+
+def test_seeds_and_names_of_jobs_are_found_as_well(connection: sa.Connection) -> None:
+    for id, owner, name in (("job_1", "key_1", "Posters, 春季"), ("job_2", "key_2", "posters")):
+        whole = ("created_at", "total", "revision", "width", "height", "steps", "guidance_scale")
+        row = dict.fromkeys((*whole, "priority"), 1) | {"id": id, "owner": owner}
+        text = ("turn", "digest", "negative_prompt", "output_format", "state")
+        row |= {"name": name, "request_id": id} | dict.fromkeys(text, "")
+        connection.execute(jobs.insert(), row)
+    poster, other = named("poster", job_id="job_1"), named("other", job_id="job_2", owner="key_2")
+    gallery.insert(
+        connection, FOX, poster, other, named("seven", seed=7, prompt="a 4294967295 fox")
+    )
+    assert ids(connection, owner="key_1", words=("posters",)) == ["img_poster"]
+    assert ids(connection, owner="key_1", words=("春", "fox")) == ["img_poster"]
+    assert ids(connection, owner="key_2", words=("poster",)) == ["img_other"]
+    assert ids(connection, owner="key_1", words=("#7",)) == ["img_seven"]
+    seeded = ids(connection, owner="key_1", words=(str(FOX.seed),))
+    assert sorted(seeded) == sorted([FOX.id, "img_poster", "img_seven"])
+    assert ids(connection, words=("9" * 200,)) == []
 
 
 def test_owner_job_and_favourites_narrow_the_page(connection: sa.Connection) -> None:

@@ -80,6 +80,7 @@ def _queued(event: Queued, drawing: Drawing, seeds: list[int]) -> bytes:
         seeds=seeds,
         position=event.position,
         wait_s=round(event.wait_s, 3),
+        picture_s=event.picture_s,
         resume=drawing.resume_token,
     )
 

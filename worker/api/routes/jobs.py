@@ -122,7 +122,10 @@ async def preview(request: Request) -> Response:
     model, components = lifecycle_of(request).require_ready(), components_of(request)
     try:
         async with _wish_of(request, components, model.info, 0) as wish:
-            return Json({"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]})
+            shown = {"count": len(wish.prompts), "prompts": wish.prompts[:PREVIEWED]}
+            limit, longest = model.info.prompt_limit, max(wish.prompts, key=len)
+            tokens = await asyncio.to_thread(limit.tokens, longest) if limit else None
+            return Json({**shown, "tokens": tokens})
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
 
@@ -351,7 +354,11 @@ def _paths() -> dict[str, dict[str, Any]]:
             ),
         },
         "/v1/jobs/preview": {
-            "post": operation("What a job would draw.", {200: object_of(count=whole)}, **made)
+            "post": operation(
+                "What a job would draw.",
+                {200: object_of(count=whole, tokens={"type": ["integer", "null"]})},
+                **made,
+            )
         },
         _JOB: {"get": seen, "delete": forget},
         f"{_JOB}/items": {"get": items},

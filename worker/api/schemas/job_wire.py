@@ -105,7 +105,7 @@ def _require_read_whole(prompts: list[str], given: bool, info: ModelInfo) -> Non
     for place, complaint in found:
         if given:
             refuse(f"prompts[{place}]", complaint)
-        refuse("template", f"prompt {place + 1} that it makes has {complaint}")
+        refuse("template", complaint, f"prompt {place + 1} that it makes has ")
 
 
 def _variables(fields: Fields, max_chars: int) -> dict[str, list[str]]:

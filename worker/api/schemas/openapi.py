@@ -32,6 +32,11 @@ ERROR = {
                 "type": {"type": "string"},
                 "param": {"type": ["string", "null"], "description": "The field at fault."},
                 "code": {"type": "string", "description": "A stable word for programs."},
+                "details": {
+                    "type": "object",
+                    "description": "What the message tells, as a `reason` with its numbers.",
+                    "additionalProperties": {"type": ["string", "number"]},
+                },
             },
         }
     },

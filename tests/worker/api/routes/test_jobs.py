@@ -126,7 +126,16 @@ async def test_preview_tells_what_a_template_makes(client: httpx.AsyncClient) ->
     assert answer["prompts"][0] == "a red poster of tea"
     bad = await client.post("/v1/jobs/preview", json={"template": "{a"})
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "template")
+    assert bad.json()["error"]["details"] == {"reason": "brace_open", "at": 1}
     assert (await client.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_preview_counts_the_tokens_of_the_longest_prompt(home: Path) -> None:
+    settings = migrated(settings_in(home, model="synthetic:max_tokens=3"))
+    async with serving(settings) as (service, client):
+        await ready(service)
+        answer = await client.post("/v1/jobs/preview", json={"prompts": ["a", "red hill"]})
+        assert answer.json()["tokens"] == 2
 
 
 async def test_bodies_are_read_one_at_a_time(
