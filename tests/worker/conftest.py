@@ -1,5 +1,6 @@
 """Workers for tests: in this process without a socket, or as processes of their own."""
 
+import gc
 import shutil
 import tempfile
 import time
@@ -61,11 +62,14 @@ async def serving(
     """The application of ``settings``, not waited for, and a client of it."""
     app = create_app(settings, load)
     transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://cell") as client,
-    ):
-        yield app.state.lifecycle, client
+    try:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://cell") as client,
+        ):
+            yield app.state.lifecycle, client
+    finally:
+        gc.unfreeze()  # a worker that is ready freezes all there is, and with it its mapped files
 
 
 async def ready(service: Lifecycle) -> None:

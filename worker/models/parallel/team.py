@@ -8,7 +8,6 @@ silent: no step can be finished without it. To everybody else that is one worker
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -197,7 +197,8 @@ class Team:
         """Why it is lost, once it is."""
         silent = 0  # polls, not time: a machine that stood still has said nothing about anybody
         while silent * BEAT_S <= self._allowed_s:
-            ready, _, _ = select.select([helper.beats], [], [], BEAT_S * (1 + (silent > 0)))
+            # Not select(): it takes no descriptor above 1023, and a worker may have more.
+            ready = connection.wait([helper.beats], BEAT_S * (1 + (silent > 0)))
             silent = 0 if ready else silent + 1
             if ready and not os.read(helper.beats, 4096):
                 return "it has ended"

@@ -1,9 +1,11 @@
 """One picture by several processes, here on the CPU."""
 
+import os
 import queue
+import resource
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,18 @@ def test_a_killed_helper_ends_its_lead(split: Split) -> None:
         assert lost.get(timeout=30) == exits.HELPER_LOST
         with pytest.raises(DevicePoisoned):
             draw(pipeline, spec())
+
+
+def test_a_helper_is_watched_in_a_process_of_a_thousand_files(split: Split) -> None:
+    lost: queue.Queue[int] = queue.Queue()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
+    with ExitStack() as files:
+        while files.enter_context(Path(os.devnull).open()).fileno() < 1024:
+            pass
+        with split(2, on_lost=lost.put) as (_, team):
+            team.helpers[0].process.kill()
+            assert lost.get(timeout=30) == exits.HELPER_LOST
 
 
 def test_a_hanging_helper_ends_its_lead_though_nobody_draws(split: Split) -> None:
