@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.deploy.processes import wait_until
 from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
 from tests.web.test_draw import draw
@@ -81,10 +82,13 @@ def test_more_comes_when_somebody_looks_further(cell: FakeCell, open_page: OpenP
     stored(cell, *(f"hill {k}" for k in range(150)))
     page = open_page()
     expect(page.locator("#summary")).to_have_text("60+ pictures")
-    for _ in range(10):
+
+    def all_came() -> bool:
         page.mouse.wheel(0, 20_000)
         page.wait_for_timeout(100)
-    expect(page.locator("#grid .card")).to_have_count(150)
+        return page.locator("#grid .card").count() == 150
+
+    wait_until(all_came, "all 150")
     assert words(page) == [f"hill {k}" for k in range(149, -1, -1)]
 
 

@@ -115,7 +115,7 @@ def test_a_helper_is_watched_in_a_process_of_a_thousand_files(split: Split) -> N
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
     with ExitStack() as files:
-        while files.enter_context(Path(os.devnull).open()).fileno() < 1024:
+        while files.enter_context(Path(os.devnull).open("rb")).fileno() < 1024:
             pass
         with split(2, on_lost=lost.put) as (_, team):
             team.helpers[0].process.kill()
