@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _MAGIC = b"ZBEAT001"
 _HEAD = struct.Struct("<8sQ")  # magic, sequence
@@ -53,14 +53,13 @@ the step nor a request is to blame."""
 DRAWING = frozenset({Phase.ENCODE, Phase.STEP, Phase.DECODE})
 
 
-@dataclass(frozen=True)
-class Running:
-    """One request inside the running step, as digests (16 bytes each)."""
+class Running(NamedTuple):
+    """One request inside the running step, as digests (16 bytes each). ``struck``: it is suspect
+    already."""
 
     request: bytes
     fingerprint: bytes
     struck: bool = False
-    """It is suspect already."""
 
 
 @dataclass(frozen=True)

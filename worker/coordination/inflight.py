@@ -35,6 +35,10 @@ class InFlight:
         _LINE.pack_into(self._mapped, _place(line), request, fingerprint, struck)
         return line
 
+    def rewrite(self, line: int, request: bytes, fingerprint: bytes, *, struck: bool) -> None:
+        """Put something else into what ``add`` wrote."""
+        _LINE.pack_into(self._mapped, _place(line), request, fingerprint, struck)
+
     def remove(self, line: int) -> None:
         """Clear what ``add`` wrote."""
         at = _place(line)
@@ -64,8 +68,8 @@ class Handling:
         with self._lock:
             self._fingerprint, self._struck = fingerprint, struck
             if self._line is not None:
-                self._remove()
-                self._add()
+                line, request = self._line, self._request
+                self._table.rewrite(line, request, fingerprint, struck=struck)
 
     def resume(self) -> None:
         """Its handler, or a thread for it, goes to work."""

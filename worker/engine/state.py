@@ -3,12 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from worker.coordination.heartbeat import Phase
 
 
-@dataclass(frozen=True)
-class Activity:
+class Activity(NamedTuple):
     """What the driver does since when (monotonic seconds), and how long that may take."""
 
     phase: Phase

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from worker import log
 from worker.storage.keys import EVERYONE
@@ -38,8 +38,7 @@ _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-[a-z0-9-]+\.jsonl")
 _BEYOND = "-beyond"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One picture: ``drew``, or ``left`` where nobody waited until it was finished, after so many
     ``previews``. ``at`` is in seconds since the epoch, ``owner`` the id of a key."""
 
