@@ -1,5 +1,7 @@
 """Numbers that workers share with what stands before and around them: nginx, guard, commands."""
 
+GIB = 1 << 30
+
 MAX_SOCKET_PATH_BYTES = 107
 """Linux keeps a unix socket's path in 108 bytes, the last one a zero."""
 

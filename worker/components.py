@@ -8,6 +8,7 @@ from typing import Protocol
 
 from worker import log
 from worker.accounts.keyring import KeyRing
+from worker.bounds import GIB
 from worker.calibration import tables as calibration
 from worker.coordination.auth_throttle import AuthThrottle
 from worker.coordination.heartbeat import HeartbeatFile
@@ -42,7 +43,6 @@ from worker.storage.thumbnails import Thumbnails
 
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
 _SEARCHES_OF_ONE = 4
-_GIB = 1 << 30
 
 
 class Life(Protocol):
@@ -125,7 +125,7 @@ def build(settings: Settings, life: Life) -> Components:
         settings=settings,
         metrics=metrics,
         audit=_audit(settings),
-        encoders=Encoders(settings.threads, Labels(settings.label_mark, settings.label_producer)),
+        encoders=Encoders(settings.threads, _labels(settings)),
         heartbeat=heartbeat,
         in_flight=InFlight(heartbeat.mapped),
         poison_requests=poison_requests,
@@ -134,7 +134,7 @@ def build(settings: Settings, life: Life) -> Components:
         keys=keys,
         quotas=quotas,
         ledger=Ledger(
-            database, var_dir / "usage", name, settings.usage_keep_days, metrics.usage_lost.inc
+            database, var_dir / "usage", name, settings.usage.keep_days, metrics.usage_lost.inc
         ),
         signer=Signer(secret),
         resume_tokens=ResumeTokens(secret),
@@ -143,7 +143,7 @@ def build(settings: Settings, life: Life) -> Components:
         thumbnails=Thumbnails(images),
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
         replies=ReplyStore(settings.reply_dir, name),
-        sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery),
+        sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
         jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s),
         job_eta=JobEta(database, life.loaded_engine, run_dir),
         steps=ProgressReader(run_dir),
@@ -226,22 +226,28 @@ def _inherit_strikes(poison_requests: PoisonRequests, metrics: Metrics) -> None:
 
 
 def _audit(settings: Settings) -> Audit:
+    told = settings.audit
     rules = audit.Rules(
-        settings.audit_prompts,
-        settings.audit_prompt_chars,
-        settings.audit_keep_days * 86_400.0,
-        settings.audit_max_mib << 20,
-        int(settings.audit_key_mib_per_day * 2**20),
+        told.prompts,
+        told.prompt_chars,
+        told.keep_days * 86_400.0,
+        told.max_mib << 20,
+        int(told.key_mib_per_day * 2**20),
     )
-    folder = settings.var_dir / "audit" if settings.audit_log else None
+    folder = settings.var_dir / "audit" if told.log else None
     return Audit(folder, settings.name, rules)
+
+
+def _labels(settings: Settings) -> Labels:
+    told = settings.labels
+    return Labels(told.mark_text if told.mark else "", told.producer)
 
 
 def _retention(settings: Settings) -> Retention:
     return Retention(
-        keep_s=settings.keep_days * 86_400,
-        keep_bytes=int(settings.keep_gib * _GIB),
-        favourites_bytes=int(settings.favourites_gib * _GIB),
+        keep_s=settings.gallery.keep_days * 86_400,
+        keep_bytes=int(settings.gallery.keep_gib * GIB),
+        favourites_bytes=int(settings.gallery.favourites_gib * GIB),
         link_s=settings.url_ttl_s,
     )
 

@@ -71,7 +71,7 @@ class Lifecycle:
         self.tasks.keep("gallery", built.gallery_writer.run)
         self.tasks.keep("retention", self._sweep)
         self.tasks.keep("jobs", built.jobs.run)
-        if self.settings.audit_log:
+        if self.settings.audit.log:
             self.tasks.keep_thread("audit", built.audit.run)
 
     async def _boot(self) -> None:
@@ -258,7 +258,7 @@ class Lifecycle:
             usage_waiting_bytes=built.ledger.waiting_bytes,
             keys_age_s=built.keys.age_s if self.settings.auth == "keys" else None,
             task_restarts=self.tasks.restarts,
-            audit=_audit_reading(built.audit) if self.settings.audit_log else None,
+            audit=_audit_reading(built.audit) if self.settings.audit.log else None,
         )
 
     def _build(self) -> dict[str, str]:

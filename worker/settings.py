@@ -23,9 +23,13 @@ from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.tables import (
     Acceleration,
     Allowances,
+    Audit,
     Auth,
+    Gallery,
+    Labels,
     OwnerLimits,
     RequestLimits,
+    Usage,
     WorkerLimits,
 )
 
@@ -44,6 +48,9 @@ class Settings(
         cli_kebab_case=True,
         cli_prog_name="python -m worker",
         use_attribute_docstrings=True,
+        # ZIMAGE_AUDIT_MAX_MIB is max_mib of audit.
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
     )
 
     name: str = Field("w1", pattern=r"^[a-z][a-z0-9-]{0,15}$")
@@ -62,8 +69,6 @@ class Settings(
 
     auth: Literal["loopback", "none", "keys"] = "loopback"
     """keys: whoever asks must show an API key or be signed in. Else nobody needs one."""
-    usage_keep_days: float = Field(800.0, gt=0)
-    """Of the ledger's sums by day."""
 
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
@@ -79,32 +84,10 @@ class Settings(
     guidance_scale: float | None = Field(None, ge=0)
     """Default guidance of a request. None: the model's own."""
 
-    gallery: bool = True
-    """Whether every picture is kept, to be found again."""
-    keep_days: float = Field(365.0, gt=0)
-    """Older pictures are deleted, favourites excepted."""
-    keep_gib: float = Field(20.0, gt=0)
-    """Pictures under ``var/images`` beyond this are deleted, favourites excepted: the oldest of
-    those owners who have most."""
-    favourites_gib: float = Field(10.0, ge=0)
-    """Favourites beyond this, the oldest of those owners who have most, are deleted like others."""
-
-    label_mark: str = ""
-    """Text in the corner of every picture. Empty: none."""
-    label_producer: str = ""
-    """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
-
-    audit_log: bool = True
-    """Write who drew what to ``var_dir/audit``."""
-    audit_prompts: bool = True
-    audit_prompt_chars: int = Field(1000, ge=1)
-    """Of a longer prompt the beginning is written, with its length and SHA-256."""
-    audit_keep_days: int = Field(180, ge=1)
-    audit_max_mib: int = Field(1024, ge=1)
-    """Of all workers' files together; beyond it the oldest go, before their time and with an alarm:
-    first of lines beyond ``audit_key_mib_per_day``."""
-    audit_key_mib_per_day: float = Field(2.0, gt=0)
-    """Share of one key or, without keys, one address, in one worker's files of a day."""
+    gallery: Gallery = Gallery()
+    labels: Labels = Labels()
+    audit: Audit = Audit()
+    usage: Usage = Usage()
 
     lock_wait_s: float = Field(15.0, ge=0)
     """How long to wait for a predecessor that still holds ``<name>.lock``."""

@@ -7,6 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"
+MARK_CHARACTERS = f"letters, digits, spaces, and characters of {_HANZI}"  # those of fonts/mark.otf
+MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
+LINE = r"^[^\x00-\x1f\x7f]*$"
+
 
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -82,6 +87,45 @@ class OwnerLimits(Table):
     """Pictures of jobs that wait or are drawn."""
     max_job_mib: int = Field(256, ge=1)
     """What all jobs may take in the database, those that are over included."""
+
+
+class Gallery(Table):
+    enabled: bool = True
+    """Whether every picture is kept, to be found again."""
+    keep_days: float = Field(365.0, gt=0)
+    """Older pictures are deleted, favourites excepted."""
+    keep_gib: float = Field(20.0, gt=0)
+    """Pictures under ``var/images`` beyond this are deleted, favourites excepted: the oldest of
+    those owners who have most."""
+    favourites_gib: float = Field(10.0, ge=0)
+    """Favourites beyond this, the oldest of those owners who have most, are deleted like others."""
+
+
+class Labels(Table):
+    mark: bool = False
+    """Whether ``mark_text`` stands in the corner of every picture."""
+    mark_text: str = Field("AI生成", pattern=MARK)
+    producer: str = Field("", pattern=LINE, max_length=200)
+    """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
+
+
+class Audit(Table):
+    log: bool = True
+    """Write who drew what to ``var_dir/audit``."""
+    prompts: bool = True
+    prompt_chars: int = Field(1000, ge=1)
+    """Of a longer prompt the beginning is written, with its length and SHA-256."""
+    keep_days: int = Field(180, ge=1)
+    max_mib: int = Field(1024, ge=1)
+    """Of all workers' files together; beyond it the oldest go, before their time and with an alarm:
+    first of lines beyond ``key_mib_per_day``."""
+    key_mib_per_day: float = Field(2.0, gt=0)
+    """Share of one key or, without keys, one address, in one worker's files of a day."""
+
+
+class Usage(Table):
+    keep_days: float = Field(800.0, gt=0)
+    """Of the ledger's sums by day."""
 
 
 class Allowances(Table):

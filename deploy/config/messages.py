@@ -73,6 +73,7 @@ def _what(detail: ErrorDetails) -> str:
         "greater_than_equal": f"must be at least {context.get('ge')}",
         "greater_than": f"must be more than {context.get('gt')}",
         "less_than_equal": f"must be at most {context.get('le')}",
+        "string_too_long": f"must be at most {context.get('max_length')} characters",
         "string_too_short": "must not be empty",
         "too_short": "must not be empty",
         "string_pattern_mismatch": patterns.WORDS.get(str(context.get("pattern")), "must match"),

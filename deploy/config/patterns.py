@@ -2,15 +2,13 @@
 
 import re
 
+from worker.tables import LINE, MARK, MARK_CHARACTERS
+
 NAME = r"^[a-z][a-z0-9-]{0,31}$"
 DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
 DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
 SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
 HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
-HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"  # of fonts/mark.otf
-MARK = rf"^[A-Za-z0-9{HANZI}][A-Za-z0-9 .·{HANZI}-]{{0,15}}$"
-PRODUCER = r"^[^\"\\;#\x00-\x1f\x7f]{0,200}$"
-LINE = r"^[^\x00-\x1f\x7f]*$"
 NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
@@ -29,8 +27,7 @@ WORDS = {
     DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
     SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     HOST: "must be a host's name or an IP address",
-    MARK: f"must be up to 16 letters, digits, spaces, and characters of {HANZI}",
-    PRODUCER: 'must be one line without " \\ ; and #',
+    MARK: f"must be up to 16 {MARK_CHARACTERS}",
     LINE: "must be one line without control characters",
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     VARIABLE: "must be the name of an environment variable",

@@ -12,13 +12,17 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from deploy.config import patterns
+from worker import tables
 from worker.tables import (
     Acceleration,
     Allowances,
+    Audit,
     Auth,
+    Labels,
     OwnerLimits,
     RequestLimits,
     Table,
+    Usage,
     WorkerLimits,
 )
 
@@ -119,7 +123,7 @@ class Ops(Table):
 
 
 class Model(Acceleration):
-    source: str = Field("tiny", min_length=1, pattern=patterns.LINE)
+    source: str = Field("tiny", min_length=1, pattern=tables.LINE)
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
@@ -172,12 +176,7 @@ class Limits(Table):
     owner: OwnerLimits = OwnerLimits()
 
 
-class Gallery(Table):
-    enabled: bool = True
-    keep_days: float = Field(365.0, gt=0)
-    keep_gib: float = Field(20.0, gt=0)
-    favourites_gib: float = Field(10.0, ge=0)
-
+class Gallery(tables.Gallery):
     @model_validator(mode="after")
     def _room(self) -> Self:
         if self.favourites_gib > self.keep_gib:
@@ -187,21 +186,6 @@ class Gallery(Table):
                 "lower it, or raise gallery.keep_gib",
             )
         return self
-
-
-class Labels(Table):
-    mark: bool = False
-    mark_text: str = Field("AI生成", pattern=patterns.MARK)
-    producer: str = Field("", pattern=patterns.PRODUCER)
-
-
-class Audit(Table):
-    log: bool = True
-    prompts: bool = True
-    prompt_chars: int = Field(1000, ge=1)
-    keep_days: int = Field(180, ge=1)
-    max_mib: int = Field(1024, ge=1)
-    key_mib_per_day: float = Field(2.0, gt=0)
 
 
 class Timeouts(Allowances):
@@ -244,10 +228,6 @@ class Nginx(Table):
 
 class Database(Table):
     url: str = Field("", pattern=patterns.SQLITE)
-
-
-class Usage(Table):
-    keep_days: float = Field(800.0, gt=0)
 
 
 class Logs(Table):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from worker.bounds import GIB
 from worker.models.parallel import links
 from worker.models.parallel.links import Links
 
 _QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version")
-GIB = 1 << 30
 NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "ceph", "cifs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
     | {"fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs"}

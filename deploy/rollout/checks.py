@@ -27,7 +27,7 @@ from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
 from deploy.supervision.livez import livez
-from worker.bounds import MAX_SOCKET_PATH_BYTES
+from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
 from worker.models.loading import hub
 from worker.models.loading.files import Flaw, flaws
 from worker.models.loading.folder import ModelLoadError
@@ -291,7 +291,7 @@ def who_may_draw(cell: Cell) -> Iterator[Finding]:
 
 def disk(cell: Cell) -> Iterator[Finding]:
     place = next(p for p in (cell.layout.var_dir, *cell.layout.var_dir.parents) if p.exists())
-    free_gib = shutil.disk_usage(place).free / machine.GIB
+    free_gib = shutil.disk_usage(place).free / GIB
     text = f"{free_gib:.1f} GiB free at {place}"
     remedy = "make room, or lower gallery.keep_gib and logs.max_mib"
     level: Literal["ok", "warn", "fail"] = (

@@ -32,6 +32,13 @@ def test_a_flag_wins_over_a_variable_and_that_over_the_document(
     assert (read.max_steps, read.max_images, read.max_batch) == (10, 9, 8)
 
 
+def test_a_variable_sets_one_key_of_a_table(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(audit={"max_mib": 7, "keep_days": 9})
+    monkeypatch.setenv("ZIMAGE_AUDIT_MAX_MIB", "8")
+    audit = Settings().audit
+    assert (audit.max_mib, audit.keep_days, audit.prompt_chars) == (8, 9, 1000)
+
+
 def test_a_document_with_an_unknown_setting_is_refused(told: Any) -> None:
     told(max_stepz=10)
     with pytest.raises(ValidationError) as caught:

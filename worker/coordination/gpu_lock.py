@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from worker import log
+from worker.bounds import GIB
 from worker.settings import Settings
 
 _POLL_S = 0.5
 _REPORT_S = 10.0
-GIB = 1 << 30
 
 
 class CardBusy(Exception):

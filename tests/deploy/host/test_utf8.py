@@ -46,7 +46,7 @@ def test_files_and_folders_are_utf8_and_the_terminal_has_its_own(
     told = zimage(gb18030, "render", "--config", str(config), "--to", str(to)).decode("gb18030")
     assert f"files in {to}" in told
     (told_worker,) = to.glob("workers/w1-*.json")
-    assert json.loads(told_worker.read_text(encoding="utf-8"))["label_producer"] == "某公司"
+    assert json.loads(told_worker.read_text(encoding="utf-8"))["labels"]["producer"] == "某公司"
     text = (to / "supervisord.conf").read_text(encoding="utf-8")
     assert str(config.parent / "数据") in text
 

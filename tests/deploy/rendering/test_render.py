@@ -81,7 +81,7 @@ def test_supervisor_outwaits_the_drain_of_its_workers() -> None:
 def test_worker_settings_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = {
+    wanted: dict[str, Any] = {
         "limits": {"request": {"max_pixels": 65536}},
         "model": {"steps": 4, "source": "synthetic:"},
     }

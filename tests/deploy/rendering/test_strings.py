@@ -123,7 +123,7 @@ def assert_understood(cell: Cell, rendered: dict[str, str]) -> None:
         assert programs[worker.name].environment == wanted
         told = json.loads(Path(wanted["ZIMAGE_SETTINGS"]).read_text(encoding="utf-8"))
         assert told["model"] == model_source(cell.config)
-        assert told["label_producer"] == cell.config.labels.producer
+        assert told["labels"]["producer"] == cell.config.labels.producer
     arguments = shlex.split(programs["nginx"].command)
     assert arguments[-3:-1] == [str(cell.layout.var_dir), str(cell.layout.nginx_conf)]
     assert programs["w1"].stdout_logfile == str(cell.layout.log("w1"))

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.worker.conftest import settings_in
+from worker.bounds import GIB
 from worker.coordination import gpu_lock
-from worker.coordination.gpu_lock import GIB, CardBusy
+from worker.coordination.gpu_lock import CardBusy
 
 
 def test_cpu_needs_no_card(home: Path) -> None:

@@ -353,7 +353,7 @@ async def test_a_picture_whose_lease_is_lost_is_deleted(
 
 async def test_each_picture_is_in_the_audit_log(home: Path, store: Store) -> None:
     job = store.create(prompts=("a", "b"))
-    async with serving(settings_of(home, audit_log=True)) as (service, _):
+    async with serving(settings_of(home, audit={"log": True})) as (service, _):
         await ready(service)
         await over(store, job)
     lines = [json.loads(x) for f in (home / "audit").iterdir() for x in f.read_text().splitlines()]

@@ -292,7 +292,7 @@ async def test_worker_notes_each_picture_of_a_request_and_of_a_stream(home: Path
 
 @pytest.mark.anyio
 async def test_nothing_is_noted_where_it_is_switched_off(home: Path) -> None:
-    async with serving(settings_in(home, audit_log=False)) as (service, client):
+    async with serving(settings_in(home, audit={"log": False})) as (service, client):
         await ready(service)
         body = {"prompt": "a fox", "size": "256x256"}
         assert (await client.post("/v1/images/generations", json=body)).status_code == 200

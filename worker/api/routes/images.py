@@ -43,7 +43,7 @@ async def generate(request: Request) -> Response:
 async def _answer(
     request: Request, model: Model, components: Components, asked: wire.Generation
 ) -> Response:
-    gallery = asked.store and components.settings.gallery
+    gallery = asked.store and components.settings.gallery.enabled
     drawing = _drawing(request, model, asked, gallery=gallery)
     if asked.stream:
         await drawing.admit()

@@ -75,7 +75,8 @@ async def test_what_shall_not_be_stored_is_not(client: httpx.AsyncClient, home: 
 
 
 async def test_a_cell_without_a_gallery_keeps_nothing(home: Path) -> None:
-    async with serving(migrated(settings_in(home, gallery=False))) as (service, client):
+    settings = migrated(settings_in(home, gallery={"enabled": False}))
+    async with serving(settings) as (service, client):
         await ready(service)
         await draw(client, "a fox")
         await service.components.gallery_writer.close(1)
