@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.config import ROOT, ClusterConfig
+from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
@@ -309,8 +310,8 @@ class Layout:
 
 
 def under_root(path: str) -> Path:
-    """``path`` made absolute: ``~`` is home, and relative paths start at the checkout."""
-    return Path(os.path.normpath(ROOT / Path(path).expanduser()))
+    """``path`` made absolute: ``~`` is home, and relative paths start at the installation."""
+    return Path(os.path.normpath(BASE / Path(path).expanduser()))
 
 
 def too_long_by(layout: Layout) -> int:

@@ -70,6 +70,11 @@ LONG = {
     "rolling": Proof(
         "a rolling restart and two new configurations lose nothing", _scenario("rolling"), 7
     ),
+    "versions": Proof(
+        "good, broken and migrating versions under load: no request is lost, and back by itself",
+        ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_versions.py"),
+        3,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),

@@ -16,9 +16,9 @@ from rich.live import Live
 from deploy import (
     backup as backups,
 )
-from deploy import output
+from deploy import installation, output
 from deploy.cell import Cell, CellError
-from deploy.cli import chaos, jobs, keys, usage
+from deploy.cli import chaos, jobs, keys, usage, versions
 from deploy.cli import trace as tracing
 from deploy.cli.options import AsJson, Config
 from deploy.cli.options import open_cell as _cell
@@ -35,7 +35,6 @@ from deploy.rollout.unit import render_unit
 from deploy.supervision.supervise import SupervisorError
 
 app = typer.Typer(
-    help="Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +45,21 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
 app.command(name="usage")(usage.usage)
 app.command(name="chaos")(chaos.chaos)
+app.command(name="upgrade")(versions.upgrade)
+app.command(name="rollback")(versions.rollback)
+
+
+@app.callback()
+def zimage(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=versions.show_version, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard."""
+
 
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 
@@ -351,6 +365,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: turns what may go wrong into one clear message and an exit code."""
+    installation.hand_over(sys.argv[1:])
     speak_utf8()
     os.umask(0o077)  # logs, state and what programs inherit: this user's alone
     interrupts.install()

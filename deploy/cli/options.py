@@ -7,8 +7,9 @@ import typer
 
 from deploy import output
 from deploy.cell import Cell
-from deploy.config import DEFAULT_PATH, ROOT, load
+from deploy.config import DEFAULT_PATH, load
 from deploy.host import account, processes
+from deploy.installation import BASE
 from deploy.rendering import certificate
 
 Config = Annotated[
@@ -17,7 +18,7 @@ Config = Annotated[
         "--config",
         "-c",
         envvar="ZIMAGE_CONFIG",
-        help="cluster.toml of the cell [default: cluster.toml in the checkout, "
+        help="cluster.toml of the cell [default: cluster.toml in the checkout or beside releases/, "
         "or deploy/cluster.toml where there is none]",
     ),
 ]
@@ -39,6 +40,6 @@ def open_cell(config: Path | None, *, create: bool = False) -> Cell:
 
 
 def config_path(named: Path | None) -> Path:
-    """The file that was named, or the checkout's own, or the default."""
-    own = ROOT / "cluster.toml"
+    """The file that was named, or the installation's own, or the default."""
+    own = BASE / "cluster.toml"
     return (named or (own if own.exists() else DEFAULT_PATH)).expanduser().resolve()

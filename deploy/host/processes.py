@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.installation import BASE
 from worker.coordination.processes import GROUP, PARENT, SESSION, START_TIME, STATE, stat
-
-ROOT = Path(__file__).resolve().parents[2]  # not config's: nginx's program loads little
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _is_ours(process: Process) -> bool:
-    # supervisord starts everything in the checkout. One more proof before anything is signalled.
+    # supervisord starts everything there, of all versions. One more proof before signals.
     try:
-        return Path(f"/proc/{process.pid}/cwd").readlink() == ROOT
+        return Path(f"/proc/{process.pid}/cwd").readlink() == BASE
     except OSError:
         return False
 

@@ -7,7 +7,6 @@ The templates in ``deploy/nginx`` and ``deploy/supervisor`` get ``config``, ``pl
 import getpass
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from deploy import installation
 from deploy.config import ROOT, ClusterConfig
 from deploy.layout import Layout
 from deploy.rendering.dashboard import dashboard
@@ -32,7 +32,8 @@ SETTINGS = "workers"
 
 GUARD_CODE = (
     "deploy/guard",
-    *("deploy/config", "deploy/layout.py", "deploy/supervision/rpc.py"),
+    *("deploy/config", "deploy/installation.py", "deploy/layout.py"),
+    "deploy/supervision/rpc.py",
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
     *("worker/bounds.py", "worker/tables.py"),
 )
@@ -52,6 +53,9 @@ class Host:
     home: str
     worker_code: str
     guard_code: str
+    lasting_python: str
+    """``python`` of no version: a changed command of nginx's is a restart of it."""
+    packages: str
 
     @classmethod
     def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
@@ -59,11 +63,13 @@ class Host:
             nginx_path=str(nginx_path),
             nginx_version=version,
             cores=cores,
-            python=sys.executable,
+            python=installation.PYTHON,
             user=getpass.getuser(),
             home=str(Path.home()),
             worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
             guard_code=code_digest(ROOT / path for path in GUARD_CODE),
+            lasting_python=installation.lasting_python(),
+            packages=installation.packages_digest(),
         )
 
 
@@ -76,7 +82,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "host": host,
         "nginx_version": host.nginx_version,
         "ops": endpoint(config.ops.address, config.ops.port),
-        "root": ROOT,
+        "root": installation.BASE,
         "job_body_bytes": MAX_JOB_BODY_BYTES,
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
@@ -132,11 +138,13 @@ def worker_environment(
         "HOME": host.home,
         "HF_HOME": str(cache / "hub"),
         "OMP_NUM_THREADS": str(worker.threads),
+        "PYTHONSAFEPATH": "1",  # its own version's code, not what lies in the working directory
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",  # whatever LC_ALL the file gives for libraries' messages
         # Images often forbid it; then every start compiles four thousand modules again.
         "PYTHONDONTWRITEBYTECODE": "",
         "CODE": host.worker_code,
+        "PACKAGES": host.packages,
         **({} if worker.devices[0] == "cpu" else _cuda_environment(worker, cache)),
         # By these two the guard knows a process again, and whoever takes over.
         "ZIMAGE_NAME": worker.name,

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,8 +19,8 @@ from rich.table import Table as RichTable
 
 from deploy import drains, output
 from deploy.cell import Cell, CellError
-from deploy.config import ROOT
 from deploy.host import processes
+from deploy.installation import BASE, PYTHON
 from deploy.rendering.render import settings_document, worker_environment
 from deploy.rollout import files, interrupts, roll, wait
 from deploy.rollout.operation import Rollout
@@ -109,13 +108,13 @@ def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
     worker = next(w for w in cell.plan.workers if w.name == name)
     own = worker_environment(cell.config, worker, cell.layout, cell.host)
     files.put(cell.layout.render_dir, dict([settings_document(cell.config, worker, cell.layout)]))
-    command = [sys.executable, "-m", "worker.calibration", "--repeats", str(repeats)]
+    command = [PYTHON, "-m", "worker.calibration", "--repeats", str(repeats)]
     command += ["--sizes", sizes] if sizes else []
     output.step(f"{name}: measure on {worker.device_name}")
     lines: list[dict[str, Any]] = []
     with subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=BASE,
         env={"PATH": os.environ.get("PATH", ""), **own},
         stdout=subprocess.PIPE,
         text=True,

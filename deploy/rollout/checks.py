@@ -26,6 +26,7 @@ from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
+from deploy.rollout import code
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
 from worker.models.loading import hub
@@ -49,7 +50,9 @@ def before_up(cell: Cell) -> list[Finding]:
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    return [*before_up(cell), *who_may_draw(cell), *disk(cell), *health(cell), *optimisations(cell)]
+    loads = code.loads(str(Path.home()))
+    ours = (who_may_draw, disk, health, optimisations)
+    return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 
 def nginx(cell: Cell) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
-from deploy.rollout import checks, files, interrupts, nginx_digest, roll, wait
+from deploy.rollout import checks, code, files, interrupts, nginx_digest, roll, wait
 from deploy.rollout.operation import Rollout
 from deploy.supervision import supervise
 from deploy.supervision.supervise import STOPPED, Changes
@@ -30,6 +30,7 @@ def prepare(cell: Cell) -> dict[str, str]:
     if any(f.level == "fail" for f in bad):
         raise CellError(_untouched(cell, "this machine cannot run that configuration"))
     rendered = cell.render()
+    _require_code(cell, rendered)
     cell.layout.create()
     try:
         files.check_nginx(cell, rendered)
@@ -92,6 +93,16 @@ def wait_ready(cell: Cell) -> None:
         raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
     count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
     wait.until_open(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
+
+
+def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
+    if not code.differs(cell, rendered):
+        return
+    output.step("the code has changed: check that it can be loaded")
+    found = code.loads(cell.host.home)
+    if found.level == "fail":
+        output.findings([found])
+        raise CellError(_untouched(cell, "the code that lies here does not run"))
 
 
 def _show(changes: list[files.FileChange]) -> None:

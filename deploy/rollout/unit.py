@@ -1,14 +1,13 @@
 """The systemd unit that runs a cell from boot on."""
 
 import re
-import sys
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.cell import Cell
-from deploy.config import ROOT
 from deploy.host import account
+from deploy.installation import BASE, lasting_python
 from deploy.rollout.down import end_timeout_s
 
 _TEMPLATES = Path(__file__).parents[1] / "systemd"
@@ -18,7 +17,7 @@ _READ_ONLY = tuple(map(Path, ("/usr", "/boot", "/efi", "/etc")))  # by ProtectSy
 
 def render_unit(cell: Cell, user: str) -> str:
     """Its text. ``user`` runs it; empty: root, who becomes the cell's user by himself."""
-    words = [str(Path(sys.executable)), "-m", "deploy.cli.app", "up", "--foreground", "--no-draw"]
+    words = [lasting_python(), "-P", "-m", "deploy.cli.app", "up", "--foreground", "--no-draw"]
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -30,8 +29,8 @@ def render_unit(cell: Cell, user: str) -> str:
     return environment.get_template("zimage.service.j2").render(
         config=cell.config,
         command=" ".join(map(_quoted, [*words, "--config", str(cell.config_path)])),
-        root=_escaped(str(ROOT)),
-        required=" ".join(_quoted(str(path)) for path in (ROOT, var_dir)),
+        root=_escaped(str(BASE)),
+        required=" ".join(_quoted(str(path)) for path in (BASE, var_dir)),
         writable=_quoted(str(var_dir)) if any(map(var_dir.is_relative_to, _READ_ONLY)) else "",
         user=user,
         service_user="" if user or becomes == "root" else _quoted(becomes),

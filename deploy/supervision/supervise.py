@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 import xmlrpc.client
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.host import processes
+from deploy.installation import PYTHON
 from deploy.layout import Layout
 from deploy.supervision import rpc
 
@@ -126,7 +126,7 @@ class Supervisor:
 
 def command(layout: Layout, *options: str) -> list[str]:
     return [
-        sys.executable,
+        PYTHON,
         "-m",
         "supervisor.supervisord",
         "-c",

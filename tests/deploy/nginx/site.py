@@ -89,7 +89,18 @@ def files(
 ) -> dict[str, str]:
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
     nginx = str(_nginx())
-    host = Host(nginx, version, 2, sys.executable, user or _user(), "/nowhere", "code", "code")
+    host = Host(
+        nginx,
+        version,
+        2,
+        sys.executable,
+        user or _user(),
+        "/nowhere",
+        "code",
+        "code",
+        "python",
+        "packages",
+    )
     return render(config, plan(config, machine), layout, host)
 
 

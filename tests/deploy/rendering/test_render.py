@@ -22,7 +22,18 @@ from deploy.rendering.render import (
 )
 from worker.settings import DOCUMENT, Settings
 
-HOST = Host("/usr/sbin/nginx", (1, 22, 1), 2, "/venv/python", "me", "/home/me", "c0de", "c1de")
+HOST = Host(
+    "/usr/sbin/nginx",
+    (1, 22, 1),
+    2,
+    "/venv/python",
+    "me",
+    "/home/me",
+    "c0de",
+    "c1de",
+    "/python",
+    "pac4",
+)
 LAYOUT = Layout(Path("/srv/50% of/var"), Path("/srv/50% of/var/run"))
 CPU = Machine(2, 24.0, 23.0, ())
 GPU = Machine(16, 24.0, 23.0, (Gpu("0", "GPU-aa", "H100", 79.6, 79.0, "580"),))

@@ -1,0 +1,334 @@
+"""From one version to another under load: good, broken and migrating ones, and back."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ROOT
+from deploy.host import processes
+from deploy.rollout import environment, releases
+from deploy.rollout.releases import Releases
+from deploy.supervision.supervise import Supervisor
+from loadtest.faults import process_ids
+from tests.cluster.conftest import RunningCell
+
+prove = pytest.mark.skipif("PROVE" not in os.environ, reason="long: scripts/prove versions")
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+REVISION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9999"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    op.create_table("of_1_2_0", sa.Column("id", sa.Integer, primary_key=True))
+    op.add_column("images", sa.Column("of_1_2_0", sa.Text))
+"""
+SHARED = Path(sysconfig.get_path("purelib"))
+
+
+class Installed(RunningCell):
+    """A cell of an installation of its own: releases in a folder, no checkout."""
+
+    def __init__(self, folder: Path, **values: object) -> None:
+        super().__init__(folder, **values)
+        self.folder = folder
+        self.releases = Releases(folder)
+
+    def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.releases.current / "bin" / "zimage", *arguments],
+            cwd="/",
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Which version each worker and the guard run."""
+        running = {n: processes.read(pid) for n, pid in self.pids().items() if n != "nginx"}
+        commands = {name: p.command for name, p in running.items() if p is not None}
+        start = f"{self.folder}/releases/"
+        return {n: c.removeprefix(start).split("/")[0] for n, c in commands.items()}
+
+    def pids(self) -> dict[str, int]:
+        return {name: state.pid for name, state in Supervisor(self.layout).states().items()}
+
+    def all_run(self, version: str) -> bool:
+        return set(self.versions().values()) == {version} and self.is_whole()
+
+
+def copy_of_the_code(to: Path) -> None:
+    """As much of the checkout as a wheel is made of, without the model that no test here draws."""
+    for name in ("worker", "deploy", "loadtest", "web"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, to / name)
+    for path in (to / "deploy" / "requirements").glob("*.txt"):
+        path.write_text("# All packages are those of the tests.\n", encoding="utf-8")
+
+
+def wheel(folder: Path, version: str) -> Path:
+    """The wheel of the present code, changed as the tests want ``version``. Its packages are those
+    of the tests, which a ``.pth`` in it leads to."""
+    code = folder / f"code-{version}"
+    code.mkdir()
+    copy_of_the_code(code)
+    (code / "shared.pth").write_text(f"{SHARED}\n")
+    project = (code / "pyproject.toml").read_text()
+    old = next(line for line in project.splitlines() if line.startswith("version = "))
+    project = project.replace(old, f'version = "{version}"')
+    project += '[tool.hatch.build.targets.wheel.force-include]\n"shared.pth" = "shared.pth"\n'
+    (code / "pyproject.toml").write_text(project)
+    CHANGES[version](code)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=code, check=True, capture_output=True)
+    return folder / f"zimage_cluster-{version}-py3-none-any.whl"
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def migrating(code: Path) -> None:
+    versions = code / "worker" / "storage" / "migrations" / "versions"
+    head = max(path.name[:4] for path in versions.glob("*.py"))
+    (versions / "9999_later.py").write_text(REVISION.format(head=head))
+
+
+def broken_at_import(code: Path) -> None:
+    path = code / "worker" / "server.py"
+    path.write_text(path.read_text() + "\nraise RuntimeError('broken at import')\n")
+
+
+def broken_at_warm_up(code: Path) -> None:
+    replace(
+        code / "worker" / "lifecycle.py",
+        '        ticket = engine.submit(DrawRequest("warm-up"',
+        '        raise RuntimeError("broken at warm-up")\n'
+        '        ticket = engine.submit(DrawRequest("warm-up"',
+    )
+
+
+CHANGES = {
+    "1.0.0": lambda code: None,
+    "1.1.0": lambda code: None,
+    "1.2.0": migrating,
+    "1.3.0": broken_at_import,
+    "1.4.0": broken_at_warm_up,
+}
+
+
+class Wheels:
+    """Each is built when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cache  # noqa: B019 - as long as the tests
+    def __getitem__(self, version: str) -> Path:
+        return wheel(self.folder, version)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    return Wheels(tmp_path_factory.mktemp("wheels"))
+
+
+def install(base: Releases, wheel: Path, version: str) -> None:
+    environment.make(wheel, base.folder(version))
+    base.note(version, releases.sha256(wheel))
+    base.switch(base.folder(version))
+
+
+@pytest.fixture(scope="module")
+def cell(wheels: Wheels) -> Iterator[Installed]:
+    """Two workers that run 1.0.0."""
+    folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
+    running = Installed(folder, workers=2)
+    install(running.releases, wheels["1.0.0"], "1.0.0")
+    try:
+        running.up()
+        yield running
+    finally:
+        running.down()
+        left = process_ids(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert left == set()
+
+
+@contextlib.contextmanager
+def nothing_changes(cell: Installed) -> Iterator[None]:
+    before = cell.pids()
+    yield
+    assert cell.pids() == before
+
+
+def tables(cell: Installed) -> set[str]:
+    with contextlib.closing(sqlite3.connect(cell.layout.database)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+
+def test_version_that_cannot_be_imported_touches_nothing(cell: Installed, wheels: Wheels) -> None:
+    async def scenario() -> None:
+        async with cell.traffic():
+            with nothing_changes(cell):
+                done = await cell.run("upgrade", str(wheels["1.3.0"]))
+        assert done.returncode == 1
+        assert "cannot be loaded" in done.stdout
+        assert "RuntimeError: broken at import" in done.stdout
+        assert "The running cell is untouched." in done.stderr
+        assert "1.3.0 was refused" in done.stderr
+        assert cell.all_run("1.0.0")
+
+    asyncio.run(scenario())
+
+
+def test_version_whose_workers_do_not_warm_up_is_taken_back(
+    cell: Installed, wheels: Wheels
+) -> None:
+    async def scenario() -> None:
+        w2 = cell.pids()["w2"]
+        async with cell.traffic(resends=True):
+            done = await cell.run("upgrade", str(wheels["1.4.0"]))
+            await cell.all_open()
+        assert done.returncode == 1
+        assert "broken at warm-up" in done.stderr
+        assert "1.4.0 failed; the cell runs 1.0.0 again" in done.stderr
+        assert cell.all_run("1.0.0")
+        assert cell.pids()["w2"] == w2, "it was not reached"
+        assert cell.releases.current.name == "1.0.0"
+        assert "nothing to change" in (await cell.run("up", "--no-draw")).stdout
+
+    asyncio.run(scenario())
+
+
+def test_migrating_version_and_back(cell: Installed, wheels: Wheels) -> None:
+    async def scenario() -> None:
+        nginx = cell.layout.nginx_pid.read_text()
+        supervisord = cell.layout.supervisor_pid.read_text()
+        async with cell.traffic(resends=True):
+            done = await cell.run("upgrade", str(wheels["1.2.0"]))
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert cell.all_run("1.2.0")
+            assert "of_1_2_0" in tables(cell)
+            back = await cell.run("rollback")
+        assert back.returncode == 0, back.stdout + back.stderr
+        assert "the cell runs 1.0.0; 1.2.0 comes back with: zimage rollback" in back.stdout
+        assert cell.all_run("1.0.0")
+        assert "of_1_2_0" in tables(cell)
+        assert cell.layout.nginx_pid.read_text() == nginx
+        assert cell.layout.supervisor_pid.read_text() == supervisord
+
+    asyncio.run(scenario())
+
+
+@prove
+def test_good_version_stays_and_the_oldest_goes(cell: Installed, wheels: Wheels) -> None:
+    async def scenario() -> None:
+        async with cell.traffic(resends=True):
+            done = await cell.run("upgrade", str(wheels["1.1.0"]))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert cell.all_run("1.1.0")
+        assert (await cell.run("--version")).stdout.startswith("zimage 1.1.0 (release in ")
+        kept = {path.name for path in (cell.folder / "releases").glob("[!.]*")}
+        assert kept == {"1.0.0", "1.1.0"}
+        assert "nothing to change" in (await cell.run("up", "--no-draw")).stdout
+
+    asyncio.run(scenario())
+
+
+def test_version_is_made_of_one_wheel_only(cell: Installed, wheels: Wheels) -> None:
+    other = wheels.folder / "other" / wheels["1.0.0"].name
+    other.parent.mkdir()
+    shutil.copy(wheels["1.2.0"], other)
+    done = cell.zimage("upgrade", str(other))
+    assert done.returncode == 1
+    assert "a version never changes" in done.stderr
+
+
+class Checkout(Installed):
+    """A cell of a checkout with an environment of its own."""
+
+    def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.folder / ".venv" / "bin" / "python", "-P", "-m", "deploy.cli.app", *arguments],
+            cwd="/",
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+
+@pytest.fixture
+def checkout() -> Iterator[Checkout]:
+    folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
+    copy_of_the_code(folder)
+    command = [sys.executable, "-m", "venv", "--without-pip", str(folder / ".venv")]
+    subprocess.run(command, check=True)
+    packages = next((folder / ".venv" / "lib").glob("python*")) / "site-packages"
+    (packages / "paths.pth").write_text(f"{folder}\n{SHARED}\n")
+    running = Checkout(folder, workers=2)
+    try:
+        running.up()
+        yield running
+    finally:
+        running.down()
+        left = process_ids(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert left == set()
+
+
+@prove
+def test_checkout_rolls_to_code_that_loads_and_to_a_release_and_back(
+    checkout: Checkout, wheels: Wheels
+) -> None:
+    async def scenario() -> None:
+        nginx = checkout.layout.nginx_pid.read_text()
+        code = checkout.folder / "worker" / "server.py"
+        good = code.read_text()
+        async with checkout.traffic(resends=True):
+            code.write_text(good + "\nraise RuntimeError('broken at import')\n")
+            with nothing_changes(checkout):
+                refused = await checkout.run("up", "--no-draw")
+            assert refused.returncode == 1
+            assert "RuntimeError: broken at import" in refused.stdout
+            assert "The running cell is untouched." in refused.stderr
+
+            before = checkout.pids()
+            code.write_text(good + "\n# changed\n")
+            rolled = await checkout.run("up", "--no-draw")
+            assert rolled.returncode == 0, rolled.stdout + rolled.stderr
+            after = checkout.pids()
+            assert {name for name in after if after[name] != before[name]} == {"w1", "w2"}
+
+            done = await checkout.run("upgrade", str(wheels["1.0.0"]))
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert checkout.all_run("1.0.0")
+            assert (await checkout.run("--version")).stdout.startswith("zimage 1.0.0 (release")
+
+            back = await checkout.run("rollback")
+            assert back.returncode == 0, back.stdout + back.stderr
+            assert not (checkout.folder / "current").is_symlink()
+            assert "1.0.0" not in checkout.versions().values()
+        assert checkout.layout.nginx_pid.read_text() == nginx
+
+    asyncio.run(scenario())

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.cell import CellError
+from deploy.rollout import releases, upgrade
+from deploy.rollout.releases import Releases
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ("latest", "neither a version, such as 1.2.0, nor a wheel"),
+        ("../etc", "neither a version"),
+        ("zimage_cluster-1.0.0-py3-none-any.whl", "cannot be read: No such file"),
+        ("nonsense.whl", "Invalid wheel filename"),
+        ("torch-2.13.0-py3-none-any.whl", "is a wheel of torch, not of zimage-cluster"),
+    ],
+)
+def test_what_is_no_version_is_refused_in_a_line(tmp_path: Path, wanted: str, why: str) -> None:
+    with pytest.raises(CellError, match=why):
+        upgrade.upgrade(wanted, tmp_path / "cluster.toml", Releases(tmp_path))
+    assert [path.name for path in (tmp_path / "releases").iterdir()] == [".lock"]
+
+
+def test_wheel_that_differs_from_its_sum_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "zimage_cluster-1.0.0-py3-none-any.whl"
+    wheel.write_bytes(b"cut")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {wheel.name}\n")
+    with pytest.raises(CellError, match=r"is not what .*SHA256SUMS says"):
+        upgrade.upgrade(str(wheel), tmp_path / "cluster.toml", Releases(tmp_path))
+
+
+def test_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    wheel = tmp_path / "zimage_cluster-1.0.0-py3-none-any.whl"
+    wheel.write_bytes(b"no wheel")
+    (tmp_path / "SHA256SUMS").write_text(f"{releases.sha256(wheel)}  {wheel.name}\n")
+    installed = Releases(tmp_path)
+    with pytest.raises(CellError, match="is no wheel that can be read"):
+        upgrade.upgrade(str(wheel), tmp_path / "cluster.toml", installed)
+    assert not installed.folder("1.0.0").exists()
+
+
+def test_rollback_without_a_version_before_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CellError, match="no version before this one is here"):
+        upgrade.rollback(tmp_path / "cluster.toml", Releases(tmp_path))
