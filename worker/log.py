@@ -1,7 +1,7 @@
 """Log lines as JSON on stdout, one object a line, with bounded fields.
 
-A full or broken pipe must not stop the event loop: lines pass through a bounded queue to one
-thread, and are dropped when it is full.
+A full or broken pipe must not stop the event loop: lines pass through an outbox, and are dropped
+when it is full.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from queue import Empty, SimpleQueue
 from typing import Any
+
+from worker.outbox import Outbox
 
 MAX_QUEUED_LINES = 10_000
 MAX_FIELD_CHARS = 4_000
-_COALESCE_S = 0.05
-"""Lines of so long are written at once: a thread that wakes for each takes the GIL each time."""
+_PAUSE_S = 0.05
 
 Value = str | int | float | bool | None
 _Event = tuple[float, str, Mapping[str, Value]]
@@ -74,9 +74,10 @@ class LogWriter(logging.Handler):
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         self._json = JsonFormatter(worker)
         self._stdout = sys.stdout
-        self._lines: SimpleQueue[logging.LogRecord | _Event | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        self._lines = Outbox[logging.LogRecord | _Event](
+            self._write_out, MAX_QUEUED_LINES, _PAUSE_S
+        )
+        threading.Thread(target=self._lines.run, name="log", daemon=True).start()
         self._take_over()
 
     def _take_over(self) -> None:
@@ -89,8 +90,7 @@ class LogWriter(logging.Handler):
 
     def put(self, line: logging.LogRecord | _Event) -> None:
         """Queue ``line``, or drop it where too many wait."""
-        if self._lines.qsize() < MAX_QUEUED_LINES:
-            self._lines.put(line)
+        self._lines.put(line)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(record)
@@ -99,25 +99,13 @@ class LogWriter(logging.Handler):
         """Write what is queued, for at most ``timeout_s``: the reader of stdout may be stopped."""
         global _writer
         _writer = None
-        self._lines.put(None)
-        self._thread.join(timeout_s)
+        self._lines.close(timeout_s)
         super().close()
 
-    def _run(self) -> None:
-        while True:
-            lines = [self._lines.get()]
-            time.sleep(_COALESCE_S)
-            lines += self._waiting()
-            with contextlib.suppress(Exception):  # nobody reads, it is closed, or memory is short
-                self._stdout.write("".join(self._text(line) for line in lines if line))
-                self._stdout.flush()
-            if None in lines:
-                return
-
-    def _waiting(self) -> Iterator[logging.LogRecord | _Event | None]:
-        with contextlib.suppress(Empty):
-            while True:
-                yield self._lines.get_nowait()
+    def _write_out(self, lines: Iterator[logging.LogRecord | _Event]) -> None:
+        with contextlib.suppress(Exception):  # nobody reads, it is closed, or memory is short
+            self._stdout.write("".join(map(self._text, lines)))
+            self._stdout.flush()
 
     def _text(self, line: logging.LogRecord | _Event) -> str:
         try:

@@ -2,8 +2,8 @@
 other user reads and that end by age.
 
 ``<folder>/<yyyy-mm-dd>T<hhmmss>-<worker>-<pid>.jsonl``. A worker writes to files of its own, so
-that lines never mix. Lines pass through a bounded queue to one thread: neither a full disk nor a
-stalled one holds up a drawing. What could not be written is counted.
+that lines never mix. Lines pass through an outbox: neither a full disk nor a stalled one holds up a
+drawing. What could not be written is counted.
 
 An owner's lines of a day beyond its share go to files of their own (``…-beyond.jsonl``). Where
 all files are more than they may be, these end first: nobody erases what others did by doing much.
@@ -13,15 +13,14 @@ import contextlib
 import hashlib
 import os
 import re
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from worker import log
+from worker.outbox import Outbox
 from worker.storage.keys import EVERYONE
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ MAX_QUEUED_LINES = 10_000
 MAX_FILE_BYTES = 16 << 20
 _FILES = 16  # at least, so that their size is kept to within a sixteenth
 _MAX_OWNERS = 10_000  # whose shares are counted; clients of a cell without keys may be many
-_COALESCE_S = 0.05
-"""Lines of so long are written at once: a thread that wakes for each takes the GIL each time."""
+_PAUSE_S = 0.05
 _COMPLAIN_EVERY_S = 60.0
 _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-[a-z0-9-]+\.jsonl")
 _BEYOND = "-beyond"
@@ -84,17 +82,15 @@ class Audit:
     def __init__(self, folder: Path | None, worker: str, rules: Rules) -> None:
         self._folder = folder
         self._rules = rules
-        self._queue: SimpleQueue[Entry | Note | None] = SimpleQueue()
+        self._queue = Outbox[Entry | Note](self._write_all, MAX_QUEUED_LINES, _PAUSE_S)
         self._outlets = [
             _Outlet(f"{worker}-{os.getpid()}{tag}", min(MAX_FILE_BYTES, rules.max_bytes // _FILES))
             for tag in ("", _BEYOND)
         ]
         self._day = ""
         self._owners: dict[str, int] = {}  # bytes of this day
-        self._ended = threading.Event()
         self._complained_at = -_COMPLAIN_EVERY_S
-        self.lost = 0
-        """Lines that were not written."""
+        self._unwritten = 0
         self.bytes = 0
         """Of all workers' files when last looked at."""
         self.deleted_early = 0
@@ -108,32 +104,30 @@ class Audit:
         """Note that somebody did something. Never waits."""
         self._put(Note(time.time(), event, owner, name, client, details))
 
+    @property
+    def lost(self) -> int:
+        """Lines that were not written."""
+        return self._queue.lost + self._unwritten
+
     def _put(self, entry: Entry | Note) -> None:
-        if self._folder is None:
-            return
-        if self._queue.qsize() < MAX_QUEUED_LINES:
+        if self._folder is not None:
             self._queue.put(entry)
-        else:
-            self.lost += 1
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most ``timeout_s``."""
-        if self._folder is None:
-            return
-        self._queue.put(None)
-        self._ended.wait(timeout_s)
+        if self._folder is not None:
+            self._queue.close(timeout_s)
 
     def run(self) -> None:
         """Write what is queued until ``close``. Blocks: a thread's work."""
-        while (entry := self._queue.get()) is not None:
-            self._write(entry)
-            if self._queue.empty():
-                self._flush()
-                time.sleep(_COALESCE_S)
-        self._flush()
+        self._queue.run()
         for outlet in self._outlets:
             outlet.close()
-        self._ended.set()
+
+    def _write_all(self, entries: Iterator[Entry | Note]) -> None:
+        for entry in entries:
+            self._write(entry)
+        self._flush()
 
     def _write(self, entry: Entry | Note) -> None:
         written = False
@@ -148,7 +142,7 @@ class Audit:
             except OSError as error:
                 self._fail(outlet, error)
         finally:  # whatever went wrong
-            self.lost += not written
+            self._unwritten += not written
 
     def _outlet(self, entry: Entry | Note, size: int) -> "_Outlet":
         day = log.timestamp(entry.at)[:10]
@@ -169,7 +163,7 @@ class Audit:
                 self._fail(outlet, error)
 
     def _fail(self, outlet: "_Outlet", error: OSError) -> None:
-        self.lost += outlet.unwritten
+        self._unwritten += outlet.unwritten
         outlet.close()
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY_S:
