@@ -6,6 +6,7 @@ what waits, so this is for pictures that were answered; a job stores its own wit
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,10 @@ MAX_WAITING_BYTES = 128 << 20
 MAX_WAITING_ROWS = 5000
 _PAUSE_S = 1.0
 _COALESCE_S = 0.2
+"""After a picture, how long to wait for others that are stored together with the next."""
+_MAX_COALESCE_S = 1.0
+"""After many: a row costs a third of the time in a transaction of twenty, for the index of their
+words is written once."""
 
 
 class GalleryWriter:
@@ -38,6 +43,7 @@ class GalleryWriter:
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._closing = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keeper")
 
     def keep(self, picture: StoredImage, data: bytes | None) -> None:
@@ -60,15 +66,23 @@ class GalleryWriter:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            begun = self._waiting
             await self._save()
             await self._commit()
             (self._changed if self._files or self._rows else self._idle).set()
             # The first comes at once, those of the next moment together: a file and a row by
             # themselves cost several times what they cost in company.
-            await asyncio.sleep(_COALESCE_S)
+            await self._pause(min(_MAX_COALESCE_S, begun * _COALESCE_S))
+
+    async def _pause(self, seconds: float) -> None:
+        """Or until the end: nothing is paused for then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     async def close(self, timeout_s: float) -> None:
         """Give what waits so long to be stored."""
+        self._closing.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()

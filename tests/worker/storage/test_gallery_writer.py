@@ -178,3 +178,36 @@ async def test_the_end_waits_for_a_while_only(
     await keeping.close(0.05)
     go.set()
     assert len(lost) == 1
+
+
+async def test_the_more_come_the_longer_others_are_waited_for(
+    keeping: GalleryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, paused = list[float](), asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        paused.set()
+
+    monkeypatch.setattr(keeping, "_pause", pause)
+    for pictures in (1, 3, 50):
+        for k in range(pictures):
+            keeping.keep(picture(f"{pictures}-{k}"), b"x")
+        await asyncio.wait_for(paused.wait(), 20)
+        paused.clear()
+    assert pauses == pytest.approx([0.2, 0.6, 1.0])
+
+
+async def test_the_end_pauses_for_nobody(
+    keeping: GalleryWriter,
+    database: Database,
+    lost: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gallery_writer, "_COALESCE_S", 3600.0)
+    monkeypatch.setattr(gallery_writer, "_MAX_COALESCE_S", 3600.0)
+    keeping.keep(picture("a"), b"x")
+    await asyncio.wait_for(keeping._idle.wait(), 20)
+    keeping.keep(picture("b"), b"x")
+    await keeping.close(20)
+    assert (sorted(await rows(database)), lost) == (["img_a", "img_b"], [])
