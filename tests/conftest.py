@@ -8,8 +8,27 @@ from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
 CELLS = "tests/cluster/"
-LONG_S: dict[str, float] = {}
-"""Seconds of groups that take long; of all others the number of their tests tells."""
+LONG_S = {
+    "cell": 240,
+    "tests/cluster/test_load.py": 120,
+    "keyed": 100,
+    "slow_cell": 100,
+    "tests/cluster/test_small_pools.py": 80,
+    "tests/cluster/test_page.py": 60,
+    "tests/cluster/test_jobs.py": 50,
+    "tests/cluster/test_openapi.py": 40,
+    "tests/cluster/test_joined.py": 40,
+    "tests/cluster/test_large_pictures.py": 40,
+    "tests/worker/api/test_odd_requests.py": 60,
+    "tests/worker/api/test_hostile.py": 60,
+    "tests/worker/models/parallel/test_split.py": 40,
+    "tests/worker/test_main.py": 40,
+    "tests/deploy/nginx/test_limits.py": 30,
+    "tests/web/test_draw.py": 25,
+    "tests/web/test_jobs.py": 20,
+    "tests/deploy/cli/test_app.py": 20,
+}
+"""Of groups and files that take long, about so many seconds; the others have many tests or few."""
 
 
 def pytest_configure() -> None:

@@ -51,7 +51,10 @@ def test_failover_on_a_cell_with_keys_and_https() -> None:
         known_after_s(cell, key, 200)
         clients = ("half-closed", "slow-loris", "malformed-bodies", "giant-bodies")
         _, folder = play(
-            cell, "faults", "--duration-s", "90", "--faults", "kill", *clients, key=key
+            cell,
+            *("faults", "--duration-s", "90", "--max-hold-s", "3"),
+            *("--faults", "kill", *clients),
+            key=key,
         )
         run, records = run_file.load(folder)
         assert len(run.faults) == 5
