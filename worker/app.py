@@ -21,8 +21,10 @@ from worker.errors import ZimageError
 from worker.lifecycle import Lifecycle, Load
 from worker.settings import Settings
 
+_DRAW = Route("/v1/images/generations", images.generate, methods=["POST"])
+_READY = Route("/readyz", health.readyz)
 ROUTES = [
-    Route("/v1/images/generations", images.generate, methods=["POST"]),
+    _DRAW,
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
     Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
@@ -31,15 +33,16 @@ ROUTES = [
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
     openapi.route((images, files, gallery, jobs, session, usage, models, health)),
-    Route("/readyz", health.readyz),
+    _READY,
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),
     Route("/admin/ops", admin.ops),
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]
-DIRECT = ROUTES[:1]
-"""What must cost next to nothing besides its drawing. Middleware sees it like all others."""
+DIRECT = [_DRAW, _READY]
+"""What must cost next to nothing: besides its drawing, or because the guard asks it five times a
+second. Middleware sees it like all others."""
 
 
 class Application(Starlette):
@@ -76,9 +79,7 @@ def create_app(settings: Settings, load: Load) -> Application:
         middleware=[
             Middleware(RequestContexts, worker=settings.name, metrics=built.metrics),
             Middleware(Access, components=built),
-            Middleware(
-                PoisonGuard, components=built, drawings=frozenset(route.path for route in DIRECT)
-            ),
+            Middleware(PoisonGuard, components=built, drawings=frozenset({_DRAW.path})),
         ],
         exception_handlers={
             ZimageError: answers.on_zimage_error,

@@ -14,6 +14,7 @@ from worker.coordination import gpu_lock
 from worker.coordination.heartbeat import Heartbeat, Phase, read_heartbeat
 from worker.engine import Engine, EngineState
 from worker.engine.request import DrawRequest
+from worker.engine.state import Backlog
 from worker.errors import HandedBack, NotReady, StoreAway
 from worker.generation import components as generation
 from worker.models.base import Pipeline
@@ -239,6 +240,10 @@ class Lifecycle:
     def optimisations(self) -> dict[str, str]:
         """What makes the loaded model faster, and why it is on or off."""
         return {} if self._model is None else dict(self._model.info.optimisations)
+
+    def backlog(self) -> Backlog:
+        """What waits here, cheap enough to ask for all the time."""
+        return Backlog() if self._model is None else self._model.engine.backlog()
 
     def engine_state(self) -> EngineState | None:
         return None if self._model is None else self._model.engine.state()

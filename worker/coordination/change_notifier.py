@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-_LOOK_S = 0.05
+_LOOK_S = 0.1
 
 
 class ChangeNotifier:

@@ -20,7 +20,7 @@ from worker.engine.limits import Limits
 from worker.engine.queue import Entry, Queue, Size
 from worker.engine.request import DrawRequest
 from worker.engine.scheduler import Scheduler
-from worker.engine.state import EngineState
+from worker.engine.state import Backlog, EngineState
 from worker.engine.ticket import Finish, Ticket
 from worker.errors import (
     DeadlinePassed,
@@ -173,8 +173,15 @@ class Engine:
             return "broken"
         return "stuck" if self._pulse.activity.stuck() else None
 
+    def backlog(self) -> Backlog:
+        """What the guard asks for five times a second: of ``state`` what is cheap."""
+        with self._lock:
+            queued = len(self._queue.waiting)
+            running = len(self._queue) - queued
+            return Backlog(queued, running, self._admission.newcomers_wait_s())
+
     def state(self) -> EngineState:
-        """What health checks and metrics show."""
+        """What people and metrics are shown."""
         activity = self._pulse.activity
         with self._lock:
             queued = len(self._queue.waiting)

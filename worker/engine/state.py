@@ -39,6 +39,15 @@ class Counters:
     device_s: float = 0.0  # of that, inside the pipeline
 
 
+class Backlog(NamedTuple):
+    """What waits for the engine: requests that have not begun and that have, and the seconds that
+    one would wait that came now."""
+
+    queued: int = 0
+    running: int = 0
+    predicted_wait_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class EngineState:
     """One consistent look at the engine."""

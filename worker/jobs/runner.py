@@ -45,6 +45,10 @@ T = TypeVar("T")
 
 LOOK_S = 1.0
 """A change that the notifier did not tell is seen this much later."""
+IDLE_LOOK_S = 4.0
+IDLE_AFTER_S = 10.0
+"""The same, where no worker has had an item to draw for ``IDLE_AFTER_S``: each look takes some
+milliseconds of the processor."""
 MAX_TRIES = 3
 HARMFUL = 3
 """A job of which so many items end workers, or are declined by the pipeline, is paused."""
@@ -85,6 +89,7 @@ class Runner:
         self._swept_at = 0.0
         self._trouble = ""
         self._closed = False
+        self._busy_at = time.monotonic()
 
     @property
     def held(self) -> int:
@@ -110,7 +115,10 @@ class Runner:
                 self._complain(error)
             except Exception as error:
                 log.failure("jobs are held up", error)
-            await self._notifier.wait(LOOK_S)
+            await self._notifier.wait(self._look_s())
+
+    def _look_s(self) -> float:
+        return IDLE_LOOK_S if time.monotonic() - self._busy_at > IDLE_AFTER_S else LOOK_S
 
     async def settled(self) -> None:
         """Return when nothing is in this worker's hands."""
@@ -145,6 +153,8 @@ class Runner:
         )
         await self._compare(mine)
         await self._hold_on(now)
+        if snapshot.offer is not None or snapshot.holders:
+            self._busy_at = time.monotonic()
         dead = [holder for holder in snapshot.holders if is_dead(holder)]
         if dead or snapshot.late:
             await self._end(dead, now)

@@ -14,12 +14,13 @@ from PIL import Image
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
+from worker.coordination.change_notifier import ChangeNotifier
 from worker.coordination.heartbeat import Running, digest
 from worker.coordination.inflight import read_in_flight
 from worker.coordination.lease_holder import this_process
 from worker.errors import Refused, TooSlow
 from worker.jobs.drawing import _fingerprint
-from worker.jobs.runner import HARMFUL, _fail, _new_lease
+from worker.jobs.runner import HARMFUL, IDLE_LOOK_S, _fail, _new_lease
 from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 from worker.settings import Settings
@@ -367,3 +368,22 @@ async def test_without_a_database_the_worker_goes_on(home: Path) -> None:
         await ready(service)
         answer = await client.post("/v1/images/generations", json={"prompt": "a"})
         assert answer.status_code == 200
+
+
+async def test_a_worker_that_nobody_gives_work_looks_seldom(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.jobs.runner.IDLE_AFTER_S", 0.0)
+    waits_s, wait = list[float](), ChangeNotifier.wait
+
+    async def noted(notifier: ChangeNotifier, timeout_s: float) -> None:
+        waits_s.append(timeout_s)
+        await wait(notifier, timeout_s)
+
+    monkeypatch.setattr(ChangeNotifier, "wait", noted)
+    async with serving(settings) as (service, _):
+        await ready(service)
+        job = store.create(prompts=("a",))
+        service.components.jobs.notify()
+        await over(store, job)
+    assert waits_s[0] == IDLE_LOOK_S

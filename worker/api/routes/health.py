@@ -51,14 +51,14 @@ async def metrics(request: Request) -> Response:
 
 def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
     reason = lifecycle.not_ready()
-    heartbeat, state = lifecycle.heartbeat(), lifecycle.engine_state()
+    backlog, components = lifecycle.backlog(), lifecycle.components
     content: dict[str, Any] = {
         "ready": reason is None,
-        "phase": None if heartbeat is None else heartbeat.phase.name.lower(),
-        "queued": 0 if state is None else state.queued,
-        "running": 0 if state is None else state.running,
-        "drawn": lifecycle.components.metrics.drawn,
-        "predicted_wait_s": 0.0 if state is None else round(state.predicted_wait_s, 3),
+        "phase": components.heartbeat.phase.name.lower(),
+        "queued": backlog.queued,
+        "running": backlog.running,
+        "drawn": components.metrics.drawn,
+        "predicted_wait_s": round(backlog.predicted_wait_s, 3),
     }
     return content if reason is None else {**content, "reason": reason}
 
@@ -69,7 +69,7 @@ def openapi(_: Lifecycle) -> Part:
         "required": ["ready", "queued", "running", "predicted_wait_s"],
         "properties": {
             "ready": {"type": "boolean"},
-            "phase": {"type": ["string", "null"]},
+            "phase": {"type": "string"},
             "queued": {"type": "integer"},
             "running": {"type": "integer"},
             "predicted_wait_s": {"type": "number"},

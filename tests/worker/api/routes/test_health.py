@@ -10,6 +10,7 @@ import pytest
 
 from tests.worker.conftest import load_synthetic, ready, serving, settings_in, until
 from worker import exits
+from worker.engine import Engine
 from worker.models.base import OnInnerStep, Pipeline, Sample
 from worker.settings import Settings
 
@@ -184,3 +185,12 @@ async def test_models_are_listed_with_their_limits(client: httpx.AsyncClient) ->
     assert listed["data"][0]["max_prompt_tokens"] is None  # it has none
     unknown = await client.get("/v1/models/gpt-4")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_guards_question_needs_no_full_state(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked five times a second of each worker, drawing or not."""
+    monkeypatch.setattr(Engine, "state", lambda _: 1 // 0)
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["queued"], answer.json()["running"]) == (200, 0, 0)
