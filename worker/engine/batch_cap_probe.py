@@ -3,6 +3,9 @@
 A cap rests on what larger batches took when they were drawn last. Below the cap nothing measures
 them any more, so one call that was held up (the first of its shape, a busy host) would decide for
 good. Now and then they are drawn again, ever less often while that changes nothing.
+
+What it is for: without it one decoding that was held up (5 ms for one of 0.05) left a cap of one
+picture in every fourth run of ``loadtest/overhead``, and a request took 1.2 ms of CPU, not 0.7.
 """
 
 from dataclasses import dataclass
