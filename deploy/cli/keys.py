@@ -1,9 +1,12 @@
 """``zimage keys``: who may use the cell, and how much. Changes reach all workers within 2 s."""
 
+import functools
+import inspect
 import os
 import re
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,57 +37,88 @@ class Priority(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="Name of the key, or its id.")]
-RoleOption = Annotated[
-    Role | None, typer.Option(help="ops also sees what others drew and used. [default: user]")
-]
-PriorityOption = Annotated[
-    Priority | None,
-    typer.Option(help="batch: its requests always wait for others. [default: interactive]"),
-]
-ImagesPerDay = Annotated[int | None, typer.Option(min=0, help="Of one day, UTC. 0: no limit.")]
-Concurrency = Annotated[
-    int | None, typer.Option(min=0, max=256, help="Requests at a time. 0: no limit.")
-]
-MaxPixels = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
-MaxSteps = Annotated[int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")]
-Expires = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATE",
-        help="Last day, as 2027-12-31, or a moment, as 2027-12-31T18:00; UTC. never: no end.",
-    ),
-]
-
 _NOT_TOLD = {"hash", "hint", "signs_out"}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a key may do: an option each. None: not named."""
+
+    role: Annotated[
+        Role | None, typer.Option(help="ops also sees what others drew and used. [default: user]")
+    ] = None
+    priority: Annotated[
+        Priority | None,
+        typer.Option(help="batch: its requests always wait for others. [default: interactive]"),
+    ] = None
+    images_per_day: Annotated[
+        int | None, typer.Option(min=0, help="Of one day, UTC. 0: no limit.")
+    ] = None
+    concurrency: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Requests at a time. 0: no limit.")
+    ] = None
+    max_pixels: Annotated[
+        int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")
+    ] = None
+    max_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")
+    ] = None
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="Last day, as 2027-12-31, or a moment, as 2027-12-31T18:00; UTC. never: no end.",
+        ),
+    ] = None
+
+    def columns(self) -> dict[str, Any]:
+        """Those that were named; a limit of 0 is none."""
+        named = {key: value for key, value in vars(self).items() if value is not None}
+        if self.expires is not None:
+            del named["expires"]
+            named["expires_at"] = _moment(self.expires)
+        return {
+            key: value.value if isinstance(value, StrEnum) else value or None
+            for key, value in named.items()
+        }
+
+
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the options of ``Limits`` in place of its parameter ``limits``."""
+    own, options = inspect.signature(command), inspect.signature(Limits).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        limits = Limits(**{name: given.pop(name) for name in options})
+        command(limits=limits, **given)
+
+    first, *rest = (p for p in own.parameters.values() if p.name != "limits")
+    shown = [p.replace(kind=p.KEYWORD_ONLY) for p in (first, *options.values(), *rest)]
+    run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in shown}
+    return run
+
+
 @app.command()
+@with_limits
 def create(
     name: Annotated[str, typer.Argument(help="Whom it is for: a person, a team, a program.")],
-    role: RoleOption = None,
-    priority: PriorityOption = None,
-    images_per_day: ImagesPerDay = None,
-    concurrency: Concurrency = None,
-    max_pixels: MaxPixels = None,
-    max_steps: MaxSteps = None,
-    expires: Expires = None,
+    limits: Limits,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only a hash of it is stored."""
     if not _NAME.fullmatch(name) or name.startswith("key_"):
         raise typer.BadParameter("1 to 64 characters without / that do not begin with key_")
-    limits = _values(
-        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
-    )
+    values = limits.columns()
     cell = open_cell(config, create=True)
     cell.layout.create()
     store.migrate(cell)
     secret = store.secret_for(cell)
-    key, token = store.keys.new_key(secret, name, **limits)
+    key, token = store.keys.new_key(secret, name, **values)
     _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
-    _note(cell, "key_created", key, **limits)
+    _note(cell, "key_created", key, **values)
     _print_token(cell, key, token, as_json=as_json)
 
 
@@ -113,21 +147,14 @@ def show(name: Name, config: Config = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@with_limits
 def change(
     name: Name,
-    role: RoleOption = None,
-    priority: PriorityOption = None,
-    images_per_day: ImagesPerDay = None,
-    concurrency: Concurrency = None,
-    max_pixels: MaxPixels = None,
-    max_steps: MaxSteps = None,
-    expires: Expires = None,
+    limits: Limits,
     config: Config = None,
 ) -> None:
     """Change what a key may do; what is not named stays."""
-    values = _values(
-        role, priority, images_per_day, concurrency, max_pixels, max_steps, expires=expires
-    )
+    values = limits.columns()
     if not values:
         raise typer.BadParameter("name what to change, for example --images-per-day 200")
     cell = open_cell(config)
@@ -199,33 +226,6 @@ def described(key: "Key") -> dict[str, Any]:
     del shown["hash"], shown["version"]
     shown["hint"] = f"…{key.hint}"
     return shown | {"expires_at": _date(key.expires_at), "created_at": _date(key.created_at)}
-
-
-def _values(
-    role: Role | None,
-    priority: Priority | None,
-    images_per_day: int | None,
-    concurrency: int | None,
-    max_pixels: int | None,
-    max_steps: int | None,
-    *,
-    expires: str | None,
-) -> dict[str, Any]:
-    """Columns that were named; a limit of 0 is none."""
-    limits = {
-        "images_per_day": images_per_day,
-        "concurrency": concurrency,
-        "max_pixels": max_pixels,
-        "max_steps": max_steps,
-    }
-    values: dict[str, Any] = {k: v or None for k, v in limits.items() if v is not None}
-    if role:
-        values["role"] = role.value
-    if priority:
-        values["priority"] = priority.value
-    if expires is not None:
-        values["expires_at"] = _moment(expires)
-    return values
 
 
 def _moment(text: str) -> float | None:

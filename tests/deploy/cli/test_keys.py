@@ -3,11 +3,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 
+from deploy.cli import keys as commands
 from deploy.config import ROOT
 from tests.worker.storage.test_jobs import Store
 from worker.storage import job_turns, keys
@@ -132,3 +135,10 @@ def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Pat
     assert lines[2]["disabled"] is True
     assert "hash" not in text
     assert token not in text
+
+
+def test_every_limit_is_an_option_of_create_and_of_change() -> None:
+    group = cast("Any", typer.main.get_command(commands.app))
+    limits = {field.name for field in fields(commands.Limits)}
+    for name in ("create", "change"):
+        assert limits <= {option.name for option in group.commands[name].params}
