@@ -66,9 +66,11 @@ def _schema(connection: sa.Connection) -> tuple[dict[tuple[str, str], str], set[
             columns[table, column["name"]] = str(column["type"])
             if column["nullable"] or column["default"] is not None:
                 optional.add(f"{table}.{column['name']}")
-        one = [constraint["column_names"] for constraint in inspector.get_unique_constraints(table)]
-        one += [i["column_names"] for i in inspector.get_indexes(table) if i["unique"]]
-        unique |= {f"{table} {sorted(map(str, names))}" for names in one}
+        for constraint in inspector.get_unique_constraints(table):
+            unique.add(f"{table} {sorted(constraint['column_names'])}")
+        for index in inspector.get_indexes(table):
+            if index["unique"]:
+                unique.add(f"{table} {sorted(map(str, index['column_names']))}")
     return columns, optional, unique
 
 
