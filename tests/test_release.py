@@ -150,7 +150,8 @@ def test_everything_that_a_release_installs_has_its_hash(name: str) -> None:
 def test_a_release_installs_all_that_the_kit_needs(build: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[\s<>=!~\[]", line)[0].lower() for line in project["dependencies"]}
-    assert wanted - (_locked("kit.txt").keys() | _locked(f"torch-{build}.txt").keys()) == set()
+    locked = _locked("kit.txt").keys() | _locked(f"torch-{build}.txt").keys()
+    assert wanted - locked == set(), "run scripts/lock"
 
 
 def test_revisions_of_a_released_version_do_not_change(
