@@ -77,7 +77,9 @@ def create_app(settings: Settings, load: Load) -> Application:
         routes=ROUTES,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestContexts, worker=settings.name, metrics=built.metrics),
+            Middleware(
+                RequestContexts, worker=settings.name, metrics=built.metrics, traces=built.traces
+            ),
             Middleware(Access, components=built),
             Middleware(PoisonGuard, components=built, drawings=frozenset({_DRAW.path})),
         ],

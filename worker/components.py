@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Protocol
 
 from worker import log
@@ -31,6 +32,7 @@ from worker.models.memory import Memory, memory_of
 from worker.observability import audit
 from worker.observability.audit import Audit
 from worker.observability.metrics import Metrics, Reading
+from worker.observability.traces import Traces, traces_to
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
 from worker.storage.gallery_writer import GalleryWriter
@@ -68,6 +70,7 @@ class Components:
     settings: Settings
     metrics: Metrics
     audit: Audit
+    traces: Traces
     encoders: Encoders
     heartbeat: HeartbeatFile
     in_flight: InFlight
@@ -126,6 +129,12 @@ def build(settings: Settings, life: Life) -> Components:
         metrics=metrics,
         audit=_audit(settings),
         encoders=Encoders(settings.threads, _labels(settings)),
+        traces=traces_to(
+            settings.traces.endpoint,
+            settings.traces.share,
+            name,
+            metadata.version("zimage-cluster"),
+        ),
         heartbeat=heartbeat,
         in_flight=InFlight(heartbeat.mapped),
         poison_requests=poison_requests,
@@ -188,6 +197,7 @@ def build_model(
         ledger=components.ledger,
         audit=components.audit,
         metrics=components.metrics,
+        traces=components.traces,
     )
     return Model(engine, pipeline.info, memory, drawing)
 

@@ -224,6 +224,7 @@ class Lifecycle:
         built.encoders.close()
         built.thumbnails.close()
         await asyncio.to_thread(built.audit.close)
+        await asyncio.to_thread(built.traces.close, _CLOSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await built.ledger.flush()

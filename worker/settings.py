@@ -29,6 +29,7 @@ from worker.tables import (
     Labels,
     OwnerLimits,
     RequestLimits,
+    Traces,
     Usage,
     WorkerLimits,
 )
@@ -87,6 +88,7 @@ class Settings(
     gallery: Gallery = Gallery()
     labels: Labels = Labels()
     audit: Audit = Audit()
+    traces: Traces = Traces()
     usage: Usage = Usage()
 
     lock_wait_s: float = Field(15.0, ge=0)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 _HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助作品"
 MARK_CHARACTERS = f"letters, digits, spaces, and characters of {_HANZI}"  # those of fonts/mark.otf
 MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
+TRACES_ENDPOINT = r"^(https?://[^\s/]+/\S*)?$"
 LINE = r"^[^\x00-\x1f\x7f]*$"
 
 
@@ -121,6 +122,14 @@ class Audit(Table):
     first of lines beyond ``key_mib_per_day``."""
     key_mib_per_day: float = Field(2.0, gt=0)
     """Share of one key or, without keys, one address, in one worker's files of a day."""
+
+
+class Traces(Table):
+    endpoint: str = Field("", pattern=TRACES_ENDPOINT)
+    """Where traces go by OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces``. Empty:
+    nowhere. Takes the extra ``otel``."""
+    share: float = Field(1.0, ge=0, le=1)
+    """Of the requests whose sender has not decided whether they are traced."""
 
 
 class Usage(Table):

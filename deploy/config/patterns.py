@@ -2,7 +2,7 @@
 
 import re
 
-from worker.tables import LINE, MARK, MARK_CHARACTERS
+from worker.tables import LINE, MARK, MARK_CHARACTERS, TRACES_ENDPOINT
 
 NAME = r"^[a-z][a-z0-9-]{0,31}$"
 DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
@@ -31,6 +31,7 @@ WORDS = {
     LINE: "must be one line without control characters",
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     VARIABLE: "must be the name of an environment variable",
+    TRACES_ENDPOINT: 'must be a URL with its path, such as "http://127.0.0.1:4318/v1/traces"',
 }
 
 CANNOT_PASS = (

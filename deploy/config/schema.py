@@ -22,6 +22,7 @@ from worker.tables import (
     OwnerLimits,
     RequestLimits,
     Table,
+    Traces,
     Usage,
     WorkerLimits,
 )
@@ -261,6 +262,7 @@ class ClusterConfig(Table):
     labels: Labels = Labels()
     gallery: Gallery = Gallery()
     audit: Audit = Audit()
+    traces: Traces = Traces()
     timeouts: Timeouts = Timeouts()
     guard: Guard = Guard()
     nginx: Nginx = Nginx()

@@ -191,6 +191,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "labels": config.labels.model_dump(),
         "audit": config.audit.model_dump(),
         "usage": config.usage.model_dump(),
+        "traces": config.traces.model_dump(),
         **config.timeouts.model_dump(include=set(Allowances.model_fields)),
         "strike_ttl_s": config.guard.strike_ttl_s,
     }

@@ -44,7 +44,8 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    checks = (nginx, paths, sockets, ports, open_files, https, memory, gpus, model, database, keys)
+    machine_has = (nginx, paths, sockets, ports, open_files, https, memory, gpus)
+    checks = (*machine_has, model, database, keys, traces)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -65,6 +66,17 @@ def nginx(cell: Cell) -> Iterator[Finding]:
         yield Finding("fail", "nginx", f"{found.path} is {found.version_text}", remedy)
     else:
         yield Finding("ok", "nginx", f"{found.version_text} at {found.path}")
+
+
+def traces(cell: Cell) -> Iterator[Finding]:
+    endpoint = cell.config.traces.endpoint
+    if not endpoint:
+        return
+    if not _is_installed("opentelemetry.sdk"):
+        remedy = "pip install -c constraints.txt '.[otel]', or empty traces.endpoint"
+        yield Finding("fail", "traces", "OpenTelemetry is not installed", remedy)
+    else:
+        yield Finding("ok", "traces", f"go to {endpoint}")
 
 
 def paths(cell: Cell) -> Iterator[Finding]:
@@ -162,6 +174,13 @@ def https(cell: Cell) -> Iterator[Finding]:
         yield Finding("warn", "certificate", f"{text}; not shown yet", "zimage reload")
     else:
         yield Finding("ok", "certificate", text)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor what it stands in
+        return False
 
 
 def _is_shown(cell: Cell, pem: bytes) -> bool:

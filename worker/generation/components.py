@@ -10,6 +10,7 @@ from worker.generation.imaging import Encoders
 from worker.generation.quarantine import Quarantine
 from worker.observability.audit import Audit
 from worker.observability.metrics import Metrics
+from worker.observability.traces import Traces
 from worker.storage.gallery_writer import GalleryWriter
 from worker.storage.images import ImageStore
 from worker.storage.ledger import Ledger
@@ -31,3 +32,4 @@ class Components:
     ledger: Ledger
     audit: Audit
     metrics: Metrics
+    traces: Traces

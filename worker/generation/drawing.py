@@ -14,6 +14,7 @@ from worker.generation.components import Components
 from worker.generation.encoding import Encoding, Finished, Preview
 from worker.generation.recording import Recording, Timings
 from worker.generation.request import Generation
+from worker.observability.traces import OFF, Trace
 from worker.storage.gallery import StoredImage
 from worker.storage.usage import Entry
 
@@ -36,6 +37,7 @@ class Drawing:
         suspect: Suspect,
         components: Components,
         notes: dict[str, log.Value] | None = None,
+        trace: Trace = OFF,
     ) -> None:
         notes = {} if notes is None else notes
         self.generation = generation
@@ -43,6 +45,7 @@ class Drawing:
         self._admission = Admission(generation, suspect, components, notes)
         self._encoding = Encoding(generation, suspect, components)
         self._recording = Recording(generation, components, notes)
+        self._trace = trace
         self._ticket: Ticket | None = None
 
     async def draw(self) -> list[tuple[Finished, StoredImage | None]]:
@@ -51,17 +54,18 @@ class Drawing:
         Raises ``ZimageError``.
         """
         with self._recording.counted():
-            ticket = await self._admission.take(self._encoding.begin)
+            ticket = await self._admitted()
             try:
                 if len(self.generation.specs) == 1:  # most have, and need not look at each event
                     finished = cast(list[Finished], await ticket.result())
-                    self._recording.finished(*finished)
+                    self._written(*finished)
                 else:
                     finished = await self._all(ticket)
                 inline = self.generation.output.inline
                 drawn = [(one, None if inline else await self._kept(one)) for one in finished]
                 self._admission.drew(len(finished))
-                self.timings = self._recording.done(*finished)
+                with self._trace.timed("record"):
+                    self.timings = self._recording.done(*finished)
             except asyncio.CancelledError:
                 ticket.cancel()
                 self._recording.left()
@@ -73,8 +77,12 @@ class Drawing:
     async def admit(self) -> None:
         """Take what the key has left and a place in the queue, or raise why not."""
         with self._recording.counted():
-            self._ticket = await self._admission.take(self._encoding.begin)
+            self._ticket = await self._admitted()
         self.resume_token = self._admission.resume_token
+
+    async def _admitted(self) -> Ticket:
+        with self._trace.timed("admit"):
+            return await self._admission.take(self._encoding.begin)
 
     async def events(self) -> AsyncGenerator[Told, None]:
         """Everything that happens until all is drawn. Whoever stops listening stops the drawing."""
@@ -97,14 +105,20 @@ class Drawing:
                     del told
 
     def _finished(self, one: Finished) -> Finished:
-        self._recording.finished(one)
+        self._written(one)
         if self.generation.item is None:
             self._admission.drew(1)
-            if self._recording.complete:
-                self.timings = self._recording.done(one)
-            else:
-                self._recording.count(one)
+            with self._trace.timed("record"):
+                if self._recording.complete:
+                    self.timings = self._recording.done(one)
+                else:
+                    self._recording.count(one)
         return one
+
+    def _written(self, *pictures: Finished) -> None:
+        for one in pictures:
+            self._trace.drew(one, one.encode_s)
+        self._recording.finished(*pictures)
 
     def end(self) -> None:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""
@@ -129,7 +143,7 @@ class Drawing:
         async with _events(ticket) as events:
             async for event in events:
                 if isinstance(event, Finished):
-                    self._recording.finished(event)
+                    self._written(event)
                     finished[event.image_index] = event
         return [finished[k] for k in range(len(finished))]
 
@@ -140,7 +154,8 @@ class Drawing:
 
     async def _saved(self, one: Finished) -> StoredImage:
         image = self._recording.stored(one)
-        await asyncio.to_thread(self._images.save, image.name, one.picture.data)
+        with self._trace.timed("record"):
+            await asyncio.to_thread(self._images.save, image.name, one.picture.data)
         return image
 
     # Items: what else is written down comes with the end of their lease

@@ -64,13 +64,16 @@ async def draw(held: Held, components: Components, tools: Tools) -> StoredImage:
     if held.revoked:
         raise Unavailable("the lease has ended")
     suspect = Suspect(_name(item), components.in_flight)
-    drawing = held.drawing = Drawing(_generation(item, key), suspect, components)
+    generation = _generation(item, key)
+    trace = components.traces.begin("item", generation.arrived_at, "", item.traceparent)
+    drawing = held.drawing = Drawing(generation, suspect, components, trace=trace)
     try:
         await drawing.admit()
         image, used = await drawing.save(await _followed(held, drawing, tools.steps))
     finally:
         suspect.close()
         await drawing.close()
+        trace.end({"job": item.job_id, "number": item.number, "tries": item.tries})
     held.used = tuple(used)
     return image
 

@@ -59,6 +59,7 @@ jobs = sa.Table(
     sa.Column("output_format", sa.String(8), nullable=False),
     sa.Column("quality", sa.Integer),
     sa.Column("stored_bytes", sa.BigInteger),
+    sa.Column("traceparent", sa.String(55)),  # of the request that made it, for its items
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at", "owner", "created_at"),
     sa.Index("ix_jobs_state_priority_turn_created_at", "state", "priority", "turn", "created_at"),
@@ -150,6 +151,7 @@ class JobSpec:
     priority: int
     idempotency_key: str | None
     digest: str
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Leased:
     output_format: str
     quality: int | None
     tries: int
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ def test_clients_cannot_set_what_nginx_says_of_them(tmp_path: Path) -> None:
     assert (seen["connection"], seen["host"]) == ("close", f"127.0.0.1:{listen['port']}")
 
 
+def test_the_senders_trace_reaches_the_worker(front: Site) -> None:
+    told = {"traceparent": f"00-{'ab' * 16}-{'12' * 8}-01", "tracestate": "a=b"}
+    with front.worker("w1"):
+        reply = front.client.post("/v1/images/generations", json={}, headers=told)
+    assert told.items() <= reply.json()["headers"].items()
+
+
 def test_access_log_tells_the_whole_story(front: Site) -> None:
     with front.worker("w1"):
         agent = {"User-Agent": 'quote " and \\ and {'}

@@ -43,6 +43,19 @@ def test_missing_nginx_is_refused(tmp_path: Path) -> None:
     assert (finding.level, finding.text) == ("fail", 'no "no-such-nginx" here')
 
 
+def test_traces_without_their_extra_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(checks.traces(cell(tmp_path))) == []
+    traced = cell(tmp_path, traces={"endpoint": "http://127.0.0.1:4318/v1/traces"})
+    monkeypatch.setattr(checks, "_is_installed", lambda module: False)
+    [finding] = checks.traces(traced)
+    assert finding.level == "fail"
+    assert ".[otel]" in str(finding.remedy)
+    monkeypatch.setattr(checks, "_is_installed", lambda module: True)
+    assert [found.level for found in checks.traces(traced)] == ["ok"]
+
+
 def test_database_on_a_network_file_system_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

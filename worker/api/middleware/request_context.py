@@ -15,6 +15,7 @@ from worker import log
 from worker.api import answers
 from worker.coordination.suspect import Suspect
 from worker.observability.metrics import Metrics
+from worker.observability.traces import OFF, Trace, Traces
 
 QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
 """Routes that are asked all the time: not logged, not counted."""
@@ -40,6 +41,7 @@ class RequestContext:
     again: str = ""
     notes: dict[str, log.Value] = field(default_factory=dict)
     suspect: Suspect | None = None
+    trace: Trace = OFF
 
     def rest(self) -> None:
         """Nothing is handled for it for now: it waits, or its answer has begun."""
@@ -74,16 +76,22 @@ def _arrival(text: bytes) -> float:
 class RequestContexts:
     """Outermost middleware. Nothing above it answers, so no error leaves without the envelope."""
 
-    def __init__(self, app: ASGIApp, worker: str, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, worker: str, metrics: Metrics, traces: Traces) -> None:
         self._app = app
         self._worker = b"x-worker", worker.encode()
         self._metrics = metrics
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope["context"] = read_context(dict(scope["headers"]))
+        told = dict(scope["headers"])
+        context = scope["context"] = read_context(told)
+        if scope["path"] not in QUIET:
+            above = told.get(b"traceparent", b"").decode("latin-1") or None
+            at = context.arrived_at
+            context.trace = self._traces.begin("request", at, context.id, above)
         headers = [(b"x-request-id", context.id.encode()), self._worker]
         answer = _Answer(send, headers, context)
         began = time.monotonic()
@@ -117,6 +125,13 @@ class RequestContexts:
             **context.notes,
         }
         log.event("request", **fields)
+        context.trace.end(
+            {
+                "http.request.method": scope["method"][:20],
+                "http.route": route,
+                "http.response.status_code": int(status or 0),
+            }
+        )
 
 
 class _Answer:

@@ -81,7 +81,7 @@ def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery:
         "steps": asked.steps,
         "stream": asked.stream,
     }
-    return Drawing(generation, context.suspect, model.drawing, context.notes)
+    return Drawing(generation, context.suspect, model.drawing, context.notes, context.trace)
 
 
 async def _whole(

@@ -63,7 +63,11 @@ async def create(request: Request) -> Response:
     try:
         async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
             quota.require_size(caller.key, wish.width, wish.height, wish.steps)
-            wish = replace(wish, priority=priority_of(caller.key, wish.priority))
+            wish = replace(
+                wish,
+                priority=priority_of(caller.key, wish.priority),
+                traceparent=context.trace.traceparent,
+            )
             model.engine.check([_first(wish)])
             job = await _created(components, wish, caller, context.id)
     except ClientGone:
