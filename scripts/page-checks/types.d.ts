@@ -3,6 +3,7 @@
 
 /** Elements by selector, where they are more than an HTMLElement. */
 interface Elements {
+  "#account": HTMLDetailsElement;
   "#advanced": HTMLDetailsElement;
   "#draw": HTMLButtonElement;
   "#file": HTMLInputElement;
@@ -34,6 +35,9 @@ type Words =
 
 type Timer = number | undefined;
 
+/** `words` tell what was done, with the number `n` of what it was done to. */
+type Act = { words: Words; n?: number; undo: () => void; settle?: (leaving: boolean) => void };
+
 // Drawing from this page
 
 type Job = import("../../web/js/job.js").Job;
@@ -50,6 +54,8 @@ type Limits = {
   guidance: number | null;
   maxSteps: number;
   maxImages: number;
+  maxChars: number | null;
+  maxTokens: number | null;
 };
 
 /** What one picture is drawn with; null: as the model has it. */
@@ -118,7 +124,7 @@ type ShotNews = {
   preview?: Blob | null;
   blob?: Blob | null;
   imageId?: string;
-  reason?: "lost" | "busy" | "noWorkers";
+  reason?: Pause["reason"];
   reconnected?: boolean;
   error?: Partial<import("../../web/js/api.js").ApiError>;
   tries?: number;
@@ -131,12 +137,15 @@ type ShownShot = ShotNews & { job: { settings: Pick<Settings, "prompt" | "width"
 type Shot = ShotNews & { id: string; order: number; seed: number | null; job: import("../../web/js/job.js").Job };
 
 /** Shots by their place in a request; null for one that is drawn unseen. */
-type Slots = (Shot | null)[] & { requestId?: string };
+type Slots = (Shot | null)[] & { requestId?: string; pictureS?: number };
+
+/** Before the next try. */
+type Pause = { reason: "lost" | "busy" | "noWorkers" | "limited"; wait_s: number };
 
 type Tries = { lost: number; busy: number };
 
 type DrawEvents = {
-  queued: { request_id: string; seeds: number[]; position: number; wait_s: number; resume?: string };
+  queued: { request_id: string; seeds: number[]; position: number; wait_s: number; picture_s?: number | null; resume?: string };
   step: { image_index: number; step: number; steps: number; remaining_s: number };
   partial_image: { image_index: number; b64_json: string; output_format?: string };
   completed: { image_index: number; b64_json: string; output_format?: string; seed?: number };
@@ -203,9 +212,23 @@ interface JobActions extends Omit<Actions, "open"> {
 /** What a card shows; `update` brings it up to the state of its item. */
 type Face = { frame: HTMLElement; caption: HTMLElement; opener?: HTMLElement; update: () => void };
 
+/** Where a grid's further pictures come from; `more` tells whether some came. */
+type Source = { hasMore: boolean; more(): Promise<boolean> };
+
 type Filter = { q: string; favourite: true | null };
 
 // The cell's answers
+
+/** The error envelope, with what its headers say; `details`: numbers and names for words of one's own. */
+type Refusal = {
+  status: number;
+  message: string;
+  param: string | null;
+  code: string | null;
+  details: ({ reason?: string } & { [name: string]: string | number }) | null;
+  retryAfterS: number | null;
+  retry: boolean;
+};
 
 type Page<Row> = { data: Row[]; has_more: boolean };
 
@@ -219,6 +242,8 @@ type ModelEntry = {
   max_pixels?: number;
   max_steps?: number;
   max_images?: number;
+  max_prompt_chars?: number;
+  max_prompt_tokens?: number | null;
 };
 
 type SessionAnswer = {
@@ -262,7 +287,8 @@ type JobEvents = {
   "job.step": { number: number; step: number; steps: number };
 };
 
-type Preview = { count: number; prompts: string[] };
+/** `tokens`: of the longest prompt, where the model counts them. */
+type Preview = { count: number; prompts: string[]; tokens?: number | null };
 
 type UsageColumn =
   | "requests" | "images" | "megapixel_steps" | "gpu_seconds" | "queue_seconds" | "refusals" | "failures";

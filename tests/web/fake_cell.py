@@ -41,6 +41,8 @@ class Refuse:
     param: str | None = None
     retry_after_s: int | None = None
     code: str = "refused"
+    details: dict[str, Any] | None = None
+    should_retry: bool | None = None
 
 
 NEEDS_KEY = Refuse(401, "This needs a key.", code="invalid_api_key")
@@ -69,7 +71,8 @@ class WorkerKilled(Exception):
 
 @dataclass
 class FakeCell:
-    """``faults`` are used up one a request; ``hold_before_step`` stops every stream there.
+    """``faults`` are used up one a request; ``hold_before_step`` stops every stream there, of the
+    picture ``hold_at_picture``.
 
     ``requests`` has the JSON bodies in order of arrival, ``left`` counts clients that hung up.
     """
@@ -85,6 +88,9 @@ class FakeCell:
     most_open_streams: int = 0
     left: int = 0
     hold_before_step: int | None = None
+    hold_at_picture: int = 0
+    max_prompt_tokens: int | None = None
+    picture_s: float = 2.0
     position: int = 0
     wait_s: float = 3.0
     open_workers: int = 3
@@ -145,6 +151,8 @@ class FakeCell:
             "max_pixels": self.max_pixels,
             "max_steps": 50,
             "max_images": 10,
+            "max_prompt_chars": 4000,
+            "max_prompt_tokens": self.max_prompt_tokens,
         }
         return JSONResponse({"object": "list", "data": [entry]})
 
@@ -200,12 +208,14 @@ class FakeCell:
         for position in range(self.position, -1, -1):
             wait_s = self.wait_s * (position + 1)
             fields = {"request_id": request_id, "seeds": seeds, "resume": f"place {position}"}
+            fields["picture_s"] = self.picture_s
             yield _event("queued", position=position, wait_s=wait_s, **fields)
             await self._pace(0)
         pictures = [self._picture(body, one) for one in seeds]
         for step in range(1, steps + 1):
-            await self._pace(step)
             for index in range(n):
+                if index == self.hold_at_picture:
+                    await self._pace(step)
                 left_s = (steps - step) * max(self.step_s, 0.5)
                 yield _event("step", image_index=index, step=step, steps=steps, remaining_s=left_s)
                 if step < steps and step in (steps // 3, 2 * steps // 3):
@@ -261,5 +271,8 @@ def _picture_event(name: str, picture: Any, body: dict[str, Any], **fields: Any)
 
 def _refusal(fault: Refuse) -> Response:
     error = {"message": fault.message, "type": "error", "param": fault.param, "code": fault.code}
+    details = {} if fault.details is None else {"details": fault.details}
     headers = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
-    return JSONResponse({"error": error}, fault.status, headers)
+    if fault.should_retry is not None:
+        headers["X-Should-Retry"] = str(fault.should_retry).lower()
+    return JSONResponse({"error": error | details}, fault.status, headers)

@@ -246,8 +246,9 @@ class FakeStore:
         try:
             _, prompts = await self._prompts(request)
         except InvalidRequest as error:
-            return _refused(400, error.message, error.param)
-        return JSONResponse({"count": len(prompts), "prompts": prompts[:100]})
+            return _refused(400, error.message, error.param, error.details)
+        tokens = max(len(prompt.split()) for prompt in prompts)
+        return JSONResponse({"count": len(prompts), "prompts": prompts[:100], "tokens": tokens})
 
     async def _create(self, request: Request) -> Response:
         try:
@@ -359,6 +360,8 @@ def _event(kind: str, id: int, **fields: Any) -> str:
     return f"id: {id}\nevent: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
-def _refused(status: int, message: str, param: str | None = None) -> Response:
+def _refused(
+    status: int, message: str, param: str | None = None, details: object = None
+) -> Response:
     error = {"message": message, "type": "error", "param": param, "code": "refused"}
-    return JSONResponse({"error": error}, status)
+    return JSONResponse({"error": error | ({"details": details} if details else {})}, status)

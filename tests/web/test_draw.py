@@ -208,7 +208,8 @@ def test_a_prompt_that_would_be_cut_is_told_in_the_pages_language(
 ) -> None:
     page = open_page(locale=locale)
     message = "prompt: 613 tokens; this model reads at most 510: shorten it by about 17 %."
-    cell.faults.append(Refuse(400, message, "prompt", code="prompt_too_long"))
+    details = {"reason": "too_many_tokens", "tokens": 613, "most": 510, "percent": 17}
+    cell.faults.append(Refuse(400, message, "prompt", code="prompt_too_long", details=details))
     page.locator("#prompt").fill("a long story")
     page.locator("#draw").click()
     expect(page.locator("#error-prompt")).to_have_text(told)

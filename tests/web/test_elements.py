@@ -41,3 +41,11 @@ def test_elements_are_of_the_kind_that_their_types_say() -> None:
     assert {id: names.get(kind, kind.lower()) for id, kind in kinds} == {
         id: tags.get(id) for id, _ in kinds
     }
+
+
+def test_colours_are_of_browsers_that_are_still_in_use() -> None:
+    """Chromium before 123 and Safari before 17.5 leave out what has ``light-dark()``."""
+    sheets = {path: path.read_text(encoding="utf-8") for path in WEB.rglob("*.css")}
+    assert [
+        str(path) for path, text in sheets.items() if re.search(r":[^;{}/]*light-dark", text)
+    ] == []

@@ -77,13 +77,32 @@ def test_steps_and_format_are_sent(cell: FakeCell, open_page: OpenPage) -> None:
     assert (cell.requests[0]["steps"], cell.requests[0]["output_format"]) == (6, "webp")
 
 
-def test_variants_stay_between_one_and_the_limit(open_page: OpenPage) -> None:
+def test_more_variants_than_a_request_may_have_are_a_job(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
     page = open_page()
     page.get_by_role("button", name="One variant fewer").click()
     expect(page.get_by_label("Variants", exact=True)).to_have_value("1")
-    for _ in range(12):
+    for _ in range(10):
         page.get_by_role("button", name="One variant more").click()
-    expect(page.get_by_label("Variants", exact=True)).to_have_value("10")
+    expect(page.get_by_label("Variants", exact=True)).to_have_value("11")
+    draw(page, "a hill", n=99)
+    expect(page.locator("#job-grid .card")).to_have_count(99)
+    assert (cell.requests, cell.store.bodies[0]["variants"]) == ([], 99)
+    draw(page, "a hill", n=10_001)
+    expect(page.locator("#error-n")).to_have_text("Choose 1 to 10,000.")
+
+
+def test_the_length_of_the_longest_line_is_counted(cell: FakeCell, open_page: OpenPage) -> None:
+    cell.max_prompt_tokens = 10
+    page = open_page()
+    page.locator("#prompt").fill("a hill 🏔\nred, blue and green hills")
+    expect(page.locator("#chars")).to_have_text("25 / 4,000 characters  ·  5 / 10 tokens")
+    page.locator("#prompt").fill("x" * 5000)
+    expect(page.locator("#chars.over")).to_have_text("5,000 / 4,000 characters")
+    page.locator("#draw").click()
+    expect(page.locator("#error-prompt")).to_have_text("Too long: 5,000 of 4,000 characters")
+    assert cell.requests == []
 
 
 def test_preset_sizes_are_multiples_and_within_the_pixels(open_page: OpenPage) -> None:

@@ -73,10 +73,12 @@ def test_what_is_wrong_with_a_template_is_said_where_it_stands(
     fill_template(page, "a {red|blue poster")
     expect(page.locator("#error-template")).to_contain_text("this { is not closed")
     forgive(page, complaints, "400")
-    page.locator("#template").fill("a poster of {product}")
+    page.locator("#template").fill("a {colour} poster of {product}")
     expect(page.locator("#error-template")).to_be_empty()
     page.locator("#draw").click()
-    expect(page.locator("#error-template")).to_have_text("Give {product} at least one value.")
+    expect(page.locator("#error-template")).to_have_text(
+        "Give {colour} and {product} at least one value."
+    )
     assert cell.store.bodies == []
 
 
@@ -149,7 +151,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried(cell: FakeCell, open_page
     cell.store.finish(job, 1)
     head.get_by_role("button", name="Cancel").click()
     expect(page.locator("#job-grid .card").nth(1)).to_contain_text("cancelled")
-    head.get_by_role("button", name="Retry what failed").click()
+    head.get_by_role("button", name="Draw the rest").click()
     expect(page.locator("#job-grid .card").nth(1)).to_contain_text("Waiting")
     cell.store.finish(job, *range(2, 13))
     expect(page.locator("#job-grid [data-face=picture]")).to_have_count(12)
@@ -193,28 +195,57 @@ def test_a_server_that_is_away_is_told_in_the_language_of_the_page(
     forgive(page, complaints, "ERR_FAILED")
 
 
-def test_the_viewer_closes_where_its_job_is_left(cell: FakeCell, open_page: OpenPage) -> None:
+def test_going_back_leaves_first_the_viewer_and_then_the_job(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
     page = open_page()
     cell.store.finish(begun(cell, page), 1)
     page.locator("#job-grid .open").click()
     expect(page.locator("#viewer")).to_be_visible()
     page.go_back()
     expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator("#view-job")).to_be_visible()
+    page.locator("#job-grid .open").click()
+    page.keyboard.press("Escape")  # as if it had never been opened
+    expect(page.locator("#viewer")).to_be_hidden()
+    page.go_back()
+    expect(page.locator("#view-gallery")).to_be_visible()
 
 
-def test_a_job_that_is_not_deleted_stays_on_show(
+def test_the_viewer_closes_where_its_job_is_left(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    cell.store.finish(begun(cell, page), 1)
+    page.locator("#job-grid .open").click()
+    page.evaluate("location.hash = '#jobs'")
+    expect(page.locator("#viewer")).to_be_hidden()
+
+
+def test_events_of_a_job_are_all_that_is_asked_for(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page(clock_stands=True)
+    job = begun(cell, page)
+    listed: list[str] = []
+    page.on("request", lambda r: listed.append(r.url) if "/v1/jobs?" in r.url else None)
+    for k in range(1, 13):
+        cell.store.finish(job, k)
+        expect(page.locator("#job-head .facts")).to_contain_text(f"{k} of 12 drawn")
+    assert listed == []
+
+
+def test_a_job_that_cannot_be_deleted_comes_back_and_says_why(
     cell: FakeCell, open_page: OpenPage, complaints: list[str]
 ) -> None:
     page = open_page()
+    page.clock.install()
     cell.store.finish(begun(cell, page), *range(1, 13))
     page.route(
         "**/v1/jobs/job_1",
         lambda route: route.fulfill(status=503, json={"error": {"message": "Not now."}}),
     )
     page.locator("#job-head").get_by_role("button", name="Delete the job").click()
+    expect(page.locator("#no-jobs")).to_be_visible()
+    page.clock.run_for(9000)
     expect(page.locator("#toasts")).to_contain_text("Not now.")
-    expect(page.locator("#view-job")).to_be_visible()
-    assert page.url.endswith("#job=job_1")
+    expect(page.locator("#jobs .job")).to_have_count(1)
     forgive(page, complaints, "503")
 
 
@@ -279,6 +310,9 @@ def test_a_deleted_job_leaves_its_pictures(cell: FakeCell, open_page: OpenPage) 
     cell.store.finish(job, *range(1, 13))
     page.locator("#job-head").get_by_role("button", name="Delete the job").click()
     expect(page.locator("#no-jobs")).to_be_visible()
+    page.reload()  # whoever leaves takes nothing back
+    expect(page.locator("#no-jobs")).to_be_visible()
+    assert cell.store.jobs == {}
     page.get_by_role("link", name="Gallery").click()
     expect(page.locator("#grid .card")).to_have_count(12)
 

@@ -54,12 +54,12 @@ def test_a_picture_that_was_drawn_here_is_shown_once(cell: FakeCell, open_page: 
 def test_the_search_finds_words_of_prompts(cell: FakeCell, open_page: OpenPage) -> None:
     stored(cell, "a red fox", "a red hill", "a blue fox")
     page = open_page()
-    page.get_by_label("Search prompts").fill("fox red")
+    page.get_by_label("Prompt, seed or job").fill("fox red")
     expect(page.locator("#grid .card")).to_have_count(1)
     assert words(page) == ["a red fox"]
-    page.get_by_label("Search prompts").fill("whale")
+    page.get_by_label("Prompt, seed or job").fill("whale")
     expect(page.locator("#nothing")).to_be_visible()
-    page.get_by_label("Search prompts").fill("")
+    page.get_by_label("Prompt, seed or job").fill("")
     expect(page.locator("#grid .card")).to_have_count(3)
 
 

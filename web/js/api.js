@@ -4,18 +4,20 @@ import { StreamCut, eventsOf, untilCut } from "./sse.js";
 
 /** The server refused or failed; the fields are those of its error envelope. */
 export class ApiError extends Error {
-  /** @param {{ status?: number, message?: string, param?: string | null, code?: string | null, retryAfterS?: number | null }} told */
-  constructor({ status = 0, message = "", param = null, code = null, retryAfterS = null }) {
+  /** @param {Partial<Refusal>} told */
+  constructor({ status = 0, message = "", param = null, code = null, details = null, retryAfterS = null, retry = true }) {
     super(message);
     this.status = status;
     this.param = param;
     this.code = code;
+    this.details = details;
     this.retryAfterS = retryAfterS;
+    this.retry = retry;
   }
 
-  /** Nothing is wrong with the request: the same one may succeed later. */
+  /** Nothing is wrong with the request: the same one may succeed soon. */
   get busy() {
-    return this.status === 503 || this.status === 429;
+    return this.status === 503 || (this.status === 429 && this.retry);
   }
 
   /** The worker or the way to it went away. */
@@ -68,6 +70,7 @@ async function errorOf(response) {
     ...body.error,
     status: response.status,
     retryAfterS: secondsOf(response.headers.get("Retry-After")),
+    retry: response.headers.get("X-Should-Retry") !== "false",
   });
 }
 
@@ -165,10 +168,12 @@ export const listItems = (id, values) => call("GET", `/v1/jobs/${id}/items${quer
  */
 export const steerJob = (id, verb) => call("POST", `/v1/jobs/${id}/${verb}`);
 /**
+ * `leaving` as of `deleteImage`.
  * @param {string} id
  * @returns {Promise<null>}
  */
-export const deleteJob = (id) => call("DELETE", `/v1/jobs/${id}`);
+export const deleteJob = (id, leaving = false) =>
+  call("DELETE", `/v1/jobs/${id}`, undefined, leaving ? { keepalive: true } : {});
 /**
  * @param {string} id
  * @param {number | string} after

@@ -4,6 +4,7 @@ import { ApiError, createJob } from "./api.js";
 import { messageOf } from "./card.js";
 import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
+import { fileNameOf } from "./drag.js";
 import { bindDrop } from "./drop.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
@@ -18,7 +19,8 @@ import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
 import { limitsOf } from "./sizes.js";
 import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
-import { toast, UNDO_MS } from "./toast.js";
+import { toast } from "./toast.js";
+import { offerUndo, settleActs } from "./undo.js";
 import { Usage } from "./usage.js";
 import { Viewer } from "./viewer.js";
 import { whyNot } from "./why.js";
@@ -32,8 +34,8 @@ const actions = {
   ...forPictures,
   open: (item) => viewer.open(item, gallery),
   ahead: (/** @type {Own} */ { shot }) => queue.ahead(shot.job),
-  cancel: (/** @type {Own} */ { shot }) => queue.cancel(shot),
-  dismiss: (item) => drop(item),
+  cancel: (/** @type {Own} */ { shot }) => cancel([shot]),
+  dismiss,
   retry,
 };
 
@@ -41,8 +43,8 @@ const form = new Form(draw, begin);
 const queue = new DrawQueue({ changed, settled });
 const gallery = new Gallery($("#grid"), actions);
 const library = new Library(gallery, renderProgress);
-const jobs = new Jobs(() => {});
-const jobView = new JobView(forPictures, () => jobs.poll());
+const jobs = new Jobs();
+const jobView = new JobView(forPictures, jobs);
 const viewer = new Viewer(forPictures);
 const health = new Health(useModel, () => session.open);
 const usage = new Usage();
@@ -50,8 +52,6 @@ const session = new Session(start, stop);
 
 // How much of what was asked for since the page was last idle is done.
 const progress = { done: 0, all: 0 };
-/** @type {Map<string, Timer>} */
-const leaving = new Map(); // pictures that go when nobody takes it back: id → timer
 /** @type {ModelEntry | null} */
 let model = null;
 
@@ -77,6 +77,8 @@ function draw({ lines, n, seed, ...settings }) {
   queue.add(drawings);
   renderProgress();
   show("gallery");
+  // Once the gallery is on show.
+  setTimeout(() => gallery.card(shots[0].id)?.element.scrollIntoView({ block: "nearest" }));
 }
 
 /**
@@ -163,20 +165,38 @@ function failed(shot) {
 
 /** @param {Own} item */
 function retry(item) {
-  const { settings, shots, batchAt, line } = item.shot.job;
-  drop(item);
-  const open = shots.filter(({ state }) => state === "failed").map(({ id, order, seed }) => ({ id, order, seed }));
-  const job = new Job({ settings, shots: open, batchAt, line });
-  progress.all += open.length;
-  job.shots.map(itemOf).forEach((again) => gallery.insert(again));
-  queue.add([job]);
+  gallery.remove(item.id);
+  redraw(item.shot.job.shots.filter(({ state }) => state === "failed"));
+}
+
+/**
+ * Draw `shots` after all, with the seeds and in the places that they have.
+ * @param {Shot[]} shots
+ */
+function redraw(shots) {
+  const drawings = [...new Set(shots.map(({ job }) => job))].map((job) => {
+    const own = shots.filter((shot) => shot.job === job).map(({ id, order, seed }) => ({ id, order, seed }));
+    const { settings, batchAt, line, resume } = job;
+    return new Job({ settings, shots: own, batchAt, line, resume });
+  });
+  progress.all += shots.length;
+  drawings.flatMap((drawing) => drawing.shots.map(itemOf)).forEach((item) => gallery.insert(item));
+  queue.add(drawings);
   renderProgress();
 }
 
+/** @param {Shot[]} shots */
+function cancel(shots) {
+  if (!shots.length) return;
+  queue.cancel(shots);
+  offerUndo({ words: "cancelled", n: shots.length, undo: () => redraw(shots) });
+}
+
 /** @param {Item} item */
-function drop(item) {
+function dismiss(item) {
   gallery.remove(item.id);
   renderProgress();
+  offerUndo({ words: "dismissed", undo: () => (gallery.insert(item), renderProgress()) });
 }
 
 // What is done with pictures
@@ -184,15 +204,12 @@ function drop(item) {
 /** @param {Drawn} item */
 function again({ picture }) {
   form.fill(picture);
-  toast(t("reused"));
 }
 
 /** @param {Drawn} item */
 function download({ picture }) {
-  const words = picture.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 48).replace(/^-|-$/g, "");
-  const extension = picture.format === "jpeg" ? "jpg" : picture.format;
   const href = picture.blob ? URL.createObjectURL(picture.blob) : `${picture.url}?download=1`;
-  h("a", { href, download: `${words}-${picture.seed}.${extension}` }).click();
+  h("a", { href, download: fileNameOf(picture) }).click();
   if (picture.blob) setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
@@ -236,27 +253,21 @@ function remove({ picture }) {
   });
   for (const { grid, item } of places) grid.remove(item.id);
   library.forget(id);
-  leaving.set(id, setTimeout(() => part(id), UNDO_MS));
   renderProgress();
   viewer.render();
-  const undo = () => {
-    clearTimeout(leaving.get(id));
-    leaving.delete(id);
+  const back = () => {
     library.restore(id);
     for (const { grid, item } of places) grid.insert(item);
     renderProgress();
+    viewer.render();
   };
-  toast(t("removed"), { label: t("undo"), run: undo });
-}
-
-/**
- * @param {string} id
- * @param {boolean} last
- */
-function part(id, last = false) {
-  clearTimeout(leaving.get(id));
-  leaving.delete(id);
-  library.delete(id, last);
+  const undo = () => {
+    back();
+    const { item, grid } = places[0];
+    if (viewer.isOpen) viewer.open(item, grid);
+  };
+  const stays = (/** @type {unknown} */ error) => (back(), toast(whyNot(error)));
+  offerUndo({ words: "removed", undo, settle: (leaving) => library.delete(id, leaving).catch(stays) });
 }
 
 /** @param {File} file */
@@ -264,7 +275,6 @@ async function takeUp(file) {
   const settings = await settingsOf(file);
   if (!settings) return toast(t("noSettings"));
   form.fill(settings);
-  toast(t("reused"));
 }
 
 // What is on show
@@ -334,7 +344,7 @@ function bind() {
   bindThemeSwitch($("#theme"));
   bindDrop(takeUp);
   bindFilter();
-  $("#cancel-all").addEventListener("click", () => queue.cancelAll());
+  $("#cancel-all").addEventListener("click", () => cancel(queue.openShots));
   const tile = load("tile", "m");
   /** @param {string} value */
   const setTile = (value) => {
@@ -352,7 +362,7 @@ function bind() {
   // Both, because a phone may end a hidden page without a further word.
   addEventListener("pagehide", () => {
     remember(true);
-    [...leaving.keys()].forEach((id) => part(id, true));
+    settleActs(true);
   });
   document.addEventListener("visibilitychange", () => remember(document.hidden));
 }

@@ -1,9 +1,11 @@
-// A classic script in the head: the chosen theme must hold before the first paint.
+// A classic script in the head: the theme must hold before the first paint.
 (() => {
+  let chosen = null;
   try {
-    const theme = JSON.parse(localStorage.getItem("zimage.theme") ?? "null");
-    if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+    chosen = JSON.parse(localStorage.getItem("zimage.theme") ?? "null");
   } catch {
     // Storage is blocked or holds something else: follow the system.
   }
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.documentElement.dataset.theme = ["dark", "light"].includes(chosen) ? chosen : system;
 })();

@@ -194,7 +194,7 @@ function buildFailed(card) {
   away.addEventListener("click", () => card.actions.dismiss?.(pendingOf(card)));
   // What the server refused once, it refuses again: only a changed form helps.
   const status = error?.status ?? 0;
-  const refused = status >= 400 && status < 500;
+  const refused = status >= 400 && status < 500 && status !== 429;
   const choices = card.actions.retry ? (refused ? [away] : [again, away]) : [];
   const buttons = h("div", { class: "choices" }, ...choices);
   const face = h("div", { class: "status" }, title, words, buttons);
@@ -204,7 +204,7 @@ function buildFailed(card) {
 /** @param {Pick<ShotNews, "error" | "tries">} shot */
 export function messageOf({ error, tries }) {
   if (!error) return "";
-  if (error.message) return reasonOf(error);
+  if (error.message || error.details) return reasonOf(error);
   if (error.status) return t("errorHttp", { status: error.status });
   if (error.code === "page_fault") return t("errorPage");
   return tries ? t("errorStream", { n: tries }) : t("errorNetwork");
@@ -263,7 +263,7 @@ function wordsOf(shot, ahead) {
     case "queued":
       return [
         position > 0 ? t("queuedAhead", { n: position }) : t("queuedNext"),
-        left_s > 0.5 ? t("about", { time: duration(left_s) }) : t("soon"),
+        left_s > 0.5 ? t("about", { time: duration(left_s) }) : position > 0 ? "" : t("soon"),
       ];
     case "paused":
       return [t(shot.reason ?? "lost"), t("retryIn", { time: duration(left_s) })];

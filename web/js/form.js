@@ -1,11 +1,13 @@
 /** The form: what shall be drawn, checked before it is sent, remembered as it is typed. */
 
+import { Counter, charsIn } from "./counter.js";
 import { $, h, setText } from "./dom.js";
 import { History } from "./history.js";
 import { t } from "./i18n.js";
 import { load, save } from "./settings.js";
 import { LIMITS, RATIOS, fit, ratioOf, sizeOf } from "./sizes.js";
 import { TemplateEditor } from "./template.js";
+import { offerUndo } from "./undo.js";
 
 /** More than this is drawn as a job, which outlives the page. */
 export const MAX_STREAMED = 10;
@@ -38,6 +40,7 @@ export class Form {
   /** @type {FormState} */
   #state = { ...BLANK, ...load("form", {}) };
   #form = $("#form");
+  #counter = new Counter();
   #template = new TemplateEditor(() => (this.#errors(false).length ? null : this.#body()));
   #history = new History((prompt) => this.setPrompt(prompt));
 
@@ -72,15 +75,34 @@ export class Form {
     const rest = format ? { format } : {};
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
-    this.#change({ mode: "prompts", prompt: prompt.replaceAll("\n", " "), n: 1, ratio, ...size, ...exact, ...rest });
+    const words = prompt.replaceAll("\n", " ");
+    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused");
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
   }
 
   /** @param {string} prompt */
   setPrompt(prompt) {
-    this.#change({ mode: "prompts", prompt });
+    const typed = this.#state.prompt.trim();
+    if (typed && typed !== prompt) this.#replace({ mode: "prompts", prompt }, "replaced");
+    else this.#change({ mode: "prompts", prompt });
     this.focus();
+  }
+
+  /**
+   * Fill in `values`, and tell by `words` how to have back what stood there.
+   * @param {Partial<FormState>} values
+   * @param {Words} words
+   */
+  #replace(values, words) {
+    const before = { ...this.#state };
+    this.#change(values);
+    const undo = () => {
+      const since = this.#state.prompt.trim();
+      if (since && since !== values.prompt) this.#history.add(since); // that was typed, too
+      this.#change(before);
+    };
+    offerUndo({ words, undo });
   }
 
   focus() {
@@ -107,12 +129,12 @@ export class Form {
   render() {
     const { ratio, prompt, mode } = this.#state;
     const lines = linesOf(prompt).length;
+    this.#counter.update(linesOf(prompt), this.#limits);
     $("[data-field=prompt]").hidden = mode !== "prompts";
     $("[data-field=template]").hidden = mode !== "template";
     setText($("#lines"), lines > 1 ? t("lines", { n: lines }) : t("linesHint"));
     setText($("#draw-keys"), /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵");
     $("#custom-size").hidden = ratio !== "custom";
-    $("#n").max = String(this.#limits.maxImages);
     const { steps, guidance } = this.#limits;
     $("#steps").placeholder = steps ? t("stepsDefault", { n: steps }) : t("stepsDefaultUnknown");
     $("#guidance").placeholder = guidance === null ? t("stepsDefaultUnknown") : t("stepsDefault", { n: guidance });
@@ -142,7 +164,8 @@ export class Form {
   }
 
   get #asJob() {
-    return this.#state.mode === "template" || this.#count > MAX_STREAMED;
+    const { mode, n } = this.#state;
+    return mode === "template" || this.#count > MAX_STREAMED || Number(n) > this.#limits.maxImages;
   }
 
   #renderQuick() {
@@ -202,7 +225,7 @@ export class Form {
 
   /** @param {number} by */
   #add(by) {
-    const n = Math.min(this.#limits.maxImages, Math.max(1, (Number(this.#state.n) || 1) + by));
+    const n = Math.min(MAX_PICTURES, Math.max(1, (Number(this.#state.n) || 1) + by));
     this.#change({ n });
   }
 
@@ -292,12 +315,12 @@ export class Form {
    */
   #errors(asked = true) {
     const { n, seed, steps, guidance } = this.#state;
-    const { maxImages, maxSteps } = this.#limits;
+    const { maxSteps } = this.#limits;
     /** @type {[string, string | false][]} */
     const checks = [
       ...(asked ? this.#promptErrors() : []),
       ["size", this.#sizeError()],
-      ["n", !isWhole(String(n), 1, maxImages) && t("errorCount", { max: maxImages })],
+      ["n", !isWhole(String(n), 1, MAX_PICTURES) && t("errorCount", { max: MAX_PICTURES.toLocaleString() })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
       ["steps", steps !== "" && !isWhole(String(steps), 1, maxSteps) && t("errorSteps", { max: maxSteps })],
       ["guidance_scale", guidance !== "" && !(Number(guidance) >= 0 && Number(guidance) <= 30) && t("errorGuidance")],
@@ -311,14 +334,24 @@ export class Form {
       const { unfilled, body } = this.#template;
       return [
         ["template", !body.template && t("errorTemplateEmpty")],
-        ["template", unfilled !== null && t("errorVariable", { name: unfilled })],
+        ["template", unfilled.length > 0 && t("errorVariable", { names: unfilled.map((name) => `{${name}}`).join(t("and")) })],
+        ["template", this.#tooLong(body.template)],
       ];
     }
     const all = this.#count;
+    const long = linesOf(this.#state.prompt).find((line) => this.#tooLong(line));
     return [
+      ["prompt", long !== undefined && this.#tooLong(long)],
       ["prompt", !linesOf(this.#state.prompt).length && t("errorPromptEmpty")],
       ["prompt", all > MAX_PICTURES && t("errorTooMany", { n: all, max: MAX_PICTURES })],
     ];
+  }
+
+  /** @param {string} text */
+  #tooLong(text) {
+    const max = this.#limits.maxChars ?? Infinity;
+    const n = charsIn(text);
+    return n > max && t("errorChars", { n, max: max.toLocaleString() });
   }
 
   #sizeError() {

@@ -2,6 +2,7 @@
 
 import { Card } from "./card.js";
 import { stepOf } from "./dom.js";
+import { dragOriginal } from "./drag.js";
 
 export class Gallery {
   /** @type {Map<string, Card>} */
@@ -19,7 +20,10 @@ export class Gallery {
   constructor(grid, actions) {
     this.#grid = grid;
     this.actions = actions;
+    /** @type {Source | null} */
+    this.source = null; // of further pictures
     grid.addEventListener("keydown", (event) => this.#walk(event));
+    grid.addEventListener("dragstart", (event) => this.#drag(event));
     setInterval(() => this.#tick(), 1000);
   }
 
@@ -165,6 +169,13 @@ export class Gallery {
   // Waits count down by themselves between two events.
   #tick() {
     for (const [id, { item }] of this.#cards) if (!item.picture && item.shot.until) this.refresh(id);
+  }
+
+  /** @param {DragEvent} event */
+  #drag(event) {
+    const element = /** @type {Element} */ (event.target).closest(".card");
+    const picture = element && this.#itemAt(element).picture;
+    if (picture) dragOriginal(event, picture);
   }
 
   /** @param {KeyboardEvent} event */

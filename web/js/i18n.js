@@ -55,7 +55,11 @@ export const STRINGS = {
 
   errorPromptEmpty: ["Enter a prompt", "请输入提示词"],
   errorTemplateEmpty: ["Enter a template", "请输入模板"],
-  errorVariable: ["Give {{name}} at least one value.", "请为 {{name}} 至少填写一个值。"],
+  errorVariable: ["Give {names} at least one value.", "请为 {names} 至少填写一个值。"],
+  errorChars: ["Too long: {n} of {max} characters", "太长：{n} / {max} 个字符"],
+  and: [" and ", "、"],
+  chars: ["{n} / {most} characters", "{n} / {most} 字符"],
+  tokens: ["{n} / {most} tokens", "{n} / {most} token"],
   errorGuidance: ["A number from 0 to 30, or nothing.", "请填写 0 到 30 的数字，或留空。"],
   errorTooMany: ["{n} pictures at once are too many: at most {max}.", "一次 {n} 张太多了，最多 {max} 张。"],
   errorCount: ["Choose 1 to {max}.", "请填写 1 到 {max}。"],
@@ -70,7 +74,7 @@ export const STRINGS = {
   results: ["Results", "结果"],
   views: ["Views", "视图"],
   gallery: ["Gallery", "图库"],
-  search: ["Search prompts", "搜索提示词"],
+  search: ["Prompt, seed or job", "提示词、种子或任务"],
   favouritesOnly: ["Favourites only", "只看收藏"],
   nothingFound: ["No matches", "没有符合条件的图片"],
   showMore: ["Show more", "显示更多"],
@@ -96,6 +100,7 @@ export const STRINGS = {
   drawingStep: ["Step {step} of {steps}", "第 {step} / {steps} 步"],
   left: ["{time} left", "剩余 {time}"],
   finishing: ["Finishing…", "即将完成…"],
+  limited: ["Too many at a time", "同时请求过多"],
   busy: ["All workers are busy", "所有绘图进程都在忙"],
   retryIn: ["tries again in {time}", "{time} 后自动重试"],
   lost: ["Connection lost", "连接中断"],
@@ -107,10 +112,40 @@ export const STRINGS = {
   errorNetwork: ["The server cannot be reached.", "无法连接服务器。"],
   errorPage: ["This page did not understand the answer. Load it anew.", "本页无法理解服务器的回复，请刷新页面。"],
   errorStream: ["The connection broke {n} times.", "连接中断了 {n} 次。"],
-  errorTokens: [
-    "Too long: {tokens} tokens, and the model reads {max}. Shorten it by about {percent} %.",
-    "太长：共 {tokens} 个 token，模型最多读取 {max} 个。请缩短约 {percent}%。",
+  reason_too_many_tokens: [
+    "Too long: {tokens} tokens, and the model reads {most}. Shorten it by about {percent} %.",
+    "太长：共 {tokens} 个 token，模型最多读取 {most} 个。请缩短约 {percent}%。",
   ],
+  reason_images_per_day: [
+    "{drawn} of {most} pictures today, and {asked} more are wanted; again at {time}.",
+    "今日已画 {drawn} / {most} 张，还需要 {asked} 张；{time} 起可以继续。",
+  ],
+  reason_brace_open: ["Character {at}: this { is not closed. Write \\{ for a plain one.", "第 {at} 个字符：这个 { 没有闭合。普通花括号请写成 \\{。"],
+  reason_brace_closes_nothing: ["Character {at}: this } closes nothing. Write \\} for a plain one.", "第 {at} 个字符：这个 } 没有对应的 {。普通花括号请写成 \\}。"],
+  reason_brace_no_name: [
+    "Character {at}: these braces hold neither choices, as in {red|blue}, nor a name.",
+    "第 {at} 个字符：花括号里既不是 {红色|蓝色} 这样的选项，也不是变量名。",
+  ],
+  reason_too_many_prompts: ["It makes more than {most} prompts. Take away choices or values.", "展开后超过 {most} 条提示词，请减少选项或取值。"],
+  reason_prompt_chars: ["A prompt that it makes has more than {most} characters. Shorten it or its values.", "展开后有提示词超过 {most} 个字符，请缩短模板或取值。"],
+  error_invalid_api_key: ["The key is wrong, expired or switched off.", "密钥错误、已过期或已停用。"],
+  error_forbidden: ["This key may not do that.", "此密钥没有这项权限。"],
+  error_not_found: ["It does not exist, or no longer.", "不存在，或已被删除。"],
+  error_wrong_state: ["Its state does not allow that.", "当前状态不允许此操作。"],
+  error_deadline_passed: ["It was not drawn in the time that it had.", "未能在限定时间内完成。"],
+  error_request_too_large: ["The request is too large.", "请求过大。"],
+  error_request_refused: ["The model declines this request: change the prompt or the size.", "模型拒绝了此请求，请修改提示词或尺寸。"],
+  error_too_slow: ["It takes too long to draw: ask for a smaller size or fewer steps.", "绘制时间过长，请减小尺寸或步数。"],
+  error_out_of_memory: ["It does not fit the device: ask for a smaller size.", "显存不足，请减小尺寸。"],
+  error_rate_limit_exceeded: ["Over a limit of the key or the address.", "超出密钥或地址的限额。"],
+  error_drawing_failed: ["Drawing failed. It may work the next time.", "绘制出错，可以重试。"],
+  error_storage_failed: ["The picture cannot be stored: there is no room.", "存储空间不足，无法保存图片。"],
+  error_store_unavailable: ["The database cannot be used now. Try again.", "数据库暂时不可用，请稍后再试。"],
+  error_overloaded: ["All workers are busy. Try again.", "所有绘图进程都在忙，请稍后再试。"],
+  error_not_ready: ["No worker is ready. Try again.", "没有就绪的绘图进程，请稍后再试。"],
+  error_draining: ["The worker is about to restart. Try again.", "绘图进程正在重启，请重试。"],
+  error_unavailable: ["Nobody can take it now. Try again.", "暂时无法处理，请稍后再试。"],
+  error_server_error: ["The server failed on this. Operators find the cause in its log.", "服务器内部错误，管理员可在日志中查看原因。"],
   errorHttp: ["The server answered {status}.", "服务器返回 {status}。"],
 
   cancel: ["Cancel", "取消"],
@@ -126,8 +161,12 @@ export const STRINGS = {
   copied: ["Prompt copied", "提示词已复制"],
   copyFailed: ["The browser did not allow copying", "浏览器不允许复制"],
   reused: ["Settings loaded", "参数已填入表单"],
-  removed: ["Picture deleted", "图片已删除"],
+  removed: ["Picture deleted|{n} pictures deleted", "已删除 {n} 张图片"],
+  cancelled: ["Picture cancelled|{n} pictures cancelled", "已取消 {n} 张图"],
+  dismissed: ["Failed picture removed|{n} failed pictures removed", "已移除 {n} 张失败的图"],
+  replaced: ["Your text was replaced", "已替换原来的文字"],
   undo: ["Undo", "撤销"],
+  undoOf: ["Undo ({n})", "撤销（{n}）"],
 
   jobs: ["Jobs", "任务"],
   job: ["Job", "任务"],
@@ -147,6 +186,9 @@ export const STRINGS = {
   pause: ["Pause", "暂停"],
   resume: ["Resume", "继续"],
   retry: ["Retry what failed", "重试失败项"],
+  retryCancelled: ["Draw the rest", "继续绘制其余图片"],
+  jobForgotten: ["Job deleted|{n} jobs deleted", "已删除 {n} 个任务"],
+  jobCancelled: ["Job cancelled|{n} jobs cancelled", "已取消 {n} 个任务"],
   forgetJob: ["Delete the job; its pictures stay", "删除任务（保留图片）"],
   zip: ["Download all as ZIP", "打包下载全部"],
   pictureGone: ["The picture was deleted.", "图片已被删除。"],
@@ -268,12 +310,15 @@ export function t(key, values = {}) {
 }
 
 /**
- * Why the server refused, in the page's language where it has words for that, else in its own.
- * @param {{ code?: string | null, message?: string }} error
+ * Why the server refused: by its `details` or `code`, never by its message, which is English.
+ * @param {{ code?: string | null, message?: string, details?: Refusal["details"] }} error
  */
-export function reasonOf({ code, message = "" }) {
-  const numbers = code === "prompt_too_long" && /(\d+) tokens; .*?(\d+): .*?(\d+) %/.exec(message);
-  return numbers ? t("errorTokens", { tokens: numbers[1], max: numbers[2], percent: numbers[3] }) : message;
+export function reasonOf({ code, message = "", details }) {
+  const exact = `reason_${details?.reason}`;
+  if (details && has(exact)) return t(exact, { ...details, time: clock(Number(details.resets_at)) });
+  if (message && language === "en") return message;
+  const general = `error_${code}`;
+  return has(general) ? t(general) : message;
 }
 
 /**

@@ -140,17 +140,20 @@ function watch(outer) {
 const HANDLERS = {
   queued(event, slots, { tries }) {
     slots.requestId = event.request_id;
+    slots.pictureS = event.picture_s ?? undefined;
     jobOf(slots).resume = event.resume ?? null;
     for (const [index, shot] of slots.entries()) {
       if (!shot || !OPEN.has(shot.state) || shot.state === "drawing") continue;
       shot.seed ??= event.seeds[index];
-      const reconnected = shot.reconnected || tries.lost > 0;
-      become(shot, { state: "queued", position: event.position, until: inS(event.wait_s), reconnected });
+      become(shot, { state: "queued", reconnected: shot.reconnected || tries.lost > 0 });
     }
-    return slots;
+    return lineUp(slots, event.position, event.wait_s);
   },
   step({ image_index, step, steps, remaining_s }, slots) {
-    return update(slots[image_index], { state: "drawing", step, steps, until: inS(remaining_s) });
+    const drawn = update(slots[image_index], { state: "drawing", step, steps, until: inS(remaining_s) });
+    const together = slots.filter((shot) => shot?.state === "drawing").length;
+    if (step < steps && together) slots.pictureS = (remaining_s * steps) / (steps - step) / together;
+    return [...drawn, ...lineUp(slots, 0, remaining_s)];
   },
   partial_image({ image_index, b64_json, output_format }, slots, { format }) {
     return update(slots[image_index], { preview: blobOf(b64_json, output_format ?? format) });
@@ -162,6 +165,21 @@ const HANDLERS = {
     return update(shot, { state: "done", preview: null, seed: seed ?? shot?.seed, blob, imageId });
   },
 };
+
+/**
+ * Give each picture that has not begun a place and a wait of its own: `position` and `wait_s` are those of the first.
+ * @param {Slots} slots
+ * @param {number} position
+ * @param {number} wait_s
+ */
+function lineUp(slots, position, wait_s) {
+  const waiting = slots.filter((shot) => shot?.state === "queued");
+  waiting.forEach((shot, k) => {
+    const until = k && slots.pictureS === undefined ? null : inS(wait_s + k * (slots.pictureS ?? 0));
+    become(/** @type {Shot} */ (shot), { position: position + k, until });
+  });
+  return waiting;
+}
 
 /**
  * @param {{ type: string } & any} event
@@ -206,12 +224,12 @@ const inS = (seconds) => Date.now() + 1000 * (seconds ?? 0);
  * {reason, wait_s} before the next try, or null when there shall be none.
  * @param {unknown} error
  * @param {Tries} tries
- * @returns {{ reason: "lost" | "busy" | "noWorkers", wait_s: number } | null}
+ * @returns {Pause | null}
  */
 function pauseAfter(error, tries) {
   if (error instanceof ApiError && error.busy) {
     if (++tries.busy > MAX_BUSY_TRIES) return null;
-    const reason = NOT_READY.has(error.code ?? "") ? "noWorkers" : "busy";
+    const reason = error.status === 429 ? "limited" : NOT_READY.has(error.code ?? "") ? "noWorkers" : "busy";
     return { reason, wait_s: error.retryAfterS ?? BUSY_WAIT_S };
   }
   const lost = (error instanceof ApiError && error.lost) || error instanceof StreamCut;
@@ -221,7 +239,7 @@ function pauseAfter(error, tries) {
 
 /**
  * @param {Job} job
- * @param {{ reason: "lost" | "busy" | "noWorkers", wait_s: number }} pause
+ * @param {Pause} pause
  * @param {(shot: Shot) => void} changed
  * @returns {Promise<void>}
  */

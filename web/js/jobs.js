@@ -5,6 +5,7 @@ import { $, h, icon, setText, whenNear } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { clock, duration, named, t } from "./i18n.js";
 import { toast } from "./toast.js";
+import { offerUndo } from "./undo.js";
 import { whyNot } from "./why.js";
 
 const BUSY_MS = 2000;
@@ -20,12 +21,10 @@ export class Jobs {
   /** @type {Timer} */
   #timer;
 
-  /**
-   * `changed(job)` for each that has changed.
-   * @param {(job: StoredJob) => void} changed
-   */
-  constructor(changed) {
-    this.changed = changed;
+  /** @type {Set<string>} */
+  #forgotten = new Set(); // ids of those that are deleted unless that is taken back
+
+  constructor() {
     /** @type {StoredJob[]} */
     this.all = [];
     this.started = false;
@@ -61,19 +60,54 @@ export class Jobs {
     this.#show();
   }
 
+  /**
+   * Show `job` as it was told to be; nobody is asked.
+   * @param {StoredJob} job
+   */
+  put(job) {
+    const place = this.all.findIndex(({ id }) => id === job.id);
+    if (place >= 0) this.all[place] = job;
+    this.#show();
+  }
+
+  /**
+   * Delete `job` once nobody may take that back any more.
+   * @param {StoredJob} job
+   */
+  forget({ id }) {
+    const where = location.hash;
+    const set = (/** @type {boolean} */ gone) => {
+      if (gone) this.#forgotten.add(id);
+      else this.#forgotten.delete(id);
+      this.#show();
+    };
+    set(true);
+    if (where === `#job=${id}`) location.hash = "#jobs";
+    const undo = () => {
+      set(false);
+      location.hash = where;
+    };
+    const stays = (/** @type {unknown} */ error) => (set(false), toast(whyNot(error)));
+    const settle = (/** @type {boolean} */ leaving) => void deleteJob(id, leaving).catch(stays);
+    offerUndo({ words: "jobForgotten", undo, settle });
+  }
+
   /** @param {StoredJob[]} jobs */
   #take(jobs) {
-    const before = new Map(this.all.map((job) => [job.id, JSON.stringify(job)]));
-    this.all = jobs;
+    const known = new Map(this.all.map((job) => [job.id, job]));
+    this.all = jobs.map((job) => {
+      const other = known.get(job.id); // whose events may have come first
+      return (other?.revision ?? 0) > (job.revision ?? 0) ? /** @type {StoredJob} */ (other) : job;
+    });
     this.#show();
-    for (const job of jobs) if (before.get(job.id) !== JSON.stringify(job)) this.changed(job);
   }
 
   #show() {
-    const running = this.running;
-    arrange($("#jobs"), this.all.map((job) => this.#row(job, 0)));
+    const shown = this.all.filter(({ id }) => !this.#forgotten.has(id));
+    const running = shown.filter(({ state }) => RUNNING.has(state));
+    arrange($("#jobs"), shown.map((job) => this.#row(job, 0)));
     arrange($("#strip"), running.map((job) => this.#row(job, 1)));
-    $("#no-jobs").hidden = this.all.length > 0;
+    $("#no-jobs").hidden = shown.length > 0;
     $("#jobs-count").hidden = !running.length;
     setText($("#jobs-count"), String(running.length));
   }
@@ -83,7 +117,8 @@ export class Jobs {
    * @param {number} place
    */
   #row(job, place) {
-    const rows = this.#rows.get(job.id) ?? [new JobRow(() => this.poll()), new JobRow(() => this.poll())];
+    const acted = (/** @type {StoredJob | undefined} */ now) => (now ? this.put(now) : this.poll());
+    const rows = this.#rows.get(job.id) ?? [new JobRow(acted, this), new JobRow(acted, this)];
     this.#rows.set(job.id, rows);
     rows[place].update(job);
     return rows[place].element;
@@ -126,12 +161,14 @@ export class JobRow {
   #parts = null;
 
   /**
-   * `acted(job)` after each button, with what the job became: null where it is deleted, undefined where
-   * nothing came of it.
-   * @param {(job?: StoredJob | null) => void} acted
+   * `acted(job)` after each button, with what the job became: undefined where nothing came of it. `jobs`
+   * are those among which it stands.
+   * @param {(job?: StoredJob) => void} acted
+   * @param {Jobs} jobs
    */
-  constructor(acted) {
+  constructor(acted, jobs) {
     this.acted = acted;
+    this.jobs = jobs;
   }
 
   /** @param {StoredJob} job */
@@ -139,7 +176,7 @@ export class JobRow {
     const parts = this.#parts ?? this.#build(job);
     this.#parts = parts;
     const { name, bar, fill, facts, badge, tools } = parts;
-    const { done, failed, cancelled } = job.counts;
+    const { done, failed } = job.counts;
     this.element.dataset.state = job.held ? "paused" : job.state;
     setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
     setText(badge, job.held ? named("", job.held) : named("state_", job.state));
@@ -147,7 +184,7 @@ export class JobRow {
     bar.setAttribute("aria-valuenow", String(done));
     bar.setAttribute("aria-valuemax", String(job.total));
     bar.setAttribute("aria-label", name.textContent);
-    fill.style.setProperty("--done", String((done + failed + cancelled) / job.total));
+    fill.style.setProperty("--done", String((done + failed) / job.total));
     fill.style.setProperty("--bad", String(failed / job.total));
     this.#renderButtons(job, tools);
   }
@@ -176,32 +213,41 @@ export class JobRow {
     this.#buttons = key;
     const focused = tools.contains(document.activeElement);
     /** @type {HTMLElement[]} */
-    const buttons = verbs.map((verb) => this.#button(verb, ICONS[verb], () => steerJob(job.id, verb)));
+    const buttons = verbs.map((verb) => {
+      const words = verb === "retry" && job.state === "cancelled" ? "retryCancelled" : verb;
+      return button(words, ICONS[verb], () => this.#steer(job.id, verb));
+    });
     if (zip) {
       const all = { class: "ghost", href: zipOf(job.id), download: "", title: t("zip"), "aria-label": t("zip") };
       buttons.push(h("a", all, icon("download"), h("span", {}, "ZIP")));
     }
-    if (OVER.has(job.state)) buttons.push(this.#button("forgetJob", "trash", () => deleteJob(job.id)));
+    if (OVER.has(job.state)) buttons.push(button("forgetJob", "trash", () => this.jobs.forget(job)));
     tools.replaceChildren(...buttons);
     if (focused) buttons[0]?.focus();
   }
 
   /**
-   * @param {Verb | "forgetJob"} name
-   * @param {string} iconName
-   * @param {() => Promise<StoredJob | null>} act
+   * @param {string} id
+   * @param {Verb} verb
    */
-  #button(name, iconName, act) {
-    const run = async () => {
-      const job = await act().catch((error) => {
-        toast(whyNot(error));
-        return undefined;
-      });
-      this.acted(job);
-    };
-    const label = { title: t(name), "aria-label": t(name) };
-    return h("button", { type: "button", class: "ghost icon-only", onclick: run, ...label }, icon(iconName));
+  async #steer(id, verb) {
+    const job = await steerJob(id, verb).catch((error) => {
+      toast(whyNot(error));
+      return undefined;
+    });
+    this.acted(job);
+    if (verb === "cancel" && job) offerUndo({ words: "jobCancelled", undo: () => this.#steer(id, "retry") });
   }
+}
+
+/**
+ * @param {Words} name
+ * @param {string} iconName
+ * @param {() => void} run
+ */
+function button(name, iconName, run) {
+  const label = { title: t(name), "aria-label": t(name) };
+  return h("button", { type: "button", class: "ghost icon-only", onclick: run, ...label }, icon(iconName));
 }
 
 /** @param {StoredJob} job */
@@ -221,7 +267,8 @@ function factsOf({ state, counts, total, predicted_finish_at, finished_at, creat
 /** One job on show: what it has drawn, what it draws, what is still to come. */
 export class JobView {
   #grid;
-  #row = new JobRow((job) => this.#acted(job));
+  /** @type {JobRow | null} */
+  #row = null;
   /** @type {StoredJob | null} */
   #job = null;
   /** @type {EventSource | null} */
@@ -235,16 +282,17 @@ export class JobView {
   #heard = 0; // the revision of the job that is on show
 
   /**
-   * `actions` as of a gallery; `changedElsewhere()` when the list of jobs is old.
+   * `actions` as of a gallery; `jobs`, which hear of what this one becomes.
    * @param {JobActions} actions
-   * @param {() => void} changedElsewhere
+   * @param {Jobs} jobs
    */
-  constructor(actions, changedElsewhere) {
-    this.changedElsewhere = changedElsewhere;
+  constructor(actions, jobs) {
+    this.jobs = jobs;
     this.#grid = new Gallery($("#job-grid"), { ...actions, open: (item) => actions.open(item, this.#grid) });
+    this.#grid.source = this;
     const foot = $("#more-items");
-    $("button", foot).addEventListener("click", () => this.#more());
-    whenNear(foot, () => this.#more());
+    $("button", foot).addEventListener("click", () => this.more());
+    whenNear(foot, () => this.more());
   }
 
   get gallery() {
@@ -266,7 +314,7 @@ export class JobView {
     this.#heard = job.revision ?? 0;
     this.#renew(job);
     $("#more-items").hidden = false;
-    await this.#more();
+    await this.more();
     if (id === this.#asked) this.#follow(id);
   }
 
@@ -288,13 +336,17 @@ export class JobView {
    * @param {StoredJob} job
    */
   #renew(job) {
-    this.#row = new JobRow((acted) => this.#acted(acted));
+    this.#row = new JobRow((acted) => this.#acted(acted), this.jobs);
     $("#job-head").replaceChildren(this.#row.element);
     this.#row.update(job);
   }
 
+  get hasMore() {
+    return !$("#more-items").hidden;
+  }
+
   /** The next items; whether they came. */
-  async #more() {
+  async more() {
     const job = this.#job;
     if (!job || this.#loading || $("#more-items").hidden) return false;
     this.#loading = job.id;
@@ -309,10 +361,10 @@ export class JobView {
     return true;
   }
 
-  /** @param {StoredJob | null | undefined} job */
+  /** @param {StoredJob | undefined} job */
   #acted(job) {
-    if (job === null) location.hash = "#jobs";
-    if (!job || job.id !== this.#job?.id) return this.changedElsewhere();
+    if (!job) return this.jobs.poll();
+    if (job.id !== this.#job?.id) return this.jobs.put(job);
     this.#updated(job);
     // A job that was over may run again.
     if (this.#events && this.#events.readyState !== EventSource.OPEN) this.#follow(job.id);
@@ -353,8 +405,8 @@ export class JobView {
   /** @param {StoredJob} job */
   #updated(job) {
     this.#job = job;
-    this.#row.update(job);
-    this.changedElsewhere();
+    this.#row?.update(job);
+    this.jobs.put(job);
   }
 
   /** @param {StoredItem} item */

@@ -31,6 +31,7 @@ export class Library {
     this.changed = changed;
     /** @type {boolean | null} */
     this.reachable = null; // not known yet
+    gallery.source = this;
     const foot = $("#more-pictures");
     $("button", foot).addEventListener("click", () => this.more());
     whenNear(foot, () => this.more());
@@ -114,9 +115,18 @@ export class Library {
     this.#gone.delete(id);
   }
 
-  /** @param {string} id */
+  /**
+   * Throws where the picture stays.
+   * @param {string} id
+   */
   async delete(id, leaving = false) {
-    await this.#patiently(() => deleteImage(id, leaving)).catch(() => this.restore(id));
+    try {
+      await this.#patiently(() => deleteImage(id, leaving));
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) return; // by somebody else
+      this.restore(id);
+      throw error;
+    }
   }
 
   /** @param {() => Promise<unknown>} work */

@@ -41,17 +41,8 @@ export class DrawQueue {
     return this.#waiting.indexOf(job);
   }
 
-  /** @param {Shot} shot */
-  cancel(shot) {
-    this.#drop([shot]);
-  }
-
-  cancelAll() {
-    this.#drop(this.openShots);
-  }
-
   /** @param {Shot[]} shots */
-  #drop(shots) {
+  cancel(shots) {
     for (const shot of shots) {
       shot.state = "cancelled";
       this.changed(shot);

@@ -23,6 +23,7 @@ export class Session {
     onSignedOut(() => this.#ask());
     $("#sign-in-form").addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
     this.#dialog.addEventListener("cancel", (event) => event.preventDefault()); // nothing works without a key
+    $("#account").addEventListener("toggle", () => this.#look());
     $("#sign-out").addEventListener("click", () => this.#leave());
     $("#sign-out-everywhere").addEventListener("click", () => this.#leaveEverywhere());
   }
@@ -34,6 +35,14 @@ export class Session {
     if (session?.auth === "keys" && !session.signed_in) return this.#ask();
     this.open = true;
     this.onOpen();
+  }
+
+  // What was drawn today changes while the page is open.
+  async #look() {
+    const session = $("#account").open ? await getSession().catch(() => null) : null;
+    if (!session?.key) return;
+    this.#key = session.key;
+    this.render();
   }
 
   render() {

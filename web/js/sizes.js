@@ -16,6 +16,8 @@ export const LIMITS = {
   guidance: null,
   maxSteps: 50,
   maxImages: 10,
+  maxChars: null,
+  maxTokens: null,
 };
 
 /**
@@ -26,6 +28,7 @@ export const LIMITS = {
 export function limitsOf(entry) {
   const { default_size, default_steps, default_guidance_scale, side_multiple, min_side, max_pixels, max_steps, max_images } =
     entry;
+  const { max_prompt_chars, max_prompt_tokens } = entry;
   const [width, height] = String(default_size ?? "").match(/\d+/g)?.map(Number) ?? [];
   return {
     width: number(width) ?? LIMITS.width,
@@ -37,11 +40,13 @@ export function limitsOf(entry) {
     guidance: default_guidance_scale ?? LIMITS.guidance,
     maxSteps: number(max_steps) ?? LIMITS.maxSteps,
     maxImages: Math.min(number(max_images) ?? LIMITS.maxImages, 10),
+    maxChars: number(max_prompt_chars),
+    maxTokens: number(max_prompt_tokens),
   };
 }
 
-/** @param {number | undefined} value */
-const number = (value) => (value !== undefined && Number.isInteger(value) && value > 0 ? value : null);
+/** @param {number | null | undefined} value */
+const number = (value) => (value && Number.isInteger(value) && value > 0 ? value : null);
 
 /**
  * [width, height] of about the default's area in the given ratio.

@@ -2,8 +2,9 @@
 
 import { ApiError, previewJob } from "./api.js";
 import { $, h, setText } from "./dom.js";
-import { inLanguage, t, TEMPLATE_EXAMPLE } from "./i18n.js";
+import { inLanguage, reasonOf, t, TEMPLATE_EXAMPLE } from "./i18n.js";
 import { load, save } from "./settings.js";
+import { offerUndo } from "./undo.js";
 
 const WAIT_MS = 350; // after the last key
 const MAX_VARIABLES = 20; // the server's bound: it says so where a template has more
@@ -51,11 +52,11 @@ export class TemplateEditor {
     return { template, ...(Object.keys(variables).length ? { variables } : {}) };
   }
 
-  /** The name of a variable without a value, or null. */
+  /** Names of the variables without a value. */
   get unfilled() {
     const filled = Object.entries(this.body.variables ?? {});
-    if (filled.length > MAX_VARIABLES) return null;
-    return filled.find(([, values]) => !values.length)?.[0] ?? null;
+    if (filled.length > MAX_VARIABLES) return [];
+    return filled.filter(([, values]) => !values.length).map(([name]) => name);
   }
 
   /** After any change of the form, or of the language. */
@@ -96,7 +97,7 @@ export class TemplateEditor {
   async #ask() {
     this.#asking?.abort();
     const rest = this.settings();
-    if ($("#template").closest("[hidden]") || !rest || !this.body.template || this.unfilled) return this.#show(null);
+    if ($("#template").closest("[hidden]") || !rest || !this.body.template || this.unfilled.length) return this.#show(null);
     const asking = new AbortController();
     this.#asking = asking;
     try {
@@ -105,7 +106,7 @@ export class TemplateEditor {
     } catch (error) {
       if (asking !== this.#asking) return;
       const ours = error instanceof ApiError && PARAMS.test(error.param ?? "");
-      this.#show(null, ours ? error.message : "");
+      this.#show(null, ours ? reasonOf(error) : "");
     }
   }
 
@@ -134,11 +135,22 @@ export class TemplateEditor {
 
   #example() {
     const { template, variables } = inLanguage(TEMPLATE_EXAMPLE);
-    Object.assign(this.#values, variables);
-    save("variables", this.#values);
+    const before = { template: $("#template").value, values: this.#values };
+    this.#fill(template, Object.assign({}, this.#values, variables));
+    $("#template").focus();
+    if (!before.template.trim() || before.template === template) return;
+    offerUndo({ words: "replaced", undo: () => this.#fill(before.template, before.values) });
+  }
+
+  /**
+   * @param {string} template
+   * @param {{ [name: string]: string }} values
+   */
+  #fill(template, values) {
+    this.#values = values;
+    save("variables", values);
     $("#variables").replaceChildren(); // to be built with the new values
     $("#template").value = template;
     $("#template").dispatchEvent(new Event("input", { bubbles: true }));
-    $("#template").focus();
   }
 }

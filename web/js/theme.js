@@ -2,13 +2,13 @@
 
 import { icon } from "./dom.js";
 import { t } from "./i18n.js";
-import { save } from "./settings.js";
+import { load, save } from "./settings.js";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 const root = document.documentElement;
 
 const systemTheme = () => (system.matches ? "dark" : "light");
-const currentTheme = () => root.dataset.theme ?? systemTheme();
+const currentTheme = () => root.dataset.theme; // boot.js has set it
 
 /** @param {HTMLElement} button */
 export function showThemeSwitch(button) {
@@ -25,10 +25,12 @@ export function bindThemeSwitch(button) {
   button.addEventListener("click", () => {
     const theme = currentTheme() === "dark" ? "light" : "dark";
     // Choosing what the system wishes anyway means to follow it again.
-    if (theme === systemTheme()) delete root.dataset.theme;
-    else root.dataset.theme = theme;
-    save("theme", root.dataset.theme ?? null);
+    save("theme", theme === systemTheme() ? null : theme);
+    root.dataset.theme = theme;
     showThemeSwitch(button);
   });
-  system.addEventListener("change", () => showThemeSwitch(button));
+  system.addEventListener("change", () => {
+    if (!load("theme")) root.dataset.theme = systemTheme();
+    showThemeSwitch(button);
+  });
 }

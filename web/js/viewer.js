@@ -1,8 +1,10 @@
-/** One picture over the whole window: arrow keys and swipes walk, Escape closes. */
+/** One picture over the whole window: arrow keys and swipes walk, Escape and Back close. */
 
 import { $, h, icon, setText, stepOf } from "./dom.js";
+import { dragOriginal } from "./drag.js";
 import { t } from "./i18n.js";
 import { Stored } from "./stored.js";
+import { placeToasts } from "./toast.js";
 
 const SWIPE_PX = 50;
 /** @type {("favourite" | "download" | "again" | "copyPrompt" | "remove")[]} */
@@ -16,6 +18,7 @@ export class Viewer {
   /** @type {Drawn | null} */
   #item = null;
   #stored = new Stored($("#viewer-image"));
+  #leaving = false; // it goes back in the history by itself
 
   /** @param {Pick<Actions, typeof ACTIONS[number]>} actions */
   constructor(actions) {
@@ -27,6 +30,8 @@ export class Viewer {
     this.#dialog.addEventListener("keydown", (event) => this.#key(event));
     this.#dialog.addEventListener("close", () => this.#closed());
     this.#bindSwipe($(".viewer-picture"));
+    $("#viewer-image").addEventListener("dragstart", (event) => this.#item && dragOriginal(event, this.#item.picture));
+    addEventListener("popstate", () => this.#popped());
   }
 
   /**
@@ -37,7 +42,29 @@ export class Viewer {
   open(item, gallery) {
     this.#gallery = gallery;
     this.#show(item);
-    if (!this.#dialog.open) this.#dialog.showModal();
+    if (this.#dialog.open) return $("#viewer-close").focus(); // or the keys of the viewer go nowhere
+    this.#dialog.showModal();
+    this.#enter();
+    placeToasts();
+  }
+
+  // Of the history: whoever goes back leaves the picture, not the page.
+  #enter() {
+    history.scrollRestoration = "manual"; // the page behind stays where it is
+    history.pushState({ viewer: true }, "");
+  }
+
+  #popped() {
+    const byItself = this.#leaving;
+    this.#leaving = false;
+    history.scrollRestoration = "auto";
+    if (!this.#dialog.open) return;
+    if (byItself) this.#enter(); // opened again before the browser had gone back
+    else this.#dialog.close();
+  }
+
+  get isOpen() {
+    return this.#dialog.open;
   }
 
   /** Words anew, or a picture more or less beside the one on view. */
@@ -55,13 +82,15 @@ export class Viewer {
     this.#item = item;
     const { prompt, seed, width, height, steps, format, negative_prompt, favourite } = item.picture;
     $("#viewer-image").alt = prompt;
+    $("#viewer-image").style.setProperty("--ratio", String(width / height));
     this.#stored.show(this.#gallery?.card(item.id)?.url ?? item.picture.url);
     const facts = [`${width} × ${height}`, t("meta", { seed }), steps ? t("metaSteps", { n: steps }) : ""];
     if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
     setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
     const items = this.#gallery?.pictures ?? [];
-    setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}`);
+    const more = this.#gallery?.source?.hasMore ? "+" : ""; // on the server, and not shown yet
+    setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}${more}`);
     const actions = $("#viewer-actions");
     const focused = [...actions.children].indexOf(/** @type {Element} */ (document.activeElement));
     const star = this.#action("favourite", "star");
@@ -76,7 +105,7 @@ export class Viewer {
     );
     this.#button(focused)?.focus();
     $("#viewer-prev").disabled = !this.#neighbour(-1);
-    $("#viewer-next").disabled = !this.#neighbour(+1);
+    $("#viewer-next").disabled = !this.#neighbour(+1) && !more;
   }
 
   /**
@@ -111,9 +140,12 @@ export class Viewer {
   }
 
   /** @param {number} by */
-  #walk(by) {
+  async #walk(by) {
+    const source = this.#gallery?.source;
+    const from = this.#item;
+    if (by > 0 && !this.#neighbour(by) && source?.hasMore) await source.more();
     const item = this.#neighbour(by);
-    if (item) this.#show(item);
+    if (item && from === this.#item) this.#show(item);
   }
 
   // The picture on view goes away: show its neighbour, or nothing.
@@ -129,11 +161,17 @@ export class Viewer {
     const by = stepOf(event.key);
     if (by) return this.#walk(by);
     const chosen = this.#button(KEYS.indexOf(event.key.toLowerCase()));
-    if (chosen?.checkVisibility()) chosen.click();
+    if (!chosen?.checkVisibility()) return;
+    event.preventDefault(); // the key may move the focus to the form, and would be typed there
+    if (!event.repeat) chosen.click();
   }
 
   // `again` has moved the focus to the form already.
   #closed() {
+    if (history.state?.viewer) {
+      this.#leaving = true;
+      history.back();
+    }
     if (!this.#item || $("#form").contains(document.activeElement)) return;
     this.#gallery?.card(this.#item.id)?.opener?.focus();
   }

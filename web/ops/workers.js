@@ -1,7 +1,7 @@
 /** The table of workers, with the words of `zimage status` and the runbook. */
 
 import { $, h } from "/js/dom.js";
-import { t } from "/js/i18n.js";
+import { named, t } from "/js/i18n.js";
 import { gibibytes, number, percent, seconds, span, stateWord } from "./format.js";
 
 /** @type {Words[]} */
@@ -43,7 +43,7 @@ function activity({ phase, phase_age_s: age_s, in_step: requests }) {
   if (!phase) return ["–"];
   if (phase === "idle") return [t("phase_idle")];
   const age = age_s === null ? [] : [small(seconds(age_s))];
-  return [t(`phase_${phase}`), ...age, ...(requests ? [small(t("opsRequests", { n: requests }))] : [])];
+  return [named("phase_", phase), ...age, ...(requests ? [small(t("opsRequests", { n: requests }))] : [])];
 }
 
 /** @param {WorkerState} worker */
