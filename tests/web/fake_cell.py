@@ -207,7 +207,11 @@ class FakeCell:
         steps = body.get("steps", self.steps)
         for position in range(self.position, -1, -1):
             wait_s = self.wait_s * (position + 1)
-            fields = {"request_id": request_id, "seeds": seeds, "resume": f"place {position}"}
+            fields: dict[str, Any] = {
+                "request_id": request_id,
+                "seeds": seeds,
+                "resume": f"place {position}",
+            }
             fields["picture_s"] = self.picture_s
             yield _event("queued", position=position, wait_s=wait_s, **fields)
             await self._pace(0)

@@ -187,6 +187,7 @@ function buildFailed(card) {
   const { job, error } = shot;
   const words = h("p", { class: "detail" }, messageOf(shot));
   const cancelled = shot.state === "cancelled";
+  card.element.dataset.state = shot.state;
   const title = h("p", { class: "title" }, icon("alert"), t(cancelled ? "state_cancelled" : "failed"));
   const again = h("button", { type: "button", class: "ghost" }, t("tryAgain"));
   again.addEventListener("click", () => card.actions.retry?.(pendingOf(card)));

@@ -206,5 +206,5 @@ def _wrong(
 ) -> InvalidRequest:
     place = "" if at is None else f"character {at + 1}: "
     numbers |= {} if at is None else {"at": at + 1}
-    details = {"reason": reason, **numbers} if reason else None
+    details: dict[str, str | float] = {"reason": reason, **numbers} if reason else {}
     return InvalidRequest(f"template: {place}{what}.", param="template", details=details)

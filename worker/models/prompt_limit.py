@@ -67,7 +67,7 @@ class Complaint:
 
 def refuse(param: str, complaint: Complaint, where: str = "") -> NoReturn:
     """``where``: what of ``param`` it is."""
-    details = {
+    details: dict[str, str | float] = {
         "reason": "too_many_tokens",
         "tokens": complaint.tokens,
         "most": complaint.most,

@@ -154,7 +154,7 @@ def _named_by(
     if owner is not None:
         job &= jobs.c.owner == owner
     found = connection.scalars(sa.select(jobs.c.id).where(job).limit(_MOST_JOBS)).all()
-    conditions = [images.c.job_id.in_(found)] if found else []
+    conditions: list[sa.ColumnElement[bool]] = [images.c.job_id.in_(found)] if found else []
     if seed := _SEED.fullmatch(word):
         conditions.append(images.c.seed == int(seed[1]))
     return sa.or_(*conditions) if conditions else None
