@@ -153,10 +153,6 @@ class Layout:
     def nginx_pid(self) -> Path:
         return self.state_dir / "nginx.pid"
 
-    def applied(self, program: str) -> Path:
-        """The digest of the file that ``program`` was started with."""
-        return self.state_dir / f"{program}.applied"
-
     @property
     def cell_json(self) -> Path:
         return self.state_dir / "cell.json"

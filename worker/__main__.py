@@ -8,13 +8,14 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from worker import exits, listener, log, server
+from worker import code_digest, exits, listener, log, server
 from worker.models.loading.sources import load
 from worker.settings import Settings, problems
 
 
 def main() -> int:
     """Run one worker to its end; returns the exit code (see ``worker/exits.py``)."""
+    code_digest.own()
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

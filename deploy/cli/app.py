@@ -1,5 +1,6 @@
 """``zimage``: the verbs of an operator. Exit code 0 done, 1 failed, 2 misuse."""
 
+import errno
 import getpass
 import os
 import signal
@@ -28,10 +29,20 @@ from deploy.host.account import AccountError
 from deploy.host.utf8 import speak_utf8
 from deploy.rendering.certificate import CertificateError
 from deploy.rollout import calibrate as calibration
-from deploy.rollout import checks, converge, files, interrupts, operation, picture, roll
+from deploy.rollout import (
+    checks,
+    converge,
+    files,
+    interrupts,
+    operation,
+    picture,
+    preview,
+    roll,
+)
 from deploy.rollout.down import down as end_cell
 from deploy.rollout.interrupts import Interrupted
 from deploy.rollout.unit import render_unit
+from deploy.supervision import supervise
 from deploy.supervision.supervise import SupervisorError
 
 app = typer.Typer(
@@ -61,6 +72,8 @@ def zimage(
     """Run a cell: GPU workers behind nginx, kept alive by supervisord and a guard."""
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
 WorkerName = Annotated[str, typer.Argument(help="Name of a worker, such as w1.")]
 
 
@@ -77,11 +90,17 @@ def up(
     abort: Annotated[
         bool, typer.Option("--abort", help="End the command that is under way or was cut short.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would change, and why.")
+    ] = False,
 ) -> None:
     """Start the cell, or make a running one equal to cluster.toml."""
-    if sum((foreground, resume, abort)) > 1:
-        raise typer.BadParameter("--foreground, --resume and --abort exclude each other")
-    cell = _cell(config, create=not abort)
+    if sum((foreground, resume, abort, dry_run)) > 1:
+        text = "--foreground, --resume, --abort and --dry-run exclude each other"
+        raise typer.BadParameter(text)
+    cell = _cell(config, create=not (abort or dry_run))
+    if dry_run:
+        raise typer.Exit(_dry_run(cell))
     if abort:
         aborted = operation.abort(cell)
         output.done(f"{operation.in_words(aborted)}; what it changed stays changed")
@@ -103,7 +122,7 @@ def down(
 ) -> None:
     """End the cell: drawings that run are finished, then every process goes."""
     cell = _cell(config)
-    if not processes.members(cell.layout.processes):
+    if not processes.members(cell.layout.processes) and not supervise.unrecorded(cell.layout):
         output.done("nothing runs")
         return
     output.step("stop nginx, workers and guard" + ("" if now else ", drawings that run first"))
@@ -384,6 +403,10 @@ def run(command: Callable[..., Any]) -> int:
         output.fail(str(error))
     except PermissionError as error:
         output.fail(f"{error}; run this as the user who ran `zimage up`, or as root")
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        output.fail(f"the disk is full: {error}; make room (df -h), then the same command again")
     except Interrupted as signal_seen:
         output.fail("interrupted: zimage status says what runs, zimage up completes it")
         return signal_seen.exit_code
@@ -442,6 +465,28 @@ def _apply(cell: Cell, doing: str, target: str = "", *, child: bool = False) -> 
         return converge.apply(rollout, rendered, child=child)
 
 
+def _dry_run(cell: Cell) -> int:
+    """1 where `up` would refuse to start."""
+    bad = [finding for finding in checks.before_up(cell) if finding.level != "ok"]
+    output.findings(bad)
+    rendered = cell.render()
+    if cell.layout.tmp_dir.is_dir():
+        files.check_nginx(cell, rendered)
+    if processes.members(cell.layout.processes):
+        converge.show(files.changes(cell.layout.render_dir, rendered))
+    changes = preview.changes(cell, rendered)
+    for change in changes:
+        output.step(f"would {change.what}: {change.why}")
+    refused = any(finding.level == "fail" for finding in bad)
+    if refused:
+        output.fail("this machine cannot run that configuration: zimage up would touch nothing")
+    elif not changes:
+        output.done("nothing would change: the cell runs as cluster.toml says")
+    else:
+        output.done("nothing was touched")
+    return int(refused)
+
+
 def _resume(cell: Cell, *, draw: bool) -> None:
     record = operation.unfinished(cell)
     output.step(f"go on: {operation.in_words(record).split('; next:')[0]}")
@@ -456,8 +501,8 @@ def _resume(cell: Cell, *, draw: bool) -> None:
                 ended = end_cell(cell, now=False)
             output.done(f"down: {ended} processes ended, none is left")
         case "calibrate":
-            names = " ".join(record.workers)
-            raise CellError(f"a measurement cannot be resumed: zimage calibrate {names}")
+            again = " ".join(record.workers)
+            raise CellError(f"a measurement cannot be resumed: zimage calibrate {again}")
         case _:
             _greet(cell, changed=_apply(cell, "up --resume", record.target), draw=draw)
 

@@ -16,6 +16,7 @@ from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Observation, Verdict, judge
 from deploy.guard.keeping import Keeping
 from deploy.guard.killer import Killer
+from deploy.guard.left_behind import LeftBehind
 from deploy.guard.metrics import GuardMetrics
 from deploy.guard.observer import Observer
 from deploy.guard.programs import Programs
@@ -44,7 +45,10 @@ class Guard:
         self._metrics = GuardMetrics(self._watches, self._journal, self._gpus, settings.var_dir)
         self._observer = Observer(self._watches, self._gpus, self._layout, self._metrics.registry)
         self._hold = KillHold(self._rules)
-        self._programs = Programs(self._watches, settings, self._layout, self._journal)
+        self._left_behind = LeftBehind(self._layout, self._journal, self._troubles)
+        self._programs = Programs(
+            self._watches, settings, self._layout, self._journal, self._left_behind
+        )
         self._killer = Killer(self._hold, self._rules, self._programs, self._layout, self._journal)
         self._chores = Chores(self._keeping, settings, self._layout, self._journal, self._troubles)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,6 +73,7 @@ class Guard:
                 "asking supervisor": self._programs.follow,
                 "housekeeping": self._chores.do_for_ever,
                 "keeping the short name": self._chores.keep_the_short_link,
+                "clearing what dead commands left": self._left_behind.clear_for_ever,
                 "keeping the history": self._observer.observe_for_ever,
                 **{
                     f"asking {w.name}": partial(w.ask_for_ever, self._on_change)
@@ -209,7 +214,7 @@ class Guard:
         self._written_at = now
         self._journal.news = False
         try:
-            seen = state.snapshot(self._settings.cell, self._watches, self._journal, self._gpus)
+            seen = state.snapshot(self._settings, self._watches, self._journal, self._gpus)
             state.write(self._layout.cell_json, seen)
         except OSError as error:
             logging.getLogger("guard").error("cannot write the cell's state: %s", error)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from deploy.guard.journal import Journal
 from deploy.guard.judge import Observation
+from deploy.guard.left_behind import LeftBehind
 from deploy.guard.process import Process, find_worker
 from deploy.guard.settings import GuardSettings
 from deploy.guard.supervisor import (
@@ -25,11 +26,17 @@ _AWAY_S = 3.0
 
 class Programs:
     def __init__(
-        self, watches: Sequence[Watch], settings: GuardSettings, layout: Layout, journal: Journal
+        self,
+        watches: Sequence[Watch],
+        settings: GuardSettings,
+        layout: Layout,
+        journal: Journal,
+        left_behind: LeftBehind,
     ) -> None:
         self._watches = watches
         self._settings = settings
         self._journal = journal
+        self._left_behind = left_behind
         self._supervisor = Supervisor(layout.supervisor_socket)
         self._restarts = Restarts(settings.guard.max_start_backoff_s)
         self._programs: dict[str, Program] = {}
@@ -95,13 +102,17 @@ class Programs:
                 watch.exited(newest[watch.name])
 
     async def _start_what_is_down(self) -> None:
+        left = self._left_behind.stopped()
         for name in (*(watch.name for watch in self._watches), *self._settings.programs):
             program = self._programs.get(name)
             if program is None:
                 continue
             text = f"supervisor gave up on {name}: {program.spawn_error or 'it ends at once'}"
             self._journal.set("fatal", program.state == "FATAL", text, name)
-            if self._restarts.due(program, time.monotonic()):
+            if program.state == "STOPPED" and name in left:
+                self._journal.event("start it: the command that had stopped it is gone", name)
+                await asyncio.to_thread(self._supervisor.start, program)
+            elif self._restarts.due(program, time.monotonic()):
                 self._journal.event(f"start it: supervisor has it in {program.state}", name)
                 await asyncio.to_thread(self._supervisor.start, program)
 

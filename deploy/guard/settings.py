@@ -3,6 +3,7 @@
 Rendered from ``cluster.toml``, so that the guard starts fast and never reads a half-edited file.
 """
 
+import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,6 +55,8 @@ class GuardSettings(_Frozen):
     run_dir: Path
     short_link: Path | None = None
     """Leads to ``var_dir``; part of ``run_dir`` where there is one."""
+    digest: str = ""
+    """Of the file: what ``zimage up`` looks for, to know which settings the guard runs with."""
     workers: tuple[WorkerSettings, ...] = Field(min_length=1)
     programs: tuple[str, ...] = ("nginx",)
     """Other supervisor programs that are started again when supervisor gave up on them."""
@@ -65,4 +68,6 @@ class GuardSettings(_Frozen):
 
 def load(path: Path) -> GuardSettings:
     """Read ``guard.json``; ``OSError``, or pydantic's ``ValidationError`` where it is wrong."""
-    return GuardSettings.model_validate_json(path.read_bytes())
+    text = path.read_bytes()
+    read = GuardSettings.model_validate_json(text)
+    return read.model_copy(update={"digest": hashlib.sha256(text).hexdigest()})

@@ -9,17 +9,21 @@ from typing import Any
 
 from deploy.guard.gpus import Gpu, Gpus
 from deploy.guard.journal import Journal
+from deploy.guard.settings import GuardSettings
 from deploy.guard.watch import Watch
 from worker.coordination.heartbeat import DRAWING
 
 
-def snapshot(cell: str, watches: Iterable[Watch], journal: Journal, gpus: Gpus) -> dict[str, Any]:
+def snapshot(
+    settings: GuardSettings, watches: Iterable[Watch], journal: Journal, gpus: Gpus
+) -> dict[str, Any]:
     """Times are seconds since the epoch."""
     workers = [_worker(watch, gpus.get(watch.device)) for watch in watches]
     n_open = sum(worker["open"] for worker in workers)
     return {
         "at": round(time.time(), 3),
-        "name": cell,
+        "name": settings.cell,
+        "settings": settings.digest,
         "ready": n_open > 0,
         "alarms": journal.alarms,
         "pool": {"open": n_open, "of": len(workers)},
@@ -48,6 +52,7 @@ def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:
         "phase_age_s": round(heartbeat.age_s(), 3) if heartbeat else None,
         "in_step": len(heartbeat.running) if heartbeat and heartbeat.phase in DRAWING else 0,
         "steps": heartbeat.steps if heartbeat else 0,
+        "code": said.get("code"),
         "queued": said.get("queued", 0),
         "running": said.get("running", 0),
         "predicted_wait_s": said.get("predicted_wait_s"),

@@ -78,7 +78,8 @@ class Supervisor:
         the same request, so that a guard that dies meanwhile leaves nothing stopped."""
         # Asked again at the last moment: supervisor may have started it meanwhile, and a stop that
         # reaches a child between fork and exec is lost, so that it would be "stopping" for ever.
-        if self._program(program.name).state not in DOWN:
+        state = self._program(program.name).state
+        if state not in DOWN and not state == program.state == "STOPPED":
             return
         parameters = [program.name, False]  # False: do not wait until it runs
         calls = [{"methodName": "supervisor.startProcess", "params": parameters}]

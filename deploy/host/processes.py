@@ -94,7 +94,7 @@ def record(path: Path, pid: int, **note: str) -> None:
     leader = read(pid)
     if leader is None:
         raise ProcessLookupError(pid)
-    earlier = [old for old in _recorded(path) if _session(old)]
+    earlier = [old for old in _recorded(path) if old.pid != pid and _session(old)]
     leaders = [asdict(p) for p in (leader, *earlier)]
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps({"boot": _boot(), "note": note, "leaders": leaders}))
@@ -123,6 +123,12 @@ def leader(path: Path) -> Process | None:
 def members(path: Path) -> list[Process]:
     """Every living process of the sessions recorded at ``path``, their leaders included."""
     return [process for recorded in _recorded(path) for process in _session(recorded)]
+
+
+def leaders(*words: str) -> list[Process]:
+    """Leaders of sessions in the checkout that have all ``words`` in their command line."""
+    found = [p for p in _all() if p.pid == p.session and not p.zombie]
+    return [p for p in found if all(word in p.command for word in words) and _is_ours(p)]
 
 
 def _session(recorded: Process) -> list[Process]:

@@ -7,7 +7,7 @@ The templates in ``deploy/nginx`` and ``deploy/supervisor`` get ``config``, ``pl
 import getpass
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy import installation
-from deploy.config import ROOT, ClusterConfig
+from deploy.config import ClusterConfig
 from deploy.layout import Layout
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
+from worker import code_digest
 from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.tables import Acceleration, Allowances
 
@@ -33,7 +34,8 @@ SETTINGS = "workers"
 GUARD_CODE = (
     "deploy/guard",
     *("deploy/config", "deploy/installation.py", "deploy/layout.py"),
-    "deploy/supervision/rpc.py",
+    *("deploy/supervision/rpc.py", "deploy/drains.py", "deploy/rollout_record.py"),
+    "deploy/host/processes.py",
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
     *("worker/bounds.py", "worker/tables.py"),
 )
@@ -66,8 +68,8 @@ class Host:
             python=installation.PYTHON,
             user=getpass.getuser(),
             home=str(Path.home()),
-            worker_code=code_digest([ROOT / "worker", ROOT / "constraints.txt"]),
-            guard_code=code_digest(ROOT / path for path in GUARD_CODE),
+            worker_code=code_digest.of(*code_digest.WORKER),
+            guard_code=code_digest.of(*GUARD_CODE),
             lasting_python=installation.lasting_python(),
             packages=installation.packages_digest(),
         )
@@ -196,16 +198,6 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "strike_ttl_s": config.guard.strike_ttl_s,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def code_digest(paths: Iterable[Path]) -> str:
-    """Ten digits that change with any Python source or listed file under ``paths``."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(str(file).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:10]
 
 
 def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ Checks, rendering and ``nginx -t`` come first: until they pass, the running cell
 
 import hashlib
 import signal
+from collections.abc import Collection
 from contextlib import suppress
 
 from deploy import drains, output, store
@@ -12,12 +13,13 @@ from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
-from deploy.rollout import checks, code, files, interrupts, nginx_digest, roll, wait
+from deploy.rollout import checks, code, files, interrupts, nginx_binary, nginx_digest, roll, wait
 from deploy.rollout.operation import Rollout
 from deploy.supervision import supervise
 from deploy.supervision.supervise import STOPPED, Changes
 
 _NOTHING = Changes((), (), ())
+_GUARD_TIMEOUT_S = 20.0
 
 
 def prepare(cell: Cell) -> dict[str, str]:
@@ -58,10 +60,10 @@ def apply(rollout: Rollout, rendered: dict[str, str], *, child: bool = False) ->
     changes = files.changes(cell.layout.render_dir, rendered)
     first = not processes.members(cell.layout.processes)
     if changes and not first:
-        _show(changes)
+        show(changes)
     if take_certificate(cell):
         output.step("take on the certificate of [tls]; no connection ends")
-    replaced = _supervisord_differs(cell, rendered)
+    replaced = supervisord_differs(cell, rendered)
     files.put(cell.layout.render_dir, rendered)
     if replaced:
         _let_go(cell)
@@ -92,7 +94,7 @@ def wait_ready(cell: Cell) -> None:
         undrain = ", ".join(f"zimage undrain {name}" for name in out)
         raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
     count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
-    wait.until_open(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
+    wait.until_renewed(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
 
 
 def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
@@ -105,7 +107,8 @@ def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
         raise CellError(_untouched(cell, "the code that lies here does not run"))
 
 
-def _show(changes: list[files.FileChange]) -> None:
+def show(changes: list[files.FileChange]) -> None:
+    """File by file, the first lines of each."""
     for change in changes:
         output.step(change.summary)
         for line in change.shown:
@@ -124,7 +127,7 @@ def _start(rollout: Rollout, *, child: bool) -> bool:
     cell = rollout.cell
     left = orphans.find(cell.layout)
     _remove_stale_sockets(cell)
-    output.step(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
+    rollout.say(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
     start = supervise.start_child if child else supervise.start_daemon
     with interrupts.deferred():  # until it is written down, nobody would find it again
         start(cell.layout, cell.config.cell.name, cell.host.home)
@@ -134,9 +137,8 @@ def _start(rollout: Rollout, *, child: bool) -> bool:
         cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
     for name in ("guard", *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
-    _note_guard(cell)
     if left.nginxes:
-        _update_nginx(cell, _NOTHING)
+        _update_nginx(rollout, _NOTHING)
     else:
         nginx_digest.require(cell)
     return True
@@ -176,7 +178,8 @@ def _let_go(cell: Cell) -> None:
         _end(cell, processes.wait_gone([leader], 5.0))
 
 
-def _supervisord_differs(cell: Cell, rendered: dict[str, str]) -> bool:
+def supervisord_differs(cell: Cell, rendered: dict[str, str]) -> bool:
+    """Whether supervisord must be replaced: by its own settings, or it does not answer."""
     if processes.leader(cell.layout.processes) is None:
         return False
     if not cell.supervisor.answers():
@@ -212,24 +215,62 @@ def _update(rollout: Rollout) -> bool:
     left = orphans.find(cell.layout)
     if left.guards or left.workers:
         _take_over(rollout, left)  # what an `up` that failed half-way has left
-    if "guard" in changes.changed or _guard_differs(cell):
-        output.step("restart the guard; the pool stays as it is meanwhile")
-        roll.reload_program(cell, "guard")
-        _note_guard(cell)
-        acted = True
+    changed = [name for name in changes.changed if name in cell.plan.names]
+    if changes.removed:
+        _roll(rollout, changed)  # those that go draw meanwhile: guard and nginx know them still
+    acted |= _update_guard(rollout, changes)
     for name in changes.added:
-        output.step(f"add {name}")
+        rollout.say(f"add {name}")
         supervisor.add(name)
         supervisor.start(name)
-    acted |= _start_what_stands(cell)
-    acted |= _update_nginx(cell, changes)
+    acted |= _start_what_stands(rollout, changes)
+    _require_another(cell, changes.removed)
+    acted |= _update_nginx(rollout, changes)
     for name in changes.removed:
-        output.step(f"remove {name}: it finishes what it draws")
+        rollout.say(f"remove {name}: it finishes what it draws")
         supervisor.stop(name, roll.stop_timeout_s(cell))
         supervisor.remove(name)
-        cell.layout.gate(name).unlink(missing_ok=True)
-    _roll(rollout, [n for n in changes.changed if n in cell.plan.names])
+    _remove_gates(cell)
+    if not changes.removed:
+        _roll(rollout, changed)
     return acted
+
+
+def _update_guard(rollout: Rollout, changes: Changes) -> bool:
+    cell = rollout.cell
+    if "guard" not in changes.changed and not guard_differs(
+        cell, cell.layout.guard_json.read_text()
+    ):
+        return False
+    rollout.say("restart the guard; the pool stays as it is meanwhile")
+    roll.reload_program(cell, "guard")
+    wanted = cell.layout.guard_json.read_text()
+    if not processes.wait_for(lambda: not guard_differs(cell, wanted), _GUARD_TIMEOUT_S):
+        tail = cell.log_tail("guard", lines=3)
+        raise CellError(f"the guard does not run with its new settings; it says:\n{tail}")
+    return True
+
+
+def _require_another(cell: Cell, removed: Collection[str]) -> None:
+    """Before those that draw go: until one of those that stay does. ``CellError``: none can."""
+    if not any(cell.layout.gate(name).exists() for name in removed):
+        return  # a closed gate leads nowhere: none of them draws
+    by_hand = drains.by_hand(cell.layout)
+    stay = [name for name in cell.plan.names if name not in by_hand]
+    if not stay:
+        undrain = ", ".join(f"zimage undrain {name}" for name in cell.plan.names)
+        raise CellError(
+            f"nobody would draw without {', '.join(removed)}, who stay: all others are drained; "
+            f"{undrain}, then zimage up"
+        )
+    timeout_s = cell.config.timeouts.up_timeout_s
+    wait.until_one_is_open(cell, stay, timeout_s, f"{', '.join(removed)} go once another draws")
+
+
+def _remove_gates(cell: Cell) -> None:
+    for gate in cell.layout.pool_dir.glob("*.sock"):
+        if gate.stem not in cell.plan.names:
+            gate.unlink(missing_ok=True)
 
 
 def _roll(rollout: Rollout, names: list[str]) -> None:
@@ -240,51 +281,44 @@ def _roll(rollout: Rollout, names: list[str]) -> None:
         roll.replace(rollout, name)
 
 
-def _start_what_stands(cell: Cell) -> bool:
-    stopped = [s.name for s in cell.supervisor.states().values() if s.state in STOPPED]
+def _start_what_stands(rollout: Rollout, changes: Changes) -> bool:
+    supervisor = rollout.cell.supervisor
+    stopped = [s.name for s in supervisor.states().values() if s.state in STOPPED]
+    stopped = [name for name in stopped if name not in changes.removed]
     for name in stopped:
-        output.step(f"start {name}, which was stopped")
-        cell.supervisor.start(name)
+        rollout.say(f"start {name}, which was stopped")
+        supervisor.start(name)
     return bool(stopped)
 
 
-def _update_nginx(cell: Cell, changes: Changes) -> bool:
+def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
+    cell = rollout.cell
     if "nginx" in changes.changed:
-        output.step("restart nginx: its command changed")
+        rollout.say("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
+    elif nginx_binary.differs(cell):
+        rollout.say("nginx's program changed: the new one takes over; open connections stay")
+        _await_nginx(cell)
+        nginx_binary.replace(cell)
     elif nginx_digest.running(cell) == nginx_digest.rendered(cell):
         return False
     else:
-        _reload_nginx(cell)
+        rollout.say("reload nginx; open connections stay")
+        _await_nginx(cell)
+        cell.supervisor.signal("nginx", "HUP")
     nginx_digest.require(cell)
     return True
 
 
-def _reload_nginx(cell: Cell) -> None:
-    # One that has just been started would die of the signal.
+def _await_nginx(cell: Cell) -> None:
+    # One that has just been started would die of a signal.
     processes.wait_for(lambda: cell.supervisor.states()["nginx"].state == "RUNNING", 10.0)
-    output.step("reload nginx; open connections stay")
-    cell.supervisor.signal("nginx", "HUP")
 
 
-def _guard_differs(cell: Cell) -> bool:
-    return _noted(cell, "guard") != _digest(cell.layout.guard_json.read_text())
-
-
-def _note_guard(cell: Cell) -> None:
-    _note(cell, "guard", cell.layout.guard_json.read_text())
-
-
-def _note(cell: Cell, program: str, text: str) -> None:
-    """Remember which files ``program`` runs with: those on disk may be newer than it."""
-    cell.layout.applied(program).write_text(_digest(text))
-
-
-def _noted(cell: Cell, program: str) -> str:
-    try:
-        return cell.layout.applied(program).read_text()
-    except OSError:
-        return ""
+def guard_differs(cell: Cell, settings: str) -> bool:
+    """Whether the guard says that it runs with others than ``settings``, or says nothing."""
+    state = cell.state()
+    return state is None or state.get("settings") != _digest(settings)
 
 
 def _digest(text: str) -> str:

@@ -83,14 +83,22 @@ def write(directory: Path, files: dict[str, str]) -> None:
 
 
 def put(directory: Path, files: dict[str, str]) -> None:
-    """Replace or add ``files``, each whole and for this user alone."""
-    for name, text in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.touch(0o600)
-        fresh.write_text(text)
-        fresh.replace(path)
+    """Replace or add ``files``, each whole and for this user alone.
+
+    All are written before the first is put in place: a full disk leaves the former ones.
+    """
+    fresh = {directory / name: _fresh(directory / name) for name in files}
+    try:
+        for (path, new), text in zip(fresh.items(), files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.touch(0o600)
+            new.write_text(text, encoding="utf-8")
+    except OSError:
+        for new in fresh.values():
+            new.unlink(missing_ok=True)
+        raise
+    for path, new in fresh.items():
+        new.replace(path)
 
 
 def prune(directory: Path, files: Collection[str]) -> None:
@@ -102,6 +110,10 @@ def prune(directory: Path, files: Collection[str]) -> None:
 
 def _plain(name: str) -> str:
     return _DIGEST.sub("", name)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _says_something(line: str) -> bool:

@@ -19,6 +19,7 @@ from deploy.cell import Cell, CellError
 from deploy.host import processes
 from deploy.rollout import interrupts, lock
 from deploy.rollout_record import Holder, Kind, Outcome, Record, Step
+from deploy.supervision import supervise
 
 _ABORT_MARGIN_S = 60.0
 
@@ -89,6 +90,7 @@ def begin(
     cell.layout.create()
     with _alone(cell, command):
         before = last(cell)
+        supervise.find_again(cell.layout, cell.config.cell.name)
         _settle(cell, before, kind)
         rollout = Rollout(cell, _new(kind, command, target))
         rollout.concerns(names)

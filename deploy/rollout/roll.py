@@ -120,7 +120,7 @@ def _cycle(rollout: Rollout, name: str, restart: Callable[[], None]) -> None:
     if by_hand:
         output.say(f"  {name} stays drained, as it was: zimage undrain {name}")
     else:
-        wait.until_open(cell, [name], _start_timeout_s(cell), f"starting {name}")
+        wait.until_renewed(cell, [name], _start_timeout_s(cell), f"starting {name}")
     rollout.enter(name, Step.DONE)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from deploy import output
 from deploy.cell import Cell, CellError
+from deploy.config import ROOT
 from deploy.supervision.supervise import ProgramState
 from worker.exits import NAMES
 
@@ -19,6 +20,19 @@ Worker = dict[str, Any]
 def until_open(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:
     """Until all ``names`` take requests; ``CellError`` with state and log of one that does not."""
     _until(cell, names, timeout_s, title, _is_open, len(names))
+
+
+def until_renewed(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:
+    """``until_open``, with the code that lies there: they say themselves which one they run."""
+    until_open(cell, names, timeout_s, title)
+    seen, wanted = cell.workers(), cell.host.worker_code
+    # The guard of an older version does not pass it on.
+    others = [n for n in names if seen.get(n, {}).get("code", wanted) != wanted]
+    if others:
+        raise CellError(
+            f"{', '.join(others)} run other code than lies in {ROOT}: it was changed meanwhile, or "
+            "is being changed; zimage up, once it is whole"
+        )
 
 
 def until_one_is_open(cell: Cell, names: Collection[str], timeout_s: float, title: str) -> None:

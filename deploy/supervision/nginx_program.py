@@ -10,10 +10,12 @@ Which nginx is ours, RECORD says: the file of the cell's sessions, with the star
 leaders. The number in a pid file may be somebody else's by now, or that of another's group.
 """
 
+import hashlib
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -26,16 +28,39 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGINT, sign
 
 def main(arguments: list[str]) -> int:
     nginx, var_dir, conf, record = arguments
-    master = running_master(Path(record), conf)
-    if master is None or not attend(master):
-        release_port(Path(record))
-        os.execv(nginx, [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"])
-    return 0
+    while master := running_master(Path(record), conf):
+        if attend(master):
+            return 0
+    release_port(Path(record))
+    note(Path(record), Path(nginx))
+    return os.execv(nginx, [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"])
 
 
 def running_master(record: Path, conf: str) -> Process | None:
     """The nginx of the cell that runs with ``conf``, if there is one."""
-    return next((p for p in _nginxes(record, "master") if conf in p.command), None)
+    return next(iter(masters(record, conf)), None)
+
+
+def masters(record: Path, conf: str) -> list[Process]:
+    """Two of them while one takes over from the other, the older one first."""
+    found = [p for p in _nginxes(record, "master") if conf in p.command]
+    return sorted(found, key=lambda master: master.started)
+
+
+def digest(nginx: Path) -> str:
+    """What tells one program from another that lies in its place."""
+    return hashlib.sha256(nginx.read_bytes()).hexdigest()
+
+
+def noted(record: Path) -> Path:
+    """Where the digest of the program stands that was started last."""
+    return record.with_name("nginx.applied")
+
+
+def note(record: Path, nginx: Path) -> None:
+    """Write it down. A full disk keeps nobody from starting."""
+    with suppress(OSError):
+        noted(record).write_text(digest(nginx), encoding="utf-8")
 
 
 def attend(master: Process) -> bool:

@@ -181,7 +181,24 @@ def wait_started(layout: Layout, cell: str, timeout_s: float) -> None:
         raise SupervisorError(
             f"supervisord does not answer after {timeout_s:g} s; see {layout.log('supervisord')}"
         )
-    pid = int(layout.supervisor_pid.read_text())
+    _record(layout, cell, int(layout.supervisor_pid.read_text()))
+
+
+def unrecorded(layout: Layout) -> processes.Process | None:
+    """A supervisord of this cell that nobody has written down: who started it was killed."""
+    if processes.leader(layout.processes) is not None:
+        return None
+    found = processes.leaders("supervisor.supervisord", str(layout.supervisord_conf))
+    return found[0] if found else None
+
+
+def find_again(layout: Layout, cell: str) -> None:
+    """Write such a one down. One process at a time may do this."""
+    if (found := unrecorded(layout)) is not None:
+        _record(layout, cell, found.pid)
+
+
+def _record(layout: Layout, cell: str, pid: int) -> None:
     for path in (layout.processes, layout.run_record):
         processes.record(path, pid, cell=cell, var_dir=str(layout.var_dir))
 

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker import code_digest
 from worker.api.answers import Json
 from worker.api.schemas.openapi import Part, operation
 from worker.api.serving import lifecycle_of
@@ -54,6 +55,7 @@ def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
     backlog, components = lifecycle.backlog(), lifecycle.components
     content: dict[str, Any] = {
         "ready": reason is None,
+        "code": code_digest.own(),
         "phase": components.heartbeat.phase.name.lower(),
         "queued": backlog.queued,
         "running": backlog.running,
@@ -69,6 +71,7 @@ def openapi(_: Lifecycle) -> Part:
         "required": ["ready", "queued", "running", "predicted_wait_s"],
         "properties": {
             "ready": {"type": "boolean"},
+            "code": {"type": "string", "description": "Digest of the sources that it runs."},
             "phase": {"type": "string"},
             "queued": {"type": "integer"},
             "running": {"type": "integer"},

@@ -1,0 +1,238 @@
+"""Rollouts that are interrupted, while clients draw: nothing is lost, and the cell heals."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy import rollout_record
+from deploy.config import ROOT
+from deploy.host import processes
+from deploy.rollout_record import Step
+from tests.cluster.conftest import RunningCell, edit, started
+from tests.deploy.processes import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cell() -> Iterator[RunningCell]:
+    with started(model="synthetic:step_ms=20,noise=1", workers=2) as running:
+        yield running
+
+
+def begin(cell: RunningCell, *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli.app", *words],
+        cwd=ROOT,
+        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def record(cell: RunningCell) -> rollout_record.Record:
+    found = rollout_record.read(cell.layout)
+    assert found is not None
+    return found
+
+
+def killed_at(cell: RunningCell, step: Step, *words: str) -> None:
+    """``zimage`` with ``words``, killed as soon as it has written down ``step``."""
+    with begin(cell, *words) as command:
+
+        def reached() -> bool:
+            found = rollout_record.read(cell.layout)
+            mine = found is not None and found.holder.pid == command.pid
+            return mine and step in record(cell).workers.values()
+
+        wait_until(reached, step)
+        command.kill()
+        command.communicate()
+
+
+def healed(cell: RunningCell) -> bool:
+    return not any(cell.layout.drained_dir.iterdir()) and cell.is_whole()
+
+
+def status(cell: RunningCell) -> str:
+    return cell.zimage("status").stdout
+
+
+@pytest.mark.parametrize("step", [Step.DRAINING, Step.RESTARTING, Step.OPENING])
+def test_restart_that_is_killed_is_healed_by_the_guard_and_resumed(
+    cell: RunningCell, step: Step
+) -> None:
+    async def scenario() -> None:
+        pids = {worker: cell.pid(worker) for worker in cell.workers()}
+        async with cell.traffic():
+            await asyncio.to_thread(killed_at, cell, step, "restart", "--rolling")
+            await asyncio.to_thread(wait_until, lambda: healed(cell), "healed by the guard")
+            assert "was cut short: w1" in await asyncio.to_thread(status, cell)
+            done = await cell.run("up", "--resume")
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert all(cell.pid(worker) != pid for worker, pid in pids.items())
+        assert record(cell).outcome == "done"
+        assert "cut short" not in status(cell)
+
+    asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def edited(cell: RunningCell, *changes: tuple[str, str]) -> Iterator[None]:
+    """``cluster.toml`` with other words in it, during the block."""
+    before = cell.config_path.read_text()
+    for old, new in changes:
+        edit(cell, old, new)
+    try:
+        yield
+    finally:
+        cell.config_path.write_text(before)
+
+
+STEPS = ("[limits]", "[limits]\nmax_steps = 44")
+ONE = ("count = 2", "count = 1")
+
+
+def test_up_that_is_killed_is_completed_by_the_next_one(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        async with cell.traffic():
+            with edited(cell, STEPS):
+                await asyncio.to_thread(killed_at, cell, Step.RESTARTING, "up", "--no-draw")
+                previewed = await cell.run("up", "--dry-run")
+                assert "would drain and restart w2" in previewed.stdout
+                done = await cell.run("up", "--no-draw")
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert "nothing to change" in (await cell.run("up", "--no-draw")).stdout
+            assert (await cell.run("up", "--no-draw")).returncode == 0
+
+    asyncio.run(scenario())
+
+
+def test_dry_run_tells_what_and_why_and_touches_nothing(cell: RunningCell) -> None:
+    before = record(cell), {w: cell.pid(w) for w in cell.workers()}
+    assert "nothing would change" in cell.zimage("up", "--dry-run").stdout
+    with edited(cell, STEPS):
+        told = cell.zimage("up", "--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert "would drain and restart w1: max_steps" in told.stdout
+    assert "would drain and restart w2: max_steps" in told.stdout
+    assert "nothing was touched" in told.stdout
+    with edited(cell, ("[ops]", '[ops]\naddress = "127.0.0.1"'), ("noise=1", "no_such_option=1")):
+        refused = cell.zimage("up", "--dry-run")
+    assert refused.returncode == 1
+    assert "zimage up would touch nothing" in refused.stderr
+    assert (record(cell), {w: cell.pid(w) for w in cell.workers()}) == before
+
+
+def test_power_cut_in_the_middle_is_made_good_by_up(cell: RunningCell) -> None:
+    with edited(cell, STEPS):
+        killed_at(cell, Step.RESTARTING, "up", "--no-draw")
+        for process in processes.members(cell.layout.processes):
+            process.send(signal.SIGKILL)
+        wait_until(lambda: not processes.members(cell.layout.processes), "all gone")
+        done = cell.zimage("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert healed(cell)
+    assert cell.zimage("up", "--no-draw").returncode == 0
+
+
+def test_scaling_down_and_changing_those_that_stay_never_leaves_nobody(cell: RunningCell) -> None:
+    async def scenario() -> None:
+        async with cell.traffic(resends=True):
+            with edited(cell, STEPS, ONE):
+                done = await cell.run("up", "--no-draw")
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert "nobody draws" not in done.stderr
+                assert cell.open() == {"w1"}
+            assert (await cell.run("up", "--no-draw")).returncode == 0
+
+    asyncio.run(scenario())
+
+
+def test_those_that_go_stay_while_all_others_are_drained(cell: RunningCell) -> None:
+    assert cell.zimage("drain", "w1", "--reason", "new card").returncode == 0
+    with edited(cell, ONE):
+        refused = cell.zimage("up", "--no-draw")
+        assert refused.returncode == 1
+        assert "nobody would draw without w2" in refused.stderr
+        assert cell.open() == {"w2"}
+    done = cell.zimage("up", "--no-draw")
+    assert done.returncode == 0, done.stderr
+    assert "w1 is drained by hand (new card) by" in done.stderr
+    assert cell.zimage("undrain", "w1").returncode == 0
+    wait_until(lambda: healed(cell), "whole")
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """Children of this process can make no file longer, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("words", [("restart", "--rolling"), ("up", "--no-draw"), ("drain", "w1")])
+def test_full_disk_touches_nobody_and_says_so_in_one_line(
+    cell: RunningCell, words: tuple[str, ...]
+) -> None:
+    pids = {worker: cell.pid(worker) for worker in cell.workers()}
+    with no_room():
+        command = begin(cell, *words)
+    said, _ = command.communicate(timeout=90)
+    assert command.returncode == 1, said
+    assert "Traceback" not in said
+    assert "make room" in said
+    assert {worker: cell.pid(worker) for worker in cell.workers()} == pids
+    assert healed(cell)
+    assert cell.zimage("up", "--no-draw").returncode == 0
+
+
+def test_supervisord_that_nobody_wrote_down_is_found_again(cell: RunningCell) -> None:
+    """As after an ``up`` that was killed just after it had started it."""
+    leader = processes.leader(cell.layout.processes)
+    for path in (cell.layout.processes, cell.layout.run_record):
+        path.unlink()
+    done = cell.zimage("up", "--no-draw")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert processes.leader(cell.layout.processes) == leader
+
+
+def test_changed_program_of_nginx_takes_over_unseen(cell: RunningCell, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        binary = cell.config_path.parent / "nginx"
+        shutil.copy2(shutil.which("nginx") or "/usr/sbin/nginx", binary)
+        undo = edit(cell, "[nginx]", f'[nginx]\nbinary = "{binary}"')
+        first = await cell.run("up", "--no-draw")
+        assert first.returncode == 0, first.stdout + first.stderr
+        newer = tmp_path / "nginx"
+        newer.write_bytes(binary.read_bytes() + b"\0")
+        newer.chmod(0o755)
+        async with cell.traffic(resends=True):
+            before = cell.layout.nginx_pid.read_text()
+            shutil.move(newer, binary)
+            told = await cell.run("up", "--dry-run")
+            assert "would let the new nginx take over" in told.stdout
+            done = await cell.run("up", "--no-draw")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert cell.layout.nginx_pid.read_text() != before
+        assert "nothing to change" in cell.zimage("up", "--no-draw").stdout
+        programs = json.loads(cell.zimage("status", "--json").stdout)["cell"]["programs"]
+        assert programs["nginx"]["state"] in {"RUNNING", "STARTING"}
+        undo()
+        assert (await cell.run("up", "--no-draw")).returncode == 0
+
+    asyncio.run(scenario())
