@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> "Sharin
     return Sharing(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
-class Sharing(LoadGroupScheduling):
+class Sharing(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
     """Files whole, and what has an ``xdist_group`` by that: a cell is started once for it.
 
     Half of the processes take cells first and the others all else, until theirs is at its end.

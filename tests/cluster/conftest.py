@@ -156,9 +156,9 @@ def mixed_body(client: int, turn: int) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def started(**values: object) -> Iterator[RunningCell]:
+def started(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
     """A cell from ``up`` to ``down``; nothing of it may be left running."""
-    with configured(**values) as cell:
+    with configured(beneath=beneath, **values) as cell:
         cell.up()
         yield cell
 
@@ -190,7 +190,7 @@ class SharedCell:
         """A cell of ``values`` as ``started`` takes them: the one that runs, where it is as new."""
         if values != self._kind or not self._is_as_new():
             self.end()
-            self._cell = self._running.enter_context(started(**values))
+            self._cell = self._running.enter_context(started(beneath="", **values))
             self._kind, self._text = values, self._cell.config_path.read_text()
         return self._cell
 
