@@ -118,7 +118,8 @@ def _fresh(path: Path) -> Path:
 
 def _says_something(line: str) -> bool:
     text = line[1:].strip()
-    return bool(text) and not text.startswith(("#", ";"))
+    # Which settings a document has is shown under its own name.
+    return bool(text) and not text.startswith(("#", ";", "ZIMAGE_SETTINGS="))
 
 
 def _files(directory: Path) -> Iterator[Path]:

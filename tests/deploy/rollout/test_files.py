@@ -43,3 +43,9 @@ def test_what_was_put_is_compared_with_the_newest_before_it(tmp_path: Path) -> N
 def test_files_are_for_their_user_alone(tmp_path: Path) -> None:
     files.put(tmp_path, {"d/secret": "x"})
     assert (tmp_path / "d" / "secret").stat().st_mode & 0o077 == 0
+
+
+def test_the_name_of_a_workers_document_is_not_shown(tmp_path: Path) -> None:
+    files.write(tmp_path, {"conf": '    ZIMAGE_SETTINGS="w1-a.json"\n'})
+    [change] = files.changes(tmp_path, {"conf": '    ZIMAGE_SETTINGS="w1-b.json"\n'})
+    assert (change.summary, change.shown) == ("conf  +1 −1", [])
