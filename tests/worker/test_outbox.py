@@ -67,7 +67,12 @@ def test_the_end_waits_for_no_pause() -> None:
 
 def test_the_end_waits_for_a_while_only() -> None:
     go = threading.Event()
-    outbox = Outbox[int](lambda items: [go.wait(20) for _ in items] and None, 10, 0.01)
+
+    def write(items: Iterator[int]) -> None:
+        for _ in items:
+            go.wait(20)
+
+    outbox = Outbox[int](write, 10, 0.01)
     started(outbox)
     outbox.put(1)
     assert not outbox.close(0.01)
