@@ -113,6 +113,7 @@ def test_leaving_the_page_does_not_take_the_deletion_back(
     page = open_page()
     page.locator("#grid .open").click()
     page.keyboard.press("Delete")
+    page.wait_for_function("history.state === null")  # the viewer has left it
     page.reload()
     expect(page.locator("#empty")).to_be_visible()
     assert cell.store.pictures == {}

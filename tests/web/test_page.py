@@ -125,6 +125,42 @@ def test_a_phone_of_360_pixels_needs_no_sideways_scrolling(
     assert page.evaluate("document.querySelector('#viewer').scrollWidth") == 360
 
 
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+def test_no_view_of_a_phone_scrolls_sideways(
+    cell: FakeCell, open_page: OpenPage, locale: str
+) -> None:
+    cell.store.key = "secret"
+    page = open_page(locale=locale, **PHONE)
+    width = "document.documentElement.scrollWidth"
+    expect(page.locator("#sign-in")).to_be_visible()
+    assert page.evaluate(width) == 360
+    page.locator("#key").fill("secret")
+    page.keyboard.press("Enter")
+    page.locator("#account summary").tap()
+    expect(page.locator("#account-facts")).not_to_be_empty()
+    assert page.evaluate(width) == 360
+    page.locator("#account summary").tap()
+    page.locator("#modes label").nth(1).tap()
+    page.locator("#template-example").tap()
+    page.locator("#advanced").evaluate("details => details.open = true")
+    page.locator("#name").fill("n" * 120)
+    page.locator("#draw").tap()
+    expect(page.locator("#job-grid .card")).to_have_count(24)
+    job = cell.store.jobs["job_1"]
+    cell.store.finish(job, 1)
+    cell.store.fail(job, 2, "unbreakable" * 20)
+    expect(page.locator("#job-grid [data-face=failed]")).to_have_count(1)
+    assert page.evaluate(width) == 360
+    for view in ("jobs", "usage", "gallery"):
+        page.locator(f".tabs [data-view={view}]").tap()
+        expect(page.locator(f"#view-{view}")).to_be_visible()
+        assert page.evaluate(width) == 360, view
+    page.locator("#grid .open").tap()
+    page.keyboard.press("Delete")
+    expect(page.locator(".toast")).to_be_visible()
+    assert page.evaluate(width) == 360
+
+
 def test_touch_targets_are_large_enough(cell: FakeCell, open_page: OpenPage) -> None:
     page = open_page(**PHONE)
     cell.hold_before_step = 2
