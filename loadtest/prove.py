@@ -75,6 +75,11 @@ LONG = {
         ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_versions.py"),
         3,
     ),
+    "rollouts": Proof(
+        "commands killed at every step, power cut, full disk, 20 clients: nothing is lost",
+        ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_rollouts.py"),
+        5,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),

@@ -24,6 +24,10 @@ from tests.deploy.processes import wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
+long = pytest.mark.skipif(not os.environ.get("PROVE"), reason="minutes: scripts/prove rollouts")
+CLIENTS = 20 if os.environ.get("PROVE") else 12
+
+
 @pytest.fixture(scope="module")
 def cell() -> Iterator[RunningCell]:
     with started(model="synthetic:step_ms=20,noise=1", workers=2) as running:
@@ -69,13 +73,20 @@ def status(cell: RunningCell) -> str:
     return cell.zimage("status").stdout
 
 
-@pytest.mark.parametrize("step", [Step.DRAINING, Step.RESTARTING, Step.OPENING])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(Step.DRAINING, marks=long),
+        Step.RESTARTING,
+        pytest.param(Step.OPENING, marks=long),
+    ],
+)
 def test_restart_that_is_killed_is_healed_by_the_guard_and_resumed(
     cell: RunningCell, step: Step
 ) -> None:
     async def scenario() -> None:
         pids = {worker: cell.pid(worker) for worker in cell.workers()}
-        async with cell.traffic():
+        async with cell.traffic(clients=CLIENTS):
             await asyncio.to_thread(killed_at, cell, step, "restart", "--rolling")
             await asyncio.to_thread(wait_until, lambda: healed(cell), "healed by the guard")
             assert "was cut short: w1" in await asyncio.to_thread(status, cell)
@@ -104,9 +115,10 @@ STEPS = ("[limits]", "[limits]\nmax_steps = 44")
 ONE = ("count = 2", "count = 1")
 
 
+@long
 def test_up_that_is_killed_is_completed_by_the_next_one(cell: RunningCell) -> None:
     async def scenario() -> None:
-        async with cell.traffic():
+        async with cell.traffic(clients=CLIENTS):
             with edited(cell, STEPS):
                 await asyncio.to_thread(killed_at, cell, Step.RESTARTING, "up", "--no-draw")
                 previewed = await cell.run("up", "--dry-run")
@@ -135,6 +147,7 @@ def test_dry_run_tells_what_and_why_and_touches_nothing(cell: RunningCell) -> No
     assert (record(cell), {w: cell.pid(w) for w in cell.workers()}) == before
 
 
+@long
 def test_power_cut_in_the_middle_is_made_good_by_up(cell: RunningCell) -> None:
     with edited(cell, STEPS):
         killed_at(cell, Step.RESTARTING, "up", "--no-draw")
@@ -149,7 +162,7 @@ def test_power_cut_in_the_middle_is_made_good_by_up(cell: RunningCell) -> None:
 
 def test_scaling_down_and_changing_those_that_stay_never_leaves_nobody(cell: RunningCell) -> None:
     async def scenario() -> None:
-        async with cell.traffic(resends=True):
+        async with cell.traffic(clients=CLIENTS, resends=True):
             with edited(cell, STEPS, ONE):
                 done = await cell.run("up", "--no-draw")
                 assert done.returncode == 0, done.stdout + done.stderr
@@ -160,6 +173,7 @@ def test_scaling_down_and_changing_those_that_stay_never_leaves_nobody(cell: Run
     asyncio.run(scenario())
 
 
+@long
 def test_those_that_go_stay_while_all_others_are_drained(cell: RunningCell) -> None:
     assert cell.zimage("drain", "w1", "--reason", "new card").returncode == 0
     with edited(cell, ONE):
@@ -185,7 +199,9 @@ def no_room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("words", [("restart", "--rolling"), ("up", "--no-draw"), ("drain", "w1")])
+@pytest.mark.parametrize(
+    "words", [("restart", "--rolling"), pytest.param(("up", "--no-draw"), marks=long)]
+)
 def test_full_disk_touches_nobody_and_says_so_in_one_line(
     cell: RunningCell, words: tuple[str, ...]
 ) -> None:
@@ -201,6 +217,7 @@ def test_full_disk_touches_nobody_and_says_so_in_one_line(
     assert cell.zimage("up", "--no-draw").returncode == 0
 
 
+@long
 def test_supervisord_that_nobody_wrote_down_is_found_again(cell: RunningCell) -> None:
     """As after an ``up`` that was killed just after it had started it."""
     leader = processes.leader(cell.layout.processes)
@@ -211,6 +228,7 @@ def test_supervisord_that_nobody_wrote_down_is_found_again(cell: RunningCell) ->
     assert processes.leader(cell.layout.processes) == leader
 
 
+@long
 def test_changed_program_of_nginx_takes_over_unseen(cell: RunningCell, tmp_path: Path) -> None:
     async def scenario() -> None:
         binary = cell.config_path.parent / "nginx"
@@ -221,7 +239,7 @@ def test_changed_program_of_nginx_takes_over_unseen(cell: RunningCell, tmp_path:
         newer = tmp_path / "nginx"
         newer.write_bytes(binary.read_bytes() + b"\0")
         newer.chmod(0o755)
-        async with cell.traffic(resends=True):
+        async with cell.traffic(clients=CLIENTS, resends=True):
             before = cell.layout.nginx_pid.read_text()
             shutil.move(newer, binary)
             told = await cell.run("up", "--dry-run")

@@ -236,7 +236,7 @@ def _no_clock(cell: ModelCell) -> Iterator[None]:
         passed[0] += seconds
         cell.tick()
 
-    time.sleep, time.monotonic = sleep, lambda: passed[0]
+    time.sleep, time.monotonic = sleep, lambda: passed[0]  # type: ignore[assignment]
     processes._all = list  # no orphans; this machine may have thousands of processes
     os.fsync = lambda _: None  # type: ignore[assignment]
     nginx_digest.running = lambda cell: ",".join(cell.model["nginx"])  # type: ignore[attr-defined]
