@@ -297,9 +297,9 @@ def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
         rollout.say("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
     elif nginx_binary.differs(cell):
-        rollout.say("nginx's program changed: the new one takes over; open connections stay")
-        _await_nginx(cell)
-        nginx_binary.replace(cell)
+        # Not by USR2: nginx ignores it without "daemon", under the parent that started it.
+        rollout.say("restart nginx: its program changed; it finishes what is open first")
+        roll.reload_program(cell, "nginx")
     elif nginx_digest.running(cell) == nginx_digest.rendered(cell):
         return False
     else:
