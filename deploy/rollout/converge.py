@@ -232,6 +232,8 @@ def _update(rollout: Rollout) -> bool:
         supervisor.remove(name)
     _remove_gates(cell)
     if not changes.removed:
+        if changes.added and changed:
+            _await_old_nginx(rollout)
         _roll(rollout, changed)
     return acted
 
@@ -308,6 +310,20 @@ def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
         cell.supervisor.signal("nginx", "HUP")
     nginx_digest.require(cell)
     return True
+
+
+def _await_old_nginx(rollout: Rollout) -> None:
+    """Until nginx's processes of before the reload are gone: they know the workers of before alone,
+    and what those hand back would be refused there."""
+    cell = rollout.cell
+
+    def gone() -> bool:
+        members = processes.members(cell.layout.processes)
+        return not any("nginx: worker process is shutting down" in p.command for p in members)
+
+    if not gone():
+        rollout.say("wait for nginx's answers under way: they know no new worker")
+        processes.wait_for(gone, cell.config.nginx.worker_shutdown_timeout_s, every_s=0.2)
 
 
 def _await_nginx(cell: Cell) -> None:
