@@ -1,7 +1,7 @@
 """What is written behind an answer: it waits in a bounded queue for a thread of its own.
 
-Log lines, the audit log, the gallery and the progress of jobs each have one. Whoever puts something
-there never waits: neither a full disk nor a stalled one holds up a drawing.
+Log lines and the audit log each have one. Whoever puts something there never waits: neither a full
+disk nor a stalled one holds up a drawing.
 """
 
 import threading
