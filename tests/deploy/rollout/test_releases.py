@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cell import CellError
-from deploy.rollout.releases import Releases
+from deploy.rollout.releases import Releases, commands_of
+from tests.deploy.processes import wait_until
 
 
 @pytest.fixture
@@ -52,6 +53,8 @@ def test_what_nothing_runs_goes_and_current_and_previous_stay(installed: Release
     installed.switch(installed.folder("1.1"))
     python = installed.folder("1.2") / "bin" / "python"
     with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        # Whoever has just become another program has no command line for a moment.
+        wait_until(lambda: commands_of(installed.folder("1.2")), "seen running")
         assert installed.prune() == []
         running.communicate(b"\n")
     assert installed.prune() == ["1.2"]
