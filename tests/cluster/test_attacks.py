@@ -156,7 +156,7 @@ def test_no_prompt_reaches_a_header_or_forges_a_line(cell: RunningCell) -> None:
         for path in (cell.layout.var_dir / "audit").iterdir()
         for line in path.read_text().splitlines()
     ]
-    assert [line["prompt"] for line in audit if line["seed"] == 4711] == [EVIL]
+    assert [line["prompt"] for line in audit if line.get("seed") == 4711] == [EVIL]
 
 
 def _until_kept(url: str) -> httpx.Response:

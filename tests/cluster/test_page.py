@@ -153,7 +153,7 @@ def test_a_drawing_of_the_page_is_in_its_gallery_after_a_restart(
     expect(page.locator("#grid .card[data-face=picture]").first).to_contain_text(
         "a picture to keep", timeout=DEADLINE_MS
     )
-    page.get_by_label("Search prompts").fill("to keep")
+    page.get_by_label("Prompt, seed or job").fill("to keep")
     expect(page.locator("#grid .card")).to_have_count(1)
     page.locator("#grid .frame").hover()
     page.get_by_role("button", name="Favourite", exact=True).click()

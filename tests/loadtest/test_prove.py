@@ -20,7 +20,8 @@ def test_readme_lists_every_proof_with_its_minutes(readme: str) -> None:
 
 @pytest.mark.parametrize("proof", [*SHORT.values(), *LONG.values()])
 def test_every_proof_is_a_command_of_the_checkout(proof: Proof) -> None:
-    assert (ROOT / proof.command[0]).is_file()
+    program = next(each for each in proof.command if each != "env" and "=" not in each)
+    assert (ROOT / program).is_file()
 
 
 def test_a_proof_that_does_not_hold_is_named_and_the_others_are_played(

@@ -157,7 +157,7 @@ def test_no_view_of_a_phone_scrolls_sideways(
         assert page.evaluate(width) == 360, view
     page.locator("#grid .open").tap()
     page.keyboard.press("Delete")
-    expect(page.locator(".toast")).to_be_visible()
+    expect(page.locator(".toast.acting")).to_be_visible()
     assert page.evaluate(width) == 360
 
 

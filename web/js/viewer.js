@@ -106,6 +106,9 @@ export class Viewer {
     this.#button(focused)?.focus();
     $("#viewer-prev").disabled = !this.#neighbour(-1);
     $("#viewer-next").disabled = !this.#neighbour(+1) && !more;
+    // A button that is disabled gives the focus away, and with it the keys.
+    const lost = !document.activeElement?.matches("#viewer :enabled");
+    if (lost && this.#dialog.open) $("#viewer-close").focus();
   }
 
   /**

@@ -109,7 +109,7 @@ def test_another_size_waits_until_the_older_is_drawn(make: MakeDriver) -> None:
 
 def test_nothing_of_an_answer_waits_for_the_garbage_collector(make: MakeDriver) -> None:
     def entries() -> int:
-        there = (each for each in gc.get_objects() if isinstance(each, Entry))
+        there = (each for each in gc.get_objects() if type(each) is Entry)
         return sum(each.request.specs[0].prompt.startswith("fleeting") for each in there)
 
     driver = make(GatedPipeline(), entry("fleeting 1"), entry("fleeting 2"))
