@@ -235,7 +235,7 @@ def _holds(table: bytes, request: bytes) -> bool:
     where a digest has one, too. A single byte is found many at a time."""
     rarest = max(request)
     offset = request.index(rarest)
-    at = table.find(rarest)
+    at = table.find(rarest, offset)
     while at >= 0:
         if table.startswith(request, at - offset):
             return True

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.worker.poisonous import ROUTE
 from tests.worker.processes import WorkerProcess, wait_until, worker
@@ -23,7 +25,7 @@ from worker.coordination.heartbeat import (
     write_kill,
 )
 from worker.coordination.inflight import Handling, InFlight
-from worker.coordination.poison_requests import PoisonRequests
+from worker.coordination.poison_requests import PoisonRequests, _holds
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
@@ -410,3 +412,11 @@ def test_a_post_of_any_route_that_kills_two_workers_is_refused_and_its_neighbour
         assert post(pool[3], "exit", "0" * 32).status_code == 422, "a fresh id changes nothing"
         assert post(pool[3], "fine", "1" * 32).status_code == 200
         assert pool[3].draw("innocent", drawing_id).status_code == 200
+
+
+@given(
+    table=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=60).map(bytes),
+    request=st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4).map(bytes),
+)
+def test_a_request_is_found_in_a_table_wherever_it_stands(table: bytes, request: bytes) -> None:
+    assert _holds(table, request) is (request in table)
