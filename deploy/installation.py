@@ -28,9 +28,7 @@ IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 BASE = _PREFIX.parents[1] if IS_RELEASE else ROOT if IS_CHECKOUT else _PREFIX
 """Where the installation lies: relative paths in ``cluster.toml`` start here."""
 
-RELEASES = BASE / "releases"
 CURRENT = BASE / "current"
-PREVIOUS = BASE / "previous"
 
 PYTHON = str(_PREFIX / "bin" / "python") if IS_RELEASE else sys.executable
 """What runs this version, whatever ``current`` leads to later."""

@@ -57,7 +57,12 @@ def changes(cell: Cell, rendered: dict[str, str]) -> list[Change]:
     if not processes.members(cell.layout.processes):
         count = len(cell.plan.names)
         return [Change(f"start supervisord, {count} workers, guard and nginx", "nothing runs")]
-    return [*_of_certificate(cell), *_of_supervisord(cell, rendered), *_of_nginx(cell, rendered)]
+    programs = _compared(cell, rendered)
+    return [
+        *_of_certificate(cell),
+        *_of_supervisord(cell, rendered, programs),
+        *_of_nginx(cell, rendered, programs),
+    ]
 
 
 def _of_certificate(cell: Cell) -> Iterator[Change]:
@@ -71,7 +76,7 @@ def _of_certificate(cell: Cell) -> Iterator[Change]:
         yield Change("take on the certificate of [tls]", "it is another one than is shown")
 
 
-def _of_supervisord(cell: Cell, rendered: dict[str, str]) -> Iterator[Change]:
+def _of_supervisord(cell: Cell, rendered: dict[str, str], programs: _Programs) -> Iterator[Change]:
     every = ", ".join(cell.plan.names)
     if processes.leader(cell.layout.processes) is None:
         yield Change(f"start supervisord and replace {every} one by one", "it is gone, they run")
@@ -80,7 +85,7 @@ def _of_supervisord(cell: Cell, rendered: dict[str, str]) -> Iterator[Change]:
         why = "its own settings differ, or it does not answer"
         yield Change(f"replace supervisord, then {every} one by one", why)
         return
-    yield from _of_programs(cell, _compared(cell, rendered), rendered["guard.json"])
+    yield from _of_programs(cell, programs, rendered["guard.json"])
 
 
 def _compared(cell: Cell, rendered: dict[str, str]) -> _Programs:
@@ -121,8 +126,7 @@ def _of_programs(cell: Cell, programs: _Programs, guard_json: str) -> Iterator[C
 _BEHIND = "it runs as before a rollout that did not end"
 
 
-def _of_nginx(cell: Cell, rendered: dict[str, str]) -> Iterator[Change]:
-    programs = _compared(cell, rendered)
+def _of_nginx(cell: Cell, rendered: dict[str, str], programs: _Programs) -> Iterator[Change]:
     if "nginx" in programs.changed:
         yield Change("restart nginx", programs.why("nginx"))
     elif nginx_binary.differs(cell):

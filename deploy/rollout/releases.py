@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from deploy import installation
 from deploy.cell import CellError
 from deploy.rollout import lock, operation
@@ -128,8 +130,5 @@ def commands_of(folder: Path) -> list[str]:
     """What runs with the Python of the version in ``folder``, as it was started. A supervisord
     lasts longer than the version that started it."""
     python = f"{installation.python_of(folder).parent}/"
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.append(command.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    found = (" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
     return [command for command in found if command.startswith(python)]
