@@ -170,8 +170,15 @@ def configured(*, beneath: str = "", **values: object) -> Iterator[RunningCell]:
     folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
     (folder / beneath).mkdir(exist_ok=True)
     cell = RunningCell(folder / beneath, **values)
-    try:
+    with ended(cell, folder):
         yield cell
+
+
+@contextlib.contextmanager
+def ended(cell: RunningCell, folder: Path) -> Iterator[None]:
+    """Takes ``cell`` down and ``folder`` away; nothing of it may be left running."""
+    try:
+        yield
     finally:
         cell.down()
         left = process_ids(folder)

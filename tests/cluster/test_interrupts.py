@@ -1,6 +1,7 @@
 """A command that ends half-way, by a signal or a lost terminal, takes no worker away for good."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -91,6 +92,7 @@ def test_guard_clears_what_a_killed_restart_left_and_a_drain_by_hand_stays(
 ) -> None:
     with drawing(cell) as statuses, command(cell, "restart", "--rolling") as killed:
         wait_until(lambda: flags(cell) == {"w1"}, "drained")
+        assert json.loads(cell.layout.drained_flag("w1").read_text())["why"] == "restart"
         killed.kill()
         killed.communicate()
     assert statuses == [200, 200]

@@ -20,8 +20,7 @@ from deploy.host import processes
 from deploy.rollout import environment, releases
 from deploy.rollout.releases import Releases
 from deploy.supervision.supervise import Supervisor
-from loadtest.faults import process_ids
-from tests.cluster.conftest import RunningCell
+from tests.cluster.conftest import RunningCell, ended
 
 prove = pytest.mark.skipif("PROVE" not in os.environ, reason="long: scripts/prove versions")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -49,9 +48,13 @@ class Installed(RunningCell):
         self.folder = folder
         self.releases = Releases(folder)
 
+    @property
+    def program(self) -> list[str | Path]:
+        return [self.releases.current / "bin" / "zimage"]
+
     def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.releases.current / "bin" / "zimage", *arguments],
+            [*self.program, *arguments],
             cwd="/",
             env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
             capture_output=True,
@@ -164,14 +167,9 @@ def cell(wheels: Wheels) -> Iterator[Installed]:
     folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
     running = Installed(folder, workers=2)
     install(running.releases, wheels["1.0.0"], "1.0.0")
-    try:
+    with ended(running, folder):
         running.up()
         yield running
-    finally:
-        running.down()
-        left = process_ids(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    assert left == set()
 
 
 @contextlib.contextmanager
@@ -267,15 +265,9 @@ def test_version_is_made_of_one_wheel_only(cell: Installed, wheels: Wheels) -> N
 class Checkout(Installed):
     """A cell of a checkout with an environment of its own."""
 
-    def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.folder / ".venv" / "bin" / "python", "-P", "-m", "deploy.cli.app", *arguments],
-            cwd="/",
-            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+    @property
+    def program(self) -> list[str | Path]:
+        return [self.folder / ".venv" / "bin" / "python", "-P", "-m", "deploy.cli.app"]
 
 
 @pytest.fixture
@@ -287,14 +279,9 @@ def checkout() -> Iterator[Checkout]:
     packages = next((folder / ".venv" / "lib").glob("python*")) / "site-packages"
     (packages / "paths.pth").write_text(f"{folder}\n{SHARED}\n")
     running = Checkout(folder, workers=2)
-    try:
+    with ended(running, folder):
         running.up()
         yield running
-    finally:
-        running.down()
-        left = process_ids(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    assert left == set()
 
 
 @prove

@@ -1,19 +1,22 @@
 """What a collector hears, asked with a collector."""
 
+import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker import tables
+from worker.lifecycle import Lifecycle
 from worker.observability.traces import OFF, Traces, traces_to
 from worker.settings import Settings
 
@@ -71,6 +74,14 @@ def traced(home: Path, endpoint: str) -> Settings:
     return settings_in(home, traces=tables.Traces(endpoint=endpoint))
 
 
+@contextlib.asynccontextmanager
+async def tracing(settings: Settings) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
+    """A worker that is ready; all its spans are with the collector after it."""
+    async with serving(settings) as (service, client):
+        await ready(service)
+        yield service, client
+
+
 def about(span: Span) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
@@ -79,11 +90,7 @@ def about(span: Span) -> dict[str, Any]:
 async def test_a_request_is_a_trace_from_its_arrival_to_its_answer(
     collector: Collector, home: Path
 ) -> None:
-    async with serving(traced(home, collector.endpoint)) as (
-        service,
-        client,
-    ):
-        await ready(service)
+    async with tracing(traced(home, collector.endpoint)) as (service, client):
         arrived = f"{(began := service.started_at):.3f}"
         headers = {"X-Request-ID": REQUEST_ID, "X-Request-Start": arrived}
         body = {"prompt": "a fox", "n": 2, "size": "64x64"}
@@ -107,11 +114,7 @@ async def test_a_request_is_a_trace_from_its_arrival_to_its_answer(
 async def test_a_stream_and_what_is_refused_stand_under_the_senders_span(
     collector: Collector, home: Path
 ) -> None:
-    async with serving(traced(home, collector.endpoint)) as (
-        service,
-        client,
-    ):
-        await ready(service)
+    async with tracing(traced(home, collector.endpoint)) as (_, client):
         headers = {"X-Request-ID": REQUEST_ID, "traceparent": PARENT}
         for body in ({"prompt": "a fox", "stream": True, "size": "64x64"}, {"prompt": 7}):
             await client.post("/v1/images/generations", json=body, headers=headers)
@@ -128,11 +131,7 @@ async def test_a_stream_and_what_is_refused_stand_under_the_senders_span(
 async def test_a_sender_who_is_not_traced_is_not_traced_here(
     collector: Collector, home: Path
 ) -> None:
-    async with serving(traced(home, collector.endpoint)) as (
-        service,
-        client,
-    ):
-        await ready(service)
+    async with tracing(traced(home, collector.endpoint)) as (_, client):
         headers = {"traceparent": PARENT[:-2] + "00"}
         await client.post("/v1/images/generations", json={"prompt": "a"}, headers=headers)
         await client.get("/readyz")
@@ -144,11 +143,7 @@ async def test_a_sender_who_is_not_traced_is_not_traced_here(
 async def test_nonsense_above_a_request_is_left(
     collector: Collector, home: Path, parent: str
 ) -> None:
-    async with serving(traced(home, collector.endpoint)) as (
-        service,
-        client,
-    ):
-        await ready(service)
+    async with tracing(traced(home, collector.endpoint)) as (_, client):
         headers = {"X-Request-ID": REQUEST_ID, "traceparent": parent}
         assert (await client.get("/v1/models", headers=headers)).status_code == 200
     [root] = collector.named("request")
@@ -160,8 +155,7 @@ async def test_the_pictures_of_a_job_stand_under_the_request_that_made_it(
     collector: Collector, home: Path
 ) -> None:
     settings = migrated(traced(home, collector.endpoint))
-    async with serving(settings) as (service, client):
-        await ready(service)
+    async with tracing(settings) as (_, client):
         body = {"prompts": ["a fox", "a hen"], "size": "64x64"}
         job = (await client.post("/v1/jobs", json=body, headers={"traceparent": PARENT})).json()
         path = f"/v1/jobs/{job['id']}/events"
@@ -179,8 +173,7 @@ async def test_the_pictures_of_a_job_stand_under_the_request_that_made_it(
 @pytest.mark.anyio
 async def test_a_collector_that_is_away_holds_up_nobody(home: Path) -> None:
     settings = traced(home, "http://127.0.0.1:9/v1/traces")
-    async with serving(settings) as (service, client):
-        await ready(service)
+    async with tracing(settings) as (_, client):
         answer = await client.post("/v1/images/generations", json={"prompt": "a", "size": "64x64"})
         assert answer.status_code == 200
 
