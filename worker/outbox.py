@@ -25,20 +25,13 @@ class Outbox(Generic[T]):
     """
 
     def __init__(
-        self,
-        write: Callable[[Iterator[T]], bool | None],
-        max_items: int,
-        pause_s: float,
-        max_pause_s: float = 0.0,
+        self, write: Callable[[Iterator[T]], bool | None], max_items: int, pause_s: float
     ) -> None:
-        """The pause is ``pause_s`` for each item just written, up to ``max_pause_s``: the more
-        comes, the more comes together. At the end of the process nothing is paused for."""
+        """At the end of the process nothing is paused for."""
         self._write = write
         self._max_items = max_items
         self._pause_s = pause_s
-        self._max_pause_s = max(pause_s, max_pause_s)
         self._items: SimpleQueue[T | _End] = SimpleQueue()
-        self._taken = 0
         self._left = False
         self._last = False
         self._closing = threading.Event()
@@ -57,10 +50,9 @@ class Outbox(Generic[T]):
     def run(self) -> None:
         """Write until all is written after ``close``. Blocks: a thread's work."""
         while self._left or not self._last:
-            self._taken = 0
             self._left = bool(self._write(self._waiting()))
             if not self._last:
-                self._closing.wait(self._pause())
+                self._closing.wait(self._pause_s)
         self._ended.set()
 
     def close(self, timeout_s: float) -> bool:
@@ -68,9 +60,6 @@ class Outbox(Generic[T]):
         self._closing.set()
         self._items.put(_End())
         return self._ended.wait(timeout_s)
-
-    def _pause(self) -> float:
-        return min(self._max_pause_s, self._pause_s * max(1, self._taken))
 
     def _waiting(self) -> Iterator[T]:
         wait = not (self._left or self._last)
@@ -82,6 +71,5 @@ class Outbox(Generic[T]):
             if isinstance(item, _End):
                 self._last = True
                 return
-            self._taken += 1
             yield item
             wait = False
