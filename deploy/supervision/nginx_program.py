@@ -28,9 +28,9 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGINT, sign
 
 def main(arguments: list[str]) -> int:
     nginx, var_dir, conf, record = arguments
-    while master := running_master(Path(record), conf):
-        if attend(master):
-            return 0
+    master = running_master(Path(record), conf)
+    if master is not None and attend(master):
+        return 0
     release_port(Path(record))
     note(Path(record), Path(nginx))
     return os.execv(nginx, [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"])
@@ -38,13 +38,7 @@ def main(arguments: list[str]) -> int:
 
 def running_master(record: Path, conf: str) -> Process | None:
     """The nginx of the cell that runs with ``conf``, if there is one."""
-    return next(iter(masters(record, conf)), None)
-
-
-def masters(record: Path, conf: str) -> list[Process]:
-    """Two of them while one takes over from the other, the older one first."""
-    found = [p for p in _nginxes(record, "master") if conf in p.command]
-    return sorted(found, key=lambda master: master.started)
+    return next((p for p in _nginxes(record, "master") if conf in p.command), None)
 
 
 def digest(nginx: Path) -> str:
