@@ -80,11 +80,15 @@ def test_page_draws_through_nginx(page: Page) -> None:
 def test_page_survives_a_worker_killed_while_drawing(
     page: Page, cell: RunningCell, complaints: list[str]
 ) -> None:
+    page.locator("#advanced summary").click()
+    page.locator("#steps").fill("40")  # ten seconds: it is drawn still when the guard has seen it
     page.locator("#prompt").fill("before the kill")
     page.locator("#draw").click()
-    expect(page.locator(".card").first).to_contain_text(re.compile(r"第 [2-8] / 8 步"))
-    victim = next(w["name"] for w in cell.state()["workers"] if w["running"])
+    expect(page.locator(".card").first).to_contain_text(re.compile(r"第 \d+ / 40 步"))
+    victim = wait_until(
+        lambda: next((w["name"] for w in cell.state()["workers"] if w["running"]), ""), "drawing"
+    )
     faults.kill(cell, victim)
-    expect(picture_of(page, "before the kill")).to_have_count(1, timeout=30_000)
+    expect(picture_of(page, "before the kill")).to_have_count(1, timeout=60_000)
     wait_until(cell.is_whole, "every worker in the pool")
     forgive(page, complaints, "ERR_INCOMPLETE_CHUNKED_ENCODING")
