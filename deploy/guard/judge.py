@@ -9,6 +9,7 @@ refused, missing, ended          out at once
 silent for ``silence_s``         out while another is in, and in again with the next 200
 phase over its allowance         out and killed, whatever it answers
 idle and silent                  killed after ``idle_allowance_s``
+idle, its thread stands still    killed ``idle_allowance_s`` after its heartbeat was due
 drawing and silent               killed after the longest allowance of the calls in which it was
 no heartbeat since its start     killed after ``boot_allowance_s``
 past loading, nobody listens     killed after ``deaf_allowance_s``
@@ -80,7 +81,7 @@ class Observation:
     """Since it was last heard (answered or refused), or the guard began to listen."""
     worked_s: float = inf
     """Since it was last seen in another phase than idle. An idle worker's thread beats on, also
-    when its event loop stands still: the age of an idle heartbeat says nothing."""
+    when its event loop stands still: a young heartbeat does not say that it serves."""
     allowed_s: float = 0.0
     """The longest allowance of the phases it was seen in since it was last heard: a call that keeps
     the interpreter to itself is silent as long as it lasts, and the next one may be short."""
@@ -125,6 +126,9 @@ def _kill_reason(seen: Observation, now: float, rules: Rules) -> tuple[str | Non
     if heartbeat.phase is Phase.ENDED:
         late = age_s > rules.ended_allowance_s
         return f"still there {age_s:.0f} s after its orderly end" if late else None, "other"
+    # Where a thread stands still that draws nothing, no request is to blame.
+    if heartbeat.phase is Phase.IDLE and age_s > heartbeat.allowance_s + rules.idle_allowance_s:
+        return f"hung while idle: no heartbeat for {age_s:.1f} s", "other"
     if heartbeat.phase is not Phase.IDLE and heartbeat.overdue(now):
         where = DOING.get(heartbeat.phase, "")
         return f"hung {where}: {age_s:.1f} s (limit {heartbeat.allowance_s:.1f} s)", "overdue"

@@ -48,6 +48,12 @@ FAULTS: dict[str, Fault] = {
         20.0,
         at_once=False,
     ),
+    "idle-hangs": Fault(
+        "an idle worker's threads stand still while its event loop answers",
+        workers.idle_hangs,
+        20.0,
+        at_once=False,
+    ),
     "slow": Fault("a worker gets a tenth of its time", workers.slow, 10.0, leaves=False),
     "warm-up-exit": Fault("killed, and twice again while it starts", workers.dies_in_warm_up),
     "crash-loop": Fault("a worker that ends at once, for 10 s", workers.crash_loop, 10.0),

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from pathlib import Path
 
 from deploy.config import ROOT
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
-from worker.coordination.heartbeat import DRAWING
+from worker.coordination.heartbeat import DRAWING, Phase
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0
+_TRIES = 20
 
 
 def kill(cell: Cell, worker: str) -> int:
@@ -76,8 +77,14 @@ def slow(cell: Cell, worker: str, share: float = 0.1, period_s: float = 0.2) -> 
 @contextlib.contextmanager
 def step_hangs(cell: Cell, worker: str) -> Iterator[None]:
     """Every thread but the event loop's stands still in the middle of a step."""
-    _await(lambda: cell.heartbeat(worker).phase in DRAWING, f"{worker} draws")
-    with _frozen(cell.pid(worker), "others"):
+    with _frozen_in(cell, worker, DRAWING):
+        yield
+
+
+@contextlib.contextmanager
+def idle_hangs(cell: Cell, worker: str) -> Iterator[None]:
+    """Every thread but the event loop's stands still while there is nothing to draw."""
+    with _frozen_in(cell, worker, {Phase.IDLE}):
         yield
 
 
@@ -143,6 +150,22 @@ def killed_while_restarting(cell: Cell, worker: str) -> Iterator[None]:
     _await(lambda: _succeeded(cell, worker, pid), f"the new process of {worker}")
     kill(cell, worker)
     yield
+
+
+@contextlib.contextmanager
+def _frozen_in(cell: Cell, worker: str, phases: Set[Phase]) -> Iterator[None]:
+    """Threads take a moment to stop, and a step may be over by then: that is tried again."""
+    for _ in range(_TRIES):
+        _await(lambda: cell.heartbeat(worker).phase in phases, f"{worker} in {_names(phases)}")
+        with _frozen(cell.pid(worker), "others"):
+            if cell.heartbeat(worker).phase in phases:
+                yield
+                return
+    raise TimeoutError(f"{worker} was never caught in {_names(phases)}")
+
+
+def _names(phases: Set[Phase]) -> str:
+    return " or ".join(sorted(phase.name.lower() for phase in phases))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from worker.engine.announcements import Announcements
 from worker.engine.batch_bisection import Failure, run
 from worker.engine.costs import Costs
 from worker.engine.forecast import NOBODY, remaining_s
-from worker.engine.heartbeat_writer import HeartbeatWriter
+from worker.engine.heartbeat_writer import IDLE_BEAT_S, HeartbeatWriter
 from worker.engine.oom_tracker import DOUBT_S, OomTracker, Verdict
 from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, DrawRequest, Partial, Stepped
@@ -160,9 +160,10 @@ class Driver:
         if not any(picture.entry.request.exclusive for picture in part):
             yield
             return
-        if not self.apart.acquire(blocking=False):
+        held = self.apart.acquire(blocking=False)
+        while not held:
             self.heartbeat_writer.idle()
-            self.apart.acquire()
+            held = self.apart.acquire(timeout=IDLE_BEAT_S)
         try:
             yield
         finally:

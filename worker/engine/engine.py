@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import admission
@@ -264,6 +265,7 @@ class Engine:
                     self._drawn_at = time.monotonic()
                 elif not self._use_spare_time():
                     self._rest()
+            self._pulse.idle(inf)  # from here on the event loop has what is left to do
             self._pipeline.close()
         except BaseException as error:
             self._die(error)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Hashable, Sequence
+from math import inf
 
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.engine.limits import Limits
@@ -22,12 +23,12 @@ class HeartbeatWriter:
         self._limits = limits
         self._compiles = compiles
         self._seen: Recently[Hashable, None] = Recently(_MAX_SHAPES)
-        self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
+        self.activity = Activity(Phase.IDLE, time.monotonic(), inf)  # its thread has not begun
 
-    def idle(self) -> None:
-        """Nothing to do."""
-        self._heartbeat.enter(Phase.IDLE, IDLE_ALLOWANCE_S)
-        self.activity = Activity(Phase.IDLE, time.monotonic(), IDLE_ALLOWANCE_S)
+    def idle(self, allowance_s: float = IDLE_ALLOWANCE_S) -> None:
+        """Nothing to do. The thread says so again within ``allowance_s``, or it stands still."""
+        self._heartbeat.enter(Phase.IDLE, allowance_s)
+        self.activity = Activity(Phase.IDLE, time.monotonic(), allowance_s)
 
     def spare(self) -> None:
         """Something for nobody, which may compile."""

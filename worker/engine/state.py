@@ -18,10 +18,9 @@ class Activity(NamedTuple):
     rows: int = 0
 
     def stuck(self, now: float | None = None) -> bool:
-        """Whether a call lasts longer than it may. Waiting for work is never stuck."""
-        waiting = self.phase in (Phase.IDLE, Phase.ENDED)
+        """Whether a call lasts longer than it may, or the idle thread was not heard so long."""
         age_s = (time.monotonic() if now is None else now) - self.since
-        return not waiting and age_s > self.allowance_s
+        return self.phase is not Phase.ENDED and age_s > self.allowance_s
 
 
 @dataclass

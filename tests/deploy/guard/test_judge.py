@@ -135,10 +135,13 @@ def test_a_kill_says_whether_the_step_or_the_event_loop_stood_still(
     assert judge(seen, NOW, RULES).kill_cause == cause
 
 
-def test_idle_worker_has_no_deadline_of_its_own() -> None:
-    assert (
-        judge(replace(SERVING, heartbeat=in_phase(Phase.IDLE, 1e6, 1.0)), NOW, RULES).kill is None
-    )
+def test_idle_worker_whose_thread_stands_still_is_killed_for_it_and_nobody_is_to_blame() -> None:
+    late = replace(SERVING, heartbeat=in_phase(Phase.IDLE, 6.1, 3.0))
+    verdict = judge(late, NOW, RULES)
+    assert verdict.kill == "hung while idle: no heartbeat for 6.1 s"
+    assert (verdict.gate, verdict.kill_cause) == ("close", "other")
+    soon = replace(SERVING, heartbeat=in_phase(Phase.IDLE, 5.9, 3.0))
+    assert judge(soon, NOW, RULES).kill is None
 
 
 def test_half_falling_silent_together_holds_kills() -> None:
