@@ -27,6 +27,7 @@ from worker.tables import (
     Auth,
     Gallery,
     Labels,
+    ModelNames,
     OwnerLimits,
     RequestLimits,
     Traces,
@@ -73,6 +74,7 @@ class Settings(
 
     model: str = "tiny"
     """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
+    names: ModelNames = ModelNames()
     device: str = "cpu"
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``). Several
     with commas between them draw each picture together."""

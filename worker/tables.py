@@ -3,7 +3,7 @@
 Each key is declared here once: the file is checked by it, and ``Settings`` has it.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,13 @@ MARK_CHARACTERS = f"letters, digits, spaces, and characters of {_HANZI}"  # thos
 MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
 TRACES_ENDPOINT = r"^(https?://[^\s/]+/\S*)?$"
 LINE = r"^[^\x00-\x1f\x7f]*$"
+OPENAI_MODELS = (
+    *("dall-e-2", "dall-e-3"),
+    *("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"),
+    *("gpt-image-2.5-flare", "gpt-image-2.5-sunburst", "gpt-image-2.6-flare"),
+    *("gpt-image-2.6-sunburst", "chatgpt-image-latest"),
+)
+"""What clients of OpenAI's images ask for by default; many cannot be told another name."""
 
 
 class Table(BaseModel):
@@ -47,6 +54,17 @@ class Acceleration(Table):
     """auto: on a GPU, small pictures are drawn through CUDA graphs."""
     fp8: Literal["off", "transformer", "all"] = "off"
     """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
+
+
+class ModelNames(Table):
+    """Of ``[model]``: under which names clients ask for it."""
+
+    name: str = Field("", pattern=LINE, max_length=100)
+    """Its id in the API. Empty: its own. Metrics, ledger and files keep its own."""
+    aliases: list[Annotated[str, Field(pattern=LINE, min_length=1, max_length=100)]] = Field(
+        [*OPENAI_MODELS], max_length=50
+    )
+    """Other names that mean it, too."""
 
 
 class RequestLimits(Table):

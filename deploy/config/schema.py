@@ -19,6 +19,7 @@ from worker.tables import (
     Audit,
     Auth,
     Labels,
+    ModelNames,
     OwnerLimits,
     RequestLimits,
     Table,
@@ -123,7 +124,7 @@ class Ops(Table):
         return self
 
 
-class Model(Acceleration):
+class Model(Acceleration, ModelNames):
     source: str = Field("tiny", min_length=1, pattern=tables.LINE)
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"

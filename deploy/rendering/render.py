@@ -21,7 +21,7 @@ from deploy.rendering.dashboard import dashboard
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
 from worker import code_digest
 from worker.bounds import MAX_JOB_BODY_BYTES
-from worker.tables import Acceleration, Allowances
+from worker.tables import Acceleration, Allowances, ModelNames
 
 _HERE = Path(__file__).resolve().parents[1]
 
@@ -181,6 +181,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "threads": worker.threads,
         "vram_limit_gib": worker.vram_limit_gib,
         "model": model_source(config),
+        "names": model.model_dump(include=set(ModelNames.model_fields)),
         "steps": None if model.steps == "auto" else model.steps,
         "guidance_scale": None if model.guidance_scale == "auto" else model.guidance_scale,
         **model.model_dump(include=set(Acceleration.model_fields)),

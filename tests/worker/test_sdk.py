@@ -59,7 +59,7 @@ def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
         sdk.images.generate(prompt="a", size="500x500")
     assert (caught.value.param, caught.value.code) == ("size", "invalid_value")
     with pytest.raises(openai.NotFoundError, match="not served here"):
-        sdk.images.generate(prompt="a", model="dall-e-3")
+        sdk.images.generate(prompt="a", model="dall-e-4")
 
 
 def test_sdk_raises_the_error_of_a_stream(sdk: openai.OpenAI) -> None:
@@ -69,5 +69,5 @@ def test_sdk_raises_the_error_of_a_stream(sdk: openai.OpenAI) -> None:
 
 
 def test_sdk_lists_the_model(sdk: openai.OpenAI) -> None:
-    assert [model.id for model in sdk.models.list()] == ["synthetic"]
+    assert [model.id for model in sdk.models.list()][:2] == ["synthetic", "dall-e-2"]
     assert sdk.models.retrieve("synthetic").owned_by == "zimage-cluster"

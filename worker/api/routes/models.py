@@ -1,4 +1,5 @@
-"""The one model of this worker, as OpenAI lists models, with what a client may ask of it."""
+"""The one model of this worker under its names, as OpenAI lists models, with what a client may ask
+of it."""
 
 from typing import Any
 
@@ -16,28 +17,33 @@ from worker.lifecycle import Lifecycle
 async def list_models(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
-    return Json({"object": "list", "data": [_describe(lifecycle)]})
+    ids = dict.fromkeys(wire.model_names(lifecycle.settings, lifecycle.model.info).values())
+    return Json({"object": "list", "data": [_describe(lifecycle, each) for each in ids]})
 
 
 async def get_model(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
     asked = request.path_params["id"]
-    if asked.lower() not in wire.model_names(lifecycle.settings, lifecycle.model.info):
-        message = f"{asked[:100]!r} is not served here; {lifecycle.model.info.id!r} is."
-        raise NotFound(message, param="model", code="model_not_found")
-    return Json(_describe(lifecycle))
-
-
-def _describe(lifecycle: Lifecycle) -> dict[str, Any]:
     settings, info = lifecycle.settings, lifecycle.model.info
+    shown = wire.model_names(settings, info).get(asked.lower())
+    if shown is None:
+        message = f"{asked[:100]!r} is not served here; {wire.model_id(settings, info)!r} is."
+        raise NotFound(message, param="model", code="model_not_found")
+    return Json(_describe(lifecycle, shown))
+
+
+def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:
+    settings, info = lifecycle.settings, lifecycle.model.info
+    id = wire.model_id(settings, info)
     width, height = info.default_size
     guidance = settings.guidance_scale
     return {
-        "id": info.id,
+        "id": shown,
         "object": "model",
         "created": int(lifecycle.started_at),
         "owned_by": "zimage-cluster",
+        "alias_of": None if shown == id else id,
         "default_size": f"{width}x{height}",
         "default_steps": settings.steps or info.default_steps,
         "default_guidance_scale": info.default_guidance_scale if guidance is None else guidance,
@@ -54,10 +60,11 @@ def _describe(lifecycle: Lifecycle) -> dict[str, Any]:
 
 def openapi(lifecycle: Lifecycle) -> Part:
     kinds = {int: "integer", float: "number", str: "string", list: "array"}
-    shown = _describe(lifecycle)
+    shown = _describe(lifecycle, lifecycle.model.info.id)
     properties: dict[str, Any] = {
         key: {"type": kinds[type(value)]} for key, value in shown.items() if value is not None
     }
+    properties["alias_of"] = {"type": ["string", "null"]}
     properties["max_prompt_tokens"] = {"type": ["integer", "null"]}
     model = {"type": "object", "required": list(shown), "properties": properties}
     models = {
@@ -69,5 +76,5 @@ def openapi(lifecycle: Lifecycle) -> Part:
     one = operation(
         "The model, under any of its names.", {200: model}, errors=(404,), parameters=[name]
     )
-    every = operation("The loaded model, as a list of one.", {200: models})
+    every = operation("The loaded model, and behind it its aliases.", {200: models})
     return Part({"/v1/models": {"get": every}, "/v1/models/{id}": {"get": one}})

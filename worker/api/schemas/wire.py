@@ -4,7 +4,9 @@ Each problem is an ``InvalidRequest`` that names the field, what is wrong and th
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import orjson
@@ -165,10 +167,23 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     )
 
 
-def model_names(settings: Settings, info: ModelInfo) -> frozenset[str]:
-    """Names under which a client may ask for the loaded model, in lower case."""
-    names = {info.id, settings.model, settings.model.rstrip("/").rsplit("/", 1)[-1]}
-    return frozenset(name.lower() for name in names)
+def model_names(settings: Settings, info: ModelInfo) -> Mapping[str, str]:
+    """Ids under which ``/v1/models`` shows the loaded model, by each name for it in lower case.
+    The first is its own, the others are aliases."""
+    return _names(info.id, settings.model, settings.names.name, tuple(settings.names.aliases))
+
+
+@lru_cache
+def _names(own: str, source: str, name: str, aliases: tuple[str, ...]) -> Mapping[str, str]:
+    shown = name or own
+    others = (own, source, source.rstrip("/").rsplit("/", 1)[-1])
+    names = {each.lower(): shown for each in (shown, *others)}
+    return names | {each.lower(): each for each in aliases if each.lower() not in names}
+
+
+def model_id(settings: Settings, info: ModelInfo) -> str:
+    """The id of the loaded model in the API."""
+    return settings.names.name or info.id
 
 
 def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
@@ -176,7 +191,8 @@ def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
     asked = fields.text("model", "")
     if fields.values.get("model") is not None and asked.lower() not in model_names(settings, info):
         raise NotFound(
-            f"model: {asked[:100]!r} is not served here; use {info.id!r} or leave the field out.",
+            f"model: {asked[:100]!r} is not served here; "
+            f"use {model_id(settings, info)!r} or leave the field out.",
             param="model",
             code="model_not_found",
         )
@@ -305,7 +321,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     text, flag = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
     prompt = prompt_schema(settings, info)
     prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
-    names = sorted({info.id, settings.model})
+    names = {model_id(settings, info), info.id, settings.model, *settings.names.aliases}
     return {
         "type": "object",
         "required": ["prompt"],
@@ -313,7 +329,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
         "properties": {
             **dict.fromkeys(IGNORED, text),
             "prompt": {"anyOf": [prompt, prompts]},
-            "model": choice(*names),
+            "model": choice(*sorted(names)),
             "n": whole(1, settings.max_images),
             "size": {"type": ["string", "null"], "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"},
             "seed": whole(0, MAX_SEED),

@@ -52,6 +52,7 @@ RANDOM = "random:z-image-turbo"
 TURBO_SHIFT = 3.0
 """By its schedule a Turbo is told from other Z-Images, which want more steps and guidance."""
 
+_VERSION = re.compile(r"[0-9a-f]{12,64}|v?[0-9][0-9._T:Z-]*|snapshots|latest|current")
 _HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 _TURBO = Defaults("Z-Image-Turbo", steps=8, guidance_scale=0.0, size=(1024, 1024))
 _KNOWN = {
@@ -207,7 +208,21 @@ def _defaults(source: str, folder: Path | None) -> Defaults:
 
 def _id_of(source: str) -> str:
     local = Path(source).expanduser()
-    return local.resolve().name if local.exists() else source
+    if not local.exists():
+        return source
+    folders = local.resolve().parts[1:]
+    return next((_named(each) for each in reversed(folders) if _is_name(each)), folders[-1])
+
+
+def _is_name(folder: str) -> bool:
+    """Whether it says which model, not which version of it."""
+    return _VERSION.fullmatch(folder) is None
+
+
+def _named(folder: str) -> str:
+    """What ``folder`` is called; one of the hub's cache says whose repository it is."""
+    hub = folder.removeprefix("models--")
+    return folder if hub == folder else hub.replace("--", "/")
 
 
 def _unstated(id: str, folder: Path) -> Defaults:

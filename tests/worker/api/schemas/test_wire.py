@@ -267,11 +267,11 @@ FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
         "quality: must be text, not a number.",
     ),
     (
-        {"prompt": "a", "model": "dall-e-3"},
+        {"prompt": "a", "model": "dall-e-4"},
         404,
         "model",
         "model_not_found",
-        "model: 'dall-e-3' is not served here; use 'synthetic' or leave the field out.",
+        "model: 'dall-e-4' is not served here; use 'synthetic' or leave the field out.",
     ),
 ]
 

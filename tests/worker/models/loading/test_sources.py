@@ -38,6 +38,24 @@ def stated_folder(zimage_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("folder", "id"),
+    [
+        ("models--Tongyi-MAI--Z-Image-Turbo/snapshots/04cc4abb7c5069926f75c9bfde9ef43d49423021",
+         "Tongyi-MAI/Z-Image-Turbo"),
+        ("posters/2026-11-30", "posters"),
+        ("posters/v2.1", "posters"),
+        ("posters", "posters"),
+    ],
+)  # fmt: skip
+def test_a_folder_is_called_after_the_model_not_its_version(
+    zimage_folder: Path, tmp_path: Path, folder: str, id: str
+) -> None:
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(zimage_folder, tmp_path / folder)
+    assert defaults_of(str(tmp_path / folder)).id == id
+
+
 def loaded(model: Path | str, **settings: Any) -> Pipeline:
     return load(Settings(model=str(model), **settings))
 
