@@ -51,6 +51,31 @@ async def test_a_client_that_knows_openais_models_alone_draws(
     assert answer.json()["size"] == body["size"]
 
 
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ({"model": "dall-e-3"}, "url"),
+        ({"model": "DALL-E-2", "response_format": None}, "url"),
+        ({"model": "dall-e-3", "response_format": "b64_json"}, "b64_json"),
+        ({"model": "gpt-image-1"}, "b64_json"),
+        ({"model": "gpt-image-1", "response_format": "url"}, "url"),
+        ({}, "b64_json"),
+    ],
+)
+async def test_pictures_come_as_openai_sends_those_of_that_name(
+    client: httpx.AsyncClient, body: dict[str, Any], key: str
+) -> None:
+    [item] = (await client.post(DRAW, json={"prompt": "a", "size": "64x64"} | body)).json()["data"]
+    assert set(item) == {"seed", key}
+
+
+async def test_a_stream_of_dall_e_carries_its_pictures(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "a", "size": "64x64", "model": "dall-e-3", "stream": True}
+    answer = await client.post(DRAW, json=body)
+    assert answer.status_code == 200
+    assert '"b64_json":"' in answer.text
+
+
 async def test_models_lists_the_model_and_its_aliases_marked(client: httpx.AsyncClient) -> None:
     own, *aliases = await names(client)
     assert own["alias_of"] is None

@@ -26,6 +26,10 @@ PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 FORMATS = ("png", "jpeg", "webp")
+ANSWERS = ("b64_json", "url")
+
+_ANSWERED_WITH_LINKS = frozenset({"dall-e-2", "dall-e-3"})
+"""Models whose default ``response_format`` is ``url`` in OpenAI's API."""
 
 IGNORED = (
     "background",
@@ -141,7 +145,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         )
     width, height = size_of(fields, settings, info)
     stream = fields.flag("stream")
-    response_format = fields.choice("response_format", "b64_json", ("b64_json", "url"))
+    response_format = fields.choice("response_format", _usual_answer(fields, stream), ANSWERS)
     output_format = fields.choice("output_format", "png", FORMATS)
     partial_images = fields.whole("partial_images", 0, 0, MAX_PARTIAL_IMAGES)
     _check_combinations(stream, response_format, output_format, partial_images, fields)
@@ -196,6 +200,12 @@ def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
             param="model",
             code="model_not_found",
         )
+
+
+def _usual_answer(fields: Fields, stream: bool) -> str:
+    """The default of ``response_format``: OpenAI's for that model. A stream has no links."""
+    linked = (fields.values.get("model") or "").lower() in _ANSWERED_WITH_LINKS
+    return "url" if linked and not stream else "b64_json"
 
 
 def _prompts(fields: Fields, settings: Settings, info: ModelInfo) -> tuple[str, ...]:
@@ -337,7 +347,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
             "guidance_scale": number(0, MAX_GUIDANCE_SCALE),
             "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
             "reproducible": flag,
-            "response_format": choice("b64_json", "url"),
+            "response_format": choice(*ANSWERS),
             "resume": text,
             "output_format": choice(*FORMATS),
             "output_compression": whole(0, 100),
