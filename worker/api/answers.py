@@ -24,6 +24,14 @@ AGAIN = "@again"
 """Where nginx asks all workers once more, with the turn behind it: ``locations.conf.j2``."""
 MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
 
+NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+"""What clients read without asking whether it is there; nothing here is counted in tokens."""
+
 _CODES = {
     401: "invalid_api_key",
     403: "forbidden",

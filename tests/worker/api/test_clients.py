@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
-from openai.types import ImageModel
+from openai.types import ImageModel, ImagesResponse
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker import tables
@@ -74,6 +74,23 @@ async def test_a_stream_of_dall_e_carries_its_pictures(client: httpx.AsyncClient
     answer = await client.post(DRAW, json=body)
     assert answer.status_code == 200
     assert '"b64_json":"' in answer.text
+
+
+async def test_dify_finds_the_usage_that_it_reads(client: httpx.AsyncClient) -> None:
+    body = {
+        "model": "gpt-image-1",
+        "prompt": "a red circle",
+        "n": 1,
+        "size": "1024x1024",
+        "quality": "auto",
+        "background": "auto",
+        "moderation": "auto",
+        "output_format": "png",
+    }
+    usage = ImagesResponse.model_validate((await client.post(DRAW, json=body)).json()).usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (0, 0, 0)
+    assert usage.input_tokens_details.text_tokens == 0
 
 
 async def test_models_lists_the_model_and_its_aliases_marked(client: httpx.AsyncClient) -> None:

@@ -12,14 +12,6 @@ from worker.generation.drawing import Drawing, Told
 from worker.generation.encoding import Finished, Preview
 from worker.generation.imaging import Picture
 
-# The client's library requires a usage; nothing here is counted in tokens.
-_NO_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
-
 
 async def events(drawing: Drawing, asked: Generation) -> AsyncGenerator[bytes, None]:
     """What happens to an admitted ``drawing``, each event as bytes on the wire."""
@@ -68,7 +60,7 @@ def _wire_event(event: Told, drawing: Drawing, asked: Generation, seeds: list[in
             done = {
                 "image_index": event.image_index,
                 "seed": event.spec.seed,
-                "usage": _NO_USAGE,
+                "usage": answers.NO_USAGE,
             }
             return _with_picture(kind, event.picture, asked, done)
 

@@ -98,6 +98,7 @@ async def _whole(
         "background": "opaque",
         "output_format": asked.output_format,
         "size": asked.size,
+        "usage": answers.NO_USAGE,
     }
     body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))
     headers = {
@@ -150,14 +151,24 @@ def openapi(lifecycle: Lifecycle) -> Part:
             "url": {"type": "string", "description": "Works for a while, without a key."},
         },
     }
+    usage = {
+        "type": "object",
+        "description": "Zero: nothing is counted in tokens.",
+        "required": list(answers.NO_USAGE),
+        "properties": {
+            name: {"type": "object" if name.endswith("details") else "integer"}
+            for name in answers.NO_USAGE
+        },
+    }
     drawn = {
         "type": "object",
-        "required": ["created", "data", "output_format", "size"],
+        "required": ["created", "data", "output_format", "size", "usage"],
         "properties": {
             "created": {"type": "integer"},
             "background": {"type": "string"},
             "output_format": {"enum": list(wire.FORMATS)},
             "size": {"type": "string"},
+            "usage": usage,
             "data": {"type": "array", "items": item},
         },
     }
