@@ -292,22 +292,27 @@ def restart(
         list[str] | None, typer.Argument(help="Workers; all of them where none is named.")
     ] = None,
     config: Config = None,
+    at_once: Annotated[
+        bool, typer.Option("--all", help="All together: quicker, but nothing is drawn meanwhile.")
+    ] = False,
     rolling: Annotated[
-        bool, typer.Option("--rolling", help="One at a time, drawing goes on.")
+        bool, typer.Option("--rolling", help="One at a time, drawing goes on; the default.")
     ] = False,
 ) -> None:
-    """Restart workers, after they have finished what they draw."""
+    """Restart workers one at a time, after they have finished what they draw."""
+    if at_once and (rolling or workers):
+        raise typer.BadParameter("--all takes every worker at once: no names and no --rolling")
     cell = _cell(config)
     names = workers or list(cell.plan.names)
     for name in names:
         _known_worker(cell, name)
-    command = " ".join(["restart", *(["--rolling"] if rolling else []), *names])
-    with operation.begin(cell, "restart", command, names) as rollout:
-        if rolling or len(names) == 1:
-            roll.restart(rollout, names)
-        else:
-            output.step(f"restart {', '.join(names)} at once; nothing is drawn until they are back")
+    how = ["--all"] if at_once else ["--rolling"] if rolling else []
+    with operation.begin(cell, "restart", " ".join(["restart", *how, *names]), names) as rollout:
+        if at_once:
+            output.step(f"stop {', '.join(names)} at once; nothing is drawn until one is back")
             roll.restart_at_once(rollout, names)
+        else:
+            roll.restart(rollout, names)
     output.done(f"restarted: {', '.join(names)}")
 
 

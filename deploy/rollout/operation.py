@@ -232,7 +232,7 @@ def _settle(cell: Cell, before: Record | None, kind: Kind) -> None:
         _audit(cell, before.model_copy(update={"outcome": "interrupted", "why": "killed"}))
     if before.kind == "restart" and before.left and kind == "up":
         names = " ".join(before.left)
-        output.warn(f"{_by(before)} did not restart all: zimage restart --rolling {names}")
+        output.warn(f"{_by(before)} did not restart all: zimage restart {names}")
 
 
 def _start_stopped(cell: Cell, record: Record) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cli import app
 from deploy.config import ROOT
+from deploy.rollout import roll
 from tests.ports import free_port
 
 
@@ -30,7 +32,17 @@ def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["frobnicate", "drain", "logs nothing", "drain w9", "up --soon", "chaos kil", "chaos"]
+    "verb",
+    [
+        "frobnicate",
+        "drain",
+        "logs nothing",
+        "drain w9",
+        "up --soon",
+        "chaos kil",
+        "chaos",
+        "restart --all w1",
+    ],
 )
 def test_misuse_ends_with_2_and_says_how(config: Path, verb: str) -> None:
     done = zimage(config, *verb.split())
@@ -93,3 +105,30 @@ def test_nothing_is_broken_of_a_cell_that_is_not_whole(config: Path) -> None:
     done = zimage(config, "chaos", "nginx-reloaded")
     assert done.returncode == 1
     assert "not whole" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("at_once", "rolling", "way"),
+    [
+        (False, False, "restart"),
+        (False, True, "restart"),
+        (True, False, "restart_at_once"),
+    ],
+)
+def test_restart_is_rolling_unless_all_are_asked_for(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_once: bool,
+    rolling: bool,
+    way: str,
+) -> None:
+    went: list[tuple[str, list[str]]] = []
+    for name in ("restart", "restart_at_once"):
+        monkeypatch.setattr(
+            roll, name, lambda _, names, name=name: went.append((name, list(names)))
+        )
+    app.restart(config=config, at_once=at_once, rolling=rolling)
+    assert went == [(way, ["w1", "w2", "w3"])]
+    said = capsys.readouterr().out
+    assert ("stop w1, w2, w3 at once" in said) is (way == "restart_at_once")
