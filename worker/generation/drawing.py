@@ -12,7 +12,7 @@ from worker.engine.request import Event, Partial, Queued, Stepped
 from worker.generation.admission import Admission
 from worker.generation.components import Components
 from worker.generation.encoding import Encoding, Finished, Preview
-from worker.generation.recording import Recording, Timings
+from worker.generation.recording import Afterwards, Recording, Timings, at_once
 from worker.generation.request import Generation
 from worker.observability.traces import OFF, Trace
 from worker.storage.gallery import StoredImage
@@ -24,7 +24,8 @@ Told = Queued | Stepped | Preview | Finished
 class Drawing:
     """``draw`` it; or ``admit`` it, read its ``events`` and ``end`` or ``close`` it.
 
-    ``timings`` are there once all is drawn. ``notes`` are for the log line of the request.
+    ``timings`` are there once all is drawn. ``notes`` are for the log line of the request. What may
+    come after the answer of ``draw`` is given to ``afterwards``.
     """
 
     timings: Timings
@@ -38,6 +39,7 @@ class Drawing:
         components: Components,
         notes: dict[str, log.Value] | None = None,
         trace: Trace = OFF,
+        afterwards: Afterwards = at_once,
     ) -> None:
         notes = {} if notes is None else notes
         self.generation = generation
@@ -46,6 +48,7 @@ class Drawing:
         self._encoding = Encoding(generation, suspect, components)
         self._recording = Recording(generation, components, notes)
         self._trace = trace
+        self._afterwards = afterwards
         self._ticket: Ticket | None = None
 
     async def draw(self) -> list[tuple[Finished, StoredImage | None]]:
@@ -58,14 +61,14 @@ class Drawing:
             try:
                 if len(self.generation.specs) == 1:  # most have, and need not look at each event
                     finished = cast(list[Finished], await ticket.result())
-                    self._written(*finished)
+                    self._written(*finished, afterwards=self._afterwards)
                 else:
                     finished = await self._all(ticket)
                 inline = self.generation.output.inline
                 drawn = [(one, None if inline else await self._kept(one)) for one in finished]
                 self._admission.drew(len(finished))
                 with self._trace.timed("record"):
-                    self.timings = self._recording.done(*finished)
+                    self.timings = self._recording.done(*finished, afterwards=self._afterwards)
             except asyncio.CancelledError:
                 ticket.cancel()
                 self._recording.left()
@@ -115,10 +118,10 @@ class Drawing:
                     self._recording.count(one)
         return one
 
-    def _written(self, *pictures: Finished) -> None:
+    def _written(self, *pictures: Finished, afterwards: Afterwards = at_once) -> None:
         for one in pictures:
             self._trace.drew(one, one.encode_s)
-        self._recording.finished(*pictures)
+        self._recording.finished(*pictures, afterwards=afterwards)
 
     def end(self) -> None:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""

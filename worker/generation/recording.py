@@ -1,9 +1,10 @@
 """What is written down of a generation: metrics, gallery, audit log and the ledger of usage."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from worker import log
 from worker.engine.request import Drawn
@@ -23,6 +24,14 @@ from worker.observability import audit
 from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.usage import Outcome
+
+Afterwards = Callable[[Callable[[], object]], object]
+"""Takes what nobody's answer waits for."""
+
+
+def at_once(work: Callable[[], object]) -> None:
+    """``Afterwards`` for those who have no answer to send first."""
+    work()
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,20 @@ class Recording:
         """Whether every picture is finished."""
         return not self._unfinished
 
-    def finished(self, *ones: Finished) -> None:
+    def finished(self, *ones: Finished, afterwards: Afterwards = at_once) -> None:
         """``ones`` are files: count them, write them down and put them into the gallery."""
         for one in ones:
             self._finished(one)
+            afterwards(partial(self._publish, one))
 
     def _finished(self, one: Finished) -> None:
-        generation, metrics = self._generation, self._components.metrics
         self._queue_ms.append(one.queue_ms)
         self._done_ms.append(one.queue_ms + one.inference_ms)
         self._batch_size = max(self._batch_size, one.batch_size)
         self._unfinished.pop(one.image_index, None)
+
+    def _publish(self, one: Finished) -> None:
+        generation, metrics = self._generation, self._components.metrics
         pixels, seconds = one.spec.width * one.spec.height, one.inference_ms / 1000
         metrics.drew(pixels, seconds, generation.output.format, one.encode_s)
         if generation.item is None:
@@ -120,13 +132,13 @@ class Recording:
             job_number=None if item is None else item.number,
         )
 
-    def done(self, *handed_out: Finished) -> Timings:
+    def done(self, *handed_out: Finished, afterwards: Afterwards = at_once) -> Timings:
         """Count the request, and of its pictures those that are ``handed_out`` with its end."""
         timings = self.account()
         self._notes |= vars(timings)
         queue_s = timings.queue_ms / 1000
         self.count(*handed_out, done_after_s=queue_s)
-        self._components.metrics.queued(queue_s)
+        afterwards(lambda: self._components.metrics.queued(queue_s))
         return timings
 
     def account(self) -> Timings:

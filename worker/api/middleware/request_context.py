@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -42,6 +42,8 @@ class RequestContext:
     notes: dict[str, log.Value] = field(default_factory=dict)
     suspect: Suspect | None = None
     trace: Trace = OFF
+    afterwards: list[Callable[[], object]] = field(default_factory=list)
+    """What is done when the answer is sent, or was not to be."""
 
     def rest(self) -> None:
         """Nothing is handled for it for now: it waits, or its answer has begun."""
@@ -103,6 +105,8 @@ class RequestContexts:
                 raise  # the server cuts the connection: a half answer must not look whole
             await answers.of_bug()(scope, receive, answer.send)
         finally:
+            for work in context.afterwards:
+                work()
             self._account(scope, context, answer, time.monotonic() - began)
 
     def _account(

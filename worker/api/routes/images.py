@@ -81,7 +81,14 @@ def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery:
         "steps": asked.steps,
         "stream": asked.stream,
     }
-    return Drawing(generation, context.suspect, model.drawing, context.notes, context.trace)
+    return Drawing(
+        generation,
+        context.suspect,
+        model.drawing,
+        context.notes,
+        context.trace,
+        context.afterwards.append,
+    )
 
 
 async def _whole(
