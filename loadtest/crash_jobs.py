@@ -35,7 +35,7 @@ from deploy.host.processes import Process
 from loadtest.faults import Cell
 from worker.generation.imaging import encode, parameters_text
 from worker.models.synthetic import SyntheticPipeline
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 CONFIG = """
 [cell]
@@ -238,7 +238,7 @@ def _wrong(job: Job, items: list[dict[str, Any]], files: dict[str, Path]) -> lis
 def _expected(prompt: str, seed: int) -> bytes:
     """The file that a run without faults stores."""
     pipeline = SyntheticPipeline(MODEL)
-    spec = DrawSpec(prompt, SIZE, SIZE, STEPS, seed)
+    spec = DrawSpec(prompt, seed, Parameters(SIZE, SIZE, STEPS))
     [sample] = pipeline.start([spec])
     sample.step_index = STEPS
     [pixels] = pipeline.finish([sample])

@@ -17,10 +17,16 @@ from worker.engine import Costs, Drawn, DrawRequest, Engine, Limits
 from worker.engine.costs import KINDS
 from worker.engine.queue import Size
 from worker.models.synthetic import SyntheticPipeline
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 _numbers = itertools.count()
-SPEC = DrawSpec("a cat", 256, 256, steps=8, seed=0)
+PARAMETERS = Parameters(256, 256, steps=8)
+SPEC = DrawSpec("a cat", 0, PARAMETERS)
+
+
+def spec(**changes: Any) -> DrawSpec:
+    """``SPEC`` with other parameters."""
+    return replace(SPEC, parameters=replace(PARAMETERS, **changes))
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +49,7 @@ def known_costs(pipeline: SyntheticPipeline, sizes: Sequence[Size], max_batch: i
     """What calibration would measure: here the calls are timed, each once."""
     costs = Costs(max_batch)
     for (width, height), rows in itertools.product(sizes, range(1, max_batch + 1)):
-        specs = [replace(SPEC, width=width, height=height)] * rows
+        specs = [spec(width=width, height=height)] * rows
         times = [time.monotonic()]
         samples = pipeline.start(specs)
         times.append(time.monotonic())

@@ -13,7 +13,7 @@ from PIL import Image
 
 from worker.models.loading.sources import load
 from worker.settings import Settings
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 
 def main() -> None:
@@ -24,16 +24,8 @@ def main() -> None:
 
     def draw(prompt: str, size: str, seed: float) -> Image.Image:
         width, height = map(int, size.split("x"))
-        spec = DrawSpec(
-            prompt,
-            width,
-            height,
-            info.default_steps,
-            int(seed),
-            info.default_guidance_scale,
-            "",
-            False,
-        )
+        how = Parameters(width, height, info.default_steps, info.default_guidance_scale)
+        spec = DrawSpec(prompt, int(seed), how)
         with one_at_a_time:
             samples = pipeline.start([spec])
             while not samples[0].drawn:

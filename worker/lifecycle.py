@@ -23,7 +23,7 @@ from worker.observability.metrics import AuditReading, Reading
 from worker.settings import Settings
 from worker.tasks import BackgroundTasks
 from worker.threads import in_daemon_thread
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 Load = Callable[[Settings], Pipeline]
 """Loads the model that the settings name. Blocks, and may import for seconds."""
@@ -109,7 +109,8 @@ class Lifecycle:
         steps = self.settings.steps or info.default_steps
         if info.compiles:
             steps = min(steps, _WARM_STEPS)
-        spec = DrawSpec("warm-up", width, height, steps, 0, info.default_guidance_scale)
+        how = Parameters(width, height, steps, info.default_guidance_scale)
+        spec = DrawSpec("warm-up", 0, how)
         began = time.monotonic()
         ticket = engine.submit(DrawRequest("warm-up", (spec,), time.time()))
         async with asyncio.timeout(self.settings.load_allowance_s):

@@ -8,9 +8,9 @@ work at most 1.5 times idle and one step, and batch work keeps 5 % of the device
 import argparse
 import asyncio
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from loadtest.drawing import SPEC, draw, drawing, quantile, request
+from loadtest.drawing import PARAMETERS, draw, drawing, quantile, request, spec
 from worker.engine import Engine, Priority
 from worker.errors import Overloaded
 
@@ -51,13 +51,13 @@ async def polite(engine: Engine, seconds: float, every_s: float) -> list[float]:
 
 async def flood_of(engine: Engine, count: int, priority: Priority, *, steps: int) -> None:
     """``count`` requests of one key at all times; what is refused is sent again."""
-    spec = replace(SPEC, steps=steps)
+    asked = spec(steps=steps)
 
     async def client(number: int) -> None:
         while True:
             try:
                 key, mark = "flood", f"flood {number}"
-                await draw(engine, request(key, spec, priority=priority, fingerprint=mark))
+                await draw(engine, request(key, asked, priority=priority, fingerprint=mark))
             except Overloaded as refused:
                 await asyncio.sleep(min(refused.retry_after_s, 1.0))
 
@@ -71,7 +71,7 @@ async def beside(
 ) -> list[float]:
     """The polite key's latencies beside a flood of ``priority``."""
     async with drawing(source) as engine:
-        flooding = asyncio.create_task(flood_of(engine, flood, priority, steps=SPEC.steps))
+        flooding = asyncio.create_task(flood_of(engine, flood, priority, steps=PARAMETERS.steps))
         try:
             await asyncio.sleep(1.0)
             return await polite(engine, seconds, every_s)
@@ -83,7 +83,7 @@ async def beside(
 async def batch_share(source: str, seconds: float) -> float:
     """Share of the pictures that batch work gets while interactive requests saturate."""
     done = {Priority.INTERACTIVE: 0, Priority.BATCH: 0}
-    short = replace(SPEC, steps=2)
+    short = spec(steps=2)
 
     async def client(engine: Engine, priority: Priority) -> None:
         while True:
@@ -116,7 +116,7 @@ async def run(args: argparse.Namespace) -> list[Verdict]:
 
 async def one_step_s(source: str) -> float:
     async with drawing(source) as engine:
-        return engine.predict_s("step", (SPEC.width, SPEC.height), 4)
+        return engine.predict_s("step", PARAMETERS.size, 4)
 
 
 def arguments() -> argparse.Namespace:

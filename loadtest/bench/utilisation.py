@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.drawing import SPEC, draw, quantile, request
+from loadtest.drawing import PARAMETERS, SPEC, draw, quantile, request
 from worker.lifecycle import Lifecycle
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
@@ -98,8 +98,8 @@ async def start_job(service: Lifecycle) -> Job:
         name="background",
         prompts=("a cat",) * MAX_ITEMS,
         first_seed=0,
-        width=SPEC.width,
-        height=SPEC.height,
+        width=PARAMETERS.width,
+        height=PARAMETERS.height,
         steps=STEPS,
         guidance_scale=0.0,
         negative_prompt="",
@@ -124,7 +124,7 @@ async def run(args: argparse.Namespace) -> bool:
         await asyncio.sleep(_SETTLE_S)
         alone = await measure(service, 0.0, args.seconds)
         both = await measure(service, args.rate_hz, args.seconds)
-        step_s = service.model.engine.predict_s("step", (SPEC.width, SPEC.height), BATCH)
+        step_s = service.model.engine.predict_s("step", PARAMETERS.size, BATCH)
     print(f"idle:  p95 {idle.p95_s * 1000:.0f} ms of {len(idle.latencies_s)} requests")
     print(f"job:   {alone.pictures_hz:.2f} pictures/s, device busy {alone.busy:.1%}")
     print(

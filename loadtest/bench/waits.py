@@ -11,9 +11,9 @@ import asyncio
 import random
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from loadtest.drawing import SPEC, drawing, quantile, request
+from loadtest.drawing import drawing, quantile, request, spec
 from worker.engine import Engine, Queued, Stepped
 from worker.engine.request import DrawRequest
 from worker.errors import Overloaded
@@ -64,8 +64,8 @@ async def mixed_load(
         await asyncio.sleep(rng.uniform(0, 2.0))
         while time.monotonic() < end:
             width, height = rng.choice(SIZES)
-            spec = replace(SPEC, width=width, height=height, steps=rng.choice(STEPS))
-            told.append(await watch(engine, request(f"key {number % 5}", spec)))
+            asked = spec(width=width, height=height, steps=rng.choice(STEPS))
+            told.append(await watch(engine, request(f"key {number % 5}", asked)))
             await asyncio.sleep(rng.expovariate(1 / 1.5))
 
     async with asyncio.TaskGroup() as group:

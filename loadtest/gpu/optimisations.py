@@ -36,7 +36,7 @@ from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer
 from worker.models.zimage.prompt_embeddings import PromptEncoder, Tokens
 from worker.settings import Settings
-from worker.types import DrawSpec, Pixels
+from worker.types import DrawSpec, Parameters, Pixels
 
 STEPS = {
     "own": optimisations.NONE,
@@ -271,7 +271,9 @@ def decodes(bench: Bench, sizes: list[int], chosen: list[str]) -> None:
 def pictures(bench: Bench, sizes: list[int], steps: int) -> None:
     """Whole pictures of four prompts: how far from diffusers' own, and again from the same seed."""
     plans = {"own": optimisations.NONE, "all levers": bench.default}
-    specs = {s: [DrawSpec(f"{PROMPT} {n}", s, s, steps, n) for n in range(4)] for s in sizes}
+    specs = {
+        s: [DrawSpec(f"{PROMPT} {n}", n, Parameters(s, s, steps)) for n in range(4)] for s in sizes
+    }
     apply_nothing(bench)
     plain = {size: diffusers_pictures(bench, specs[size]) for size in sizes}
     for name, plan in plans.items():
@@ -293,9 +295,9 @@ def diffusers_pictures(bench: Bench, specs: list[DrawSpec]) -> torch.Tensor:
     drawn = [
         bench.pipeline(
             spec.prompt,
-            height=spec.height,
-            width=spec.width,
-            num_inference_steps=spec.steps,
+            height=spec.parameters.height,
+            width=spec.parameters.width,
+            num_inference_steps=spec.parameters.steps,
             guidance_scale=0.0,
             generator=torch.Generator("cpu").manual_seed(spec.seed),
         ).images[0]
@@ -330,7 +332,8 @@ def bare(bench: Bench, shapes: list[tuple[int, int]], seconds: float) -> None:
             return
 
         def batch(size: int = size, rows: int = rows) -> None:
-            specs = [DrawSpec(f"{PROMPT} {next(numbers)}", size, size, 8, 0) for _ in range(rows)]
+            how = Parameters(size, size, 8)
+            specs = [DrawSpec(f"{PROMPT} {next(numbers)}", 0, how) for _ in range(rows)]
             draw(pipeline, specs)
 
         batch()

@@ -6,7 +6,7 @@ import os
 
 from worker.generation.imaging import encode, parameters_text
 from worker.models.synthetic import SyntheticPipeline
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 SIDES = (80, 64)
 
@@ -19,7 +19,8 @@ class Painter:
 
     def draw(self, prompts: list[str], width: int, height: int) -> list[dict[str, object]]:
         """A batch; for each prompt an answer in OpenAI's shape."""
-        specs = [DrawSpec(prompt, width, height, 1, _seed()) for prompt in prompts]
+        how = Parameters(width, height, 1)
+        specs = [DrawSpec(prompt, _seed(), how) for prompt in prompts]
         samples = self._pipeline.start(specs)
         self._pipeline.step(samples, lambda _: True)
         pictures = zip(specs, self._pipeline.finish(samples), strict=True)

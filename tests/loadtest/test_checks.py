@@ -8,16 +8,16 @@ from PIL import Image
 
 from loadtest.checks import Album, Checker, colour_of, refusal
 from worker.models.synthetic import SyntheticPipeline
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 BODY: dict[str, Any] = {"prompt": "a cat", "size": "64x64", "seed": 5}
 
 
 def drawn(prompt: str = "a cat", width: int = 64, steps: int = 8, seed: int = 5) -> dict[str, Any]:
-    spec = DrawSpec(prompt, width, 64, steps, seed)
+    spec = DrawSpec(prompt, seed, Parameters(width, 64, steps))
     pipeline = SyntheticPipeline("synthetic:step_ms=0")
     samples = pipeline.start([spec])
-    for _ in range(spec.steps):
+    for _ in range(steps):
         pipeline.step(samples, lambda _: True)
     return {"b64_json": png(pipeline.finish(samples)[0]), "seed": spec.seed}
 

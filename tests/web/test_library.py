@@ -13,7 +13,7 @@ from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
 from tests.web.test_draw import draw
 from worker.generation.imaging import encode, parameters_text
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 pytestmark = pytest.mark.browser
 
@@ -131,7 +131,9 @@ def test_earlier_prompts_can_be_taken_up_again(open_page: OpenPage) -> None:
     expect(page.locator("#prompt")).to_have_value("a fox")
 
 
-SPEC = DrawSpec("一座山, at dusk: Steps: none", 128, 64, 6, 4_100_000_007, 2.5, "雾, grey")
+SPEC = DrawSpec(
+    "一座山, at dusk: Steps: none", 4_100_000_007, Parameters(128, 64, 6, 2.5, "雾, grey")
+)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])

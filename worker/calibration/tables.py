@@ -27,7 +27,7 @@ from worker.models.base import OutOfMemory, Pipeline
 from worker.models.memory import Memory
 from worker.models.versions import versions
 from worker.settings import Settings
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 PROMPT = "a small red boat on a calm lake at dawn, with mountains in the mist behind it"
 REPEATS = 3
@@ -211,7 +211,8 @@ def _measure(pipeline: Pipeline, memory: Memory, size: Size, rows: int, repeats:
     for turn in range(repeats + 1):
         # New text each time, at other sizes too: that of a known prompt is remembered.
         prompts = [f"{PROMPT} {next(_numbers)}" for _ in range(rows)]
-        specs = [DrawSpec(prompt, *size, steps, seed) for seed, prompt in enumerate(prompts)]
+        how = Parameters(*size, steps)
+        specs = [DrawSpec(prompt, seed, how) for seed, prompt in enumerate(prompts)]
         clock = _Clock()
         samples = pipeline.start(specs)
         encode_s = clock.lap()

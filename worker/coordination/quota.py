@@ -19,6 +19,7 @@ from pathlib import Path
 from worker import log
 from worker.errors import LimitReached
 from worker.storage.keys import Key
+from worker.types import Parameters
 
 _DAY_S = 86_400
 _HEAD = struct.Struct("<III")  # day since the epoch, pictures, next place in the ring
@@ -197,20 +198,21 @@ class Quotas:
             os.close(fd)
 
 
-def require_size(key: Key | None, width: int, height: int, steps: int) -> None:
+def require_size(key: Key | None, how: Parameters) -> None:
     """Raise ``LimitReached`` where one picture is more than ``key`` may draw."""
     if key is None:
         return
-    if key.max_pixels is not None and width * height > key.max_pixels:
-        message = f"{width}x{height} is {width * height} pixels; {_named(key)} may draw "
+    if key.max_pixels is not None and how.pixels > key.max_pixels:
+        message = f"{how.size_text} is {how.pixels} pixels; {_named(key)} may draw "
         raise LimitReached(
             f"size: {message}{key.max_pixels} a picture: ask for less.",
             retry_after_s=_NEVER_RETRY_S,
             param="size",
         )
-    if key.max_steps is not None and steps > key.max_steps:
+    if key.max_steps is not None and how.steps > key.max_steps:
+        most = key.max_steps
         raise LimitReached(
-            f"steps: {steps} steps; {_named(key)} may use {key.max_steps} a picture: ask for less.",
+            f"steps: {how.steps} steps; {_named(key)} may use {most} a picture: ask for less.",
             retry_after_s=_NEVER_RETRY_S,
             param="steps",
         )

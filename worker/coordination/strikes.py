@@ -69,7 +69,8 @@ CLEAN = Record()
 
 def asked_text(spec: DrawSpec) -> str:
     """What of ``spec`` decides how long it takes, for ``Record.refusal``."""
-    return f"{spec.width}x{spec.height} in {spec.steps} step{'s' * (spec.steps != 1)}"
+    how = spec.parameters
+    return f"{how.size_text} in {how.steps} step{'s' * (how.steps != 1)}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from worker.engine.queue import Entry, expected_rows
 from worker.engine.request import DrawRequest, Queued
 from worker.engine.reservations import Reservations
 from worker.errors import Overloaded, Refused, Unavailable
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 _FORESEEN = 16
 """While more wait or are expected, a newcomer hears of its place with the others, not at once, and
@@ -36,14 +36,14 @@ class AdmissionControl:
     def require_known_to_fit(self, specs: Sequence[DrawSpec]) -> None:
         """Raise Refused or Unavailable where one of ``specs`` did not fit lately."""
         for spec in specs:
-            size, rows = (spec.width, spec.height), expected_rows(spec)
-            closed = self._driver.oom.closed_to((size, rows))
+            size, rows = spec.parameters.size, expected_rows(spec.parameters)
+            closed, shown = self._driver.oom.closed_to((size, rows)), spec.parameters.size_text
             if closed and closed.verdict is not Verdict.TOO_LARGE:
                 left_s = self._driver.oom.left_s(closed)
-                message = f"{spec.width}x{spec.height} found no room in this worker a moment ago"
+                message = f"{shown} found no room in this worker a moment ago"
                 raise Unavailable(message, retry_after_s=max(1.0, left_s))
             if closed or not self._driver.costs.fits(size, rows):
-                message = f"{spec.width}x{spec.height} does not fit this device: ask for less"
+                message = f"{shown} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
 
     def admit(self, entry: Entry) -> Queued | None:
@@ -118,5 +118,6 @@ class AdmissionControl:
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""
         info = self._driver.pipeline.info
-        spec = DrawSpec("", *info.default_size, info.default_steps, 0, info.default_guidance_scale)
+        how = Parameters(*info.default_size, info.default_steps, info.default_guidance_scale)
+        spec = DrawSpec("", 0, how)
         return Entry(DrawRequest("", (spec,), time.time(), key=""), NOBODY, 0)

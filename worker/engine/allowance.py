@@ -50,7 +50,7 @@ class Allowances:
         rows = sum(picture.rows for picture in pictures)
         slack = _SLACK
         if phase is Phase.STEP and not self._stepwise:
-            slack = max(slack, _WHOLE_SLACK * pictures[0].spec.steps)
+            slack = max(slack, _WHOLE_SLACK * pictures[0].spec.parameters.steps)
         likely_s = slack * self._costs.predict_s(KINDS[phase], pictures[0].size, rows)
         if phase is Phase.ENCODE:
             text_s = _SLACK * self._text_s * _characters(pictures)
@@ -59,5 +59,5 @@ class Allowances:
 
 
 def _characters(pictures: Sequence[Picture]) -> int:
-    texts = (len(p.spec.prompt) + len(p.spec.negative_prompt) for p in pictures)
+    texts = (len(p.spec.prompt) + len(p.spec.parameters.negative_prompt) for p in pictures)
     return sum(max(_SHORT_TEXT, length) for length in texts)

@@ -193,7 +193,7 @@ class Driver:
         with self.lock:
             seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
-                seconds *= part[0].spec.steps
+                seconds *= part[0].spec.parameters.steps
             self.announcements.running = kind, part, began + seconds
 
     def _start(self, part: Sequence[Picture]) -> None:
@@ -294,7 +294,7 @@ class Driver:
             if phase is Phase.STEP:
                 self.totals.steps += 1
                 self.batches[len(part)] += 1
-                seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.steps
+                seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.parameters.steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
                 self.costs.record(KINDS[phase], part[0].size, _rows(part), seconds)
                 self.allowances.learn(phase, part, seconds)

@@ -163,7 +163,8 @@ class _Ahead:
     def _started(self, pictures: list[Picture], seconds: float) -> None:
         for picture in pictures:
             group = self._groups.setdefault(picture.size, picture.size)
-            picture.sample = Sample(picture.spec, group, picture.spec.steps, picture.rows)
+            steps = picture.spec.parameters.steps
+            picture.sample = Sample(picture.spec, group, steps, picture.rows)
             self._begins(picture, self._at)
         self._at += seconds
 

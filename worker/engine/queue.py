@@ -8,7 +8,7 @@ from typing import Protocol
 from worker.engine.request import DrawRequest, Event, Priority
 from worker.errors import ZimageError
 from worker.models.base import Sample
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 Size = tuple[int, int]
 """Width and height: what is known of a picture's group before its prompt is encoded."""
@@ -49,9 +49,9 @@ class Picture:
     _expected_rows: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.size = self.spec.width, self.spec.height
-        self.solo = self.entry.request.exclusive or self.spec.reproducible
-        self._expected_rows = expected_rows(self.spec)
+        self.size = self.spec.parameters.size
+        self.solo = self.entry.request.exclusive or self.spec.parameters.reproducible
+        self._expected_rows = expected_rows(self.spec.parameters)
 
     @property
     def rows(self) -> int:
@@ -64,12 +64,12 @@ class Picture:
 
     @property
     def steps_left(self) -> int:
-        return (self.sample.steps if self.sample else self.spec.steps) - self.steps_done
+        return (self.sample.steps if self.sample else self.spec.parameters.steps) - self.steps_done
 
 
-def expected_rows(spec: DrawSpec) -> int:
+def expected_rows(parameters: Parameters) -> int:
     """Rows of a picture that is not started: a guided one is drawn twice."""
-    return 2 if spec.guidance_scale > 0 else 1
+    return 2 if parameters.guidance_scale > 0 else 1
 
 
 @dataclass(eq=False, slots=True)

@@ -150,7 +150,8 @@ class Scheduler:
         return Priority.BATCH if self._owed_s >= step_s else Priority.INTERACTIVE
 
     def _quantum(self, firsts: Iterable[Picture]) -> float:
-        cheapest_s = min(self.costs.drawing_s(p.size, p.rows, p.spec.steps) for p in firsts)
+        drawn_s = self.costs.drawing_s
+        cheapest_s = min(drawn_s(p.size, p.rows, p.spec.parameters.steps) for p in firsts)
         return max(self._quantum_s, _WHOLE * cheapest_s)
 
     def _rank(self, picture: Picture) -> Rank:

@@ -48,7 +48,7 @@ class Admission:
     async def _take(self, finish: Finish) -> Ticket:
         generation, components = self._generation, self._components
         key, specs = generation.caller.key, generation.specs
-        quota.require_size(key, specs[0].width, specs[0].height, specs[0].steps)
+        quota.require_size(key, specs[0].parameters)
         if generation.resume:
             self._resume(generation.resume)
         self._hold = await components.quotas.hold(key, generation.id, self._since, len(specs))

@@ -37,12 +37,12 @@ class Picture:
 
 def parameters_text(spec: DrawSpec, model: str) -> str:
     """How a picture was drawn, for people and for picture tools."""
-    lines = [spec.prompt]
-    if spec.negative_prompt:
-        lines.append(f"Negative prompt: {spec.negative_prompt}")
+    lines, how = [spec.prompt], spec.parameters
+    if how.negative_prompt:
+        lines.append(f"Negative prompt: {how.negative_prompt}")
     lines.append(
-        f"Steps: {spec.steps}, CFG scale: {spec.guidance_scale:g}, Seed: {spec.seed}, "
-        f"Size: {spec.width}x{spec.height}, Model: {model}"
+        f"Steps: {how.steps}, CFG scale: {how.guidance_scale:g}, Seed: {spec.seed}, "
+        f"Size: {how.size_text}, Model: {model}"
     )
     return "\n".join(lines)
 

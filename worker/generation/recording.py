@@ -80,7 +80,7 @@ class Recording:
 
     def _publish(self, one: Finished) -> None:
         generation, metrics = self._generation, self._components.metrics
-        pixels, seconds = one.spec.width * one.spec.height, one.inference_ms / 1000
+        pixels, seconds = one.spec.parameters.pixels, one.inference_ms / 1000
         metrics.drew(pixels, seconds, generation.output.format, one.encode_s)
         if generation.item is None:
             self.note(one.image_index)
@@ -172,8 +172,8 @@ class Recording:
     def _entry(
         self, index: int, outcome: Outcome, *, drawn: Drawn | None = None, queue_s: float = 0.0
     ) -> usage.Entry:
-        generation, spec = self._generation, self._generation.specs[0]
-        megapixels = 0.0 if drawn is None else spec.width * spec.height / 1e6
+        generation, how = self._generation, self._generation.specs[0].parameters
+        megapixels = 0.0 if drawn is None else how.pixels / 1e6
         return usage.Entry(
             generation.id,
             index,
@@ -181,9 +181,9 @@ class Recording:
             generation.arrived_at if generation.item is None else time.time(),
             generation.caller.owner,
             self._components.model,
-            spec.width,
-            spec.height,
-            megapixels * spec.steps,
+            how.width,
+            how.height,
+            megapixels * how.steps,
             0.0 if drawn is None else round(drawn.device_s, 6),
             queue_s,
         )

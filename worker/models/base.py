@@ -58,7 +58,7 @@ def check_prompts(spec: DrawSpec, info: ModelInfo) -> None:
     """Raise ``InvalidRequest`` where the model would not read a text of ``spec`` to its end."""
     if info.prompt_limit is not None:
         info.prompt_limit.check("prompt", spec.prompt)
-        info.prompt_limit.check("negative_prompt", spec.negative_prompt)
+        info.prompt_limit.check("negative_prompt", spec.parameters.negative_prompt)
 
 
 class Pipeline(Protocol):

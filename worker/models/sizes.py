@@ -7,7 +7,7 @@ from worker.types import DrawSpec
 
 def check_sides(spec: DrawSpec, info: ModelInfo, max_side: int | None = None) -> None:
     """Raise ``InvalidRequest`` unless both sides suit the model."""
-    for name, side in (("width", spec.width), ("height", spec.height)):
+    for name, side in (("width", spec.parameters.width), ("height", spec.parameters.height)):
         if side % info.side_multiple:
             raise InvalidRequest(
                 f"{name} {side} is not a multiple of {info.side_multiple}; "

@@ -85,8 +85,8 @@ class SyntheticPipeline:
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         _sleep_ms(self.options["encode_ms"] * len(specs))
         return [
-            Sample(s, (s.height, s.width), s.steps, rows=2 if s.guidance_scale > 1 else 1)
-            for s in specs
+            Sample(spec, how.size[::-1], how.steps, rows=2 if how.guidance_scale > 1 else 1)
+            for spec, how in ((spec, spec.parameters) for spec in specs)
         ]
 
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
@@ -96,7 +96,7 @@ class SyntheticPipeline:
         for sample in samples:
             if sample.step_index == 1:
                 _misbehave(sample.spec.prompt)
-        megapixels = sum(s.rows * s.spec.width * s.spec.height for s in samples) / 1e6
+        megapixels = sum(s.rows * s.spec.parameters.pixels for s in samples) / 1e6
         rows_ms = self.options["row_ms"] * rows + self.options["megapixel_ms"] * megapixels
         _sleep_ms(self.options["step_ms"] + rows_ms)
         for sample in samples:
@@ -116,15 +116,15 @@ class SyntheticPipeline:
         pass
 
     def _picture(self, sample: Sample) -> Pixels:
-        spec = sample.spec
+        spec, how = sample.spec, sample.spec.parameters
         text = f"{spec.prompt}|{spec.seed}|{sample.step_index}".encode()
-        shape = (spec.height, spec.width, 3)
+        shape = (how.height, how.width, 3)
         if self.options["noise"]:
-            pixels = _noise(spec.seed, spec.height * spec.width * 3).reshape(shape)
+            pixels = _noise(spec.seed, how.pixels * 3).reshape(shape)
         else:
             pixels = np.empty(shape, np.uint8)
             pixels[:] = np.frombuffer(hashlib.sha256(text).digest()[:3], np.uint8)
-        row = np.zeros(spec.width * 3, np.uint8)
+        row = np.zeros(how.width * 3, np.uint8)
         spelled = np.frombuffer(text, np.uint8)[: row.size - 1]
         row[: spelled.size] = spelled
         pixels[0] = row.reshape(-1, 3)

@@ -64,24 +64,24 @@ class WholeCall:
         """Sides must be multiples of what the model asks for, and the fields known to it."""
         check_sides(spec, self.info)
         check_prompts(spec, self.info)
-        if spec.negative_prompt and "negative_prompt" not in self._accepted:
+        if spec.parameters.negative_prompt and "negative_prompt" not in self._accepted:
             raise InvalidRequest("This model takes no negative prompt.", param="negative_prompt")
-        if spec.guidance_scale and not self._guided:
+        if spec.parameters.guidance_scale and not self._guided:
             raise InvalidRequest("This model takes no guidance.", param="guidance_scale")
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
-        return [WholeSample(spec, _group(spec), spec.steps) for spec in specs]
+        return [WholeSample(spec, _group(spec), spec.parameters.steps) for spec in specs]
 
     @translate
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
         """Reproducible samples run one after another, each in a call of its own."""
-        size = 1 if samples[0].spec.reproducible else len(samples)
+        size = 1 if samples[0].spec.parameters.reproducible else len(samples)
         batches = [samples[i : i + size] for i in range(0, len(samples), size)]
         pictures: list[Pixels] = []
         try:
             for number, batch in enumerate(batches):
                 report = _share(on_inner_step, number, len(batches), samples[0].steps)
-                with fixed_kernels(size == 1 and samples[0].spec.reproducible):
+                with fixed_kernels(size == 1 and samples[0].spec.parameters.reproducible):
                     pictures += self._called([sample.spec for sample in batch], report)
         except _Stopped:
             return
@@ -121,18 +121,19 @@ class WholeCall:
     def _arguments(
         self, specs: Sequence[DrawSpec], on_step_end: Callable[..., dict[str, Any]]
     ) -> dict[str, Any]:
+        how = specs[0].parameters
         arguments: dict[str, Any] = {
             "prompt": [spec.prompt for spec in specs],
-            "width": specs[0].width,
-            "height": specs[0].height,
-            "num_inference_steps": specs[0].steps,
-            "guidance_scale": specs[0].guidance_scale,
+            "width": how.width,
+            "height": how.height,
+            "num_inference_steps": how.steps,
+            "guidance_scale": how.guidance_scale,
             "generator": [torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
             "output_type": "pil",
             "callback_on_step_end": on_step_end,
         }
-        if specs[0].negative_prompt:
-            arguments["negative_prompt"] = [spec.negative_prompt for spec in specs]
+        if how.negative_prompt:
+            arguments["negative_prompt"] = [spec.parameters.negative_prompt for spec in specs]
         return {name: value for name, value in arguments.items() if name in self._accepted}
 
 
@@ -148,14 +149,8 @@ def side_multiple(pipeline: Any) -> int:
 
 def _group(spec: DrawSpec) -> Hashable:
     """All that one call has only one of."""
-    return (
-        spec.height,
-        spec.width,
-        spec.steps,
-        spec.guidance_scale,
-        bool(spec.negative_prompt),
-        spec.reproducible,
-    )
+    how = spec.parameters
+    return (*how.size, how.steps, how.guidance_scale, bool(how.negative_prompt), how.reproducible)
 
 
 def _share(on_inner_step: OnInnerStep, number: int, of: int, steps: int) -> OnInnerStep:

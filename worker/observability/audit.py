@@ -256,7 +256,11 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
     who = {"owner": entry.owner, "name": entry.name, "client": entry.client}
     if isinstance(entry, Note):
         return log.as_json({**head, **who, **entry.details}) + "\n"
-    spec = dict(vars(entry.spec))
+    spec = {
+        "prompt": entry.spec.prompt,
+        "seed": entry.spec.seed,
+        **vars(entry.spec.parameters),
+    }
     asked = [_bounded(key, spec.pop(key), rules.prompt_chars) for key in _PROMPTS]
     fields = {
         **head,

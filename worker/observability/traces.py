@@ -165,7 +165,8 @@ class _OtlpTrace(Trace):
         draw = encode - encode_s
         queue = draw - one.inference_ms / 1000
         since = queue - one.queue_ms / 1000
-        size = {"width": spec.width, "height": spec.height, "steps": spec.steps}
+        how = spec.parameters
+        size = {"width": how.width, "height": how.height, "steps": how.steps}
         self._traces.span("queue", self._here, since, queue, **at)
         self._traces.span("draw", self._here, queue, draw, **at, **size, batch=one.batch_size)
         self._traces.span("encode", self._here, draw, encode, **at)

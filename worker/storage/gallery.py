@@ -74,12 +74,12 @@ class StoredImage:
         """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
         return cls(
             prompt=spec.prompt,
-            negative_prompt=spec.negative_prompt,
+            negative_prompt=spec.parameters.negative_prompt,
             seed=spec.seed,
-            width=spec.width,
-            height=spec.height,
-            steps=spec.steps,
-            guidance_scale=spec.guidance_scale,
+            width=spec.parameters.width,
+            height=spec.parameters.height,
+            steps=spec.parameters.steps,
+            guidance_scale=spec.parameters.guidance_scale,
             **rest,
         )
 

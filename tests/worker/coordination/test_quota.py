@@ -15,6 +15,7 @@ from worker.coordination import quota
 from worker.coordination.quota import Quotas, require_size
 from worker.errors import LimitReached, status_of
 from worker.storage.keys import Key
+from worker.types import Parameters
 
 
 def key(**limits: Any) -> Key:
@@ -230,9 +231,9 @@ def test_a_picture_over_the_keys_own_limits_is_refused(
 ) -> None:
     limits = key(max_pixels=512 * 512, max_steps=8)
     if param is None:
-        require_size(limits, *size)
-        require_size(None, *size)
+        require_size(limits, Parameters(*size))
+        require_size(None, Parameters(*size))
         return
     with pytest.raises(LimitReached, match="Key 'ada' may") as refused:
-        require_size(limits, *size)
+        require_size(limits, Parameters(*size))
     assert (refused.value.param, refused.value.retry) == (param, False)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from worker.coordination.resume_tokens import MAX_AGE_S, ResumeTokens
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 SECRET = b"s" * 32
-SPECS = tuple(DrawSpec("a fox", 64, 64, 8, seed) for seed in (5, 6, 7))
+SPECS = tuple(DrawSpec("a fox", seed, Parameters(64, 64, 8)) for seed in (5, 6, 7))
 AT = 1_795_353_043.118
 
 
@@ -42,7 +42,13 @@ def test_a_place_is_good_for_some_of_its_pictures(places: ResumeTokens, place: s
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 8}, {"prompt": "a hen"}, {"steps": 9}, {"width": 128}, {"negative_prompt": "b"}],
+    [
+        {"seed": 8},
+        {"prompt": "a hen"},
+        {"parameters": Parameters(64, 64, 9)},
+        {"parameters": Parameters(128, 64, 8)},
+        {"parameters": Parameters(64, 64, 8, negative_prompt="b")},
+    ],
 )
 def test_a_place_is_good_for_no_other_picture(
     places: ResumeTokens, place: str, change: dict[str, Any]

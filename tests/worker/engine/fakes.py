@@ -18,7 +18,7 @@ from worker.engine.request import Drawn, DrawRequest, Event
 from worker.errors import ZimageError
 from worker.models.base import OnInnerStep, Sample
 from worker.models.synthetic import SyntheticPipeline, text_of
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 PATIENCE_S = 30.0
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
@@ -31,7 +31,8 @@ Hook = Callable[[list[str]], object]
 
 
 def spec(prompt: str = "a cat", **fields: Any) -> DrawSpec:
-    return replace(DrawSpec(prompt, 128, 128, steps=4, seed=7), **fields)
+    seed = fields.pop("seed", 7)
+    return DrawSpec(prompt, seed, replace(Parameters(128, 128, steps=4), **fields))
 
 
 def request(*prompts: str, arrived_at: float | None = None, **fields: Any) -> DrawRequest:

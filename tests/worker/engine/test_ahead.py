@@ -53,7 +53,9 @@ class StepByStep:
             if newcomers := self.scheduler.newcomers(lead, self.queue):
                 for picture in newcomers:
                     self.starts.setdefault(picture.entry, self.now)
-                    picture.sample = Sample(picture.spec, picture.size, picture.spec.steps)
+                    picture.sample = Sample(
+                        picture.spec, picture.size, picture.spec.parameters.steps
+                    )
                 self.spend("encode", newcomers)
                 continue
             self.step(self.scheduler.batch(lead, self.queue))
@@ -111,6 +113,8 @@ def test_everybody_gets_a_turn(entries: list[Entry]) -> None:
     real.run()
     assert set(real.starts) == set(entries)
     alone_s = sum(
-        p.spec.steps * p.size[0] / 128 * 0.100713 + 0.0603 for e in entries for p in e.pictures
+        p.spec.parameters.steps * p.size[0] / 128 * 0.100713 + 0.0603
+        for e in entries
+        for p in e.pictures
     )
     assert real.now <= 1.01 * alone_s

@@ -27,7 +27,7 @@ class SmallDevice(GatedPipeline):
 
     @translate
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
-        if sum(s.spec.width * s.spec.height for s in samples) > self.oom:
+        if sum(s.spec.parameters.width * s.spec.parameters.height for s in samples) > self.oom:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         super().step(samples, on_inner_step)
 

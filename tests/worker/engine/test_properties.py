@@ -111,8 +111,8 @@ def out_of_order(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 def unlike(one: DrawSpec, other: DrawSpec) -> bool:
     lengths = len(one.prompt), len(other.prompt)
     return (
-        one.reproducible
-        or (one.width, one.height) != (other.width, other.height)
+        one.parameters.reproducible
+        or one.parameters.size != other.parameters.size
         or lengths[0] != lengths[1]
     )
 
@@ -143,7 +143,7 @@ def test_everyone_is_answered_once_whatever_happens(
     for each in entries:
         require_one_answer(each, each in cancelled)
     assert all(rows <= cap for rows, _ in pipeline.shared)
-    assert not any(s.reproducible for _, specs in pipeline.shared for s in specs)
+    assert not any(s.parameters.reproducible for _, specs in pipeline.shared for s in specs)
 
 
 def require_one_answer(each: Entry, cancelled: bool) -> None:
@@ -157,7 +157,10 @@ def require_one_answer(each: Entry, cancelled: bool) -> None:
         bad = any(s.prompt in ("error", "memory") for s in each.request.specs)
         assert complete is not bad
     for event in drawn:
-        assert heard.texts[drawn.index(event)] == f"{event.spec.prompt}|7|{event.spec.steps}"
+        assert (
+            heard.texts[drawn.index(event)]
+            == f"{event.spec.prompt}|7|{event.spec.parameters.steps}"
+        )
 
 
 @fuzzed

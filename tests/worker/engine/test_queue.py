@@ -59,5 +59,5 @@ def test_pictures_that_are_done_are_no_longer_offered() -> None:
 
 
 def test_a_guided_picture_is_expected_to_take_two_rows() -> None:
-    assert expected_rows(spec(guidance_scale=4.0)) == 2
-    assert expected_rows(spec()) == 1
+    assert expected_rows(spec(guidance_scale=4.0).parameters) == 2
+    assert expected_rows(spec().parameters) == 1

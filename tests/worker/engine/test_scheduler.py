@@ -27,7 +27,7 @@ def costs_of(step_s: float, cap: int = 4) -> Costs:
 
 def start(*pictures: Picture, group: object = "group") -> None:
     for picture in pictures:
-        picture.sample = Sample(picture.spec, group, picture.spec.steps)
+        picture.sample = Sample(picture.spec, group, picture.spec.parameters.steps)
 
 
 def use_up_the_first_turn(plan: Scheduler, queue: Queue) -> None:

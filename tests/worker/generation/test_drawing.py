@@ -13,7 +13,7 @@ from worker.generation.request import Generation, Output
 from worker.lifecycle import Lifecycle
 from worker.settings import Settings
 from worker.storage.keys import EVERYONE
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,7 @@ GENERATION = Generation(
     arrived_at=time.time(),
     caller=Caller(EVERYONE, "local", EVERYONE),
     client="local",
-    specs=(DrawSpec("a", 64, 64, 1, 0), DrawSpec("b", 64, 64, 1, 1)),
+    specs=tuple(DrawSpec(prompt, seed, Parameters(64, 64, 1)) for seed, prompt in enumerate("ab")),
     fingerprint="f",
     output=Output("png", None, inline=True, gallery=False),
     priority=Priority.INTERACTIVE,

@@ -13,9 +13,9 @@ from PIL import ExifTags, Image
 from worker.errors import Overloaded
 from worker.generation import imaging
 from worker.generation.imaging import Encoders, encode, parameters_text
-from worker.types import DrawSpec, Pixels
+from worker.types import DrawSpec, Parameters, Pixels
 
-SPEC = DrawSpec("ein Fuchs\n狐狸", 96, 64, 8, 7, 2.5, "blurry")
+SPEC = DrawSpec("ein Fuchs\n狐狸", 7, Parameters(96, 64, 8, 2.5, "blurry"))
 
 
 def noise(width: int = 96, height: int = 64) -> Pixels:

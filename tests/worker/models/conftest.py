@@ -20,7 +20,7 @@ from worker.models.loading.folder import Defaults
 from worker.models.loading.load import adapted
 from worker.models.loading.random_zimage import Sizes, byte_tokenizer, random_zimage
 from worker.models.zimage.pipeline import ZImageStepwise
-from worker.types import DrawSpec, Pixels
+from worker.types import DrawSpec, Parameters, Pixels
 
 CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -147,8 +147,8 @@ def small_unet(**options: Any) -> Any:
 
 
 def spec(prompt: str = "a red circle", **changes: Any) -> DrawSpec:
-    plain = DrawSpec(prompt, width=64, height=64, steps=4, seed=7)
-    return replace(plain, **changes)
+    seed = changes.pop("seed", 7)
+    return DrawSpec(prompt, seed, replace(Parameters(64, 64, steps=4), **changes))
 
 
 def go_on(_: int) -> bool:

@@ -18,14 +18,14 @@ from worker import log as worker_log
 from worker.observability import audit
 from worker.observability.audit import Audit, Entry, Note, Rules
 from worker.storage.keys import EVERYONE
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 DAY_S = 86_400.0
 
 
 def entry(prompt: str = "a fox", at: float | None = None, **changes: Any) -> Entry:
     at = time.time() if at is None else at
-    spec = DrawSpec(prompt, 256, 512, 8, 7, 0.0, "blurry")
+    spec = DrawSpec(prompt, 7, Parameters(256, 512, 8, 0.0, "blurry"))
     who = {"owner": "key_1", "name": "design", "client": "10.0.0.7", "model": "tiny"}
     return Entry(at=at, image="ab-0", spec=spec, **{**who, **changes})
 

@@ -84,7 +84,7 @@ def _with_picture(kind: str, picture: Picture, asked: Generation, fields: dict[s
         "background": "opaque",
         "output_format": asked.output_format,
         "quality": "auto",
-        "size": asked.size,
+        "size": asked.parameters.size_text,
         **fields,
     }
     return sse.frame(kind, answers.with_b64(content, picture.b64))

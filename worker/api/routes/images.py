@@ -77,8 +77,8 @@ def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery:
     )
     context.notes |= {
         "images": len(generation.specs),
-        "size": asked.size,
-        "steps": asked.steps,
+        "size": asked.parameters.size_text,
+        "steps": asked.parameters.steps,
         "stream": asked.stream,
     }
     return Drawing(
@@ -104,7 +104,7 @@ async def _whole(
         "created": int(time.time()),
         "background": "opaque",
         "output_format": asked.output_format,
-        "size": asked.size,
+        "size": asked.parameters.size_text,
         "usage": answers.NO_USAGE,
     }
     body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))

@@ -48,7 +48,7 @@ from worker.storage import job_changes, job_items, jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
 from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 MAX_JOBS = 100
 PREVIEWED = 100
@@ -62,7 +62,7 @@ async def create(request: Request) -> Response:
     caller, context = caller_of(request), context_of(request)
     try:
         async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
-            quota.require_size(caller.key, wish.width, wish.height, wish.steps)
+            quota.require_size(caller.key, _first(wish).parameters)
             wish = replace(
                 wish,
                 priority=priority_of(caller.key, wish.priority),
@@ -96,8 +96,8 @@ async def _wish_of(
 
 
 def _first(wish: JobSpec) -> DrawSpec:
-    size = wish.width, wish.height
-    return DrawSpec(wish.prompts[0], *size, wish.steps, wish.first_seed, wish.guidance_scale)
+    how = Parameters(wish.width, wish.height, wish.steps, wish.guidance_scale)
+    return DrawSpec(wish.prompts[0], wish.first_seed, how)
 
 
 async def _created(components: Components, wish: JobSpec, caller: Caller, request_id: str) -> Job:

@@ -16,7 +16,7 @@ from worker.engine.request import Priority
 from worker.errors import NotFound
 from worker.models.base import ModelInfo
 from worker.settings import Settings
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3
@@ -73,13 +73,8 @@ class Generation:
 
     prompts: tuple[str, ...]
     n: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
+    parameters: Parameters
     seed: int | None
-    reproducible: bool
     response_format: Literal["b64_json", "url"]
     output_format: ImageFormat
     quality: int | None
@@ -90,39 +85,27 @@ class Generation:
     store: bool = True
     resume: str = ""
 
-    @property
-    def size(self) -> str:
-        return f"{self.width}x{self.height}"
-
     def specs(self, default_seed: int) -> tuple[DrawSpec, ...]:
         """The pictures in order: all n of the first prompt, then the next; seed + k, wrapping."""
         first = default_seed if self.seed is None else self.seed
         prompts = [prompt for prompt in self.prompts for _ in range(self.n)]
         return tuple(
-            DrawSpec(
-                prompt,
-                self.width,
-                self.height,
-                self.steps,
-                (first + k) % (MAX_SEED + 1),
-                self.guidance_scale,
-                self.negative_prompt,
-                self.reproducible,
-            )
+            DrawSpec(prompt, (first + k) % (MAX_SEED + 1), self.parameters)
             for k, prompt in enumerate(prompts)
         )
 
     def normalised(self) -> bytes:
         """What decides the drawing, in bytes: equal for a request and its resubmission."""
+        how = self.parameters
         parts = (
             self.prompts,
             self.n,
-            self.size,
-            self.steps,
-            self.guidance_scale,
-            self.negative_prompt,
+            how.size_text,
+            how.steps,
+            how.guidance_scale,
+            how.negative_prompt,
             self.seed,
-            self.reproducible,
+            how.reproducible,
         )
         return orjson.dumps(parts)
 
@@ -143,7 +126,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
             f"{len(prompts)} prompts × n = {n} are {n * len(prompts)} pictures; one request may "
             f"ask for {settings.max_images}: send several requests",
         )
-    width, height = size_of(fields, settings, info)
+    size = size_of(fields, settings, info)
     stream = fields.flag("stream")
     response_format = fields.choice("response_format", _usual_answer(fields, stream), ANSWERS)
     output_format = fields.choice("output_format", "png", FORMATS)
@@ -152,13 +135,14 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     return Generation(
         prompts=prompts,
         n=n,
-        width=width,
-        height=height,
-        steps=steps_of(fields, settings, info),
-        guidance_scale=guidance_of(fields, settings, info),
-        negative_prompt=negative_of(fields, settings, info),
+        parameters=Parameters(
+            *size,
+            steps=steps_of(fields, settings, info),
+            guidance_scale=guidance_of(fields, settings, info),
+            negative_prompt=negative_of(fields, settings, info),
+            reproducible=fields.flag("reproducible"),
+        ),
         seed=fields.optional_whole("seed", 0, MAX_SEED),
-        reproducible=fields.flag("reproducible"),
         response_format=cast(Literal["b64_json", "url"], response_format),
         output_format=cast(ImageFormat, output_format),
         quality=fields.optional_whole("output_compression", 0, 100),

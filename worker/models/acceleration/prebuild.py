@@ -126,7 +126,7 @@ def _draw(settings: Settings, folder: Path | None, plan: Any, device: Any) -> No
     from worker.models.loading.folder import Defaults
     from worker.models.loading.load import adapted, dtype_for
     from worker.models.loading.random_zimage import random_zimage
-    from worker.types import DrawSpec
+    from worker.types import DrawSpec, Parameters
 
     if plan.fp8 == "off":  # the others build those: do not wait for them
         plan = replace(plan, attention="native", products="native")
@@ -136,7 +136,8 @@ def _draw(settings: Settings, folder: Path | None, plan: Any, device: Any) -> No
     defaults = Defaults("miniature", steps=1, guidance_scale=0.0, size=(1024, 1024))
     stepwise = adapted(pipeline, defaults, settings.max_pixels, replace(plan, graphs=False))
     for side, rows in _SHAPES:
-        samples = stepwise.start([DrawSpec("a boat", side, side, 1, seed) for seed in range(rows)])
+        how = Parameters(side, side, 1)
+        samples = stepwise.start([DrawSpec("a boat", seed, how) for seed in range(rows)])
         stepwise.step(samples, lambda _: True)
         stepwise.finish(samples)
 

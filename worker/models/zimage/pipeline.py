@@ -106,7 +106,7 @@ class ZImageStepwise:
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
         advanced: list[tuple[ZImageSample, torch.Tensor, torch.Tensor]] = []
         for batch in _batches(samples):
-            with fixed_kernels(batch[0].spec.reproducible):
+            with fixed_kernels(batch[0].spec.parameters.reproducible):
                 advanced += self._advanced(batch)
         self._synchronise()
         for sample, latents, velocity in advanced:
@@ -121,7 +121,7 @@ class ZImageStepwise:
         ours = _ours(samples)
         pictures = []
         for sample in ours:
-            with fixed_kernels(sample.spec.reproducible):
+            with fixed_kernels(sample.spec.parameters.reproducible):
                 pictures.append(self._decode(sample.latents))
         return self._decode.taken(pictures, [sample.latents for sample in ours])
 
@@ -155,9 +155,9 @@ class ZImageStepwise:
         return ZImageSample(
             spec,
             _group(spec, captions),
-            spec.steps,
+            spec.parameters.steps,
             rows=len(captions),
-            schedule=schedule_of(self._scheduler, spec.steps, image_tokens),
+            schedule=schedule_of(self._scheduler, spec.parameters.steps, image_tokens),
             captions=captions,
             latents=latents,
         )
@@ -167,8 +167,8 @@ class ZImageStepwise:
         noise: torch.Tensor = self._pipeline.prepare_latents(
             1,
             self._pipeline.transformer.in_channels,
-            spec.height,
-            spec.width,
+            spec.parameters.height,
+            spec.parameters.width,
             torch.float32,
             "cpu",
             torch.Generator("cpu").manual_seed(spec.seed),
@@ -189,7 +189,7 @@ class ZImageStepwise:
         positive, *negative = self._outputs(samples)
         for output in negative:  # at most one
             # The pipeline's formula; its normalisation and truncation are off by default.
-            scales = self._column([torch.tensor(s.spec.guidance_scale) for s in samples])
+            scales = self._column([torch.tensor(s.spec.parameters.guidance_scale) for s in samples])
             positive = positive + scales * (positive - output)
         return -positive
 
@@ -237,12 +237,13 @@ def _dense(
 
 def _texts(spec: DrawSpec) -> list[str]:
     """What is encoded for it."""
-    return [spec.prompt, spec.negative_prompt][: 2 if spec.guidance_scale > 0 else 1]
+    how = spec.parameters
+    return [spec.prompt, how.negative_prompt][: 2 if how.guidance_scale > 0 else 1]
 
 
 def _group(spec: DrawSpec, captions: Sequence[torch.Tensor]) -> Hashable:
     """Within one, every forward has rows of one length; without it, attention needs a mask."""
-    return (spec.height, spec.width, *map(bucket, captions), spec.reproducible)
+    return (*spec.parameters.size, *map(bucket, captions), spec.parameters.reproducible)
 
 
 def _ours(samples: Sequence[Sample]) -> list[ZImageSample]:
@@ -254,6 +255,6 @@ def _ours(samples: Sequence[Sample]) -> list[ZImageSample]:
 def _batches(samples: Sequence[Sample]) -> list[list[ZImageSample]]:
     """Reproducible samples each alone, whatever the engine put together."""
     ours = _ours(samples)
-    if ours[0].spec.reproducible:
+    if ours[0].spec.parameters.reproducible:
         return [[sample] for sample in ours]
     return [ours]

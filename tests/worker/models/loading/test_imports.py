@@ -66,11 +66,11 @@ def test_the_tracer_is_imported_by_those_only_who_ask_it_for_more() -> None:
 import sys
 import torch
 from worker.models.loading import imports, sources
-from worker.models.base import DrawSpec
 from worker.settings import Settings
+from worker.types import DrawSpec, Parameters
 
 pipeline = sources.load(Settings(model="tiny"))
-samples = pipeline.start([DrawSpec("a red circle", 64, 64, 1, 0)])
+samples = pipeline.start([DrawSpec("a red circle", 0, Parameters(64, 64, 1))])
 pipeline.step(samples, lambda _: True)
 assert pipeline.finish(samples)[0].shape == (64, 64, 3)
 assert "torch._dynamo" not in sys.modules, "somebody asked"

@@ -19,11 +19,11 @@ def reference(pipeline: Any, wanted: DrawSpec) -> Pixels:
     """What diffusers draws."""
     image = pipeline(
         wanted.prompt,
-        width=wanted.width,
-        height=wanted.height,
-        num_inference_steps=wanted.steps,
-        guidance_scale=wanted.guidance_scale,
-        negative_prompt=wanted.negative_prompt,
+        width=wanted.parameters.width,
+        height=wanted.parameters.height,
+        num_inference_steps=wanted.parameters.steps,
+        guidance_scale=wanted.parameters.guidance_scale,
+        negative_prompt=wanted.parameters.negative_prompt,
         generator=torch.Generator("cpu").manual_seed(wanted.seed),
     ).images[0]
     return np.asarray(image)
