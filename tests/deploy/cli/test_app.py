@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli import app
+from deploy.cli import workers
 from deploy.config import ROOT
 from deploy.rollout import roll
 from tests.ports import free_port
@@ -128,7 +128,7 @@ def test_restart_is_rolling_unless_all_are_asked_for(
         monkeypatch.setattr(
             roll, name, lambda _, names, name=name: went.append((name, list(names)))
         )
-    app.restart(config=config, at_once=at_once, rolling=rolling)
+    workers.restart(config=config, at_once=at_once, rolling=rolling)
     assert went == [(way, ["w1", "w2", "w3"])]
     said = capsys.readouterr().out
     assert ("stop w1, w2, w3 at once" in said) is (way == "restart_at_once")
