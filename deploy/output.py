@@ -4,15 +4,17 @@ Everything that is printed goes through here. What others wrote (names, prompts,
 data: it neither steers the terminal nor is it read as Rich's markup.
 """
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
@@ -104,27 +106,53 @@ def lines_of(command: list[str]) -> int:
 
 def step(text: str) -> None:
     """One thing that a command is about to do."""
-    console.print(Text("› ", "cyan") + Text(text))
+    console.print(_marked("› ", "cyan", text))
 
 
 def done(text: str) -> None:
-    console.print(Text("✓ ", "green") + Text(text))
+    console.print(_marked("✓ ", "green", text))
 
 
 def warn(text: str) -> None:
-    errors.print(Text("! ", "yellow") + Text(text))
+    errors.print(_marked("! ", "yellow", text))
 
 
 def fail(text: str) -> None:
-    errors.print(Text("✗ ", "bold red") + Text(text))
+    errors.print(_marked("✗ ", "bold red", text))
+
+
+def _marked(mark: str, colour: str, text: str) -> Text:
+    """``mark`` in ``colour``, and nothing else: all of a line in red is hard to read."""
+    return Text.assemble((mark, colour), text)
 
 
 def findings(found: Iterable[Finding]) -> None:
-    """One line each: level, subject, what was found; the remedy below it."""
-    for f in found:
-        console.print(Text(f"{f.level:<5}", _LEVELS[f.level]) + Text(f"{f.subject}: {f.text}"))
+    """Level, subject, what was found; the remedy below it. What holds for several subjects in a
+    row, such as workers on the same kind of card, is told once. On a terminal, long texts go on
+    below their own beginning; elsewhere each is one line."""
+    for f in _folded(found):
+        _hang(_marked(f"{f.level:<6}", _LEVELS[f.level], f"{f.subject}: {f.text}"), 6)
         if f.remedy:
-            console.print(Text(f"      → {f.remedy}", "dim" if f.level == "ok" else ""))
+            _hang(Text(f"      → {f.remedy}", "dim" if f.level == "ok" else ""), 8)
+
+
+def _folded(found: Iterable[Finding]) -> Iterator[Finding]:
+    for _, alike in itertools.groupby(found, key=lambda f: (f.level, f.text, f.remedy)):
+        first, *others = alike
+        subjects = dict.fromkeys(f.subject for f in (first, *others))
+        yield replace(first, subject=", ".join(subjects))
+
+
+def _hang(text: Text, indent: int) -> None:
+    if not console.is_terminal or console.width <= indent * 2:
+        console.print(text)
+        return
+    text = Text(plain(text.plain), spans=text.spans, style=text.style)  # before it is measured
+    head, rest = text.divide([indent])
+    for line in rest.wrap(console, console.width - indent):
+        line.rstrip()
+        console.print(Text.assemble(head, line))
+        head = Text(" " * indent)
 
 
 @contextmanager
@@ -164,27 +192,25 @@ class Progress:
                 say(f"  {waited_s:5.1f} s  {name}: {worker['state']}")
 
 
+def table(*heads: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:
+    """A table as all commands show theirs, to be filled with ``add_row``. ``right``: which columns
+    hold numbers; ``fold``: which are folded where the terminal is narrow."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for head in heads:
+        side: Literal["left", "right"] = "right" if head in right else "left"
+        if head in fold:
+            shown.add_column(head, justify=side, overflow="fold", min_width=16)
+        else:
+            shown.add_column(head, justify=side, no_wrap=True)
+    return shown
+
+
 def worker_table(workers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    columns = (
-        "worker",
-        "state",
-        "for",
-        "phase",
-        "queue",
-        "wait",
-        "memory",
-        "restarts",
-        "device",
-    )
-    for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    numbers = ("for", "queue", "wait", "memory", "restarts")
+    shown = table("worker", "state", "for", "phase", *numbers[1:], "device", right=numbers)
     for worker in workers:
-        table.add_row(*_cells(worker))
-    return table
-
-
-_NUMBERS = {"for", "queue", "wait", "memory", "restarts"}
+        shown.add_row(*_cells(worker))
+    return shown
 
 
 def _cells(worker: dict[str, Any]) -> list[RenderableType]:
@@ -236,6 +262,7 @@ def _headline(state: dict[str, Any]) -> Text:
         f"  {cell['url']}  ",
         (f"pool {pool['open']} of {pool['of']}", colour),
         f"  up {span(cell['uptime_s'])}" if cell["uptime_s"] is not None else "",
+        (f"  zimage {cell['version']}", "dim"),
     )
     if not cell["supervisor"]:
         line.append("  supervisord does not answer: zimage up takes over", "bold red")

@@ -2,9 +2,11 @@
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from deploy import installation
 from deploy.cli import (
@@ -24,38 +26,49 @@ from deploy.cli.failures import run
 from deploy.host.utf8 import speak_utf8
 from deploy.rollout import interrupts
 
+VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
+    "Run a cell": (cell.up, cell.down, workers.restart, workers.drain, workers.undrain),
+    "Look": (status.status, logs.logs, status.doctor, workers.trace),
+    "Use it": (keys.app, jobs.app, usage.usage),
+    "Configure": (configuration.plan, configuration.render, configuration.reload,
+                  configuration.systemd, workers.calibrate),
+    "Keep": (backups.backup, backups.restore, versions.upgrade, versions.rollback),
+    "Prove": (chaos.chaos,),
+}  # fmt: skip
+"""All commands, in the sections and the order that `zimage --help` has."""
+
+
+class _Sections(TyperGroup):
+    """Whole first sentences, in sections, where click would have one list of cut ones."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        width = max(map(len, self.commands))
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert command is not None
+            row = (name.ljust(width), command.get_short_help_str(limit=200))
+            sections.setdefault(str(command.rich_help_panel), []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_Sections,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-app.add_typer(keys.app, name="keys")
-app.add_typer(jobs.app, name="jobs")
-for _command in (
-    usage.usage,
-    chaos.chaos,
-    versions.upgrade,
-    versions.rollback,
-    cell.up,
-    cell.down,
-    status.status,
-    configuration.plan,
-    configuration.render,
-    configuration.reload,
-    backups.backup,
-    backups.restore,
-    configuration.systemd,
-    workers.drain,
-    workers.undrain,
-    workers.restart,
-    logs.logs,
-    workers.calibrate,
-    workers.trace,
-    status.doctor,
-):
-    app.command()(_command)
+for _section, _verbs in VERBS.items():
+    for _verb in _verbs:
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, rich_help_panel=_section)
+        else:
+            app.command(rich_help_panel=_section)(_verb)
 
 
 @app.callback()

@@ -57,7 +57,7 @@ def down(
     config: Config = None,
     now: Annotated[bool, typer.Option("--now", help="Do not let drawings finish.")] = False,
 ) -> None:
-    """End the cell: drawings that run are finished, then every process goes."""
+    """Let drawings that run finish, then end every process of the cell."""
     cell = open_cell(config)
     if not processes.members(cell.layout.processes) and not supervise.unrecorded(cell.layout):
         output.done("nothing runs")

@@ -36,7 +36,7 @@ def render(
         bool, typer.Option("--check", help="Only ask nginx whether it takes them.")
     ] = False,
 ) -> None:
-    """Show what `up` would change in the rendered files; touches no running cell."""
+    """Show what `up` would change in the rendered files. No running cell is touched."""
     cell = open_cell(config)
     rendered = cell.render()
     if check:
@@ -60,7 +60,7 @@ def render(
 
 
 def reload(config: Config = None) -> None:
-    """Take on a renewed certificate, for certbot's deploy hook. Nothing restarts or ends."""
+    """Take on a renewed certificate (certbot's deploy hook). Nothing restarts or ends."""
     cell = open_cell(config)
     if cell.certificate is None:
         raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
@@ -71,6 +71,6 @@ def reload(config: Config = None) -> None:
 
 
 def systemd(config: Config = None) -> None:
-    """Print a unit that runs the cell from boot on, as whoever prints it."""
+    """Print a unit that runs the cell from boot on. It runs as whoever prints it."""
     user = "" if os.getuid() == 0 else getpass.getuser()
     output.raw(render_unit(open_cell(config), user) + "\n")

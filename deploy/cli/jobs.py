@@ -21,7 +21,7 @@ from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rendering import certificate
 
-app = typer.Typer(help="Many pictures, drawn in the background.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="Many pictures, drawn in the background.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(help="As `zimage jobs list` shows it.", metavar="JOB")]
 _ANSWER_S = 60.0

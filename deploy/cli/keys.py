@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from worker.storage.keys import Key
 
-app = typer.Typer(help="Who may use the cell, and how much.", no_args_is_help=True)
+app = typer.Typer(name="keys", help="Who may use the cell, and how much.", no_args_is_help=True)
 
 
 class Role(StrEnum):
@@ -294,10 +294,8 @@ def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:
 
 
 def _table(found: "tuple[Key, ...]") -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("name", overflow="fold")
-    for name in ("state", "role", "priority", "a day", "at once", "last day", "key"):
-        table.add_column(name, no_wrap=True)
+    heads = ("name", "state", "role", "priority", "a day", "at once", "last day", "key")
+    table = output.table(*heads, right=("a day", "at once"), fold=["name"])
     now = datetime.now(UTC).timestamp()
     for key in found:
         table.add_row(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from deploy import output
+from deploy import installation, output
 from deploy.cell import Cell
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.host import processes
@@ -36,7 +36,7 @@ def status(
 
 
 def doctor(config: Config = None, as_json: AsJson = False) -> None:
-    """Check machine, configuration and cell; each finding with its remedy."""
+    """Check machine, configuration and cell. Each finding has its remedy."""
     cell = open_cell(config)
     found = checks.doctor(cell)
     if as_json:
@@ -66,6 +66,7 @@ def _status(cell: Cell) -> dict[str, Any]:
     state["rollout"] = None if rollout is None else operation.as_json(rollout)
     state["cell"] = {
         "name": cell.config.cell.name,
+        "version": installation.version(),
         "url": cell.url,
         "running": bool(running),
         "supervisor": bool(programs),

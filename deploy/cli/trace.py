@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.supervision.livez import livez
 
@@ -52,9 +53,10 @@ def counters(socket: Path) -> dict[str, float] | None:
 
 def shown(traces: list[Trace]) -> Table:
     """For people."""
-    table = Table("worker", "drawing", "steps", "inside the pipeline", "idle share")
+    numbers = ("drawing", "steps", "inside the pipeline", "idle share")
+    table = output.table("worker", *numbers, right=numbers)
     for each in traces:
-        share = "" if each.idle_share is None else f"{each.idle_share:.1%}"
+        share = "–" if each.idle_share is None else f"{each.idle_share:.1%}"
         drawing = f"{each.busy_s / each.seconds:.0%}"
         table.add_row(each.worker, drawing, str(each.steps), f"{each.device_s:.2f} s", share)
     return table

@@ -29,7 +29,7 @@ def usage(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who used how much: requests, pictures, GPU seconds, refusals."""
+    """Show who used how much. Requests, pictures, GPU seconds, refusals."""
     for name, day in (("--since", since), ("--until", until)):
         if day and not store.usage.is_day(day):
             raise typer.BadParameter(f"{name} {day}: write it as 2027-01-31")
@@ -65,10 +65,9 @@ def _plain(text: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]], by: By) -> Table:
-    table, columns = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), store.usage.COLUMNS
-    table.add_column(by.value, no_wrap=True)
-    for name in columns:
-        table.add_column(_HEADS.get(name, name), justify="right", no_wrap=True)
+    columns = store.usage.COLUMNS
+    heads = [_HEADS.get(name, name) for name in columns]
+    table = output.table(by.value, *heads, right=heads, fold=[by.value])
     for row in rows:
         table.add_row(row[by.value] or "–", *(_shown(name, row[name]) for name in columns))
     if len(rows) > 1:

@@ -16,12 +16,12 @@ def upgrade(
     ],
     config: Config = None,
 ) -> None:
-    """Take the cell to another version, worker after worker; back by itself where that fails."""
+    """Take the cell to another version. Worker after worker; back by itself where that fails."""
     versions.upgrade(version, config_path(config), Releases())
 
 
 def rollback(config: Config = None) -> None:
-    """Take the cell back to the version before, worker after worker."""
+    """Take the cell back to the version before. Worker after worker."""
     versions.rollback(config_path(config), Releases())
 
 

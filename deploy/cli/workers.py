@@ -21,7 +21,7 @@ def drain(
     config: Config = None,
     reason: Annotated[str, typer.Option(help="Why, for whoever finds it drained.")] = "",
 ) -> None:
-    """Take a worker out of the pool and let it finish; it stays out until undrain."""
+    """Take a worker out of the pool and let it finish. It stays out until undrain."""
     cell = open_cell(config)
     _known_worker(cell, worker)
     output.step(f"{worker}: no new requests; finish what it has")
@@ -53,7 +53,7 @@ def restart(
         bool, typer.Option("--rolling", help="One at a time, drawing goes on; the default.")
     ] = False,
 ) -> None:
-    """Restart workers one at a time, after they have finished what they draw."""
+    """Restart workers one at a time; each finishes first what it draws."""
     if at_once and (rolling or workers):
         raise typer.BadParameter("--all takes every worker at once: no names and no --rolling")
     cell = open_cell(config)
@@ -82,7 +82,7 @@ def calibrate(
     plot: Annotated[Path | None, typer.Option(help="Also draw an SVG (needs pygal).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what drawing costs on a worker's device; workers use it from their next start."""
+    """Measure what drawing costs on a device. Workers use it from their next start."""
     cell = open_cell(config, create=True)
     name = worker or cell.plan.names[0]
     _known_worker(cell, name)
@@ -102,7 +102,7 @@ def trace(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to look.")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what share of their time the drawing threads spend beside the device."""
+    """Show how busy the drawing threads keep their devices."""
     found = tracing.trace(open_cell(config), seconds)
     if as_json:
         output.as_json([asdict(t) for t in found])

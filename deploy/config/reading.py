@@ -34,11 +34,13 @@ def load(path: Path, warn: Callable[[str], None] = _ignore) -> ClusterConfig:
     ``warn`` gets a line for each key that is still read by its old name.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a mark
     except OSError as error:
         remedy = f"give its path with --config, or copy {DEFAULT_PATH}"
         raise ConfigError(path, [f"{path}: {error.strerror}; {remedy}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, [f"{path}: not UTF-8 ({error.reason}); save it as UTF-8"]) from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(path, [f"{path}: not TOML: {error}; mend that line"]) from None
     return parse(data, path, warn)
 

@@ -49,7 +49,8 @@ def run(rollout: Rollout, name: str, sizes: str, repeats: int) -> Table:
 
 def shown(table: Table) -> RichTable:
     """For people: the batch that is used at each size is marked."""
-    shown = RichTable("size", "batch", "text", "step", "decode", "a picture", "peak", "")
+    numbers = ("batch", "text", "step", "decode", "a picture", "peak")
+    shown = output.table("size", *numbers, "", right=numbers)
     for row in table.rows:
         size = f"{row.size[0]}x{row.size[1]}"
         mark = "◂ used" if table.caps.get(size) == row.rows else ""

@@ -1,8 +1,10 @@
 """What others wrote is data to the terminal of whoever runs a command."""
 
+import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from deploy import output
 from deploy.config import ROOT
+from deploy.finding import Finding
 
 EVIL = "a\x1b]0;owned\x07b\x9b31mc\u202ed\u2028e\x7f"
 SHOWN = "b\\u009b31mc\\u202ed\\u2028e\\u007f"
@@ -150,11 +154,50 @@ def test_errors_and_findings_are_data_too(capsys: pytest.CaptureFixture[str]) ->
     assert (told.out + told.err).count(MARKUP) == 6
 
 
+def test_only_the_mark_of_a_finding_is_coloured(config: Path) -> None:
+    told = on_a_terminal(config, "doctor").split("\r\n")
+    findings = [line for line in told if re.search("(ok|warn|fail) ", line)]
+    assert len(findings) > 5
+    for line in findings:
+        assert re.match(r"\x1b\[[\d;]+m(ok|warn|fail) +\x1b\[0m[^\x1b]+$", line), line
+
+
+def test_only_the_mark_of_a_line_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    for name in ("console", "errors"):
+        to = Console(file=shown, force_terminal=True, color_system="standard", highlight=False)
+        monkeypatch.setattr(output, name, to)
+    for say in (output.step, output.done, output.warn, output.fail):
+        say("a line")
+    assert [line[-10:] for line in shown.getvalue().splitlines()] == ["\x1b[0ma line"] * 4
+
+
+def test_what_holds_for_all_workers_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Finding("ok", f"w{k}", "kernels on; graphs on") for k in (1, 2, 3)]
+    output.findings([*found, Finding("ok", "w4", "kernels off")])
+    assert capsys.readouterr().out.splitlines() == [
+        "ok    w1, w2, w3: kernels on; graphs on",
+        "ok    w4: kernels off",
+    ]
+
+
+def test_long_findings_go_on_below_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, color_system=None, width=30)
+    monkeypatch.setattr(output, "console", console)
+    output.findings([Finding("warn", "disk", "little is free at /var/images", "make room there")])
+    assert shown.getvalue().splitlines() == [
+        "warn  disk: little is free at",
+        "      /var/images",
+        "      → make room there",
+    ]
+
+
 def test_a_table_of_workers_shows_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
     worker = {"name": EVIL, "state": MARKUP, "phase": MARKUP, "device": EVIL}
     state: dict[str, Any] = {
         "alarms": [{"worker": None, "text": EVIL + MARKUP}],
-        "cell": {"name": EVIL, "url": "u", "uptime_s": 1, "supervisor": True},
+        "cell": {"name": EVIL, "url": "u", "uptime_s": 1, "supervisor": True, "version": EVIL},
         "pool": {"open": 0, "of": 1},
         "stale": False,
         "workers": [{**worker, "last_fault": {"at": 1.0, "what": MARKUP + EVIL}}],

@@ -1,12 +1,16 @@
 import getpass
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deploy import installation
 from deploy.cli import workers
+from deploy.cli.app import VERBS
 from deploy.config import ROOT
 from deploy.rollout import roll
 from tests.ports import free_port
@@ -58,10 +62,23 @@ def test_wrong_configuration_ends_with_1_and_every_problem(config: Path) -> None
     assert '  listen.adress: unknown key; did you mean "address"?' in done.stderr.splitlines()
 
 
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_has_every_command_whole_in_sections(config: Path, word: str) -> None:
+    command = [sys.executable, "-m", "deploy.cli.app", word]
+    environment = {**os.environ, "COLUMNS": "80"}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    assert "..." not in told.split("Options:")[1]
+    titles = re.findall(r"^([A-Z][\w ]+):$", told, re.M)
+    assert titles == ["Options", *VERBS]
+    assert told.index("\nRun a cell:") < told.index("  restart ") < told.index("\nLook:")
+
+
 def test_status_of_nothing_ends_with_1(config: Path) -> None:
     done = zimage(config, "status", "--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout)["cell"]["running"] is False
+    cell = json.loads(done.stdout)["cell"]
+    assert cell["running"] is False
+    assert cell["version"] == installation.version()
 
 
 def test_down_of_nothing_is_harmless(config: Path) -> None:

@@ -211,6 +211,16 @@ def test_half_written_file_names_the_line(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_byte_order_mark_is_no_mistake_and_other_encodings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    text = '[cell]  # 画室\nname = "studio"\n'
+    path.write_text(text, encoding="utf-8-sig")
+    assert load(path).cell.name == "studio"
+    path.write_text(text, encoding="gb18030")
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        load(path)
+
+
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = tomllib.loads(DEFAULT_PATH.read_text())
     assert shown == ClusterConfig().model_dump()
