@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -71,6 +70,7 @@ _COLOURS = {
     "fatal": "bold red",
     "dead": "red",
 }
+_LOG_LEVELS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "bold red"}
 _LEVELS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -89,19 +89,23 @@ def raw(text: str) -> None:
     sys.stdout.flush()
 
 
-def lines_of(command: list[str]) -> int:
-    """Run ``command`` and show its lines as they come, until it or the reader ends; its status."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
-        assert program.stdout is not None
-        try:
-            for line in program.stdout:
-                raw(line.decode(errors="replace"))
-        except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or `| head`
-            program.terminate()
-            # Nobody reads any more: what is flushed at the end must go somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-    return program.returncode
+@contextmanager
+def while_read() -> Iterator[None]:
+    """Until the reader ends: `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Nobody reads any more: what is flushed at the end must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def log_line(begin: str, level: str, text: str) -> None:
+    """One line of a log, whose beginning and level stand back or out on a terminal."""
+    if console.is_terminal:  # Text would drop some controls: all are to be seen
+        colour = _LOG_LEVELS.get(level.strip().lower(), "")
+        console.print(Text.assemble((begin, "dim"), (level, colour), plain(text)))
+    else:
+        raw(f"{begin}{level}{text}\n")
 
 
 def step(text: str) -> None:

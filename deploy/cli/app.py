@@ -48,7 +48,7 @@ class _Sections(TyperGroup):
             command = self.get_command(ctx, name)
             assert command is not None
             row = (name.ljust(width), command.get_short_help_str(limit=200))
-            sections.setdefault(str(command.rich_help_panel), []).append(row)
+            sections.setdefault(getattr(command, "rich_help_panel", ""), []).append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)

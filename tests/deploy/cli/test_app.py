@@ -40,7 +40,6 @@ def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         "frobnicate",
         "drain",
-        "logs nothing",
         "drain w9",
         "up --soon",
         "chaos kil",
