@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from worker import log
 from worker.coordination.change_notifier import ChangeNotifier
@@ -270,8 +269,7 @@ class Runner:
                 raise Unavailable("The limits of a key have just been changed.")
             job_turns.hold(connection, owner, until)
 
-        with contextlib.suppress(IntegrityError):  # another worker holds it
-            await self._database.run(work)
+        await self._database.run(work)
         log.event("jobs of an owner are held", owner=owner, seconds=round(until - time.time()))
         self._notifier.notify()
 

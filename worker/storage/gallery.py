@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from worker.storage import search
 from worker.storage.images import day
 from worker.storage.jobs import jobs
-from worker.storage.schema import metadata
+from worker.storage.schema import insert_or, metadata
 from worker.types import DrawSpec
 
 _SEED = re.compile(r"#?([0-9]{1,10})")
@@ -105,10 +105,10 @@ class Wanted:
 
 def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
     """Add rows; a picture that has one keeps it as it is."""
-    there = known(connection, [picture.id for picture in pictures])
-    fresh = {picture.id: _row(picture) for picture in pictures if picture.id not in there}
+    fresh = {picture.id: _row(picture) for picture in pictures}
     if fresh:
-        connection.execute(images.insert(), list(fresh.values()))
+        rows = [fresh[id] for id in sorted(fresh)]
+        connection.execute(insert_or(images).on_conflict_do_nothing(), rows)
 
 
 def _row(picture: StoredImage) -> dict[str, Any]:

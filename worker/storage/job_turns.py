@@ -18,6 +18,7 @@ from worker.storage.jobs import (
     select_jobs,
     with_counts,
 )
+from worker.storage.schema import insert_or
 
 FORESEEN = 20
 """Jobs of each turn that an end is predicted for."""
@@ -68,10 +69,9 @@ def good_turns(priority: int, now: float) -> sa.Subquery:
 
 
 def hold(connection: sa.Connection, owner: str, until: float) -> None:
-    """Lease nothing of ``owner`` until then. Two at once may raise IntegrityError: it is held."""
-    held = holds.update().where(holds.c.owner == owner).values(until=until)
-    if not connection.execute(held).rowcount:
-        connection.execute(holds.insert().values(owner=owner, until=until))
+    """Lease nothing of ``owner`` until then."""
+    held = insert_or(holds).values(owner=owner, until=until)
+    connection.execute(held.on_conflict_do_update(index_elements=["owner"], set_={"until": until}))
     # So that event streams tell it.
     told = {"revision": jobs.c.revision + jobs.c.total + 1}
     connection.execute(jobs.update().where(open_of(owner)).values(told))

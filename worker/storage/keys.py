@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from worker.storage.schema import metadata
+from worker.storage.schema import insert_or, metadata
 
 PREFIX = "zimage_"
 """Every key begins so: tools that look for leaked secrets can tell it."""
@@ -181,14 +181,14 @@ def end_session(
     """End one session of a key, which would be over at ``ends_at`` (seconds since the epoch)."""
     ended = ended_sessions
     connection.execute(ended.delete().where(ended.c.ends_at <= now))
-    if connection.scalar(sa.select(ended.c.id).where(ended.c.id == id)):
+    ending = insert_or(ended).values(id=id, key_id=key_id, ends_at=ends_at)
+    if not connection.execute(ending.on_conflict_do_nothing()).rowcount:
         return
     of_key = sa.select(sa.func.count()).select_from(ended).where(ended.c.key_id == key_id)
-    if (connection.scalar(of_key) or 0) >= MAX_ENDED_SESSIONS:
+    if (connection.scalar(of_key) or 0) > MAX_ENDED_SESSIONS:
         end_sessions(connection, key_id)
-        return
-    connection.execute(ended.insert().values(id=id, key_id=key_id, ends_at=ends_at))
-    _changed(connection)
+    else:
+        _changed(connection)
 
 
 def end_sessions(connection: sa.Connection, key_id: str) -> None:

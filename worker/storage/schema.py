@@ -1,6 +1,13 @@
-"""The one ``metadata`` of all tables. Each table stands in the module of its noun."""
+"""The one ``metadata`` of all tables. Each table stands in the module of its noun.
+
+``insert_or`` makes an ``INSERT`` that can say ``ON CONFLICT``: in SQLite, too, whose words for it
+are PostgreSQL's. Whoever looks first and inserts then loses to another who does the same.
+"""
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as insert_or
+
+__all__ = ["insert_or", "metadata"]
 
 metadata = sa.MetaData(
     naming_convention={
