@@ -36,15 +36,17 @@ from worker.observability.traces import Traces, traces_to
 from worker.settings import Settings
 from worker.storage.database import Database, sqlite_url
 from worker.storage.gallery_writer import GalleryWriter
-from worker.storage.images import ImageStore, Signer
+from worker.storage.images import Images, ImageStore, Signer
 from worker.storage.ledger import Ledger
 from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
 from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
+from worker.threads import ThreadPool
 
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
 _SEARCHES_OF_ONE = 4
+_IMAGE_THREADS = 4
 
 
 class Life(Protocol):
@@ -84,7 +86,9 @@ class Components:
     signer: Signer
     resume_tokens: ResumeTokens
     database: Database
-    images: ImageStore
+    images: Images
+    image_threads: ThreadPool
+    """What blocks on ``images`` blocks nothing else."""
     thumbnails: Thumbnails
     gallery_writer: GalleryWriter
     replies: ReplyStore
@@ -118,7 +122,7 @@ def build(settings: Settings, life: Life) -> Components:
     _inherit_strikes(poison_requests, metrics)  # before the heartbeat is overwritten
     heartbeat = HeartbeatFile(settings.heartbeat)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
-    images = ImageStore(var_dir / "images")
+    images: Images = ImageStore(var_dir / "images")
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
     quotas = Quotas(run_dir, var_dir)
     tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
@@ -149,6 +153,7 @@ def build(settings: Settings, life: Life) -> Components:
         resume_tokens=ResumeTokens(secret),
         database=database,
         images=images,
+        image_threads=ThreadPool(_IMAGE_THREADS, "images"),
         thumbnails=Thumbnails(images),
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
         replies=ReplyStore(settings.reply_dir, name),
@@ -189,6 +194,7 @@ def build_model(
         model=pipeline.info.id,
         encoders=components.encoders,
         images=components.images,
+        image_threads=components.image_threads,
         gallery_writer=components.gallery_writer,
         quarantine=components.quarantine,
         in_flight=components.in_flight,

@@ -224,6 +224,7 @@ class Lifecycle:
             await self._model.engine.close(timeout_s=_CLOSE_S)
         built.encoders.close()
         built.thumbnails.close()
+        built.image_threads.close()
         await asyncio.to_thread(built.audit.close)
         await asyncio.to_thread(built.traces.close, _CLOSE_S)
         with contextlib.suppress(TimeoutError):

@@ -54,7 +54,7 @@ class Admission:
         self._hold = await components.quotas.hold(key, generation.id, self._since, len(specs))
         components.encoders.require_room()
         if not generation.output.inline:
-            await asyncio.to_thread(components.images.require_room)
+            await components.image_threads.do(components.images.require_room)
         quarantine = components.quarantine
         clear = quarantine.clear if generation.item is None else quarantine.clear_at_once
         record = await clear(self._suspect, generation.fingerprint, asked_text(specs[0]))

@@ -12,8 +12,9 @@ from worker.observability.audit import Audit
 from worker.observability.metrics import Metrics
 from worker.observability.traces import Traces
 from worker.storage.gallery_writer import GalleryWriter
-from worker.storage.images import ImageStore
+from worker.storage.images import Images
 from worker.storage.ledger import Ledger
+from worker.threads import ThreadPool
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Components:
     engine: Engine
     model: str
     encoders: Encoders
-    images: ImageStore
+    images: Images
+    image_threads: ThreadPool
+    """What blocks on ``images`` blocks nothing else."""
     gallery_writer: GalleryWriter
     quarantine: Quarantine
     in_flight: InFlight

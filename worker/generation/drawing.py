@@ -43,7 +43,7 @@ class Drawing:
     ) -> None:
         notes = {} if notes is None else notes
         self.generation = generation
-        self._images = components.images
+        self._images, self._image_threads = components.images, components.image_threads
         self._admission = Admission(generation, suspect, components, notes)
         self._encoding = Encoding(generation, suspect, components)
         self._recording = Recording(generation, components, notes)
@@ -158,7 +158,7 @@ class Drawing:
     async def _saved(self, one: Finished) -> StoredImage:
         image = self._recording.stored(one)
         with self._trace.timed("record"):
-            await asyncio.to_thread(self._images.save, image.name, one.picture.data)
+            await self._image_threads.do(lambda: self._images.save(image.name, one.picture.data))
         return image
 
     # Items: what else is written down comes with the end of their lease

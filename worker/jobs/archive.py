@@ -9,14 +9,13 @@ import time
 import zipfile
 from collections.abc import AsyncIterator
 from io import SEEK_SET, BytesIO
-from pathlib import Path
 
 import sqlalchemy as sa
 
 from worker.storage import gallery, job_items
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
-from worker.storage.images import ImageStore
+from worker.storage.images import Images
 from worker.storage.job_items import Item
 from worker.storage.jobs import Job
 
@@ -25,14 +24,12 @@ _WORDS_CHARS = 40
 _MISSING_CHARS = 100  # of a prompt: there may be ten thousand
 
 
-async def archive(database: Database, images: ImageStore, job: Job) -> AsyncIterator[bytes]:
+async def archive(database: Database, images: Images, job: Job) -> AsyncIterator[bytes]:
     """The bytes of the file. Pictures that were deleted are named in ``missing.txt``."""
     sink, missing = _Sink(), []
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as zipped:
         async for item, image in _pictures(database, job):
-            data = (
-                None if image is None else await asyncio.to_thread(_read, images.path(image.name))
-            )
+            data = None if image is None else await asyncio.to_thread(_read, images, image.name)
             if image is None or data is None:
                 missing.append(f"{item.number}: {item.prompt[:_MISSING_CHARS]}")
                 continue
@@ -59,9 +56,9 @@ async def _pictures(database: Database, job: Job) -> AsyncIterator[tuple[Item, S
         after = found[-1][0].number
 
 
-def _read(path: Path) -> bytes | None:
+def _read(images: Images, name: str) -> bytes | None:
     try:
-        return path.read_bytes()
+        return images.read(name)
     except FileNotFoundError:
         return None
 

@@ -37,7 +37,6 @@ from worker.jobs.drawing import Held, Tools, draw, require_allowed
 from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
 from worker.storage.database import Database, give_space_back
 from worker.storage.gallery import StoredImage
-from worker.storage.images import ImageStore
 from worker.storage.leases import LEASE_S, Leased, Offer
 
 T = TypeVar("T")
@@ -200,7 +199,7 @@ class Runner:
         if not await self._allowed(offer):
             return True  # there may be something of others
         components.encoders.require_room()
-        await asyncio.to_thread(components.images.require_room)
+        await components.image_threads.do(components.images.require_home)
         now = time.time()
         self._renewed_at = self._renewed_at if self._held else now
         taken = await self._database.run(
@@ -285,7 +284,7 @@ class Runner:
         item = held.item
         try:
             image = await draw(held, components, self._tools)
-            await self._finish(held, image, components.images)
+            await self._finish(held, image, components)
         except ZimageError as error:
             if not held.revoked:
                 await self._settle(item, error)
@@ -297,7 +296,7 @@ class Runner:
             self._tools.steps.drop(item.lease)
             self._notifier.notify()
 
-    async def _finish(self, held: Held, image: StoredImage, images: ImageStore) -> None:
+    async def _finish(self, held: Held, image: StoredImage, components: Components) -> None:
         def work(connection: sa.Connection) -> bool:
             if not leases.finish(connection, held.item, image.id, time.time()):
                 return False
@@ -311,7 +310,7 @@ class Runner:
                 held.drawing.note(image)
         else:
             # Somebody else draws it, or nobody may: this picture belongs to nothing.
-            await asyncio.to_thread(images.delete, [image.name])
+            await components.image_threads.do(lambda: components.images.delete([image.name]))
 
     async def _settle(self, item: Leased, error: ZimageError) -> None:
         """``item`` has no picture: another attempt, or none."""

@@ -15,7 +15,7 @@ from worker.errors import StoreAway
 from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
-from worker.storage.images import ImageStore
+from worker.storage.images import Images
 
 MAX_WAITING_BYTES = 128 << 20
 MAX_WAITING_ROWS = 5000
@@ -30,9 +30,7 @@ words is written once."""
 class GalleryWriter:
     """``on_lost`` hears how many pictures could not be kept."""
 
-    def __init__(
-        self, store: ImageStore, database: Database, on_lost: Callable[[int], None]
-    ) -> None:
+    def __init__(self, store: Images, database: Database, on_lost: Callable[[int], None]) -> None:
         self._store = store
         self._database = database
         self._on_lost = on_lost

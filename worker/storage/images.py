@@ -1,7 +1,7 @@
-"""Pictures as files: safe on the disk when they are stored, and sent by nginx.
+"""Where pictures are kept: what any such place promises, and a folder that does.
 
-``<var_dir>/images/<yyyy-mm-dd>/<id>.<format>``, written whole or not at all; ``<id>.thumb.webp``
-beside it is its thumbnail. The secret that signs links is shared by the workers of a cell.
+``<yyyy-mm-dd>/<id>.<format>``, written whole or not at all; ``<id>.thumb.webp`` beside it is its
+thumbnail. The secret that signs links is shared by the workers of a cell.
 """
 
 import base64
@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from worker.errors import StorageFailed
 
 MIN_FREE_BYTES = 64 << 20
 ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
 """``<request id>-<k>``, or the name that a job gives its picture."""
+LOCATION = "/internal/images/"
+"""Where nginx finds the files of ``ImageStore``."""
 _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
 
 
@@ -71,8 +74,51 @@ def thumbnail_of(name: str) -> str:
     return f"{name.rpartition('.')[0]}.thumb.webp"
 
 
+class Images(Protocol):
+    """A place for pictures. Its methods block: call them from a thread.
+
+    Each may raise ``StoreAway`` where the place cannot be reached now; a picture that is not there
+    is ``FileNotFoundError``.
+    """
+
+    def require_room(self) -> None:
+        """Raise ``StorageFailed`` before a drawing whose file would not fit."""
+
+    def require_home(self) -> None:
+        """The same for a drawing that can wait until its file would lie where all files lie."""
+
+    def save(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write the picture called ``name``, whole or not at all. ``durable``: on return it
+        survives a power cut."""
+
+    def save_all(self, pictures: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
+        """``save`` for several, each a name and its data; where one fails, some may be missing."""
+
+    def holds(self, name: str) -> bool:
+        """Whether ``name`` is the name of a picture that is here."""
+
+    def has(self, name: str) -> bool:
+        """Whether a picture or thumbnail called ``name`` is here."""
+
+    def read(self, name: str) -> bytes:
+        """The picture or thumbnail called ``name``."""
+
+    def address(self, name: str) -> str:
+        """Where nginx finds the picture or thumbnail called ``name``, for ``X-Accel-Redirect``."""
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete pictures and their thumbnails, as far as they are there. One that cannot be
+        deleted keeps no other; then raises ``OSError``."""
+
+    def files(self) -> list[StoredFile]:
+        """Everything that lies here, thumbnails and what a dead worker left included."""
+
+    def remove_empty_days(self, now: float) -> None:
+        """Of days before the one of ``now``: a picture may be on its way to today's."""
+
+
 class ImageStore:
-    """The folder of pictures. Its methods block: call them from a thread."""
+    """A folder of pictures, safe on the disk when they are stored, and sent by nginx."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -84,9 +130,13 @@ class ImageStore:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             free = shutil.disk_usage(self._folder).free
         except OSError as error:
-            raise _failed(error.strerror) from error
+            raise not_stored(error.strerror) from error
         if free < MIN_FREE_BYTES:
-            raise _failed("the disk is full")
+            raise not_stored("the disk is full")
+
+    def require_home(self) -> None:
+        """Raise ``StorageFailed`` as ``require_room``."""
+        self.require_room()
 
     def save(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write the picture called ``name``, whole or not at all. ``durable``: on return it
@@ -116,7 +166,7 @@ class ImageStore:
             with contextlib.suppress(OSError):
                 for path in fresh:
                     path.unlink(missing_ok=True)
-            raise _failed(error.strerror) from error
+            raise not_stored(error.strerror) from error
 
     def _make_day(self, folder: Path) -> None:
         if folder in self._days and folder.is_dir():
@@ -128,7 +178,19 @@ class ImageStore:
 
     def holds(self, name: str) -> bool:
         """Whether ``name`` is a picture's name and its file is here."""
-        return _NAME.fullmatch(name) is not None and (self._folder / name).is_file()
+        return is_picture(name) and self.has(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a picture or thumbnail called ``name`` is here."""
+        return self.path(name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """The picture or thumbnail called ``name``."""
+        return self.path(name).read_bytes()
+
+    def address(self, name: str) -> str:
+        """Where nginx finds the picture or thumbnail called ``name``."""
+        return LOCATION + name
 
     def path(self, name: str) -> Path:
         """Where the picture or thumbnail called ``name`` lies."""
@@ -187,7 +249,13 @@ def day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(at))
 
 
-def _failed(why: str | None) -> StorageFailed:
+def is_picture(name: str) -> bool:
+    """Whether a picture, and no thumbnail, could be called ``name``."""
+    return _NAME.fullmatch(name) is not None
+
+
+def not_stored(why: str | None) -> StorageFailed:
+    """The error of a picture for whose file there is no place."""
     return StorageFailed(
         f"The picture cannot be stored for a link ({why}): ask again with "
         "response_format b64_json, or tell the operators.",

@@ -14,7 +14,7 @@ from worker import log
 from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage, images
-from worker.storage.images import ImageStore, StoredFile
+from worker.storage.images import Images, StoredFile
 
 ABANDONED_S = 600.0
 """An unfinished file this old belongs to a dead worker."""
@@ -42,7 +42,7 @@ class Sweeper:
     """
 
     def __init__(
-        self, store: ImageStore, database: Database, retention: Retention, lock: Path, gallery: bool
+        self, store: Images, database: Database, retention: Retention, lock: Path, gallery: bool
     ) -> None:
         self._store = store
         self._database = database

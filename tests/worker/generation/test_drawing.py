@@ -51,7 +51,7 @@ async def test_others_are_on_the_disk_before_anybody_hears_of_them(settings: Set
         drawn = await drawing(service, replace(GENERATION, output=output)).draw()
         for one, stored in drawn:
             assert stored is not None
-            assert service.components.images.path(stored.name).read_bytes() == one.picture.data
+            assert service.components.images.read(stored.name) == one.picture.data
 
 
 async def test_what_ended_before_it_was_admitted_is_not_drawn(settings: Settings) -> None:

@@ -42,17 +42,15 @@ async def made(home: Path, store: Store) -> tuple[bytes, list[bytes]]:
     async with serving(settings_of(home)) as (service, _):
         await ready(service)
         job = await over(store, store.create(prompts=("a red hill", "gone " * 100, "山")))
-        files = []
+        names = []
         for item in store.items(job.id):
             image = store(gallery.find, str(item.image_id))
             assert image is not None
-            files.append(service.components.images.path(image.name))
-        files.pop(1).unlink()
-        chunks = [
-            chunk
-            async for chunk in archive(service.components.database, service.components.images, job)
-        ]
-    return b"".join(chunks), [path.read_bytes() for path in files]
+            names.append(image.name)
+        images = service.components.images
+        images.delete([names.pop(1)])
+        chunks = [chunk async for chunk in archive(service.components.database, images, job)]
+        return b"".join(chunks), [images.read(name) for name in names]
 
 
 def entries(stream: bytes) -> dict[str, bytes]:

@@ -39,11 +39,12 @@ async def get_file(request: Request) -> Response:
     left_s = int(expires) - int(time.time())
     if left_s <= 0:
         raise HTTPException(403, "This link has expired: draw the picture again.")
-    if not components.images.holds(name):
+    address = await gallery.address_of(components, name)
+    if address is None:
         raise NotFound("This picture has been deleted to make room: draw it again.")
     return Response(
         headers={
-            "X-Accel-Redirect": gallery.LOCATION + name,
+            "X-Accel-Redirect": address,
             "Content-Type": MEDIA_TYPES[name.rpartition(".")[2]],
             "Content-Disposition": f'inline; filename="{name.rpartition("/")[2]}"',
             "Cache-Control": f"private, max-age={left_s}",

@@ -3,7 +3,6 @@
 Somebody else's picture answers as one that does not exist.
 """
 
-import asyncio
 import re
 from typing import Any
 from urllib.parse import quote
@@ -31,8 +30,6 @@ from worker.storage.gallery import StoredImage, Wanted
 MAX_LIMIT = 200
 MAX_QUERY_CHARS = 200
 MAX_QUERY_WORDS = 16
-LOCATION = "/internal/images/"
-"""Where nginx finds the files of ``ImageStore``."""
 
 _QUERIES = ("after", "favourite", "job", "limit", "q")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -93,15 +90,16 @@ async def get_details(request: Request) -> Response:
 
 async def get_image(request: Request) -> Response:
     """The picture's file; with ``?download=1`` for the browser to save."""
-    picture = await _asked(request)
-    if not await asyncio.to_thread(components_of(request).images.holds, picture.name):
+    components, picture = components_of(request), await _asked(request)
+    address = await address_of(components, picture.name)
+    if address is None:
         raise _lost(picture)
     kind = "attachment" if request.query_params.get("download") == "1" else "inline"
     extension = {"jpeg": "jpg"}.get(picture.format, picture.format)
     words = re.sub(r"[\W_]+", "-", picture.prompt)[:48].strip("-")
     name = quote(f"{words}-{picture.seed}.{extension}")
     headers = {
-        "X-Accel-Redirect": LOCATION + picture.name,
+        "X-Accel-Redirect": address,
         "Content-Type": MEDIA_TYPES[picture.format],
         "Content-Disposition": f"{kind}; filename*=UTF-8''{name}",
     }
@@ -110,12 +108,12 @@ async def get_image(request: Request) -> Response:
 
 async def get_thumbnail(request: Request) -> Response:
     """A small WebP of the picture."""
-    picture = await _asked(request)
+    components, picture = components_of(request), await _asked(request)
     try:
-        name = await components_of(request).thumbnails.of(picture.name)
+        address = await components.thumbnails.of(picture.name)
     except OSError:
         raise _lost(picture) from None
-    headers = {"X-Accel-Redirect": LOCATION + name, "Content-Type": thumbnails.MEDIA_TYPE}
+    headers = {"X-Accel-Redirect": address, "Content-Type": thumbnails.MEDIA_TYPE}
     return Response(headers={**headers, **_CACHE})
 
 
@@ -135,8 +133,16 @@ async def delete_image(request: Request) -> Response:
     """Delete the picture and its file."""
     components, picture = components_of(request), await _asked(request)
     await components.database.run(lambda c: gallery.delete(c, [picture.id]))
-    await asyncio.to_thread(components.images.delete, [picture.name])
+    await components.image_threads.do(lambda: components.images.delete([picture.name]))
     return Response(status_code=204)
+
+
+async def address_of(components: Components, name: str) -> str | None:
+    """Where nginx finds picture ``name``; None: it is gone."""
+    images = components.images
+    return await components.image_threads.do(
+        lambda: images.address(name) if images.holds(name) else None
+    )
 
 
 class _Id(StringConvertor):
