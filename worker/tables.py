@@ -77,6 +77,9 @@ class RequestLimits(Table):
     """Most pictures of one request: n × prompts."""
     max_prompt_chars: int = Field(4000, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024)
+    unknown_fields: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a drawing request with a field that nobody knows here. ignore: it is drawn,
+    and the answer names the field in ``X-Ignored-Fields``."""
 
 
 class WorkerLimits(Table):

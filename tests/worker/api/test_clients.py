@@ -93,6 +93,95 @@ async def test_dify_finds_the_usage_that_it_reads(client: httpx.AsyncClient) -> 
     assert usage.input_tokens_details.text_tokens == 0
 
 
+SYNONYMS: dict[str, dict[str, Any]] = {
+    "SiliconFlow's": {"image_size": "128x64", "batch_size": 2, "num_inference_steps": 3, "seed": 7},
+    "Together's": {"width": 128, "height": 64, "steps": 3, "n": 2, "seed": 7},
+    "DashScope's": {"size": "128*64", "n": 2, "steps": 3, "seed": 7},
+    "both": {
+        "n": 2,
+        "batch_size": 2,
+        "steps": 3,
+        "num_inference_steps": 3,
+        "seed": 7,
+        "width": 128,
+        "height": 64,
+        "size": "128x64",
+        "image_size": "128*64",
+    },
+}
+
+
+@pytest.mark.parametrize("words", SYNONYMS.values(), ids=SYNONYMS)
+async def test_words_of_other_apis_mean_the_same(
+    client: httpx.AsyncClient, words: dict[str, Any]
+) -> None:
+    own = {"size": "128x64", "n": 2, "steps": 3, "seed": 7}
+    wanted, drawn = [
+        (await client.post(DRAW, json={"prompt": "a"} | each)).json() for each in (own, words)
+    ]
+    assert drawn["size"] == "128x64"
+    assert drawn["data"] == wanted["data"]
+
+
+async def test_jpg_is_jpeg_and_a_seed_of_minus_one_is_none(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "a", "size": "64x64", "output_format": "jpg", "seed": -1}
+    answers = [(await client.post(DRAW, json=body)).json() for _ in range(2)]
+    assert {answer["output_format"] for answer in answers} == {"jpeg"}
+    first, second = (answer["data"][0]["seed"] for answer in answers)
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"n": 2, "batch_size": 3}, "batch_size", "means the same as n, which differs: leave"),
+        ({"num_inference_steps": 51}, "num_inference_steps", "51 is out of range: 1 to 50."),
+        ({"image_size": "500x512"}, "image_size", "500 is not a multiple of 16"),
+        ({"width": 2048, "height": 2048}, "width", "height: 2048x2048 is 4194304 pixels; this"),
+        ({"image_size": "landscape_16_9"}, "image_size", "'landscape_16_9' is not WIDTHxHEIGHT"),
+        ({"image_size": {"width": 64}}, "image_size", "must be text, not an object."),
+        ({"width": 64}, "height", "missing beside width: give both."),
+        ({"height": 64, "width": 64, "size": "64x128"}, "width", "means the same as size, which"),
+        ({"size": "64x64", "image_size": "64x128"}, "image_size", "means the same as size, which"),
+        ({"width": 64.5, "height": 64}, "width", "must be a whole number, not 64.5."),
+        ({"width": 64, "height": True}, "height", "must be a whole number, not a boolean."),
+        ({"width": 10**7, "height": 64}, "width", "10000000 is out of range: 1 to 999999."),
+        ({"batch_size": True}, "batch_size", "must be a whole number, not a boolean."),
+        ({"size": "64*64*64"}, "size", "'64x64x64' is not WIDTHxHEIGHT"),
+        ({"prompt_enhancement": True}, "prompt_enhancement", "Unknown field 'prompt_enhanc"),
+    ],
+)
+async def test_what_cannot_be_meant_is_refused_by_the_name_that_was_sent(
+    client: httpx.AsyncClient, body: dict[str, Any], param: str, message: str
+) -> None:
+    answer = await client.post(DRAW, json={"prompt": "a"} | body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_unknown_fields_are_passed_over_where_the_cell_says_so(
+    home: Path, stream: bool
+) -> None:
+    settings = settings_in(home, unknown_fields="ignore")
+    body = {"prompt": "a", "size": "64x64", "stream": stream}
+    odd = {f"field{n}": n for n in range(30)}
+    async with serving(migrated(settings)) as (service, client):
+        await ready(service)
+        plain = await client.post(DRAW, json=body)
+        told = await client.post(DRAW, json=body | {"prompt_enhancement": True, "a\r\nb: c": 1})
+        many = await client.post(DRAW, json=body | odd)
+        wrong = await client.post(DRAW, json=body | {"zzz": 1, "steps": "4"})
+    assert "X-Ignored-Fields" not in plain.headers
+    assert (told.status_code, told.headers["X-Ignored-Fields"]) == (
+        200,
+        "prompt_enhancement, a??b??c",
+    )
+    assert many.headers["X-Ignored-Fields"].split(", ") == list(odd)[:20]
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "steps")
+
+
 async def test_models_lists_the_model_and_its_aliases_marked(client: httpx.AsyncClient) -> None:
     own, *aliases = await names(client)
     assert own["alias_of"] is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +23,10 @@ from worker.generation.encoding import Finished
 from worker.generation.request import Generation, Output
 from worker.lifecycle import Lifecycle
 from worker.storage.gallery import StoredImage
+
+_MAX_IGNORED = 20
+"""Most names of fields in ``X-Ignored-Fields``."""
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 REPLIES_LOCATION = "/internal/replies/"
 """Where nginx finds the files of ``ReplyStore``."""
@@ -48,7 +53,9 @@ async def _answer(
     if asked.stream:
         await drawing.admit()
         events = image_events.events(drawing, asked)
-        return sse.EventStream(events, drawing.end, drawing.generation.id)
+        stream = sse.EventStream(events, drawing.end, drawing.generation.id)
+        stream.headers.update(_ignored(asked))
+        return stream
     drawn = await drawing.draw()
     return await _whole(request, components, asked, drawing, drawn)
 
@@ -112,6 +119,7 @@ async def _whole(
         "X-Queue-Ms": str(drawing.timings.queue_ms),
         "X-Inference-Ms": str(drawing.timings.inference_ms),
         "X-Batch-Size": str(drawing.timings.batch_size),
+        **_ignored(asked),
     }
     return await _sent(components, drawing.generation.id, body, headers)
 
@@ -123,6 +131,12 @@ def _item(
     if stored is None:
         return answers.with_b64(fields, one.picture.b64)
     return answers.dumps({**fields, "url": files.link(request, components, stored.name)})
+
+
+def _ignored(asked: wire.Generation) -> dict[str, str]:
+    """The header that tells which fields nobody knows here. They may be called anything."""
+    names = [_NO_NAME.sub("?", name[:60]) for name in asked.ignored[:_MAX_IGNORED]]
+    return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
 async def _sent(

@@ -69,6 +69,14 @@ def refuse_unknown(fields: "Fields", known: Collection[str]) -> None:
         raise InvalidRequest(message, param=shown, code="unknown_parameter")
 
 
+def passed_over(values: dict[str, Any], known: Collection[str]) -> tuple[str, ...]:
+    """The names in ``values`` that are not ``known``; they are taken out of it."""
+    unknown = tuple(name for name in values if name not in known)
+    for name in unknown:
+        del values[name]
+    return unknown
+
+
 def text_of(param: str, value: object, wanted: str = "text") -> str:
     """``value`` as text that can be encoded."""
     if not isinstance(value, str):

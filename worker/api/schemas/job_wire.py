@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from worker.api.schemas import wire
+from worker.api.schemas import synonyms, wire
 from worker.api.schemas.fields import (
     Fields,
     bad,
@@ -47,7 +47,12 @@ KNOWN = (
 
 def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
-    fields = Fields(json_object(body))
+    said = synonyms.translated(json_object(body), KNOWN)
+    with said.named():
+        return _read(Fields(said.values), settings, info, default_seed)
+
+
+def _read(fields: Fields, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     refuse_unknown(fields, KNOWN)
     wire.check_model(fields, settings, info)
     width, height = wire.size_of(fields, settings, info)
@@ -179,7 +184,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     value = {"type": "string", "maxLength": settings.max_prompt_chars}
     variants = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_ITEMS}
     list_, null = {"type": "array"}, {"type": "null"}
-    kept = {name: shared[name] for name in KNOWN if name in shared}
+    kept = {name: shared[name] for name in (*KNOWN, *synonyms.of(KNOWN)) if name in shared}
     return {
         "type": "object",
         "additionalProperties": False,

@@ -11,7 +11,16 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_unknown, text_of
+from worker.api.schemas import synonyms
+from worker.api.schemas.fields import (
+    Fields,
+    bad,
+    bounded,
+    json_object,
+    passed_over,
+    refuse_unknown,
+    text_of,
+)
 from worker.engine.request import Priority
 from worker.errors import NotFound
 from worker.models.base import ModelInfo
@@ -69,7 +78,8 @@ KNOWN = (
 class Generation:
     """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP.
     ``timeout_s`` counts from the request's arrival; None: no limit of its own. ``store``: the
-    pictures go into the gallery. ``resume``: the place of a stream that was cut, or empty."""
+    pictures go into the gallery. ``resume``: the place of a stream that was cut, or empty.
+    ``ignored``: fields that nobody knows here."""
 
     prompts: tuple[str, ...]
     n: int
@@ -84,6 +94,7 @@ class Generation:
     timeout_s: float | None
     store: bool = True
     resume: str = ""
+    ignored: tuple[str, ...] = ()
 
     def specs(self, default_seed: int) -> tuple[DrawSpec, ...]:
         """The pictures in order: all n of the first prompt, then the next; seed + k, wrapping."""
@@ -112,7 +123,15 @@ class Generation:
 
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     """Check ``body`` against this worker's limits and its model's abilities."""
-    fields = Fields(json_object(body))
+    said = synonyms.translated(json_object(body), KNOWN)
+    ignored = passed_over(said.values, KNOWN) if settings.unknown_fields == "ignore" else ()
+    with said.named():
+        return _read(Fields(said.values), settings, info, ignored)
+
+
+def _read(
+    fields: Fields, settings: Settings, info: ModelInfo, ignored: tuple[str, ...]
+) -> Generation:
     refuse_unknown(fields, KNOWN)
     check_model(fields, settings, info)
     for name in IGNORED:
@@ -152,6 +171,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
         timeout_s=fields.optional_number("timeout_s", 0.1, MAX_TIMEOUT_S),
         store=fields.flag("store", default=True),
         resume=fields.text("resume", ""),
+        ignored=ignored,
     )
 
 
@@ -316,29 +336,30 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     prompt = prompt_schema(settings, info)
     prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
     names = {model_id(settings, info), info.id, settings.model, *settings.names.aliases}
+    own = {
+        **dict.fromkeys(IGNORED, text),
+        "prompt": {"anyOf": [prompt, prompts]},
+        "model": choice(*sorted(names)),
+        "n": whole(1, settings.max_images),
+        "size": {"type": ["string", "null"], "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"},
+        "seed": whole(0, MAX_SEED),
+        "steps": whole(1, settings.max_steps),
+        "guidance_scale": number(0, MAX_GUIDANCE_SCALE),
+        "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
+        "reproducible": flag,
+        "response_format": choice(*ANSWERS),
+        "resume": text,
+        "output_format": choice(*FORMATS),
+        "output_compression": whole(0, 100),
+        "stream": flag,
+        "partial_images": whole(0, MAX_PARTIAL_IMAGES),
+        "priority": choice(*PRIORITIES),
+        "timeout_s": number(0.1, MAX_TIMEOUT_S),
+        "store": flag,
+    }
     return {
         "type": "object",
         "required": ["prompt"],
-        "additionalProperties": False,
-        "properties": {
-            **dict.fromkeys(IGNORED, text),
-            "prompt": {"anyOf": [prompt, prompts]},
-            "model": choice(*sorted(names)),
-            "n": whole(1, settings.max_images),
-            "size": {"type": ["string", "null"], "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"},
-            "seed": whole(0, MAX_SEED),
-            "steps": whole(1, settings.max_steps),
-            "guidance_scale": number(0, MAX_GUIDANCE_SCALE),
-            "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
-            "reproducible": flag,
-            "response_format": choice(*ANSWERS),
-            "resume": text,
-            "output_format": choice(*FORMATS),
-            "output_compression": whole(0, 100),
-            "stream": flag,
-            "partial_images": whole(0, MAX_PARTIAL_IMAGES),
-            "priority": choice(*PRIORITIES),
-            "timeout_s": number(0.1, MAX_TIMEOUT_S),
-            "store": flag,
-        },
+        "additionalProperties": settings.unknown_fields == "ignore",
+        "properties": synonyms.schema(own),
     }

@@ -30,6 +30,14 @@ def test_a_template_with_variables() -> None:
     assert (wish.first_seed, wish.priority) == (77, 0)
 
 
+def test_words_of_other_apis_mean_the_same_job() -> None:
+    own = parse(prompts=["a"], size="128x64", steps=3, output_format="jpeg")
+    theirs = parse(
+        prompts=["a"], width=128, height=64, num_inference_steps=3, output_format="jpg", seed=-1
+    )
+    assert theirs == own
+
+
 def test_digest_tells_wishes_apart_and_knows_resubmissions() -> None:
     assert parse(prompts=["a"], seed=1).digest == parse(seed=1, name=None, prompts=["a"]).digest
     assert parse(prompts=["a"], seed=1).digest != parse(prompts=["a"], seed=2).digest
@@ -62,6 +70,13 @@ def test_digest_tells_wishes_apart_and_knows_resubmissions() -> None:
         ({"template": "{|b}"}, "template", "prompt 1 that it makes is empty"),
         ({"prompts": ["a"], "variant": 3}, "variant", "did you mean variants?"),
         ({"prompts": ["a"], "size": "250x250"}, "size", "not a multiple"),
+        ({"prompts": ["a"], "width": 250, "height": 250}, "width", "height: 250 is not a multiple"),
+        (
+            {"prompts": ["a"], "num_inference_steps": 51},
+            "num_inference_steps",
+            "51 is out of range",
+        ),
+        ({"prompts": ["a"], "batch_size": 2}, "batch_size", "Unknown field"),
         ({"prompts": ["a"], "name": "n" * 201}, "name", "201 characters"),
         ({"prompts": ["a"], "priority": "high"}, "priority", "is not one of"),
         ({"prompts": ["a"], "output_compression": 3}, "output_compression", "png is lossless"),

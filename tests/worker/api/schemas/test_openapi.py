@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from tests.worker.conftest import ready, serving, settings_in
 from worker import app
-from worker.api.schemas import job_wire, wire
+from worker.api.schemas import job_wire, synonyms, wire
 from worker.errors import ZimageError
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
@@ -82,6 +82,14 @@ def _shape(path: str) -> str:
         {"prompt": "x", "priority": "now"},
         {"prompt": "x", "user": 1},
         {"prompt": "x", "resume": "a place"},
+        {"prompt": "x", "seed": -1, "output_format": "jpg", "size": "256*512"},
+        {"prompt": "x", "width": 256, "height": 512, "batch_size": 2, "num_inference_steps": 50},
+        {"prompt": "x", "image_size": "256x512", "width": None},
+        {"prompt": "x", "seed": -2},
+        {"prompt": "x", "batch_size": 11},
+        {"prompt": "x", "num_inference_steps": 51},
+        {"prompt": "x", "image_size": {"width": 256}},
+        {"prompt": "x", "width": "256", "height": 512},
         {"prompt": "x", "resume": 1},
         {"prompt": "x", "model": 1},
         {"prompt": "x", "negative_prompt": "x" * 4001},
@@ -100,7 +108,13 @@ def test_schema_takes_what_the_code_takes(body: dict[str, Any]) -> None:
 
 
 def test_schema_has_every_field() -> None:
-    assert set(wire.schema(SETTINGS, INFO)["properties"]) == set(wire.KNOWN)
+    properties = wire.schema(SETTINGS, INFO)["properties"]
+    assert set(properties) == {*wire.KNOWN, *synonyms.of(wire.KNOWN)}
+
+
+def test_schema_lets_by_what_the_code_passes_over() -> None:
+    schema = wire.schema(Settings(model="synthetic:", unknown_fields="ignore"), INFO)
+    assert jsonschema_rs.is_valid(schema, {"prompt": "x", "colour": "red"})
 
 
 @pytest.mark.parametrize(
@@ -109,6 +123,8 @@ def test_schema_has_every_field() -> None:
         {"prompts": ["x", "狐狸"], "variants": 2, "name": "n", "template": None},
         {"template": "a {red|blue} {what}", "variables": {"what": ["fox"]}, "prompts": None},
         {"template": "a fox", "size": "256x256", "priority": "interactive"},
+        {"template": "a fox", "width": 256, "height": 256, "num_inference_steps": 4, "seed": -1},
+        {"template": "a fox", "batch_size": 2},
         {},
         {"prompts": None, "template": None},
         {"prompts": ["x"], "template": "x"},

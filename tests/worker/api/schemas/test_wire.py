@@ -140,11 +140,11 @@ FIELDS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
         "n: 2 prompts × n = 6 are 12 pictures; one request may ask for 10: send several requests.",
     ),
     (
-        {"prompt": "a", "seed": -1},
+        {"prompt": "a", "seed": -2},
         400,
         "seed",
         "invalid_value",
-        "seed: -1 is out of range: 0 to 4294967295.",
+        "seed: -2 is out of range: 0 to 4294967295.",
     ),
     (
         {"prompt": "a", "seed": 2**32},

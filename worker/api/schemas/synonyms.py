@@ -1,0 +1,114 @@
+"""Words of other APIs that mean the same: said in ours before a request is read."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from worker.api.schemas.fields import Fields, bad
+from worker.errors import ZimageError
+
+FIELDS = {"batch_size": "n", "image_size": "size", "num_inference_steps": "steps"}
+"""Our name of each. ``width`` and ``height`` together are ``size`` as well."""
+
+_LONGEST_SIDE = 999_999  # any limit of pixels is far below
+_SIDES = "width, height"
+
+
+@dataclass(frozen=True)
+class Said:
+    """``values`` in our words; ``theirs``: what the client called those that it called otherwise,
+    by our names."""
+
+    values: dict[str, Any]
+    theirs: Mapping[str, str]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors that are raised inside name fields as the client did."""
+        try:
+            yield
+        except ZimageError as error:
+            own = error.param or ""
+            theirs = self.theirs.get(own)
+            if theirs is not None and error.message.startswith(f"{own}:"):
+                error.message = theirs + error.message[len(own) :]
+                error.args = (error.message,)
+                error.param = _first(theirs)
+            raise
+
+
+def translated(values: Mapping[str, Any], known: Collection[str]) -> Said:
+    """``values`` with the synonyms of ``known`` fields replaced by these. Two names of one field
+    must say the same. What else is wrong with a value is left to whoever reads the field."""
+    ours = {name: _value(name, value) for name, value in values.items()}
+    theirs: dict[str, str] = {}
+
+    def put(own: str, name: str, value: object) -> None:
+        if value is None:
+            return
+        if ours.get(own) not in (None, value):
+            bad(
+                _first(name),
+                f"means the same as {theirs.get(own, own)}, which differs: leave one out",
+            )
+        ours[own], theirs[own] = value, name
+
+    for name, own in FIELDS.items():
+        if own in known and name in ours:
+            put(own, name, _value(own, ours.pop(name)))
+    if "size" in known and not ours.keys().isdisjoint(("width", "height")):
+        put("size", _SIDES, _size({side: ours.pop(side, None) for side in ("width", "height")}))
+    return Said(ours, theirs)
+
+
+def _first(names: str) -> str:
+    return names.partition(",")[0]
+
+
+def of(known: Collection[str]) -> tuple[str, ...]:
+    """The words that mean one of the ``known`` fields."""
+    sides = ("width", "height") if "size" in known else ()
+    return (*(name for name, own in FIELDS.items() if own in known), *sides)
+
+
+def _value(name: str, value: Any) -> Any:
+    """``value`` of our field ``name``, in our words."""
+    match name, value:
+        case "size", str():
+            return value.replace("*", "x")
+        case "output_format", "jpg":
+            return "jpeg"
+        case "seed", -1:
+            return None
+        case _:
+            return value
+
+
+def _size(sides: dict[str, Any]) -> str | None:
+    given = [side for side, value in sides.items() if value is not None]
+    if not given:
+        return None
+    fields = Fields(sides)
+    width, height = (fields.optional_whole(side, 1, _LONGEST_SIDE) for side in sides)
+    for side, value in (("width", width), ("height", height)):
+        if value is None:
+            bad(side, f"missing beside {given[0]}: give both", "missing_required_parameter")
+    return f"{width}x{height}"
+
+
+def schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """``properties`` of a JSON Schema, which describe our fields, with these words as well."""
+    ours = dict(properties)
+    pattern = "^([0-9]{2,6}[x*][0-9]{2,6}|auto)$"
+    ours["size"] = {**ours["size"], "pattern": pattern}
+    ours["seed"] = {**ours["seed"], "minimum": -1, "description": "-1: the server chooses."}
+    ours["output_format"] = {"enum": [*ours["output_format"]["enum"], "jpg"]}
+    same = {name: {**ours[own], "description": f"Means {own}."} for name, own in FIELDS.items()}
+    side = {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": _LONGEST_SIDE,
+        "description": "Width and height together mean size.",
+    }
+    return {**ours, **same, "width": side, "height": side}
