@@ -286,3 +286,8 @@ def span(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // small} {small_unit}"
     return f"{whole // 60} m {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def brief_span(seconds: float) -> str:
+    """A duration in the one unit that matters, for example ``3 h``."""
+    return " ".join(span(seconds).split()[:2])

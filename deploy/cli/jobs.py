@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import uuid
 import zipfile
@@ -18,12 +19,20 @@ from rich.text import Text
 
 from deploy import output, store
 from deploy.cell import Cell, CellError
+from deploy.cli import prompt_files
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rendering import certificate
 
 app = typer.Typer(name="jobs", help="Many pictures, drawn in the background.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(help="As `zimage jobs list` shows it.", metavar="JOB")]
+JobId = Annotated[
+    str,
+    typer.Argument(help="As `zimage jobs list` shows it, or as few letters.", metavar="JOB"),
+]
+_ID = re.compile(r"job_[0-9a-f]{24}")
+_SHORT = 8
+_PAGE = 100
+_MAX_PAGES = 100
 _ANSWER_S = 60.0
 _TRIES = 10
 _PATIENCE_S = 1.0
@@ -36,7 +45,7 @@ def create(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, or none.")] = None,
     config: Config = None,
     file: Annotated[
-        typer.FileText | None, typer.Option("--from", help="A prompt a line; - is the input.")
+        typer.FileBinaryRead | None, typer.Option("--from", help="A prompt a line; - is the input.")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="In place of prompts: 'a {red|blue} poster of {product}'.")
@@ -61,7 +70,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a job of PROMPTS, of a file, or of a template."""
-    told = [*(prompts or []), *(line.strip() for line in file or () if line.strip())]
+    told = [*(prompts or []), *(prompt_files.read(file) if file else ())]
     body = {
         "prompts": told or None,
         "template": template,
@@ -113,6 +122,7 @@ def list_jobs(
 def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
     """A job, and what went wrong with its items."""
     with _client(config) as client:
+        job = _whole_id(client, job)
         found = _call(client, "GET", f"jobs/{job}")
         failed = _call(client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20})
     if as_json:
@@ -129,7 +139,7 @@ def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
 def watch(job: JobId, config: Config = None) -> None:
     """Show progress until the job is over. Exit code 0 where all of it is done."""
     with _client(config) as client:
-        _watch(client, job)
+        _watch(client, _whole_id(client, job))
 
 
 @app.command()
@@ -141,11 +151,12 @@ def download(
     ] = None,
 ) -> None:
     """Fetch the pictures that are done."""
-    target = to or Path(f"{job}.zip")
-    unpack = target.suffix.lower() != ".zip"
-    file = target / f".{job}.zip" if unpack else target
-    file.parent.mkdir(parents=True, exist_ok=True)
     with _client(config) as client:
+        job = _whole_id(client, job)
+        target = to or Path(f"{job}.zip")
+        unpack = target.suffix.lower() != ".zip"
+        file = target / f".{job}.zip" if unpack else target
+        file.parent.mkdir(parents=True, exist_ok=True)
         _fetch(client, job, file)
     with zipfile.ZipFile(file) as zipped:
         names = zipped.namelist()
@@ -185,12 +196,14 @@ def retry(job: JobId, config: Config = None) -> None:
 def delete(job: JobId, config: Config = None) -> None:
     """Forget a job; its pictures stay in the gallery."""
     with _client(config) as client:
+        job = _whole_id(client, job)
         _call(client, "DELETE", f"jobs/{job}")
     output.done(f"{job} is forgotten")
 
 
 def _steer(config: Path | None, job: str, verb: str) -> None:
     with _client(config) as client:
+        job = _whole_id(client, job)
         found = _call(client, "POST", f"jobs/{job}/{verb}")
     output.done(f"{job} is {found['state']}: {_counts(found)}")
 
@@ -235,6 +248,34 @@ def _call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
                 raise CellError(_message(answer))
         time.sleep(_PATIENCE_S)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _whole_id(client: httpx.Client, given: str) -> str:
+    """The id of the one job that ``given`` is the beginning of, with or without ``job_``."""
+    if _ID.fullmatch(given):
+        return given
+    begin = f"job_{given.removeprefix('job_')}"
+    found: list[str] = []
+    for ids in _pages(client) if begin != "job_" else ():
+        found += [job_id for job_id in ids if job_id.startswith(begin)]
+        if len(found) > 1:
+            alike = ", ".join(found[:3])
+            raise CellError(f"several jobs begin with {given} ({alike} …): write more of it")
+    if not found:
+        raise CellError(f"no job {given}; see zimage jobs list")
+    return found[0]
+
+
+def _pages(client: httpx.Client) -> Iterator[list[str]]:
+    """Ids of all jobs, newest first."""
+    after: dict[str, str] = {}
+    for _ in range(_MAX_PAGES):
+        found = _call(client, "GET", "jobs", params={"limit": _PAGE, **after})
+        ids = [job["id"] for job in found["data"]]
+        yield ids
+        if not found["has_more"]:
+            return
+        after = {"after": ids[-1]}
 
 
 def _message(answer: httpx.Response) -> str:
@@ -322,20 +363,28 @@ def _progress() -> Iterator[Progress | None]:
 
 
 def _table(jobs: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("job", "name", "state", "done", "of", "failed", "age", "ends in"):
-        right = name in ("done", "of", "failed", "age", "ends in")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "name")
-    for job in jobs:
+    numbers = ("done", "failed", "age", "ends in")
+    table = output.table("job", "name", "state", *numbers, right=numbers, fold=["name"])
+    ids = _short_ids([job["id"] for job in jobs])
+    for job, short in zip(jobs, ids, strict=True):
         colour = "yellow" if job.get("held") else _COLOURS.get(job["state"], "cyan")
         state = Text(_state(job), colour)
+        done = f"{job['counts']['done']} of {job['total']}"
         failed = str(job["counts"]["failed"] or "–")
-        age = output.span(time.time() - job["created_at"])
+        age = output.brief_span(time.time() - job["created_at"])
         ends = job["predicted_finish_at"]
-        left = output.span(ends - time.time()) if ends else "–"
-        done = str(job["counts"]["done"])
-        table.add_row(job["id"], job["name"], state, done, str(job["total"]), failed, age, left)
+        left = output.brief_span(ends - time.time()) if ends else "–"
+        table.add_row(short, job["name"], state, done, failed, age, left)
     return table
+
+
+def _short_ids(ids: list[str]) -> list[str]:
+    """As few letters of each as tell them apart."""
+    bare = [job_id.removeprefix("job_") for job_id in ids]
+    length = _SHORT
+    while len({b[:length] for b in bare}) < len(set(bare)):
+        length += 1
+    return [b[:length] for b in bare]
 
 
 def _state(job: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
-Name = Annotated[str, typer.Argument(help="Name of the key, or its id.")]
+Name = Annotated[str, typer.Argument(help="Name of the key, its id, or the beginning of that.")]
 _NOT_TOLD = {"hash", "hint", "signs_out"}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
 
@@ -242,6 +242,12 @@ def _moment(text: str) -> float | None:
 
 def _find(cell: Cell, name: str) -> "Key":
     found: Key | None = _run(cell, lambda connection: store.keys.find(connection, name))
+    if found is None and name.startswith("key_") and name != "key_":
+        alike = [key for key in _run(cell, store.keys.snapshot).keys if key.id.startswith(name)]
+        if len(alike) > 1:
+            ids = ", ".join(key.id for key in alike[:3])
+            raise CellError(f"several keys begin with {name} ({ids} …): write more of it")
+        found = alike[0] if alike else None
     if found is None:
         raise CellError(f"no key {name}; see zimage keys list")
     return found
