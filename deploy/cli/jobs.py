@@ -1,13 +1,10 @@
 """``zimage jobs``: many pictures drawn in the background, over HTTP as any other client."""
 
-import json
-import os
-import re
 import time
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +14,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from deploy import output, store
-from deploy.cell import Cell, CellError
-from deploy.cli import prompt_files
-from deploy.cli.options import AsJson, Config, open_cell
-from deploy.rendering import certificate
+from deploy import output
+from deploy.cli import job_client, prompt_files
+from deploy.cli.options import AsJson, Config
 
 app = typer.Typer(name="jobs", help="Many pictures, drawn in the background.", no_args_is_help=True)
 
@@ -29,14 +24,7 @@ JobId = Annotated[
     str,
     typer.Argument(help="As `zimage jobs list` shows it, or as few letters.", metavar="JOB"),
 ]
-_ID = re.compile(r"job_[0-9a-f]{24}")
 _SHORT = 8
-_PAGE = 100
-_MAX_PAGES = 100
-_ANSWER_S = 60.0
-_TRIES = 10
-_PATIENCE_S = 1.0
-_OVER = ("completed", "failed", "cancelled")
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
 
 
@@ -87,11 +75,11 @@ def create(
         # So that an attempt whose answer was lost can be repeated.
         "idempotency_key": idempotency_key or uuid.uuid4().hex,
     }
-    with _client(config) as client:
+    with job_client.connected(config) as client:
         if preview:
-            _show_preview(_call(client, "POST", "jobs/preview", json=body))
+            _show_preview(job_client.call(client, "POST", "jobs/preview", json=body))
             return
-        job = _call(client, "POST", "jobs", json=body)
+        job = job_client.call(client, "POST", "jobs", json=body)
         if as_json:
             output.as_json(job)
         else:
@@ -108,8 +96,8 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Jobs, newest first."""
-    with _client(config) as client:
-        found = _call(client, "GET", "jobs", params={"state": state, "limit": limit})
+    with job_client.connected(config) as client:
+        found = job_client.call(client, "GET", "jobs", params={"state": state, "limit": limit})
     if as_json:
         output.as_json(found["data"])
     elif found["data"]:
@@ -121,10 +109,12 @@ def list_jobs(
 @app.command()
 def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
     """A job, and what went wrong with its items."""
-    with _client(config) as client:
-        job = _whole_id(client, job)
-        found = _call(client, "GET", f"jobs/{job}")
-        failed = _call(client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20})
+    with job_client.connected(config) as client:
+        job = job_client.whole_id(client, job)
+        found = job_client.call(client, "GET", f"jobs/{job}")
+        failed = job_client.call(
+            client, "GET", f"jobs/{job}/items", params={"state": "failed", "limit": 20}
+        )
     if as_json:
         output.as_json(found)
         return
@@ -138,8 +128,8 @@ def show(job: JobId, config: Config = None, as_json: AsJson = False) -> None:
 @app.command()
 def watch(job: JobId, config: Config = None) -> None:
     """Show progress until the job is over. Exit code 0 where all of it is done."""
-    with _client(config) as client:
-        _watch(client, _whole_id(client, job))
+    with job_client.connected(config) as client:
+        _watch(client, job_client.whole_id(client, job))
 
 
 @app.command()
@@ -151,13 +141,13 @@ def download(
     ] = None,
 ) -> None:
     """Fetch the pictures that are done."""
-    with _client(config) as client:
-        job = _whole_id(client, job)
+    with job_client.connected(config) as client:
+        job = job_client.whole_id(client, job)
         target = to or Path(f"{job}.zip")
         unpack = target.suffix.lower() != ".zip"
         file = target / f".{job}.zip" if unpack else target
         file.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(client, job, file)
+        job_client.fetch_zip(client, job, file)
     with zipfile.ZipFile(file) as zipped:
         names = zipped.namelist()
         if unpack:
@@ -195,133 +185,17 @@ def retry(job: JobId, config: Config = None) -> None:
 @app.command()
 def delete(job: JobId, config: Config = None) -> None:
     """Forget a job; its pictures stay in the gallery."""
-    with _client(config) as client:
-        job = _whole_id(client, job)
-        _call(client, "DELETE", f"jobs/{job}")
+    with job_client.connected(config) as client:
+        job = job_client.whole_id(client, job)
+        job_client.call(client, "DELETE", f"jobs/{job}")
     output.done(f"{job} is forgotten")
 
 
 def _steer(config: Path | None, job: str, verb: str) -> None:
-    with _client(config) as client:
-        job = _whole_id(client, job)
-        found = _call(client, "POST", f"jobs/{job}/{verb}")
+    with job_client.connected(config) as client:
+        job = job_client.whole_id(client, job)
+        found = job_client.call(client, "POST", f"jobs/{job}/{verb}")
     output.done(f"{job} is {found['state']}: {_counts(found)}")
-
-
-# HTTP
-
-
-@contextmanager
-def _client(config: Path | None) -> Iterator[httpx.Client]:
-    cell = open_cell(config)
-    verify = certificate.trusting(cell.layout) if cell.config.tls.on else True
-    # trust_env: a proxy of the environment has no business between us and this machine.
-    with httpx.Client(
-        base_url=f"{cell.url}v1/",
-        headers=_headers(cell),
-        timeout=_ANSWER_S,
-        trust_env=False,
-        verify=verify,
-    ) as client:
-        yield client
-
-
-def _headers(cell: Cell) -> dict[str, str]:
-    own = os.environ.get("ZIMAGE_API_KEY")
-    return {"Authorization": f"Bearer {own}"} if own else store.operator_headers(cell)
-
-
-def _call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
-    """The JSON of an answer. All that is asked for here may be repeated, so it is while the cell
-    is away for a moment."""
-    for attempt in range(_TRIES):
-        last = attempt == _TRIES - 1
-        try:
-            answer = client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            if last:
-                raise CellError(f"no answer from {client.base_url}: {error!r}") from None
-        else:
-            if answer.status_code < 400:
-                return answer.json() if answer.content else None
-            if answer.status_code != 503 or last:
-                raise CellError(_message(answer))
-        time.sleep(_PATIENCE_S)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _whole_id(client: httpx.Client, given: str) -> str:
-    """The id of the one job that ``given`` is the beginning of, with or without ``job_``."""
-    if _ID.fullmatch(given):
-        return given
-    begin = f"job_{given.removeprefix('job_')}"
-    found: list[str] = []
-    for ids in _pages(client) if begin != "job_" else ():
-        found += [job_id for job_id in ids if job_id.startswith(begin)]
-        if len(found) > 1:
-            alike = ", ".join(found[:3])
-            raise CellError(f"several jobs begin with {given} ({alike} …): write more of it")
-    if not found:
-        raise CellError(f"no job {given}; see zimage jobs list")
-    return found[0]
-
-
-def _pages(client: httpx.Client) -> Iterator[list[str]]:
-    """Ids of all jobs, newest first."""
-    after: dict[str, str] = {}
-    for _ in range(_MAX_PAGES):
-        found = _call(client, "GET", "jobs", params={"limit": _PAGE, **after})
-        ids = [job["id"] for job in found["data"]]
-        yield ids
-        if not found["has_more"]:
-            return
-        after = {"after": ids[-1]}
-
-
-def _message(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}: {answer.text[:200]}"
-
-
-def _fetch(client: httpx.Client, job: str, file: Path) -> None:
-    """``file`` is there whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    for attempt in range(_TRIES):
-        try:
-            with client.stream("GET", f"jobs/{job}/results.zip") as answer, part.open("wb") as out:
-                if answer.status_code != 200:
-                    answer.read()
-                    raise CellError(_message(answer))
-                for chunk in answer.iter_raw():
-                    out.write(chunk)
-            part.replace(file)
-            return
-        except httpx.HTTPError as error:  # cut, for instance because its worker died
-            if attempt == _TRIES - 1:
-                raise CellError(f"the download was cut {_TRIES} times: {error!r}") from None
-            time.sleep(_PATIENCE_S)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _jobs_as_they_change(client: httpx.Client, job: str) -> Iterator[dict[str, Any]]:
-    """The job now and after each change, until it is over, through cuts and restarts."""
-    found: dict[str, Any] = _call(client, "GET", f"jobs/{job}")
-    yield found
-    while found["state"] not in _OVER:
-        with suppress(httpx.HTTPError):
-            path, after = f"jobs/{job}/events", {"after": found["revision"]}
-            with client.stream("GET", path, params=after) as answer:
-                for line in answer.iter_lines() if answer.status_code == 200 else ():
-                    if line.startswith("data: ") and '"type":"job.updated"' in line:
-                        found = json.loads(line.removeprefix("data: "))["job"]
-                        yield found
-        if found["state"] not in _OVER:
-            time.sleep(_PATIENCE_S)
-            found = _call(client, "GET", f"jobs/{job}")
-            yield found
 
 
 # What is shown
@@ -331,7 +205,7 @@ def _watch(client: httpx.Client, job: str) -> None:
     found: dict[str, Any] = {}
     with _progress() as progress:
         task = None
-        for found in _jobs_as_they_change(client, job):
+        for found in job_client.as_they_change(client, job):
             done = found["total"] - found["counts"]["waiting"] - found["counts"]["running"]
             if progress is None:
                 output.say(f"{found['state']}  {done} of {found['total']}  {_counts(found)}")

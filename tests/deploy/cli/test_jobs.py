@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from deploy.cell import CellError
-from deploy.cli import jobs
+from deploy.cli import job_client, jobs
 
 IDS = [f"job_{n:02x}{'0' * 21}{n % 2}" for n in range(250)]
 
@@ -27,15 +27,15 @@ def client() -> httpx.Client:
 def test_the_beginning_of_an_id_names_its_job_on_whatever_page(
     client: httpx.Client, given: str
 ) -> None:
-    assert jobs._whole_id(client, given) == IDS[-1]
+    assert job_client.whole_id(client, given) == IDS[-1]
 
 
 def test_a_beginning_of_several_or_of_none_is_refused(client: httpx.Client) -> None:
     with pytest.raises(CellError, match=r"several jobs begin with f .*job_f0"):
-        jobs._whole_id(client, "f")
+        job_client.whole_id(client, "f")
     for none in ("fff", "", "job_", "../keys"):
         with pytest.raises(CellError, match=r"no job .*; see zimage jobs list"):
-            jobs._whole_id(client, none)
+            job_client.whole_id(client, none)
 
 
 def test_short_ids_are_as_long_as_it_takes_to_tell_them_apart() -> None:
