@@ -76,6 +76,8 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
         drawn = picture.draw(cell)
         output.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
     output.done(f"ready: {cell.url}")
+    if public := cell.config.listen.public:
+        output.say(f"  people   {public}")
     output.say(f"  logs     {cell.layout.logs_dir}")
     output.say("  next     zimage status · zimage logs -f · zimage down")
 

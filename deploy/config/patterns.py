@@ -10,6 +10,10 @@ DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|
 SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
 HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
 NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
+PUBLIC_URL = (
+    r"^(https?://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
+    r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$"
+)
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
 USER = r"^([A-Za-z_][A-Za-z0-9_.-]{0,31})?$"
@@ -30,6 +34,8 @@ WORDS = {
     MARK: f"must be up to 16 {MARK_CHARACTERS}",
     LINE: "must be one line without control characters",
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
+    PUBLIC_URL: 'must be the address of the page, such as "https://draw.example.com" or '
+    '"https://example.com/draw"',
     VARIABLE: "must be the name of an environment variable",
     TRACES_ENDPOINT: 'must be a URL with its path, such as "http://127.0.0.1:4318/v1/traces"',
 }

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from deploy.config import patterns
+from deploy.config.public_url import TAKEN, PublicUrl
 from worker import tables
 from worker.tables import (
     Acceleration,
@@ -63,6 +64,22 @@ class Listen(Table):
     port: int = Field(7860, ge=1, le=65535)
     auth: Literal["loopback", "keys", "none"] = "loopback"
     trusted_proxies: list[Annotated[str, Field(pattern=patterns.NETWORK)]] = Field([])
+    public_url: str = Field("", pattern=patterns.PUBLIC_URL)
+
+    @property
+    def public(self) -> PublicUrl | None:
+        return PublicUrl.of(self.public_url) if self.public_url else None
+
+    @model_validator(mode="after")
+    def _public(self) -> Self:
+        try:
+            public = self.public
+        except ValueError:  # a port that is none
+            raise _problem("public_url", "its port is over 65535", "write another") from None
+        if public and public.path and public.path.split("/")[1] in TAKEN:
+            what = f'the cell has a "{public.path}" of its own'
+            raise _problem("public_url", what, "choose another path, such as /draw")
+        return self
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

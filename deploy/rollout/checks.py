@@ -27,6 +27,7 @@ from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
 from deploy.rollout import code
+from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
 from worker.models.loading import hub
@@ -52,7 +53,7 @@ def before_up(cell: Cell) -> list[Finding]:
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
     loads = code.loads(str(Path.home()))
-    ours = (who_may_draw, disk, health, optimisations)
+    ours = (who_may_draw, proxies, disk, health, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 

@@ -74,7 +74,7 @@ WRONG = [
     ("[listen]\nadress = 1", 'listen.adress: unknown key; did you mean "address"?'),
     (
         "[listen]\ntls = true",
-        "listen.tls: unknown key; this table has address, port, auth, trusted_proxies",
+        "listen.tls: unknown key; this table has address, port, auth, trusted_proxies, public_url",
     ),
     (
         '[database]\nurl = "postgresql://db/zimage"',
@@ -178,6 +178,37 @@ WRONG = [
         "; or # after a blank, and ' at the ends; name a file or a link without them",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "path"),
+    [
+        ("https://draw.example.com", "draw.example.com", ""),
+        ("https://Example.com:443/draw/", "example.com", "/draw"),
+        ("http://[::1]:8080/a/b", "[::1]:8080", "/a/b"),
+    ],
+)
+def test_public_url_is_read_in_its_parts(url: str, host: str, path: str) -> None:
+    public = parse({"listen": {"public_url": url}}).listen.public
+    assert public is not None
+    assert (public.host, public.path) == (host, path)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("draw.example.com", "must be the address of the page"),
+        ("https://example.com/a?b", "must be the address of the page"),
+        ("https://example.com/../a", "must be the address of the page"),
+        ("https://example.com:70000", "its port is over 65535"),
+        ("https://example.com/v1/draw", 'the cell has a "/v1/draw" of its own'),
+    ],
+)
+def test_public_url_that_leads_nowhere_is_refused(url: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse({"listen": {"public_url": url}})
+    assert says in error.value.problems[0]
+    assert error.value.problems[0].startswith("listen.public_url: ")
 
 
 @pytest.mark.parametrize(("toml", "line"), WRONG)

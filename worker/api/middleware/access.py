@@ -148,13 +148,14 @@ def require_own_page(method: str, headers: Headers) -> None:
 
     A cookie goes along whatever page made the browser send this; the browser says which.
     """
-    if method in _SAFE:
+    if method in _SAFE or headers.get(b"sec-fetch-site") == b"same-origin":
         return
     origin = _site_of(headers.get(b"origin", b"").decode("latin-1"))
     if not origin or origin != headers.get(b"host", b"").decode("latin-1").lower():
         raise Forbidden(
-            "Sent with a cookie, this needs the Origin of the cell's own page: "
-            "programs send Authorization: Bearer KEY instead."
+            "Sent with a cookie, this needs the Origin of the cell's own page: programs send "
+            "Authorization: Bearer KEY instead. If this is that page, set listen.public_url to its "
+            "address: a proxy in front changes it."
         )
 
 

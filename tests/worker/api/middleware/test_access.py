@@ -433,6 +433,17 @@ async def test_other_sites_cannot_use_a_visitors_cookie(keyed: Keyed, origin: st
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
 
 
+async def test_the_browsers_own_word_is_enough_where_a_proxy_changed_host(keyed: Keyed) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    odd = {"Origin": "https://draw.example.com", "Sec-Fetch-Site": "same-origin"}
+    answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **odd)
+    assert answer.status_code == 204
+    odd["Sec-Fetch-Site"] = "same-site"
+    cookie = await keyed.cookie(token)
+    assert (await keyed.with_cookie(cookie, "DELETE", "/v1/session", **odd)).status_code == 403
+
+
 async def test_a_sign_in_that_is_not_understood_names_the_field(keyed: Keyed) -> None:
     for body, param in (({"key": 1}, "key"), ({"keys": "a"}, "keys")):
         answer = await keyed.client.post("/v1/session", json=body)
