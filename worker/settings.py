@@ -57,6 +57,8 @@ class Settings(
 
     name: str = Field("w1", pattern=r"^[a-z][a-z0-9-]{0,15}$")
     """Unique in the cell; names the socket, the heartbeat file and the ``X-Worker`` header."""
+    cell: str = Field("zimage", pattern=r"^[a-z][a-z0-9-]{0,31}$")
+    """Whose worker it is: names the cookie where several cells share a host."""
     run_dir: Path = Path("var/run")
     """Holds ``<name>.sock``, ``<name>.beat``, ``<name>.lock``; shared by all workers of a cell."""
     var_dir: Path = Path("var")

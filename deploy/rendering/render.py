@@ -172,6 +172,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
     model = config.model
     values: dict[str, Any] = {
         "name": worker.name,
+        "cell": config.cell.name,
         "run_dir": str(layout.run_dir),
         "var_dir": str(layout.var_dir),
         "pool_dir": str(layout.pool_dir),

@@ -45,7 +45,7 @@ export const onSignedOut = (listener) => signedOut.addEventListener("out", liste
  */
 export async function* drawEvents(body, signal) {
   const response = await untilCut(
-    fetch("/v1/images/generations", {
+    fetch("v1/images/generations", {
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
       body: JSON.stringify(body),
@@ -115,72 +115,72 @@ const query = (values) => {
 };
 
 /** @returns {Promise<{ data?: ModelEntry[] } | null>} */
-export const getModels = () => get("/v1/models");
+export const getModels = () => get("v1/models");
 /** @returns {Promise<CellState | null>} */
-export const getCell = () => get("/cell.json");
+export const getCell = () => get("cell.json");
 
 /**
  * @param {Partial<Filter> & { after?: string | null, limit: number }} values
  * @returns {Promise<Page<StoredPicture>>}
  */
-export const listImages = (values) => call("GET", `/v1/images${query(values)}`);
+export const listImages = (values) => call("GET", `v1/images${query(values)}`);
 /**
  * @param {string} id
  * @param {boolean} favourite
  */
-export const markImage = (id, favourite) => call("PATCH", `/v1/images/${id}`, { favourite });
+export const markImage = (id, favourite) => call("PATCH", `v1/images/${id}`, { favourite });
 /**
  * `leaving`: the page goes; the request must outlive it.
  * @param {string} id
  */
 export const deleteImage = (id, leaving = false) =>
-  call("DELETE", `/v1/images/${id}`, undefined, leaving ? { keepalive: true } : {});
+  call("DELETE", `v1/images/${id}`, undefined, leaving ? { keepalive: true } : {});
 
 /**
  * @param {object} body
  * @returns {Promise<StoredJob>}
  */
-export const createJob = (body) => call("POST", "/v1/jobs", body);
+export const createJob = (body) => call("POST", "v1/jobs", body);
 /**
  * @param {object} body
  * @param {AbortSignal} signal
  * @returns {Promise<Preview>}
  */
-export const previewJob = (body, signal) => call("POST", "/v1/jobs/preview", body, { signal });
+export const previewJob = (body, signal) => call("POST", "v1/jobs/preview", body, { signal });
 /** @returns {Promise<Page<StoredJob>>} */
-export const listJobs = () => call("GET", "/v1/jobs?limit=50");
+export const listJobs = () => call("GET", "v1/jobs?limit=50");
 /**
  * @param {string} id
  * @returns {Promise<StoredJob>}
  */
-export const getJob = (id) => call("GET", `/v1/jobs/${id}`);
+export const getJob = (id) => call("GET", `v1/jobs/${id}`);
 /**
  * @param {string} id
  * @param {{ after: number, limit: number }} values
  * @returns {Promise<Page<StoredItem>>}
  */
-export const listItems = (id, values) => call("GET", `/v1/jobs/${id}/items${query(values)}`);
+export const listItems = (id, values) => call("GET", `v1/jobs/${id}/items${query(values)}`);
 /**
  * `verb`: pause, resume, cancel or retry.
  * @param {string} id
  * @param {Verb} verb
  * @returns {Promise<StoredJob>}
  */
-export const steerJob = (id, verb) => call("POST", `/v1/jobs/${id}/${verb}`);
+export const steerJob = (id, verb) => call("POST", `v1/jobs/${id}/${verb}`);
 /**
  * `leaving` as of `deleteImage`.
  * @param {string} id
  * @returns {Promise<null>}
  */
 export const deleteJob = (id, leaving = false) =>
-  call("DELETE", `/v1/jobs/${id}`, undefined, leaving ? { keepalive: true } : {});
+  call("DELETE", `v1/jobs/${id}`, undefined, leaving ? { keepalive: true } : {});
 /**
  * @param {string} id
  * @param {number | string} after
  */
-export const jobEvents = (id, after) => new EventSource(`/v1/jobs/${id}/events?after=${after}`);
+export const jobEvents = (id, after) => new EventSource(`v1/jobs/${id}/events?after=${after}`);
 /** @param {string} id */
-export const zipOf = (id) => `/v1/jobs/${id}/results.zip`;
+export const zipOf = (id) => `v1/jobs/${id}/results.zip`;
 
 /**
  * Whether the cell knows of nothing at `path`; false, too, where nobody answers.
@@ -196,17 +196,17 @@ export const isMissing = (path) => call("HEAD", path).then(
  * @param {string} since
  * @returns {Promise<{ data: UsageRow[] }>}
  */
-export const getUsage = (by, since) => call("GET", `/v1/usage${query({ by, since })}`);
+export const getUsage = (by, since) => call("GET", `v1/usage${query({ by, since })}`);
 
 /** @returns {Promise<SessionAnswer>} */
-export const getSession = () => call("GET", "/v1/session");
+export const getSession = () => call("GET", "v1/session");
 /** @param {string} key */
-export const signIn = (key) => call("POST", "/v1/session", { key });
+export const signIn = (key) => call("POST", "v1/session", { key });
 /**
  * `everywhere`: also whoever else is signed in with the same key.
  * @param {boolean} [everywhere]
  */
-export const signOut = (everywhere) => call("DELETE", `/v1/session${query({ everywhere: everywhere || null })}`);
+export const signOut = (everywhere) => call("DELETE", `v1/session${query({ everywhere: everywhere || null })}`);
 
 /**
  * Bytes of a base64 picture. (A `data:` fetch would need a wider CSP.)

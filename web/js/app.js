@@ -141,7 +141,7 @@ function finish(shot) {
   if (!card || !id) return;
   const { prompt, width, height, steps, format, guidance, negative } = shot.job.settings;
   const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? shot.steps ?? null };
-  const url = `/v1/images/${id}`;
+  const url = `v1/images/${id}`;
   const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
   const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", blob: shot.blob };
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });

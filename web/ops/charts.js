@@ -1,7 +1,7 @@
 /** Small charts in SVG: stacked bars, areas and lines over time. */
 
-import { $, h, setText } from "/js/dom.js";
-import { t } from "/js/i18n.js";
+import { $, h, setText } from "../js/dom.js";
+import { t } from "../js/i18n.js";
 import { clock } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -1,6 +1,6 @@
 /** Numbers and times as this page writes them. */
 
-import { currentLanguage, has, t } from "/js/i18n.js";
+import { currentLanguage, has, t } from "../js/i18n.js";
 
 const NONE = "–";
 /**

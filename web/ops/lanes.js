@@ -1,7 +1,7 @@
 /** The pool's history: a lane for each worker, coloured by where it was. */
 
-import { $ } from "/js/dom.js";
-import { t } from "/js/i18n.js";
+import { $ } from "../js/dom.js";
+import { t } from "../js/i18n.js";
 import { hideTip, legendItem, s, showTip, timeAxis, timeScale } from "./charts.js";
 import { clock, span, stateWord } from "./format.js";
 

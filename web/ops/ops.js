@@ -1,9 +1,9 @@
 /** Puts the page of operators together. It only reads: what to do about it is said in the runbook. */
 
-import { $, h, setText } from "/js/dom.js";
-import { currentLanguage, has, switchLanguage, t, translate } from "/js/i18n.js";
-import { load, save } from "/js/settings.js";
-import { bindThemeSwitch, showThemeSwitch } from "/js/theme.js";
+import { $, h, setText } from "../js/dom.js";
+import { currentLanguage, has, switchLanguage, t, translate } from "../js/i18n.js";
+import { load, save } from "../js/settings.js";
+import { bindThemeSwitch, showThemeSwitch } from "../js/theme.js";
 import { Chart } from "./charts.js";
 import { clock, number, percent, range, seconds, short, span } from "./format.js";
 import { laneOf, showLanes } from "./lanes.js";

@@ -1,6 +1,6 @@
 /** Words that only this page needs, beside those of the page for drawing. */
 
-import { STRINGS } from "/js/i18n.js";
+import { STRINGS } from "../js/i18n.js";
 
 export const OPS_STRINGS = {
   opsTitle: ["Operations", "运维"],

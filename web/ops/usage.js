@@ -1,7 +1,7 @@
 /** What each key used in the last week; only where somebody is signed in with a key of the role ops. */
 
-import { $, h } from "/js/dom.js";
-import { t } from "/js/i18n.js";
+import { $, h } from "../js/dom.js";
+import { t } from "../js/i18n.js";
 import { number, span } from "./format.js";
 
 const DAYS = 7;

@@ -1,7 +1,7 @@
 /** The table of workers, with the words of `zimage status` and the runbook. */
 
-import { $, h } from "/js/dom.js";
-import { named, t } from "/js/i18n.js";
+import { $, h } from "../js/dom.js";
+import { named, t } from "../js/i18n.js";
 import { gibibytes, number, percent, seconds, span, stateWord } from "./format.js";
 
 /** @type {Words[]} */

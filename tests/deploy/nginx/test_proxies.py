@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.deploy.nginx.site import Site, site
@@ -162,3 +163,64 @@ def test_loopback_cell_answers_to_its_public_name(tmp_path: Path) -> None:
     with behind(tmp_path, **loopback) as cell:
         assert cell.client.get("/healthz", headers={"Host": HOST}).status_code == 200
         assert cell.client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+
+
+@pytest.fixture(scope="module")
+def below(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A cell that people find below a path of a host."""
+    var_dir = tmp_path_factory.mktemp("below")
+    for name, text in (("web/index.html", "<title>Z</title>"), ("images/pic.png", "a picture")):
+        (var_dir / name).parent.mkdir(exist_ok=True)
+        (var_dir / name).write_text(text)
+    with behind(var_dir, public_url="https://example.com/a.b/draw/") as below:
+        yield below
+
+
+@pytest.mark.parametrize("path", ["", "/a.b/draw"])
+def test_proxy_may_leave_the_path_or_take_it_away(below: Site, path: str) -> None:
+    with below.worker("w1"):
+        assert below.client.get(f"{path}/").text == "<title>Z</title>"
+        assert below.client.get(f"{path}/healthz").json() == {"status": "ok"}
+        picture = below.client.get(f"{path}/v1/images/files/pic.png?signature=x")
+        drawn = below.client.post(path + DRAW, json={"direct": True}).json()
+    assert picture.text == "a picture"
+    assert drawn["headers"]["x-forwarded-prefix"] == "/a.b/draw"
+    assert below.log_of(drawn["headers"]["x-request-id"])["path"] == DRAW
+
+
+def test_path_without_its_slash_leads_to_the_page(below: Site) -> None:
+    reply = below.client.get("/a.b/draw")
+    assert (reply.status_code, reply.headers["Location"]) == (301, "/a.b/draw/")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/internal/images/pic.png", "//internal/images/pic.png", "/./internal/images/pic.png"),
+        *("/%69nternal/images/pic.png", "/x/../internal/images/pic.png", "/errors/503"),
+        "/a.b/draw/internal/images/pic.png",
+    ],
+)
+def test_path_opens_nothing_that_is_internal(below: Site, path: str) -> None:
+    reply = below.client.send(
+        httpx.Request("GET", below.client.base_url.copy_with(raw_path=f"/a.b/draw{path}".encode()))
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_another_path_is_no_path_of_the_cell(below: Site) -> None:
+    for path in ("/aXb/draw/healthz", "/a.b/draws/healthz", "/x/a.b/draw/healthz"):
+        assert below.client.get(path).status_code == 404
+
+
+def test_clients_cannot_say_where_the_cell_is(named: Site) -> None:
+    with named.worker("w1"):
+        told = drawn_for(named.client, **{"X-Forwarded-Prefix": "/evil"})
+    assert "x-forwarded-prefix" not in told
+
+
+def test_ops_page_leads_to_the_sign_in_below_the_path(tmp_path: Path) -> None:
+    keyed = {"auth": "keys", "public_url": "https://example.com/draw"}
+    with behind(tmp_path, **keyed) as cell:
+        for path, leads in (("/ops", "/draw/ops/"), ("/draw/ops", "/draw/ops/")):
+            assert cell.client.get(path).headers["Location"] == leads

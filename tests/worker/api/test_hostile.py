@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.accounts import tokens
-from worker.api.middleware.access import COOKIE
+from worker.api.cookies import COOKIE
 from worker.app import ROUTES
 from worker.storage import keys
 from worker.storage.secret import shared_secret

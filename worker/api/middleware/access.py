@@ -1,22 +1,19 @@
 """Who is let in. Every route is closed unless it is named here."""
 
 import time
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.accounts import tokens
-from worker.api import answers
+from worker.api import answers, cookies
+from worker.api.address import Headers, is_https
 from worker.api.caller import Caller
 from worker.api.middleware.request_context import RequestContext
 from worker.components import Components
 from worker.errors import Forbidden, LimitReached, Unauthenticated, ZimageError
 from worker.storage.keys import Key
 
-COOKIE = "zimage_session"
-SECURE_COOKIE = f"__Host-{COOKIE}"
-"""Its name under HTTPS: so called, browsers take it from this host alone, and over HTTPS."""
 INTERNAL = frozenset({"/readyz", "/livez", "/metrics", "/admin/drain", "/admin/undrain"})
 """Nothing of a user's. But for ``/readyz`` nginx offers none of them to users."""
 
@@ -24,8 +21,6 @@ _SESSION = "/v1/session"
 _LINKS = "/v1/images/files/"
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
-Headers = Mapping[bytes, bytes]
 
 
 class Access:
@@ -110,20 +105,16 @@ def sessions_in(components: Components, headers: Headers) -> list[tokens.Session
     for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
         name, _, value = part.strip().partition("=")
         told.setdefault(name, value)
-    texts = [told.get(COOKIE, "")]
+    cell = components.settings.cell
+    texts = [told.get(cookies.name_of(headers, cell), "")]
     if is_https(headers):
         # Under the plain name a neighbouring host may have set it, so that only counts as an
         # earlier version named all. Nobody can have a fresh one of those.
-        texts = [told.get(SECURE_COOKIE, ""), *filter(tokens.is_of_before_ids, texts)]
+        texts += filter(tokens.is_of_before_ids, [told.get(cookies.COOKIE, "")])
     secret, now = components.keys.secret, time.time()
     max_s = components.settings.session_max_s
     read = [tokens.read_session(secret, text, now, max_s) for text in texts if text]
     return [session for session in read if session and not components.keys.has_ended(session.id)]
-
-
-def is_https(headers: Headers) -> bool:
-    """Whether the client came by HTTPS, as nginx says."""
-    return headers.get(b"x-forwarded-proto") == b"https"
 
 
 def denied(

@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api.address import origin_of
 from worker.api.routes import gallery
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.api.serving import components_of
@@ -22,10 +23,8 @@ def link(request: Request, components: Components, name: str) -> str:
     """An absolute link to picture ``name`` that works for ``url_ttl_s``, at the client's host."""
     expires = int(time.time() + components.settings.url_ttl_s)
     signature = components.signer.sign(name, expires)
-    scheme = request.headers.get("x-forwarded-proto", "")
-    scheme = scheme if scheme in ("http", "https") else request.url.scheme
-    host = request.headers.get("host", "localhost")
-    return f"{scheme}://{host}{ROUTE}/{name}?expires={expires}&signature={signature}"
+    query = f"expires={expires}&signature={signature}"
+    return f"{origin_of(request)}{ROUTE}/{name}?{query}"
 
 
 async def get_file(request: Request) -> Response:

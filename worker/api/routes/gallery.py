@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from worker.api import oversight, searches
+from worker.api.address import root_of
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
@@ -37,9 +38,9 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 _CACHE = {"Cache-Control": "private, max-age=2592000, immutable"}
 
 
-def describe(picture: StoredImage) -> dict[str, Any]:
-    """The ``image`` object of the API."""
-    url = f"/v1/images/{picture.id}"
+def describe(picture: StoredImage, root: str) -> dict[str, Any]:
+    """The ``image`` object of the API; its paths begin with ``root``."""
+    url = f"{root}/v1/images/{picture.id}"
     job = {"id": picture.job_id, "number": picture.job_number}
     return {
         "id": picture.id,
@@ -71,7 +72,7 @@ async def list_images(request: Request) -> Response:
     found = await _page(components, caller, wanted)
     shown, more = found[: wanted.limit - 1], len(found) == wanted.limit
     _note(components, request, *shown)
-    data = [describe(picture) for picture in shown]
+    data = [describe(picture, root_of(request)) for picture in shown]
     return Json({"object": "list", "data": data, "has_more": more})
 
 
@@ -85,7 +86,7 @@ async def _page(components: Components, caller: Caller, wanted: Wanted) -> list[
 
 
 async def get_details(request: Request) -> Response:
-    return Json(describe(await _asked(request)))
+    return Json(describe(await _asked(request), root_of(request)))
 
 
 async def get_image(request: Request) -> Response:
@@ -126,7 +127,8 @@ async def patch_image(request: Request) -> Response:
         bad("favourite", "is missing: send true or false", "missing_field")
     favourite = fields.flag("favourite")
     await components.database.run(lambda c: gallery.mark(c, picture.id, favourite))
-    return Json(describe(await _owned(components, caller_of(request), picture.id)))
+    marked = await _owned(components, caller_of(request), picture.id)
+    return Json(describe(marked, root_of(request)))
 
 
 async def delete_image(request: Request) -> Response:

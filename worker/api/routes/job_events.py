@@ -28,8 +28,11 @@ _LOOK_S = 1.0
 _STEPS_S = 0.25
 
 
-async def events(components: Components, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
-    """All that happens to the job after revision ``after``, each event as bytes on the wire."""
+async def events(
+    components: Components, job_id: str, after: int, root: str
+) -> AsyncGenerator[bytes, None]:
+    """All that happens to the job after revision ``after``, each event as bytes on the wire. Paths
+    in them begin with ``root``."""
     notifier, told, look_at = components.jobs.listen(), Steps(), 0.0
     leases: dict[str, int] = {}
     while True:
@@ -37,7 +40,7 @@ async def events(components: Components, job_id: str, after: int) -> AsyncGenera
             look = partial(_changes, job_id=job_id, after=after)
             job, changed, more, images, leases = await components.database.read(look)
             for item in changed:
-                yield sse.event("job.item", item=describe_item(item, job, images, {}))
+                yield sse.event("job.item", item=describe_item(item, job, images, {}, root))
             if more:
                 after = changed[-1].revision
                 continue

@@ -47,9 +47,9 @@ def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
 
 
 def describe_item(
-    item: Item, job: Job, images: dict[str, StoredImage], steps: Steps
+    item: Item, job: Job, images: dict[str, StoredImage], steps: Steps, root: str
 ) -> dict[str, Any]:
-    """One item; ``steps`` says how far those under way are."""
+    """One item; ``steps`` says how far those under way are. Paths begin with ``root``."""
     image = images.get(item.image_id or "")
     error = {"code": item.error_code, "message": item.error_message}
     done = job.steps if item.state == "done" else 0
@@ -61,7 +61,7 @@ def describe_item(
         "step": steps.get(item.lease or "", (done, 0))[0],
         "steps": job.steps,
         "error": None if item.error_code is None else error,
-        "image": None if image is None else gallery.describe(image),
+        "image": None if image is None else gallery.describe(image, root),
     }
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from worker.api import oversight, sse
+from worker.api.address import root_of
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import ClientGone, read_json_body
@@ -165,7 +166,8 @@ async def list_items(request: Request) -> Response:
 
     found, more, images = await components.database.read(work)
     steps = await components.steps.read()
-    data = [describe_item(item, job, images, steps) for item in found]
+    root = root_of(request)
+    data = [describe_item(item, job, images, steps, root) for item in found]
     return Json({"object": "list", "data": data, "has_more": more})
 
 
@@ -229,7 +231,7 @@ async def events(request: Request) -> Response:
     if job.over and after >= job.revision:
         return Response(status_code=204)  # tells an EventSource not to come back
     ended = components.job_streams.take(caller_of(request).turn)
-    told = job_events.events(components, job.id, after)
+    told = job_events.events(components, job.id, after, root_of(request))
     return sse.EventStream(told, ended, context_of(request).id, until=lifecycle_of(request).ending)
 
 

@@ -10,13 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from worker.accounts import tokens
-from worker.api import answers
+from worker.api import answers, cookies
+from worker.api.address import is_https
 from worker.api.answers import Json
 from worker.api.client import read_json_body
 from worker.api.middleware.access import (
-    COOKIE,
-    SECURE_COOKIE,
-    is_https,
     key_behind,
     key_of,
     require_own_page,
@@ -106,9 +104,15 @@ async def _sign_out(request: Request) -> Response:
         await _end_sessions(request, everywhere=everywhere == "true")
     except StoreAway as error:
         answer = answers.of_error(error)
-    for name in (COOKIE, SECURE_COOKIE):
+    headers, cell = dict(request.scope["headers"]), lifecycle_of(request).components.settings.cell
+    plain, secure = cookies.plain_name(headers, cell), cookies.secure_name(headers, cell)
+    for name in (plain, secure):
         answer.delete_cookie(
-            name, path="/", httponly=True, samesite="strict", secure=name == SECURE_COOKIE
+            name,
+            path=cookies.path_for(headers),
+            httponly=True,
+            samesite="strict",
+            secure=name == secure,
         )
     return answer
 
@@ -141,15 +145,15 @@ def _with_cookie(answer: Response, request: Request, session: tokens.Session) ->
     """``answer`` with a cookie for ``session``, for as long as it may last from now on."""
     components = lifecycle_of(request).components
     until = _lasts_until(components, session)
-    secure = is_https(dict(request.scope["headers"]))
+    headers = dict(request.scope["headers"])
     answer.set_cookie(
-        SECURE_COOKIE if secure else COOKIE,
+        cookies.name_of(headers, components.settings.cell),
         tokens.session_text(components.keys.secret, replace(session, expires_at=until)),
         max_age=max(0, until - int(time.time())),
-        path="/",
+        path=cookies.path_for(headers),
         httponly=True,
         samesite="strict",
-        secure=secure,
+        secure=is_https(headers),
     )
     return answer
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from worker.api import cookies
 from worker.api.answers import Json
 from worker.api.middleware import access
 from worker.api.serving import lifecycle_of
@@ -175,7 +176,7 @@ def document(lifecycle: Lifecycle, describes: Iterable[Describe]) -> dict[str, A
             "schemas": schemas,
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
-                "sign_in": {"type": "apiKey", "in": "cookie", "name": access.COOKIE},
+                "sign_in": {"type": "apiKey", "in": "cookie", "name": cookies.COOKIE},
             },
         },
         "security": [{"key": []}, {"sign_in": []}] if lifecycle.settings.auth == "keys" else [],

@@ -17,7 +17,8 @@ from loadtest.traffic import until
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.accounts import tokens
 from worker.accounts.keyring import KeyRing
-from worker.api.middleware.access import COOKIE, INTERNAL, SECURE_COOKIE
+from worker.api.cookies import COOKIE, SECURE_COOKIE
+from worker.api.middleware.access import INTERNAL
 from worker.app import ROUTES
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
@@ -232,6 +233,33 @@ async def test_under_https_the_cookie_stays_there(keyed: Keyed) -> None:
     # A neighbouring host can set a cookie of any name but that one; nobody is signed in by it.
     assert (await keyed.with_cookie(f"{COOKIE}={text}", **https)).status_code == 401
     assert (await keyed.with_cookie(f"{SECURE_COOKIE}={text}")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("http", "zimage_session_zimage"), ("https", "__Secure-zimage_session_zimage")],
+)
+async def test_below_a_path_the_cookie_is_that_paths_and_that_cells(
+    keyed: Keyed, scheme: str, name: str
+) -> None:
+    _, token = await keyed.make()
+    below = {"X-Forwarded-Proto": scheme, "X-Forwarded-Prefix": "/draw"}
+    set_name, value = (await keyed.sign_in(token, **below)).headers["Set-Cookie"].split("=", 1)
+    assert set_name == name
+    assert "Path=/draw/;" in value
+    text = value.partition(";")[0]
+    assert (await keyed.with_cookie(f"{name}={text}", **below)).status_code == 200
+    # Nor does the cookie of a cell at the root of the same host sign anybody in here.
+    for other in (COOKIE, SECURE_COOKIE, f"{name}2"):
+        assert (await keyed.with_cookie(f"{other}={text}", **below)).status_code == 401
+    out = await keyed.with_cookie(f"{name}={text}", "DELETE", "/v1/session", **SITE, **below)
+    gone = out.headers.get_list("Set-Cookie")
+    assert [cookie.partition("=")[0] for cookie in gone] == [
+        "zimage_session_zimage",
+        "__Secure-zimage_session_zimage",
+    ]
+    assert all("Path=/draw/;" in cookie for cookie in gone)
+    assert (await keyed.with_cookie(f"{name}={text}", **below)).status_code == 401
 
 
 async def test_a_cookie_of_an_earlier_version_is_good_until_its_end(keyed: Keyed) -> None:

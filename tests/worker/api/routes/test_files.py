@@ -66,3 +66,11 @@ async def test_signed_name_that_is_no_picture_is_not_found(
 ) -> None:
     answer = await client.get(link(home, "2026-01-31/passwd"))
     assert answer.status_code == 404
+
+
+async def test_links_lead_where_the_client_found_the_cell(client: httpx.AsyncClient) -> None:
+    """Below a path of a host, by a proxy that tells it: nginx passes it on."""
+    told = {"Host": "example.com", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/draw"}
+    body = {"prompt": "a", "size": "64x64", "response_format": "url"}
+    drawn = await client.post("/v1/images/generations", json=body, headers=told)
+    assert drawn.json()["data"][0]["url"].startswith("https://example.com/draw/v1/images/files/")
