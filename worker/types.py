@@ -1,25 +1,53 @@
 """What everybody speaks of: what is to be drawn, and what comes out."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 Pixels = npt.NDArray[np.uint8]
 """One picture: height × width × 3, RGB."""
+
+Value = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is to be known of a field of ``Parameters`` beside its name, type and default.
+
+    ``low`` and ``high`` bound a number in requests; ``high`` may be the setting that does. Texts
+    are bounded by ``max_prompt_chars`` and by what the model reads. ``jobs``: jobs take it, and
+    tables keep it. ``since``: the migration that adds its columns, 0: it was always there.
+    ``label``: its name in a picture's file, for a later field.
+    """
+
+    low: float | None = None
+    high: float | str | None = None
+    jobs: bool = True
+    since: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Parameters:
     """How a picture is drawn, beside its prompt and its seed: the same for all pictures of a
-    request and for all items of a job. Sides in pixels."""
+    request and for all items of a job. Sides in pixels.
 
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float = 0.0
-    negative_prompt: str = ""
-    reproducible: bool = False
+    A field is declared here, once: requests, jobs, tables, gallery, audit log, files of pictures
+    and the OpenAPI document have it from here. docs/architecture.md says what else it takes.
+    """
+
+    width: Annotated[int, Declared()]
+    height: Annotated[int, Declared()]
+    steps: Annotated[int, Declared(low=1, high="max_steps")]
+    guidance_scale: Annotated[float, Declared(low=0, high=30)] = 0.0
+    negative_prompt: Annotated[str, Declared()] = ""
+    reproducible: Annotated[bool, Declared(jobs=False)] = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -34,6 +62,63 @@ class Parameters:
         """As requests say it: ``512x768``."""
         return f"{self.width}x{self.height}"
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """What people wrote, by field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, str)}
+
+    @property
+    def later(self) -> dict[str, Value]:
+        """Fields that were not always there, where they are not at their defaults."""
+        later = {name: f for name, f in fields_of(type(self)).items() if f.about.since}
+        return {
+            name: vars(self)[name] for name, f in later.items() if vars(self)[name] != f.default
+        }
+
+    @property
+    def needs(self) -> int:
+        """The migration that a worker must know to draw so; 0: any worker does."""
+        known = fields_of(type(self))
+        return max((known[name].about.since for name in self.later), default=0)
+
+    def normalised(self) -> dict[str, Value]:
+        """What fingerprints and signatures are made of. A later field at its default is left out,
+        so that a version that knows it says the same of a picture as one that does not."""
+        first = {name: f for name, f in fields_of(type(self)).items() if not f.about.since}
+        return {name: vars(self)[name] for name in first} | self.later
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of ``Parameters``. ``default`` None: a request's own, or the model's."""
+
+    name: str
+    kind: type[Value]
+    default: Value | None
+    about: Declared
+
+
+def fields_of(kind: type[Parameters]) -> Mapping[str, Field]:
+    """What ``kind`` declares, by name."""
+    known: Any = kind  # mypy takes the hash of its instances for its own
+    return _declared(known)
+
+
+@cache
+def _declared(kind: type[Any]) -> Mapping[str, Field]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(kind):
+        default = None if field.default is dataclasses.MISSING else field.default
+        hint = hints[field.name]
+        found[field.name] = Field(field.name, hint.__origin__, default, hint.__metadata__[0])
+    return found
+
+
+FIELDS = fields_of(Parameters)
+KNOWN = max(field.about.since for field in FIELDS.values())
+"""The newest migration that this version draws by: see ``Parameters.needs``."""
+
 
 @dataclass(frozen=True)
 class DrawSpec:
@@ -42,3 +127,8 @@ class DrawSpec:
     prompt: str
     seed: int
     parameters: Parameters
+
+    def normalised(self) -> bytes:
+        """Stands for this very picture, in every version: see ``Parameters.normalised``."""
+        parts: Any = (self.prompt, self.seed, self.parameters.normalised())
+        return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtest.drawing import PARAMETERS, SPEC, draw, quantile, request
@@ -98,11 +98,7 @@ async def start_job(service: Lifecycle) -> Job:
         name="background",
         prompts=("a cat",) * MAX_ITEMS,
         first_seed=0,
-        width=PARAMETERS.width,
-        height=PARAMETERS.height,
-        steps=STEPS,
-        guidance_scale=0.0,
-        negative_prompt="",
+        parameters=replace(PARAMETERS, steps=STEPS),
         output_format="png",
         quality=None,
         priority=1,

@@ -68,5 +68,5 @@ class ResumeTokens:
 
     def _signature(self, ms: int, turn: str, spec: DrawSpec) -> str:
         # The first word tells it from the signature of a link, which begins with a day.
-        message = f"place\n{turn}\n{ms}\n{spec}".encode()
-        return hmac.digest(self._secret, message, hashlib.sha256).hex()[:16]
+        message = f"place\n{turn}\n{ms}\n".encode()
+        return hmac.digest(self._secret, message + spec.normalised(), hashlib.sha256).hex()[:16]

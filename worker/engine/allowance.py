@@ -59,5 +59,5 @@ class Allowances:
 
 
 def _characters(pictures: Sequence[Picture]) -> int:
-    texts = (len(p.spec.prompt) + len(p.spec.parameters.negative_prompt) for p in pictures)
+    texts = (len(p.spec.prompt) + sum(map(len, p.spec.parameters.texts.values())) for p in pictures)
     return sum(max(_SHORT_TEXT, length) for length in texts)

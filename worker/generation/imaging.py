@@ -5,7 +5,9 @@ A file says how it was drawn: PNG in a text chunk ``parameters``, JPEG and WebP 
 """
 
 import base64
+import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from PIL import ExifTags, Image
 from worker.errors import Overloaded
 from worker.generation.labels import Labels
 from worker.threads import ThreadPool
-from worker.types import DrawSpec, Pixels
+from worker.types import DrawSpec, Parameters, Pixels, fields_of
 
 DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -42,9 +44,20 @@ def parameters_text(spec: DrawSpec, model: str) -> str:
         lines.append(f"Negative prompt: {how.negative_prompt}")
     lines.append(
         f"Steps: {how.steps}, CFG scale: {how.guidance_scale:g}, Seed: {spec.seed}, "
-        f"Size: {how.size_text}, Model: {model}"
+        f"Size: {how.size_text}, {_later(how)}Model: {model}"
     )
     return "\n".join(lines)
+
+
+def _later(how: Parameters) -> str:
+    """As the tools do that made this form: a text with what separates others is in quotes."""
+    known = fields_of(type(how))
+    said = {known[name].about.label: str(value) for name, value in how.later.items()}
+    return "".join(f"{label}: {_quoted(text)}, " for label, text in said.items())
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
 
 
 def encode(

@@ -21,7 +21,7 @@ from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.keys import Key
 from worker.storage.leases import Leased, Offer
-from worker.types import DrawSpec, Parameters
+from worker.types import DrawSpec
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,12 @@ async def draw(held: Held, components: Components, tools: Tools) -> StoredImage:
 def require_allowed(key: Key | None, item: Leased | Offer) -> None:
     """Raise ``Refused`` where the key of an item's owner, as it is now, may not draw it at all."""
     try:
-        quota.require_size(key, Parameters(item.width, item.height, item.steps))
+        quota.require_size(key, item.parameters)
     except LimitReached as error:
         raise Refused(error.message, param=error.param, code=error.code) from None
 
 
 def _generation(item: Leased, key: Key | None) -> Generation:
-    how = Parameters(item.width, item.height, item.steps, item.guidance_scale, item.negative_prompt)
     # Jobs do not take its slots, and rows know an owner and whose turn it was.
     day = None if key is None else replace(key, concurrency=None)
     return Generation(
@@ -96,7 +95,7 @@ def _generation(item: Leased, key: Key | None) -> Generation:
         arrived_at=time.time(),
         caller=Caller(item.owner, item.turn, item.owner, key=day),
         client=item.turn,
-        specs=(DrawSpec(item.prompt, item.seed, how),),
+        specs=(DrawSpec(item.prompt, item.seed, item.parameters),),
         fingerprint=_fingerprint(item),
         output=Output(item.output_format, item.quality, inline=False, gallery=False),
         priority=Priority(item.priority),

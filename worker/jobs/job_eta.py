@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
+from worker.engine.queue import expected_rows
 from worker.storage import job_turns
 from worker.storage.database import Database
 from worker.storage.jobs import Job
@@ -87,5 +88,5 @@ def _open(job: Job) -> int:
 
 
 def _picture_s(engine: Engine, job: Job) -> float:
-    rows = 2 if job.guidance_scale > 0 else 1
-    return engine.picture_s((job.width, job.height), rows, job.steps)
+    how = job.parameters
+    return engine.picture_s(how.size, expected_rows(how), how.steps)

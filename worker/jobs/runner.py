@@ -20,6 +20,7 @@ from worker.coordination.change_notifier import ChangeNotifier
 from worker.coordination.lease_holder import is_dead, this_process
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
+from worker.engine.queue import expected_rows
 from worker.errors import (
     DrawingFailed,
     HandedBack,
@@ -361,8 +362,8 @@ def _fail(connection: sa.Connection, item: Leased, error: ZimageError, now: floa
 
 def _pictures(engine: Engine, offer: Offer) -> int:
     """How many pictures of ``offer`` fill a batch."""
-    rows = 2 if offer.guidance_scale > 0 else 1
-    return max(1, engine.batch_cap((offer.width, offer.height)) // rows)
+    how = offer.parameters
+    return max(1, engine.batch_cap(how.size) // expected_rows(how))
 
 
 def _new_lease() -> str:

@@ -58,7 +58,8 @@ def check_prompts(spec: DrawSpec, info: ModelInfo) -> None:
     """Raise ``InvalidRequest`` where the model would not read a text of ``spec`` to its end."""
     if info.prompt_limit is not None:
         info.prompt_limit.check("prompt", spec.prompt)
-        info.prompt_limit.check("negative_prompt", spec.parameters.negative_prompt)
+        for name, text in spec.parameters.texts.items():
+            info.prompt_limit.check(name, text)
 
 
 class Pipeline(Protocol):

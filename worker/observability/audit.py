@@ -256,12 +256,6 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
     who = {"owner": entry.owner, "name": entry.name, "client": entry.client}
     if isinstance(entry, Note):
         return log.as_json({**head, **who, **entry.details}) + "\n"
-    spec = {
-        "prompt": entry.spec.prompt,
-        "seed": entry.spec.seed,
-        **vars(entry.spec.parameters),
-    }
-    asked = [_bounded(key, spec.pop(key), rules.prompt_chars) for key in _PROMPTS]
     fields = {
         **head,
         "image": entry.image,
@@ -269,13 +263,18 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
         "model": entry.model,
         **({"job": entry.job} if entry.job else {}),
         **({"previews": entry.previews} if entry.event != "drew" else {}),
-        **((asked[0] | asked[1]) if rules.prompts else {}),
-        **spec,
+        **_asked(entry.spec, rules),
     }
     return log.as_json(fields) + "\n"
 
 
-_PROMPTS = ("prompt", "negative_prompt")
+def _asked(spec: "DrawSpec", rules: Rules) -> dict[str, Any]:
+    texts = {"prompt": spec.prompt, **spec.parameters.texts}
+    said: dict[str, Any] = {}
+    for name, text in texts.items() if rules.prompts else ():
+        said |= _bounded(name, text, rules.prompt_chars)
+    others = {name: value for name, value in vars(spec.parameters).items() if name not in texts}
+    return {**said, "seed": spec.seed, **others}
 
 
 def _bounded(key: str, text: str, most: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.storage import search
+from worker.storage import parameters, search
 from worker.storage.images import day
 from worker.storage.jobs import jobs
 from worker.storage.schema import insert_or, metadata
-from worker.types import DrawSpec
+from worker.types import DrawSpec, Parameters
 
 _SEED = re.compile(r"#?([0-9]{1,10})")
 _MOST_JOBS = 100
@@ -28,12 +28,8 @@ images = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("words", sa.Text, nullable=False),  # the prompt as ``search.searchable`` makes it
-    sa.Column("negative_prompt", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("width", sa.Integer, nullable=False),
-    sa.Column("height", sa.Integer, nullable=False),
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("guidance_scale", sa.Double, nullable=False),
+    *parameters.columns(),
     sa.Column("model", sa.String(200), nullable=False),
     sa.Column("format", sa.String(8), nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
@@ -57,14 +53,10 @@ class StoredImage:
     created_at: float
     prompt: str
     seed: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
+    parameters: Parameters
     model: str
     format: str
     bytes: int
-    negative_prompt: str = ""
     favourite: bool = False
     job_id: str | None = None
     job_number: int | None = None
@@ -72,16 +64,7 @@ class StoredImage:
     @classmethod
     def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
         """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
-        return cls(
-            prompt=spec.prompt,
-            negative_prompt=spec.parameters.negative_prompt,
-            seed=spec.seed,
-            width=spec.parameters.width,
-            height=spec.parameters.height,
-            steps=spec.parameters.steps,
-            guidance_scale=spec.parameters.guidance_scale,
-            **rest,
-        )
+        return cls(**vars(spec), **rest)
 
     @property
     def name(self) -> str:
@@ -112,7 +95,8 @@ def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
 
 
 def _row(picture: StoredImage) -> dict[str, Any]:
-    return {**vars(picture), "words": search.searchable(picture.prompt)}
+    row = {**vars(picture), "words": search.searchable(picture.prompt)}
+    return {**row, **parameters.values(row.pop("parameters"))}
 
 
 def find(connection: sa.Connection, id: str) -> StoredImage | None:
@@ -202,4 +186,4 @@ def _fields() -> list[sa.Column[Any]]:
 
 
 def _picture(row: sa.Row[Any]) -> StoredImage:
-    return StoredImage(**row._mapping)
+    return StoredImage(**parameters.gathered(row._mapping))

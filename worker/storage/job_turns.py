@@ -6,7 +6,7 @@ import time
 
 import sqlalchemy as sa
 
-from worker.storage import keys
+from worker.storage import keys, parameters
 from worker.storage.job_changes import open_of
 from worker.storage.jobs import (
     NEVER,
@@ -47,8 +47,9 @@ def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
 def in_line(
     table: sa.FromClause, priority: int, turn: sa.ColumnElement[str]
 ) -> tuple[sa.ColumnElement[bool], ...]:
-    """What an index finds: jobs of ``turn`` that are being drawn."""
-    return table.c.state == "running", table.c.priority == priority, table.c.turn == turn
+    """What an index finds: jobs of ``turn`` that are being drawn, and that this version can."""
+    found = table.c.state == "running", table.c.priority == priority, table.c.turn == turn
+    return *found, parameters.are_known(table)
 
 
 def good_turns(priority: int, now: float) -> sa.Subquery:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from worker.errors import LimitReached, Refused
-from worker.storage import keys
+from worker.storage import keys, parameters
 from worker.storage.schema import metadata
+from worker.types import Parameters
 
 MAX_ITEMS = 10_000
 SEEDS = 2**32
@@ -51,11 +52,8 @@ jobs = sa.Table(
     sa.Column("finished_at", sa.Double),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("width", sa.Integer, nullable=False),
-    sa.Column("height", sa.Integer, nullable=False),
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("guidance_scale", sa.Double, nullable=False),
-    sa.Column("negative_prompt", sa.Text, nullable=False),
+    *parameters.columns(),
+    parameters.needs(),
     sa.Column("output_format", sa.String(8), nullable=False),
     sa.Column("quality", sa.Integer),
     sa.Column("stored_bytes", sa.BigInteger),
@@ -141,11 +139,7 @@ class JobSpec:
     name: str
     prompts: tuple[str, ...]
     first_seed: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
+    parameters: Parameters
     output_format: str
     quality: int | None
     priority: int
@@ -180,11 +174,7 @@ class Job:
     finished_at: float | None
     total: int
     revision: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
+    parameters: Parameters
     output_format: str
     counts: Mapping[ItemState, int]
     held: str = ""
@@ -194,7 +184,10 @@ class Job:
         return self.state in ("cancelled", "completed", "failed")
 
 
-_JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name in jobs.c]
+_JOB_COLUMNS = [
+    *(jobs.c[name] for name in Job.__dataclass_fields__ if name in jobs.c),
+    *parameters.columns_of(jobs),
+]
 
 
 # Making
@@ -221,10 +214,13 @@ def create(
     stored = _stored_bytes(wish, told)
     require_share(connection, owner, share, images=len(wish.prompts), stored_bytes=stored)
     job_id = f"job_{secrets.token_hex(12)}"
-    values = {k: v for k, v in vars(wish).items() if k not in ("prompts", "first_seed")}
+    own = ("prompts", "first_seed", "parameters")
+    values = {name: value for name, value in vars(wish).items() if name not in own}
     connection.execute(
         jobs.insert().values(
             **values,
+            **parameters.values(wish.parameters),
+            needs=wish.parameters.needs,
             id=job_id,
             owner=owner,
             turn=turn,
@@ -260,7 +256,7 @@ def _new_items(job_id: str, wish: JobSpec, numbers: Mapping[str, int]) -> Iterab
 
 
 def _stored_bytes(wish: JobSpec, told: Sequence[str]) -> int:
-    texts = sum(len(text.encode()) for text in (*told, wish.negative_prompt))
+    texts = sum(len(text.encode()) for text in (*told, *wish.parameters.texts.values()))
     return JOB_BYTES + ITEM_BYTES * len(wish.prompts) + texts
 
 
@@ -389,4 +385,4 @@ def with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
         some = counted.where(items.c.job_id.in_(ids[k : k + AT_ONCE]))
         for job_id, state, count in connection.execute(some):
             counts[job_id][state] = count
-    return [Job(**row, counts=counts[row["id"]]) for row in rows]
+    return [Job(**parameters.gathered(row), counts=counts[row["id"]]) for row in rows]

@@ -10,9 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from worker.storage import parameters
 from worker.storage.job_changes import change_items, next_revisions
 from worker.storage.job_turns import good_turns, in_line
 from worker.storage.jobs import NO_LEASE, PRIORITIES, PROMPT, WITH_PROMPT, items, jobs
+from worker.types import Parameters
 
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""
@@ -31,11 +33,7 @@ class Leased:
     priority: int
     prompt: str
     seed: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
+    parameters: Parameters
     output_format: str
     quality: int | None
     tries: int
@@ -50,10 +48,7 @@ class Offer:
     owner: str
     turn: str
     priority: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
+    parameters: Parameters
     created_at: float
     ready: int  # items that may be drawn now; counted up to a bound
 
@@ -258,9 +253,10 @@ def _first_of_each_turn(connection: sa.Connection, priority: int, now: float) ->
         .scalar_subquery()
     )
     names = [name for name in Offer.__dataclass_fields__ if name in jobs.c]
-    query = sa.select(jobs.c.id.label("job_id"), *(jobs.c[name] for name in names))
+    own = [jobs.c[name] for name in names]
+    query = sa.select(jobs.c.id.label("job_id"), *own, *parameters.columns_of(jobs))
     rows = connection.execute(query.select_from(line.join(jobs, jobs.c.id == first))).mappings()
-    return [Offer(**row, ready=0) for row in rows]
+    return [Offer(**parameters.gathered(row), ready=0) for row in rows]
 
 
 def _count_ready(connection: sa.Connection, job_id: str, now: float) -> int:
@@ -276,9 +272,9 @@ def _under_way(connection: sa.Connection) -> dict[str, int]:
 
 
 def _leased(connection: sa.Connection, leases: Sequence[str]) -> list[Leased]:
-    names = Leased.__dataclass_fields__
     known: dict[str, sa.ColumnElement[Any]] = {**jobs.c, **items.c, "prompt": PROMPT}
-    columns = [known[name] for name in names]
+    own = [known[name] for name in Leased.__dataclass_fields__ if name in known]
     held = WITH_PROMPT.join(jobs, jobs.c.id == items.c.job_id)
-    query = sa.select(*columns).select_from(held).where(items.c.lease.in_(leases))
-    return [Leased(**row) for row in connection.execute(query.order_by(items.c.number)).mappings()]
+    query = sa.select(*own, *parameters.columns_of(jobs)).select_from(held)
+    rows = connection.execute(query.where(items.c.lease.in_(leases)).order_by(items.c.number))
+    return [Leased(**parameters.gathered(row)) for row in rows.mappings()]

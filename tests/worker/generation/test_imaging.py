@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tests.worker.later import Later
 from worker.errors import Overloaded
 from worker.generation import imaging
 from worker.generation.imaging import Encoders, encode, parameters_text
@@ -57,6 +58,17 @@ def test_parameters_say_how_to_draw_it_again() -> None:
     assert parameters_text(SPEC, "tiny") == (
         "ein Fuchs\n狐狸\nNegative prompt: blurry\n"
         "Steps: 8, CFG scale: 2.5, Seed: 7, Size: 96x64, Model: tiny"
+    )
+
+
+@pytest.mark.parametrize(
+    ("style", "said"),
+    [("", ""), ("ink", "Style: ink, "), ('ink, "old"', r'Style: "ink, \"old\"", ')],
+)
+def test_parameters_say_later_fields_where_they_were_used(style: str, said: str) -> None:
+    how = Later(96, 64, 8, style=style)
+    assert parameters_text(DrawSpec("a fox", 7, how), "tiny") == (
+        f"a fox\nSteps: 8, CFG scale: 0, Seed: 7, Size: 96x64, {said}Model: tiny"
     )
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from worker.jobs.job_eta import predict
 from worker.storage.jobs import ITEM_STATES, Job
+from worker.types import Parameters
 
 
 def job(name: str, turn: str, waiting: int, priority: int = 1) -> Job:
@@ -17,11 +18,7 @@ def job(name: str, turn: str, waiting: int, priority: int = 1) -> Job:
         finished_at=None,
         total=waiting,
         revision=0,
-        width=64,
-        height=64,
-        steps=1,
-        guidance_scale=0,
-        negative_prompt="",
+        parameters=Parameters(64, 64, 1),
         output_format="png",
         counts=counts,
     )

@@ -20,6 +20,7 @@ from worker.storage import job_turns, keys
 from worker.storage.keys import Key
 from worker.storage.leases import Offer
 from worker.storage.secret import shared_secret
+from worker.types import Parameters
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -84,7 +85,7 @@ async def test_jobs_of_a_key_that_became_a_batch_key_go_with_batch_work(
 
 def test_what_was_leased_before_its_key_changed_is_looked_at_again() -> None:
     key = Key("key_a", "ada", b"", "", priority="batch", max_pixels=64)
-    offer = Offer("job_a", key.id, key.id, 0, 16, 8, 4, 0.0, 0.0, 1)
+    offer = Offer("job_a", key.id, key.id, 0, Parameters(16, 8, 4), 0.0, 1)
     with pytest.raises(Refused, match="16x8 is 128 pixels; Key 'ada' may draw 64"):
         require_allowed(key, offer)
     assert priority_of(key, Priority.INTERACTIVE) == Priority.BATCH

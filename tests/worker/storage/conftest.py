@@ -9,6 +9,7 @@ from worker.storage.database import Database, sqlite_url
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
 from worker.storage.migrations import migrate
+from worker.types import Parameters
 
 DAY = "2026-01-31"
 AT = 1_769_903_000.0
@@ -35,7 +36,7 @@ def store(tmp_path: Path) -> ImageStore:
 
 def picture(name: str, created_at: float = AT, bytes: int = 10, **more: object) -> StoredImage:
     """A row for ``img_<name>``."""
-    values = {"owner": "everyone", "prompt": name, "seed": 1, "width": 64, "height": 64}
-    drawn = {"steps": 8, "guidance_scale": 0.0, "model": "tiny", "format": "png"}
+    values = {"owner": "everyone", "prompt": name, "seed": 1}
+    drawn = {"parameters": Parameters(64, 64, 8), "model": "tiny", "format": "png"}
     fields = {**values, **drawn, **more}
     return StoredImage(f"img_{name}", created_at=created_at, bytes=bytes, **fields)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from worker.storage.database import create_engine, sqlite_url
 from worker.storage.gallery import StoredImage, Wanted
 from worker.storage.jobs import jobs
 from worker.storage.migrations import migrate
+from worker.types import Parameters
 
 AT = 1_769_903_000.25
 FOX = StoredImage(
@@ -19,10 +20,7 @@ FOX = StoredImage(
     created_at=AT,
     prompt="A red Fox in the snow, 100% Ärmel",
     seed=2**32 - 1,
-    width=256,
-    height=128,
-    steps=8,
-    guidance_scale=0.0,
+    parameters=Parameters(256, 128, 8),
     model="tiny",
     format="png",
     bytes=1234,

@@ -13,6 +13,7 @@ from worker.storage.database import create_engine, sqlite_url
 from worker.storage.jobs import Job, JobSpec, Share
 from worker.storage.migrations import migrate
 from worker.storage.schema import metadata
+from worker.types import FIELDS, Parameters
 
 T = TypeVar("T")
 REQUEST = "0123456789abcdef0123456789abcdef"
@@ -20,11 +21,7 @@ WISH = JobSpec(
     name="posters",
     prompts=("a", "b", "c"),
     first_seed=jobs.SEEDS - 2,
-    width=256,
-    height=128,
-    steps=8,
-    guidance_scale=0.0,
-    negative_prompt="",
+    parameters=Parameters(256, 128, 8),
     output_format="png",
     quality=None,
     priority=1,
@@ -49,7 +46,9 @@ class Store:
 
     def create(self, request_id: str = REQUEST, owner: str = "k1", **changes: Any) -> Job:
         share = changes.pop("share", SHARE)
-        wish = replace(WISH, **changes)
+        how = {name: changes.pop(name) for name in FIELDS if name in changes}
+        parameters = replace(WISH.parameters, **how)
+        wish = replace(WISH, parameters=parameters, **changes)
         return self(jobs.create, wish, owner, owner, request_id, now=100.0, share=share)
 
     def job(self, job_id: str) -> Job:

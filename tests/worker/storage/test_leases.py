@@ -8,8 +8,9 @@ import pytest
 
 from tests.worker.storage.test_jobs import SHARE, Store
 from worker.storage import job_changes, job_turns, keys, leases
-from worker.storage.jobs import Job
+from worker.storage.jobs import Job, jobs
 from worker.storage.leases import LEASE_S, Leased, Offer
+from worker.types import KNOWN
 
 NAMES = (f"lease-{k}" for k in itertools.count())
 
@@ -163,7 +164,17 @@ def test_room_is_asked_for_the_job_that_is_next(store: Store) -> None:
         return 0
 
     assert store(leases.take, "w1", lambda: "x", full, 200.0) == []
-    assert (asked[0].width, asked[0].height, asked[0].ready) == (256, 128, 3)
+    assert (asked[0].parameters.size, asked[0].ready) == ((256, 128), 3)
+
+
+def test_a_job_of_a_newer_version_is_left_to_its_workers(store: Store) -> None:
+    newer, older = store.create(), store.create("f" * 32)
+    needs = jobs.update().where(jobs.c.id == newer.id).values(needs=KNOWN + 1)
+    store(lambda connection: connection.execute(needs))
+    assert {item.job_id for item in take(store, 10)} == {older.id}
+    assert take(store) == []
+    assert store(leases.snapshot, 200.0).offer is None
+    assert store.job(newer.id).counts["waiting"] == newer.total
 
 
 def test_leases_can_be_let_go(store: Store) -> None:

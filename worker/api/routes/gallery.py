@@ -18,6 +18,7 @@ from worker.api.address import root_of
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
 from worker.api.client import read_json_body
+from worker.api.schemas import shown
 from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_unknown
 from worker.api.schemas.openapi import Part, operation, parameter, ref
 from worker.api.serving import components_of
@@ -25,7 +26,7 @@ from worker.components import Components
 from worker.errors import NotFound, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
 from worker.lifecycle import Lifecycle
-from worker.storage import gallery, images, thumbnails
+from worker.storage import gallery, images, parameters, thumbnails
 from worker.storage.gallery import StoredImage, Wanted
 
 MAX_LIMIT = 200
@@ -47,12 +48,8 @@ def describe(picture: StoredImage, root: str) -> dict[str, Any]:
         "object": "image",
         "created_at": round(picture.created_at, 3),
         "prompt": picture.prompt,
-        "negative_prompt": picture.negative_prompt,
         "seed": picture.seed,
-        "width": picture.width,
-        "height": picture.height,
-        "steps": picture.steps,
-        "guidance_scale": picture.guidance_scale,
+        **parameters.values(picture.parameters),
         "model": picture.model,
         "format": picture.format,
         "bytes": picture.bytes,
@@ -226,9 +223,10 @@ def openapi(_: Lifecycle) -> Part:
         "properties": {"id": text, "number": whole},
     }
     kinds: dict[str, Any] = {
-        **dict.fromkeys(("id", "prompt", "negative_prompt", "model", "url", "thumbnail_url"), text),
-        **dict.fromkeys(("seed", "width", "height", "steps", "bytes"), whole),
-        **dict.fromkeys(("created_at", "guidance_scale"), number),
+        **dict.fromkeys(("id", "prompt", "model", "url", "thumbnail_url"), text),
+        **dict.fromkeys(("seed", "bytes"), whole),
+        **shown.PICTURES,
+        "created_at": number,
         "object": {"const": "image"},
         "format": {"enum": list(MEDIA_TYPES)},
         "favourite": flag,

@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.api.routes import gallery
-from worker.api.schemas import job_wire
+from worker.api.schemas import job_wire, shown
 from worker.api.schemas.openapi import Schema, ref
 from worker.coordination.progress import Steps
 from worker.errors import NotFound
@@ -36,13 +36,7 @@ def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
         "predicted_finish_at": None if end is None else round(end, 1),
         "priority": job_wire.PRIORITY_NAMES[job.priority],
         "revision": job.revision,
-        "parameters": {
-            "size": f"{job.width}x{job.height}",
-            "steps": job.steps,
-            "guidance_scale": job.guidance_scale,
-            "negative_prompt": job.negative_prompt,
-            "output_format": job.output_format,
-        },
+        "parameters": {**shown.as_asked(job.parameters), "output_format": job.output_format},
     }
 
 
@@ -52,14 +46,14 @@ def describe_item(
     """One item; ``steps`` says how far those under way are. Paths begin with ``root``."""
     image = images.get(item.image_id or "")
     error = {"code": item.error_code, "message": item.error_message}
-    done = job.steps if item.state == "done" else 0
+    done = job.parameters.steps if item.state == "done" else 0
     return {
         "number": item.number,
         "prompt": item.prompt,
         "seed": item.seed,
         "state": item.state,
         "step": steps.get(item.lease or "", (done, 0))[0],
-        "steps": job.steps,
+        "steps": job.parameters.steps,
         "error": None if item.error_code is None else error,
         "image": None if image is None else gallery.describe(image, root),
     }
@@ -103,7 +97,7 @@ def schemas() -> dict[str, Schema]:
         predicted_finish_at=when,
         priority=text,
         revision=whole,
-        parameters={"type": "object"},
+        parameters=object_of(**shown.JOBS, output_format=text),
     )
     item = object_of(
         number=whole,

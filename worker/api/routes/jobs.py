@@ -49,7 +49,7 @@ from worker.storage import job_changes, job_items, jobs
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
 from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
-from worker.types import DrawSpec, Parameters
+from worker.types import DrawSpec
 
 MAX_JOBS = 100
 PREVIEWED = 100
@@ -63,7 +63,7 @@ async def create(request: Request) -> Response:
     caller, context = caller_of(request), context_of(request)
     try:
         async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
-            quota.require_size(caller.key, _first(wish).parameters)
+            quota.require_size(caller.key, wish.parameters)
             wish = replace(
                 wish,
                 priority=priority_of(caller.key, wish.priority),
@@ -97,8 +97,7 @@ async def _wish_of(
 
 
 def _first(wish: JobSpec) -> DrawSpec:
-    how = Parameters(wish.width, wish.height, wish.steps, wish.guidance_scale)
-    return DrawSpec(wish.prompts[0], wish.first_seed, how)
+    return DrawSpec(wish.prompts[0], wish.first_seed, wish.parameters)
 
 
 async def _created(components: Components, wish: JobSpec, caller: Caller, request_id: str) -> Job:

@@ -21,6 +21,7 @@ from worker.models.base import ModelInfo
 from worker.models.prompt_limit import refuse
 from worker.settings import Settings
 from worker.storage.jobs import MAX_ITEMS, JobSpec
+from worker.types import Parameters
 
 MAX_NAME_CHARS = 200
 MAX_VARIABLES = 20
@@ -55,7 +56,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -
 def _read(fields: Fields, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     refuse_unknown(fields, KNOWN)
     wire.check_model(fields, settings, info)
-    width, height = wire.size_of(fields, settings, info)
+    size = wire.size_of(fields, settings, info)
     output_format = fields.choice("output_format", "png", wire.FORMATS)
     wire.check_compression(fields, output_format)
     seed = fields.optional_whole("seed", 0, wire.MAX_SEED)
@@ -65,11 +66,12 @@ def _read(fields: Fields, settings: Settings, info: ModelInfo, default_seed: int
         name=fields.prompt("name", "", MAX_NAME_CHARS),
         prompts=_with_variants(fields, prompts),
         first_seed=default_seed if seed is None else seed,
-        width=width,
-        height=height,
-        steps=wire.steps_of(fields, settings, info),
-        guidance_scale=wire.guidance_of(fields, settings, info),
-        negative_prompt=wire.negative_of(fields, settings, info),
+        parameters=Parameters(
+            *size,
+            steps=wire.steps_of(fields, settings, info),
+            guidance_scale=wire.guidance_of(fields, settings, info),
+            negative_prompt=wire.negative_of(fields, settings, info),
+        ),
         output_format=output_format,
         quality=fields.optional_whole("output_compression", 0, 100),
         priority=wire.PRIORITIES[fields.choice("priority", "batch", tuple(wire.PRIORITIES))],

@@ -107,18 +107,8 @@ class Generation:
 
     def normalised(self) -> bytes:
         """What decides the drawing, in bytes: equal for a request and its resubmission."""
-        how = self.parameters
-        parts = (
-            self.prompts,
-            self.n,
-            how.size_text,
-            how.steps,
-            how.guidance_scale,
-            how.negative_prompt,
-            self.seed,
-            how.reproducible,
-        )
-        return orjson.dumps(parts)
+        parts = (self.prompts, self.n, self.seed, self.parameters.normalised())
+        return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
 
 
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:

@@ -9,6 +9,7 @@ from worker.errors import InvalidRequest
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 from worker.storage.jobs import JobSpec
+from worker.types import Parameters
 
 SETTINGS = Settings(max_prompt_chars=30)
 
@@ -20,7 +21,7 @@ def parse(**fields: Any) -> JobSpec:
 def test_a_list_of_prompts_with_variants() -> None:
     wish = parse(prompts=["a", "b"], variants=2, seed=5, size="256x128", name="two")
     assert wish.prompts == ("a", "a", "b", "b")
-    assert (wish.first_seed, wish.width, wish.height, wish.steps) == (5, 256, 128, 8)
+    assert (wish.first_seed, wish.parameters) == (5, Parameters(256, 128, 8))
     assert (wish.name, wish.priority, wish.output_format) == ("two", 1, "png")
 
 

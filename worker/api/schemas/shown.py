@@ -1,0 +1,32 @@
+"""Parameters as answers show them, and the schema of that."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from worker.api.schemas.openapi import Schema
+from worker.storage.parameters import stored, values
+from worker.types import Parameters, Value
+
+_TYPES: Mapping[type[Value], str] = {
+    int: "integer",
+    float: "number",
+    str: "string",
+    bool: "boolean",
+}
+
+PICTURES: Mapping[str, Schema] = {
+    name: {"type": _TYPES[field.kind]} for name, field in stored().items()
+}
+"""Schemas of what ``values`` shows of a picture, by name."""
+
+JOBS: Mapping[str, Schema] = {
+    "size": {"type": "string"},
+    **{name: about for name, about in PICTURES.items() if name not in ("width", "height")},
+}
+"""Schemas of what ``as_asked`` shows of a job, by name."""
+
+
+def as_asked(parameters: Parameters) -> dict[str, Any]:
+    """``parameters`` of a job as its request says them."""
+    known = values(parameters) | {"size": parameters.size_text}
+    return {name: known[name] for name in JOBS}
