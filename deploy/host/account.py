@@ -19,6 +19,7 @@ from pathlib import Path
 from deploy.config import ROOT, ClusterConfig
 from deploy.host import processes
 from deploy.layout import MARK, Layout, under_root
+from worker.coordination.processes import end_with, ends_with
 
 DEFAULT_USER = "zimage"
 USERADD_OPTIONS = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
@@ -243,7 +244,10 @@ def _give(name: str, within: int, top: os.stat_result, account: pwd.struct_passw
 
 
 def _become(account: pwd.struct_passwd) -> None:
+    bond, parent = ends_with(), os.getppid()
     os.setgroups(_groups(account))
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
+    if bond and not end_with(parent, bond):
+        os.kill(os.getpid(), bond)
     os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)

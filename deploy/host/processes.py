@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.installation import BASE
-from worker.coordination.processes import GROUP, PARENT, SESSION, START_TIME, STATE, stat
+from worker.coordination.processes import GROUP, PARENT, SESSION, START_TIME, STATE, end_with, stat
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,17 @@ def wait_gone(processes: Iterable[Process], timeout_s: float) -> list[Process]:
     left = list(processes)
     wait_for(lambda: not any(p.alive for p in left), timeout_s)
     return [p for p in left if p.alive]
+
+
+def bound(signum: signal.Signals) -> Callable[[], None]:
+    """For ``preexec_fn``: the child gets ``signum`` when this process is gone, however it ended."""
+    parent = os.getpid()
+
+    def bind() -> None:
+        if not end_with(parent, signum):
+            os._exit(1)
+
+    return bind
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.05) -> bool:

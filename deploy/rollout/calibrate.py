@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ def _measure(cell: Cell, name: str, sizes: str, repeats: int) -> Table:
         env={"PATH": os.environ.get("PATH", ""), **own},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=processes.bound(signal.SIGKILL),  # it would keep the card
     ) as measuring:
         assert measuring.stdout is not None
         try:

@@ -1,10 +1,15 @@
-"""Other processes, from /proc."""
+"""Other processes, from /proc, and a process's bond to the one that started it."""
 
+import ctypes
 import os
+import signal
 import time
 
 STATE, PARENT, GROUP, SESSION, START_TIME = 0, 1, 2, 3, 19
 """Places in what ``stat`` returns; the start is in ticks since boot."""
+
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 2, 36
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -40,6 +45,25 @@ def started_at(pid: int) -> float | None:
     if fields is None or fields[STATE] in "ZXx":
         return None
     return int(fields[START_TIME]) / _TICKS_PER_S - _suspended_s()
+
+
+def end_with(parent: int, signum: int = signal.SIGKILL) -> bool:
+    """Ask the kernel to send ``signum`` to this process when the thread that started it ends, over
+    an exec, too; False where that has happened already. A change of user forgets it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+    return os.getppid() == parent
+
+
+def ends_with() -> int:
+    """The signal that was asked for so; 0: none."""
+    found = ctypes.c_int(0)
+    _libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0)
+    return found.value
+
+
+def adopt_orphans() -> None:
+    """From now on become the parent of every descendant whose own parent ends."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _suspended_s() -> float:

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,9 +141,10 @@ def test_root_becomes_the_owner_for_good(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from deploy import config; "
         "from deploy.host import account\n"
+        "from worker.coordination.processes import ends_with\n"
         "parsed = config.parse({'cell': {'var_dir': sys.argv[1]}})\n"
         "account.settle(parsed, Path('x'), create=True)\n"
-        "print(os.getresuid(), os.getresgid(), os.getgroups())"
+        "print(os.getresuid(), os.getresgid(), os.getgroups(), ends_with())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
@@ -150,6 +152,7 @@ def test_root_becomes_the_owner_for_good(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        preexec_fn=processes.bound(signal.SIGTERM),
     )
     uid, gid = NOBODY.pw_uid, NOBODY.pw_gid
-    assert done.stdout == f"{(uid,) * 3} {(gid,) * 3} {[gid]}\n"
+    assert done.stdout == f"{(uid,) * 3} {(gid,) * 3} {[gid]} {signal.SIGTERM.value}\n"

@@ -92,3 +92,21 @@ def test_own_process_is_read_with_its_age() -> None:
     assert me is not None
     assert me.alive
     assert processes.age_s(me) > 0
+
+
+STARTER = """
+import signal, subprocess, sys
+from deploy.host import processes
+child = subprocess.Popen(["sleep", "60"], preexec_fn=processes.bound(signal.SIGKILL))
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_child_that_is_bound_ends_with_whoever_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTER], cwd=ROOT, stdout=subprocess.PIPE) as it:
+        assert it.stdout is not None
+        child = processes.read(int(it.stdout.readline()))
+        assert child is not None
+        it.kill()
+    assert processes.wait_gone([child], 10.0) == []

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -6,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from deploy.cell import Cell, CellError
-from deploy.config import load
+from deploy.config import ROOT, load
+from deploy.host import processes
 from deploy.rollout import operation
 from deploy.rollout.calibrate import Table, draw_plot, run, shown
+from tests.deploy.processes import wait_until
 from worker.calibration.timings import Measured
 
 CONFIG = """
@@ -51,6 +55,20 @@ def test_a_failed_measurement_is_an_error(tmp_path: Path) -> None:
     begun = operation.begin(cell(tmp_path), "calibrate", "calibrate w1")
     with pytest.raises(CellError, match="ended with code 2"), begun as rollout:
         run(rollout, "w1", sizes="64", repeats=1)
+
+
+def test_killed_command_leaves_nobody_who_measures(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy.cli.app", "calibrate", "--repeats", "100000"]
+    command += ["--sizes", "64x64", "--config", str(cell(tmp_path).config_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as killed:
+        measuring = wait_until(lambda: children(killed.pid, "worker.calibration"), "measuring")
+        killed.kill()
+    assert processes.wait_gone(measuring, 10.0) == []
+
+
+def children(pid: int, module: str) -> list[processes.Process]:
+    found = (p for p in processes._all() if p.parent == pid)
+    return [p for p in found if module in p.command]
 
 
 def test_people_see_which_batch_is_used(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from worker.coordination import processes
 from worker.models.loading.folder import class_of
 from worker.models.versions import versions
 from worker.settings import Settings
@@ -89,7 +90,8 @@ def _marker(settings: Settings) -> Path:
 def main() -> int:
     """``python -m worker.models.acceleration.prebuild PART SETTINGS FOLDER``"""
     part, settings, folder = sys.argv[1:]
-    signal.alarm(_MOST_S)  # ends this process, also where the worker is gone
+    processes.end_with(os.getppid())  # whoever is killed keeps no card by its builder
+    signal.alarm(_MOST_S)
     os.nice(5)
     build(part, Settings.model_validate_json(settings), Path(folder) if folder else None)
     return 0

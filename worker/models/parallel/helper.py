@@ -5,7 +5,6 @@ its share of each step until the worker closes the connection or is gone.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -15,20 +14,18 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from worker import exits, log
-from worker.coordination import gpu_lock
+from worker.coordination import gpu_lock, processes
 from worker.models.loading.sources import load_share
 from worker.models.parallel.team import BEAT_S, Command, Reply, Start
 
 if TYPE_CHECKING:
     from worker.models.parallel.split import HelpersShare
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     """Help until the end; returns the exit code."""
     commands, beats, parent = (int(argument) for argument in sys.argv[1:])
-    if not _dies_with(parent):
+    if not processes.end_with(parent):
         return 0
     # supervisor's stop reaches the whole group: the lead drains, and then closes the connection.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,13 +38,6 @@ def main() -> int:
         return _help(connection, start)
     finally:
         writer.close()
-
-
-def _dies_with(parent: int) -> bool:
-    """Ask the kernel to kill this process when the thread that started it ends; False where that
-    has happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    return os.getppid() == parent
 
 
 def _heartbeat(file: int) -> None:
