@@ -71,14 +71,16 @@ LONG = {
         "a rolling restart and two new configurations lose nothing", _scenario("rolling"), 7
     ),
     "versions": Proof(
-        "good, broken and migrating versions under load: no request is lost, and back by itself",
+        "good, broken and migrating versions, upgrades killed at each step, under load: "
+        "no request is lost",
         ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_versions.py"),
-        3,
+        8,
     ),
     "rollouts": Proof(
-        "commands killed at every step, power cut, full disk, 20 clients: nothing is lost",
+        "commands, guard and supervisord killed at every step and at random, power cut, full disk, "
+        "20 clients: nothing is lost",
         ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_rollouts.py"),
-        5,
+        10,
     ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",

@@ -17,12 +17,15 @@ from deploy.layout import Layout
 class Orphans:
     guards: tuple[Process, ...]
     nginxes: tuple[Process, ...]
+    attendants: tuple[Process, ...]
+    """Of an nginx that was adopted: each passes on to it whatever signal but SIGKILL it gets."""
     workers: dict[str, Process]
     others: tuple[Process, ...]
 
     @property
     def all(self) -> tuple[Process, ...]:
-        return (*self.guards, *self.nginxes, *self.workers.values(), *self.others)
+        nginx = (*self.nginxes, *self.attendants)
+        return (*self.guards, *nginx, *self.workers.values(), *self.others)
 
 
 def find(layout: Layout) -> Orphans:
@@ -33,18 +36,25 @@ def find(layout: Layout) -> Orphans:
         living = [p for p in living if p.session != leader.pid]
     guards = [p for p in living if "deploy.guard" in p.command]
     nginxes = [p for p in living if p.command.startswith("nginx:")]
+    attendants = [p for p in living if "deploy.supervision.nginx_program" in p.command]
     workers = {_name(p): p for p in living if p.pid == p.group and "-m worker" in p.command}
-    known = {p.pid for p in (*guards, *nginxes, *workers.values())}
+    known = {p.pid for p in (*guards, *nginxes, *attendants, *workers.values())}
     others = [p for p in living if p.pid not in known]
-    return Orphans(tuple(guards), tuple(nginxes), workers, tuple(others))
+    return Orphans(tuple(guards), tuple(nginxes), tuple(attendants), workers, tuple(others))
 
 
 def end(orphans: Orphans, drain_s: float) -> list[Process]:
     """End them all: the guard first, which would restart what ends; nginx when it is idle."""
     left = processes.end(orphans.guards, 5.0, signal.SIGTERM)
+    left += end_attendants(orphans)
     left += processes.end(orphans.nginxes, drain_s, signal.SIGQUIT)
     workers = (*orphans.workers.values(), *orphans.others)
     return left + processes.end(workers, drain_s, signal.SIGTERM)
+
+
+def end_attendants(orphans: Orphans) -> list[Process]:
+    """End them, and not the nginx that they attend to."""
+    return processes.end(orphans.attendants, 5.0, signal.SIGKILL)
 
 
 def _name(process: Process) -> str:

@@ -157,6 +157,7 @@ def _take_over(rollout: Rollout, left: Orphans) -> None:
         if name in cell.plan.names:
             output.step(f"{name}: drain, end process {orphan.pid}, start its successor")
             roll.take_over(rollout, name, orphan)
+    _end(cell, orphans.end_attendants(left))
     cell.supervisor.start("nginx")  # adopts the one that runs
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
     timeout_s = roll.stop_timeout_s(cell)
@@ -298,8 +299,11 @@ def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
     if "nginx" in changes.changed:
         rollout.say("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
+    elif nginx_binary.differs(cell) and nginx_binary.hands_over(cell):
+        rollout.say("nginx's program changed: the new one takes over, the old one finishes")
+        _await_nginx(cell)
+        nginx_binary.hand_over(cell)
     elif nginx_binary.differs(cell):
-        # Not by USR2: nginx ignores it without "daemon", under the parent that started it.
         rollout.say("restart nginx: its program changed; it finishes what is open first")
         roll.reload_program(cell, "nginx")
     elif nginx_digest.running(cell) == nginx_digest.rendered(cell):

@@ -1,9 +1,12 @@
-"""nginx's program: whether another one lies there than runs."""
+"""nginx's program: whether another one lies there than runs, and going over to it."""
 
 from pathlib import Path
 
-from deploy.cell import Cell
+from deploy.cell import Cell, CellError
+from deploy.host import processes
 from deploy.supervision import nginx_program
+
+_TIMEOUT_S = 15.0
 
 
 def differs(cell: Cell) -> bool:
@@ -13,3 +16,23 @@ def differs(cell: Cell) -> bool:
     except OSError:
         return False  # started by a version that noted none
     return ran != nginx_program.digest(Path(cell.host.nginx_path))
+
+
+def hands_over(cell: Cell) -> bool:
+    """Whether the nginx that runs can hand its sockets over. One that an older version of the kit
+    has started cannot: supervisord itself is its parent."""
+    nginx = processes.read(cell.supervisor.states()["nginx"].pid)
+    return nginx is not None and not nginx.command.startswith("nginx:")
+
+
+def hand_over(cell: Cell) -> None:
+    """Let the program that lies there take over; ``CellError``: the old one goes on."""
+    for _ in range(2):  # an attendant of an older version ends by the first, and a new one follows
+        cell.supervisor.signal("nginx", "USR2")
+        if processes.wait_for(lambda: not differs(cell), _TIMEOUT_S):
+            return
+    said = "\n".join(f"  | {line}" for line in cell.log_tail("nginx", lines=5).splitlines())
+    raise CellError(
+        f"nginx goes on with its program of before, {cell.host.nginx_path} did not take over; it "
+        f"says:\n{said}\nWhere that will not do: zimage down, zimage up"
+    )

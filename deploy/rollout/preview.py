@@ -130,7 +130,12 @@ def _of_nginx(cell: Cell, rendered: dict[str, str], programs: _Programs) -> Iter
     if "nginx" in programs.changed:
         yield Change("restart nginx", programs.why("nginx"))
     elif nginx_binary.differs(cell):
-        yield Change("restart nginx", f"{cell.host.nginx_path} was changed")
+        way = (
+            "let nginx's new program take over"
+            if nginx_binary.hands_over(cell)
+            else "restart nginx"
+        )
+        yield Change(way, f"{cell.host.nginx_path} was changed")
     elif nginx_digest.running(cell) != rendered[NGINX_DIGEST].split()[-1].rstrip(";"):
         found = [change.name for change in files.changes(cell.layout.render_dir, rendered)]
         own = [n for n in found if n.startswith(("conf.d/", "nginx")) and n != NGINX_DIGEST]

@@ -121,7 +121,10 @@ class Supervisor:
                 return None
             raise SupervisorError(f"supervisord: {fault.faultString}") from None
         except rpc.NoAnswer as error:
-            raise SupervisorError(f"supervisord at {self._socket}: {error}") from None
+            raise SupervisorError(
+                f"supervisord does not answer at {self._socket} ({error}); what it has started "
+                "goes on, and is taken over by: zimage up"
+            ) from None
 
 
 def command(layout: Layout, *options: str) -> list[str]:

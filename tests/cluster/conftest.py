@@ -123,6 +123,7 @@ class RunningCell(Cell):
             await traffic.until_served(12)
             yield traffic
             await traffic.until_served(12)
+        note(traffic)
         assert traffic.failures == [], self.story()
 
     def story(self, since: float = 0.0) -> str:
@@ -133,6 +134,25 @@ class RunningCell(Cell):
             for event in self.state()["events"]
             if event["at"] >= since
         )
+
+
+PLAYED: list[str] = []
+"""What was done while clients drew, and how many answers they lost by it."""
+
+
+def note(traffic: Traffic, what: str = "", since: int = 0) -> None:
+    """``since``: how many answers had come when it began."""
+    test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
+    answers = traffic.outcomes[since:]
+    lost = sum(bool(answer.error) for answer in answers)
+    PLAYED.append(f"{lost} of {len(answers)} lost  {what or test}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("PROVE") and PLAYED:
+        terminalreporter.section("what clients lost")
+        for line in PLAYED:
+            terminalreporter.write_line(line)
 
 
 def edit(cell: RunningCell, old: str, new: str) -> Callable[[], None]:

@@ -247,20 +247,3 @@ def test_foreground_cell_ends_in_order_on_sigterm() -> None:
             rest = up.stdout.read()
         assert (up.returncode, rest.splitlines()[-1]) == (0, "✓ the cell has ended")
         assert processes.members(cell.layout.processes) == []
-
-
-def test_only_one_command_changes_a_cell_at_a_time(cell: RunningCell) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli.app", "restart", "--rolling"],
-        cwd=ROOT,
-        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline()
-        second = cell.zimage("up", "--no-draw")
-        first.stdout.read()
-    assert first.returncode == 0
-    assert second.returncode == 1
-    assert "`zimage restart --rolling w1 w2 w3` by " in second.stderr

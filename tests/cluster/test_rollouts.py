@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from deploy import rollout_record
 from deploy.config import ROOT
 from deploy.host import processes
 from deploy.rollout_record import Step
-from tests.cluster.conftest import RunningCell, edit, started
+from deploy.supervision.supervise import Supervisor
+from tests.cluster.conftest import RunningCell, edit, note, started
 from tests.deploy.processes import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -50,8 +54,10 @@ def record(cell: RunningCell) -> rollout_record.Record:
     return found
 
 
-def killed_at(cell: RunningCell, step: Step, *words: str) -> None:
-    """``zimage`` with ``words``, killed as soon as it has written down ``step``."""
+def ended_at(
+    cell: RunningCell, step: Step, strike: Callable[[RunningCell], None], *words: str
+) -> "subprocess.CompletedProcess[str]":
+    """``zimage`` with ``words``, to its end; ``strike`` as soon as it has written down ``step``."""
     with begin(cell, *words) as command:
 
         def reached() -> bool:
@@ -60,8 +66,29 @@ def killed_at(cell: RunningCell, step: Step, *words: str) -> None:
             return mine and step in record(cell).workers.values()
 
         wait_until(reached, step)
-        command.kill()
-        command.communicate()
+        strike(cell)
+        said, _ = command.communicate(timeout=200)
+    return subprocess.CompletedProcess(words, command.returncode, said, "")
+
+
+def killed_at(cell: RunningCell, step: Step, *words: str) -> None:
+    """``zimage`` with ``words``, killed as soon as it has written down ``step``."""
+    ended_at(cell, step, kill_command, *words)
+
+
+def kill_command(cell: RunningCell) -> None:
+    os.kill(record(cell).holder.pid, signal.SIGKILL)
+
+
+def kill_guard(cell: RunningCell) -> None:
+    os.kill(Supervisor(cell.layout).states()["guard"].pid, signal.SIGKILL)
+
+
+def kill_supervisord(cell: RunningCell) -> None:
+    """What it has started goes on, as orphans."""
+    leader = processes.leader(cell.layout.processes)
+    assert leader is not None
+    leader.send(signal.SIGKILL)
 
 
 def healed(cell: RunningCell) -> bool:
@@ -72,7 +99,7 @@ def status(cell: RunningCell) -> str:
     return cell.zimage("status").stdout
 
 
-@pytest.mark.parametrize(
+at_each_step = pytest.mark.parametrize(
     "step",
     [
         pytest.param(Step.DRAINING, marks=long),
@@ -80,6 +107,9 @@ def status(cell: RunningCell) -> str:
         pytest.param(Step.OPENING, marks=long),
     ],
 )
+
+
+@at_each_step
 def test_restart_that_is_killed_is_healed_by_the_guard_and_resumed(
     cell: RunningCell, step: Step
 ) -> None:
@@ -111,7 +141,118 @@ def edited(cell: RunningCell, *changes: tuple[str, str]) -> Iterator[None]:
 
 
 STEPS = ("[limits.request]", "[limits.request]\nmax_steps = 44")
+THREE = ("count = 2", "count = 3")
 ONE = ("count = 2", "count = 1")
+
+
+@at_each_step
+def test_rollout_goes_on_while_its_guard_is_killed(cell: RunningCell, step: Step) -> None:
+    async def scenario() -> None:
+        before = {worker: cell.pid(worker) for worker in cell.workers()}
+        async with cell.traffic(clients=CLIENTS):
+            done = await asyncio.to_thread(ended_at, cell, step, kill_guard, "restart", "--rolling")
+        assert done.returncode == 0, done.stdout
+        assert all(cell.pid(worker) != pid for worker, pid in before.items())
+        assert healed(cell)
+
+    asyncio.run(scenario())
+
+
+@at_each_step
+def test_rollout_without_supervisord_says_what_to_do_and_up_does_it(
+    cell: RunningCell, step: Step
+) -> None:
+    async def scenario() -> None:
+        async with cell.traffic(clients=CLIENTS):
+            failed = await asyncio.to_thread(
+                ended_at, cell, step, kill_supervisord, "restart", "--rolling"
+            )
+            assert failed.returncode == 1, failed.stdout
+            last = failed.stdout.splitlines()[-1]
+            assert "supervisord" in last
+            assert "zimage up" in last
+            done = await cell.run("up", "--no-draw")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "nothing to change" in (await cell.run("up", "--no-draw")).stdout
+        assert healed(cell)
+
+    asyncio.run(scenario())
+
+
+Strike = Callable[[RunningCell], None]
+
+
+def hang_up_on_command(cell: RunningCell) -> None:
+    os.kill(record(cell).holder.pid, signal.SIGHUP)
+
+
+def ask_command_to_end(cell: RunningCell) -> None:
+    os.kill(record(cell).holder.pid, signal.SIGTERM)
+
+
+def kill_a_worker(cell: RunningCell) -> None:
+    with contextlib.suppress(LookupError):  # it is being restarted
+        os.kill(cell.pid("w1"), signal.SIGKILL)
+
+
+STRIKES: dict[str, tuple[Strike, ...]] = {
+    "the command is killed": (kill_command,),
+    "its terminal is gone": (hang_up_on_command,),
+    "it is asked to end": (ask_command_to_end,),
+    "the guard is killed": (kill_guard,),
+    "supervisord is killed": (kill_supervisord,),
+    "a worker is killed": (kill_a_worker,),
+    "the command and the guard are killed": (kill_guard, kill_command),
+    "the command and supervisord are killed": (kill_supervisord, kill_command),
+    "guard and supervisord are killed": (kill_guard, kill_supervisord),
+}
+COMMANDS = [
+    ("restart", "--rolling"),
+    ("up", "--no-draw"),
+    ("calibrate", "w2", "--sizes", "64x64", "--repeats", "20"),
+]
+ROUNDS = 14
+
+
+def struck(
+    cell: RunningCell, words: tuple[str, ...], strikes: tuple[Strike, ...], after_s: float
+) -> str:
+    """What a command said that was struck ``after_s`` after it had begun to change the cell."""
+    with begin(cell, *words) as command:
+        wait_until(lambda: record(cell).holder.pid == command.pid, "begun")
+        time.sleep(after_s)  # wherever it is then
+        for strike in strikes:
+            with contextlib.suppress(ProcessLookupError):
+                strike(cell)
+        said, _ = command.communicate(timeout=120)
+    return said
+
+
+@long
+@pytest.mark.timeout(900)
+def test_whatever_strikes_at_whatever_moment_up_makes_it_good(cell: RunningCell) -> None:
+    seed = int(os.environ.get("PROVE_SEED") or time.time())
+    chance = random.Random(seed)
+    kinds = list(STRIKES) + chance.choices(list(STRIKES), k=ROUNDS - len(STRIKES))
+    changes = itertools.cycle([(STEPS, THREE), (STEPS,), (THREE,), ()])
+
+    async def scenario() -> None:
+        async with cell.traffic(clients=CLIENTS, resends=True) as traffic:
+            for kind in kinds:
+                words, after_s = chance.choice(COMMANDS), round(chance.uniform(0, 5), 2)
+                since = len(traffic.outcomes)
+                with edited(cell, *next(changes)):
+                    said = await asyncio.to_thread(struck, cell, words, STRIKES[kind], after_s)
+                    done = await cell.run("up", "--no-draw")
+                    assert done.returncode == 0, (seed, kind, words, after_s, said, done)
+                    again = await cell.run("up", "--no-draw")
+                    assert "nothing to change" in again.stdout, (seed, kind, words, after_s, again)
+                    assert healed(cell)
+                await traffic.until_served(CLIENTS)
+                note(traffic, f"{' '.join(words[:2])}, {after_s} s: {kind}", since)
+
+    asyncio.run(scenario())
+    assert cell.zimage("up", "--no-draw").returncode == 0
 
 
 @long
@@ -228,7 +369,9 @@ def test_supervisord_that_nobody_wrote_down_is_found_again(cell: RunningCell) ->
 
 
 @long
-def test_changed_program_of_nginx_is_a_restart_of_nginx(cell: RunningCell, tmp_path: Path) -> None:
+def test_changed_program_of_nginx_takes_over_and_nobody_is_refused(
+    cell: RunningCell, tmp_path: Path
+) -> None:
     binary = cell.config_path.parent / "nginx"
     shutil.copy2(shutil.which("nginx") or "/usr/sbin/nginx", binary)
     with edited(cell, ("[nginx]", f'[nginx]\nbinary = "{binary}"')):
@@ -239,9 +382,14 @@ def test_changed_program_of_nginx_is_a_restart_of_nginx(cell: RunningCell, tmp_p
         newer.chmod(0o755)
         before = cell.layout.nginx_pid.read_text()
         shutil.move(newer, binary)
-        assert "would restart nginx" in cell.zimage("up", "--dry-run").stdout
-        done = cell.zimage("up")
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert "would let nginx's new program take over" in cell.zimage("up", "--dry-run").stdout
+
+        async def scenario() -> None:
+            async with cell.traffic(clients=CLIENTS, resends=True):
+                done = await cell.run("up")
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        asyncio.run(scenario())
         assert cell.layout.nginx_pid.read_text() != before
         assert "nothing to change" in cell.zimage("up", "--no-draw").stdout
     assert cell.zimage("up", "--no-draw").returncode == 0

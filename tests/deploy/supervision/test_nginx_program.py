@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy.config import ROOT
 from deploy.host import processes
-from deploy.supervision.nginx_program import release_port, running_master
+from deploy.supervision.nginx_program import release_port, running_masters
 from tests.deploy.processes import wait_until
 
 CONF = "/srv/var/render/nginx.conf"
@@ -39,9 +39,8 @@ def of(leader: "subprocess.Popen[bytes]", title: str) -> list[processes.Process]
 def test_master_of_the_cell_is_found_without_a_pid_file(tmp_path: Path) -> None:
     record = tmp_path / "processes.json"
     with session(None, MASTER), session(record, MASTER) as ours:
-        master = running_master(record, CONF)
-        assert master == of(ours, MASTER)[0]
-        assert running_master(record, "/srv/other.conf") is None
+        assert running_masters(record, CONF) == of(ours, MASTER)
+        assert running_masters(record, "/srv/other.conf") == []
 
 
 def test_workers_of_a_dead_master_leave_and_nobody_else_does(tmp_path: Path) -> None:
