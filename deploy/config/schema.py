@@ -216,7 +216,9 @@ class Timeouts(Allowances):
 class Guard(Table):
     probe_interval_s: float = Field(0.2, ge=0.05)
     silence_s: float = Field(0.5, gt=0)
+    """No answer for so long: out of the pool, and in again with the next good answer."""
     mass_silence_hold_s: float = Field(30.0, ge=0)
+    """No kills for so long after half or more (two at least) fell silent together."""
     max_kills_per_minute: int = Field(20, ge=1)
     strike_ttl_s: float = Field(600.0, gt=0)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.config.schema import Guard
+
 
 class _Frozen(BaseModel):
     # Not "forbid": the file has all of cluster.toml's [guard], also what is not for the guard.
@@ -22,12 +24,12 @@ class WorkerSettings(_Frozen):
     """For people."""
 
 
-class Rules(_Frozen):
-    """When a worker goes out of the pool, and when it is killed."""
+class Rules(Guard):
+    """When a worker goes out of the pool, and when it is killed: ``[guard]`` of cluster.toml, and
+    what has no key there."""
 
-    probe_interval_s: float = Field(0.2, gt=0)
-    silence_s: float = Field(0.5, gt=0)
-    """No answer for so long: out of the pool, and in again with the next good answer."""
+    model_config = _Frozen.model_config
+
     idle_allowance_s: float = Field(3.0, gt=0)
     """An idle worker that is silent for longer is killed. The other phases bring their own
     allowances in the heartbeat."""
@@ -41,12 +43,8 @@ class Rules(_Frozen):
     """When the guard itself comes so late, the machine froze: ``mass_silence_hold_s`` begins."""
     mass_silence_window_s: float = Field(1.0, gt=0)
     """Workers that fall silent within this time fell silent together."""
-    mass_silence_hold_s: float = Field(30.0, ge=0)
-    """No kills for so long after half or more (two at least) fell silent together."""
-    max_kills_per_minute: int = Field(20, ge=1)
     max_start_backoff_s: float = Field(30.0, gt=0)
     """Programs that supervisor gave up on are started again after 1, 2, 4 … so many seconds."""
-    strike_ttl_s: float = Field(600.0, gt=0)
 
 
 class GuardSettings(_Frozen):
