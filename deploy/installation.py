@@ -34,6 +34,7 @@ PYTHON = str(_PREFIX / "bin" / "python") if IS_RELEASE else sys.executable
 """What runs this version, whatever ``current`` leads to later."""
 
 _AS_IT_IS = "ZIMAGE_AS_IT_IS"
+_COMMAND = "ZIMAGE_COMMAND"
 
 
 def lasting_python() -> str:
@@ -81,9 +82,14 @@ def command_of(folder: Path) -> list[str]:
     return [str(python_of(folder)), "-P", "-m", "deploy.cli.app"]
 
 
-def as_it_is() -> dict[str, str]:
-    """The environment of a command that is not to hand over to ``current``."""
-    return {**os.environ, _AS_IT_IS: "1"}
+def as_it_is(command: str) -> dict[str, str]:
+    """The environment of a part of what was typed, which is not to hand over to ``current``."""
+    return {**os.environ, _AS_IT_IS: "1", _COMMAND: command}
+
+
+def command(own: str) -> str:
+    """What was typed, where this process is a part of that; else ``own``."""
+    return os.environ.get(_COMMAND, own)
 
 
 def hand_over(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ holder, who is gone.
 """
 
 import os
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -17,15 +18,22 @@ from deploy.host import processes
 from deploy.layout import Layout
 
 SCHEMA = 1
-"""Of the file. A version of the kit that reads a newer one says so and touches nothing."""
+"""Of the file. It grows where an older version would misread a record: that one then sets it aside
+and says so, since a rollback must not wait for it. ``outcome`` keeps its place and meaning."""
 
 Kind = Literal["up", "restart", "drain", "undrain", "calibrate", "down", "reload", "restore"]
 Outcome = Literal["under way", "done", "failed", "interrupted", "aborted", "refused"]
 """``refused``: it failed before it touched anything."""
+ENDED = frozenset({"done", "aborted", "refused"})
 
 
 class NewerSchema(Exception):
-    """The file is of a newer version of the kit."""
+    """The file is of a newer version of the kit. ``ended``: nothing of that rollout is left to
+    do."""
+
+    def __init__(self, path: Path, *, ended: bool) -> None:
+        super().__init__(f"{path} is of a newer version of the kit")
+        self.ended = ended
 
 
 class Step(StrEnum):
@@ -90,6 +98,11 @@ class Record(BaseModel):
         return self.cut_short or self.outcome in {"failed", "interrupted"}
 
     @property
+    def of_versions(self) -> bool:
+        """Whether it is a part of `zimage upgrade` or `zimage rollback`."""
+        return self.holder.command.split()[:1] in (["upgrade"], ["rollback"])
+
+    @property
     def left(self) -> list[str]:
         """The workers that it has yet to finish."""
         return [name for name, step in self.workers.items() if step is not Step.DONE]
@@ -101,15 +114,19 @@ def read(layout: Layout) -> Record | None:
         text = layout.rollout_json.read_bytes()
     except OSError:
         return None
-    try:
-        found = Record.model_validate_json(text)
-    except ValidationError:
-        if _schema(text) > SCHEMA:
-            raise NewerSchema(f"{layout.rollout_json} is of a newer version of the kit") from None
-        return None
-    if found.schema_version > SCHEMA:
-        raise NewerSchema(f"{layout.rollout_json} is of a newer version of the kit")
-    return found
+    with suppress(ValidationError):
+        about = _About.model_validate_json(text)
+        if about.schema_version > SCHEMA:
+            raise NewerSchema(layout.rollout_json, ended=about.outcome in ENDED)
+        return Record.model_validate_json(text)
+    return None
+
+
+def set_aside(layout: Layout) -> Path:
+    """Take a record that this version cannot read out of the way; where it lies then."""
+    aside = layout.rollout_json.with_suffix(".newer.json")
+    layout.rollout_json.replace(aside)
+    return aside
 
 
 def write(layout: Layout, record: Record) -> None:
@@ -134,15 +151,11 @@ def stopped_by_a_dead_one(layout: Layout) -> frozenset[str]:
     return frozenset(n for n, step in record.workers.items() if step is Step.RESTARTING)
 
 
-class _Schema(BaseModel):
-    schema_version: int = 0
+class _About(BaseModel):
+    """What any version says of a record."""
 
-
-def _schema(text: bytes) -> int:
-    try:
-        return _Schema.model_validate_json(text).schema_version
-    except ValidationError:
-        return 0
+    schema_version: int
+    outcome: str = ""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -133,7 +133,9 @@ def _locked(name: str) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-@pytest.mark.parametrize("name", ["kit.txt", "torch-cpu.txt", "torch-cuda.txt", "hopper.txt"])
+@pytest.mark.parametrize(
+    "name", ["kit.txt", "torch-cpu.txt", "torch-cuda.txt", "hopper.txt", "otel.txt"]
+)
 def test_everything_that_a_release_installs_has_its_hash(name: str) -> None:
     locked = _locked(name)
     assert locked

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import output
+from deploy import installation, output
 from deploy.cell import Cell, CellError
 from deploy.cli.options import Config, open_cell
 from deploy.host import processes
@@ -49,7 +49,7 @@ def up(
         return
     if foreground:
         raise typer.Exit(_stay(cell, draw=draw))
-    changed = _apply(cell, "up")
+    changed = _apply(cell, installation.command("up"))
     _greet(cell, changed=changed, draw=draw)
 
 
@@ -118,6 +118,8 @@ def _dry_run(cell: Cell) -> int:
 
 def _resume(cell: Cell, *, draw: bool) -> None:
     record = operation.unfinished(cell)
+    if record.of_versions:
+        raise CellError(operation.in_words(record))
     output.step(f"go on: {operation.in_words(record).split('; next:')[0]}")
     match record.kind:
         case "restart":

@@ -62,8 +62,7 @@ def _status(cell: Cell) -> dict[str, Any]:
     pool = {"open": 0, "of": len(cell.plan.names)}
     state = state or {**empty, "pool": pool, "workers": []}
     programs = {n: asdict(p) for n, p in cell.programs().items()}
-    rollout = operation.last(cell)
-    state["rollout"] = None if rollout is None else operation.as_json(rollout)
+    state["rollout"] = operation.told(cell)
     state["cell"] = {
         "name": cell.config.cell.name,
         "version": installation.version(),

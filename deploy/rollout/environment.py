@@ -5,6 +5,7 @@ first and by itself, for it has a build a kind of machine; nothing is resolved (
 """
 
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from deploy import installation
 from deploy.cell import CellError
+from deploy.host import processes
 
 _REQUIREMENTS = "deploy/requirements/"
 _TIMEOUT_S = 3600.0
@@ -64,13 +66,21 @@ def _torch_build() -> str:
         return "cuda"
 
 
+_EXTRAS = {"hopper.txt": "flash-attn-4", "otel.txt": "opentelemetry-exporter-otlp-proto-http"}
+"""List of each extra's packages, and the one that shows that it is installed."""
+
+
 def _extras() -> list[str]:
-    """The extra that is installed here: a new version has it, too."""
+    """The extras that are installed here: a new version has them, too."""
+    return [name for name, package in _EXTRAS.items() if _installed(package)]
+
+
+def _installed(package: str) -> bool:
     try:
-        metadata.version("flash-attn-4")
+        metadata.version(package)
     except metadata.PackageNotFoundError:
-        return []
-    return ["hopper.txt"]
+        return False
+    return True
 
 
 def _unpacked(wheel: Path, into: Path) -> Path:
@@ -101,6 +111,7 @@ def _run(command: list[str], timeout_s: float) -> None:
             timeout=timeout_s,
             umask=0o022,  # the service user reads what root installs
             check=False,
+            preexec_fn=processes.bound(signal.SIGKILL),  # the next command makes it anew
         )
     except subprocess.TimeoutExpired:
         raise CellError(f"`{' '.join(command[1:5])} …` took longer than {timeout_s:g} s") from None

@@ -18,7 +18,7 @@ from deploy import drains, output, rollout_record
 from deploy.cell import Cell, CellError
 from deploy.host import processes
 from deploy.rollout import interrupts, lock
-from deploy.rollout_record import Holder, Kind, Outcome, Record, Step
+from deploy.rollout_record import ENDED, Holder, Kind, NewerSchema, Outcome, Record, Step
 from deploy.supervision import supervise
 
 _ABORT_MARGIN_S = 60.0
@@ -89,7 +89,7 @@ def begin(
     """
     cell.layout.create()
     with _alone(cell, command):
-        before = last(cell)
+        before = _last_or_set_aside(cell)
         supervise.find_again(cell.layout, cell.config.cell.name)
         _settle(cell, before, kind)
         rollout = Rollout(cell, _new(kind, command, target))
@@ -102,14 +102,31 @@ def last(cell: Cell) -> Record | None:
     """The rollout that is under way or was the last; ``CellError``: of a newer version."""
     try:
         return rollout_record.read(cell.layout)
-    except rollout_record.NewerSchema as error:
-        raise CellError(f"{error}; use the version that runs, or end the cell with it") from None
+    except NewerSchema as error:
+        raise CellError(_of_newer(error)) from None
+
+
+def _last_or_set_aside(cell: Cell) -> Record | None:
+    """As ``last``, for whoever holds the lock: nobody works on what a newer version has left."""
+    try:
+        return rollout_record.read(cell.layout)
+    except NewerSchema as error:
+        aside = rollout_record.set_aside(cell.layout)
+        output.warn(f"{_of_newer(error)}; it is set aside as {aside}")
+        return None
+
+
+def _of_newer(error: NewerSchema) -> str:
+    """Whatever it was about: this version can say what to do."""
+    if error.ended:
+        return f"{error}; the next command that changes the cell sets it aside"
+    return f"{error}, and its rollout has not ended: zimage up makes the cell equal to cluster.toml"
 
 
 def unfinished(cell: Cell) -> Record:
     """What ``--resume`` goes on with; ``CellError`` where there is nothing."""
     record = last(cell)
-    if record is None or record.outcome in {"done", "aborted"}:
+    if record is None or record.outcome in ENDED:
         raise CellError("nothing was cut short; see zimage status")
     if record.under_way:
         raise CellError(f"{_by(record)} is under way; wait for its end, or zimage up --abort")
@@ -157,8 +174,16 @@ def in_words(record: Record) -> str:
     return f"{_by(record)} {ended}{why}{steps}; next: {remedy(record)}"
 
 
-def as_json(record: Record) -> dict[str, Any]:
+def told(cell: Cell) -> dict[str, Any] | None:
     """For programs; ``text`` is what people are told while there is something to tell."""
+    try:
+        record = rollout_record.read(cell.layout)
+    except NewerSchema as error:
+        return {"text": "" if error.ended else _of_newer(error)}
+    return None if record is None else _as_json(record)
+
+
+def _as_json(record: Record) -> dict[str, Any]:
     told = record.under_way or record.unfinished
     own = {"under_way": record.under_way, "cut_short": record.cut_short}
     return {**record.model_dump(mode="json"), **own, "text": in_words(record) if told else ""}
@@ -166,6 +191,8 @@ def as_json(record: Record) -> dict[str, Any]:
 
 def remedy(record: Record) -> str:
     """What to type after an unfinished one."""
+    if record.of_versions:
+        return f"zimage {record.holder.command} goes on, zimage up goes back to what is current"
     if record.kind in {"up", "restart", "down"}:
         return "zimage up --resume goes on with it, zimage up --abort leaves it"
     return "zimage up"

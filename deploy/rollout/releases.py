@@ -59,6 +59,13 @@ class Releases:
         release = _noted(folder)
         return release.version if release else f"the code in {folder}"
 
+    def half_taken(self) -> list[str]:
+        """Versions that guard or workers run although another one is current: going there or back
+        was cut short."""
+        folders = [self.base, *sorted((self.base / "releases").glob("[!.]*"))]
+        others = [folder for folder in folders if folder != self.current]
+        return [self.name(folder) for folder in others if _draws(folder)]
+
     def note(self, version: str, sha256: str) -> None:
         """Its folder is whole, and changes no more."""
         text = json.dumps(asdict(Release(version, sha256, time.time())))
@@ -124,6 +131,12 @@ def _noted(folder: Path) -> Release | None:
         return Release(**json.loads((folder / _NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _draws(folder: Path) -> bool:
+    """supervisord and nginx's attendant do not count: they outlast versions."""
+    words = ("-m deploy.guard", "-m worker")
+    return any(word in command for command in commands_of(folder) for word in words)
 
 
 def commands_of(folder: Path) -> list[str]:

@@ -6,13 +6,14 @@ becomes current. So a command that was killed leaves a cell that the next `zimag
 """
 
 import re
+import signal
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from deploy import installation, output
+from deploy import installation, output, rollout_record
 from deploy.cell import CellError
 from deploy.config import load
 from deploy.host import processes
@@ -29,7 +30,8 @@ def upgrade(wanted: str, config: Path, installed: Releases) -> None:
     """Take the cell of ``config`` to the version ``wanted``, or to the one in the wheel of that
     name. ``CellError``: it runs as before, or what to do."""
     with installed.locked(f"upgrade {wanted}"):
-        _go(_made(wanted, installed), config, installed)
+        folder = _made(wanted, installed)
+        _go(folder, config, installed, f"upgrade {installed.name(folder)}")
         for version in installed.prune():
             output.say(f"  deleted  {version}, which nothing runs any more")
 
@@ -37,24 +39,42 @@ def upgrade(wanted: str, config: Path, installed: Releases) -> None:
 def rollback(config: Path, installed: Releases) -> None:
     """Take the cell of ``config`` to the version that was current before; ``CellError`` too."""
     with installed.locked("rollback"):
-        before = installed.previous
-        if before is None or before == installed.current:
-            raise CellError("no version before this one is here; zimage upgrade VERSION takes one")
-        _go(before, config, installed)
+        _go(_before(config, installed), config, installed, "rollback")
 
 
-def _go(folder: Path, config: Path, installed: Releases) -> None:
+def _before(config: Path, installed: Releases) -> Path:
+    """Where a rollback leads."""
+    half = installed.half_taken()
+    if half and not _rolls_back(config):
+        output.step(f"the upgrade to {', '.join(half)} was cut short: back to what is current")
+        return installed.current
+    before = installed.previous
+    if before is None or before == installed.current:
+        raise CellError("no version before this one is here; zimage upgrade VERSION takes one")
+    return before
+
+
+def _rolls_back(config: Path) -> bool:
+    """Whether the last rollout of the cell was a rollback, which this one then goes on with."""
+    try:
+        record = rollout_record.read(Layout.of(load(config)))
+    except rollout_record.NewerSchema:
+        return False
+    return record is not None and record.holder.command == "rollback"
+
+
+def _go(folder: Path, config: Path, installed: Releases, command: str) -> None:
     now = installed.current
     new, old = installed.name(folder), installed.name(now)
     if not _running(config):
         output.step(f"{new}: check it; the cell is down and stays so")
-        if _zimage(folder, "doctor", config):
+        if _zimage(folder, "doctor", config, command):
             raise CellError(f"{new} cannot run here, as it says above; {old} stays current")
         installed.switch(folder)
         output.done(f"{new} is current; start it with: zimage up")
         return
     output.step(f"{new}: check it, then take the cell there, worker after worker")
-    if _taken(folder, config, new):
+    if _taken(folder, config, command):
         installed.switch(folder)
         back = "" if folder == now else f"; {old} comes back with: zimage rollback"
         output.done(f"the cell runs {new}{back}")
@@ -64,24 +84,27 @@ def _go(folder: Path, config: Path, installed: Releases) -> None:
     if not any("deploy.guard" in command for command in releases.commands_of(folder)):
         raise CellError(f"{new} was refused, as it says above; the cell runs {old} as before")
     output.step(f"{new} failed, as it says above: back to {old}")
-    if not _taken(now, config, new):
+    if not _taken(now, config, command):
         raise CellError(f"{old} did not come back either; see zimage status, then: zimage up")
     raise CellError(f"{new} failed; the cell runs {old} again, which stays current")
 
 
-def _taken(folder: Path, config: Path, new: str) -> bool:
+def _taken(folder: Path, config: Path, command: str) -> bool:
     """Whether `up` of the version in ``folder`` has made the cell run it."""
     try:
-        return _zimage(folder, "up", config) == 0
+        return _zimage(folder, "up", config, command) == 0
     except Interrupted:
-        output.warn(f"cut short: zimage upgrade {new} goes on, zimage up goes back")
+        output.warn(f"cut short: zimage {command} goes on, zimage up goes back")
         raise
 
 
-def _zimage(folder: Path, verb: str, config: Path) -> int:
+def _zimage(folder: Path, verb: str, config: Path, command: str) -> int:
     """The exit code of a command of the version in ``folder``. Its waits have deadlines."""
-    command = [*installation.command_of(folder), verb, "--config", str(config)]
-    with subprocess.Popen(command, env=installation.as_it_is()) as child:
+    words = [*installation.command_of(folder), verb, "--config", str(config)]
+    # Without us nobody would set the link or go back: it ends in order, and says so.
+    bound = processes.bound(signal.SIGTERM)
+    environment = installation.as_it_is(command)
+    with subprocess.Popen(words, env=environment, preexec_fn=bound) as child:
         try:
             return child.wait()
         except BaseException:

@@ -5,22 +5,27 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy import rollout_record
 from deploy.config import ROOT
 from deploy.host import processes
 from deploy.rollout import environment, releases
 from deploy.rollout.releases import Releases
+from deploy.rollout_record import Record, Step
 from deploy.supervision.supervise import Supervisor
-from tests.cluster.conftest import RunningCell, ended
+from tests.cluster.conftest import RunningCell, ended, note
+from tests.deploy.processes import wait_until
 
 prove = pytest.mark.skipif("PROVE" not in os.environ, reason="long: scripts/prove versions")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -37,6 +42,25 @@ def upgrade() -> None:
     op.create_table("of_1_2_0", sa.Column("id", sa.Integer, primary_key=True))
     op.add_column("images", sa.Column("of_1_2_0", sa.Text))
 """
+SLOW_REVISION = """
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "99999"
+down_revision = "9999"
+
+
+def upgrade() -> None:
+    op.create_table("of_1_5_0", sa.Column("id", sa.Integer, primary_key=True))
+    Path("{marker}").touch()
+    time.sleep(1)
+    op.add_column("images", sa.Column("of_1_5_0", sa.Text))
+"""
+MIGRATES = Path(tempfile.gettempdir()) / f"zc-migrates-{os.getpid()}"
+"""There since 1.5.0 has begun to change the database."""
 SHARED = Path(sysconfig.get_path("purelib"))
 
 
@@ -116,6 +140,12 @@ def migrating(code: Path) -> None:
     (versions / "9999_later.py").write_text(REVISION.format(head=head))
 
 
+def migrating_slowly(code: Path) -> None:
+    migrating(code)
+    path = code / "worker" / "storage" / "migrations" / "versions" / "99999_slow.py"
+    path.write_text(SLOW_REVISION.format(marker=MIGRATES))
+
+
 def broken_at_import(code: Path) -> None:
     path = code / "worker" / "server.py"
     path.write_text(path.read_text() + "\nraise RuntimeError('broken at import')\n")
@@ -136,6 +166,7 @@ CHANGES = {
     "1.2.0": migrating,
     "1.3.0": broken_at_import,
     "1.4.0": broken_at_warm_up,
+    "1.5.0": migrating_slowly,
 }
 
 
@@ -260,6 +291,99 @@ def test_version_is_made_of_one_wheel_only(cell: Installed, wheels: Wheels) -> N
     done = cell.zimage("upgrade", str(other))
     assert done.returncode == 1
     assert "a version never changes" in done.stderr
+
+
+Moment = Callable[[Installed, Record | None], bool]
+"""Given what the command has written down by now."""
+
+
+def comes_to(worker: str, step: Step) -> Moment:
+    return lambda _, found: found is not None and found.workers.get(worker) is step
+
+
+MOMENTS: dict[str, Moment] = {
+    "makes the environment": lambda cell, _: (cell.releases.folder("1.5.0") / "bin").exists(),
+    "checks": lambda _, found: found is not None and not found.target,
+    "migrates": lambda cell, _: MIGRATES.exists(),
+    "restarts the guard": lambda _, found: found is not None and "guard" in found.doing,
+    "drains w1": comes_to("w1", Step.DRAINING),
+    "restarts w1": comes_to("w1", Step.RESTARTING),
+    "opens w1": comes_to("w1", Step.OPENING),
+    "restarts w2": comes_to("w2", Step.RESTARTING),
+    "opens w2": comes_to("w2", Step.OPENING),
+    "sets the link": lambda _, found: found is not None and found.outcome == "done",
+}
+UP, ON, BACK = ("up", "--no-draw"), ("upgrade", "1.5.0"), ("rollback",)
+KILLED = [
+    ("upgrade", "makes the environment", UP),
+    ("rollback", "restarts w1", UP),
+    ("upgrade", "checks", ON),
+    ("rollback", "restarts w2", BACK),
+    ("upgrade", "migrates", UP),
+    ("upgrade", "restarts the guard", BACK),
+    ("upgrade", "drains w1", UP),
+    ("upgrade", "restarts w1", ON),
+    ("rollback", "opens w1", ON),
+    ("upgrade", "opens w1", BACK),
+    ("upgrade", "restarts w2", UP),
+    ("upgrade", "opens w2", BACK),
+    ("upgrade", "sets the link", ON),
+]
+"""Which command, when it is killed, and what is typed then. A rollback begins at 1.5.0."""
+
+
+def killed(cell: Installed, moment: Moment, *words: str) -> None:
+    """The whole session of ``zimage`` with ``words``, at this moment of it."""
+    began = time.time()
+    MIGRATES.unlink(missing_ok=True)
+    with subprocess.Popen(
+        [*cell.program, *words],
+        cwd="/",
+        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as command:
+
+        def reached() -> bool:
+            found = rollout_record.read(cell.layout)
+            return moment(cell, found if found is not None and found.since > began else None)
+
+        wait_until(reached, words)
+        os.killpg(command.pid, signal.SIGKILL)
+
+
+async def converge(cell: Installed, words: tuple[str, ...]) -> None:
+    done = await cell.run(*words)
+    assert done.returncode == 0, (words, done.stdout + done.stderr)
+    assert cell.all_run(cell.releases.current.name), (words, cell.versions())
+    again = await cell.run("up", "--no-draw")
+    assert "nothing to change" in again.stdout, (words, again)
+
+
+@prove
+@pytest.mark.timeout(900)
+def test_upgrade_and_rollback_converge_wherever_they_are_killed(
+    cell: Installed, wheels: Wheels
+) -> None:
+    before, wheel = cell.releases.current, str(wheels["1.5.0"])
+    arguments = {"upgrade": ("upgrade", wheel), "rollback": ("rollback",)}
+
+    async def scenario() -> None:
+        async with cell.traffic(resends=True) as traffic:
+            for command, moment, then in KILLED:
+                since = len(traffic.outcomes)
+                other = "rollback" if command == "upgrade" else "upgrade"
+                if (cell.releases.current == before) is (command == "rollback"):
+                    await converge(cell, arguments[other])
+                await asyncio.to_thread(killed, cell, MOMENTS[moment], *arguments[command])
+                await converge(cell, then)
+                note(traffic, f"{command} killed as it {moment}; then {then[0]}", since)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        MIGRATES.unlink(missing_ok=True)
 
 
 class Checkout(Installed):

@@ -17,7 +17,7 @@ def hand_over(base: Path, *, as_it_is: bool = False) -> str:
         f"installation.CURRENT = Path({str(base)!r}) / 'current'; "
         "installation.hand_over(['status', '--json']); print('goes on itself')"
     )
-    environment = installation.as_it_is() if as_it_is else dict(os.environ)
+    environment = installation.as_it_is("upgrade 1.0") if as_it_is else dict(os.environ)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -190,15 +190,26 @@ def test_full_disk_ends_it_before_a_worker_is_touched_and_not_after(
     assert "rollout.json cannot be written" in capsys.readouterr().err
 
 
-def test_record_of_a_newer_version_is_not_touched(cell: Cell) -> None:
-    newer = json.dumps({"schema_version": rollout_record.SCHEMA + 1, "steps": []})
-    cell.layout.rollout_json.write_text(newer)
-    with (
-        pytest.raises(CellError, match="newer version of the kit"),
-        operation.begin(cell, "up", "up"),
-    ):
-        pass
-    assert cell.layout.rollout_json.read_text() == newer
+@pytest.mark.parametrize(
+    ("outcome", "word"), [("under way", "zimage up makes the cell equal"), ("done", "")]
+)
+def test_record_of_a_newer_version_is_told_of_and_set_aside(
+    cell: Cell, outcome: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a rollback over a change of the schema."""
+    newer = {"schema_version": rollout_record.SCHEMA + 1, "outcome": outcome, "steps": []}
+    cell.layout.rollout_json.write_text(json.dumps(newer))
+    told = operation.told(cell)
+    assert told is not None
+    assert word in told["text"]
+    with pytest.raises(CellError, match="newer version of the kit"):
+        operation.unfinished(cell)
+    with operation.begin(cell, "up", "up"):
+        assert record(cell).under_way
+    aside = cell.layout.rollout_json.with_suffix(".newer.json")
+    assert json.loads(aside.read_text()) == newer
+    assert f"it is set aside as {aside}" in capsys.readouterr().err.replace("\n", "")
+    assert record(cell).outcome == "done"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"id": 1}'])
@@ -228,3 +239,16 @@ def test_holder_is_one_process_for_good(cell: Cell) -> None:
     found = record(cell).holder
     assert (found.boot, found.pid, found.started) == (me.boot, me.pid, me.started)
     assert wait_until(lambda: found.alive, "alive")
+
+
+@pytest.mark.parametrize("command", ["upgrade 1.2.0", "rollback"])
+def test_part_of_an_upgrade_says_what_goes_on_and_what_goes_back(cell: Cell, command: str) -> None:
+    def failing() -> None:
+        with operation.begin(cell, "up", command) as rollout:
+            rollout.aim("digest")
+            raise CellError("w1 failed")
+
+    with pytest.raises(CellError):
+        failing()
+    told = operation.in_words(record(cell))
+    assert f"next: zimage {command} goes on, zimage up goes back to what is current" in told

@@ -70,3 +70,15 @@ def test_two_commands_do_not_make_releases_at_once(installed: Releases) -> None:
         installed.locked("rollback"),
     ):
         pass
+
+
+def test_version_that_runs_and_is_not_current_was_half_taken(installed: Releases) -> None:
+    installed.switch(installed.folder("1.0"))
+    assert installed.half_taken() == []
+    python = installed.folder("1.1") / "bin" / "python"
+    command = ["-c", "input()", "-m", "worker"]
+    with subprocess.Popen([python, *command], stdin=subprocess.PIPE) as worker:
+        wait_until(lambda: installed.half_taken() == ["1.1"], "seen")
+        installed.switch(installed.folder("1.1"))
+        assert installed.half_taken() == []
+        worker.communicate(b"\n")

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cell import CellError
-from deploy.rollout import releases, upgrade
+from deploy.cell import Cell, CellError
+from deploy.config import load
+from deploy.rollout import operation, releases, upgrade
 from deploy.rollout.releases import Releases
 
 
@@ -44,3 +45,22 @@ def test_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 def test_rollback_without_a_version_before_says_so(tmp_path: Path) -> None:
     with pytest.raises(CellError, match="no version before this one is here"):
         upgrade.rollback(tmp_path / "cluster.toml", Releases(tmp_path))
+
+
+@pytest.mark.parametrize(("command", "leads_to"), [("upgrade 1.2", "1.1"), ("rollback", "1.0")])
+def test_rollback_of_what_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, leads_to: str
+) -> None:
+    """An upgrade: back to what is current. A rollback: go on with it."""
+    config = tmp_path / "cluster.toml"
+    config.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
+    installed = Releases(tmp_path)
+    for version in ("1.0", "1.1"):
+        (installed.folder(version) / "bin").mkdir(parents=True)
+        (installed.folder(version) / "bin" / "python").touch()
+        installed.switch(installed.folder(version))
+    monkeypatch.setattr(Releases, "half_taken", lambda _: ["1.2"])
+    cell = Cell(load(config), config)
+    with operation.begin(cell, "up", command):
+        pass
+    assert upgrade._before(config, installed).name == leads_to
