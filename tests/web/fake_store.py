@@ -321,6 +321,8 @@ class FakeStore:
         job = self.jobs[request.path_params["id"]]
         verb = request.path_params["verb"]
         job.state = {"pause": "paused", "cancel": "cancelled"}.get(verb, "running")
+        if request.query_params.get("paused") == "true":
+            job.state = "paused"
         wrong = {"failed", "cancelled"}
         for item in job.items:
             if verb == "cancel" and item["state"] in ("waiting", "running"):

@@ -182,6 +182,20 @@ def test_a_deleted_job_comes_back_where_it_was(cell: FakeCell, open_page: OpenPa
     assert list(cell.store.jobs) == ["job_1"]
 
 
+def test_a_paused_job_stays_paused_when_its_cancelling_is_taken_back(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    begun(cell, page)
+    head = page.locator("#job-head")
+    stop_the_clock(page)
+    for verb, state in (("Pause", "paused"), ("Cancel", "cancelled")):
+        head.get_by_role("button", name=verb).click()
+        expect(head.locator(".badge")).to_have_text(state)
+    undo(page)
+    expect(head.locator(".badge")).to_have_text("paused")
+
+
 def test_a_cancelled_job_goes_on_when_that_is_taken_back(
     cell: FakeCell, open_page: OpenPage
 ) -> None:

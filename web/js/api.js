@@ -161,12 +161,13 @@ export const getJob = (id) => call("GET", `v1/jobs/${id}`);
  */
 export const listItems = (id, values) => call("GET", `v1/jobs/${id}/items${query(values)}`);
 /**
- * `verb`: pause, resume, cancel or retry.
+ * `verb`: pause, resume, cancel or retry; `paused`: what is tried again waits until it is resumed.
  * @param {string} id
  * @param {Verb} verb
  * @returns {Promise<StoredJob>}
  */
-export const steerJob = (id, verb) => call("POST", `v1/jobs/${id}/${verb}`);
+export const steerJob = (id, verb, paused = false) =>
+  call("POST", `v1/jobs/${id}/${verb}${paused ? query({ paused: "true" }) : ""}`);
 /**
  * `leaving` as of `deleteImage`.
  * @param {string} id

@@ -157,6 +157,7 @@ function verbsOf({ state, counts }) {
 export class JobRow {
   element = h("li", { class: "job" });
   #buttons = "";
+  #paused = false;
   /** @type {Record<"name" | "badge" | "bar" | "fill" | "facts" | "tools", HTMLElement> | null} */
   #parts = null;
 
@@ -177,6 +178,7 @@ export class JobRow {
     this.#parts = parts;
     const { name, bar, fill, facts, badge, tools } = parts;
     const { done, failed } = job.counts;
+    this.#paused = job.state === "paused";
     this.element.dataset.state = job.held ? "paused" : job.state;
     setText(name, job.name || t("jobUnnamed", { time: clock(job.created_at) }));
     setText(badge, job.held ? named("", job.held) : named("state_", job.state));
@@ -229,14 +231,16 @@ export class JobRow {
   /**
    * @param {string} id
    * @param {Verb} verb
+   * @param {boolean} paused
    */
-  async #steer(id, verb) {
-    const job = await steerJob(id, verb).catch((error) => {
+  async #steer(id, verb, paused = false) {
+    const wasPaused = this.#paused;
+    const job = await steerJob(id, verb, paused).catch((error) => {
       toast(whyNot(error));
       return undefined;
     });
     this.acted(job);
-    if (verb === "cancel" && job) offerUndo({ words: "jobCancelled", undo: () => this.#steer(id, "retry") });
+    if (verb === "cancel" && job) offerUndo({ words: "jobCancelled", undo: () => this.#steer(id, "retry", wasPaused) });
   }
 }
 

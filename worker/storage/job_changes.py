@@ -71,9 +71,9 @@ def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> i
     return len(found)
 
 
-def retry(connection: sa.Connection, job: Job, share: Share) -> None:
+def retry(connection: sa.Connection, job: Job, share: Share, *, paused: bool = False) -> None:
     """Draw failed and cancelled items after all; raises ``LimitReached`` where the owner has too
-    much open."""
+    much open. ``paused``: a job that was over waits until it is resumed."""
     again = job.counts["failed"] + job.counts["cancelled"]
     if not again:
         return
@@ -90,7 +90,7 @@ def retry(connection: sa.Connection, job: Job, share: Share) -> None:
         error_message=None,
     )
     if job.over:
-        _set(connection, job, state="running", finished_at=None)
+        _set(connection, job, state="paused" if paused else "running", finished_at=None)
 
 
 def delete(connection: sa.Connection, *job_ids: str) -> None:

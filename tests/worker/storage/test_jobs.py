@@ -182,6 +182,15 @@ def test_a_cancelled_job_is_drawn_after_all_by_a_retry(store: Store) -> None:
     assert (again.counts["done"], again.counts["waiting"]) == (1, 2)
 
 
+def test_a_job_that_was_paused_when_it_was_cancelled_can_wait_again(store: Store) -> None:
+    job = store.create()
+    store(job_changes.pause, job)
+    store(job_changes.cancel, store.job(job.id), 7.0)
+    store(job_changes.retry, store.job(job.id), SHARE, paused=True)
+    again = store.job(job.id)
+    assert (again.state, again.finished_at, again.counts["waiting"]) == ("paused", None, 3)
+
+
 def test_whoever_knows_a_revision_learns_what_changed_since(store: Store) -> None:
     job = store.create()
     store(job_changes.change_items, job.id, jobs.items.c.number == 2, state="done")

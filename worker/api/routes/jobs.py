@@ -205,7 +205,8 @@ def _steering(change: Change) -> Callable[[Request], Awaitable[Response]]:
 async def retry(request: Request) -> Response:
     """Draw failed and cancelled items, if the owner may have one more open job."""
     share = _share(components_of(request))
-    return await _steered(request, lambda c, job: job_changes.retry(c, job, share))
+    paused = _Query(request.query_params, ("paused",)).flag("paused")
+    return await _steered(request, lambda c, job: job_changes.retry(c, job, share, paused=paused))
 
 
 async def _steered(request: Request, change: Change) -> Response:
@@ -287,6 +288,12 @@ class _Query:
             bad("limit", f"{limit} is out of range: 1 to {most}")
         return limit
 
+    def flag(self, name: str) -> bool:
+        text = self.values.get(name, "false")
+        if text not in ("true", "false"):
+            bad(name, f"{text[:40]!r} is neither true nor false")
+        return text == "true"
+
     def whole(self, name: str, default: int) -> int:
         return whole(name, self.values.get(name, str(default)))
 
@@ -336,15 +343,16 @@ def _paths() -> dict[str, dict[str, Any]]:
         parameters=(one, *_paging(ITEM_STATES, MAX_ITEMS, {**whole, "minimum": 0})),
     )
     archived = {"application/zip": {**text, "format": "binary"}}
+    paused = parameter("query", "paused", {"type": "boolean"}, "a job that was over: not yet")
     steering = {
         f"{_JOB}/{verb}": {
-            "post": operation(says, {200: ref("Job")}, errors=(404, 409), parameters=(one,))
+            "post": operation(says, {200: ref("Job")}, errors=(404, 409), parameters=(one, *more))
         }
-        for verb, says in (
-            ("pause", "Draw no more for now."),
-            ("resume", "Go on."),
-            ("cancel", "Draw no more at all."),
-            ("retry", "Draw again what has failed."),
+        for verb, says, more in (
+            ("pause", "Draw no more for now.", ()),
+            ("resume", "Go on.", ()),
+            ("cancel", "Draw no more at all.", ()),
+            ("retry", "Draw again what has failed.", (paused,)),
         )
     }
     return {
