@@ -213,19 +213,6 @@ def test_drained_worker_gets_no_work_until_undrained(cell: RunningCell) -> None:
     asyncio.run(scenario())
 
 
-def test_killed_supervisord_leaves_drawing_alone_and_up_takes_over(cell: RunningCell) -> None:
-    async def scenario() -> None:
-        async with cell.traffic() as traffic:
-            os.kill(int(cell.layout.supervisor_pid.read_text()), signal.SIGKILL)
-            await traffic.until_served(24)
-            done = await cell.run("up")
-            assert done.returncode == 0, done.stdout + done.stderr
-        await cell.all_open()
-        assert len(faults.process_ids(cell.layout.guard_json)) == 1
-
-    asyncio.run(scenario())
-
-
 def test_operator_breaks_a_worker_and_sees_it_heal(cell: RunningCell) -> None:
     async def scenario() -> None:
         async with cell.traffic():
