@@ -214,7 +214,7 @@ COMMANDS = [
     ("up", "--no-draw"),
     ("calibrate", "w2", "--sizes", "64x64", "--repeats", "20"),
 ]
-ROUNDS = 14
+ROUNDS = 10
 
 
 def struck(
