@@ -21,16 +21,23 @@ def differs(cell: Cell) -> bool:
 def hands_over(cell: Cell) -> bool:
     """Whether the nginx that runs can hand its sockets over. One that an older version of the kit
     has started cannot: supervisord itself is its parent."""
-    nginx = processes.read(cell.supervisor.states()["nginx"].pid)
+    nginx = processes.read(_attendant(cell))
     return nginx is not None and not nginx.command.startswith("nginx:")
+
+
+def _attendant(cell: Cell) -> int:
+    return cell.supervisor.states()["nginx"].pid
 
 
 def hand_over(cell: Cell) -> None:
     """Let the program that lies there take over; ``CellError``: the old one goes on."""
-    for _ in range(2):  # an attendant of an older version ends by the first, and a new one follows
+    for _ in range(2):
+        attendant = _attendant(cell)
         cell.supervisor.signal("nginx", "USR2")
         if processes.wait_for(lambda: not differs(cell), _TIMEOUT_S):
             return
+        if _attendant(cell) == attendant:
+            break  # one of an older version ends by the signal, and a new one follows
     said = "\n".join(f"  | {line}" for line in cell.log_tail("nginx", lines=5).splitlines())
     raise CellError(
         f"nginx goes on with its program of before, {cell.host.nginx_path} did not take over; it "

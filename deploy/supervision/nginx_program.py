@@ -32,6 +32,8 @@ from worker.coordination.processes import adopt_orphans
 _POLL_S = 0.1
 _START_TIMEOUT_S = 30.0
 _HAND_OVER_TIMEOUT_S = 10.0
+_BEGIN_S = 2.0
+"""A new program that is not there by then has ended at once."""
 _STABLE_S = 5.0
 """An nginx that ends sooner is left to supervisord, which waits longer before each new start."""
 _ENDING = (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT)
@@ -104,21 +106,28 @@ class Attendant:
     def _hand_over(self, old: Process) -> None:
         """To the program that lies there now; ``old`` goes on where that one does not serve."""
         before = running_masters(self._record, self._conf)
+        begun_by = time.monotonic() + _BEGIN_S
         found: list[Process] = []
 
-        def serves() -> bool:
+        def settled() -> bool:
             masters = running_masters(self._record, self._conf)
             found[:] = [p for p in masters if p not in before and self._serves(p)]
-            return bool(found)
+            return bool(found) or (time.monotonic() > begun_by and not self._begins(old))
 
         old.send(signal.SIGUSR2)
-        if not processes.wait_for(serves, _HAND_OVER_TIMEOUT_S):
+        processes.wait_for(settled, _HAND_OVER_TIMEOUT_S)
+        if not found:
             _say(f"nginx's new program does not take over: process {old.pid} goes on")
             return
         self._master = found[-1]
         note(self._record, Path(self._command[0]))
         _say(f"process {self._master.pid} serves now, {old.pid} finishes what it has")
         self._finish(before)
+
+    def _begins(self, old: Process) -> bool:
+        """Whether ``old`` has another child than its workers: the new program, as it starts."""
+        children = [p for p in processes.members(self._record) if p.parent == old.pid]
+        return any(not p.command.startswith(("nginx: worker", "nginx: cache")) for p in children)
 
     def _serves(self, master: Process) -> bool:
         return any(p.parent == master.pid for p in _nginxes(self._record, "worker"))

@@ -66,6 +66,11 @@ class Site:
         lines = iter(self.leader.stdout.readline, "")
         return next(int(line) for line in lines if line.strip().isdigit())
 
+    def said(self) -> str:
+        """The next line of an attendant."""
+        assert self.leader.stdout is not None
+        return self.leader.stdout.readline()
+
     def master(self) -> processes.Process | None:
         """The youngest that serves."""
         masters = nginx_program.running_masters(self.record, str(self.conf))
@@ -140,6 +145,20 @@ def test_changed_program_takes_over_and_nobody_is_refused(site: Site) -> None:
     assert wrong == []
     os.kill(attendant, signal.SIGQUIT)
     wait_until(lambda: site.master() is None, "ended in order")
+
+
+def test_program_that_does_not_start_leaves_the_old_one_alone(site: Site) -> None:
+    attendant = site.start()
+    wait_until(site.answers, "serving")
+    old = site.master()
+    broken = site.nginx.with_suffix(".new")
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    broken.replace(site.nginx)
+    os.kill(attendant, signal.SIGUSR2)
+    wait_until(lambda: "does not take over" in site.said(), "told")
+    assert (site.master(), site.answers()) == (old, True)
+    assert not site.runs_what_lies_there()
 
 
 def end(attendant: int) -> None:
