@@ -193,7 +193,7 @@ def _until_it_runs(command: list[str]) -> int:
     if not processes.wait_for(settled, _START_TIMEOUT_S, every_s=0.01):
         nginx.kill()
         return 1
-    return abs(nginx.returncode or 0)
+    return abs(nginx.poll() or 0)
 
 
 def _title(pid: int) -> str:
