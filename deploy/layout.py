@@ -182,6 +182,11 @@ class Layout:
         return self.var_dir / "images"
 
     @property
+    def undelivered_dir(self) -> Path:
+        """Answers whose client has gone and may ask again; the guard deletes them."""
+        return self.var_dir / "undelivered"
+
+    @property
     def tmp_dir(self) -> Path:
         """nginx's temporary files: bodies and replies that do not fit its memory."""
         return self.var_dir / "tmp"

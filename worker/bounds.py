@@ -13,3 +13,6 @@ MAX_JOB_BODY_BYTES = 8 << 20
 
 MAX_JOB_CHARS = MAX_JOB_BODY_BYTES
 """Of all prompts that a template makes: no more than a list of them could have."""
+
+UNDELIVERED_S = 120.0
+"""So long an answer that nobody was there for is kept."""

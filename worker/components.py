@@ -42,6 +42,7 @@ from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
 from worker.storage.secret import shared_secret
 from worker.storage.thumbnails import Thumbnails
+from worker.storage.undelivered import Undelivered
 from worker.threads import ThreadPool
 
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
@@ -92,6 +93,7 @@ class Components:
     thumbnails: Thumbnails
     gallery_writer: GalleryWriter
     replies: ReplyStore
+    undelivered: Undelivered
     sweeper: Sweeper
     jobs: Runner
     job_eta: JobEta
@@ -157,6 +159,7 @@ def build(settings: Settings, life: Life) -> Components:
         thumbnails=Thumbnails(images),
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
         replies=ReplyStore(settings.reply_dir, name),
+        undelivered=Undelivered(var_dir / "undelivered"),
         sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
         jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s),
         job_eta=JobEta(database, life.loaded_engine, run_dir),

@@ -10,6 +10,7 @@ from deploy.guard.keeping import Keeping
 from deploy.guard.settings import GuardSettings
 from deploy.guard.troubles import Troubles
 from deploy.layout import Layout
+from worker.bounds import UNDELIVERED_S
 
 _INTERVAL_S = 10.0
 _SHORT_LINK_INTERVAL_S = 1.0
@@ -41,6 +42,9 @@ class Chores:
                 housekeeping.prune, layout.strikes_dir, self._settings.guard.strike_ttl_s
             ),
             "pruning answers": partial(housekeeping.prune, layout.replies_dir, _REPLY_TTL_S),
+            "pruning answers that nobody asked for again": partial(
+                housekeeping.prune, layout.undelivered_dir, UNDELIVERED_S
+            ),
             "rotating logs": self._rotate_logs,
             "watching the certificate": self._watch_certificate,
         }

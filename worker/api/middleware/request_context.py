@@ -42,8 +42,20 @@ class RequestContext:
     notes: dict[str, log.Value] = field(default_factory=dict)
     suspect: Suspect | None = None
     trace: Trace = OFF
-    afterwards: list[Callable[[], object]] = field(default_factory=list)
-    """What is done when the answer is sent, or was not to be."""
+    _afterwards: list[Callable[[], object]] | None = field(default_factory=list)
+
+    def afterwards(self, work: Callable[[], object]) -> None:
+        """Do ``work`` when the answer is sent, or was not to be: at once, if that was before."""
+        if self._afterwards is None:
+            work()
+        else:
+            self._afterwards.append(work)
+
+    def end(self) -> None:
+        """The answer is sent, or nobody waits for it any more."""
+        works, self._afterwards = self._afterwards or (), None
+        for work in works:
+            work()
 
     def rest(self) -> None:
         """Nothing is handled for it for now: it waits, or its answer has begun."""
@@ -105,8 +117,7 @@ class RequestContexts:
                 raise  # the server cuts the connection: a half answer must not look whole
             await answers.of_bug()(scope, receive, answer.send)
         finally:
-            for work in context.afterwards:
-                work()
+            context.end()
             self._account(scope, context, answer, time.monotonic() - began)
 
     def _account(

@@ -4,15 +4,16 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.api import answers, sse
+from worker.api import answers, retries, sse
 from worker.api.caller import caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
-from worker.api.middleware.request_context import CLIENT_GONE, context_of
+from worker.api.middleware.request_context import CLIENT_GONE, RequestContext, context_of
 from worker.api.routes import files, image_events
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, ref
@@ -23,11 +24,14 @@ from worker.generation.encoding import Finished
 from worker.generation.request import Generation, Output
 from worker.lifecycle import Lifecycle
 from worker.storage.gallery import StoredImage
+from worker.storage.undelivered import Answer
 
 _MAX_IGNORED = 20
 """Most names of fields in ``X-Ignored-Fields``."""
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
+REPLAY_OF = "X-Replay-Of"
+"""Names the request for which the answer was drawn, where that was an earlier one."""
 REPLIES_LOCATION = "/internal/replies/"
 """Where nginx finds the files of ``ReplyStore``."""
 
@@ -39,29 +43,38 @@ async def generate(request: Request) -> Response:
     try:
         body = await read_json_body(request, components.settings.max_body_bytes)
         asked = wire.parse(body, components.settings, model.info)
-        answer = _answer(request, model, components, asked)
-        return await while_connected(request.receive, answer)
+        if asked.stream:
+            return await while_connected(request.receive, _stream(request, model, asked))
+        draw = partial(_drawn, request, model, components, asked)
+        retry = retries.retry_of(request, caller_of(request).turn, asked)
+        if retry is None:
+            answer = await while_connected(request.receive, draw())
+        else:
+            answer = await retries.answer_of(request, lifecycle, retry, draw)
+        return await _sent(components, context_of(request), answer)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
-async def _answer(
+async def _stream(request: Request, model: Model, asked: wire.Generation) -> Response:
+    drawing = _drawing(request, model, asked)
+    await drawing.admit()
+    events = image_events.events(drawing, asked)
+    stream = sse.EventStream(events, drawing.end, drawing.generation.id)
+    stream.headers.update(_ignored(asked))
+    return stream
+
+
+async def _drawn(
     request: Request, model: Model, components: Components, asked: wire.Generation
-) -> Response:
-    gallery = asked.store and components.settings.gallery.enabled
-    drawing = _drawing(request, model, asked, gallery=gallery)
-    if asked.stream:
-        await drawing.admit()
-        events = image_events.events(drawing, asked)
-        stream = sse.EventStream(events, drawing.end, drawing.generation.id)
-        stream.headers.update(_ignored(asked))
-        return stream
-    drawn = await drawing.draw()
-    return await _whole(request, components, asked, drawing, drawn)
+) -> Answer:
+    drawing = _drawing(request, model, asked)
+    return _whole(request, components, asked, drawing, await drawing.draw())
 
 
-def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery: bool) -> Drawing:
+def _drawing(request: Request, model: Model, asked: wire.Generation) -> Drawing:
     context, caller = context_of(request), caller_of(request)
+    gallery = asked.store and lifecycle_of(request).components.settings.gallery.enabled
     assert context.suspect is not None, "the middleware comes first"
     generation = Generation(
         id=context.id,
@@ -94,17 +107,17 @@ def _drawing(request: Request, model: Model, asked: wire.Generation, *, gallery:
         model.drawing,
         context.notes,
         context.trace,
-        context.afterwards.append,
+        context.afterwards,
     )
 
 
-async def _whole(
+def _whole(
     request: Request,
     components: Components,
     asked: wire.Generation,
     drawing: Drawing,
     drawn: Sequence[tuple[Finished, StoredImage | None]],
-) -> Response:
+) -> Answer:
     """All pictures in one JSON answer."""
     items = [_item(request, components, one, stored) for one, stored in drawn]
     content = {
@@ -121,7 +134,7 @@ async def _whole(
         "X-Batch-Size": str(drawing.timings.batch_size),
         **_ignored(asked),
     }
-    return await _sent(components, drawing.generation.id, body, headers)
+    return Answer(drawing.generation.id, headers, body)
 
 
 def _item(
@@ -139,15 +152,15 @@ def _ignored(asked: wire.Generation) -> dict[str, str]:
     return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
-async def _sent(
-    components: Components, request_id: str, body: bytes, headers: Mapping[str, str]
-) -> Response:
-    """``body`` over the socket, or as a file that nginx sends."""
-    replies, name = components.replies, None
+async def _sent(components: Components, context: RequestContext, answer: Answer) -> Response:
+    """``answer`` over the socket, or as a file that nginx sends."""
+    replies, name, body, headers = components.replies, None, answer.body, dict(answer.headers)
+    if answer.id != context.id:
+        headers[REPLAY_OF] = context.notes["replay_of"] = answer.id
     if replies.takes(body):
-        name = await asyncio.to_thread(replies.save, request_id, body)
+        name = await asyncio.to_thread(replies.save, context.id, body)
     if name is not None:
-        headers, body = {**headers, "X-Accel-Redirect": REPLIES_LOCATION + name}, b""
+        headers["X-Accel-Redirect"], body = REPLIES_LOCATION + name, b""
     return Response(body, media_type="application/json", headers=headers)
 
 
