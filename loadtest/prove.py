@@ -82,6 +82,17 @@ LONG = {
         ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_rollouts.py"),
         10,
     ),
+    "proxies": Proof(
+        "nginx, Apache, HAProxy and Caddy in front, as docs/proxies.md writes them",
+        (
+            "env",
+            "PROVE=proxies",
+            "TEST_PROCESSES=0",
+            "scripts/test",
+            "tests/cluster/test_proxies.py",
+        ),
+        2,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),
