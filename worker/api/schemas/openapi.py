@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from worker.api import cookies
+from worker.api.address import root_of
 from worker.api.answers import Json
 from worker.api.middleware import access
 from worker.api.serving import lifecycle_of
@@ -191,7 +192,10 @@ def route(modules: Iterable[ModuleType]) -> Route:
         """This document."""
         lifecycle = lifecycle_of(request)
         lifecycle.require_ready()
-        return Json(document(lifecycle, describes))
+        found = document(lifecycle, describes)
+        if root := root_of(request):
+            found["servers"] = [{"url": root}]
+        return Json(found)
 
     return Route("/openapi.json", get_document, methods=["GET"])
 

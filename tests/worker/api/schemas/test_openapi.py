@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import httpx
 import jsonschema_rs
 import pytest
 from starlette.routing import Route
@@ -144,3 +145,10 @@ def test_schema_of_jobs_takes_what_the_code_takes(body: dict[str, Any]) -> None:
     except ZimageError:
         taken = False
     assert jsonschema_rs.is_valid(job_wire.schema(SETTINGS, INFO), body) == taken
+
+
+@pytest.mark.anyio
+async def test_below_a_path_the_document_says_where_the_api_is(client: httpx.AsyncClient) -> None:
+    told = {"X-Forwarded-Prefix": "/draw"}
+    assert (await client.get("/openapi.json", headers=told)).json()["servers"] == [{"url": "/draw"}]
+    assert "servers" not in (await client.get("/openapi.json")).json()
