@@ -19,7 +19,7 @@ import pytest
 from deploy.config import load
 from loadtest.faults import Cell, process_ids
 from loadtest.traffic import Traffic, until
-from tests.cluster import command_line
+from tests import command_line
 from tests.ports import free_ports
 from worker.coordination.heartbeat import read_heartbeat
 from worker.coordination.processes import is_alive

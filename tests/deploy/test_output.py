@@ -19,6 +19,7 @@ from rich.console import Console
 from deploy import output
 from deploy.config import ROOT
 from deploy.finding import Finding
+from tests import command_line
 
 EVIL = "a\x1b]0;owned\x07b\x9b31mc\u202ed\u2028e\x7f"
 SHOWN = "b\\u009b31mc\\u202ed\\u2028e\\u007f"
@@ -33,15 +34,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def zimage(config: Path, *words: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "300", **environment},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
+    environment = {**os.environ, "COLUMNS": "300", **environment}
+    done = command_line.zimage((*words, "--config", str(config)), environment, 60.0)
     return done.stdout + done.stderr
 
 

@@ -13,6 +13,7 @@ from deploy.cli import workers
 from deploy.cli.app import VERBS
 from deploy.config import ROOT
 from deploy.rollout import roll
+from tests import command_line
 from tests.ports import free_port
 
 
@@ -29,10 +30,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(config)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    return command_line.zimage((*arguments, "--config", str(config)), os.environ, 60.0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import typer
 
 from deploy.cli import keys as commands
-from deploy.config import ROOT
+from tests import command_line
 from tests.worker.storage.test_jobs import Store
 from worker.storage import job_turns, keys
 from worker.storage.database import create_engine, sqlite_url
@@ -26,14 +25,8 @@ def zimage(tmp_path: Path) -> Zimage:
     config.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n[listen]\nauth = "keys"\n')
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.cli.app", "keys", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "ZIMAGE_CONFIG": str(config)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        environment = {**os.environ, "ZIMAGE_CONFIG": str(config)}
+        return command_line.zimage(("keys", *arguments), environment, 60.0)
 
     return run
 

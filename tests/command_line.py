@@ -20,7 +20,18 @@ from deploy.config import ROOT
 _FORKED = multiprocessing.get_context("forkserver")
 # What looks at the terminal or at the environment as it is imported is not among them.
 _FORKED.set_forkserver_preload(
-    ["deploy.rendering.render", "deploy.store", "httpx", "rich.live", "typer", "worker.models.base"]
+    [
+        "deploy.rendering.render",
+        "deploy.store",
+        "sqlalchemy",
+        "alembic.command",
+        "alembic.script",
+        "alembic.runtime.migration",
+        "httpx",
+        "rich.live",
+        "typer",
+        "worker.models.base",
+    ]
 )
 _ONE_AT_A_TIME = threading.Lock()
 """multiprocessing reaps all that has ended whenever something starts, from any thread."""
