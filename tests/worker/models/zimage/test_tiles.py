@@ -30,7 +30,7 @@ def pixels(image: torch.Tensor) -> torch.Tensor:
     return (image / 2 + 0.5).clamp(0, 1) * 255
 
 
-@pytest.mark.parametrize(("height", "width", "side"), [(64, 64, 256), (40, 90, 256), (16, 16, 64)])
+@pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 128), (20, 45, 128), (16, 16, 64)])
 @torch.no_grad()
 def test_parts_make_the_whole_picture(vae: Any, height: int, width: int, side: int) -> None:
     """Hundreds of times closer than two of 255, seams included."""
@@ -64,22 +64,28 @@ def test_each_part_by_itself_would_be_another_picture(vae: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room_pixels", "side"), [(1536 * 1024 + 1, None), (1 << 20, 512), (10, 512)]
+    ("room_pixels", "side"),
+    [(1536 * 1024 + 1, None), (1536 * 1024 - 1, 768), (1 << 20, 512), (1 << 19, 512), (10, 512)],
 )
+def test_parts_are_as_large_as_fit(small_zimage: Any, room_pixels: int, side: int | None) -> None:
+    room = room_pixels * bytes_per_pixel(small_zimage.vae)
+    decode = PictureDecoder(small_zimage, room_bytes=lambda: room)
+    assert decode._part_side(1024 * 1024) is None
+    assert decode._part_side(1536 * 1024) == side
+
+
 @torch.no_grad()
 def test_only_what_does_not_fit_is_decoded_in_parts(
-    small_zimage: Any, monkeypatch: pytest.MonkeyPatch, room_pixels: int, side: int | None
+    small_zimage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = room_pixels * bytes_per_pixel(small_zimage.vae)
+    room = (1 << 20) * bytes_per_pixel(small_zimage.vae)
     sides: list[int] = []
     decode = PictureDecoder(small_zimage, room_bytes=lambda: room)
     monkeypatch.setattr(decode, "_tiled", _noting(decode._tiled, sides))
-    small = torch.zeros(16, 128, 128)
-    large = torch.zeros(16, 192, 128)
-    assert decode(small).shape == (1024, 1024, 3)
+    assert decode(torch.zeros(16, 128, 128)).shape == (1024, 1024, 3)
     assert sides == []
-    assert decode(large).shape == (1536, 1024, 3)
-    assert sides == ([] if side is None else [side])
+    assert decode(torch.zeros(16, 192, 128)).shape == (1536, 1024, 3)
+    assert sides == [512]
 
 
 def _noting(tiled: Any, sides: list[int]) -> Callable[..., torch.Tensor]:
