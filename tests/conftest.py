@@ -1,5 +1,6 @@
 """How the tests are shared out among processes that run side by side, and what programs inherit."""
 
+import gc
 import signal
 
 import pytest
@@ -37,6 +38,12 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.
             signal.signal(number, lambda *_: None)
+
+
+def pytest_collection_finish() -> None:
+    """What the tests import stays: the collector need not look at it again in each of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> "Sharing | None":

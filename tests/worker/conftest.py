@@ -1,6 +1,5 @@
 """Workers for tests: in this process without a socket, or as processes of their own."""
 
-import gc
 import shutil
 import tempfile
 import time
@@ -62,14 +61,15 @@ async def serving(
     """The application of ``settings``, not waited for, and a client of it."""
     app = create_app(settings, load)
     transport = httpx.ASGITransport(app)
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        # A worker that is ready looks at all that is imported here and then keeps it for life, and
+        # with it what is the test's own.
+        patched.setattr("worker.lifecycle._settle_memory", lambda: None)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://cell") as client,
         ):
             yield app.state.lifecycle, client
-    finally:
-        gc.unfreeze()  # a worker that is ready freezes all there is, and with it its mapped files
 
 
 async def ready(service: Lifecycle) -> None:

@@ -77,7 +77,6 @@ async def test_answered_requests_keep_no_pixels(
 ) -> None:
     async with serving(settings, lambda _: pipeline) as (service, client):
         await ready(service)
-        gc.disable()  # a worker that is ready sets it going
         for _ in range(3):
             answer = await client.post(DRAW, json=body)
             assert answer.status_code == 200
@@ -90,7 +89,6 @@ async def test_pixels_go_once_they_are_a_file_though_nobody_reads_it(
 ) -> None:
     async with serving(settings, lambda _: pipeline) as (service, client):
         await ready(service)
-        gc.disable()
         save = service.components.images.save
         held: list[int] = []
 
@@ -109,7 +107,6 @@ async def test_a_client_that_leaves_keeps_no_pixels(
 ) -> None:
     async with serving(settings, lambda _: pipeline) as (service, client):
         await ready(service)
-        gc.disable()
         body = {"prompt": "a", "size": LARGE, "n": 4}
         with anyio.move_on_after(0.05):
             await client.post(DRAW, json=body)
@@ -122,7 +119,6 @@ async def test_items_of_jobs_keep_no_pixels(
 ) -> None:
     async with serving(migrated(settings), lambda _: pipeline) as (service, client):
         await ready(service)
-        gc.disable()
         job = await _job(client)
         deadline = time.monotonic() + 30
         while (await client.get(f"/v1/jobs/{job}")).json()["state"] == "running":
