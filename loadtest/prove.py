@@ -104,7 +104,7 @@ LONG = {
         10,
     ),
     "fuzz": Proof(
-        "scheduler, driver and forecasts hold for requests that nobody thought of",
+        "scheduler, driver, forecasts and API hold for requests that nobody thought of",
         ("scripts/fuzz", "30"),
         30,
     ),

@@ -1,4 +1,5 @@
-"""schemathesis: thousands of odd requests as the API's own document describes them."""
+"""schemathesis: odd requests as the API's own document describes them, a thousand or so; with
+``ZIMAGE_SCHEMATHESIS_EXAMPLES``, which ``scripts/fuzz`` sets, many times more."""
 
 import os
 import re
@@ -27,7 +28,7 @@ def try_all(url: str, headers: Mapping[str, str], folder: Path) -> None:
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--checks", ",".join(checks)),
-            *("--max-examples", os.environ.get("ZIMAGE_SCHEMATHESIS_EXAMPLES", "40")),
+            *("--max-examples", os.environ.get("ZIMAGE_SCHEMATHESIS_EXAMPLES", "15")),
             # The events of a paused job have no end.
             *("--exclude-path-regex", "/events$"),
             *("--request-timeout", "60", "--seed", "1", "--no-color", "--continue-on-failure"),
@@ -42,4 +43,4 @@ def try_all(url: str, headers: Mapping[str, str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     tried = re.search(r"(\d+) generated, \1 passed", done.stdout)
     assert tried, done.stdout[-3000:]
-    assert int(tried[1]) > 300
+    assert int(tried[1]) > 1000
