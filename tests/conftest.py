@@ -2,11 +2,14 @@
 
 import gc
 import signal
+from collections.abc import Iterator
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
+
+from tests.object_store import ObjectStore
 
 CELLS = "tests/cluster/"
 LONG_S = {
@@ -44,6 +47,15 @@ def pytest_collection_finish() -> None:
     """What the tests import stays: the collector need not look at it again in each of them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A store that all tests of a process share, each below a prefix of its own."""
+    store = ObjectStore(tmp_path_factory.mktemp("store"))
+    store.start()
+    yield store
+    store.kill()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> "Sharing | None":

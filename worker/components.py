@@ -34,6 +34,7 @@ from worker.observability.audit import Audit
 from worker.observability.metrics import Metrics, Reading
 from worker.observability.traces import Traces, traces_to
 from worker.settings import Settings
+from worker.storage.bucket_images import BucketImages, SpoolDrain
 from worker.storage.database import Database, sqlite_url
 from worker.storage.gallery_writer import GalleryWriter
 from worker.storage.images import Images, ImageStore, Signer
@@ -90,6 +91,8 @@ class Components:
     images: Images
     image_threads: ThreadPool
     """What blocks on ``images`` blocks nothing else."""
+    spool_drain: SpoolDrain | None
+    """Where pictures go into a bucket."""
     thumbnails: Thumbnails
     gallery_writer: GalleryWriter
     replies: ReplyStore
@@ -125,6 +128,10 @@ def build(settings: Settings, life: Life) -> Components:
     heartbeat = HeartbeatFile(settings.heartbeat)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
     images: Images = ImageStore(var_dir / "images")
+    spool_drain = None
+    if settings.objects.on:
+        images = bucket = BucketImages.of(settings.objects, var_dir)
+        spool_drain = SpoolDrain(bucket)
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
     quotas = Quotas(run_dir, var_dir)
     tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
@@ -156,6 +163,7 @@ def build(settings: Settings, life: Life) -> Components:
         database=database,
         images=images,
         image_threads=ThreadPool(_IMAGE_THREADS, "images"),
+        spool_drain=spool_drain,
         thumbnails=Thumbnails(images),
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
         replies=ReplyStore(settings.reply_dir, name),

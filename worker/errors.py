@@ -17,6 +17,7 @@ ZimageError
     ├── Overloaded      the predicted wait is over ``max_queue_wait_s``, or the queue is full
     ├── NotReady        loading, warming up or stuck
     ├── StoreAway       the database is locked, full, gone or not migrated
+    │   └── ObjectsAway the store of pictures cannot be reached, or refuses us
     └── HandedBack      draining: another worker should take it
 
 Engine and pipelines raise these and never name an HTTP status.
@@ -143,6 +144,17 @@ class StoreAway(Unavailable):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after_s=5.0)
+
+
+class ObjectsAway(StoreAway):
+    """The store of pictures cannot be used now: all hosts have the same one. ``why`` is for
+    operators."""
+
+    code = "pictures_unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("The store of pictures cannot be reached now: try again.")
+        self.why = why
 
 
 # The most specific class wins. 408 and the other 4xx are final for nginx, and so is 507; 500 and

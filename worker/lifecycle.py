@@ -71,6 +71,8 @@ class Lifecycle:
         self.tasks.once("boot", self._boot(), lambda: self.end(exits.MODEL_FAILED))
         self.tasks.keep("gallery", built.gallery_writer.run)
         self.tasks.keep("retention", self._sweep)
+        if built.spool_drain is not None:
+            self.tasks.keep("spool", built.spool_drain.run)
         self.tasks.keep("jobs", built.jobs.run)
         if self.settings.audit.log:
             self.tasks.keep_thread("audit", built.audit.run)
@@ -225,6 +227,8 @@ class Lifecycle:
         built.encoders.close()
         built.thumbnails.close()
         built.image_threads.close()
+        if built.spool_drain is not None:
+            built.spool_drain.close()
         await asyncio.to_thread(built.audit.close)
         await asyncio.to_thread(built.traces.close, _CLOSE_S)
         with contextlib.suppress(TimeoutError):

@@ -28,6 +28,7 @@ from worker.tables import (
     Gallery,
     Labels,
     ModelNames,
+    Objects,
     OwnerLimits,
     RequestLimits,
     Traces,
@@ -90,6 +91,7 @@ class Settings(
     """Default guidance of a request. None: the model's own."""
 
     gallery: Gallery = Gallery()
+    objects: Objects = Objects()
     labels: Labels = Labels()
     audit: Audit = Audit()
     traces: Traces = Traces()

@@ -11,6 +11,8 @@ _HANZI = "人工智能生成合内容图像片画由大模型绘制标识辅助�
 MARK_CHARACTERS = f"letters, digits, spaces, and characters of {_HANZI}"  # those of fonts/mark.otf
 MARK = rf"^[A-Za-z0-9{_HANZI}][A-Za-z0-9 .·{_HANZI}-]{{0,15}}$"
 TRACES_ENDPOINT = r"^(https?://[^\s/]+/\S*)?$"
+BUCKET_URL = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$"
+ENDPOINT = r"^(https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?)?$"
 LINE = r"^[^\x00-\x1f\x7f]*$"
 OPENAI_MODELS = (
     *("dall-e-2", "dall-e-3"),
@@ -121,6 +123,33 @@ class Gallery(Table):
     those owners who have most."""
     favourites_gib: float = Field(10.0, ge=0)
     """Favourites beyond this, the oldest of those owners who have most, are deleted like others."""
+
+
+class Objects(Table):
+    url: str = Field("", pattern=BUCKET_URL)
+    """The bucket that keeps pictures, as ``s3://bucket/prefix``. Empty: the folder ``var/images``.
+    Takes the extra ``s3``."""
+    endpoint: str = Field("", pattern=ENDPOINT)
+    """Scheme, host and port of the store."""
+    credentials_file: str = Field("", pattern=LINE)
+    """As the AWS command line reads it: section ``[default]`` with ``aws_access_key_id``,
+    ``aws_secret_access_key`` and, where the store has regions, ``region``."""
+    spool_gib: float = Field(10.0, gt=0)
+    """Of pictures that wait on this host's disk while the store cannot be reached."""
+
+    @property
+    def on(self) -> bool:
+        """Whether pictures go into a bucket."""
+        return bool(self.url)
+
+    @property
+    def bucket(self) -> str:
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all objects begin with, without slashes at its ends. May be empty."""
+        return self.url.removeprefix("s3://").partition("/")[2]
 
 
 class Labels(Table):

@@ -2,7 +2,7 @@
 
 import re
 
-from worker.tables import LINE, MARK, MARK_CHARACTERS, TRACES_ENDPOINT
+from worker.tables import BUCKET_URL, ENDPOINT, LINE, MARK, MARK_CHARACTERS, TRACES_ENDPOINT
 
 NAME = r"^[a-z][a-z0-9-]{0,31}$"
 DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
@@ -30,6 +30,8 @@ WORDS = {
     DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
     SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
+    BUCKET_URL: 'must be a bucket and what its objects\' names begin with: "s3://bucket/prefix"',
+    ENDPOINT: 'must be scheme, host and port of the store, such as "https://s3.example.com"',
     HOST: "must be a host's name or an IP address",
     MARK: f"must be up to 16 {MARK_CHARACTERS}",
     LINE: "must be one line without control characters",

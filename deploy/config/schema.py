@@ -207,6 +207,22 @@ class Gallery(tables.Gallery):
         return self
 
 
+class Objects(tables.Objects):
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        remedies = {
+            "endpoint": 'name the store, such as "https://s3.example.com"',
+            "credentials_file": "name a file with a key of the store, as the AWS command line "
+            "reads it",
+        }
+        for key, remedy in remedies.items():
+            if self.url and not getattr(self, key):
+                raise _problem(key, "missing beside objects.url", remedy)
+            if getattr(self, key) and not self.url:
+                raise _problem(key, "has no meaning without objects.url", "set that one, too")
+        return self
+
+
 class Timeouts(Allowances):
     idle_allowance_s: float = Field(3.0, gt=0)
     longest_draw_s: float = Field(600.0, gt=0)
@@ -287,6 +303,7 @@ class ClusterConfig(Table):
     guard: Guard = Guard()
     nginx: Nginx = Nginx()
     database: Database = Database()
+    objects: Objects = Objects()
     usage: Usage = Usage()
     logs: Logs = Logs()
     environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = Field({})

@@ -26,7 +26,7 @@ from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
-from deploy.rollout import code
+from deploy.rollout import bucket_checks, code
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
@@ -46,14 +46,14 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
     machine_has = (nginx, paths, sockets, ports, open_files, https, memory, gpus)
-    checks = (*machine_has, model, database, keys, traces)
+    checks = (*machine_has, model, database, keys, traces, bucket_checks.before_up)
     return [finding for check in checks for finding in check(cell)]
 
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
     loads = code.loads(str(Path.home()))
-    ours = (who_may_draw, proxies, disk, health, optimisations)
+    ours = (who_may_draw, proxies, disk, bucket_checks.doctor, health, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 

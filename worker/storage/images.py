@@ -27,6 +27,7 @@ ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
 LOCATION = "/internal/images/"
 """Where nginx finds the files of ``ImageStore``."""
 _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
+_FILE = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp|thumb\.webp)")
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,11 @@ def day(at: float) -> str:
 def is_picture(name: str) -> bool:
     """Whether a picture, and no thumbnail, could be called ``name``."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_file(name: str) -> bool:
+    """Whether a finished picture or thumbnail could be called ``name``."""
+    return _FILE.fullmatch(name) is not None
 
 
 def not_stored(why: str | None) -> StorageFailed:

@@ -103,6 +103,25 @@ WRONG = [
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (
+        '[objects]\nurl = "https://bucket"',
+        "objects.url: must be a bucket and what its objects' names begin with: "
+        '"s3://bucket/prefix", not "https://bucket"; the default is ""',
+    ),
+    (
+        '[objects]\nurl = "s3://pictures/"',
+        "objects.url: must be a bucket and what its objects' names begin with: "
+        '"s3://bucket/prefix", not "s3://pictures/"; the default is ""',
+    ),
+    (
+        '[objects]\nurl = "s3://pictures/a"\nendpoint = "https://s3.example.com"',
+        "objects.credentials_file: missing beside objects.url; "
+        "name a file with a key of the store, as the AWS command line reads it",
+    ),
+    (
+        '[objects]\nendpoint = "https://s3.example.com"',
+        "objects.endpoint: has no meaning without objects.url; set that one, too",
+    ),
+    (
         '[tls]\ncertificate = "full.pem"',
         "tls.key: missing beside tls.certificate; name both files, or neither",
     ),

@@ -1,0 +1,247 @@
+"""A bucket of an S3-compatible store.
+
+Every call ends within seconds. After one that the store did not answer, or refused, the bucket is
+away: others fail at once, and one call at a time tries again.
+"""
+
+import configparser
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from worker import log
+from worker.errors import ObjectsAway
+from worker.storage.images import StoredFile, is_file
+from worker.tables import Objects
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+T = TypeVar("T")
+
+LINK_S = 60
+"""How long a signed address is good."""
+_QUICK_S, _TRANSFER_S, _CONNECT_S = 3.0, 10.0, 1.5
+_REST_S = 2.0  # after a failure, before the store is tried again
+_REREAD_S = 300.0  # credentials, so that they can be exchanged while workers run
+_LISTED_AT_ONCE = 1000
+_NEEDED = ("aws_access_key_id", "aws_secret_access_key")
+_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Of a role of the store that may do no more than this cell does."""
+
+    key_id: str
+    secret: str
+    token: str | None
+    region: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Credentials":
+        """Raises ``ValueError`` where the file is not there or lacks something."""
+        parser = configparser.ConfigParser(interpolation=None, default_section="")
+        try:
+            parser.read_string(path.read_text(encoding="utf-8"))
+        except OSError as error:  # never to be taken for an object that is not there
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+        found = dict(parser["default"]) if parser.has_section("default") else {}
+        missing = [
+            key for key in ("aws_access_key_id", "aws_secret_access_key") if key not in found
+        ]
+        if missing:
+            raise ValueError(f"{path} has no {missing[0]} in a section [default]")
+        return cls(
+            found["aws_access_key_id"],
+            found["aws_secret_access_key"],
+            found.get("aws_session_token"),
+            found.get("region", "us-east-1"),
+        )
+
+
+class Bucket:
+    """Names are those of ``Images``, below the prefix. Any call may raise ``ObjectsAway``."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._lock = threading.Lock()
+        self._stores: tuple[S3Store, S3Store] | None = None  # for small calls, and for pictures
+        self._away = ""  # why
+        self._next_try_at = 0.0  # while it is away
+
+    @property
+    def away(self) -> str:
+        """Why it cannot be used, as far as the last call knows; "": it can."""
+        return self._away
+
+    def put(self, name: str, data: bytes) -> bool:
+        """Store an object, safe on return; whether it was not there before, for what is there is
+        never written over."""
+        from obstore import put
+        from obstore.exceptions import AlreadyExistsError
+
+        kind = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+        try:
+            self._call(
+                lambda _, store: put(
+                    store, name, data, mode="create", attributes={"Content-Type": kind}
+                )
+            )
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object."""
+        from obstore import head
+
+        try:
+            self._call(lambda store, _: head(store, name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def get(self, name: str) -> bytes:
+        """An object's content; ``FileNotFoundError``."""
+        from obstore import get
+
+        return self._call(lambda _, store: bytes(get(store, name).bytes()))
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, as far as they are there."""
+        from obstore import delete
+
+        if names:
+            self._call(lambda store, _: delete(store, names))
+
+    def files(self) -> list[StoredFile]:
+        """All pictures and thumbnails; what else lies in the bucket is none of ours."""
+        from obstore import list as listed
+
+        def all_of(store: "S3Store", _: "S3Store") -> list[StoredFile]:
+            return [
+                StoredFile(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                for some in listed(store, chunk_size=_LISTED_AT_ONCE)
+                for meta in some
+                if is_file(meta["path"])
+            ]
+
+        return self._call(all_of)
+
+    def require_list(self) -> None:
+        """Ask for the beginning of the list, whatever stands in it."""
+        from obstore import list as listed
+
+        self._call(lambda store, _: next(iter(listed(store, chunk_size=1)), None))
+
+    def signed(self, name: str) -> str:
+        """The query that lets whoever has it get this object, for ``LINK_S``. Asks nobody."""
+        return urlsplit(self.signed_url(name)).query
+
+    def signed_url(self, name: str) -> str:
+        """The object's address with this query."""
+        from obstore import sign
+        from obstore.exceptions import BaseError
+
+        try:
+            store, _ = self._built()
+            return sign(store, "GET", name, timedelta(seconds=LINK_S))
+        except (BaseError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def try_again(self) -> None:
+        """See whether a bucket that was away is back."""
+        if self._away:
+            self.has("is-it-back")
+
+    # Away and back
+
+    def _call(self, work: "Callable[[S3Store, S3Store], T]") -> T:
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        self._require_turn()
+        try:
+            result = work(*self._built())
+        except (FileNotFoundError, AlreadyExistsError):  # answers, too
+            self._is_back()
+            raise
+        except (BaseError, OSError, ValueError) as error:
+            raise self._failed(error) from error
+        self._is_back()
+        return result
+
+    def _require_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._away and now < self._next_try_at:
+                raise ObjectsAway(self._away)
+            self._next_try_at = now + _TRANSFER_S  # for whoever comes while this one tries
+
+    def _failed(self, error: Exception) -> ObjectsAway:
+        why = _first_line(error)
+        with self._lock:
+            was_away, self._away = self._away, why
+            self._next_try_at = time.monotonic() + _REST_S
+        if not was_away:
+            log.event("the store of pictures is away", why=why)
+        return ObjectsAway(why)
+
+    def _is_back(self) -> None:
+        with self._lock:
+            was_away, self._away = self._away, ""
+        if was_away:
+            log.event("the store of pictures is back")
+
+    # The client
+
+    def _built(self) -> "tuple[S3Store, S3Store]":
+        if self._stores is None:
+            self._stores = self._store(_QUICK_S), self._store(_TRANSFER_S)
+        return self._stores
+
+    def _store(self, timeout_s: float) -> "S3Store":
+        from obstore.store import S3Store
+
+        path = Path(self._objects.credentials_file)
+        first = Credentials.read(path)
+        return S3Store(
+            self._objects.bucket,
+            prefix=self._objects.prefix or None,
+            endpoint=self._objects.endpoint,
+            region=first.region,
+            virtual_hosted_style_request=False,
+            disable_bulk_delete=True,  # which not every store knows
+            credential_provider=lambda: _provided(Credentials.read(path)),
+            client_options={
+                "allow_http": self._objects.endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "timeout": timedelta(seconds=timeout_s),
+            },
+            retry_config={
+                "max_retries": 1,
+                "retry_timeout": timedelta(seconds=timeout_s),
+                "backoff": {"init_backoff": timedelta(milliseconds=100)},
+            },
+        )
+
+
+def _provided(credentials: Credentials) -> Any:
+    return {
+        "access_key_id": credentials.key_id,
+        "secret_access_key": credentials.secret,
+        "token": credentials.token,
+        "expires_at": datetime.now(UTC) + timedelta(seconds=_REREAD_S),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    """What obstore says, without its debug output."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
