@@ -19,11 +19,14 @@ from deploy.config import ClusterConfig
 from deploy.layout import Layout, under_root
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
+from deploy.rendering.store_address import nameservers_of, store_address
 from worker import code_digest
 from worker.bounds import MAX_JOB_BODY_BYTES
 from worker.tables import Acceleration, Allowances, ModelNames
 
 _HERE = Path(__file__).resolve().parents[1]
+_RESOLV_CONF = Path("/etc/resolv.conf")
+
 
 NGINX_DIGEST = "conf.d/configuration.conf"
 """What nginx answers when it is asked for its configuration: the digest of its other files."""
@@ -58,6 +61,7 @@ class Host:
     lasting_python: str
     """``python`` of no version: a changed command of nginx's is a restart of it."""
     packages: str
+    nameservers: tuple[str, ...] = ()
 
     @classmethod
     def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
@@ -72,6 +76,7 @@ class Host:
             guard_code=code_digest.of(*GUARD_CODE),
             lasting_python=installation.lasting_python(),
             packages=installation.packages_digest(),
+            nameservers=nameservers_of(_text(_RESOLV_CONF)),
         )
 
 
@@ -86,6 +91,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "ops": endpoint(config.ops.address, config.ops.port),
         "root": installation.BASE,
         "job_body_bytes": MAX_JOB_BODY_BYTES,
+        "store": store_address(config.objects, host.nameservers),
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
     files |= _rendered("supervisor", context)
@@ -93,6 +99,13 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
     nginx = _rendered("nginx", context)
     files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _rendered(piece: str, context: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from deploy.cell import Cell
 from deploy.finding import Finding
 from deploy.layout import under_root
+from deploy.rendering.store_address import CA_BUNDLE
 from worker.errors import ObjectsAway
 from worker.storage.bucket import LINK_S, Bucket, Credentials
 from worker.tables import Objects
@@ -41,6 +42,9 @@ def before_up(cell: Cell) -> Iterator[Finding]:
         remedy = "pip install -c constraints.txt '.[s3]', or empty objects.url"
         yield Finding("fail", "objects", "obstore is not installed", remedy)
         return
+    if objects.endpoint.startswith("https:") and not CA_BUNDLE.exists():
+        text = f"nginx cannot check the store's certificate: there is no {CA_BUNDLE}"
+        yield Finding("fail", "objects", text, "apt-get install ca-certificates")
     path = Path(objects.credentials_file)
     try:
         Credentials.read(path)

@@ -117,10 +117,13 @@ async def drain(request: Request) -> Response:
 
 
 async def file(request: Request) -> Response:
-    name = request.path_params["name"]
-    return Response(
-        media_type="image/png", headers={"X-Accel-Redirect": f"/internal/images/{name}"}
-    )
+    """A picture of the folder, or with ``X-At`` of wherever the test says."""
+    at = request.headers.get("x-at")
+    if at is None:
+        at, more = f"/internal/images/{request.path_params['name']}", {}
+    else:
+        more = {"Cache-Control": "private, max-age=60", "Content-Disposition": "inline"}
+    return Response(media_type="image/png", headers={"X-Accel-Redirect": at, **more})
 
 
 async def echo(request: Request) -> Response:

@@ -86,6 +86,7 @@ def files(
     layout: Layout,
     version: tuple[int, int, int] = (1, 22, 0),
     user: str = "",
+    nameservers: tuple[str, ...] = (),
 ) -> dict[str, str]:
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
     nginx = str(_nginx())
@@ -100,6 +101,7 @@ def files(
         "code",
         "python",
         "packages",
+        nameservers,
     )
     return render(config, plan(config, machine), layout, host)
 
