@@ -73,9 +73,3 @@ async def draw(engine: Engine, asked: DrawRequest) -> tuple[float, list[Drawn]]:
     began = time.monotonic()
     drawn = await engine.submit(asked).result()
     return time.monotonic() - began, drawn
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least ``q`` of ``values`` do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

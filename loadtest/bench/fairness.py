@@ -10,7 +10,8 @@ import asyncio
 import sys
 from dataclasses import dataclass
 
-from loadtest.drawing import PARAMETERS, draw, drawing, quantile, request, spec
+from loadtest.drawing import PARAMETERS, draw, drawing, request, spec
+from loadtest.measures import percentile
 from worker.engine import Engine, Priority
 from worker.errors import Overloaded
 
@@ -37,7 +38,7 @@ class Verdict:
 
 async def idle_s(source: str, count: int) -> float:
     async with drawing(source) as engine:
-        return quantile([(await draw(engine, request("polite")))[0] for _ in range(count)], 0.95)
+        return percentile([(await draw(engine, request("polite")))[0] for _ in range(count)], 0.95)
 
 
 async def polite(engine: Engine, seconds: float, every_s: float) -> list[float]:
@@ -108,8 +109,8 @@ async def run(args: argparse.Namespace) -> list[Verdict]:
     share = await batch_share(args.source, args.seconds)
     print(f"idle p95 {idle:.3f} s, a full step {step_s:.3f} s, {len(interactive)} polite requests")
     return [
-        Verdict("p95 beside a flood of one key, s", quantile(interactive, 0.95), 2 * idle),
-        Verdict("p95 beside batch work, s", quantile(batch, 0.95), 1.5 * idle + step_s),
+        Verdict("p95 beside a flood of one key, s", percentile(interactive, 0.95), 2 * idle),
+        Verdict("p95 beside batch work, s", percentile(batch, 0.95), 1.5 * idle + step_s),
         Verdict("time that batch work lacks to 5 %", 0.05 - share, 0.01),
     ]
 

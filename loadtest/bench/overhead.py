@@ -34,7 +34,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from loadtest.drawing import quantile
+from loadtest.measures import percentile
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/v1/images/generations"
@@ -199,7 +199,7 @@ async def gradio_load(url: str, clients: int, seconds: float) -> tuple[float, li
     async with httpx.AsyncClient(timeout=60, limits=limits) as http, asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(client(http))
-    return len(times) / seconds, [quantile(times, q) for q in (0.5, 0.95, 0.99)], bad
+    return len(times) / seconds, [percentile(times, q) for q in (0.5, 0.95, 0.99)], bad
 
 
 # CPU time

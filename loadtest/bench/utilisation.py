@@ -19,7 +19,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtest.drawing import PARAMETERS, SPEC, draw, quantile, request
+from loadtest.drawing import PARAMETERS, SPEC, draw, request
+from loadtest.measures import percentile
 from worker.lifecycle import Lifecycle
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
@@ -46,7 +47,7 @@ class Measured:
 
     @property
     def p95_s(self) -> float:
-        return quantile(self.latencies_s, 0.95)
+        return percentile(self.latencies_s, 0.95)
 
 
 @contextlib.asynccontextmanager

@@ -13,9 +13,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from loadtest.drawing import drawing, quantile, request, spec
-from worker.engine import Engine, Queued, Stepped
-from worker.engine.request import DrawRequest
+from loadtest.drawing import drawing, request, spec
+from loadtest.measures import percentile
+from worker.engine import Engine, Queued
+from worker.engine.request import Drawn, DrawRequest
 from worker.errors import Overloaded
 
 SOURCE = "synthetic:step_ms=10,row_ms=2,megapixel_ms=90,encode_ms=10,decode_ms=20"
@@ -44,13 +45,13 @@ async def watch(engine: Engine, asked: DrawRequest) -> Told:
     """Draw and write down every prediction."""
     told, submitted = Told(), time.monotonic()
     ticket = engine.submit(asked)
+    queue_ms: list[float] = []
     async for event in ticket.events():
         if isinstance(event, Queued):
             told.waits.append((time.monotonic(), event.wait_s))
-        if isinstance(event, Stepped):
-            continue
-    drawn = await ticket.result()
-    told.began = submitted + min(each.queue_ms for each in drawn) / 1000
+        if isinstance(event, Drawn):
+            queue_ms.append(event.queue_ms)
+    told.began = submitted + min(queue_ms) / 1000
     return told
 
 
@@ -124,7 +125,7 @@ async def run(args: argparse.Namespace) -> bool:
     print(f"{len(told)} requests, {len(pairs)} predictions of waits up to {longest:.1f} s")
     early = sum(true > predicted for predicted, true in pairs) / len(pairs)
     print(f"began later than predicted: {early:.0%}")
-    print(f"error: median {quantile(errors, 0.5):.2f} s, p90 {quantile(errors, 0.9):.2f} s")
+    print(f"error: median {percentile(errors, 0.5):.2f} s, p90 {percentile(errors, 0.9):.2f} s")
     print(f"{'ok  ' if share >= 0.9 else 'FAIL'} within 25 % or 0.3 s: {share:.1%} (90 %)")
     async with drawing(args.source, max_queue_wait_s=4.0) as engine:
         promises = await obey(engine, rng, args.seconds, args.rate_hz)
