@@ -14,6 +14,8 @@ PUBLIC_URL = (
     r"^(https?://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
     r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$"
 )
+# Of what nginx takes for words of its own in a map ("default", "~…") none has ://
+ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]_-]+)$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 ADDRESS = r"^\[?[0-9A-Za-z.:-]{1,253}\]?$"
 USER = r"^([A-Za-z_][A-Za-z0-9_.-]{0,31})?$"
@@ -35,6 +37,8 @@ WORDS = {
     HOST: "must be a host's name or an IP address",
     MARK: f"must be up to 16 {MARK_CHARACTERS}",
     LINE: "must be one line without control characters",
+    ORIGIN: 'must be an origin as browsers send it, such as "https://chat.example.com", '
+    '"app://obsidian.md" or "null", without a path; or "*"',
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     PUBLIC_URL: 'must be the address of the page, such as "https://draw.example.com" or '
     '"https://example.com/draw"',

@@ -65,6 +65,7 @@ class Listen(Table):
     auth: Literal["loopback", "keys", "none"] = "loopback"
     trusted_proxies: list[Annotated[str, Field(pattern=patterns.NETWORK)]] = Field([])
     public_url: str = Field("", pattern=patterns.PUBLIC_URL)
+    allowed_origins: list[Annotated[str, Field(pattern=patterns.ORIGIN)]] = Field([])
 
     @property
     def public(self) -> PublicUrl | None:
@@ -87,6 +88,13 @@ class Listen(Table):
             if not _is_network(network):
                 remedy = 'write it as "10.1.0.5" or "10.1.0.0/16"'
                 raise _problem("trusted_proxies", f'"{network}" is no network', remedy)
+        if self.allowed_origins and self.auth != "keys":
+            raise _problem(
+                "allowed_origins",
+                f"without keys, pages of {', '.join(self.allowed_origins)} would draw as whoever "
+                "looks at them",
+                'set listen.auth = "keys", or delete it',
+            )
         if self.auth == "loopback" and not is_loopback(self.address):
             raise _problem(
                 "address",

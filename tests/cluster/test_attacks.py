@@ -168,10 +168,21 @@ def _until_kept(url: str) -> httpx.Response:
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
 @pytest.mark.parametrize("path", [DRAW, "/v1/jobs", "/v1/jobs/x/cancel", "/v1/session"])
-def test_no_other_site_changes_anything(cell: RunningCell, path: str, method: str) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"Content-Type": "text/plain", "Origin": "http://evil.example"},
+        {"Content-Type": "text/plain", "Origin": "null", "Cookie": "zimage_session=x"},
+        {"Content-Type": "application/json", "Origin": "null", "Authorization": "Bearer none"},
+        {"Content-Type": "application/json", "Origin": "app://x", "api-key": "none"},
+    ],
+    ids=str,
+)
+def test_no_other_site_changes_anything(
+    cell: RunningCell, path: str, method: str, sent: dict[str, str]
+) -> None:
     """A form needs no leave of ours to be sent here; what it sends has its site's name on it."""
-    form = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
-    answer = httpx.request(method, cell.url + path, content=b'{"prompt":"x"}', headers=form)
+    answer = httpx.request(method, cell.url + path, content=b'{"prompt":"x"}', headers=sent)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site")
     assert "Access-Control-Allow-Origin" not in answer.headers
 

@@ -94,6 +94,27 @@ def test_a_browser_signs_in_draws_and_out(keyed: RunningCell) -> None:
         assert client.get("/v1/models").status_code == 401
 
 
+@pytest.mark.parametrize("origin", ["null", "http://evil.example", "app://notes"])
+def test_a_page_of_another_site_draws_with_a_key_and_never_with_a_cookie(
+    keyed: RunningCell, origin: str
+) -> None:
+    token = make(keyed, f"carl-{len(origin)}")
+    known_after_s(keyed, token, 200)
+    own, foreign = {"Origin": keyed.url}, {"Origin": origin}
+    draw = "/v1/images/generations"
+    with httpx.Client(base_url=keyed.url, timeout=60) as page:
+        for proof in (bearer(token), {"api-key": token}):
+            assert page.post(draw, json=BODY, headers={**proof, **foreign}).status_code == 200
+        assert page.post("/v1/session", json={"key": token}, headers=own).status_code == 204
+        assert page.post(draw, json=BODY, headers=foreign).status_code == 403
+        for shown in (bearer("wrong"), {"api-key": "wrong"}, {"Authorization": "Basic eDp5"}):
+            sent = {**shown, **foreign}
+            assert page.post(draw, json=BODY, headers=sent).status_code in (401, 429)
+            assert page.delete("/v1/session", headers=sent).status_code == 403
+            assert page.post("/v1/session", json={"key": token}, headers=sent).status_code == 403
+        assert page.get("/v1/session").json()["signed_in"]
+
+
 # What nginx and a worker might read differently: neither may lead past the key.
 DISGUISES = [
     "/v1//models",

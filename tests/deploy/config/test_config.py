@@ -74,7 +74,8 @@ WRONG = [
     ("[listen]\nadress = 1", 'listen.adress: unknown key; did you mean "address"?'),
     (
         "[listen]\ntls = true",
-        "listen.tls: unknown key; this table has address, port, auth, trusted_proxies, public_url",
+        "listen.tls: unknown key; this table has address, port, auth, trusted_proxies, public_url, "
+        "allowed_origins",
     ),
     (
         '[database]\nurl = "postgresql://db/zimage"',
@@ -100,6 +101,17 @@ WRONG = [
     (
         '[listen]\nauth = "off"',
         'listen.auth: must be "loopback", "keys" or "none", not "off"; the default is "loopback"',
+    ),
+    (
+        '[listen]\nallowed_origins = ["https://chat.example"]',
+        "listen.allowed_origins: without keys, pages of https://chat.example would draw as whoever "
+        'looks at them; set listen.auth = "keys", or delete it',
+    ),
+    (
+        '[listen]\nauth = "keys"\nallowed_origins = ["https://chat.example/"]',
+        "listen.allowed_origins[0]: must be an origin as browsers send it, such as "
+        '"https://chat.example.com", "app://obsidian.md" or "null", without a path; or "*", not '
+        '"https://chat.example/"; see [listen] in deploy/cluster.toml',
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (

@@ -30,7 +30,15 @@ TEXTS = (
 )
 BYTES = (*(text.encode() for text in TEXTS), b"\xff\xfe", b"\xed\xa0\x80", b"\xb2", b"\xb3\xb9")
 HEADERS = (
-    *("Last-Event-ID", "Authorization", "Content-Type", "Content-Length", "Host", "Origin"),
+    *(
+        "Last-Event-ID",
+        "Authorization",
+        "api-key",
+        "Content-Type",
+        "Content-Length",
+        "Host",
+        "Origin",
+    ),
     *("X-Request-ID", "X-Request-Start", "X-Real-IP", "X-Again", "X-Forwarded-Proto", "User-Agent"),
 )
 QUERIES = (

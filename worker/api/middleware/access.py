@@ -17,6 +17,7 @@ from worker.storage.keys import Key
 INTERNAL = frozenset({"/readyz", "/livez", "/metrics", "/admin/drain", "/admin/undrain"})
 """Nothing of a user's. But for ``/readyz`` nginx offers none of them to users."""
 
+_AZURE = b"api-key"  # what Azure's clients of OpenAI send in place of Authorization
 _SESSION = "/v1/session"
 _LINKS = "/v1/images/files/"
 
@@ -42,16 +43,20 @@ class Access:
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        bearer = headers.get(b"authorization")
-        key = self._of_header(scope, bearer) if bearer else self._of_cookie(scope, headers)
+        # A key in a header is the only proof then: a browser adds a cookie whoever asks for it.
+        in_header = _names_key(headers)
+        key = self._of_header(scope, headers) if in_header else self._of_cookie(scope, headers)
         context: RequestContext = scope["context"]
         context.notes["key"] = key.name
         scope["caller"] = Caller.of(key)
 
-    def _of_header(self, scope: Scope, header: bytes) -> Key:
-        scheme, _, token = header.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            raise denied(self._components, scope["context"], "no bearer")
+    def _of_header(self, scope: Scope, headers: Headers) -> Key:
+        """A page of any site may show a key: no browser adds one by itself."""
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            token = headers.get(_AZURE, b"").decode("latin-1")
+            if not token:
+                raise denied(self._components, scope["context"], "no bearer")
         return key_of(self._components, scope["context"], token.strip())
 
     def _of_cookie(self, scope: Scope, headers: Headers) -> Key:
@@ -60,6 +65,10 @@ class Access:
             raise denied(self._components, scope["context"], "no key", count=False)
         require_own_page(scope["method"], headers)
         return key
+
+
+def _names_key(headers: Headers) -> bool:
+    return bool(headers.get(b"authorization") or headers.get(_AZURE))
 
 
 def is_open(path: str) -> bool:
@@ -130,7 +139,8 @@ def denied(
             "Too many wrong keys came from this address: wait a minute.", retry_after_s=wait_s
         )
     return Unauthenticated(
-        "A valid API key is needed: send it as Authorization: Bearer KEY, or sign in on the page."
+        "A valid API key is needed: send it as Authorization: Bearer KEY or as api-key: KEY, "
+        "or sign in on the page."
     )
 
 
@@ -148,6 +158,12 @@ def require_own_page(method: str, headers: Headers) -> None:
             "Authorization: Bearer KEY instead. If this is that page, set listen.public_url to its "
             "address: a proxy in front changes it."
         )
+
+
+def refuse_other_pages(method: str, headers: Headers) -> None:
+    """Raise ``Forbidden`` where a page of another site sent this. Programs say no ``Origin``."""
+    if headers.get(b"origin"):
+        require_own_page(method, headers)
 
 
 def _site_of(origin: str) -> str:

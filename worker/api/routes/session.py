@@ -17,6 +17,7 @@ from worker.api.client import read_json_body
 from worker.api.middleware.access import (
     key_behind,
     key_of,
+    refuse_other_pages,
     require_own_page,
     session_in,
     sessions_in,
@@ -37,6 +38,8 @@ _MAX_BODY_BYTES = 4096
 
 async def session(request: Request) -> Response:
     """Sign in, look who is, sign out."""
+    # It asks for no key, so nginx lets by whoever shows anything in a header.
+    refuse_other_pages(request.method, dict(request.scope["headers"]))
     if request.method == "POST":
         return await _sign_in(request)
     return await (_sign_out if request.method == "DELETE" else _get_session)(request)

@@ -177,10 +177,13 @@ def document(lifecycle: Lifecycle, describes: Iterable[Describe]) -> dict[str, A
             "schemas": schemas,
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
+                "azure_key": {"type": "apiKey", "in": "header", "name": "api-key"},
                 "sign_in": {"type": "apiKey", "in": "cookie", "name": cookies.COOKIE},
             },
         },
-        "security": [{"key": []}, {"sign_in": []}] if lifecycle.settings.auth == "keys" else [],
+        "security": [{"key": []}, {"azure_key": []}, {"sign_in": []}]
+        if lifecycle.settings.auth == "keys"
+        else [],
     }
 
 

@@ -121,6 +121,103 @@ async def test_no_route_answers_without_a_good_key(keyed: Keyed, method: str, pa
         assert answers[0].headers["WWW-Authenticate"] == "Bearer"
 
 
+FOREIGN = ["null", "http://evil.example", "app://obsidian.md", "chrome-extension://abc", "http://"]
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+async def test_a_key_in_a_header_is_good_from_any_page(keyed: Keyed, origin: str) -> None:
+    _, token = await keyed.make()
+    for proof in ({"Authorization": f"Bearer {token}"}, {"api-key": token}):
+        answer = await keyed.client.post(DRAW, json=BODY, headers={**proof, "Origin": origin})
+        assert answer.status_code == 200
+
+
+async def test_azures_header_is_as_good_as_bearer_and_no_better(keyed: Keyed) -> None:
+    _, good = await keyed.make()
+    _, off = await keyed.make("off", disabled=True)
+    tried = {
+        (200, "api-key", good),
+        (401, "api-key", "wrong"),
+        (401, "api-key", off),
+        (401, "api-key", f"Bearer {good}"),
+        (401, "x-api-key", good),
+    }
+    for status, name, token in tried:
+        answer = await keyed.client.get("/v1/models", headers={name: token})
+        assert answer.status_code == status, (name, token)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [("Bearer wrong", 401), ("Basic dTpw", 200), ("Bearer", 200), ("Bearer ", 200), ("", 200)],
+)
+async def test_a_bearer_that_is_there_counts_before_azures_header(
+    keyed: Keyed, authorization: str, status: int
+) -> None:
+    """A proxy in front may ask for a password of its own, which stands in Authorization."""
+    _, good = await keyed.make()
+    proof = {"api-key": good, "Authorization": authorization}
+    assert (await keyed.client.get("/v1/models", headers=proof)).status_code == status
+
+
+def changing_routes() -> list[tuple[str, str]]:
+    return [(method, path) for method, path in closed_routes() if method not in ("GET", "HEAD")]
+
+
+@pytest.mark.parametrize(("method", "path"), changing_routes())
+async def test_no_page_of_another_site_changes_anything_with_a_visitors_cookie(
+    keyed: Keyed, method: str, path: str
+) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    for origin in (*FOREIGN, "http://cell.evil.example", "http://cell:81", "http://cell@evil", ""):
+        answer = await keyed.with_cookie(cookie, method, path, Origin=origin)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden"), origin
+
+
+@pytest.mark.parametrize(
+    "shown", [{"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, {"api-key": "x"}]
+)
+async def test_whoever_shows_anything_in_a_header_has_no_cookie(
+    keyed: Keyed, shown: dict[str, str]
+) -> None:
+    """nginx lets by what has such a header, and a good cookie must not stand in for a bad key."""
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    for origin in (*FOREIGN, SITE["Origin"]):
+        headers = {**shown, "Origin": origin}
+        assert (await keyed.with_cookie(cookie, "POST", DRAW, **headers)).status_code == 401
+        assert (await keyed.with_cookie(cookie, **headers)).status_code == 401
+
+
+async def test_the_key_in_the_header_draws_whosever_cookie_is_there(keyed: Keyed) -> None:
+    _, of_ada = await keyed.make("ada")
+    _, of_olga = await keyed.make("olga", role="ops")
+    cookie = await keyed.cookie(of_olga)
+    keyed.client.cookies.clear()
+    answer = await keyed.draw(of_ada, Cookie=cookie, Origin="null")
+    assert answer.status_code == 200
+    assert {row["key"] for row in await used(keyed, of_olga, by="key")} == {"ada"}
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+@pytest.mark.parametrize(
+    "shown", [{}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, {"api-key": "x"}]
+)
+async def test_no_other_site_signs_in_or_out(
+    keyed: Keyed, origin: str, shown: dict[str, str]
+) -> None:
+    _, token = await keyed.make()
+    cookie = await keyed.cookie(token)
+    foreign = {**shown, "Origin": origin}
+    signed_in = await keyed.sign_in(token, **foreign)
+    assert (signed_in.status_code, "Set-Cookie" in signed_in.headers) == (403, False)
+    out = await keyed.with_cookie(cookie, "DELETE", "/v1/session?everywhere=true", **foreign)
+    assert (out.status_code, "Set-Cookie" in out.headers) == (403, False)
+    assert (await keyed.with_cookie(cookie)).status_code == 200
+    assert (await keyed.sign_in(token, **SITE)).status_code == 204
+
+
 async def test_a_good_key_draws_and_is_named_in_the_log(
     keyed: Keyed, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -355,7 +452,7 @@ async def test_signing_out_is_not_guessed(keyed: Keyed, query: str) -> None:
 async def test_other_sites_sign_nobody_out(keyed: Keyed) -> None:
     _, token = await keyed.make()
     cookie = await keyed.cookie(token)
-    for headers in ({}, {"Origin": "http://evil.example"}):
+    for headers in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
         answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **headers)
         assert answer.status_code == 403
     assert (await keyed.with_cookie(cookie)).status_code == 200
