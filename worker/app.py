@@ -14,6 +14,7 @@ from worker.api import answers
 from worker.api.middleware.access import Access
 from worker.api.middleware.direct import Direct
 from worker.api.middleware.poison import PoisonGuard
+from worker.api.middleware.prefix import OnePrefix
 from worker.api.middleware.request_context import RequestContexts
 from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
 from worker.api.schemas import openapi
@@ -77,6 +78,7 @@ def create_app(settings: Settings, load: Load) -> Application:
         routes=ROUTES,
         lifespan=lifespan,
         middleware=[
+            Middleware(OnePrefix),
             Middleware(
                 RequestContexts, worker=settings.name, metrics=built.metrics, traces=built.traces
             ),

@@ -119,6 +119,19 @@ def test_a_page_of_another_site_draws_with_a_key_and_never_with_a_cookie(
 DISGUISES = [
     "/v1//models",
     "//v1/models",
+    "/v1/v1/models",
+    "//v1//v1/models",
+    "/v1/v1/images/files/../../models",
+    "/v1/v1/images/files/..%2f..%2fmodels",
+    "//v1/session/../models",
+    "/v1/v1/session%2f..%2fmodels",
+    "/v1/v1/../v1/models",
+    "/v1/v1/../../metrics",
+    "/v1/v1/admin/drain",
+    "//metrics",
+    "//admin/drain",
+    "/v1%2f%2fmodels",
+    "/%2fv1/models",
     "/v1/./models",
     "/v1/images/files/../../models",
     "/v1/images/files/%2e%2e/%2e%2e/models",
@@ -155,6 +168,17 @@ def test_no_spelling_of_an_address_leads_past_the_key(keyed: RunningCell, path: 
         assert answer.status in (400, 401, 403, 404, 405), content
         assert b'"id"' not in content
         assert b"zimage_" not in content
+
+
+@pytest.mark.parametrize(
+    "path", ["//v1/models", "/v1//models", "/v1/v1/models", "//v1//v1//models"]
+)
+def test_a_slash_or_a_v1_too_many_leads_to_the_route_with_a_key(
+    keyed: RunningCell, path: str
+) -> None:
+    token = make(keyed, f"erin-{path.replace('/', '-')}")
+    known_after_s(keyed, token, 200)
+    assert httpx.get(keyed.url + path, headers=bearer(token)).json()["object"] == "list"
 
 
 def test_a_wrong_key_takes_no_longer_than_another(keyed: RunningCell) -> None:

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api.address import origin_of
 from worker.errors import (
     HandedBack,
     InvalidRequest,
@@ -123,7 +124,10 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if error.status_code == 404:
-        message = f"There is no {request.url.path[:100]} here: see the API's documentation."
+        message = (
+            f"There is no {request.url.path[:100]} here: see the API's documentation. "
+            f"The base URL of clients is {origin_of(request)[:200]}/v1."
+        )
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{request.method[:20]} is not possible here: use {allowed}."

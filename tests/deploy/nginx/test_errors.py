@@ -17,9 +17,9 @@ from worker.bounds import MAX_JOB_BODY_BYTES
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(200)
 MADE_BY_NGINX = (
     *(400, 401, 403, 404, 405, 411, 412, 413, 414, 415, 416, 421, 429),
-    *(460, 461, 494, 495, 496, 497, 500, 501, 502, 503, 504, 505, 507),
+    *(460, 461, 462, 494, 495, 496, 497, 500, 501, 502, 503, 504, 505, 507),
 )
-SENT_AS = {460: 403, 461: 421, 494: 431, 495: 400, 496: 400, 497: 400, 502: 503}
+SENT_AS = {460: 403, 461: 421, 462: 404, 494: 431, 495: 400, 496: 400, 497: 400, 502: 503}
 SLOT = "".join(f"location = /make/{n} {{ return {n}; }}\n" for n in MADE_BY_NGINX)
 
 
@@ -177,6 +177,18 @@ def test_refusals_say_when_to_come_back(broken: Site, status: int) -> None:
 def test_too_large_body_learns_the_limit(broken: Site) -> None:
     reply = broken.draw(prompt="x" * 3000)
     assert "2048 bytes" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [({}, 503, "unavailable"), ({"Origin": "http://evil.example"}, 403, "cross_site")],
+)
+def test_large_body_of_a_job_is_refused_in_json_whatever_for(
+    broken: Site, headers: dict[str, str], status: int, code: str
+) -> None:
+    """A job may be larger than what the addresses of errors would take by themselves."""
+    reply = broken.client.post("/v1/jobs", content=b"x" * 1_500_000, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
 
 
 def test_workers_that_never_answer_are_a_json_504(broken: Site) -> None:

@@ -88,7 +88,7 @@ def _arrival(text: bytes) -> float:
 
 
 class RequestContexts:
-    """Outermost middleware. Nothing above it answers, so no error leaves without the envelope."""
+    """Nothing above it answers, so no error leaves without the envelope."""
 
     def __init__(self, app: ASGIApp, worker: str, metrics: Metrics, traces: Traces) -> None:
         self._app = app

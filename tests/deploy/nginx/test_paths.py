@@ -1,0 +1,44 @@
+"""Addresses as clients make them of a base URL, and what OpenAI's API has besides."""
+
+import pytest
+
+from tests.deploy.nginx.site import Site
+
+DRAW = "/v1/images/generations"
+
+
+@pytest.mark.parametrize("path", ["/v1/v1/models", "/v1//v1/models", "//v1/v1/v1/models"])
+def test_v1_twice_is_v1_once(front: Site, path: str) -> None:
+    with front.worker("w1"):
+        reply = front.client.get(f"{front.client.base_url}".rstrip("/") + path)
+    assert (reply.status_code, reply.text) == (200, "w1 /v1/models")
+
+
+def test_a_drawing_under_v1_twice_is_a_drawing(front: Site) -> None:
+    with front.worker("w1"):
+        reply = front.client.post(f"/v1{DRAW}", json={"direct": True})
+    assert reply.json()["headers"]["x-again"] == "1"  # nginx counts it among drawings
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/v1/v1", "//v1"])
+@pytest.mark.parametrize("verb", ["edits", "variations"])
+def test_what_cannot_be_done_is_said_whatever_the_size(front: Site, prefix: str, verb: str) -> None:
+    """And without a worker. An SDK would send what gets a 5xx again."""
+    url = f"{front.client.base_url}".rstrip("/") + f"{prefix}/images/{verb}"
+    limit = front.config.limits.request.max_body_bytes
+    for size in (10, 3 * limit):
+        reply = front.client.post(url, files={"image": b"x" * size}, data={"prompt": "a"})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"]) == (404, "not_supported")
+        assert DRAW in error["message"]
+
+
+def test_pictures_of_other_sites_pages_are_refused_before(front: Site) -> None:
+    reply = front.client.post("/v1/images/edits", headers={"Origin": "http://evil.example"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")
+
+
+def test_nothing_is_there_without_v1_and_a_client_is_told(front: Site) -> None:
+    reply = front.client.get("/images/generations")
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"].endswith("The base URL of clients ends in /v1.")

@@ -1,0 +1,20 @@
+"""Addresses of the API, as clients make them of a base URL with a slash or a v1 too many."""
+
+import re
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_PREFIX = re.compile("/+(?:v1/+)+")
+
+
+class OnePrefix:
+    """``//v1/x``, ``/v1//x`` and ``/v1/v1/x`` are ``/v1/x``. Stands before whoever decides by a
+    path, so that nobody is let in by another spelling; what is behind the prefix stays as it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (prefix := _PREFIX.match(scope["path"])):
+            scope["path"] = "/v1/" + scope["path"][prefix.end() :]
+        await self._app(scope, receive, send)
