@@ -232,6 +232,8 @@ def _costs(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Cost
         memory_limit=memory.limit_bytes,
     )
     if table is not None:
+        if pipeline.info.device != "cpu":
+            calibration.complete(*about, table)
         return table, False
     if shipped is not None:
         return shipped, True

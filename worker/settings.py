@@ -90,6 +90,9 @@ class Settings(
     guidance_scale: float | None = Field(None, ge=0)
     """Default guidance of a request. None: the model's own."""
 
+    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
+    """Largest width × height of one picture."""
+
     gallery: Gallery = Gallery()
     objects: Objects = Objects()
     labels: Labels = Labels()

@@ -72,8 +72,6 @@ class ModelNames(Table):
 class RequestLimits(Table):
     """``[limits.request]``"""
 
-    max_pixels: int = Field(1024 * 1024, ge=256, le=4096 * 4096)
-    """Largest width × height of one picture."""
     max_steps: int = Field(50, ge=1)
     max_images: int = Field(10, ge=1)
     """Most pictures of one request: n × prompts."""

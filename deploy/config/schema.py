@@ -22,7 +22,6 @@ from worker.tables import (
     Labels,
     ModelNames,
     OwnerLimits,
-    RequestLimits,
     Table,
     Traces,
     Usage,
@@ -195,6 +194,10 @@ class WorkerGroup(Table):
                 "set how many GiB each may use, CUDA context (1 GiB) included",
             )
         return self
+
+
+class RequestLimits(tables.RequestLimits):
+    max_pixels: Annotated[int, Field(ge=256, le=4096 * 4096)] | Literal["auto"] = "auto"
 
 
 class Limits(Table):

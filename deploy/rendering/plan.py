@@ -10,17 +10,22 @@ from worker.models.parallel.links import Link, weakest
 CPU_WORKERS = 3
 """Enough to lose one, restart one and still draw; small models share a core without harm."""
 
+CPU_PIXELS = 1024 * 1024
+GPU_PIXELS = 1792 * 1024
+"""The largest size of OpenAI's dall-e and first gpt-image models; too slow on a CPU."""
+
 
 @dataclass(frozen=True)
 class WorkerPlan:
     """``device`` is ``cpu`` or a UUID, or several with commas between them; ``reason`` is for
-    people."""
+    people. ``max_pixels``: of a picture."""
 
     name: str
     device: str
     device_name: str
     threads: int
     vram_limit_gib: float | None
+    max_pixels: int
     reason: str
 
     @property
@@ -44,9 +49,10 @@ def plan(config: ClusterConfig, machine: Machine) -> Plan:
     places = [(group, _gpus(group, machine)) for group in groups for _ in range(group.count)]
     _check(config, machine, places)
     share = max(1, machine.cores // len(places))
+    pixels = _max_pixels(config, places)
     return Plan(
         tuple(
-            _worker(number, group, gpus, share, reason or _chosen(group, machine, share))
+            _worker(number, group, gpus, share, pixels, reason or _chosen(group, machine, share))
             for number, (group, gpus) in enumerate(places, start=1)
         )
     )
@@ -72,8 +78,21 @@ def _groups(config: ClusterConfig, machine: Machine) -> tuple[tuple[WorkerGroup,
     return (WorkerGroup(device="cpu", count=CPU_WORKERS),), reason
 
 
+def _max_pixels(config: ClusterConfig, places: list[tuple[WorkerGroup, tuple[Gpu, ...]]]) -> int:
+    """Of every worker the same: any may be asked."""
+    asked = config.limits.request.max_pixels
+    if asked != "auto":
+        return asked
+    return GPU_PIXELS if all(gpus for _, gpus in places) else CPU_PIXELS
+
+
 def _worker(
-    number: int, group: WorkerGroup, gpus: tuple[Gpu, ...], share: int, reason: str
+    number: int,
+    group: WorkerGroup,
+    gpus: tuple[Gpu, ...],
+    share: int,
+    max_pixels: int,
+    reason: str,
 ) -> WorkerPlan:
     return WorkerPlan(
         name=f"w{number}",
@@ -81,6 +100,7 @@ def _worker(
         device_name=" + ".join(f"{gpu.name} ({gpu.index})" for gpu in gpus) or "CPU",
         threads=share if group.threads == "auto" else group.threads,
         vram_limit_gib=None if group.vram_limit_gib == "auto" else group.vram_limit_gib,
+        max_pixels=max_pixels,
         reason=reason,
     )
 

@@ -202,6 +202,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "auth": config.listen.auth,
         **config.auth.model_dump(),
         **config.limits.request.model_dump(),
+        "max_pixels": worker.max_pixels,
         **config.limits.worker.model_dump(),
         **config.limits.owner.model_dump(),
         "gallery": config.gallery.model_dump(),

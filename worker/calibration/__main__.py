@@ -4,6 +4,7 @@ Prints one JSON line for each measurement and, at the end, the path of the table
 be free: a worker that draws at the same time doubles the figures.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -52,7 +53,11 @@ def calibrate(options: Options) -> None:
     memory = memory_of(pipeline.info, options.vram_limit_gib)
     sizes = _sizes(options.sizes) or calibration.default_sizes(pipeline, options.max_pixels)
     measured = []
-    for each in calibration.measure(pipeline, memory, sizes, options.max_batch, options.repeats):
+    work = [calibration.measure(pipeline, memory, sizes, options.max_batch, options.repeats)]
+    largest = calibration.largest_size(pipeline, options.max_pixels)
+    if pipeline.info.device != "cpu" and largest not in sizes:
+        work.append(calibration.measure_largest(options, pipeline, memory))
+    for each in itertools.chain(*work):
         measured.append(each)
         _say(vars(each))
     costs = calibration.costs_of(measured, memory, options.max_batch)

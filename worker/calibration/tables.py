@@ -50,7 +50,6 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "device": _device(settings, memory),
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
-        "largest": list(largest_size(pipeline, settings.max_pixels)),
         **(_cores(settings) if pipeline.info.device == "cpu" else {}),
         **versions(),
     }
@@ -114,15 +113,25 @@ def measure(
                 break
 
 
+def measure_largest(settings: Settings, pipeline: Pipeline, memory: Memory) -> Iterator[Measured]:
+    """One picture, once: for its peak, which is not in proportion where it is decoded in parts."""
+    largest = largest_size(pipeline, settings.max_pixels)
+    yield from measure(pipeline, memory, [largest], max_batch=1, repeats=0)
+
+
 def costs_of(measured: Sequence[Measured], memory: Memory, max_batch: int) -> Costs:
     """The engine's table of ``measured``."""
     costs = Costs(max_batch, memory.limit_bytes)
+    _record(costs, measured, memory)
+    return costs
+
+
+def _record(costs: Costs, measured: Sequence[Measured], memory: Memory) -> None:
     for each in measured:
         for kind in KINDS:
             costs.record(kind, each.size, each.rows, getattr(each, f"{kind}_s"))
         if each.peak_bytes is not None:
             costs.record_peak(each.size, each.rows, each.peak_bytes, memory.resident_bytes)
-    return costs
 
 
 def shipped(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs | None:
@@ -162,21 +171,51 @@ def _first(settings: Settings, pipeline: Pipeline, memory: Memory) -> Iterator[M
     if min(half) >= info.min_side:
         sizes = [(half[0], half[1])]
         yield from measure(pipeline, memory, sizes, settings.max_batch, repeats=1)
-    if (largest := largest_size(pipeline, settings.max_pixels)) != info.default_size:
-        # Once: its peak, which is not in proportion, for it may be decoded in parts.
-        yield from measure(pipeline, memory, [largest], max_batch=1, repeats=0)
+    if largest_size(pipeline, settings.max_pixels) != info.default_size:
+        yield from measure_largest(settings, pipeline, memory)
+
+
+def complete(settings: Settings, pipeline: Pipeline, memory: Memory, costs: Costs) -> None:
+    """Measure the largest size that may be asked for where ``costs``, which were loaded, do not
+    know it: they were measured when it was another. Kept for the next start."""
+    if costs.timed(largest_size(pipeline, settings.max_pixels)):
+        return
+    measured = list(measure_largest(settings, pipeline, memory))
+    costs.rebase(memory.resident_bytes)
+    _record(costs, measured, memory)
+    _save(settings, pipeline, memory, [*_rows(settings, pipeline, memory), *measured], costs)
+    log.event("largest size measured", shapes=len(measured))
+
+
+def _rows(settings: Settings, pipeline: Pipeline, memory: Memory) -> list[Measured]:
+    """Of the table that is there."""
+    path = path_of(settings, measured_on(settings, pipeline, memory))
+    try:
+        return [Measured(**row) for row in json.loads(path.read_bytes())["rows"]]
+    except (OSError, KeyError, ValueError, TypeError):
+        return []
 
 
 def _keep(
     settings: Settings, pipeline: Pipeline, memory: Memory, measured: Sequence[Measured]
 ) -> Costs:
     costs = costs_of(measured, memory, settings.max_batch)
+    _save(settings, pipeline, memory, measured, costs)
+    return costs
+
+
+def _save(
+    settings: Settings,
+    pipeline: Pipeline,
+    memory: Memory,
+    measured: Sequence[Measured],
+    costs: Costs,
+) -> None:
     on = measured_on(settings, pipeline, memory)
     try:
         save(path_of(settings, on), on, measured, costs)
     except OSError as error:  # a full disk: then the next start measures again
         log.failure("costs cannot be kept", error)
-    return costs
 
 
 def _quick(pipeline: Pipeline, memory: Memory, size: Size, max_batch: int) -> Iterator[Measured]:

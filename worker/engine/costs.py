@@ -114,6 +114,10 @@ class Costs:
         """Whether a step was ever timed."""
         return bool(self._times["step"])
 
+    def timed(self, size: Size) -> bool:
+        """Whether a step of ``size`` was ever timed."""
+        return size in self._times["step"]
+
     def knows(self, kind: Kind) -> bool:
         """Whether a call of ``kind`` was ever timed, whatever its size."""
         return bool(self._times[kind])

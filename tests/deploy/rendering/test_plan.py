@@ -46,6 +46,28 @@ def test_numbers_and_slices_of_the_file_become_uuids_and_limits() -> None:
     assert workers[2].threads == 3
 
 
+@pytest.mark.parametrize(
+    ("gpus", "workers", "pixels"),
+    [
+        ((A, B), "auto", 1792 * 1024),
+        ((), "auto", 1024 * 1024),
+        ((A,), [{"device": "0"}, {"device": "cpu"}], 1024 * 1024),  # either may be asked
+        ((A, B), [{"devices": "0,1"}], 1792 * 1024),
+        ((A,), [{"device": "cpu"}], 1024 * 1024),
+    ],
+)
+def test_pictures_may_be_as_large_as_openais_where_every_worker_has_a_gpu(
+    gpus: tuple[Gpu, ...], workers: object, pixels: int
+) -> None:
+    planned = plan(parse({"workers": workers}), machine(*gpus)).workers
+    assert {worker.max_pixels for worker in planned} == {pixels}
+
+
+def test_pictures_may_be_as_large_as_the_file_says() -> None:
+    config = parse({"limits": {"request": {"max_pixels": 65_536}}})
+    assert {worker.max_pixels for worker in plan(config, machine(A)).workers} == {65_536}
+
+
 def test_missing_gpu_is_refused_with_what_there_is() -> None:
     config = parse({"workers": [{"device": "7"}]})
     with pytest.raises(ConfigError, match=r'^workers\[0\].device: .* no GPU 7; it has "0" H100$'):

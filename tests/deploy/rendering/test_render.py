@@ -102,6 +102,7 @@ def test_worker_settings_are_those_of_the_file(
     read = Settings()
     assert (read.name, read.max_pixels, read.steps) == ("w1", 65536, 4)
     assert (read.model, read.guidance_scale) == ("synthetic:", None)
+    assert settings(GPU)["max_pixels"] == 1792 * 1024
 
 
 def test_workers_are_told_which_levers_to_pull() -> None:

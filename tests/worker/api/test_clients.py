@@ -8,6 +8,7 @@ import httpx
 import pytest
 from openai.types import ImageModel, ImagesResponse
 
+from deploy.rendering.plan import GPU_PIXELS
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker import tables
 
@@ -74,6 +75,24 @@ async def test_a_stream_of_dall_e_carries_its_pictures(client: httpx.AsyncClient
     answer = await client.post(DRAW, json=body)
     assert answer.status_code == 200
     assert '"b64_json":"' in answer.text
+
+
+OPENAI_SIZES = (
+    *("256x256", "512x512", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792"),
+    "auto",
+)
+
+
+@pytest.mark.parametrize("size", OPENAI_SIZES)
+async def test_every_size_of_openais_is_drawn_by_the_defaults_of_a_gpu(
+    home: Path, size: str
+) -> None:
+    settings = settings_in(home, max_pixels=GPU_PIXELS)
+    async with serving(migrated(settings)) as (service, client):
+        await ready(service)
+        answer = await client.post(DRAW, json={"prompt": "a", "size": size, "steps": 1})
+    assert answer.status_code == 200, answer.text
+    assert size in ("auto", answer.json()["size"])
 
 
 async def test_dify_finds_the_usage_that_it_reads(client: httpx.AsyncClient) -> None:

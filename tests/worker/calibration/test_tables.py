@@ -122,6 +122,56 @@ def test_a_start_measures_the_largest_size_once(home: Path) -> None:
         assert most == ([1] if largest == (544, 544) else [1, 2, 3, 4])
 
 
+def on_a_card() -> SyntheticPipeline:
+    pipeline = SyntheticPipeline("synthetic:step_ms=1")
+    pipeline.info = replace(pipeline.info, device="cuda:0")
+    return pipeline
+
+
+class Card(NoMemory):
+    """Takes 100 bytes by itself and 5000 more at the worst moment of a call."""
+
+    def peak_bytes(self) -> int | None:
+        return self.resident_bytes + 5000
+
+
+def test_a_table_stays_good_when_larger_pictures_are_allowed_and_learns_them_once(
+    home: Path,
+) -> None:
+    pipeline, memory = on_a_card(), Card(resident_bytes=100)
+    before = settings_in(home, max_pixels=256 * 256)
+    known = calibration.short(before, pipeline, memory).dump()
+    wider = settings_in(home, max_pixels=1792 * 1024)
+    costs = calibration.load(wider, pipeline, memory)
+    assert costs
+    assert costs.dump() == known
+    later = Card(resident_bytes=300)  # another process, which takes more by itself
+    calibration.complete(wider, pipeline, later, costs)
+    assert costs.timed((1344, 1344))
+    assert costs.predict_peak((1344, 1344), 1) == costs.predict_peak((256, 256), 1) == 5300
+    again = calibration.load(wider, pipeline, later)
+    assert again
+    assert again.dump() == costs.dump()
+    path = calibration.path_of(wider, calibration.measured_on(wider, pipeline, later))
+    rows = [(tuple(row["size"]), row["rows"]) for row in json.loads(path.read_text())["rows"]]
+    assert rows.count(((1344, 1344), 1)) == 1
+    assert ((256, 256), 1) in rows
+    for settings in (wider, before):  # what is known is not measured again
+        calibration.complete(settings, pipeline, later, again)
+    assert again.dump() == costs.dump()
+
+
+@pytest.mark.anyio
+async def test_a_worker_on_a_card_knows_its_largest_size_before_it_takes_work(
+    home: Path,
+) -> None:
+    small, wide = (settings_in(home, max_pixels=side * 256) for side in (256, 1024))
+    calibration.short(small, on_a_card(), CPU)
+    async with serving(wide, lambda _: on_a_card()) as (service, _):
+        await ready(service)
+        assert "512x512/1" in service.model.engine.state().step_ms
+
+
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
