@@ -95,8 +95,9 @@ def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
 
 
 def _row(picture: StoredImage) -> dict[str, Any]:
-    row = {**vars(picture), "words": search.searchable(picture.prompt)}
-    return {**row, **parameters.values(row.pop("parameters"))}
+    own = {name: value for name, value in vars(picture).items() if name in images.c}
+    words = search.searchable(picture.prompt)
+    return {**own, **parameters.values(picture.parameters), "words": words}
 
 
 def find(connection: sa.Connection, id: str) -> StoredImage | None:

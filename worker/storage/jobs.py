@@ -214,8 +214,7 @@ def create(
     stored = _stored_bytes(wish, told)
     require_share(connection, owner, share, images=len(wish.prompts), stored_bytes=stored)
     job_id = f"job_{secrets.token_hex(12)}"
-    own = ("prompts", "first_seed", "parameters")
-    values = {name: value for name, value in vars(wish).items() if name not in own}
+    values = {name: value for name, value in vars(wish).items() if name in jobs.c}
     connection.execute(
         jobs.insert().values(
             **values,
