@@ -48,7 +48,7 @@ def retry_of(request: Request, turn: str, asked: Generation) -> Retry | None:
     if asked.stream or (count is None and not key):
         return None
     owner = hashlib.blake2b(turn.encode(), digest_size=8).hexdigest()
-    form = (asked.response_format, asked.output_format, asked.quality, asked.store)
+    form = (asked.response_format, asked.output_format, asked.compression, asked.store)
     what = hashlib.blake2b(f"{turn}\n{key}\n{form}\n".encode(), digest_size=16)
     what.update(asked.normalised())
     return Retry(f"{owner}-{what.hexdigest()}", bool(key or count))

@@ -119,7 +119,7 @@ async def patch_image(request: Request) -> Response:
     """Change whether the picture is a favourite."""
     components, picture = components_of(request), await _asked(request)
     fields = Fields(json_object(await read_json_body(request, components.settings.max_body_bytes)))
-    refuse_unknown(fields, ("favourite",))
+    refuse_unknown(fields.values, ("favourite",))
     if fields.values.get("favourite") is None:
         bad("favourite", "is missing: send true or false", "missing_field")
     favourite = fields.flag("favourite")
@@ -191,7 +191,7 @@ def _lost(picture: StoredImage) -> ZimageError:
 
 def _wanted(query: QueryParams, caller: Caller) -> Wanted:
     fields = Fields(dict(query))
-    refuse_unknown(fields, _QUERIES)
+    refuse_unknown(fields.values, _QUERIES)
     favourite, limit = query.get("favourite"), query.get("limit", "50")
     if favourite is not None and favourite not in _FLAGS:
         bad("favourite", f"{favourite[:40]!r} is neither true nor false")

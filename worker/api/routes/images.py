@@ -85,7 +85,7 @@ def _drawing(request: Request, model: Model, asked: wire.Generation) -> Drawing:
         fingerprint=fingerprint_of(caller.turn, asked),
         output=Output(
             asked.output_format,
-            asked.quality,
+            asked.compression,
             inline=asked.response_format == "b64_json",
             gallery=gallery,
         ),

@@ -52,7 +52,7 @@ async def _sign_in(request: Request) -> Response:
         raise InvalidRequest("This cell has no keys: there is nothing to sign in to.", param="key")
     components.keys.require_current()
     body = Fields(json_object(await read_json_body(request, _MAX_BODY_BYTES)))
-    refuse_unknown(body, ("key",))
+    refuse_unknown(body.values, ("key",))
     context = context_of(request)
     try:
         key = key_of(components, context, body.text("key", ""))

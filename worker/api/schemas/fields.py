@@ -5,7 +5,6 @@ Each problem is an ``InvalidRequest`` that names the field, what is wrong and th
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -57,9 +56,9 @@ def _refuse_constant(word: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
-def refuse_unknown(fields: "Fields", known: Collection[str]) -> None:
+def refuse_unknown(values: Mapping[str, Any], known: Collection[str]) -> None:
     """A misspelt field must not be taken for one left out."""
-    for name in fields.values:
+    for name in values:
         if name in known:
             continue
         near = difflib.get_close_matches(name[:_LONGEST_NAME], known, 1)
@@ -67,14 +66,6 @@ def refuse_unknown(fields: "Fields", known: Collection[str]) -> None:
         hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(sorted(known))}"
         message = f"Unknown field {shown!r}: {hint}"
         raise InvalidRequest(message, param=shown, code="unknown_parameter")
-
-
-def passed_over(values: dict[str, Any], known: Collection[str]) -> tuple[str, ...]:
-    """The names in ``values`` that are not ``known``; they are taken out of it."""
-    unknown = tuple(name for name in values if name not in known)
-    for name in unknown:
-        del values[name]
-    return unknown
 
 
 def text_of(param: str, value: object, wanted: str = "text") -> str:
@@ -123,62 +114,38 @@ class Fields:
     def _get(self, name: str, check: Callable[[object], bool], wanted: str) -> Any:
         value = self.values.get(name)
         if value is not None and not check(value):
-            bad(name, f"must be {wanted}, not {_shown(value)}", "invalid_type")
+            bad(name, f"must be {wanted}, not {shown(value)}", "invalid_type")
         return value
 
     def text(self, name: str, default: str) -> str:
         value = self.values.get(name)
         return default if value is None else text_of(name, value)
 
-    def prompt(self, name: str, default: str, max_chars: int) -> str:
-        return bounded(name, self.text(name, default), max_chars)
-
     def flag(self, name: str, default: bool = False) -> bool:
         value = self._get(name, lambda v: isinstance(v, bool), "true or false")
         return default if value is None else bool(value)
 
-    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
-        value = self.text(name, default)
-        if value not in choices:
-            bad(name, f"{value[:40]!r} is not one of {', '.join(choices)}")
-        return value
-
     def optional_whole(self, name: str, low: int, high: int) -> int | None:
         value: int | None = self._get(name, _is_whole, "a whole number")
         if value is not None and not low <= value <= high:
-            bad(name, f"{_brief(value)} is out of range: {low} to {high}")
+            bad(name, f"{brief(value)} is out of range: {low} to {high}")
         return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         value = self.optional_whole(name, low, high)
         return default if value is None else value
 
-    def optional_number(self, name: str, low: float, high: float) -> float | None:
-        value = self._get(name, _is_number, "a number")
-        if value is not None and not low <= value <= high:
-            bad(name, f"{_brief(value)} is out of range: {low:g} to {high:g}")
-        return None if value is None else float(value)
 
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.optional_number(name, low, high)
-        return default if value is None else value
-
-
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A float where a whole number is wanted is shown itself; else JSON's word for its type."""
     return f"{value:.6g}" if isinstance(value, float) else kind_of(value)
 
 
-def _brief(value: float) -> str:
+def brief(value: float) -> str:
+    """``value`` in a complaint."""
     # A JSON integer may have thousands of digits, more than a float can hold.
     return str(value) if abs(value) < 10**20 else "the number"
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return not isinstance(value, float) or math.isfinite(value)

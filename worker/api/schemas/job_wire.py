@@ -2,101 +2,91 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, WithJsonSchema
 
 from worker.api.schemas import synonyms, wire
-from worker.api.schemas.fields import (
-    Fields,
-    bad,
-    bounded,
-    json_object,
-    kind_of,
-    refuse_unknown,
-    text_of,
-)
+from worker.api.schemas.fields import bad, bounded, json_object, kind_of, text_of
+from worker.api.schemas.forms import Once, Schema, names_of
+from worker.api.schemas.wire import Asked
 from worker.bounds import MAX_JOB_CHARS
 from worker.jobs.template import MAX_VARIABLE_CHARS, Bounds, expand
 from worker.models.base import ModelInfo
 from worker.models.prompt_limit import refuse
 from worker.settings import Settings
 from worker.storage.jobs import MAX_ITEMS, JobSpec
-from worker.types import Parameters
+from worker.types import FIELDS
 
 MAX_NAME_CHARS = 200
 MAX_VARIABLES = 20
 PRIORITY_NAMES = {int(value): name for name, value in wire.PRIORITIES.items()}
 
-KNOWN = (
-    "guidance_scale",
-    "idempotency_key",
-    "model",
-    "name",
-    "negative_prompt",
-    "output_compression",
-    "output_format",
-    "priority",
-    "prompts",
-    "seed",
-    "size",
-    "steps",
-    "template",
-    "variables",
-    "variants",
-)
+Texts = Annotated[Any, WithJsonSchema({})]
+"""What only a whole job shows to be right: ``schema`` says as much as can be said."""
+
+
+class JobForm(Asked):
+    """What a job may say."""
+
+    said: ClassVar[tuple[str, ...]] = tuple(n for n in wire.SAID if FIELDS[n].about.jobs)
+
+    name: str = Field("", max_length=MAX_NAME_CHARS)
+    prompts: Texts = None
+    template: Texts = None
+    variables: Texts = None
+    variants: int = Field(1, ge=1, le=MAX_ITEMS)
+    urgency: Literal["interactive", "batch"] = Field("batch", alias="priority")
+    idempotency_key: str | None = Field(None, max_length=200)
+
+
+@Once
+def _form(settings: Settings, info: ModelInfo) -> type[JobForm]:
+    return wire.form_of(JobForm, settings, info, {})
+
+
+KNOWN = tuple(sorted({*names_of(JobForm), *JobForm.said}))
 
 
 def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
     said = synonyms.translated(json_object(body), KNOWN)
     with said.named():
-        return _read(Fields(said.values), settings, info, default_seed)
+        asked = _form(settings, info).read(said.values)
+        wire.check_compression(asked)
+        prompts = _prompts(asked, settings)
+        _require_read_whole(prompts, asked.prompts is not None, info)
+        return JobSpec(
+            name=asked.name,
+            prompts=_with_variants(asked.variants, prompts),
+            first_seed=default_seed if asked.seed is None else asked.seed,
+            parameters=asked.parameters,
+            output_format=asked.output_format,
+            quality=asked.compression,
+            priority=asked.priority,
+            idempotency_key=asked.idempotency_key,
+            digest=_digest(said.values),
+        )
 
 
-def _read(fields: Fields, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
-    refuse_unknown(fields, KNOWN)
-    wire.check_model(fields, settings, info)
-    size = wire.size_of(fields, settings, info)
-    output_format = fields.choice("output_format", "png", wire.FORMATS)
-    wire.check_compression(fields, output_format)
-    seed = fields.optional_whole("seed", 0, wire.MAX_SEED)
-    prompts = prompts_of(fields, settings)
-    _require_read_whole(prompts, "prompts" in fields.values, info)
-    return JobSpec(
-        name=fields.prompt("name", "", MAX_NAME_CHARS),
-        prompts=_with_variants(fields, prompts),
-        first_seed=default_seed if seed is None else seed,
-        parameters=Parameters(
-            *size,
-            steps=wire.steps_of(fields, settings, info),
-            guidance_scale=wire.guidance_of(fields, settings, info),
-            negative_prompt=wire.negative_of(fields, settings, info),
-        ),
-        output_format=output_format,
-        quality=fields.optional_whole("output_compression", 0, 100),
-        priority=wire.PRIORITIES[fields.choice("priority", "batch", tuple(wire.PRIORITIES))],
-        idempotency_key=_idempotency_key(fields),
-        digest=_digest(fields),
-    )
-
-
-def prompts_of(fields: Fields, settings: Settings) -> list[str]:
-    """The prompts that ``prompts`` or ``template`` ask for, without variants."""
-    named = [name for name in ("prompts", "template") if fields.values.get(name) is not None]
+def _prompts(asked: JobForm, settings: Settings) -> list[str]:
+    """What ``prompts`` or ``template`` ask for, without variants."""
+    named = [each for each in (asked.prompts, asked.template) if each is not None]
     if len(named) != 1:
         what = "missing" if not named else "given beside template"
         code = "missing_required_parameter" if not named else "invalid_value"
         bad("prompts", f"{what}: give either a list of prompts or a template", code)
-    if named == ["template"]:
-        template = wire.one_prompt("template", fields.values["template"], settings)
+    if asked.template is not None:
+        template = wire.one_prompt("template", asked.template, settings)
         most = settings.max_prompt_chars
-        table = _variables(fields, most)
+        table = _variables(asked.variables, most)
         prompts = expand(template, table, Bounds(MAX_ITEMS, most, MAX_JOB_CHARS))
         _require_words(prompts)
         return prompts
-    if fields.values.get("variables") is not None:
+    if asked.variables is not None:
         bad("variables", "they belong to a template: use template in place of prompts")
-    given = _list("prompts", fields.values["prompts"])
+    given = _list("prompts", asked.prompts)
     return [wire.one_prompt(each, prompt, settings) for each, prompt in _numbered("prompts", given)]
 
 
@@ -115,8 +105,7 @@ def _require_read_whole(prompts: list[str], given: bool, info: ModelInfo) -> Non
         refuse("template", complaint, f"prompt {place + 1} that it makes has ")
 
 
-def _variables(fields: Fields, max_chars: int) -> dict[str, list[str]]:
-    table = fields.values.get("variables")
+def _variables(table: object, max_chars: int) -> dict[str, list[str]]:
     if table is None:
         return {}
     if not isinstance(table, dict):
@@ -154,8 +143,7 @@ def _list(param: str, value: object) -> list[Any]:
     return value
 
 
-def _with_variants(fields: Fields, prompts: list[str]) -> tuple[str, ...]:
-    variants = fields.whole("variants", 1, 1, MAX_ITEMS)
+def _with_variants(variants: int, prompts: list[str]) -> tuple[str, ...]:
     if variants * len(prompts) > MAX_ITEMS:
         bad(
             "variants",
@@ -165,31 +153,22 @@ def _with_variants(fields: Fields, prompts: list[str]) -> tuple[str, ...]:
     return tuple(prompt for prompt in prompts for _ in range(variants))
 
 
-def _idempotency_key(fields: Fields) -> str | None:
-    key = fields.values.get("idempotency_key")
-    return (
-        None if key is None else bounded("idempotency_key", fields.text("idempotency_key", ""), 200)
-    )
-
-
-def _digest(fields: Fields) -> str:
+def _digest(values: Mapping[str, Any]) -> str:
     """Of everything that was asked: the same for a resubmission only."""
-    asked = json.dumps({k: v for k, v in fields.values.items() if v is not None}, sort_keys=True)
+    asked = json.dumps({k: v for k, v in values.items() if v is not None}, sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
+def schema(settings: Settings, info: ModelInfo) -> Schema:
     """What ``parse`` takes, as JSON Schema, but for what only a whole template shows."""
-    shared = wire.schema(settings, info)["properties"]
-    prompt = shared["prompt"]["anyOf"][0]
+    known = _form(settings, info).schema_of()
+    prompt = wire.prompt_schema(settings, info)
     texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS}
     value = {"type": "string", "maxLength": settings.max_prompt_chars}
-    variants = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_ITEMS}
     list_, null = {"type": "array"}, {"type": "null"}
-    kept = {name: shared[name] for name in (*KNOWN, *synonyms.of(KNOWN)) if name in shared}
+    said = synonyms.schema(known["properties"], KNOWN)
     return {
-        "type": "object",
-        "additionalProperties": False,
+        **known,
         "anyOf": [
             {
                 "required": ["prompts"],
@@ -198,9 +177,7 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
             {"required": ["template"], "properties": {"prompts": null, "template": prompt}},
         ],
         "properties": {
-            **kept,
-            "name": {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS},
-            "idempotency_key": {"type": ["string", "null"], "maxLength": 200},
+            **said,
             "prompts": {**texts, "type": ["array", "null"], "items": prompt},
             "template": {**prompt, "type": ["string", "null"]},
             "variables": {
@@ -212,6 +189,5 @@ def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
                 },
                 "additionalProperties": {**texts, "items": value},
             },
-            "variants": variants,
         },
     }

@@ -97,14 +97,19 @@ def _size(sides: dict[str, Any]) -> str | None:
     return f"{width}x{height}"
 
 
-def schema(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """``properties`` of a JSON Schema, which describe our fields, with these words as well."""
+def schema(properties: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """``properties`` of a JSON Schema, which describe our ``known`` fields, with these words as
+    well."""
     ours = dict(properties)
     pattern = "^([0-9]{2,6}[x*][0-9]{2,6}|auto)$"
     ours["size"] = {**ours["size"], "pattern": pattern}
     ours["seed"] = {**ours["seed"], "minimum": -1, "description": "-1: the server chooses."}
     ours["output_format"] = {"enum": [*ours["output_format"]["enum"], "jpg"]}
-    same = {name: {**ours[own], "description": f"Means {own}."} for name, own in FIELDS.items()}
+    same = {
+        name: {**ours[own], "description": f"Means {own}."}
+        for name, own in FIELDS.items()
+        if own in known
+    }
     side = {
         "type": ["integer", "null"],
         "minimum": 1,

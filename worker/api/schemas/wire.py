@@ -1,46 +1,35 @@
-"""What the images API accepts: a request's JSON, checked field by field.
-
-Each problem is an ``InvalidRequest`` that names the field, what is wrong and the remedy.
-"""
+"""What the images API accepts, checked field by field."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, cast
+from functools import cached_property, lru_cache, partial
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import orjson
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, create_model
 
 from worker.api.schemas import synonyms
-from worker.api.schemas.fields import (
-    Fields,
-    bad,
-    bounded,
-    json_object,
-    passed_over,
-    refuse_unknown,
-    text_of,
-)
+from worker.api.schemas.fields import bad, bounded, json_object, text_of
+from worker.api.schemas.forms import Form, Once, Schema, names_of
 from worker.engine.request import Priority
 from worker.errors import NotFound
 from worker.models.base import ModelInfo
 from worker.settings import Settings
-from worker.types import DrawSpec, Parameters
+from worker.types import FIELDS, DrawSpec, Parameters
+
+A = TypeVar("A", bound="Asked")
 
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3
-MAX_GUIDANCE_SCALE = 30.0
 MAX_TIMEOUT_S = 86_400.0
-PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
-
 ImageFormat = Literal["png", "jpeg", "webp"]
-FORMATS = ("png", "jpeg", "webp")
-ANSWERS = ("b64_json", "url")
+FORMATS: tuple[str, ...] = get_args(ImageFormat)
+PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 
 _ANSWERED_WITH_LINKS = frozenset({"dall-e-2", "dall-e-3"})
 """Models whose default ``response_format`` is ``url`` in OpenAI's API."""
 
-IGNORED = (
+_OPENAIS = (
     "background",
     "complexity",
     "moderation",
@@ -49,52 +38,63 @@ IGNORED = (
     "style",
     "user",
 )
+IGNORED = tuple(name for name in _OPENAIS if name not in FIELDS)
 """Fields of OpenAI's API without a meaning here: they must be strings and change nothing."""
 
-KNOWN = (
-    "guidance_scale",
-    "model",
-    "n",
-    "negative_prompt",
-    "output_compression",
-    "output_format",
-    "partial_images",
-    "priority",
-    "prompt",
-    "reproducible",
-    "response_format",
-    "resume",
-    "seed",
-    "size",
-    "steps",
-    "store",
-    "stream",
-    "timeout_s",
-    *IGNORED,
-)
+SAID = tuple(name for name in FIELDS if name not in ("width", "height"))
+"""Parameters that requests say by their names; the sides are ``size``."""
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One checked request. ``seed`` None: the server chooses. ``quality`` is that of JPEG, WebP.
-    ``timeout_s`` counts from the request's arrival; None: no limit of its own. ``store``: the
-    pictures go into the gallery. ``resume``: the place of a stream that was cut, or empty.
-    ``ignored``: fields that nobody knows here."""
+class Asked(Form):
+    """What a request and a job have in common, beside ``Parameters`` and the limits of a cell,
+    which ``form_of`` adds. ``seed`` None: the server chooses. ``compression`` is the quality of
+    JPEG and WebP."""
 
-    prompts: tuple[str, ...]
-    n: int
-    parameters: Parameters
-    seed: int | None
-    response_format: Literal["b64_json", "url"]
-    output_format: ImageFormat
-    quality: int | None
-    stream: bool
-    partial_images: int
-    priority: Priority
-    timeout_s: float | None
+    said: ClassVar[tuple[str, ...]]
+    """The parameters that it may say by their names."""
+
+    model: str = ""
+    size: tuple[int, int]
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    output_format: ImageFormat = "png"
+    compression: int | None = Field(None, ge=0, le=100, alias="output_compression")
+    urgency: Literal["interactive", "batch"] = Field("interactive", alias="priority")
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """How its pictures are drawn."""
+        asked = vars(self)
+        return Parameters(*self.size, **{name: asked[name] for name in self.said})
+
+    @property
+    def priority(self) -> Priority:
+        """Who goes first."""
+        return PRIORITIES[self.urgency]
+
+
+class Generation(Asked):
+    """One checked request. ``timeout_s`` counts from the request's arrival; None: no limit of its
+    own. ``store``: the pictures go into the gallery. ``resume``: the place of a stream that was
+    cut, or empty."""
+
+    missing: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "prompt": ("missing: say what to draw", "missing_required_parameter")
+    }
+    said: ClassVar[tuple[str, ...]] = SAID
+
+    prompts: tuple[str, ...] = Field(alias="prompt")
+    n: int = 1
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=MAX_PARTIAL_IMAGES)
+    timeout_s: float | None = Field(None, ge=0.1, le=MAX_TIMEOUT_S)
     store: bool = True
     resume: str = ""
-    ignored: tuple[str, ...] = ()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields that nobody knows here."""
+        return tuple(self.model_extra or ())
 
     def specs(self, default_seed: int) -> tuple[DrawSpec, ...]:
         """The pictures in order: all n of the first prompt, then the next; seed + k, wrapping."""
@@ -114,55 +114,97 @@ class Generation:
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     """Check ``body`` against this worker's limits and its model's abilities."""
     said = synonyms.translated(json_object(body), KNOWN)
-    ignored = passed_over(said.values, KNOWN) if settings.unknown_fields == "ignore" else ()
     with said.named():
-        return _read(Fields(said.values), settings, info, ignored)
+        if said.values.get("response_format") is None:
+            said.values["response_format"] = _usual_answer(said.values)
+        asked = _form(settings, info).read(said.values)
+        _check_combinations(asked, settings)
+    return asked
 
 
-def _read(
-    fields: Fields, settings: Settings, info: ModelInfo, ignored: tuple[str, ...]
-) -> Generation:
-    refuse_unknown(fields, KNOWN)
-    check_model(fields, settings, info)
-    for name in IGNORED:
-        if name in fields.values:
-            fields.text(name, "")
-    prompts = _prompts(fields, settings, info)
-    n = fields.whole("n", 1, 1, settings.max_images)
-    if n * len(prompts) > settings.max_images:
+def _usual_answer(values: Mapping[str, Any]) -> str:
+    """The default of ``response_format``: OpenAI's for that model. A stream has no links."""
+    model = values.get("model")
+    linked = isinstance(model, str) and model.lower() in _ANSWERED_WITH_LINKS
+    return "url" if linked and not values.get("stream") else "b64_json"
+
+
+def _check_combinations(asked: Generation, settings: Settings) -> None:
+    pictures = asked.n * len(asked.prompts)
+    if pictures > settings.max_images:
         bad(
             "n",
-            f"{len(prompts)} prompts × n = {n} are {n * len(prompts)} pictures; one request may "
-            f"ask for {settings.max_images}: send several requests",
+            f"{len(asked.prompts)} prompts × n = {asked.n} are {pictures} pictures; one request "
+            f"may ask for {settings.max_images}: send several requests",
         )
-    size = size_of(fields, settings, info)
-    stream = fields.flag("stream")
-    response_format = fields.choice("response_format", _usual_answer(fields, stream), ANSWERS)
-    output_format = fields.choice("output_format", "png", FORMATS)
-    partial_images = fields.whole("partial_images", 0, 0, MAX_PARTIAL_IMAGES)
-    _check_combinations(stream, response_format, output_format, partial_images, fields)
-    return Generation(
-        prompts=prompts,
-        n=n,
-        parameters=Parameters(
-            *size,
-            steps=steps_of(fields, settings, info),
-            guidance_scale=guidance_of(fields, settings, info),
-            negative_prompt=negative_of(fields, settings, info),
-            reproducible=fields.flag("reproducible"),
-        ),
-        seed=fields.optional_whole("seed", 0, MAX_SEED),
-        response_format=cast(Literal["b64_json", "url"], response_format),
-        output_format=cast(ImageFormat, output_format),
-        quality=fields.optional_whole("output_compression", 0, 100),
-        stream=stream,
-        partial_images=partial_images,
-        priority=PRIORITIES[fields.choice("priority", "interactive", tuple(PRIORITIES))],
-        timeout_s=fields.optional_number("timeout_s", 0.1, MAX_TIMEOUT_S),
-        store=fields.flag("store", default=True),
-        resume=fields.text("resume", ""),
-        ignored=ignored,
-    )
+    if asked.stream and asked.response_format == "url":
+        bad(
+            "response_format",
+            "a stream carries its pictures itself: use b64_json, or url without stream",
+        )
+    if asked.partial_images and not asked.stream:
+        bad("partial_images", "previews need stream: true")
+    check_compression(asked)
+
+
+def check_compression(asked: Asked) -> None:
+    """Refuse ``output_compression`` where it has no meaning."""
+    if asked.output_format == "png" and asked.compression not in (None, 100):
+        bad("output_compression", "png is lossless: leave it out, or use jpeg or webp")
+
+
+@Once
+def _form(settings: Settings, info: ModelInfo) -> type[Generation]:
+    check = PlainValidator(partial(_prompts, settings, info))
+    prompt = prompt_schema(settings, info)
+    prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
+    told = WithJsonSchema({"anyOf": [prompt, prompts]})
+    own = {
+        **dict.fromkeys(IGNORED, (str, "")),
+        "prompts": (Annotated[tuple[str, ...], check, told], Field(alias="prompt")),
+        "n": (Annotated[int, Field(ge=1, le=settings.max_images)], 1),
+    }
+    extra: Literal["allow", "forbid"] = "allow" if settings.unknown_fields == "ignore" else "forbid"
+    return form_of(Generation, settings, info, own, extra)
+
+
+def form_of(
+    base: type[A],
+    settings: Settings,
+    info: ModelInfo,
+    own: Mapping[str, Any],
+    extra: Literal["allow", "forbid"] = "forbid",
+) -> type[A]:
+    """``base`` with this cell's limits, with ``Parameters``, and with fields of its ``own``."""
+    fields: dict[str, Any] = {"model": (_model(settings, info), ""), **own}
+    fields["size"] = _size(settings, info), Field(default_factory=lambda: info.default_size)
+    fields |= {name: _parameter(name, settings, info) for name in base.said}
+    return create_model(base.__name__, __base__=base, __cls_kwargs__={"extra": extra}, **fields)
+
+
+def _parameter(name: str, settings: Settings, info: ModelInfo) -> tuple[Any, Any]:
+    """Type and default of a field of ``Parameters``."""
+    field, guidance = FIELDS[name], settings.guidance_scale
+    models = {
+        "steps": settings.steps or info.default_steps,
+        "guidance_scale": info.default_guidance_scale if guidance is None else guidance,
+    }
+    return _type(name, settings, info), models.get(name, field.default)
+
+
+def _type(name: str, settings: Settings, info: ModelInfo) -> Any:
+    field = FIELDS[name]
+    if field.kind is bool:
+        return bool
+    if field.kind is str:
+        read = AfterValidator(partial(_read_whole, info, name))
+        return Annotated[str, Field(max_length=settings.max_prompt_chars), read]
+    high = field.about.high
+    most = getattr(settings, high) if isinstance(high, str) else high
+    return Annotated[field.kind, Field(ge=field.about.low, le=most)]
+
+
+# Fields that need more than a type and bounds
 
 
 def model_names(settings: Settings, info: ModelInfo) -> Mapping[str, str]:
@@ -184,43 +226,37 @@ def model_id(settings: Settings, info: ModelInfo) -> str:
     return settings.names.name or info.id
 
 
-def check_model(fields: Fields, settings: Settings, info: ModelInfo) -> None:
-    """Raise ``NotFound`` where field ``model`` names another one."""
-    asked = fields.text("model", "")
-    if fields.values.get("model") is not None and asked.lower() not in model_names(settings, info):
-        raise NotFound(
-            f"model: {asked[:100]!r} is not served here; "
-            f"use {model_id(settings, info)!r} or leave the field out.",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def _usual_answer(fields: Fields, stream: bool) -> str:
-    """The default of ``response_format``: OpenAI's for that model. A stream has no links."""
-    linked = (fields.values.get("model") or "").lower() in _ANSWERED_WITH_LINKS
-    return "url" if linked and not stream else "b64_json"
-
-
-def _prompts(fields: Fields, settings: Settings, info: ModelInfo) -> tuple[str, ...]:
-    value = fields.values.get("prompt")
-    if value is None:
-        bad("prompt", "missing: say what to draw", "missing_required_parameter")
-    if isinstance(value, list):
-        if not value:
-            bad("prompt", "the list is empty: give at least one prompt")
-        if len(value) > settings.max_images:
-            bad(
-                "prompt",
-                f"{len(value)} prompts; one request may have {settings.max_images}: "
-                "send several requests",
+def _model(settings: Settings, info: ModelInfo) -> Any:
+    def check(asked: str) -> str:
+        if asked.lower() not in model_names(settings, info):
+            raise NotFound(
+                f"model: {asked[:100]!r} is not served here; "
+                f"use {model_id(settings, info)!r} or leave the field out.",
+                param="model",
+                code="model_not_found",
             )
-        named = {f"prompt[{k}]": item for k, item in enumerate(value)}
-        return tuple(_read_whole(k, one_prompt(k, v, settings), info) for k, v in named.items())
-    return (_read_whole("prompt", one_prompt("prompt", value, settings), info),)
+        return asked
+
+    names = {model_id(settings, info), info.id, settings.model, *settings.names.aliases}
+    return Annotated[str, AfterValidator(check), WithJsonSchema({"enum": sorted(names)})]
 
 
-def _read_whole(param: str, text: str, info: ModelInfo) -> str:
+def _prompts(settings: Settings, info: ModelInfo, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return (_read_whole(info, "prompt", one_prompt("prompt", value, settings)),)
+    if not value:
+        bad("prompt", "the list is empty: give at least one prompt")
+    if len(value) > settings.max_images:
+        bad(
+            "prompt",
+            f"{len(value)} prompts; one request may have {settings.max_images}: "
+            "send several requests",
+        )
+    named = {f"prompt[{k}]": item for k, item in enumerate(value)}
+    return tuple(_read_whole(info, k, one_prompt(k, v, settings)) for k, v in named.items())
+
+
+def _read_whole(info: ModelInfo, param: str, text: str) -> str:
     if info.prompt_limit is not None:
         info.prompt_limit.check(param, text)
     return text
@@ -234,27 +270,13 @@ def one_prompt(param: str, value: object, settings: Settings) -> str:
     return bounded(param, text, settings.max_prompt_chars)
 
 
-def negative_of(fields: Fields, settings: Settings, info: ModelInfo) -> str:
-    """Field ``negative_prompt``."""
-    text = fields.prompt("negative_prompt", "", settings.max_prompt_chars)
-    return _read_whole("negative_prompt", text, info)
+def _size(settings: Settings, info: ModelInfo) -> Any:
+    told = WithJsonSchema({"type": "string", "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"})
+    return Annotated[tuple[int, int], PlainValidator(partial(_sides, settings, info)), told]
 
 
-def steps_of(fields: Fields, settings: Settings, info: ModelInfo) -> int:
-    """Field ``steps``, or the default."""
-    return fields.whole("steps", settings.steps or info.default_steps, 1, settings.max_steps)
-
-
-def guidance_of(fields: Fields, settings: Settings, info: ModelInfo) -> float:
-    """Field ``guidance_scale``, or the default."""
-    own = settings.guidance_scale
-    default = info.default_guidance_scale if own is None else own
-    return fields.number("guidance_scale", default, 0, MAX_GUIDANCE_SCALE)
-
-
-def size_of(fields: Fields, settings: Settings, info: ModelInfo) -> tuple[int, int]:
-    """Field ``size``: width and height."""
-    text = fields.text("size", "auto")
+def _sides(settings: Settings, info: ModelInfo, value: object) -> tuple[int, int]:
+    text = text_of("size", value)
     if text == "auto":
         return info.default_size
     match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
@@ -280,25 +302,6 @@ def size_of(fields: Fields, settings: Settings, info: ModelInfo) -> tuple[int, i
     return width, height
 
 
-def _check_combinations(
-    stream: bool, response_format: str, output_format: str, partial_images: int, fields: Fields
-) -> None:
-    if stream and response_format == "url":
-        bad(
-            "response_format",
-            "a stream carries its pictures itself: use b64_json, or url without stream",
-        )
-    if partial_images and not stream:
-        bad("partial_images", "previews need stream: true")
-    check_compression(fields, output_format)
-
-
-def check_compression(fields: Fields, output_format: str) -> None:
-    """Refuse ``output_compression`` where it has no meaning."""
-    if output_format == "png" and fields.values.get("output_compression") not in (None, 100):
-        bad("output_compression", "png is lossless: leave it out, or use jpeg or webp")
-
-
 def prompt_schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     """One prompt; tokens cannot be counted by a schema, so its description tells their limit."""
     known = {"type": "string", "maxLength": settings.max_prompt_chars, "pattern": r"\S"}
@@ -310,46 +313,10 @@ def prompt_schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
+KNOWN = tuple(sorted({*names_of(Generation), *IGNORED, *SAID}))
+
+
+def schema(settings: Settings, info: ModelInfo) -> Schema:
     """What ``parse`` takes, as JSON Schema; ``null`` counts as left out."""
-
-    def whole(low: int, high: int) -> dict[str, Any]:
-        return {"type": ["integer", "null"], "minimum": low, "maximum": high}
-
-    def number(low: float, high: float) -> dict[str, Any]:
-        return {"type": ["number", "null"], "minimum": low, "maximum": high}
-
-    def choice(*words: str) -> dict[str, Any]:
-        return {"enum": [*words, None]}
-
-    text, flag = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
-    prompt = prompt_schema(settings, info)
-    prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
-    names = {model_id(settings, info), info.id, settings.model, *settings.names.aliases}
-    own = {
-        **dict.fromkeys(IGNORED, text),
-        "prompt": {"anyOf": [prompt, prompts]},
-        "model": choice(*sorted(names)),
-        "n": whole(1, settings.max_images),
-        "size": {"type": ["string", "null"], "pattern": "^([0-9]{2,6}x[0-9]{2,6}|auto)$"},
-        "seed": whole(0, MAX_SEED),
-        "steps": whole(1, settings.max_steps),
-        "guidance_scale": number(0, MAX_GUIDANCE_SCALE),
-        "negative_prompt": {**text, "maxLength": settings.max_prompt_chars},
-        "reproducible": flag,
-        "response_format": choice(*ANSWERS),
-        "resume": text,
-        "output_format": choice(*FORMATS),
-        "output_compression": whole(0, 100),
-        "stream": flag,
-        "partial_images": whole(0, MAX_PARTIAL_IMAGES),
-        "priority": choice(*PRIORITIES),
-        "timeout_s": number(0.1, MAX_TIMEOUT_S),
-        "store": flag,
-    }
-    return {
-        "type": "object",
-        "required": ["prompt"],
-        "additionalProperties": settings.unknown_fields == "ignore",
-        "properties": synonyms.schema(own),
-    }
+    known = _form(settings, info).schema_of()
+    return {**known, "properties": synonyms.schema(known["properties"], KNOWN)}
