@@ -23,7 +23,7 @@ class Declared:
     ``low`` and ``high`` bound a number in requests; ``high`` may be the setting that does. Texts
     are bounded by ``max_prompt_chars`` and by what the model reads. ``jobs``: jobs take it, and
     tables keep it. ``since``: the migration that adds its columns, 0: it was always there.
-    ``label``: its name in a picture's file, for a later field.
+    ``label``: its name in a picture's file; the sides are ``Size``.
     """
 
     low: float | None = None
@@ -44,9 +44,9 @@ class Parameters:
 
     width: Annotated[int, Declared()]
     height: Annotated[int, Declared()]
-    steps: Annotated[int, Declared(low=1, high="max_steps")]
-    guidance_scale: Annotated[float, Declared(low=0, high=30)] = 0.0
-    negative_prompt: Annotated[str, Declared()] = ""
+    steps: Annotated[int, Declared(low=1, high="max_steps", label="Steps")]
+    guidance_scale: Annotated[float, Declared(low=0, high=30, label="CFG scale")] = 0.0
+    negative_prompt: Annotated[str, Declared(label="Negative prompt")] = ""
     reproducible: Annotated[bool, Declared(jobs=False)] = False
 
     @property

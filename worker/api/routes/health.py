@@ -68,13 +68,14 @@ def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
 def openapi(_: Lifecycle) -> Part:
     state = {
         "type": "object",
-        "required": ["ready", "queued", "running", "predicted_wait_s"],
+        "required": ["ready", "code", "phase", "queued", "running", "drawn", "predicted_wait_s"],
         "properties": {
             "ready": {"type": "boolean"},
             "code": {"type": "string", "description": "Digest of the sources that it runs."},
             "phase": {"type": "string"},
             "queued": {"type": "integer"},
             "running": {"type": "integer"},
+            "drawn": {"type": "integer", "description": "Pictures since its start."},
             "predicted_wait_s": {"type": "number"},
         },
     }

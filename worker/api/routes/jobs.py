@@ -369,7 +369,7 @@ def _paths() -> dict[str, dict[str, Any]]:
         "/v1/jobs/preview": {
             "post": operation(
                 "What a job would draw.",
-                {200: object_of(count=whole, tokens={"type": ["integer", "null"]})},
+                {200: _PREVIEW},
                 **made,
             )
         },
@@ -386,6 +386,13 @@ def _paths() -> dict[str, dict[str, Any]]:
         f"{_JOB}/results.zip": {"get": operation("What is done.", {200: archived}, **change)},
         **steering,
     }
+
+
+_PREVIEW = object_of(
+    count={"type": "integer"},
+    prompts={"type": "array", "items": {"type": "string"}, "maxItems": PREVIEWED},
+    tokens={"type": ["integer", "null"], "description": "Of the longest prompt."},
+)
 
 
 def _page(of: str) -> dict[str, Any]:
