@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,14 +25,37 @@ def helper_of(pid: int) -> int:
     return int(child)
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[Callable[[], WorkerProcess]]:
+    """A worker that lives: the one of the test before, or a new one."""
+    with ExitStack() as stack:
+        started: list[WorkerProcess] = []
+
+        def living() -> WorkerProcess:
+            if not started or started[-1].process.poll() is not None:
+                home = Path(stack.enter_context(TemporaryDirectory(prefix="zw-", dir="/tmp")))
+                new = worker(home, model="tiny", device="cpu,cpu", step_allowance_s="60")
+                started.append(stack.enter_context(new).wait_ready(LOADED_S))
+            return started[-1]
+
+        yield living
+
+
 @pytest.fixture
-def joined(home: Path) -> Iterator[WorkerProcess]:
-    with worker(home, model="tiny", device="cpu,cpu", step_allowance_s="60") as started:
-        yield started.wait_ready(LOADED_S)
+def joined(running: Callable[[], WorkerProcess]) -> WorkerProcess:
+    return running()
 
 
 def dead(pid: int) -> bool:
     return not is_alive(pid, time.monotonic())
+
+
+def test_the_helper_is_in_the_group_that_the_guard_kills(joined: WorkerProcess) -> None:
+    helper = helper_of(joined.process.pid)
+    fields = stat(helper)
+    assert fields is not None
+    assert int(fields[PARENT]) == joined.process.pid
+    assert os.getpgid(helper) == os.getpgid(joined.process.pid)
 
 
 def test_a_killed_helper_ends_the_worker_at_once(joined: WorkerProcess) -> None:
@@ -60,11 +85,3 @@ def test_a_stop_of_the_whole_group_lets_the_running_picture_be_finished(
     assert answers[0].status_code in (200, 503)  # drawn, or handed back before it had begun
     assert joined.wait() == 0
     wait_until(lambda: dead(helper))
-
-
-def test_the_helper_is_in_the_group_that_the_guard_kills(joined: WorkerProcess) -> None:
-    helper = helper_of(joined.process.pid)
-    fields = stat(helper)
-    assert fields is not None
-    assert int(fields[PARENT]) == joined.process.pid
-    assert os.getpgid(helper) == os.getpgid(joined.process.pid)

@@ -6,19 +6,23 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
 from tests.worker.conftest import settings_in
-from tests.worker.models.conftest import DEFAULTS, close, draw, go_on, spec
+from tests.worker.models.conftest import CPU, DEFAULTS, SMALL, close, draw, go_on, spec
 from worker import exits
 from worker.calibration.__main__ import Options
 from worker.models.base import DevicePoisoned, OutOfMemory
 from worker.models.loading import load as loading
 from worker.models.loading.folder import ModelLoadError
+from worker.models.loading.random_zimage import random_zimage
 from worker.models.parallel.team import PROGRAM, Team, plain
 from worker.models.parallel.ulysses import Shape, share_of, shares
 from worker.models.zimage.pipeline import ZImageStepwise
@@ -32,27 +36,76 @@ Split = Callable[..., Any]
 @pytest.fixture
 def split(zimage_folder: Path, home: Path) -> Split:
     """A pipeline on so many processes, and its team."""
-
-    @contextmanager
-    def started(world: int, program: Any = PROGRAM, **options: Any) -> Iterator[Any]:
-        device = ",".join(["cpu"] * world)
-        settings = settings_in(home, model=str(zimage_folder), device=device, dtype="float32")
-        team = Team.start(settings, program=program, **options)
-        try:
-            pipeline = loading.load(zimage_folder, DEFAULTS, settings, team)
-        except BaseException:
-            team.close()
-            raise
-        try:
-            yield pipeline, team
-        finally:
-            pipeline.close()
-
-    return started
+    return partial(started, home, zimage_folder)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_draw_what_one_draws(split: Split, stepwise: ZImageStepwise, world: int) -> None:
+@pytest.fixture(scope="class")
+def pair(zimage_folder: Path) -> Iterator[Any]:
+    """A pipeline on two processes, for tests that leave them as they are."""
+    with (
+        TemporaryDirectory(prefix="zw-", dir="/tmp") as home,
+        started(Path(home), zimage_folder, 2) as (pipeline, _),
+    ):
+        yield pipeline
+
+
+@contextmanager
+def started(
+    home: Path, folder: Path, world: int, program: Any = PROGRAM, **options: Any
+) -> Iterator[Any]:
+    device = ",".join(["cpu"] * world)
+    settings = settings_in(home, model=str(folder), device=device, dtype="float32")
+    team = Team.start(settings, program=program, **options)
+    try:
+        pipeline = loading.load(folder, DEFAULTS, settings, team)
+    except BaseException:
+        team.close()
+        raise
+    try:
+        yield pipeline, team
+    finally:
+        pipeline.close()
+
+
+class TestOfTwoProcesses:
+    def test_two_processes_draw_what_one_draws(self, pair: Any, stepwise: ZImageStepwise) -> None:
+        assert_drawn_alike(pair, stepwise)
+
+    @pytest.mark.parametrize("block", [0, 3])
+    def test_no_room_in_the_lead_fails_that_step_alone(
+        self, pair: Any, stepwise: ZImageStepwise, block: int
+    ) -> None:
+        model = pair._pipeline.transformer
+        layer = [*model.noise_refiner, *model.layers][block]
+
+        def fail(*_: Any) -> None:
+            hook.remove()
+            raise torch.OutOfMemoryError("no room on this card")
+
+        hook = layer.feed_forward.register_forward_pre_hook(fail)
+        with pytest.raises(OutOfMemory):
+            pair.step(pair.start([spec()]), go_on)
+        assert close(draw(pair, spec())[0], draw(stepwise, spec())[0])
+
+    def test_devices_that_are_slower_together_are_refused(
+        self, pair: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken = {"Share": 0.01, "Lead": 0.02}
+        monkeypatch.setattr(
+            "worker.models.parallel.split._quickest_s", lambda call, _: taken[type(call).__name__]
+        )
+        with pytest.raises(ModelLoadError, match="20 ms on 2 devices and 10 ms on one"):
+            pair._lead.require_gain(8)
+        taken["Lead"] = 0.009
+        pair._lead.require_gain(8)
+
+
+def test_three_processes_draw_what_one_draws(split: Split, stepwise: ZImageStepwise) -> None:
+    with split(3) as (pipeline, _):
+        assert_drawn_alike(pipeline, stepwise)
+
+
+def assert_drawn_alike(pipeline: Any, stepwise: ZImageStepwise) -> None:
     """Heads and tokens that cannot be divided evenly, among them."""
     specs = [
         spec(),
@@ -61,11 +114,10 @@ def test_processes_draw_what_one_draws(split: Split, stepwise: ZImageStepwise, w
         spec(guidance_scale=2.0, negative_prompt=LONG),
         spec(reproducible=True),
     ]
-    with split(world) as (pipeline, _):
-        for wanted in specs:
-            assert close(draw(pipeline, wanted)[0], draw(stepwise, wanted)[0]), wanted
-        together = draw(pipeline, spec(), spec("blue", seed=1))
-        assert close(together[1], draw(stepwise, spec("blue", seed=1))[0])
+    for wanted in specs:
+        assert close(draw(pipeline, wanted)[0], draw(stepwise, wanted)[0]), wanted
+    together = draw(pipeline, spec(), spec("blue", seed=1))
+    assert close(together[1], draw(stepwise, spec("blue", seed=1))[0])
 
 
 @pytest.mark.parametrize("block", [0, 2])
@@ -80,24 +132,6 @@ def test_no_room_in_a_helper_fails_that_step_alone(
             pipeline.step([sample], go_on)
         assert sample.step_index == 0
         assert torch.equal(sample.latents, before)
-        assert close(draw(pipeline, spec())[0], draw(stepwise, spec())[0])
-
-
-@pytest.mark.parametrize("block", [0, 3])
-def test_no_room_in_the_lead_fails_that_step_alone(
-    split: Split, stepwise: ZImageStepwise, block: int
-) -> None:
-    with split(2) as (pipeline, _):
-        model = pipeline._pipeline.transformer
-        layer = [*model.noise_refiner, *model.layers][block]
-
-        def fail(*_: Any) -> None:
-            hook.remove()
-            raise torch.OutOfMemoryError("no room on this card")
-
-        hook = layer.feed_forward.register_forward_pre_hook(fail)
-        with pytest.raises(OutOfMemory):
-            pipeline.step(pipeline.start([spec()]), go_on)
         assert close(draw(pipeline, spec())[0], draw(stepwise, spec())[0])
 
 
@@ -131,24 +165,14 @@ def test_a_hanging_helper_ends_its_lead_though_nobody_draws(split: Split) -> Non
         assert helper.wait(timeout=30) == -signal.SIGKILL
 
 
-def test_more_devices_than_heads_are_refused(split: Split) -> None:
-    refused = pytest.raises(ModelLoadError, match="5 devices for a model of 4 heads")
-    with refused, split(5, on_lost=lambda code: None):
-        pass
-
-
-def test_devices_that_are_slower_together_are_refused(
-    split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = {"Share": 0.01, "Lead": 0.02}
-    monkeypatch.setattr(
-        "worker.models.parallel.split._quickest_s", lambda call, _: taken[type(call).__name__]
+def test_more_devices_than_heads_are_refused(home: Path, tmp_path: Path) -> None:
+    one_head = SMALL.transformer | {"dim": 24, "n_heads": 1, "n_kv_heads": 1}
+    random_zimage(replace(SMALL, transformer=one_head), CPU, torch.float32).save_pretrained(
+        tmp_path
     )
-    with split(2) as (pipeline, _):
-        with pytest.raises(ModelLoadError, match="20 ms on 2 devices and 10 ms on one"):
-            pipeline._lead.require_gain(8)
-        taken["Lead"] = 0.009
-        pipeline._lead.require_gain(8)
+    refused = pytest.raises(ModelLoadError, match="2 devices for a model of 1 heads")
+    with refused, started(home, tmp_path, 2, on_lost=lambda code: None):
+        pass
 
 
 def test_a_helper_can_read_the_settings_of_any_program(home: Path) -> None:
