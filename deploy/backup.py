@@ -1,7 +1,8 @@
 """A cell's memory in one file, and back: database, the secret of its keys, pictures on request.
 
 A tar archive of a manifest that says so, ``zimage.db``, ``key-secret``, ``cluster.toml`` (for
-people: it is not put back) and ``images/…``. The database is copied through SQLite itself, so that
+people: it is not put back) and ``images/…``: the folder's and the bucket's, which all come back
+into the folder. The database is copied through SQLite itself, so that
 a running cell goes on writing meanwhile and the copy is whole.
 """
 
@@ -26,7 +27,10 @@ from urllib.parse import quote
 
 from deploy.cell import Cell, CellError
 from deploy.host import processes
-from deploy.layout import Layout
+from deploy.layout import Layout, objects_of
+from worker.errors import ObjectsAway
+from worker.storage.bucket_images import BucketImages
+from worker.storage.images import is_picture
 
 _DATABASE, _SECRET, _CONFIG, _IMAGES = "zimage.db", "key-secret", "cluster.toml", "images"
 _MANIFEST, _MAGIC, _VERSION = "manifest.json", "backup of a zimage-cluster cell", 1
@@ -75,6 +79,8 @@ def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> int:
                 archive.add(source, name)
             for picture in _pictures(cell.layout.images_dir) if images else ():
                 count += _add(archive, picture, cell.layout.images_dir)
+            if images and cell.config.objects.on:
+                count += _add_bucket(archive, cell)
     return count
 
 
@@ -268,6 +274,23 @@ def _add(archive: tarfile.TarFile, picture: Path, folder: Path) -> bool:
     except FileNotFoundError:
         return False  # its time was over
     return True
+
+
+def _add_bucket(archive: tarfile.TarFile, cell: Cell) -> int:
+    """The pictures of the bucket, and those that wait for it."""
+    stored, count = BucketImages.of(objects_of(cell.config), cell.layout.var_dir), 0
+    try:
+        for file in [*stored.bucket.files(), *stored.spool.waiting()]:
+            if is_picture(file.name):
+                with suppress(FileNotFoundError):  # its time was over
+                    data = stored.read(file.name)
+                    info = tarfile.TarInfo(f"{_IMAGES}/{file.name}")
+                    info.size, info.mtime, info.mode = len(data), int(file.modified_at), 0o600
+                    archive.addfile(info, io.BytesIO(data))
+                    count += 1
+    except ObjectsAway as error:
+        raise CellError(f"{cell.config.objects.url}: {error.why}") from None
+    return count
 
 
 def _move(source: Path, target: Path) -> None:

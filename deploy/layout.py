@@ -9,6 +9,7 @@ from pathlib import Path
 from deploy.config import ROOT, ClusterConfig
 from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
+from worker.tables import Objects
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
 
@@ -313,6 +314,13 @@ class Layout:
 def under_root(path: str) -> Path:
     """``path`` made absolute: ``~`` is home, and relative paths start at the installation."""
     return Path(os.path.normpath(BASE / Path(path).expanduser()))
+
+
+def objects_of(config: ClusterConfig) -> Objects:
+    """``[objects]`` as workers have it: with an absolute path."""
+    told = config.objects
+    path = str(under_root(told.credentials_file)) if told.on else ""
+    return Objects(**{**told.model_dump(), "credentials_file": path})
 
 
 def too_long_by(layout: Layout) -> int:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy import installation
 from deploy.config import ClusterConfig
-from deploy.layout import Layout, under_root
+from deploy.layout import Layout, objects_of
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
 from deploy.rendering.store_address import nameservers_of, store_address
@@ -207,7 +207,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         **config.limits.owner.model_dump(),
         "gallery": config.gallery.model_dump(),
         "labels": config.labels.model_dump(),
-        **objects_settings(config),
+        **({"objects": objects_of(config).model_dump()} if config.objects.on else {}),
         "audit": config.audit.model_dump(),
         "usage": config.usage.model_dump(),
         "traces": config.traces.model_dump(),
@@ -215,14 +215,6 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "strike_ttl_s": config.guard.strike_ttl_s,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def objects_settings(config: ClusterConfig) -> dict[str, Any]:
-    """The table ``objects`` of a worker's settings, where pictures go into a bucket."""
-    if not config.objects.on:
-        return {}
-    path = str(under_root(config.objects.credentials_file))
-    return {"objects": {**config.objects.model_dump(), "credentials_file": path}}
 
 
 def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.cell import Cell
 from deploy.finding import Finding
-from deploy.layout import under_root
+from deploy.layout import objects_of
 from deploy.rendering.store_address import CA_BUNDLE
 from worker.errors import ObjectsAway
 from worker.storage.bucket import LINK_S, Bucket, Credentials
@@ -26,16 +26,9 @@ _ACCESS = (
 )
 
 
-def objects_of(cell: Cell) -> Objects:
-    """``[objects]`` with an absolute path, as workers have it."""
-    told = cell.config.objects
-    path = str(under_root(told.credentials_file)) if told.on else ""
-    return Objects(**{**told.model_dump(), "credentials_file": path})
-
-
 def before_up(cell: Cell) -> Iterator[Finding]:
     """What must hold before workers start: a store that is away stops none of them."""
-    objects = objects_of(cell)
+    objects = objects_of(cell.config)
     if not objects.on:
         return
     if util.find_spec("obstore") is None:
@@ -58,7 +51,7 @@ def before_up(cell: Cell) -> Iterator[Finding]:
 
 def doctor(cell: Cell) -> Iterator[Finding]:
     """Everything that a worker and nginx do with the store, once."""
-    objects = objects_of(cell)
+    objects = objects_of(cell.config)
     if not objects.on or any(finding.level == "fail" for finding in before_up(cell)):
         return
     yield from _clock(objects)

@@ -29,7 +29,7 @@ class BucketImages:
     def __init__(self, bucket: Bucket, spool: Spool, folder: ImageStore) -> None:
         self.bucket = bucket
         self.spool = spool
-        self._folder = folder
+        self.folder = folder
 
     @classmethod
     def of(cls, objects: Objects, var_dir: Path) -> "BucketImages":
@@ -67,7 +67,7 @@ class BucketImages:
 
     def _here(self, name: str) -> ImageStore | None:
         """Which folder of this host has it, if any."""
-        return next((f for f in (self.spool.pictures, self._folder) if f.has(name)), None)
+        return next((f for f in (self.spool.pictures, self.folder) if f.has(name)), None)
 
     def read(self, name: str) -> bytes:
         here = self._here(name)
@@ -87,7 +87,7 @@ class BucketImages:
         # First here: who brings one of them to the bucket looks whether it is still here.
         try:
             self.spool.pictures.delete(pictures)
-            self._folder.delete(pictures)
+            self.folder.delete(pictures)
         finally:
             try:
                 self.bucket.delete(both)
@@ -96,12 +96,12 @@ class BucketImages:
 
     def files(self) -> list[StoredFile]:
         found = {file.name: file for file in self.bucket.files()}
-        for folder in (self._folder, self.spool.pictures):
+        for folder in (self.folder, self.spool.pictures):
             found |= {file.name: file for file in folder.files()}
         return list(found.values())
 
     def remove_empty_days(self, now: float) -> None:
-        for folder in (self._folder, self.spool.pictures):
+        for folder in (self.folder, self.spool.pictures):
             folder.remove_empty_days(now)
 
     # The way from the spool into the bucket

@@ -103,7 +103,7 @@ def test_commands_never_import_torch(config: Path) -> None:
 
 
 def test_what_few_commands_need_is_loaded_by_those_alone() -> None:
-    late = {"sqlalchemy", "alembic", "loadtest", "requests"}
+    late = {"obstore", "sqlalchemy", "alembic", "loadtest", "requests"}
     code = f"import sys, deploy.cli.app; print(sorted({late!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
