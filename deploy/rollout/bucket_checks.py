@@ -16,6 +16,8 @@ from deploy.layout import objects_of
 from deploy.rendering.store_address import CA_BUNDLE
 from worker.errors import ObjectsAway
 from worker.storage.bucket import LINK_S, Bucket, Credentials
+from worker.storage.images import ImageStore, StoredFile, is_file
+from worker.storage.spool import Spool
 from worker.tables import Objects
 
 _TIMEOUT_S = 5.0
@@ -52,6 +54,7 @@ def before_up(cell: Cell) -> Iterator[Finding]:
 def doctor(cell: Cell) -> Iterator[Finding]:
     """Everything that a worker and nginx do with the store, once."""
     objects = objects_of(cell.config)
+    yield from _left_here(cell)
     if not objects.on or any(finding.level == "fail" for finding in before_up(cell)):
         return
     yield from _clock(objects)
@@ -65,6 +68,33 @@ def doctor(cell: Cell) -> Iterator[Finding]:
         yield Finding("fail", "objects", text, _ACCESS)
     finally:
         _delete(bucket, name)
+
+
+def _left_here(cell: Cell) -> Iterator[Finding]:
+    """Pictures on this host that should be elsewhere."""
+    var_dir, on = cell.layout.var_dir, cell.config.objects.on
+    waiting = Spool(var_dir / "spool", 0).waiting()
+    if waiting and on:
+        text = f"{len(waiting):,} pictures wait for it, the first for {_age(waiting[0])}"
+        yield Finding(
+            "warn", "objects", text, "mend the store: they are brought to it by themselves"
+        )
+    elif waiting:
+        text = f"{len(waiting):,} pictures in {var_dir / 'spool'} are in no gallery"
+        yield Finding(
+            "warn", "objects", text, "set objects.url again, then: zimage images move --back"
+        )
+    old = (
+        sum(is_file(file.name) for file in ImageStore(cell.layout.images_dir).files()) if on else 0
+    )
+    if old:
+        text = f"{old:,} files are still in {cell.layout.images_dir}"
+        yield Finding("warn", "objects", text, "zimage images move")
+
+
+def _age(file: StoredFile) -> str:
+    minutes = int(time.time() - file.modified_at) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _used(objects: Objects, bucket: Bucket, name: str) -> Iterator[Finding]:

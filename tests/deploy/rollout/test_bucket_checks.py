@@ -1,5 +1,6 @@
 """What `zimage up` and `zimage doctor` say of the store of pictures, against a real one."""
 
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from deploy.config import parse
 from deploy.rollout import bucket_checks
 from tests.object_store import ObjectStore
 from tests.ports import free_port
+from tests.worker.storage.conftest import DAY
 from worker.storage.bucket import Bucket
+from worker.storage.bucket_images import BucketImages
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -101,3 +104,24 @@ def test_a_store_that_checks_no_signature_is_found(
     found = told(cell(tmp_path, object_store))
     assert found[0] == ("fail", "the store takes an address whose signature is wrong")
     assert found[1][0] == "warn"
+
+
+def test_pictures_that_are_still_on_this_host_are_counted(
+    tmp_path: Path, object_store: ObjectStore
+) -> None:
+    gone = cell(tmp_path, object_store, endpoint=f"http://127.0.0.1:{free_port()}")
+    kept = BucketImages.of(object_store.objects("checks"), gone.layout.var_dir)
+    kept.spool.add([(f"{DAY}/img_waits.png", b"waits")])
+    long_ago = time.time() - 2 * 3600 - 60
+    os.utime(kept.spool.pictures.path(f"{DAY}/img_waits.png"), (long_ago, long_ago))
+    kept.folder.save(f"{DAY}/img_old.png", b"old")
+    waits, old, away = bucket_checks.doctor(gone)
+    assert waits.text == "1 pictures wait for it, the first for 2 h 1 min"
+    assert (old.text, old.remedy) == (
+        f"1 files are still in {gone.layout.images_dir}",
+        "zimage images move",
+    )
+    assert away.level == "fail"
+    plain = Cell(parse({"cell": {"var_dir": str(gone.layout.var_dir)}}), tmp_path / "cluster.toml")
+    [left] = bucket_checks.doctor(plain)
+    assert "are in no gallery" in left.text
