@@ -10,6 +10,7 @@ from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
 from tests.object_store import ObjectStore
+from tests.postgres import postgres  # noqa: F401 — a fixture
 
 CELLS = "tests/cluster/"
 LONG_S = {

@@ -66,7 +66,11 @@ def _torch_build() -> str:
         return "cuda"
 
 
-_EXTRAS = {"hopper.txt": "flash-attn-4", "otel.txt": "opentelemetry-exporter-otlp-proto-http"}
+_EXTRAS = {
+    "hopper.txt": "flash-attn-4",
+    "otel.txt": "opentelemetry-exporter-otlp-proto-http",
+    "postgres.txt": "psycopg",
+}
 """List of each extra's packages, and the one that shows that it is installed."""
 
 

@@ -12,13 +12,13 @@ import anyio
 import httpx
 import pytest
 
+from tests.postgres import Server
+from tests.worker import databases
 from worker.app import create_app
 from worker.lifecycle import Lifecycle
 from worker.models.base import Pipeline
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
-from worker.storage.database import sqlite_url
-from worker.storage.migrations import migrate
 
 
 @pytest.fixture
@@ -34,6 +34,26 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    databases.parametrize(metafunc)
+
+
+@pytest.fixture(scope="session")
+def emptied(postgres: Server) -> Iterator[databases.Emptied]:
+    with postgres.database("zimage_test") as url:
+        yield databases.Emptied(postgres, url)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """A migrated database of each kind in turn, which is the one of the workers in ``home``."""
+    if request.param == "postgresql":
+        yield from request.getfixturevalue("emptied").use(home)
+    else:
+        databases.prepare(databases.url_of(home))
+        yield databases.url_of(home)
+
+
 @pytest.fixture
 def settings(home: Path) -> Settings:
     return settings_in(home)
@@ -41,12 +61,13 @@ def settings(home: Path) -> Settings:
 
 def settings_in(home: Path, **changes: Any) -> Settings:
     values = {"run_dir": home / "run", "var_dir": home, "model": "synthetic:step_ms=1"}
+    values["database_url"] = databases.url_of(home)
     return Settings(**{**values, **changes})
 
 
 def migrated(settings: Settings) -> Settings:
     """``settings`` with the database of their ``var_dir`` made, as ``zimage up`` does."""
-    migrate(settings.database_url or sqlite_url(settings.var_dir / "zimage.db"))
+    databases.prepare(settings.database_url or databases.url_of(settings.var_dir))
     return settings
 
 

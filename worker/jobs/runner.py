@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -36,9 +36,9 @@ from worker.generation.components import Components
 from worker.generation.request import priority_of
 from worker.jobs.drawing import Held, Tools, draw, require_allowed
 from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
-from worker.storage.database import Database, give_space_back
+from worker.storage.database import Database, clock, give_space_back
 from worker.storage.gallery import StoredImage
-from worker.storage.leases import LEASE_S, Leased, Offer
+from worker.storage.leases import LEASE_S, Leased, LeaseSnapshot, Offer
 
 T = TypeVar("T")
 
@@ -146,10 +146,7 @@ class Runner:
 
     async def _round(self) -> bool:
         """Do what is due; whether there may be more to do at once."""
-        now = time.time()
-        snapshot, mine = await self._database.read(
-            lambda c: (leases.snapshot(c, now), leases.held_by(c, self._holder))
-        )
+        now, snapshot, mine = await self._database.read(self._look)
         await self._compare(mine)
         await self._hold_on(now)
         if snapshot.offer is not None or snapshot.holders:
@@ -158,7 +155,11 @@ class Runner:
         if dead or snapshot.late:
             await self._end(dead, now)
             return True
-        return snapshot.offer is not None and await self._take(snapshot.offer)
+        return snapshot.offer is not None and await self._take(snapshot.offer, now)
+
+    def _look(self, connection: sa.Connection) -> tuple[float, LeaseSnapshot, frozenset[str]]:
+        now = clock(connection)
+        return now, leases.snapshot(connection, now), leases.held_by(connection, self._holder)
 
     async def _hold_on(self, now: float) -> None:
         if self._held and now - self._renewed_at > LEASE_S / 3:
@@ -188,7 +189,7 @@ class Runner:
             log.event("leases of others ended", items=ended, dead=len(dead))
             self._notifier.notify()
 
-    async def _take(self, offer: Offer) -> bool:
+    async def _take(self, offer: Offer, now: float) -> bool:
         """Lease some more, if there is room; whether anything was leased."""
         components = self._ready()
         if components is None or self._closed:
@@ -201,11 +202,10 @@ class Runner:
             return True  # there may be something of others
         components.encoders.require_room()
         await components.image_threads.do(components.images.require_home)
-        now = time.time()
         self._renewed_at = self._renewed_at if self._held else now
         taken = await self._database.run(
             lambda c: leases.take(
-                c, self._holder, _new_lease, lambda o: self._most(engine, workers, o), now
+                c, self._holder, _new_lease, lambda o: self._most(engine, workers, o), clock(c)
             )
         )
         for item in taken:
@@ -262,15 +262,15 @@ class Runner:
         """Lease nothing of ``owner`` for so long: item by item, its jobs would be chosen before
         all others, for nobody has fewer under way. A key that was changed a moment ago, and is
         not read yet, is not held."""
-        key, until = self._tools.key_of(owner), time.time() + min(wait_s, _LOOK_AT_LIMITS_S)
+        key, held_s = self._tools.key_of(owner), min(wait_s, _LOOK_AT_LIMITS_S)
 
         def work(connection: sa.Connection) -> None:
             if key != keys.find(connection, owner):
                 raise Unavailable("The limits of a key have just been changed.")
-            job_turns.hold(connection, owner, until)
+            job_turns.hold(connection, owner, clock(connection) + held_s)
 
         await self._database.run(work)
-        log.event("jobs of an owner are held", owner=owner, seconds=round(until - time.time()))
+        log.event("jobs of an owner are held", owner=owner, seconds=round(held_s))
         self._notifier.notify()
 
     def _begin(self, held: Held, components: Components) -> None:
@@ -299,7 +299,7 @@ class Runner:
 
     async def _finish(self, held: Held, image: StoredImage, components: Components) -> None:
         def work(connection: sa.Connection) -> bool:
-            if not leases.finish(connection, held.item, image.id, time.time()):
+            if not leases.finish(connection, held.item, image.id, clock(connection)):
                 return False
             gallery.insert(connection, image)
             usage.apply(connection, held.used)
@@ -315,31 +315,27 @@ class Runner:
 
     async def _settle(self, item: Leased, error: ZimageError) -> None:
         """``item`` has no picture: another attempt, or none."""
-        now = time.time()
         code = error.code, error.message
         match error:
             case HandedBack():
                 await self._surely(lambda c: leases.requeue(c, item))
             case StorageFailed():
-                later = now + _NO_ROOM_S
-                await self._surely(lambda c: leases.requeue(c, item, not_before=later, why=code))
+                await self._postpone(item, _NO_ROOM_S, why=code)
             case LimitReached():
                 # Told as a reason: it may be tomorrow before the key may draw again.
                 with contextlib.suppress(Unavailable):  # then the next one is refused as well
                     await self._hold_owner(item.owner, error.retry_after_s)
-                later = now + _BUSY_S
-                await self._surely(lambda c: leases.requeue(c, item, not_before=later, why=code))
+                await self._postpone(item, _BUSY_S, why=code)
             case Unavailable():
-                later = now + _BUSY_S * (1 + secrets.randbelow(1000) / 1000)
-                await self._surely(lambda c: leases.requeue(c, item, not_before=later))
+                await self._postpone(item, _BUSY_S * (1 + secrets.randbelow(1000) / 1000))
             case DrawingFailed() if item.tries + 1 < MAX_TRIES:
-                later = now + 2.0**item.tries
-                await self._surely(
-                    lambda c: leases.requeue(c, item, not_before=later, tried=True, why=code)
-                )
+                await self._postpone(item, 2.0**item.tries, tried=True, why=code)
             case _:
                 self._tools.metrics.job_items.labels("failed").inc()
-                await self._surely(lambda c: _fail(c, item, error, now))
+                await self._surely(lambda c: _fail(c, item, error, clock(c)))
+
+    async def _postpone(self, item: Leased, wait_s: float, **more: Any) -> None:
+        await self._surely(lambda c: leases.requeue(c, item, not_before=clock(c) + wait_s, **more))
 
     async def _surely(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of ``work``, however long the database is away: it may be repeated."""

@@ -1,8 +1,8 @@
 """The cell's database: transactions off the event loop, each with a deadline.
 
-SQLite in WAL mode by default; PostgreSQL can follow by URL, so nothing outside this module and the
-migrations may depend on either. A database that is locked, full, gone or not migrated raises
-``StoreAway``: what can do without it goes on.
+SQLite in WAL mode by default, PostgreSQL by URL: nothing outside this module, ``postgres``,
+``search`` and the migrations may depend on either. A database that is locked, full, gone or not
+migrated raises ``StoreAway``: what can do without it goes on.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from worker.errors import StoreAway
+from worker.storage import postgres
+from worker.storage.locks import lock
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -26,8 +28,11 @@ _WRITERS = 1  # two would poll for SQLite's lock, and one lose to the other agai
 _READERS = 2  # of their own: they wait for no writer, nor for a thread that does
 _SEARCHERS = 2  # so that whoever reads a row or two never waits for one who looks at all of them
 _KEY_READERS = 1  # a key that was revoked must not stay good because others read
+_CONNECTIONS = _WRITERS + _READERS + _SEARCHERS + _KEY_READERS
 _MAX_WAITING = 256
+_SQLITE_S, _POSTGRES_S = 5.0, 2.0
 _SEARCH_S = 1.0
+_ATTEMPTS = 3  # of a transaction that others are in the way of
 _STEPS = 20_000  # of SQLite's machine between two looks at the clock: about a millisecond
 _MAX_LOG_BYTES = 64 << 20  # of the write-ahead log once a large transaction is over
 _SPARE_PAGES = 1024  # of 4 KiB
@@ -40,25 +45,36 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def is_sqlite(url: str) -> bool:
+    """Whether ``url`` names an SQLite file."""
+    return url.startswith("sqlite:")
+
+
 class QueryTooLong(Exception):
     """A search took longer than any may, and was ended."""
 
 
+class _InTheWay(StoreAway):
+    """Another transaction; the next attempt may succeed."""
+
+
 class Database:
-    """``timeout_s`` bounds each call, waiting for other writers included. Each kind of call has
-    threads and connections of its own, so that none waits for another kind.
+    """``timeout_s`` bounds each call, waiting for other writers included; what does not answer is
+    waited for a second longer. Each kind of call has threads and connections of its own, so that
+    none waits for another kind.
 
     An SQLite file must exist (``migrations.migrate`` makes it): a deleted one is not replaced by
     an empty one in silence.
     """
 
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
-        self._timeout_s = timeout_s
-        self._engine = create_engine(url, timeout_s)
+    def __init__(self, url: str, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s or (_SQLITE_S if is_sqlite(url) else _POSTGRES_S)
+        self._engine = create_engine(url, self._timeout_s)
         self._writers = _Lane(_WRITERS, "database-write")
         self._readers = _Lane(_READERS, "database-read")
         self._searchers = _Lane(_SEARCHERS, "database-search")
         self._key_readers = _Lane(_KEY_READERS, "database-keys")
+        self._closed = False
         self.failures = 0
         """Calls that raised ``StoreAway``."""
 
@@ -68,7 +84,7 @@ class Database:
         After a ``StoreAway`` for lack of time the transaction may still be committed: give what
         must not happen twice a unique key.
         """
-        return await self._call(self._writers, lambda: self._transaction(work))
+        return await self._call(self._writers, lambda: self._writing(work))
 
     async def run_each(
         self, rows: Sequence[Row], work: Callable[[sa.Connection, Sequence[Row]], object]
@@ -109,7 +125,7 @@ class Database:
             return await self._call(lane, lambda: self._reading(work, self._timeout_s))
         except QueryTooLong:
             self.failures += 1
-            raise StoreAway("The database cannot be used now (it is too slow).") from None
+            raise _too_slow() from None
 
     def _reading(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
         def limited(connection: sa.Connection) -> T:
@@ -118,18 +134,32 @@ class Database:
 
         return self._transaction(limited, read_only=True)
 
+    def _writing(self, work: Callable[[sa.Connection], T]) -> T:
+        try:
+            for _ in range(_ATTEMPTS - 1):
+                with suppress(_InTheWay):
+                    return self._transaction(work)
+            return self._transaction(work)
+        except QueryTooLong:
+            raise _too_slow() from None
+
     def _transaction(self, work: Callable[[sa.Connection], T], *, read_only: bool = False) -> T:
+        pool = self._engine.pool
         try:
             with self._engine.connect() as connection:
-                connection = connection.execution_options(read_only=read_only)
+                connection = connection.execution_options(**_mode(connection, read_only))
                 with connection.begin():
                     return work(connection)
-        except (exc.OperationalError, exc.DatabaseError) as error:
+        except exc.DBAPIError as error:
             if isinstance(error, exc.IntegrityError | exc.DataError):
                 raise  # the caller's own mistake or its duplicate key
             if _was_limited(error):
                 raise QueryTooLong from None
-            raise StoreAway(f"The database cannot be used now ({_why(error)}).") from error
+            away = _InTheWay if postgres.is_conflict(error) else StoreAway
+            raise away(f"The database cannot be used now ({_why(error)}).") from error
+        finally:
+            if self._closed:
+                pool.dispose()  # nobody else closes what came back to it since
 
     async def _call(self, lane: "_Lane", work: Callable[[], T]) -> T:
         try:
@@ -145,9 +175,11 @@ class Database:
             async with asyncio.timeout(self._timeout_s + 1):
                 return await asyncio.shield(call)
         except TimeoutError:
+            call.cancel()  # nobody waits for it: if it has not begun, it never does
             raise StoreAway("The database cannot be used now (it does not answer).") from None
 
     def close(self) -> None:
+        self._closed = True
         for lane in (self._writers, self._readers, self._searchers, self._key_readers):
             lane.close()
         self._engine.dispose()
@@ -180,16 +212,16 @@ class _Lane:
 
 def create_engine(url: str, timeout_s: float) -> sa.Engine:
     """An engine whose SQLite connections are durable, wait at most ``timeout_s`` for other
-    writers, and notice that their file was replaced."""
+    writers, and notice that their file was replaced. For PostgreSQL's see ``postgres``."""
     made = sa.make_url(url)
     if made.get_backend_name() != "sqlite":
-        return sa.create_engine(made, pool_pre_ping=True)
+        return postgres.create_engine(made, timeout_s, _CONNECTIONS)
     path = Path(made.database or "")
     engine = sa.create_engine(
         "sqlite://",
         creator=lambda: _connect(path, timeout_s),
         poolclass=sa.QueuePool,
-        pool_size=_WRITERS + _READERS + _SEARCHERS + _KEY_READERS,
+        pool_size=_CONNECTIONS,
         max_overflow=0,
         pool_timeout=timeout_s,
     )
@@ -220,6 +252,7 @@ def _limit(connection: sa.Connection, limit_s: float) -> Iterator[None]:
     place that knows how a kind of database does it."""
     raw = connection.connection.driver_connection
     if not isinstance(raw, sqlite3.Connection):
+        postgres.limit(connection, limit_s)
         yield
         return
     deadline = time.monotonic() + limit_s
@@ -231,7 +264,32 @@ def _limit(connection: sa.Connection, limit_s: float) -> Iterator[None]:
 
 
 def _was_limited(error: exc.DBAPIError) -> bool:
-    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+    interrupted = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+    return interrupted or postgres.was_limited(error)
+
+
+def _mode(connection: sa.Connection, read_only: bool) -> dict[str, Any]:
+    of_postgres = read_only and connection.dialect.name != "sqlite"
+    return {"read_only": read_only, **(postgres.READ_ONLY if of_postgres else {})}
+
+
+def _too_slow() -> StoreAway:
+    return StoreAway("The database cannot be used now (it is too slow).")
+
+
+def clock(connection: sa.Connection) -> float:
+    """Now, in seconds since the epoch, by the one clock of all who use the database."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    now = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
+    return float(connection.execute(now).scalar_one())
+
+
+def lock_to_migrate(connection: sa.Connection) -> None:
+    """Nobody else migrates until the transaction ends."""
+    lock(connection, "migration")
+    if connection.dialect.name != "sqlite":
+        postgres.let_migrate(connection)
 
 
 def give_space_back(connection: sa.Connection) -> bool:

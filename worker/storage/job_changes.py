@@ -19,6 +19,8 @@ from worker.storage.jobs import (
     Share,
     items,
     jobs,
+    lock_rows,
+    lock_share,
     prompts,
     require_share,
 )
@@ -54,13 +56,13 @@ def cancel(connection: sa.Connection, job: Job, now: float) -> None:
 def stop(connection: sa.Connection, owner: str) -> None:
     """Take back what is under way of the jobs of ``owner``, whose key has changed: it is drawn
     again when, and if, the key is good."""
-    for job_id in connection.scalars(sa.select(jobs.c.id).where(open_of(owner))).all():
+    for job_id in lock_rows(connection, open_of(owner)):
         change_items(connection, job_id, items.c.state == "running", state="waiting", **NO_LEASE)
 
 
 def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> int:
     """Cancel the jobs of ``owner``, whose key is deleted; how many. Items say ``why``."""
-    found = connection.scalars(sa.select(jobs.c.id).where(open_of(owner))).all()
+    found = lock_rows(connection, open_of(owner))
     for job_id in found:
         said = {"error_code": "key_deleted", "error_message": why}
         change_items(
@@ -74,6 +76,7 @@ def cancel_all(connection: sa.Connection, owner: str, why: str, now: float) -> i
 def retry(connection: sa.Connection, job: Job, share: Share, *, paused: bool = False) -> None:
     """Draw failed and cancelled items after all; raises ``LimitReached`` where the owner has too
     much open. ``paused``: a job that was over waits until it is resumed."""
+    lock_share(connection, job.owner)
     again = job.counts["failed"] + job.counts["cancelled"]
     if not again:
         return
@@ -95,6 +98,7 @@ def retry(connection: sa.Connection, job: Job, share: Share, *, paused: bool = F
 
 def delete(connection: sa.Connection, *job_ids: str) -> None:
     """Forget jobs; their pictures stay."""
+    lock_rows(connection, jobs.c.id.in_(job_ids))
     for table, column in ((items, items.c.job_id), (prompts, prompts.c.job_id), (jobs, jobs.c.id)):
         connection.execute(table.delete().where(column.in_(job_ids)))
 
@@ -117,6 +121,7 @@ def forget_finished(connection: sa.Connection, before: float) -> int:
 def lower_priority(connection: sa.Connection, owner: str, priority: int) -> None:
     """Open jobs of ``owner`` go no sooner than ``priority``."""
     sooner = open_of(owner) & (jobs.c.priority < priority)
+    lock_rows(connection, sooner)
     connection.execute(jobs.update().where(sooner).values(priority=priority))
 
 
@@ -127,23 +132,25 @@ def open_of(owner: str) -> sa.ColumnElement[bool]:
 
 def change_items(
     connection: sa.Connection, job_id: str, which: sa.ColumnElement[bool], **values: Any
-) -> None:
-    """Set ``values`` in the items of a job that are ``which``, with new revisions."""
+) -> int:
+    """Set ``values`` in the items of a job that are ``which``, with new revisions; how many that
+    are, now that nobody else changes them."""
     base = next_revisions(connection, job_id)
     update = items.update().where(items.c.job_id == job_id, which)
-    connection.execute(update.values(revision=base + items.c.number, **values))
+    return connection.execute(update.values(revision=base + items.c.number, **values)).rowcount
 
 
 def next_revisions(connection: sa.Connection, job_id: str) -> int:
     """Take a revision for each item of the job, item n's being what is returned plus n, and the
-    one above all of them for the job."""
+    one above all of them for the job. Of a job that was deleted meanwhile there is nothing to
+    take."""
     taken = (
         jobs.update()
         .where(jobs.c.id == job_id)
         .values(revision=jobs.c.revision + jobs.c.total + 1)
         .returning(jobs.c.revision - jobs.c.total - 1)
     )
-    return int(connection.execute(taken).scalar_one())
+    return int(connection.execute(taken).scalar() or 0)
 
 
 def _set(connection: sa.Connection, job: Job, **values: Any) -> None:

@@ -15,6 +15,7 @@ from worker.storage.jobs import (
     holds,
     is_held,
     jobs,
+    lock_rows,
     select_jobs,
     with_counts,
 )
@@ -75,6 +76,7 @@ def hold(connection: sa.Connection, owner: str, until: float) -> None:
     connection.execute(held.on_conflict_do_update(index_elements=["owner"], set_={"until": until}))
     # So that event streams tell it.
     told = {"revision": jobs.c.revision + jobs.c.total + 1}
+    lock_rows(connection, open_of(owner))
     connection.execute(jobs.update().where(open_of(owner)).values(told))
 
 

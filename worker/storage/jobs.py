@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from worker.errors import LimitReached, Refused
 from worker.storage import keys, parameters
+from worker.storage.locks import lock
 from worker.storage.schema import metadata
 from worker.types import Parameters
 
@@ -205,8 +206,9 @@ def create(
     """The job of this request: made now, or before by a replay or under its idempotency key.
 
     Raises ``Refused`` where the key was used for something else, ``LimitReached`` where it would
-    be more than the owner's ``share``. Two at once may raise IntegrityError: then ask again.
+    be more than the owner's ``share``.
     """
+    lock_share(connection, owner)
     known = _known(connection, wish, owner, request_id)
     if known is not None:
         return known
@@ -276,6 +278,11 @@ def _known(connection: sa.Connection, wish: JobSpec, owner: str, request_id: str
     return require(connection, found.id)
 
 
+def lock_share(connection: sa.Connection, owner: str) -> None:
+    """Whoever adds to the owner's jobs does so alone: what counts is what is there then."""
+    lock(connection, f"jobs of {owner}")
+
+
 def require_share(
     connection: sa.Connection, owner: str, share: Share, *, images: int, stored_bytes: int
 ) -> None:
@@ -312,6 +319,14 @@ def _too_much(why: str) -> LimitReached:
 
 
 # Looking
+
+
+def lock_rows(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[str]:
+    """The ids of the jobs that are ``which``: until the transaction ends nobody else changes them
+    or their items. Whoever changes items locks their job first, and several in this one order, so
+    that no two wait for each other."""
+    found = sa.select(jobs.c.id).where(which).order_by(jobs.c.id).with_for_update()
+    return list(connection.scalars(found))
 
 
 def get(connection: sa.Connection, job_id: str) -> Job | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from worker.storage.locks import lock
 from worker.storage.schema import insert_or, metadata
 
 PREFIX = "zimage_"
@@ -155,6 +156,7 @@ def require_secret(connection: sa.Connection, secret: bytes | None) -> None:
 
 def insert(connection: sa.Connection, key: Key, secret: bytes) -> None:
     """Store a new key. Raises ``IntegrityError`` where its name is taken."""
+    lock(connection, "keys")  # the first ones of two hosts must have one secret
     require_secret(connection, secret)
     connection.execute(keys.insert().values(asdict(key)))
     _changed(connection, secret_check=check_of(secret))

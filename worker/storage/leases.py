@@ -13,7 +13,15 @@ import sqlalchemy as sa
 from worker.storage import parameters
 from worker.storage.job_changes import change_items, next_revisions
 from worker.storage.job_turns import good_turns, in_line
-from worker.storage.jobs import NO_LEASE, PRIORITIES, PROMPT, WITH_PROMPT, items, jobs
+from worker.storage.jobs import (
+    NO_LEASE,
+    PRIORITIES,
+    PROMPT,
+    WITH_PROMPT,
+    items,
+    jobs,
+    lock_rows,
+)
 from worker.types import Parameters
 
 LEASE_S = 30.0
@@ -86,10 +94,7 @@ def held_by(connection: sa.Connection, holder: str) -> frozenset[str]:
 def end(connection: sa.Connection, dead: Collection[str], now: float) -> int:
     """Give back what ``dead`` processes hold, and all whose time has passed; how many items."""
     gone = items.c.lease.is_not(None) & (items.c.holder.in_(dead) | (items.c.lease_until < now))
-    found = connection.scalars(sa.select(items.c.job_id).where(gone)).all()
-    for job_id in set(found):
-        change_items(connection, job_id, gone, state="waiting", **NO_LEASE)
-    return len(found)
+    return _give_back(connection, gone)
 
 
 def take(
@@ -105,36 +110,41 @@ def take(
     count = room(offer) if offer else 0
     if offer is None or count < 1:
         return []
+    # What was looked at may be others' by now: they had the job's row, or have it still.
+    drawn = (jobs.c.id == offer.job_id) & (jobs.c.state == "running")
+    if not lock_rows(connection, drawn):
+        return []
     query = sa.select(items.c.number).where(*_ready(offer.job_id, now))
     numbers = connection.scalars(query.order_by(items.c.number).limit(count)).all()
+    if not numbers:
+        return []
     base = next_revisions(connection, offer.job_id)
     leases = {number: new_lease() for number in numbers}
-    for number, lease in leases.items():
-        connection.execute(
-            items.update()
-            .where(items.c.job_id == offer.job_id, items.c.number == number)
-            .values(
-                state="running",
-                revision=base + number,
-                lease=lease,
-                holder=holder,
-                lease_until=now + LEASE_S,
-            )
-        )
+    connection.execute(
+        items.update()
+        .where(items.c.job_id == offer.job_id, items.c.number == sa.bindparam("of"))
+        .values(
+            state="running",
+            revision=base + items.c.number,
+            lease=sa.bindparam("new_lease"),
+            holder=holder,
+            lease_until=now + LEASE_S,
+        ),
+        [{"of": number, "new_lease": lease} for number, lease in leases.items()],
+    )
     return _leased(connection, list(leases.values()))
 
 
 def release(connection: sa.Connection, given_up: Collection[str]) -> None:
     """End leases without a result."""
-    held = items.c.lease.in_(given_up)
-    for job_id in set(connection.scalars(sa.select(items.c.job_id).where(held))):
-        change_items(connection, job_id, held, state="waiting", **NO_LEASE)
+    _give_back(connection, items.c.lease.in_(given_up))
 
 
 def renew(connection: sa.Connection, leases: Collection[str], now: float) -> None:
     """Hold ``leases`` on, if they are still held."""
-    held = items.update().where(items.c.lease.in_(leases))
-    connection.execute(held.values(lease_until=now + LEASE_S))
+    held = items.c.lease.in_(leases)
+    lock_rows(connection, jobs.c.id.in_(_jobs_of(held)))
+    connection.execute(items.update().where(held).values(lease_until=now + LEASE_S))
 
 
 def finish(connection: sa.Connection, item: Leased, image_id: str, now: float) -> bool:
@@ -192,11 +202,24 @@ def failures(connection: sa.Connection, job_id: str, code: str) -> int:
     return connection.scalar(query) or 0
 
 
+def _give_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
+    changed = (
+        change_items(connection, job_id, which, state="waiting", **NO_LEASE)
+        for job_id in lock_rows(connection, jobs.c.id.in_(_jobs_of(which)))
+    )
+    return sum(changed)
+
+
+def _jobs_of(which: sa.ColumnElement[bool]) -> sa.Select[tuple[str]]:
+    return sa.select(items.c.job_id).where(which)
+
+
 def _end_lease(connection: sa.Connection, item: Leased, values: dict[str, Any], now: float) -> bool:
     held = items.c.lease == item.lease
     if connection.execute(sa.select(items.c.number).where(held)).first() is None:
         return False
-    change_items(connection, item.job_id, held, **values, **NO_LEASE)
+    if not change_items(connection, item.job_id, held, **values, **NO_LEASE):
+        return False
     if values["state"] != "waiting":
         _settle(connection, item.job_id, now)
     return True

@@ -2,14 +2,15 @@
 
 In SQLite a full-text table (``images_search``) that triggers keep: its rows have the numbers of
 ``image_numbers``, since those that SQLite itself gives rows may change. Two blanks behind each
-prompt make its last characters begin groups, too. Other databases have indexes of their own kind
-for ``LIKE``, so that nothing is to be known before.
+prompt make its last characters begin groups, too. PostgreSQL's own index (``pg_trgm``) serves
+``LIKE`` itself, so that nothing is to be known before.
 """
 
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from worker.storage.database import lock_to_migrate
 from worker.storage.schema import metadata
 
 numbers = sa.Table(
@@ -17,6 +18,11 @@ numbers = sa.Table(
     metadata,
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("image_id", sa.String(64), nullable=False, unique=True),
+)
+
+_POSTGRES_INDEX = (
+    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
+    "CREATE INDEX IF NOT EXISTS ix_images_words ON images USING gin (words gin_trgm_ops)",
 )
 
 MOST = 500
@@ -50,6 +56,17 @@ def candidates(connection: sa.Connection, words: Sequence[str]) -> list[str] | N
     return list(
         connection.scalars(sa.select(numbers.c.image_id).where(numbers.c.number.in_(found)))
     )
+
+
+def make_index(engine: sa.Engine) -> None:
+    """PostgreSQL's, where it is missing. Raises ``DBAPIError`` where it cannot be made: then
+    searches look at every prompt, for a second at most."""
+    if engine.dialect.name == "sqlite":
+        return  # a revision made it
+    with engine.connect() as connection, connection.begin():
+        lock_to_migrate(connection)
+        for statement in _POSTGRES_INDEX:
+            connection.exec_driver_sql(statement)
 
 
 def _is_indexed(connection: sa.Connection) -> bool:

@@ -103,7 +103,7 @@ def test_misuse_is_named_with_its_remedy(zimage: Zimage, tmp_path: Path) -> None
 
 def test_a_key_whose_limit_is_changed_draws_again_at_once(zimage: Zimage, tmp_path: Path) -> None:
     made = answer(zimage("create", "ada", "--images-per-day", "2", "--json"))
-    store = Store(tmp_path / "var" / "zimage.db")
+    store = Store(sqlite_url(tmp_path / "var" / "zimage.db"))
     store(job_turns.hold, made["id"], 2e10)
     job = store.create(owner=made["id"])
     assert store.job(job.id).held == "limit"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.worker.storage.conftest import database, url  # noqa: F401 — fixtures
+from tests.worker.storage.conftest import database  # noqa: F401 — a fixture
 from worker.accounts.keyring import KeyRing
 from worker.storage import keys
 from worker.storage.database import Database

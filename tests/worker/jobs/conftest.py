@@ -13,15 +13,15 @@ from worker.storage.jobs import Job
 
 
 @pytest.fixture
-def store(home: Path) -> Iterator[Store]:
+def store(url: str) -> Iterator[Store]:
     """The database of the workers in ``home``, for a look from outside."""
-    made = Store(home / "zimage.db")
+    made = Store(url)
     yield made
     made.engine.dispose()
 
 
 @pytest.fixture
-def settings(home: Path) -> Settings:
+def settings(home: Path, url: str) -> Settings:
     return settings_of(home)
 
 

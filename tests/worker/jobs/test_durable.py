@@ -16,8 +16,9 @@ from tests.worker.jobs.conftest import over, settings_of
 from tests.worker.storage.test_jobs import Store
 
 async def main(home):
-    store = Store(home / "zimage.db")
-    async with serving(settings_of(home)) as (service, _):
+    settings = settings_of(home)
+    store = Store(settings.database_url)
+    async with serving(settings) as (service, _):
         await ready(service)
         await over(store, store.create(prompts=("a",)))
 

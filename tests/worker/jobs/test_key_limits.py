@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
 @pytest.fixture
-async def keyed(home: Path) -> AsyncIterator[Keyed]:
+async def keyed(home: Path, url: str) -> AsyncIterator[Keyed]:
     settings = settings_of(home, auth="keys")
     secret = shared_secret(home / "key-secret")
     async with serving(settings) as (service, client):

@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import ready, serving
+from tests.worker.databases import locked
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
 from worker.coordination.change_notifier import ChangeNotifier
@@ -96,7 +96,7 @@ async def test_workers_share_a_job(home: Path, store: Store) -> None:
 
 
 @pytest.fixture
-def slow(home: Path) -> Settings:
+def slow(home: Path, url: str) -> Settings:
     return settings_of(home, model="synthetic:step_ms=100", max_batch=2)
 
 
@@ -300,18 +300,16 @@ async def test_a_worker_pauses_a_job_full_of_them(
 
 
 async def test_results_wait_for_a_locked_database(
-    settings: Settings, store: Store, home: Path
+    settings: Settings, store: Store, home: Path, url: str
 ) -> None:
     job = store.create(prompts=("slow",), steps=50)
     async with serving(settings) as (service, _):
         await ready(service)
         await eventually(lambda: store.job(job.id).counts["running"] == 1)
-        with sqlite3.connect(home / "zimage.db", isolation_level=None) as lock:
-            lock.execute("BEGIN IMMEDIATE")
+        with locked(url):
             await eventually(lambda: len(list((home / "images").rglob("img_*.png"))) == 1)
             await anyio.sleep(0.3)
             assert service.components.jobs.held == 1
-            lock.execute("ROLLBACK")
         done = await over(store, job)
     assert pictures(store, home, job) == [f"slow|{jobs.SEEDS - 2}|50"]
     assert done.state == "completed"

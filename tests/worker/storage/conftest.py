@@ -5,21 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from worker.storage.database import Database, sqlite_url
+from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
 from worker.storage.images import ImageStore
-from worker.storage.migrations import migrate
 from worker.types import Parameters
 
 DAY = "2026-01-31"
 AT = 1_769_903_000.0
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    found = sqlite_url(tmp_path / "zimage.db")
-    migrate(found)
-    return found
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from worker.storage import gallery
-from worker.storage.database import create_engine, sqlite_url
+from worker.storage.database import create_engine
 from worker.storage.gallery import StoredImage, Wanted
 from worker.storage.jobs import jobs
-from worker.storage.migrations import migrate
 from worker.types import Parameters
 
 AT = 1_769_903_000.25
@@ -28,9 +25,7 @@ FOX = StoredImage(
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sa.Connection]:
-    url = sqlite_url(tmp_path / "zimage.db")
-    migrate(url)
+def connection(url: str) -> Iterator[sa.Connection]:
     engine = create_engine(url, 1.0)
     with engine.connect() as connection:
         yield connection
@@ -143,11 +138,10 @@ def test_deleted_pictures_are_gone(connection: sa.Connection) -> None:
     assert ids(connection) == ["img_other"]
 
 
-def test_a_page_reads_an_index_and_not_the_table(tmp_path: Path) -> None:
-    migrate(sqlite_url(tmp_path / "zimage.db"))
-    with sqlite3.connect(tmp_path / "zimage.db") as raw:
-        plan = raw.execute(
-            "EXPLAIN QUERY PLAN SELECT * FROM images WHERE owner = 'a' "
-            "ORDER BY created_at DESC, id LIMIT 50"
-        ).fetchall()
+@pytest.mark.sqlite
+def test_a_page_reads_an_index_and_not_the_table(connection: sa.Connection) -> None:
+    plan = connection.exec_driver_sql(
+        "EXPLAIN QUERY PLAN SELECT * FROM images WHERE owner = 'a' "
+        "ORDER BY created_at DESC, id LIMIT 50"
+    ).all()
     assert "ix_images_owner_created_at_id" in str(plan)

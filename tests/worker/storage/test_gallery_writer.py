@@ -1,14 +1,13 @@
 import asyncio
 import contextlib
 import shutil
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.worker.databases import locked
 from tests.worker.storage.conftest import picture
 from worker.errors import StorageFailed
 from worker.storage import gallery, gallery_writer
@@ -61,17 +60,14 @@ async def test_a_stored_file_needs_its_row_only(
 
 
 async def test_rows_wait_for_a_locked_database(
-    keeping: GalleryWriter, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keeping: GalleryWriter, database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery_writer, "_PAUSE_S", 0.05)
-    other = sqlite3.connect(tmp_path / "zimage.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    for k in range(3):
-        keeping.keep(picture(str(k)), b"file")
-    await anyio.sleep(0.5)
-    assert await rows(database) == []
-    other.execute("ROLLBACK")
-    other.close()
+    with locked(url):
+        for k in range(3):
+            keeping.keep(picture(str(k)), b"file")
+        await anyio.sleep(0.5)
+        assert await rows(database) == []
     await keeping.close(5)
     assert sorted(await rows(database)) == ["img_0", "img_1", "img_2"]
 

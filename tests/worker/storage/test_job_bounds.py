@@ -14,15 +14,15 @@ import sqlalchemy as sa
 from tests.worker.storage.test_jobs import SHARE, WISH, Store
 from worker.errors import LimitReached
 from worker.storage import job_changes, job_turns, jobs, keys, leases, migrations
-from worker.storage.database import give_space_back
+from worker.storage.database import give_space_back, sqlite_url
 from worker.storage.jobs import Job
 
 PROMPT = "红" * 4000
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "zimage.db")
+def store(url: str) -> Iterator[Store]:
+    made = Store(url)
     yield made
     made.engine.dispose()
 
@@ -54,6 +54,7 @@ def many_jobs(store: Store, count: int, owner: str) -> None:
     store(work)
 
 
+@pytest.mark.sqlite
 def test_choosing_costs_the_same_however_many_jobs_somebody_has(store: Store) -> None:
     share = replace(SHARE, open_jobs=10_000)
     store.create("quiet", owner="quiet", share=share)
@@ -66,6 +67,7 @@ def test_choosing_costs_the_same_however_many_jobs_somebody_has(store: Store) ->
     assert many < 3000
 
 
+@pytest.mark.sqlite
 def test_held_jobs_cost_nothing(store: Store) -> None:
     gone, _ = keys.new_key(b"secret", "gone", disabled=True)
     store(keys.insert, gone, b"secret")
@@ -88,6 +90,7 @@ def test_streams_of_a_job_hear_that_its_key_is_held(store: Store) -> None:
     assert store.job(job.id).held == ""
 
 
+@pytest.mark.sqlite
 def test_ends_are_predicted_for_the_first_jobs_of_each_turn(store: Store) -> None:
     many_jobs(store, 300, "busy")
     other = store.create("other", owner="other")
@@ -97,6 +100,7 @@ def test_ends_are_predicted_for_the_first_jobs_of_each_turn(store: Store) -> Non
     assert steps_of(store, job_turns.foreseen) < 10_000
 
 
+@pytest.mark.sqlite
 def test_what_is_asked_all_the_time_reads_by_index(store: Store) -> None:
     plans: list[str] = []
 
@@ -123,22 +127,24 @@ def test_what_is_asked_all_the_time_reads_by_index(store: Store) -> None:
     assert [plan for plan in plans if "AUTOMATIC" in plan] == []
 
 
-def test_pictures_of_one_prompt_share_it(store: Store, tmp_path: Path) -> None:
+@pytest.mark.sqlite
+def test_pictures_of_one_prompt_share_it(store: Store, home: Path) -> None:
     job = store.create(prompts=(PROMPT,) * 5000 + ("b",) * 5000)
     store.engine.dispose()  # the last connection moves the log into the file
-    assert (tmp_path / "zimage.db").stat().st_size < 8 << 20
+    assert (home / "zimage.db").stat().st_size < 8 << 20
     assert [item.prompt for item in store.items(job.id)[:2]] == [PROMPT, PROMPT]
     [item] = store(leases.take, "w1", lambda: "lease", lambda _: 1, 200.0)
     assert item.prompt == PROMPT
 
 
-def test_bytes_that_are_counted_are_those_that_are_taken(store: Store, tmp_path: Path) -> None:
+@pytest.mark.sqlite
+def test_bytes_that_are_counted_are_those_that_are_taken(store: Store, home: Path) -> None:
     store.create(prompts=tuple(f"{k} {PROMPT[:500]}" for k in range(5000)))
     for item in store(leases.take, "w" * 80, lambda: "lease", lambda _: 1, 200.0):
         store(leases.finish, item, "img_" + "x" * 32, 200.0)
     counted = store(lambda c: c.scalar(sa.select(jobs.jobs.c.stored_bytes)))
     store.engine.dispose()
-    taken = (tmp_path / "zimage.db").stat().st_size
+    taken = (home / "zimage.db").stat().st_size
     assert counted * 0.6 < taken < counted * 1.2
 
 
@@ -230,8 +236,9 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def test_the_space_of_deleted_jobs_comes_back(store: Store, tmp_path: Path) -> None:
-    path = tmp_path / "zimage.db"
+@pytest.mark.sqlite
+def test_the_space_of_deleted_jobs_comes_back(store: Store, home: Path) -> None:
+    path = home / "zimage.db"
     job = store.create(prompts=tuple(f"{k} {PROMPT}" for k in range(2000)))
     assert size_of(path) > 20 << 20
     store(job_changes.delete, job.id)
@@ -245,11 +252,10 @@ def test_a_database_of_before_gives_space_back_after_its_migration(tmp_path: Pat
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA journal_mode = WAL")
         raw.execute("CREATE TABLE other (x)")
-    store = Store(path)
+    migrations.migrate(sqlite_url(path))
     with closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA auto_vacuum").fetchone() == (2,)
         assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    store.engine.dispose()
 
 
 def test_a_locked_database_is_migrated_all_the_same(
@@ -259,6 +265,7 @@ def test_a_locked_database_is_migrated_all_the_same(
         raise sqlite3.OperationalError("database is locked")
 
     monkeypatch.setattr(migrations, "let_shrink", locked)
-    store = Store(tmp_path / "zimage.db")
+    migrations.migrate(sqlite_url(tmp_path / "zimage.db"))
+    store = Store(sqlite_url(tmp_path / "zimage.db"))
     store.create()
     store.engine.dispose()

@@ -6,21 +6,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.storage import keys
-from worker.storage.database import create_engine, sqlite_url
-from worker.storage.migrations import migrate
+from worker.storage.database import create_engine
 
 SECRET = b"s" * 32
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    migrate(sqlite_url(tmp_path / "zimage.db"))
-    return tmp_path / "zimage.db"
-
-
-@pytest.fixture
-def connection(path: Path) -> Iterator[sa.Connection]:
-    engine = create_engine(sqlite_url(path), 1.0)
+def connection(url: str) -> Iterator[sa.Connection]:
+    engine = create_engine(url, 1.0)
     with engine.connect() as connection, connection.begin():
         yield connection
     engine.dispose()
@@ -32,15 +25,21 @@ def made(connection: sa.Connection, name: str = "ada", secret: bytes = SECRET) -
     return key
 
 
-def test_what_was_stored_is_read_and_no_key_is_among_it(path: Path) -> None:
-    engine = create_engine(sqlite_url(path), 1.0)
+def test_what_was_stored_is_read(connection: sa.Connection) -> None:
+    key, _ = keys.new_key(SECRET, "ada", images_per_day=5, role="ops")
+    keys.insert(connection, key, SECRET)
+    assert keys.snapshot(connection).keys == (key,)
+    assert keys.find(connection, "ada") == keys.find(connection, key.id) == key
+
+
+@pytest.mark.sqlite
+def test_no_key_is_among_what_is_stored(url: str, home: Path) -> None:
+    engine = create_engine(url, 1.0)
     with engine.connect() as connection, connection.begin():
         key, token = keys.new_key(SECRET, "ada", images_per_day=5, role="ops")
         keys.insert(connection, key, SECRET)
-        assert keys.snapshot(connection).keys == (key,)
-        assert keys.find(connection, "ada") == keys.find(connection, key.id) == key
     engine.dispose()
-    stored = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    stored = b"".join(file.read_bytes() for file in home.iterdir())
     assert token.encode() not in stored
     assert SECRET not in stored
     assert key.hash in stored

@@ -1,7 +1,6 @@
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ NAMES = (f"lease-{k}" for k in itertools.count())
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "zimage.db")
+def store(url: str) -> Iterator[Store]:
+    made = Store(url)
     yield made
     made.engine.dispose()
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.worker.databases import away
 from worker.storage import ledger as module
 from worker.storage import usage
-from worker.storage.database import Database, sqlite_url
+from worker.storage.database import Database, is_sqlite
 from worker.storage.ledger import Ledger
-from worker.storage.migrations import migrate
 from worker.storage.usage import Entry
 
 pytestmark = pytest.mark.anyio
@@ -27,11 +27,10 @@ def picture(request: str = "r1", index: int = 0) -> Entry:
 class Books:
     """A database, and ledgers of workers that write to it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, url: str) -> None:
         self.home = home
-        self.path = home / "zimage.db"
-        migrate(sqlite_url(self.path))
-        self.database = Database(sqlite_url(self.path), timeout_s=0.3)
+        self.url = url
+        self.database = Database(url, timeout_s=0.3)
         self.lost = 0
 
     def ledger(self, worker: str = "w1") -> Ledger:
@@ -49,8 +48,8 @@ class Books:
 
 
 @pytest.fixture
-async def books(tmp_path: Path) -> AsyncIterator[Books]:
-    made = Books(tmp_path)
+async def books(home: Path, url: str) -> AsyncIterator[Books]:
+    made = Books(home, url)
     yield made
     made.database.close()
 
@@ -71,14 +70,12 @@ async def test_what_is_recorded_is_on_disk_at_once_and_in_the_database_soon(book
 
 async def test_entries_wait_while_the_database_is_away(books: Books) -> None:
     one = books.ledger()
-    away = books.path.with_suffix(".away")
-    books.path.rename(away)
-    one.record(picture())
-    await one.flush()
-    one.record(picture("r2"))
-    await one.flush()
-    assert one.waiting_bytes > 0
-    away.rename(books.path)
+    with away(books.url):
+        one.record(picture())
+        await one.flush()
+        one.record(picture("r2"))
+        await one.flush()
+        assert one.waiting_bytes > 0
     await one.flush()
     assert (await books.images(), one.waiting_bytes) == (2, 0)
 
@@ -87,7 +84,7 @@ RECORDER = """
 import os, sys
 from pathlib import Path
 from tests.worker.storage.test_ledger import Books, picture
-books = Books(Path(sys.argv[1]))
+books = Books(Path(sys.argv[1]), sys.argv[2])
 ledger = books.ledger("w2")
 ledger.record(picture("dead"), picture("dead", 1))
 os.write(ledger._fd, b'{"request_id": "half')  # killed in the middle of a line
@@ -99,7 +96,7 @@ sys.stdin.read()
 async def test_the_journal_of_a_killed_worker_is_taken_over_once(books: Books) -> None:
     mine = books.ledger()
     with subprocess.Popen(  # noqa: ASYNC220 — a moment, in a test
-        [sys.executable, "-c", RECORDER, str(books.home)],
+        [sys.executable, "-c", RECORDER, str(books.home), books.url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -179,9 +176,10 @@ async def test_a_journal_of_any_length_is_entered(books: Books) -> None:
     assert dead._fd is not None
     os.close(dead._fd)  # as its process dies
     books.database.close()
-    books.database = Database(sqlite_url(books.path), timeout_s=30)
+    books.database = Database(books.url, timeout_s=30)
     most = sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766  # SQLite's own; some builds allow more
-    sa.event.listen(books.database._engine, "connect", lambda c, _: c.setlimit(*most))
+    if is_sqlite(books.url):
+        sa.event.listen(books.database._engine, "connect", lambda c, _: c.setlimit(*most))
     await books.ledger().flush()
     assert (await books.images(), books.journals()) == (40_000, [])
 

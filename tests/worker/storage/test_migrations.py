@@ -32,8 +32,8 @@ TABLES = (
 
 
 def _is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Not the tables that SQLite's full-text search makes for itself."""
-    return not (kind == "table" and (name or "").startswith(("images_search", "images_terms")))
+    """Not what only one kind of database has, for searches."""
+    return not (name or "").startswith(("images_search", "images_terms", "ix_images_words"))
 
 
 OPTIONS = {"compare_type": True, "include_name": _is_ours}

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -106,10 +105,7 @@ async def _created(components: Components, wish: JobSpec, caller: Caller, reques
     def work(connection: sa.Connection) -> Job:
         return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now, share)
 
-    try:
-        return await components.database.run(work)
-    except IntegrityError:  # its replay on another worker was faster
-        return await components.database.run(work)
+    return await components.database.run(work)
 
 
 def _share(components: Components) -> Share:
@@ -214,6 +210,7 @@ async def _steered(request: Request, change: Change) -> Response:
     job_id = request.path_params["id"]
 
     def work(connection: sa.Connection) -> Job:
+        jobs.lock_rows(connection, jobs.jobs.c.id == job_id)
         change(connection, _visible(connection, caller, job_id))
         return jobs.require(connection, job_id)
 

@@ -16,7 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from worker.storage.database import create_engine, let_shrink
+from worker.storage import search
+from worker.storage.database import create_engine, is_sqlite, let_shrink, lock_to_migrate
 
 LOCK_TIMEOUT_S = 30.0
 SCRIPTS = Path(__file__).parent
@@ -25,12 +26,12 @@ ERRORS = (sa.exc.SQLAlchemyError, CommandError, OSError)
 
 
 def migrate(url: str, scripts: Path = SCRIPTS) -> None:
-    """Make the database where it is missing, and run the revisions that it lacks, in one
+    """Make an SQLite database where it is missing, and run the revisions that it lacks, in one
     transaction. One of a newer version is left as it is, so that a new version of the kit can be
     taken back. Raises one of ``ERRORS``.
     """
     path = sa.make_url(url).database
-    if url.startswith("sqlite") and path:
+    if is_sqlite(url) and path:
         _make_file(Path(path))
     engine = create_engine(url, LOCK_TIMEOUT_S)
     config = Config()
@@ -38,10 +39,14 @@ def migrate(url: str, scripts: Path = SCRIPTS) -> None:
     try:
         with engine.connect() as connection, connection.begin():
             config.attributes["connection"] = connection
+            lock_to_migrate(connection)
             if not _newer(connection, config):
                 command.upgrade(config, "head")
-        with suppress(sqlite3.Error):  # something for the next time, not a reason to stay down
+        # Something for the next time, not a reason to stay down.
+        with suppress(sqlite3.Error):
             let_shrink(engine)
+        with suppress(sa.exc.DBAPIError):
+            search.make_index(engine)
     finally:
         engine.dispose()
 

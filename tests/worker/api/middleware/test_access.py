@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from loadtest.traffic import until
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.databases import away
 from worker.accounts import tokens
 from worker.accounts.keyring import KeyRing
 from worker.api.cookies import COOKIE, SECURE_COOKIE
@@ -28,7 +29,7 @@ from worker.storage import keys
 from worker.storage.keys import Key
 from worker.storage.secret import shared_secret
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("url")]
 
 DRAW = "/v1/images/generations"
 BODY = {"prompt": "a", "size": "64x64"}
@@ -476,12 +477,12 @@ async def test_all_workers_know_who_signed_out_and_so_does_the_next_one(keyed: K
 
 
 async def test_signing_out_without_the_database_takes_the_cookie_and_says_what_is_left(
-    keyed: Keyed, home: Path
+    keyed: Keyed, url: str
 ) -> None:
     _, token = await keyed.make()
     cookie = await keyed.cookie(token)
-    (home / "zimage.db").rename(home / "away.db")
-    answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
+    with away(url):
+        answer = await keyed.with_cookie(cookie, "DELETE", "/v1/session", **SITE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
     assert len(answer.headers.get_list("Set-Cookie")) == 2
 
@@ -593,27 +594,26 @@ async def test_without_keys_everybody_draws(
 
 
 async def test_known_keys_go_on_without_the_database_and_nobody_signs_in(
-    keyed: Keyed, home: Path
+    keyed: Keyed, url: str
 ) -> None:
     _, token = await keyed.make()
-    (home / "zimage.db").rename(home / "away.db")
-    await keyed.service.components.keys.refresh()
-    assert (await keyed.draw(token)).status_code == 200
-    assert (await keyed.draw("wrong")).status_code == 401
-    refused = await keyed.sign_in(token)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
-    (home / "away.db").rename(home / "zimage.db")
+    with away(url):
+        await keyed.service.components.keys.refresh()
+        assert (await keyed.draw(token)).status_code == 200
+        assert (await keyed.draw("wrong")).status_code == 401
+        refused = await keyed.sign_in(token)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
     await keyed.service.components.keys.refresh()
     assert (await keyed.sign_in(token)).status_code == 204
 
 
 async def test_known_keys_are_good_for_a_set_time_only(
-    keyed: Keyed, home: Path, monkeypatch: pytest.MonkeyPatch
+    keyed: Keyed, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, token = await keyed.make()
-    (home / "zimage.db").rename(home / "away.db")
-    monkeypatch.setattr(KeyRing, "age_s", keyed.service.settings.key_cache_s + 1)
-    answer = await keyed.draw(token)
+    with away(url):
+        monkeypatch.setattr(KeyRing, "age_s", keyed.service.settings.key_cache_s + 1)
+        answer = await keyed.draw(token)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
 
 

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.databases import away
 from worker.api.caller import Caller
 from worker.models.synthetic import text_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("url")]
 DRAW = "/v1/images/generations"
 ID = "0123456789abcdef0123456789abcdef"
 
@@ -203,12 +204,15 @@ async def test_a_wrong_change_is_refused(client: httpx.AsyncClient, body: dict[s
     assert (await client.patch(item["url"], json=body)).status_code == 400
 
 
-async def test_drawing_goes_on_without_a_database(home: Path) -> None:
+async def test_drawing_goes_on_without_a_database(home: Path, url: str) -> None:
     async with serving(settings_in(home)) as (service, client):
         await ready(service)
-        await draw(client, "a fox")
-        answer = await client.get("/v1/images")
+        with away(url):
+            await draw(client, "a fox")
+            answer = await client.get("/v1/images")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        [item] = await listed(client, 1)
+        assert item["prompt"] == "a fox"
 
 
 async def test_a_picture_whose_file_was_deleted_by_hand_says_so(

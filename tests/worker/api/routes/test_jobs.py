@@ -1,7 +1,6 @@
 import asyncio
 import io
 import json
-import sqlite3
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.databases import locked
 from worker.api.routes import job_objects, jobs
 from worker.api.routes.images import default_seed
 from worker.api.schemas import job_wire
@@ -20,7 +20,7 @@ from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 from worker.storage.jobs import JobSpec
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("url")]
 ID = "0123456789abcdef0123456789abcdef"
 BODY = {"prompts": ["a", "b", "c"], "size": "128x64", "steps": 2, "seed": 7, "name": "three"}
 
@@ -315,16 +315,14 @@ async def test_without_a_picture_there_are_no_results(slow: httpx.AsyncClient) -
 
 
 async def test_without_its_database_a_job_is_not_accepted(
-    cell: tuple[Lifecycle, httpx.AsyncClient], home: Path, monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, client = cell
     monkeypatch.setattr(service.components.database, "_timeout_s", 0.1)
-    with sqlite3.connect(home / "zimage.db", isolation_level=None) as lock:
-        lock.execute("BEGIN IMMEDIATE")
+    with locked(url):
         answer = await client.post("/v1/jobs", json=BODY)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "store_unavailable"
         drawn = await client.post("/v1/images/generations", json={"prompt": "a"})
         assert drawn.status_code == 200
-        lock.execute("ROLLBACK")
     await make(client)

@@ -1,0 +1,110 @@
+"""What is PostgreSQL's alone: how it is connected to, and what its errors mean.
+
+A server that is lost must not be waited for: what a connection waits for ends within about three
+seconds, whichever side of the network fell silent, and the next one looks for a server again, at
+all hosts of the URL.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+PASSWORD_FILE = "password_file"
+"""Of a URL's query, and ours: the file is read whenever a connection is made, so that whoever
+changes the password need not start anything again."""
+
+READ_ONLY = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+"""All queries of one look see the same, as in SQLite."""
+
+_SILENCE_MS = 3000
+_CONNECT_S = 2  # each host; libpq's least
+_FORGOTTEN_S = 10.0  # a transaction whose process was stopped must not hold its rows for ever
+
+_MIGRATION_LOCK_MS = 5000
+_STATEMENT_S = "statement_s"
+
+_CONFLICTS = {"40001", "40P01"}  # serialization failure, deadlock
+_CANCELLED = "57014"
+
+
+def create_engine(url: sa.URL, timeout_s: float, connections: int) -> sa.Engine:
+    """``timeout_s`` bounds each statement, waiting for locks included."""
+    password_file = url.query.get(PASSWORD_FILE)
+    url = url.difference_update_query([PASSWORD_FILE])
+    engine = sa.create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+        pool_pre_ping=True,
+        execution_options={_STATEMENT_S: timeout_s},
+        connect_args={k: v for k, v in _options(timeout_s).items() if k not in url.query},
+    )
+    event.listen(engine, "connect", _without_nul)
+    if isinstance(password_file, str):
+        file = Path(password_file)
+        event.listen(engine, "do_connect", lambda _, record, args, given: _add(given, file))
+    return engine
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    settings = {
+        "statement_timeout": timeout_s,
+        "idle_in_transaction_session_timeout": _FORGOTTEN_S,
+    }
+    return {
+        "application_name": "zimage",
+        "connect_timeout": _CONNECT_S,
+        "tcp_user_timeout": _SILENCE_MS,
+        "keepalives_idle": 1,
+        "keepalives_interval": 1,
+        "keepalives_count": 2,
+        "options": " ".join(f"-c {name}={round(s * 1000)}" for name, s in settings.items()),
+    }
+
+
+def _add(given: dict[str, Any], password_file: Path) -> None:
+    try:
+        given["password"] = password_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise exc.OperationalError(None, None, error) from error
+
+
+def _without_nul(connection: Any, _: object) -> None:
+    """A character that prompts may have and PostgreSQL's texts may not is stored as another."""
+    from psycopg.types.string import StrDumper
+
+    class Dumper(StrDumper):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+    connection.adapters.register_dumper(str, Dumper)
+
+
+def limit(connection: sa.Connection, limit_s: float) -> None:
+    """End each statement of this transaction that takes longer."""
+    if limit_s >= connection.get_execution_options()[_STATEMENT_S]:
+        return
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(limit_s * 1000)}")
+
+
+def let_migrate(connection: sa.Connection) -> None:
+    """A statement of this transaction may take long, but not wait long for the locks of others, who
+    would all wait behind it."""
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_MIGRATION_LOCK_MS}")
+
+
+def was_limited(error: exc.DBAPIError) -> bool:
+    return _state(error) == _CANCELLED
+
+
+def is_conflict(error: exc.DBAPIError) -> bool:
+    """Whether the same transaction may succeed when it is tried again: others were in its way."""
+    return _state(error) in _CONFLICTS
+
+
+def _state(error: exc.DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
