@@ -140,8 +140,12 @@ class Attendant:
 def running_masters(record: Path, conf: str) -> list[Process]:
     """Those of the cell that run with ``conf``, the youngest last: while a program hands over, and
     until the old one has finished its replies, there are two."""
-    found = [p for p in _nginxes(record, "master") if conf in p.command]
-    return sorted(found, key=lambda process: process.started)
+    living = processes.members(record)
+    found = [p for p in living if _is(p, "master") and conf in p.command]
+    pids, parents = {p.pid for p in found}, {p.parent for p in living}
+    # A worker process that was just forked has its master's title still, and no children.
+    masters = [p for p in found if p.parent not in pids or p.pid in parents]
+    return sorted(masters, key=lambda process: process.started)
 
 
 def digest(nginx: Path) -> str:
@@ -202,7 +206,11 @@ def _title(pid: int) -> str:
 
 
 def _nginxes(record: Path, kind: str) -> list[Process]:
-    return [p for p in processes.members(record) if p.command.startswith(f"nginx: {kind}")]
+    return [p for p in processes.members(record) if _is(p, kind)]
+
+
+def _is(process: Process, kind: str) -> bool:
+    return process.command.startswith(f"nginx: {kind}")
 
 
 def _reap() -> None:

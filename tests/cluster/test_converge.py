@@ -40,6 +40,7 @@ def test_nginx_change_is_a_reload(cell: RunningCell) -> None:
     undo = edit(cell, "[nginx]", "[nginx]\nkeepalive_timeout_s = 33.0")
     done = cell.zimage("up", "--no-draw")
     undo()
+    assert done.returncode == 0, done.stderr
     assert "conf.d/clients.conf  +1 −1" in done.stdout
     assert "reload nginx" in done.stdout
     assert changed(before, pids(cell)) == set()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,28 @@ def test_master_of_the_cell_is_found_without_a_pid_file(tmp_path: Path) -> None:
     with session(None, MASTER), session(record, MASTER) as ours:
         assert running_masters(record, CONF) == of(ours, MASTER)
         assert running_masters(record, "/srv/other.conf") == []
+
+
+FORKING = """
+import os, subprocess, sys, time
+title = sys.argv[1]
+subprocess.Popen(["bash", "-c", f'(exec -a "{title}" sleep 60) & exec -a "{title}" sleep 60'])
+time.sleep(60)
+"""
+
+
+def test_worker_that_was_just_forked_is_no_master(tmp_path: Path) -> None:
+    """It has its master's title for a moment."""
+    record = tmp_path / "processes.json"
+    command = [sys.executable, "-c", FORKING, MASTER]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as leader:
+        try:
+            processes.record(record, leader.pid)
+            wait_until(lambda: len(of(leader, MASTER)) == 2, "forked")
+            [master] = running_masters(record, CONF)
+            assert [p.parent for p in of(leader, MASTER) if p != master] == [master.pid]
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
 
 
 def test_workers_of_a_dead_master_leave_and_nobody_else_does(tmp_path: Path) -> None:
