@@ -93,6 +93,17 @@ LONG = {
         ),
         2,
     ),
+    "clients": Proof(
+        "a dozen libraries of others, unmodified: each draws with its own defaults",
+        (
+            "env",
+            "PROVE=1",
+            "TEST_PROCESSES=0",
+            "scripts/test",
+            "tests/cluster/test_client_matrix.py",
+        ),
+        5,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),
