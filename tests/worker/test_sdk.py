@@ -54,6 +54,19 @@ def test_sdk_streams_previews_and_the_picture(sdk: openai.OpenAI) -> None:
     assert events[-1].usage.total_tokens == 0
 
 
+def test_sdk_that_gives_up_and_asks_again_gets_what_was_drawn(sdk: openai.OpenAI) -> None:
+    """Its retries say what they are; a proxy that gives up makes them as its own deadline does."""
+    hasty = sdk.with_options(timeout=0.5, max_retries=8)
+    answer = hasty.images.with_raw_response.generate(
+        prompt="a fox", size="256x256", extra_body={"steps": 50}
+    )
+    first = answer.headers["X-Replay-Of"]
+    drawn = answer.parse().data
+    assert answer.retries_taken > 0
+    assert drawn is not None
+    assert text_in(drawn[0].b64_json) == f"a fox|{int(first[:8], 16)}|50"
+
+
 def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="multiple of 16") as caught:
         sdk.images.generate(prompt="a", size="500x500")
