@@ -22,7 +22,7 @@ def proxies(cell: Cell) -> Iterator[Finding]:
             "warn",
             "proxy",
             f"requests come through {unnamed}, which listen.trusted_proxies does not name: whoever "
-            "is behind it counts as one address, and may have come by https or not",
+            "is behind it counts as one address, and whether they came by https is not known",
             "name it there, if it is yours; see docs/proxies.md",
         )
     if refused:
