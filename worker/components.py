@@ -225,11 +225,14 @@ def _costs(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Cost
     about = settings, pipeline, memory
     table = calibration.load(*about)
     shipped = calibration.shipped(*about) if table is None else None
+    outdated = calibration.outdated(*about) if table is None else []
     log.event(
         "costs",
         calibrated=table is not None,
         shipped=shipped is not None,
         memory_limit=memory.limit_bytes,
+        # A table of this model and device that does not count any more, since these changed.
+        **({"outdated": ", ".join(outdated)} if outdated else {}),
     )
     if table is not None:
         if pipeline.info.device != "cpu":

@@ -51,7 +51,7 @@ def measured_on(settings: Settings, pipeline: Pipeline, memory: Memory) -> dict[
         "driver": memory.driver,
         "vram_limit_gib": settings.vram_limit_gib,
         **(_cores(settings) if pipeline.info.device == "cpu" else {}),
-        **versions(),
+        **versions(type(pipeline).__module__),
     }
 
 
@@ -79,6 +79,28 @@ def load(settings: Settings, pipeline: Pipeline, memory: Memory) -> Costs | None
         return Costs.load(data["costs"], settings.max_batch, memory.limit_bytes)
     except (OSError, KeyError, ValueError, TypeError):
         return None
+
+
+def outdated(settings: Settings, pipeline: Pipeline, memory: Memory) -> list[str]:
+    """What is other here than where the last table of this model and device was measured; empty
+    where there is none."""
+    on = measured_on(settings, pipeline, memory)
+    folder = path_of(settings, on).parent
+    for path in sorted(folder.glob("*.json"), key=_changed_at, reverse=True):
+        try:
+            was = json.loads(path.read_bytes())["measured_on"]
+            if all(was[name] == on[name] for name in ("model", "device")):
+                return sorted(name for name in {*was, *on} if was.get(name) != on.get(name))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError):
+            continue
+    return []
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # just replaced
+        return 0.0
 
 
 def save(path: Path, on: dict[str, Any], measured: Sequence[Measured], costs: Costs) -> None:

@@ -225,6 +225,21 @@ def test_a_table_says_what_it_was_measured_on(home: Path) -> None:
     assert json.loads(path.read_text())["measured_on"]["model"] == settings.model
 
 
+def test_a_table_that_counts_no_more_says_what_changed(home: Path) -> None:
+    settings, pipeline = settings_in(home), SyntheticPipeline("synthetic:step_ms=1")
+    about = settings, pipeline, CPU
+    on = calibration.measured_on(*about)
+    assert calibration.outdated(*about) == []
+    for changes in ({"pipelines": "0123", "driver": "of yore"}, {"model": "another"}):
+        was = {**on, **changes}
+        calibration.save(
+            calibration.path_of(settings, was), was, [], calibration.costs_of([], CPU, 4)
+        )
+    (home / "calibration" / "torn.json").write_text("{")
+    assert calibration.load(*about) is None
+    assert calibration.outdated(*about) == ["driver", "pipelines"]
+
+
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """With the table of such a pipeline on this machine, by other versions."""

@@ -82,7 +82,7 @@ def done(settings: Settings) -> None:
 
 def _marker(settings: Settings) -> Path:
     about = {name: getattr(settings, name) for name in _SETTINGS}
-    about |= versions()
+    about |= versions("worker.models.zimage.pipeline")
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     return settings.var_dir / "cache" / f"built-{digest}"
 
