@@ -269,11 +269,12 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
 
 
 def _asked(spec: "DrawSpec", rules: Rules) -> dict[str, Any]:
-    texts = {"prompt": spec.prompt, **spec.parameters.texts}
+    known = spec.parameters.normalised()
+    texts = {name: text for name, text in spec.parameters.texts.items() if name in known}
     said: dict[str, Any] = {}
-    for name, text in texts.items() if rules.prompts else ():
+    for name, text in {"prompt": spec.prompt, **texts}.items() if rules.prompts else ():
         said |= _bounded(name, text, rules.prompt_chars)
-    others = {name: value for name, value in vars(spec.parameters).items() if name not in texts}
+    others = {name: value for name, value in known.items() if name not in texts}
     return {**said, "seed": spec.seed, **others}
 
 

@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from tests.worker.conftest import ready, serving, settings_in
+from tests.worker.later import Later
 from worker import log as worker_log
 from worker.observability import audit
 from worker.observability.audit import Audit, Entry, Note, Rules
@@ -26,8 +27,14 @@ DAY_S = 86_400.0
 def entry(prompt: str = "a fox", at: float | None = None, **changes: Any) -> Entry:
     at = time.time() if at is None else at
     spec = DrawSpec(prompt, 7, Parameters(256, 512, 8, 0.0, "blurry"))
-    who = {"owner": "key_1", "name": "design", "client": "10.0.0.7", "model": "tiny"}
-    return Entry(at=at, image="ab-0", spec=spec, **{**who, **changes})
+    who: dict[str, Any] = {
+        "spec": spec,
+        "owner": "key_1",
+        "name": "design",
+        "client": "10.0.0.7",
+        "model": "tiny",
+    }
+    return Entry(at=at, image="ab-0", **{**who, **changes})
 
 
 def opened(folder: Path, worker: str = "w1", **changes: Any) -> Audit:
@@ -265,6 +272,15 @@ def test_full_queue_drops_and_never_waits(tmp_path: Path, monkeypatch: pytest.Mo
     assert log.lost >= 46
     monkeypatch.undo()
     stalled.set()
+
+
+@pytest.mark.parametrize(("style", "told"), [("", {}), ("ink", {"style": "ink"})])
+def test_a_later_field_is_noted_where_it_was_used(style: str, told: dict[str, str]) -> None:
+    spec = DrawSpec("a fox", 7, Later(64, 64, 8, style=style))
+    line = audit.line_of(entry(spec=spec), Rules())
+    assert {k: v for k, v in json.loads(line).items() if k == "style"} == told
+    hidden = audit.line_of(entry(spec=spec), Rules(prompts=False))
+    assert "ink" not in hidden
 
 
 @pytest.mark.anyio
