@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import cast, get_args
@@ -64,6 +66,7 @@ class _Cell(Collector):
         yield from self._workers()
         yield self._alarms()
         yield from self._disk()
+        yield from self._spool()
         yield from self._cards()
 
     def _workers(self) -> Iterator[Metric]:
@@ -142,6 +145,20 @@ class _Cell(Collector):
             return
         yield GaugeMetricFamily("zimage_disk_free_bytes", "Free where var_dir is.", usage.free)
         yield GaugeMetricFamily("zimage_disk_size_bytes", "Size of that disk.", usage.total)
+
+    def _spool(self) -> Iterator[Metric]:
+        """Of a cell whose pictures go into a bucket, once one had to wait."""
+        folder = self._var_dir / "spool" / "pictures"
+        if not folder.is_dir():
+            return
+        ages = []
+        for path in folder.glob("*/*"):
+            with suppress(FileNotFoundError):  # brought to the store at this moment
+                ages.append(time.time() - path.stat().st_mtime)
+        yield GaugeMetricFamily("zimage_spool_files", "Pictures waiting for the store.", len(ages))
+        yield GaugeMetricFamily(
+            "zimage_spool_oldest_seconds", "How long the first of them waits.", max(ages, default=0)
+        )
 
     def _cards(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("zimage_gpu_up", "1 while the GPU answers.", labels=("gpu",))

@@ -1,7 +1,9 @@
 """What the real guard tells Prometheus, over its socket."""
 
 import os
+import shutil
 import signal
+import time
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -79,3 +81,16 @@ def test_history_is_kept_and_served_whole(cell: Cell) -> None:
     wait_until(lambda: cell.history()["points"], "a first quarter of a minute")
     assert set(cell.history()["lanes"]) == {"w1", "w2", "w3"}
     assert [state for _, state in cell.history()["lanes"]["w1"]][-1] == "in"
+
+
+def test_pictures_that_wait_for_their_store_are_told_with_their_age(cell: Cell) -> None:
+    assert "zimage_spool_files" not in samples(cell)
+    day = cell.layout.var_dir / "spool" / "pictures" / "2026-01-01"
+    day.mkdir(parents=True)
+    for name, age_s in (("img_a.png", 1000.0), ("img_b.png", 10.0)):
+        (day / name).touch()
+        os.utime(day / name, (time.time() - age_s,) * 2)
+    found = samples(cell)
+    shutil.rmtree(cell.layout.var_dir / "spool")
+    assert found["zimage_spool_files"] == 2
+    assert 1000 <= found["zimage_spool_oldest_seconds"] < 1100
