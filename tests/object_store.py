@@ -68,6 +68,7 @@ class ObjectStore:
                     f"-s3.config={self.folder / 's3.json'}",
                     *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.iam=false"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-metricsPort=0"),
+                    "-s3.autoCreateBucket=false",
                     *("-master.volumeSizeLimitMB=64", "-volume.max=16", "-volume.minFreeSpace=0"),
                     "-master.electionTimeout=1s",
                     *options,

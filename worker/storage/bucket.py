@@ -5,6 +5,7 @@ away: others fail at once, and one call at a time tries again.
 """
 
 import configparser
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -93,7 +94,8 @@ class Bucket:
             self._call(
                 lambda _, store: put(
                     store, name, data, mode="create", attributes={"Content-Type": kind}
-                )
+                ),
+                AlreadyExistsError,
             )
         except AlreadyExistsError:
             return False
@@ -104,7 +106,7 @@ class Bucket:
         from obstore import head
 
         try:
-            self._call(lambda store, _: head(store, name))
+            self._call(lambda store, _: head(store, name), FileNotFoundError)
         except FileNotFoundError:
             return False
         return True
@@ -113,7 +115,7 @@ class Bucket:
         """An object's content; ``FileNotFoundError``."""
         from obstore import get
 
-        return self._call(lambda _, store: bytes(get(store, name).bytes()))
+        return self._call(lambda _, store: bytes(get(store, name).bytes()), FileNotFoundError)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, as far as they are there."""
@@ -160,17 +162,18 @@ class Bucket:
     def try_again(self) -> None:
         """See whether a bucket that was away is back."""
         if self._away:
-            self.has("is-it-back")
+            self.require_list()  # a missing object would be an answer of no bucket, too
 
     # Away and back
 
-    def _call(self, work: "Callable[[S3Store, S3Store], T]") -> T:
-        from obstore.exceptions import AlreadyExistsError, BaseError
+    def _call(self, work: "Callable[[S3Store, S3Store], T]", *answers: type[Exception]) -> T:
+        """The result of ``work``, or one of ``answers``; all else means that it is away."""
+        from obstore.exceptions import BaseError
 
         self._require_turn()
         try:
             result = work(*self._built())
-        except (FileNotFoundError, AlreadyExistsError):  # answers, too
+        except answers:
             self._is_back()
             raise
         except (BaseError, OSError, ValueError) as error:
@@ -186,7 +189,7 @@ class Bucket:
             self._next_try_at = now + _TRANSFER_S  # for whoever comes while this one tries
 
     def _failed(self, error: Exception) -> ObjectsAway:
-        why = _first_line(error)
+        why = _in_words(error)
         with self._lock:
             was_away, self._away = self._away, why
             self._next_try_at = time.monotonic() + _REST_S
@@ -242,6 +245,9 @@ def _provided(credentials: Credentials) -> Any:
     }
 
 
-def _first_line(error: Exception) -> str:
-    """What obstore says, without its debug output."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+def _in_words(error: Exception) -> str:
+    """What obstore says, without its debug output, and the store's own word for it."""
+    text = str(error).strip() or type(error).__name__
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    line = text.splitlines()[0].partition("<")[0].rstrip(" :")[:300]
+    return f"{line}: {code[1]}" if code else line

@@ -81,6 +81,18 @@ def test_a_store_that_is_gone_is_away_and_others_fail_at_once(object_store: Obje
         bucket.has(NAME)
 
 
+def test_a_store_without_the_bucket_is_away_and_stays_so(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REST_S", 0.0)
+    bucket = Bucket(object_store.objects("x", url="s3://no-such-bucket/x"))
+    with pytest.raises(ObjectsAway):
+        bucket.put(NAME, b"fox")
+    with pytest.raises(ObjectsAway):
+        bucket.try_again()
+    assert "NoSuchBucket" in bucket.away
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """The port of a store that accepts and never answers."""
