@@ -1,13 +1,12 @@
 """A bucket of an S3-compatible store.
 
-Every call ends within seconds. After one that the store did not answer, or refused, the bucket is
-away: others fail at once, and one call at a time tries again.
+Every call ends within seconds. After one that the store did not answer, or refused, others of its
+kind fail at once, and one call at a time tries again.
 """
 
 import configparser
 import re
-import threading
-import time
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from worker import log
-from worker.errors import ObjectsAway
 from worker.storage.images import StoredFile, is_file
+from worker.storage.outage import Outage
 from worker.tables import Objects
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ T = TypeVar("T")
 LINK_S = 60
 """How long a signed address is good."""
 _QUICK_S, _TRANSFER_S, _CONNECT_S = 3.0, 10.0, 1.5
-_REST_S = 2.0  # after a failure, before the store is tried again
 _REREAD_S = 300.0  # credentials, so that they can be exchanged while workers run
 _LISTED_AT_ONCE = 1000
 _NEEDED = ("aws_access_key_id", "aws_secret_access_key")
@@ -73,15 +70,13 @@ class Bucket:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._lock = threading.Lock()
         self._stores: tuple[S3Store, S3Store] | None = None  # for small calls, and for pictures
-        self._away = ""  # why
-        self._next_try_at = 0.0  # while it is away
+        self._reads, self._writes = Outage("be read"), Outage("be written")
 
     @property
     def away(self) -> str:
         """Why it cannot be used, as far as the last call knows; "": it can."""
-        return self._away
+        return self._writes.why or self._reads.why
 
     def put(self, name: str, data: bytes) -> bool:
         """Store an object, safe on return; whether it was not there before, for what is there is
@@ -91,7 +86,7 @@ class Bucket:
 
         kind = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
         try:
-            self._call(
+            self._write(
                 lambda _, store: put(
                     store, name, data, mode="create", attributes={"Content-Type": kind}
                 ),
@@ -106,7 +101,7 @@ class Bucket:
         from obstore import head
 
         try:
-            self._call(lambda store, _: head(store, name), FileNotFoundError)
+            self._read(lambda store, _: head(store, name), FileNotFoundError)
         except FileNotFoundError:
             return False
         return True
@@ -115,14 +110,14 @@ class Bucket:
         """An object's content; ``FileNotFoundError``."""
         from obstore import get
 
-        return self._call(lambda _, store: bytes(get(store, name).bytes()), FileNotFoundError)
+        return self._read(lambda _, store: bytes(get(store, name).bytes()), FileNotFoundError)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, as far as they are there."""
         from obstore import delete
 
         if names:
-            self._call(lambda store, _: delete(store, names))
+            self._write(lambda store, _: delete(store, names))
 
     def files(self) -> list[StoredFile]:
         """All pictures and thumbnails; what else lies in the bucket is none of ours."""
@@ -136,13 +131,13 @@ class Bucket:
                 if is_file(meta["path"])
             ]
 
-        return self._call(all_of)
+        return self._read(all_of)
 
     def require_list(self) -> None:
         """Ask for the beginning of the list, whatever stands in it."""
         from obstore import list as listed
 
-        self._call(lambda store, _: next(iter(listed(store, chunk_size=1)), None))
+        self._read(lambda store, _: next(iter(listed(store, chunk_size=1)), None))
 
     def signed(self, name: str) -> str:
         """The query that lets whoever has it get this object, for ``LINK_S``. Asks nobody."""
@@ -157,51 +152,44 @@ class Bucket:
             store, _ = self._built()
             return sign(store, "GET", name, timedelta(seconds=LINK_S))
         except (BaseError, ValueError) as error:
-            raise self._failed(error) from error
+            raise self._reads.failed(_in_words(error)) from error
 
     def try_again(self) -> None:
         """See whether a bucket that was away is back."""
-        if self._away:
+        if self._reads.why:
             self.require_list()  # a missing object would be an answer of no bucket, too
+        if self._writes.why:
+            probe = f"probe-{secrets.token_hex(8)}"
+            self.put(probe, b"")
+            self.delete([probe])
 
-    # Away and back
+    # Calls: a store that is full or read-only may go on being read
 
-    def _call(self, work: "Callable[[S3Store, S3Store], T]", *answers: type[Exception]) -> T:
-        """The result of ``work``, or one of ``answers``; all else means that it is away."""
+    def _read(self, work: "Callable[[S3Store, S3Store], T]", *answers: type[Exception]) -> T:
+        return self._call(self._reads, work, *answers)
+
+    def _write(self, work: "Callable[[S3Store, S3Store], T]", *answers: type[Exception]) -> T:
+        return self._call(self._writes, work, *answers)
+
+    def _call(
+        self,
+        outage: Outage,
+        work: "Callable[[S3Store, S3Store], T]",
+        *answers: type[Exception],
+    ) -> T:
+        """The result of ``work``, or one of ``answers``; all else means that the store is away."""
         from obstore.exceptions import BaseError
 
-        self._require_turn()
+        outage.require_turn()
         try:
             result = work(*self._built())
         except answers:
-            self._is_back()
+            outage.ended()
             raise
         except (BaseError, OSError, ValueError) as error:
-            raise self._failed(error) from error
-        self._is_back()
+            raise outage.failed(_in_words(error)) from error
+        outage.ended()
         return result
-
-    def _require_turn(self) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if self._away and now < self._next_try_at:
-                raise ObjectsAway(self._away)
-            self._next_try_at = now + _TRANSFER_S  # for whoever comes while this one tries
-
-    def _failed(self, error: Exception) -> ObjectsAway:
-        why = _in_words(error)
-        with self._lock:
-            was_away, self._away = self._away, why
-            self._next_try_at = time.monotonic() + _REST_S
-        if not was_away:
-            log.event("the store of pictures is away", why=why)
-        return ObjectsAway(why)
-
-    def _is_back(self) -> None:
-        with self._lock:
-            was_away, self._away = self._away, ""
-        if was_away:
-            log.event("the store of pictures is back")
 
     # The client
 

@@ -13,6 +13,7 @@ from tests.ports import free_port
 from tests.worker.storage.conftest import DAY
 from worker.errors import ObjectsAway
 from worker.storage import bucket as module
+from worker.storage import outage
 from worker.storage.bucket import Bucket, Credentials
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -84,13 +85,27 @@ def test_a_store_that_is_gone_is_away_and_others_fail_at_once(object_store: Obje
 def test_a_store_without_the_bucket_is_away_and_stays_so(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_REST_S", 0.0)
+    monkeypatch.setattr(outage, "REST_S", 0.0)
     bucket = Bucket(object_store.objects("x", url="s3://no-such-bucket/x"))
     with pytest.raises(ObjectsAway):
         bucket.put(NAME, b"fox")
     with pytest.raises(ObjectsAway):
         bucket.try_again()
     assert "NoSuchBucket" in bucket.away
+
+
+def test_a_store_that_can_be_read_is_not_back_for_writing(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(outage, "REST_S", 0.0)
+    bucket = Bucket(object_store.objects("readonly"))
+    bucket.put(NAME, b"fox")
+    bucket._writes.failed("507 the disk of the store is full")
+    assert bucket.get(NAME) == b"fox"
+    assert bucket.away == "507 the disk of the store is full"
+    bucket.try_again()
+    assert bucket.away == ""
+    assert [file.name for file in bucket.files()] == [NAME]
 
 
 @pytest.fixture
@@ -118,7 +133,7 @@ def test_a_silent_store_holds_nobody_for_long(
 def test_a_bucket_that_was_away_is_back_once_it_answers(
     bucket: Bucket, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_REST_S", 0.0)
+    monkeypatch.setattr(outage, "REST_S", 0.0)
     moved = tmp_path / "moved"
     object_store.credentials.rename(moved)
     try:

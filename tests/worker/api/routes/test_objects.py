@@ -44,7 +44,7 @@ class Outage:
 
     def __init__(self, service: Lifecycle, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("worker.storage.bucket._REREAD_S", 0.0)
-        monkeypatch.setattr("worker.storage.bucket._REST_S", 0.0)
+        monkeypatch.setattr("worker.storage.outage.REST_S", 0.0)
         self.bucket, self._file = images_of(service).bucket, home / "credentials"
 
     async def begin(self) -> None:
