@@ -60,6 +60,7 @@ def backup(cell: Cell, path: Path, *, images: bool) -> Summary:
 
 def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> int:
     """Write the archive into ``file``; how many pictures it has."""
+    _require_file(cell)
     if not cell.layout.database.exists():
         raise CellError(f"there is no database {cell.layout.database} yet: zimage up makes it")
     count = 0
@@ -84,6 +85,17 @@ def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> int:
     return count
 
 
+def _require_file(cell: Cell) -> None:
+    """``CellError`` where the database is none that lies in a file here."""
+    if cell.layout.postgres_url:
+        raise CellError(
+            f"the database {cell.layout.database_name} is a server's, which no file of zimage "
+            "holds: save it with pg_dump --format=custom and put it back with pg_restore --clean; "
+            f"copy {cell.layout.key_secret} beside, without which no key fits, and "
+            f"{cell.layout.images_dir}"
+        )
+
+
 def is_compressed(path: Path) -> bool:
     """Whether ``path`` is named as a compressed archive."""
     return path.suffix in {".gz", ".tgz"}
@@ -94,6 +106,7 @@ def restore(cell: Cell, path: Path, file: IO[bytes] | None = None) -> Summary:
 
     ``file``: it, opened by somebody who may read it.
     """
+    _require_file(cell)
     if processes.members(cell.layout.processes):
         raise CellError("the cell runs: end it first with zimage down")
     cell.layout.create()

@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from deploy.config import ROOT, ClusterConfig
 from deploy.installation import BASE
@@ -29,6 +30,8 @@ class Layout:
     run_dir: Path
     database_file: Path | None = None
     short_link: Path | None = None
+    postgres_url: str = ""
+    """Of the database, where it is no file. The password is no part of it, but the file's name."""
     """Leads to ``var_dir``, whose own name is too long for sockets. Nothing is lost with it."""
 
     @classmethod
@@ -36,14 +39,16 @@ class Layout:
         """As the configuration says; where sockets' paths would be too long, by a short name."""
         var_dir = under_root(config.cell.var_dir)
         url = config.database.url
-        database = Path(url.removeprefix(_SQLITE)) if url else None
+        postgres = _postgres_url(config) if config.database.is_postgres else ""
+        database = Path(url.removeprefix(_SQLITE)) if url and not postgres else None
         if config.cell.run_dir:
-            return cls(var_dir, under_root(config.cell.run_dir), database)
-        plain = cls(var_dir, var_dir / "run", database)
+            run_dir = under_root(config.cell.run_dir)
+            return cls(var_dir, run_dir, database, postgres_url=postgres)
+        plain = cls(var_dir, var_dir / "run", database, postgres_url=postgres)
         if not too_long_by(plain):
             return plain
         link = _short_link(var_dir)
-        return cls(var_dir, link / "run", database, link)
+        return cls(var_dir, link / "run", database, link, postgres)
 
     # run: sockets, heartbeats, locks
     def socket(self, worker: str) -> Path:
@@ -246,13 +251,18 @@ class Layout:
 
     @property
     def database(self) -> Path:
-        """Keys, usage, pictures and jobs."""
+        """Keys, usage, pictures and jobs, unless PostgreSQL has them."""
         return self.database_file or self.var_dir / "zimage.db"
 
     @property
     def database_url(self) -> str:
         """What workers connect to."""
-        return f"{_SQLITE}{self.database}"
+        return self.postgres_url or f"{_SQLITE}{self.database}"
+
+    @property
+    def database_name(self) -> str:
+        """As messages call it."""
+        return self.postgres_url.partition("?")[0] or str(self.database)
 
     @property
     def docs_dir(self) -> Path:
@@ -321,6 +331,14 @@ def objects_of(config: ClusterConfig) -> Objects:
     told = config.objects
     path = str(under_root(told.credentials_file)) if told.on else ""
     return Objects(**{**told.model_dump(), "credentials_file": path})
+
+
+def _postgres_url(config: ClusterConfig) -> str:
+    url, file = config.database.url, config.database.password_file
+    if not file:
+        return url
+    joint = "&" if "?" in url else "?"
+    return f"{url}{joint}password_file={quote(str(under_root(file)))}"
 
 
 def too_long_by(layout: Layout) -> int:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from worker.storage import job_changes as job_changes
     from worker.storage import job_turns as job_turns
     from worker.storage import keys as keys
+    from worker.storage import postgres as postgres
     from worker.storage import usage as usage
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("job_changes", "job_turns", "keys", "usage"):
+        if name in ("job_changes", "job_turns", "keys", "postgres", "usage"):
             return import_module(f"worker.storage.{name}")
         raise AttributeError(name)
 
@@ -42,8 +43,8 @@ def migrate(cell: Cell) -> None:
         migrations.migrate(cell.layout.database_url)
     except migrations.ERRORS as error:
         raise CellError(
-            f"the database {cell.layout.database} cannot be migrated: {_first_line(error)}\n"
-            "Make room, or end what holds it; where it is damaged, restore a backup."
+            f"the database {cell.layout.database_name} cannot be migrated: {_first_line(error)}\n"
+            + _remedy(cell)
         ) from error
 
 
@@ -67,11 +68,20 @@ def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
             "restore it from a backup, or delete all keys and make new ones"
         ) from None
     except SQLAlchemyError as error:
-        where, why = cell.layout.database, _first_line(error)
-        remedy = "try again" if where.exists() else "zimage up makes it"
-        raise CellError(f"the database {where} cannot be used: {why}; {remedy}") from None
+        layout, why = cell.layout, _first_line(error)
+        there = layout.postgres_url or layout.database.exists()
+        remedy = "try again" if there else "zimage up makes it"
+        raise CellError(
+            f"the database {layout.database_name} cannot be used: {why}; {remedy}"
+        ) from None
     finally:
         engine.dispose()
+
+
+def _remedy(cell: Cell) -> str:
+    if cell.layout.postgres_url:
+        return "Make it reachable and let the role of database.url create tables in it."
+    return "Make room, or end what holds it; where it is damaged, restore a backup."
 
 
 def secret_for(cell: Cell) -> bytes:

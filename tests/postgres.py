@@ -69,21 +69,21 @@ class Server:
 
     def program(self, name: str, *arguments: object) -> None:
         """Run one of PostgreSQL's to its end."""
-        command = [self._binaries / name, *map(str, arguments)]
+        command = [str(self._binaries / name), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", **self._as)
         assert done.returncode == 0, done.stderr
 
     def start(self) -> "Server":
         """Listen, and wait until it answers. It does not outlive this process."""
         told = [part for option in self._options for part in ("-c", option)]
-        command = ["setpriv", "--pdeathsig", "QUIT", self._binaries / "postgres", "-D", self.data]
+        program = [str(self._binaries / "postgres"), "-D", str(self.data), *told]
+        command = ["setpriv", "--pdeathsig", "QUIT", *program]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, *told], stdout=log, stderr=log, cwd="/", **self._as
-            )
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self._as)
+        self._process = process
         end = time.monotonic() + DEADLINE_S
         while not self._answers():
-            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < end, "the server never answers"
             time.sleep(0.02)
         return self

@@ -7,7 +7,10 @@ from worker.tables import BUCKET_URL, ENDPOINT, LINE, MARK, MARK_CHARACTERS, TRA
 NAME = r"^[a-z][a-z0-9-]{0,31}$"
 DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
 DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
-SQLITE = r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+)?$"
+DATABASE = (
+    r"^(sqlite:////[^\"'\\$;#{}?%\x00-\x1f\x7f]+"
+    r"|postgresql(\+psycopg)?://[^\"'\\$;#{}\s\x00-\x1f\x7f]+)?$"
+)
 HOST = r"^(\*\.)?[A-Za-z0-9:][A-Za-z0-9.:-]{0,250}$"
 NETWORK = r"^[0-9a-fA-F.:]+(/\d{1,3})?$"
 PUBLIC_URL = (
@@ -31,9 +34,9 @@ WORDS = {
     NAME: "must be small letters, digits and dashes (32 at most)",
     DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
-    SQLITE: 'must be "sqlite:////absolute/path/of/a/file.db"',
     BUCKET_URL: 'must be a bucket and what its objects\' names begin with: "s3://bucket/prefix"',
     ENDPOINT: 'must be scheme, host and port of the store, such as "https://s3.example.com"',
+    DATABASE: 'must be "sqlite:////absolute/path/of/a/file.db" or "postgresql://user@host/name"',
     HOST: "must be a host's name or an IP address",
     MARK: f"must be up to 16 {MARK_CHARACTERS}",
     LINE: "must be one line without control characters",

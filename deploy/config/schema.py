@@ -7,6 +7,7 @@ stands in ``worker/tables.py``.
 import ipaddress
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -275,7 +276,32 @@ class Nginx(Table):
 
 
 class Database(Table):
-    url: str = Field("", pattern=patterns.SQLITE)
+    url: str = Field("", pattern=patterns.DATABASE)
+    password_file: str = Field("", pattern=patterns.PLACE)
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if _has_password(self.url):  # which no message repeats
+            remedy = "put it into a file of your own and name that in database.password_file"
+            raise _problem("url", "there is a password in it, for all to read", remedy)
+        if self.password_file and not self.is_postgres:
+            raise _problem("password_file", "database.url names no PostgreSQL", "delete it")
+        return self
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the database is a server that several hosts may share."""
+        return self.url.startswith("postgresql")
+
+
+def _has_password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or any(
+            name.startswith("pass") for name in parse_qs(parts.query)
+        )
+    except ValueError:  # no URL at all: told elsewhere
+        return False
 
 
 class Logs(Table):

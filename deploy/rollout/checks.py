@@ -36,6 +36,9 @@ from worker.models.loading.folder import ModelLoadError
 from worker.models.loading.sources import is_hub_id, local_folder
 
 MIN_NGINX = (1, 22, 0)
+MIN_POSTGRES = 13
+CONNECTIONS = 6
+"""Of one worker."""
 _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
 """By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
 _SMALL_GIB = 0.8  # Python, torch and the shipped model
@@ -272,6 +275,9 @@ def _hub_answer(cell: Cell, text: str, answer: hub.Answer) -> Finding:
 
 
 def database(cell: Cell) -> Iterator[Finding]:
+    if cell.layout.postgres_url:
+        yield from _postgres(cell)
+        return
     path = cell.layout.database
     kind = machine.file_system(path)
     if kind in machine.NETWORK_FILE_SYSTEMS:
@@ -279,6 +285,52 @@ def database(cell: Cell) -> Iterator[Finding]:
         yield Finding("fail", "database", f"{path} is on {kind}, where locks do not hold", remedy)
     else:
         yield Finding("ok", "database", f"{path} on {kind}")
+
+
+def _postgres(cell: Cell) -> Iterator[Finding]:
+    if not _is_installed("psycopg"):
+        remedy = "pip install -c constraints.txt '.[postgres]', or empty database.url"
+        yield Finding("fail", "database", "psycopg is not installed", remedy)
+        return
+    if wrong := _password_file(cell):
+        yield Finding("fail", "database", *wrong)
+        return
+    try:
+        server = store.run(cell, store.postgres.server)
+    except CellError as error:
+        remedy = "start it, or mend database.url and database.password_file"
+        yield Finding("fail", "database", str(error), remedy)
+        return
+    name = cell.layout.database_name
+    if server.version < MIN_POSTGRES or server.encoding != "UTF8":
+        text = f"{name} is PostgreSQL {server.version} with {server.encoding}"
+        remedy = f"take PostgreSQL {MIN_POSTGRES} or newer and a database with ENCODING 'UTF8'"
+        yield Finding("fail", "database", text, remedy)
+        return
+    yield Finding("ok", "database", f"{name}, PostgreSQL {server.version}")
+    wanted = CONNECTIONS * len(cell.plan.workers)
+    if server.connections < wanted:
+        text = f"workers here may need {wanted} connections, and all may have {server.connections}"
+        yield Finding("warn", "database", text, "raise max_connections in postgresql.conf")
+    if not server.is_searched_by_index:
+        remedy = "CREATE EXTENSION pg_trgm in it, as a role that may, then zimage up"
+        yield Finding("warn", "database", "searches must look at every prompt", remedy)
+
+
+def _password_file(cell: Cell) -> tuple[str, str] | None:
+    """What is wrong with it, and what to do."""
+    name = cell.config.database.password_file
+    if not name:
+        return None
+    path = under_root(name)
+    try:
+        mode = path.stat().st_mode
+        path.read_bytes()
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})", "mend database.password_file"
+    if mode & 0o077:
+        return f"{path} may be read by others", f"chmod 600 {path}"
+    return None
 
 
 def keys(cell: Cell) -> Iterator[Finding]:

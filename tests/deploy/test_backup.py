@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def test_backup_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     assert back.aside is not None
     assert values(back.aside) == ["now"]
     assert other.config_path.read_text() == "# of then\n"
+
+
+@pytest.mark.parametrize("verb", [backup, restore])
+def test_a_server_is_not_saved_and_the_remedy_is_named(
+    tmp_path: Path, verb: Callable[..., object]
+) -> None:
+    database = {"url": "postgresql://me@db/zimage?host=a"}
+    config = parse({"cell": {"var_dir": str(tmp_path)}, "database": database})
+    options = {"images": False} if verb is backup else {}
+    with pytest.raises(CellError, match=r"postgresql://me@db/zimage is a server.*pg_dump"):
+        verb(Cell(config, tmp_path / "cluster.toml"), tmp_path / "b.tar", **options)
+    assert list(tmp_path.glob("*.tar")) == []
 
 
 def test_pictures_are_left_out_unasked(tmp_path: Path) -> None:

@@ -20,6 +20,14 @@ def test_database_is_in_the_state_directory_unless_the_file_says_where() -> None
     assert [layout.database_url for layout in found] == ["sqlite:////v/zimage.db", other["url"]]
 
 
+def test_a_server_is_told_by_its_url_and_the_file_of_its_password() -> None:
+    url = "postgresql://me@/z?host=a&host=b"
+    database = {"url": url, "password_file": "/run/secrets/z y"}
+    layout = Layout.of(parse({"cell": {"var_dir": "/v"}, "database": database}))
+    assert layout.database_url == f"{url}&password_file=/run/secrets/z%20y"
+    assert layout.database_name == "postgresql://me@/z"
+
+
 def test_run_directory_is_in_the_state_directory_when_sockets_fit() -> None:
     layout = Layout.of(parse({"cell": {"var_dir": "/srv/cell"}}))
     assert layout.run_dir == Path("/srv/cell/run")

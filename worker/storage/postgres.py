@@ -5,6 +5,7 @@ seconds, whichever side of the network fell silent, and the next one looks for a
 all hosts of the URL.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def let_migrate(connection: sa.Connection) -> None:
     would all wait behind it."""
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_MIGRATION_LOCK_MS}")
+
+
+@dataclass(frozen=True)
+class Server:
+    """``version``: the first number of it. ``connections``: of all clients together."""
+
+    version: int
+    encoding: str
+    connections: int
+    is_searched_by_index: bool
+    """Or has no pictures yet."""
+
+
+def server(connection: sa.Connection) -> Server:
+    """What there is to know of the database before a cell uses it."""
+    asked = sa.text(
+        "SELECT current_setting('server_version_num')::int / 10000, "
+        "pg_encoding_to_char(encoding), current_setting('max_connections')::int, "
+        "to_regclass('images') IS NULL OR to_regclass('ix_images_words') IS NOT NULL "
+        "FROM pg_database WHERE datname = current_database()"
+    )
+    version, encoding, connections, indexed = connection.execute(asked).one()
+    return Server(version, encoding, connections, indexed)
 
 
 def was_limited(error: exc.DBAPIError) -> bool:

@@ -78,9 +78,21 @@ WRONG = [
         "allowed_origins",
     ),
     (
-        '[database]\nurl = "postgresql://db/zimage"',
-        'database.url: must be "sqlite:////absolute/path/of/a/file.db", '
-        'not "postgresql://db/zimage"; the default is ""',
+        '[database]\nurl = "mysql://db/zimage"',
+        'database.url: must be "sqlite:////absolute/path/of/a/file.db" or '
+        '"postgresql://user@host/name", not "mysql://db/zimage"; the default is ""',
+    ),
+    *(
+        (
+            f'[database]\nurl = "{url}"',
+            "database.url: there is a password in it, for all to read; "
+            "put it into a file of your own and name that in database.password_file",
+        )
+        for url in ("postgresql://me:secret@db/zimage", "postgresql://db/zimage?password=secret")
+    ),
+    (
+        '[database]\npassword_file = "/run/password"',
+        "database.password_file: database.url names no PostgreSQL; delete it",
     ),
     ("listen = 80", "listen: must be a table, not 80; write [listen] on a line of its own"),
     (

@@ -9,6 +9,8 @@ from deploy.cell import Cell
 from deploy.config import parse
 from deploy.host import machine
 from deploy.rollout import checks
+from tests.postgres import Server
+from worker.storage import migrations
 
 
 def cell(tmp_path: Path, **config: object) -> Cell:
@@ -63,6 +65,44 @@ def test_database_on_a_network_file_system_is_refused(
     [finding] = checks.database(cell(tmp_path, database={"url": "sqlite:////mnt/a/z.db"}))
     assert finding.level == "fail"
     assert finding.text == "/mnt/a/z.db is on nfs4, where locks do not hold"
+
+
+def test_a_server_is_asked_before_the_cell_is_touched(postgres: Server, tmp_path: Path) -> None:
+    with postgres.database("zimage_checked") as url:
+        found = list(checks.database(cell(tmp_path, database={"url": url})))
+        assert [finding.level for finding in found] == ["ok"]
+        many = [{"device": "cpu", "count": 60}]
+        *_, few = checks.database(cell(tmp_path, database={"url": url}, workers=many))
+        assert (few.level, few.remedy) == ("warn", "raise max_connections in postgresql.conf")
+        migrations.migrate(url)
+        with postgres.connect("zimage_checked") as admin:
+            admin.execute("DROP EXTENSION pg_trgm CASCADE")
+        *_, slow = checks.database(cell(tmp_path, database={"url": url}))
+        assert (slow.level, slow.text) == ("warn", "searches must look at every prompt")
+        assert "CREATE EXTENSION pg_trgm" in slow.remedy
+    [gone] = checks.database(cell(tmp_path, database={"url": url}))
+    assert gone.level == "fail"
+    assert '"zimage_checked" does not exist' in gone.text
+
+
+def test_a_password_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    database = {"url": "postgresql://db/zimage", "password_file": str(file)}
+    [missing] = checks.database(cell(tmp_path, database=database))
+    assert (missing.level, missing.remedy) == ("fail", "mend database.password_file")
+    file.write_text("secret")
+    file.chmod(0o644)
+    [open_to_all] = checks.database(cell(tmp_path, database=database))
+    assert (open_to_all.level, open_to_all.remedy) == ("fail", f"chmod 600 {file}")
+
+
+def test_a_server_without_its_client_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_is_installed", lambda module: False)
+    [finding] = checks.database(cell(tmp_path, database={"url": "postgresql://db/zimage"}))
+    assert (finding.level, finding.text) == ("fail", "psycopg is not installed")
+    assert ".[postgres]" in finding.remedy
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from worker.storage import jobs, leases, usage
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.jobs import Job
 from worker.storage.migrations import migrate
-from worker.storage.usage import REQUEST, Entry
+from worker.storage.usage import REQUEST, Entry, Outcome
 
 T = TypeVar("T")
 PROCESSES = 6
@@ -78,7 +78,7 @@ def test_no_item_is_drawn_twice_and_none_is_lost(url: str) -> None:
 
 def count(url: str, worker: int) -> None:
     """Enter the same requests as all others, in another order and with another outcome."""
-    outcome = "done" if worker % 2 else "failed"
+    outcome: Outcome = "done" if worker % 2 else "failed"
     pictures = [replace(PICTURE, request_id=f"r{k}") for k in range(40)]
     ends = [replace(p, image_index=REQUEST, outcome=outcome) for p in pictures]
     batch = [*pictures, *ends]
