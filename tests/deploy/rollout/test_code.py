@@ -1,6 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,10 +18,10 @@ CONFIG = parse({})
 PLAN = plan(CONFIG, Machine(2, 24.0, 23.0, ()))
 
 
-def host(**changes: str) -> Host:
+def host(**changes: Any) -> Host:
     names = ("nginx_path", "python", "user", "home", "worker_code", "guard_code")
-    texts = {n: n.replace("_", "") for n in (*names, "lasting_python", "packages")} | changes
-    return Host(nginx_version=(1, 22, 1), cores=2, **texts)
+    texts = {n: n.replace("_", "") for n in (*names, "lasting_python", "packages")}
+    return replace(Host(**texts, nginx_version=(1, 22, 1), cores=2, nameservers=()), **changes)
 
 
 def rendered(layout: Layout, **changes: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +44,10 @@ class Cell:
         ends = [p for pipeline in self.pipelines for p in pipeline.prompts("finish")]
         return sum(prompts.count(prompt) for prompts in ends)
 
-    async def left(self, worker: int = 0, **headers: str) -> str:
+    async def left(self, **headers: str) -> str:
         """The id of a request whose client has gone while it was drawn."""
-        request = Asked(self.clients[worker], headers)
-        await until(lambda: self.services[worker].model.engine.state().running)
+        request = Asked(self.clients[0], headers)
+        await until(lambda: self.services[0].model.engine.state().running)
         return await request.leave()
 
 
@@ -67,7 +67,7 @@ class Asked:
         self._left = asyncio.Event()
         self._body: bytes | None = json.dumps(BODY).encode()
         self._sent: list[Message] = []
-        self._task = asyncio.create_task(app(scope, self._receive, self._send))  # type: ignore[arg-type]
+        self._task: asyncio.Task[None] = asyncio.create_task(app(scope, self._receive, self._send))  # type: ignore[arg-type]
 
     async def leave(self) -> str:
         self._left.set()
@@ -117,8 +117,8 @@ async def until(true: Any) -> None:
         await anyio.sleep(0.005)
 
 
-async def again(cell: Cell, worker: int = 0, **headers: str) -> httpx.Response:
-    return await cell.clients[worker].post(DRAW, json=BODY, headers={**AGAIN, **headers})
+async def again(cell: Cell, worker: int = 0, headers: Mapping[str, str] = AGAIN) -> httpx.Response:
+    return await cell.clients[worker].post(DRAW, json=BODY, headers=headers)
 
 
 @pytest.mark.parametrize("worker", [0, 1])
@@ -177,7 +177,7 @@ async def test_nobody_else_gets_it(cell: Cell, headers: dict[str, str]) -> None:
     await cell.left(**FIRST)
     cell.gate.set()
     await until(cell.finished)
-    answer = await again(cell, **headers)
+    answer = await again(cell, headers={**AGAIN, **headers})
     assert (answer.status_code, "X-Replay-Of" in answer.headers) == (200, False)
 
 
