@@ -134,7 +134,16 @@ def _locked(name: str) -> dict[str, tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["kit.txt", "torch-cpu.txt", "torch-cuda.txt", "hopper.txt", "otel.txt", "postgres.txt"]
+    "name",
+    [
+        "kit.txt",
+        "torch-cpu.txt",
+        "torch-cuda.txt",
+        "hopper.txt",
+        "otel.txt",
+        "postgres.txt",
+        "s3.txt",
+    ],
 )
 def test_everything_that_a_release_installs_has_its_hash(name: str) -> None:
     locked = _locked(name)

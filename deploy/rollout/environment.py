@@ -70,6 +70,7 @@ _EXTRAS = {
     "hopper.txt": "flash-attn-4",
     "otel.txt": "opentelemetry-exporter-otlp-proto-http",
     "postgres.txt": "psycopg",
+    "s3.txt": "obstore",
 }
 """List of each extra's packages, and the one that shows that it is installed."""
 
