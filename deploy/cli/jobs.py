@@ -33,7 +33,8 @@ def create(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, or none.")] = None,
     config: Config = None,
     file: Annotated[
-        typer.FileBinaryRead | None, typer.Option("--from", help="A prompt a line; - is the input.")
+        typer.FileBinaryRead | None,
+        typer.Option("--from", metavar="FILE", help="A prompt a line; - is the input."),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="In place of prompts: 'a {red|blue} poster of {product}'.")

@@ -32,7 +32,9 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[
         int | None,
-        typer.Option("--lines", "-n", min=1, help="How many of the end [default: 40, or all]."),
+        typer.Option(
+            "--lines", "-n", min=1, help="How many of the end [default: 40, or all since WHEN]."
+        ),
     ] = None,
     since: Annotated[
         str, typer.Option(metavar="WHEN", help="As 90s, 10m, 2h, 3d, 18:00 or 2027-01-31T18:00.")
