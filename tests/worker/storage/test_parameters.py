@@ -5,7 +5,8 @@ import sqlalchemy as sa
 
 from tests.worker.later import Later
 from worker.storage import parameters
-from worker.types import KNOWN, Parameters
+from worker.storage.migrations import SCRIPTS
+from worker.types import FIELDS, KNOWN, Parameters
 
 SOME = Parameters(64, 96, 8, 2.0, "blurry")
 
@@ -35,6 +36,13 @@ def test_a_row_of_the_version_before_has_the_defaults_of_later_fields(
     connection.execute(table.insert(), parameters.values(SOME))  # knows no style
     row = connection.execute(sa.select(table)).mappings().one()
     assert parameters.gathered(row, Later) == {"parameters": Later(64, 96, 8, 2.0, "blurry")}
+
+
+@pytest.mark.parametrize("name", parameters.stored())
+def test_each_field_names_the_migration_that_adds_it(name: str) -> None:
+    number = FIELDS[name].about.since or 2  # the first of them came with the gallery
+    (script,) = (SCRIPTS / "versions").glob(f"{number:04d}_*.py")
+    assert f'"{name}"' in script.read_text()
 
 
 def test_rows_that_need_a_newer_version_are_not_known(connection: sa.Connection) -> None:
