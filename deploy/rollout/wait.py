@@ -7,6 +7,7 @@ from typing import Any
 from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT
+from deploy.host import processes
 from deploy.supervision.supervise import ProgramState
 from worker.exits import NAMES
 
@@ -84,8 +85,18 @@ def _until(
             lost = len(names) - len(hopeless) < enough
             if lost or time.monotonic() > deadline:
                 break
+            _require_supervisord(cell, title)
             time.sleep(_TICK_S)
     raise CellError(_last_word(cell, [*hopeless, *waiting][0], seen, title, timeout_s, lost))
+
+
+def _require_supervisord(cell: Cell, title: str) -> None:
+    """Without it nobody starts what ends, and nobody the guard, who would tell."""
+    if processes.leader(cell.layout.processes) is None:
+        raise CellError(
+            f"{title}: supervisord is gone; what it has started goes on, and is taken over by: "
+            "zimage up"
+        )
 
 
 def _fresh(cell: Cell, since: float) -> bool:
