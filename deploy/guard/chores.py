@@ -12,7 +12,6 @@ from deploy.guard.troubles import Troubles
 from deploy.layout import Layout
 from worker.bounds import UNDELIVERED_S
 
-_INTERVAL_S = 10.0
 _SHORT_LINK_INTERVAL_S = 1.0
 _REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
 _CERTIFICATE_DAYS = 14.0  # certbot has tried to renew it for two weeks by then
@@ -34,7 +33,7 @@ class Chores:
         self._troubles = troubles
 
     async def do_for_ever(self) -> None:
-        """Every ten seconds."""
+        """Once an interval."""
         layout = self._layout
         chores: dict[str, Callable[[], object]] = {
             "keeping the run directory": self._keeping.touch,
@@ -52,7 +51,7 @@ class Chores:
             for what, chore in chores.items():
                 with self._troubles.survived(what):
                     chore()
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(self._settings.guard.chores_interval_s)
 
     def _rotate_logs(self) -> None:
         layout, size, keep = self._layout, self._settings.log_max_bytes, self._settings.log_keep

@@ -43,7 +43,13 @@ class Guard:
         self._watches = [Watch(w, settings, self._layout) for w in settings.workers]
         self._gpus = Gpus(watch.device for watch in self._watches)
         self._metrics = GuardMetrics(self._watches, self._journal, self._gpus, settings.var_dir)
-        self._observer = Observer(self._watches, self._gpus, self._layout, self._metrics.registry)
+        self._observer = Observer(
+            self._watches,
+            self._gpus,
+            self._layout,
+            self._metrics.registry,
+            settings.guard.history_interval_s,
+        )
         self._hold = KillHold(self._rules)
         self._left_behind = LeftBehind(self._layout, self._journal, self._troubles)
         self._programs = Programs(

@@ -1,6 +1,6 @@
 """The last hours of the cell for the ops page: a ring in memory, written to a file.
 
-Points are one row each ``INTERVAL_S``; a lane is a worker's states in the pool with their
+Points are one row an interval; a lane is a worker's states in the pool with their
 beginnings. Prometheus keeps longer and finer; this is there without it.
 """
 
@@ -37,8 +37,9 @@ COLUMNS = (
 class History:
     """``path`` is read at the start and replaced whole by ``save``."""
 
-    def __init__(self, path: Path, workers: Iterable[str]) -> None:
+    def __init__(self, path: Path, workers: Iterable[str], interval_s: float = INTERVAL_S) -> None:
         self._path = path
+        self.interval_s = interval_s
         self._workers = tuple(workers)
         self._points: deque[list[float | None]] = deque(maxlen=KEPT_POINTS)
         self._lanes: dict[str, deque[tuple[float, str]]] = {
@@ -59,7 +60,7 @@ class History:
     def dump(self) -> dict[str, Any]:
         """As the file has it."""
         return {
-            "interval_s": INTERVAL_S,
+            "interval_s": self.interval_s,
             "columns": COLUMNS,
             "points": list(self._points),
             "lanes": {worker: list(lane) for worker, lane in self._lanes.items()},

@@ -9,7 +9,7 @@ from statistics import fmean
 from prometheus_client import CollectorRegistry
 
 from deploy.guard.gpus import Gpus
-from deploy.guard.history import INTERVAL_S, History
+from deploy.guard.history import History
 from deploy.guard.traffic import AccessLog, Traffic
 from deploy.guard.watch import Watch
 from deploy.layout import Layout
@@ -22,10 +22,17 @@ class Observer:
     """Changes nothing in the cell, and a full disk costs it no more than its history."""
 
     def __init__(
-        self, watches: Sequence[Watch], gpus: Gpus, layout: Layout, registry: CollectorRegistry
+        self,
+        watches: Sequence[Watch],
+        gpus: Gpus,
+        layout: Layout,
+        registry: CollectorRegistry,
+        history_interval_s: float,
     ) -> None:
         self._watches, self._gpus = watches, gpus
-        self._history = History(layout.history_json, [watch.name for watch in watches])
+        self._history = History(
+            layout.history_json, [watch.name for watch in watches], history_interval_s
+        )
         self._traffic = Traffic(AccessLog(layout.access_log), registry)
         self._lanes: dict[str, str] = {}
         self._drawn: dict[str, tuple[int, int]] = {}  # pid and its total, by worker
@@ -48,7 +55,7 @@ class Observer:
                 await asyncio.to_thread(self._traffic.read)
                 # Often: what a worker has made since the last time is lost when it dies.
                 self._images += sum(self._drawn_since(watch) for watch in self._watches)
-                if time.monotonic() - added_at >= INTERVAL_S:
+                if time.monotonic() - added_at >= self._history.interval_s:
                     added_at = time.monotonic()
                     self._history.add(self._point())
                     self._news = True

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.config.schema import Guard
+from deploy.guard.history import INTERVAL_S
 
 
 class _Frozen(BaseModel):
@@ -45,6 +46,10 @@ class Rules(Guard):
     """Workers that fall silent within this time fell silent together."""
     max_start_backoff_s: float = Field(30.0, gt=0)
     """Programs that supervisor gave up on are started again after 1, 2, 4 … so many seconds."""
+    chores_interval_s: float = Field(10.0, gt=0)
+    """Old files go, logs are rotated and the certificate is looked at so often."""
+    history_interval_s: float = Field(INTERVAL_S, gt=0)
+    """Between two points of the history."""
 
 
 class GuardSettings(_Frozen):

@@ -63,7 +63,13 @@ def guard_json(layout: Layout, **rules: float) -> dict[str, Any]:
         "var_dir": str(layout.var_dir),
         "run_dir": str(layout.run_dir),
         "workers": [{"name": name} for name in WORKERS],
-        "guard": {"idle_allowance_s": 1.5, "max_kills_per_minute": 60, **rules},
+        "guard": {
+            "idle_allowance_s": 1.5,
+            "max_kills_per_minute": 60,
+            "chores_interval_s": 0.5,
+            "history_interval_s": 0.5,
+            **rules,
+        },
     }
 
 

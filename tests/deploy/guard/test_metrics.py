@@ -78,7 +78,7 @@ def test_alarms_are_there_while_they_are_on(cell: Cell) -> None:
 
 def test_history_is_kept_and_served_whole(cell: Cell) -> None:
     wait_until(cell.layout.history_json.exists, "written")
-    wait_until(lambda: cell.history()["points"], "a first quarter of a minute")
+    wait_until(lambda: cell.history()["points"], "a first interval")
     assert set(cell.history()["lanes"]) == {"w1", "w2", "w3"}
     assert [state for _, state in cell.history()["lanes"]["w1"]][-1] == "in"
 
