@@ -8,14 +8,28 @@ import pytest
 
 from tests.worker.conftest import migrated, settings_in
 from tests.worker.storage.test_jobs import Store
+from worker.coordination.change_notifier import ChangeNotifier
 from worker.settings import Settings
 from worker.storage.jobs import Job
 
 
+class ToldStore(Store):
+    """Tells the workers of new jobs, as the one does that took the request."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        super().__init__(url)
+        self._notifier = ChangeNotifier(home / "run" / "jobs.changed")
+
+    def create(self, *args: Any, **changes: Any) -> Job:
+        job = super().create(*args, **changes)
+        self._notifier.notify()
+        return job
+
+
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
+def store(url: str, home: Path) -> Iterator[Store]:
     """The database of the workers in ``home``, for a look from outside."""
-    made = Store(url)
+    made = ToldStore(url, home)
     yield made
     made.engine.dispose()
 

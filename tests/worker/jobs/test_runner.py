@@ -382,6 +382,5 @@ async def test_a_worker_that_nobody_gives_work_looks_seldom(
     async with serving(settings) as (service, _):
         await ready(service)
         job = store.create(prompts=("a",))
-        service.components.jobs.notify()
         await over(store, job)
     assert waits_s[0] == IDLE_LOOK_S
