@@ -4,6 +4,7 @@ The templates in ``deploy/nginx`` and ``deploy/supervisor`` get ``config``, ``pl
 ``nginx_version`` and, from ``Host``, what else of this machine they must name.
 """
 
+import functools
 import getpass
 import hashlib
 import json
@@ -236,6 +237,7 @@ def endpoint(address: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
+@functools.cache  # it keeps what it has compiled, and looks whether a file has changed
 def _environment(directory: Path, variable: tuple[str, str] = ("{{", "}}")) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(directory),
