@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -174,3 +176,14 @@ async def test_a_character_that_it_cannot_store_is_replaced(numbers: str, text: 
         asked = sa.select(sa.bindparam("text", text, sa.Text))
         found = await database.read(lambda c: c.scalar(asked))
         assert found == text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_nothing_of_it_is_loaded_for_a_file(tmp_path: Path) -> None:
+    code = """
+import sys
+from worker.storage.migrations import migrate
+migrate(sys.argv[1])
+assert not [name for name in sys.modules if name.startswith("psycopg")]
+"""
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/zimage.db"]
+    subprocess.run(command, check=True, timeout=60)
