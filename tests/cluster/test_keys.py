@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.cluster.conftest import RunningCell
@@ -92,6 +93,23 @@ def test_a_browser_signs_in_draws_and_out(keyed: RunningCell) -> None:
         assert client.post("/v1/images/generations", json=BODY).status_code == 403
         assert client.delete("/v1/session", headers=own).status_code == 204
         assert client.get("/v1/models").status_code == 401
+
+
+def test_azures_sdk_draws(keyed: RunningCell) -> None:
+    token, version = make(keyed, "azure"), "2025-04-01-preview"
+    known_after_s(keyed, token, 200)
+    with (
+        openai.AzureOpenAI(
+            azure_endpoint=keyed.url, api_key=token, api_version=version, max_retries=0
+        ) as one,
+        openai.AzureOpenAI(
+            base_url=f"{keyed.url}/v1", api_key=token, api_version=version, max_retries=0
+        ) as other,
+    ):
+        for client in (one, other):
+            drawn = client.images.generate(model="gpt-image-1", prompt="a", size="256x256")
+            assert drawn.data
+            assert drawn.data[0].b64_json
 
 
 @pytest.mark.parametrize("origin", ["null", "http://evil.example", "app://notes"])

@@ -20,6 +20,17 @@ def test_a_drawing_under_v1_twice_is_a_drawing(front: Site) -> None:
     assert reply.json()["headers"]["x-again"] == "1"  # nginx counts it among drawings
 
 
+@pytest.mark.parametrize("root", ["/openai", "/v1", "/v1/v1"])
+def test_azures_address_of_a_model_is_a_drawing(front: Site, root: str) -> None:
+    path = f"{root}/deployments/dall-e-3/images/generations?api-version=2025-04-01-preview"
+    with front.worker("w1"):
+        reply = front.client.post(path, json={"direct": True})
+        for other in ("images/files/x", "session", "x/images/generations", "../../v1/session"):
+            lost = front.client.get(f"{root}/deployments/dall-e-3/{other}")
+            assert lost.status_code == 404, other
+    assert reply.json()["headers"]["x-again"] == "1"
+
+
 @pytest.mark.parametrize("prefix", ["/v1", "/v1/v1", "//v1"])
 @pytest.mark.parametrize("verb", ["edits", "variations"])
 def test_what_cannot_be_done_is_said_whatever_the_size(front: Site, prefix: str, verb: str) -> None:
