@@ -83,7 +83,7 @@ LONG = {
         10,
     ),
     "proxies": Proof(
-        "nginx, Apache, HAProxy and Caddy in front, as docs/proxies.md writes them",
+        "nginx, Apache, HAProxy, Caddy and lighttpd in front, as docs/proxies.md writes them",
         (
             "env",
             "PROVE=proxies",

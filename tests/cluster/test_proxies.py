@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
+import openai
 import pytest
 
 from deploy.config import ROOT, parse
@@ -32,10 +34,17 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_g
 DOCS = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^```(\w+)\n(.*?)^```$", DOCS, re.M | re.S))
 BELOW = {
-    name.lower(): (old, new)
+    name.lower().replace("caddy", "caddyfile"): (old, new)
     for name, old, new in re.findall(r"^\| (\w+) \| `([^`]+)` \| `([^`]+)` \|$", DOCS, re.M)
 }
-BINARIES = {"nginx": "nginx", "apache": "apache2", "haproxy": "haproxy", "caddy": "caddy"}
+BINARIES = {
+    "nginx": "nginx",
+    "apache": "apache2",
+    "haproxy": "haproxy",
+    "caddyfile": "caddy",
+    "lighttpd": "lighttpd",
+}
+"""By the language of their snippets."""
 CLIENT = "127.0.0.9"
 """Where requests come from, so that the cell's log shows whether it knows them from the proxy."""
 
@@ -59,6 +68,13 @@ ErrorLog {folder}/error.log
 {snippet}
 """
 MODULES = ("mpm_event", "authz_core", "headers", "proxy", "proxy_http", "socache_shmcb", "ssl")
+LIGHTTPD_FRAME = """
+server.document-root = "{folder}"
+server.bind = "127.0.0.1"
+server.port = {port}
+server.errorlog = "/dev/stderr"
+{snippet}
+"""
 CADDY_FRAME = """
 {{
     admin off
@@ -110,6 +126,8 @@ class Front:
             ("draw.example.com", "localhost"),
             ("/etc/ssl/draw.pem", "{pem}"),
             ("{pem}", str(self.pem)),
+            ('$SERVER["socket"] == ":443"', f'$SERVER["socket"] == "127.0.0.1:{self.port}"'),
+            ('"10.1.0.7", "port" => 7860', '"127.0.0.1", "port" => ' + inner.rpartition(":")[2]),
             ("10.1.0.7:7860", inner),
         ):
             snippet = snippet.replace(old, new)
@@ -124,7 +142,8 @@ class Front:
             "nginx": ["-c", str(config), "-e", "stderr"],
             "apache": ["-X", "-f", str(config)],
             "haproxy": ["-db", "-f", str(config)],
-            "caddy": ["run", "--adapter", "caddyfile", "--config", str(config)],
+            "lighttpd": ["-D", "-f", str(config)],
+            "caddyfile": ["run", "--adapter", "caddyfile", "--config", str(config)],
         }[proxy]
         log = self.folder / f"{proxy}.log"
         home = {"HOME": str(self.folder), "XDG_DATA_HOME": str(self.folder)}
@@ -151,7 +170,8 @@ class Front:
                 user=user,
                 snippet=snippet,
             )
-        return CADDY_FRAME.format(snippet=snippet) if proxy == "caddy" else snippet
+        frame = {"caddyfile": CADDY_FRAME, "lighttpd": LIGHTTPD_FRAME}.get(proxy, "{snippet}")
+        return frame.format(folder=folder, port=free_port(), snippet=snippet)
 
     def client(self, **options: Any) -> httpx.Client:
         transport = httpx.HTTPTransport(local_address=CLIENT, verify=self.verify)
@@ -211,9 +231,17 @@ NO_HOST = without(APACHE, "ProxyPreserveHost On")
     ("proxy", "snippet"),
     [
         *(("nginx", NGINX), ("nginx", HOST_AND_PORT), ("apache", APACHE), ("apache", NO_HOST)),
-        *(("haproxy", SNIPPETS["haproxy"]), ("caddy", SNIPPETS["caddyfile"])),
+        *((name, SNIPPETS[name]) for name in ("haproxy", "caddyfile", "lighttpd")),
     ],
-    ids=["nginx", "nginx-host-and-port", "apache", "apache-without-host", "haproxy", "caddy"],
+    ids=[
+        "nginx",
+        "nginx-host-and-port",
+        "apache",
+        "apache-no-host",
+        "haproxy",
+        "caddy",
+        "lighttpd",
+    ],
 )
 def test_snippet_serves_all_that_the_cell_has(
     front: Front, key: str, proxy: str, snippet: str
@@ -257,11 +285,11 @@ def test_bare_proxy_that_nobody_told_of_still_signs_in(front: Front, key: str) -
         wait_until(lambda: "listen.public_url" in front.cell.zimage("doctor").stdout, "told")
 
 
-@pytest.mark.parametrize("proxy", ["nginx", "apache", "haproxy", "caddy"])
+@pytest.mark.parametrize("proxy", BINARIES)
 def test_snippet_serves_a_cell_below_a_path(front: Front, key: str, proxy: str) -> None:
     binary_of(proxy)
     old, new = BELOW[proxy]
-    snippet = SNIPPETS["caddyfile" if proxy == "caddy" else proxy]
+    snippet = SNIPPETS[proxy]
     assert old in snippet
     front.cell_is_told(NAMED, BELOW_PATH)
     with front.runs(proxy, snippet.replace(old, new)):
@@ -276,13 +304,39 @@ def test_nginx_may_take_the_path_away(front: Front, key: str) -> None:
         serves(front, "/draw", key)
 
 
+def test_sdk_gets_what_was_drawn_while_the_proxy_gave_up(front: Front, key: str) -> None:
+    """The proxy waits for a second, the picture takes more; the SDK asks again by itself."""
+    impatient = NGINX.replace("720s", "1s")
+    front.cell_is_told(NAMED)
+    with (
+        front.runs("nginx", impatient),
+        httpx2.Client(verify=front.verify) as http,
+        openai.OpenAI(
+            base_url=f"{front.url}/v1", api_key=key, http_client=http, max_retries=5
+        ) as client,
+    ):
+        answer = client.images.with_raw_response.generate(
+            prompt="patience", size="256x256", extra_body={"steps": 50}
+        )
+    assert answer.retries_taken > 0
+    first = answer.headers["X-Replay-Of"]
+    drawn = answer.parse().data
+    assert drawn is not None
+    body = {"prompt": "patience", "size": "256x256", "steps": 50}
+    assert check_picture(drawn[0].model_dump(), body, synthetic=True) == ""
+    assert wait_until(lambda: _fate(front.cell, f"{first}-0"), "told") == "drew"
+    prompts = [line["prompt"] for line in _audit(front.cell) if "prompt" in line]
+    assert prompts.count("patience") == 1
+
+
 def test_both_languages_have_the_same_snippets() -> None:
     other = (ROOT / "docs" / "proxies.zh-CN.md").read_text(encoding="utf-8")
     code = re.compile(
         r"^```\w+\n.*?^```$|`(?:location|ProxyPass|use_backend|reverse_proxy)[^`]*`", re.M | re.S
     )
     assert code.findall(DOCS) == code.findall(other)
-    assert all("720" in text for name, text in SNIPPETS.items() if name in BINARIES)
+    patient = {"caddyfile", "lighttpd"}  # by default
+    assert all("720" in SNIPPETS[name] for name in BINARIES.keys() - patient)
 
 
 def serves(front: Front, root: str, key: str) -> None:
@@ -335,6 +389,8 @@ def _draws(client: httpx.Client, url: str, root: str) -> None:
     assert saved.headers["Content-Disposition"].startswith("attachment")
     assert saved.content == base64.b64decode(drawn.json()["data"][0]["b64_json"])
     assert client.get(f"{kept}/details").json()["url"] == kept
+    servers = client.get(f"{root}/openapi.json").json().get("servers", [])
+    assert servers == ([{"url": root}] if root else [])
     link = client.post(
         f"{root}/v1/images/generations", json={**body, "response_format": "url"}
     ).json()["data"][0]["url"]
