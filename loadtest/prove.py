@@ -74,7 +74,7 @@ LONG = {
         "good, broken and migrating versions, upgrades killed at each step, under load: "
         "no request is lost",
         ("env", "PROVE=1", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_versions.py"),
-        8,
+        6,
     ),
     "rollouts": Proof(
         "commands, guard and supervisord killed at every step and at random, power cut, full disk, "
