@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import httpx
 import pytest
 from starlette.routing import Route
@@ -67,8 +68,9 @@ class Cell:
     async def prepare(self) -> "Cell":
         answer = await self.client.post("/v1/jobs", json=JOB)
         self.job = answer.json()["id"]
-        async with self.client.stream("GET", f"/v1/jobs/{self.job}/events") as events:
-            await events.aread()  # ends with the job
+        # Its events would come a quarter of a second later.
+        while (await self.client.get(f"/v1/jobs/{self.job}")).json()["state"] == "running":  # noqa: ASYNC110
+            await anyio.sleep(0.005)
         items = (await self.client.get(f"/v1/jobs/{self.job}/items")).json()
         self.image = items["data"][0]["image"]["id"]
         return self
