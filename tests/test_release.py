@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from deploy.rollout import environment
+
 ROOT = Path(__file__).resolve().parents[1]
 EPOCH = "1700000000"
 
@@ -155,6 +157,13 @@ def test_everything_that_a_release_installs_has_its_hash(name: str) -> None:
     )
     differ = {p for p, (v, _) in locked.items() if pins.get(p, v) != v.split("+")[0]}
     assert differ == set(), "run scripts/lock"
+
+
+def test_every_extra_comes_along_with_an_upgrade() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {f"{name}.txt" for name in project["optional-dependencies"]}
+    assert extras == environment._EXTRAS.keys()
+    assert all((ROOT / "deploy" / "requirements" / name).exists() for name in extras)
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
