@@ -105,6 +105,19 @@ def test_worker_settings_are_those_of_the_file(
     assert settings(GPU)["max_pixels"] == 1792 * 1024
 
 
+def test_workers_are_told_of_the_bucket_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "objects" not in settings()
+    told = {"url": "s3://pictures/a/b", "endpoint": "http://10.0.0.9:9000"}
+    document = tmp_path / "w1.json"
+    document.write_text(json.dumps(settings(objects={**told, "credentials_file": "s3-key"})))
+    monkeypatch.setenv(DOCUMENT, str(document))
+    read = Settings().objects
+    assert (read.on, read.bucket, read.prefix, read.spool_gib) == (True, "pictures", "a/b", 10.0)
+    assert Path(read.credentials_file) == ROOT / "s3-key"
+
+
 def test_workers_are_told_which_levers_to_pull() -> None:
     wanted = {"attention": "cudnn", "graphs": "off", "kernels": "off", "products": "native"}
     given = settings(GPU, model=wanted)
