@@ -5,6 +5,7 @@ there was a bucket, which ``zimage images move`` empties.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -142,6 +143,9 @@ class SpoolDrain:
         self._thread = ThreadPool(1, "spool")
 
     async def run(self) -> None:
+        # Before the first job: its pictures would lie in the spool.
+        with contextlib.suppress(ObjectsAway):
+            await self._thread.do(self._images.bucket.require_list)
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             try:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.object_store import ObjectStore
+from tests.ports import free_port
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.lifecycle import Lifecycle
 from worker.settings import Settings
@@ -122,6 +123,12 @@ async def test_a_picture_is_put_linked_seen_small_and_deleted(settings: Settings
         assert (await client.delete(picture["url"])).status_code == 204
         assert (await client.get(url)).status_code == 404
         assert images.files() == []
+
+
+async def test_a_worker_knows_from_its_start_that_the_store_is_away(settings: Settings) -> None:
+    gone = settings.objects.model_copy(update={"endpoint": f"http://127.0.0.1:{free_port()}"})
+    async with serving(settings.model_copy(update={"objects": gone})) as (service, _):
+        await eventually(lambda: "error sending request" in images_of(service).bucket.away)
 
 
 async def test_while_the_store_is_away_drawing_goes_on_and_nothing_is_lost(
