@@ -29,6 +29,9 @@ _QUICK_S, _TRANSFER_S, _CONNECT_S = 3.0, 10.0, 1.5
 _REREAD_S = 300.0  # credentials, so that they can be exchanged while workers run
 _LISTED_AT_ONCE = 1000
 _NEEDED = ("aws_access_key_id", "aws_secret_access_key")
+_NOISE = re.compile(
+    r"^Generic S3 error: |Error performing (list request: )?|, after \d+ retries, .*? (?= - )"
+)
 _TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -237,5 +240,5 @@ def _in_words(error: Exception) -> str:
     """What obstore says, without its debug output, and the store's own word for it."""
     text = str(error).strip() or type(error).__name__
     code = re.search(r"<Code>(\w+)</Code>", text)
-    line = text.splitlines()[0].partition("<")[0].rstrip(" :")[:300]
+    line = _NOISE.sub("", text.splitlines()[0].partition("<")[0]).rstrip(" :")[:300]
     return f"{line}: {code[1]}" if code else line

@@ -1,5 +1,6 @@
 """The bucket as pictures need it, against a real store."""
 
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -177,3 +178,12 @@ def test_a_credentials_file_says_what_it_lacks(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match=str(path)):
         Credentials.read(path)
+
+
+def test_a_reason_is_one_short_line(object_store: ObjectStore) -> None:
+    port = free_port()
+    bucket = Bucket(object_store.objects("gone", endpoint=f"http://127.0.0.1:{port}"))
+    with pytest.raises(ObjectsAway):
+        bucket.put(NAME, b"fox")
+    where = rf"PUT http://127\.0\.0\.1:{port}/pictures/gone/{NAME}"
+    assert re.fullmatch(where + r" in [\d.]+m?s - HTTP error: error sending request", bucket.away)
