@@ -119,6 +119,20 @@ class Server:
             yield self.url(name)
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    @contextmanager
+    def guarded(self, role: str, password: str) -> Iterator[str]:
+        """The URL of a database that ``role`` gets at by its password alone."""
+        rules = f"local all {role} scram-sha-256\nlocal all all trust\n"
+        (self.data / "pg_hba.conf").write_text(rules)
+        with self.connect() as admin:
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+            admin.execute(f"CREATE DATABASE {role} OWNER {role}")
+        yield f"postgresql://{role}@/{role}?host={self.folder}"
+        with self.connect() as admin:
+            admin.execute(f"DROP DATABASE {role} WITH (FORCE)")
+            admin.execute(f"DROP ROLE {role}")
+
 
 @contextmanager
 def short_folder() -> Iterator[Path]:

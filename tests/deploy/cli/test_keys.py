@@ -11,6 +11,7 @@ import typer
 
 from deploy.cli import keys as commands
 from tests import command_line
+from tests.postgres import Server
 from tests.worker.storage.test_jobs import Store
 from worker.storage import job_turns, keys
 from worker.storage.database import create_engine, sqlite_url
@@ -110,6 +111,26 @@ def test_a_key_whose_limit_is_changed_draws_again_at_once(zimage: Zimage, tmp_pa
     assert zimage("change", "ada", "--images-per-day", "9").returncode == 0
     assert store.job(job.id).held == ""
     store.engine.dispose()
+
+
+def test_a_servers_password_stands_in_its_file_alone(
+    zimage: Zimage, tmp_path: Path, postgres: Server
+) -> None:
+    config, file, password = tmp_path / "cluster.toml", tmp_path / "password", "correct horse 7"
+    with postgres.guarded("cell", password) as url:
+        told = f'[database]\nurl = "{url}"\npassword_file = "{file}"\n'
+        config.write_text(config.read_text() + told)
+        file.write_text("wrong\n")
+        refused = zimage("create", "ada")
+        assert refused.returncode == 1
+        assert "authentication failed" in refused.stderr
+        assert "let the role of database.url create tables" in refused.stderr
+        file.write_text(f"{password}\n")
+        assert answer(zimage("create", "ada", "--json"))["name"] == "ada"
+        assert [key["name"] for key in answer(zimage("list", "--json"))] == ["ada"]
+    files = [path for path in (tmp_path / "var").rglob("*") if path.is_file()]
+    assert [path for path in files if password.encode() in path.read_bytes()] == []
+    assert not (tmp_path / "var" / "zimage.db").exists()
 
 
 def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Path) -> None:
