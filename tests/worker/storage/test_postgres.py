@@ -64,6 +64,7 @@ async def test_whoever_waits_for_each_other_is_tried_again(numbers: str) -> None
         return work
 
     async with opened(numbers, 20) as one, opened(numbers, 20) as other:
+        await asyncio.gather(one.run(total), other.run(total))  # both are connected
         await asyncio.gather(one.run(crosswise(1, 2)), other.run(crosswise(2, 1)))
         assert await one.read(total) == 4
         assert one.failures == other.failures == 0
