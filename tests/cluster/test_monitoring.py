@@ -21,7 +21,7 @@ from tests.ports import free_ports
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("cell")]
 
 # What a cell without a GPU and with the synthetic pipeline has not.
-ELSEWHERE = re.compile(r"zimage_(gpu|device_memory|caption)_\w+")
+ELSEWHERE = re.compile(r"zimage_(gpu|device_memory|caption|spool)_\w+")
 
 
 class Prometheus:

@@ -105,7 +105,7 @@ def test_each_worker_is_shown_as_the_guard_saw_it(open_ops: OpenOps) -> None:
 
 def test_command_line_says_the_same(ops: Ops, open_ops: OpenOps) -> None:
     state = json.loads(ops.layout.cell_json.read_text())
-    cell = {"name": "studio", "url": "", "uptime_s": 60, "supervisor": True}
+    cell = {"name": "studio", "url": "", "uptime_s": 60, "supervisor": True, "version": "1.0.0"}
     told = io.StringIO()
     console = Console(file=told, width=200)
     console.print(output.status(state | {"cell": cell, "stale": False, "age_s": 0}))

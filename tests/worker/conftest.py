@@ -77,7 +77,9 @@ def load_synthetic(settings: Settings) -> Pipeline:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, load: Callable[[Settings], Pipeline] = load_synthetic
+    settings: Settings,
+    load: Callable[[Settings], Pipeline] = load_synthetic,
+    settle_memory: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
     """The application of ``settings``, not waited for, and a client of it."""
     app = create_app(settings, load)
@@ -85,7 +87,7 @@ async def serving(
     with pytest.MonkeyPatch.context() as patched:
         # A worker that is ready looks at all that is imported here and then keeps it for life, and
         # with it what is the test's own.
-        patched.setattr("worker.lifecycle._settle_memory", lambda: None)
+        patched.setattr("worker.lifecycle._settle_memory", settle_memory)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://cell") as client,

@@ -117,12 +117,9 @@ async def test_worker_brings_its_dead_loops_back_and_counts_it(
         )
 
 
-async def test_start_that_breaks_off_ends_the_process(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_start_that_breaks_off_ends_the_process(home: Path) -> None:
     """It would otherwise load for ever, and nobody would know why."""
-    monkeypatch.setattr("worker.lifecycle._settle_memory", lambda: 1 // 0)
-    async with serving(settings_in(home)) as (service, _):
+    async with serving(settings_in(home), settle_memory=lambda: 1 // 0) as (service, _):
         async with asyncio.timeout(10):
             assert await service.over == 70
 

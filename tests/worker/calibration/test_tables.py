@@ -163,8 +163,10 @@ def test_a_table_stays_good_when_larger_pictures_are_allowed_and_learns_them_onc
 
 @pytest.mark.anyio
 async def test_a_worker_on_a_card_knows_its_largest_size_before_it_takes_work(
-    home: Path,
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where another test has imported torch, the real card would be asked.
+    monkeypatch.setattr("worker.components.memory_of", lambda *_: CPU)
     small, wide = (settings_in(home, max_pixels=side * 256) for side in (256, 1024))
     calibration.short(small, on_a_card(), CPU)
     async with serving(wide, lambda _: on_a_card()) as (service, _):

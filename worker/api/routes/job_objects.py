@@ -22,7 +22,8 @@ MAX_CHARS = 1 << 18
 
 def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
     """The ``job`` object of the API; ``ends`` predicts when running ones are done."""
-    end = ends.get(job.id) if job.state == "running" else None
+    # What is predicted may be a second old, and nobody knows when a held job goes on.
+    end = ends.get(job.id) if job.state == "running" and not job.held else None
     return {
         "id": job.id,
         "object": "job",
