@@ -55,9 +55,7 @@ class Credentials:
         except (configparser.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
         found = dict(parser["default"]) if parser.has_section("default") else {}
-        missing = [
-            key for key in ("aws_access_key_id", "aws_secret_access_key") if key not in found
-        ]
+        missing = [key for key in _NEEDED if key not in found]
         if missing:
             raise ValueError(f"{path} has no {missing[0]} in a section [default]")
         return cls(
