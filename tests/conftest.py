@@ -9,7 +9,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
-from tests.object_store import ObjectStore
+from tests.object_store import ObjectStore, running
 from tests.postgres import postgres  # noqa: F401 — a fixture
 
 CELLS = "tests/cluster/"
@@ -55,10 +55,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A store that all tests of a process share, each below a prefix of its own."""
-    store = ObjectStore(tmp_path_factory.mktemp("store"))
-    store.start()
-    yield store
-    store.kill()
+    with running(tmp_path_factory.mktemp("store")) as store:
+        yield store
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> "Sharing | None":

@@ -1,5 +1,6 @@
 """A real S3-compatible store, SeaweedFS, for tests: it checks signatures, as few fakes do."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -117,3 +119,14 @@ class ObjectStore:
             return error.code == 409  # the bucket is there
         except OSError:
             return False
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[ObjectStore]:
+    """A store of its own in ``folder``, which ends with the block."""
+    store = ObjectStore(folder)
+    try:
+        store.start()
+        yield store
+    finally:
+        store.kill()

@@ -172,8 +172,7 @@ class Follower:
             return False
         if self._file is None:
             return True
-        opened = os.fstat(self._file.fileno())
-        return (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino)
+        return not os.path.samestat(now, os.fstat(self._file.fileno()))
 
     def _read(self) -> Iterator[Line]:
         if self._file is None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.cluster.conftest import RunningCell, edit, started
 from tests.deploy.processes import wait_until
-from tests.object_store import ObjectStore
+from tests.object_store import ObjectStore, running
 from worker.storage.bucket import Bucket
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -21,10 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """One of our own: it is killed."""
-    store = ObjectStore(tmp_path_factory.mktemp("cell-store"))
-    store.start()
-    yield store
-    store.kill()
+    with running(tmp_path_factory.mktemp("cell-store")) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")

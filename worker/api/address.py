@@ -19,7 +19,7 @@ def path_of(headers: Headers) -> str:
 
 def root_of(request: Request) -> str:
     """``path_of`` the request: stands before every path that an answer names."""
-    return request.headers.get("x-forwarded-prefix", "")
+    return path_of(dict(request.scope["headers"]))
 
 
 def origin_of(request: Request) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import orjson
@@ -207,18 +207,14 @@ def _type(name: str, settings: Settings, info: ModelInfo) -> Any:
 # Fields that need more than a type and bounds
 
 
+@Once
 def model_names(settings: Settings, info: ModelInfo) -> Mapping[str, str]:
     """Ids under which ``/v1/models`` shows the loaded model, by each name for it in lower case.
     The first is its own, the others are aliases."""
-    return _names(info.id, settings.model, settings.names.name, tuple(settings.names.aliases))
-
-
-@lru_cache
-def _names(own: str, source: str, name: str, aliases: tuple[str, ...]) -> Mapping[str, str]:
-    shown = name or own
-    others = (own, source, source.rstrip("/").rsplit("/", 1)[-1])
+    shown, source = model_id(settings, info), settings.model
+    others = (info.id, source, source.rstrip("/").rsplit("/", 1)[-1])
     names = {each.lower(): shown for each in (shown, *others)}
-    return names | {each.lower(): each for each in aliases if each.lower() not in names}
+    return names | {n.lower(): n for n in settings.names.aliases if n.lower() not in names}
 
 
 def model_id(settings: Settings, info: ModelInfo) -> str:
