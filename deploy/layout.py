@@ -274,6 +274,53 @@ class Layout:
         """Without it no stored key fits any more: a backup needs it beside the database."""
         return self.var_dir / "key-secret"
 
+    # several hosts
+    @property
+    def cluster_dir(self) -> Path:
+        """Certificates and secrets of this machine's part in a cluster, this user's alone."""
+        return self.var_dir / "cluster"
+
+    @property
+    def authority_certificate(self) -> Path:
+        """Of the cluster's certificate authority: whom fronts and hosts trust."""
+        return self.cluster_dir / "ca.crt"
+
+    @property
+    def authority_key(self) -> Path:
+        """Only where ``zimage cluster init`` ran."""
+        return self.cluster_dir / "ca.key"
+
+    @property
+    def revocation_list(self) -> Path:
+        """The CRL; nginx wants one from the first moment."""
+        return self.cluster_dir / "crl.pem"
+
+    def cluster_certificate(self, role: str) -> Path:
+        """Of this machine as "host" (a server's) or "front" (a client's)."""
+        return self.cluster_dir / f"{role}.crt"
+
+    def cluster_key(self, role: str) -> Path:
+        return self.cluster_dir / f"{role}.key"
+
+    @property
+    def cluster_secret(self) -> Path:
+        """From it links, places and cookies are derived, the same on every host."""
+        return self.cluster_dir / "secret"
+
+    @property
+    def hosts_json(self) -> Path:
+        """The hosts as the database last listed them; a front goes by it, also without one."""
+        return self.state_dir / "hosts.json"
+
+    @property
+    def links_dir(self) -> Path:
+        """A configuration for each link to a host, and which host has which."""
+        return self.var_dir / "links"
+
+    def link_socket(self, link: str) -> Path:
+        """Where a link to a host listens; its gate is ``gate(link)``."""
+        return self.run_dir / f"{link}.sock"
+
     @property
     def directories(self) -> tuple[Path, ...]:
         return (

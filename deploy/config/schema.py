@@ -304,6 +304,55 @@ def _has_password(url: str) -> bool:
         return False
 
 
+class Cluster(Table):
+    """This machine's part in a cluster of hosts; without ``name`` it is a host of its own."""
+
+    name: str = Field("", pattern=patterns.NAME_OR_NONE)
+    host: str = Field("", pattern=patterns.NAME_OR_NONE)
+    address: str = Field("", pattern=patterns.HOST_AND_PORT)
+    role: Literal["host", "front", "both"] = "both"
+
+    @property
+    def on(self) -> bool:
+        return bool(self.name)
+
+    @property
+    def draws(self) -> bool:
+        """Whether workers run here."""
+        return not self.on or self.role != "front"
+
+    @property
+    def fronts(self) -> bool:
+        """Whether clients' requests are handed to hosts here."""
+        return self.on and self.role != "host"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.on:
+            if self.host or self.address:
+                key = "host" if self.host else "address"
+                raise _problem(key, "has no meaning without cluster.name", "set that one, too")
+            return self
+        if self.role != "front" and not self.address:
+            remedy = 'name where fronts find this host, such as "10.0.0.7:7862"'
+            raise _problem("address", "missing beside cluster.name", remedy)
+        return self
+
+
+class Front(Table):
+    silence_s: float = Field(0.5, gt=0)
+    """No answer of a host for so long: out of the pool."""
+    lost_s: float = Field(1.5, gt=0)
+    """And for so long: what is on its way to it goes to another host."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lost_s < self.silence_s:
+            what = f"{self.lost_s:g} s is less than front.silence_s ({self.silence_s:g} s)"
+            raise _problem("lost_s", what, "raise it, or lower front.silence_s")
+        return self
+
+
 class Logs(Table):
     max_mib: int = Field(20, ge=1)
     keep: int = Field(4, ge=1)
@@ -341,6 +390,8 @@ class ClusterConfig(Table):
     nginx: Nginx = Nginx()
     database: Database = Database()
     objects: Objects = Objects()
+    cluster: Cluster = Cluster()
+    front: Front = Front()
     usage: Usage = Usage()
     logs: Logs = Logs()
     environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = Field({})
@@ -348,7 +399,7 @@ class ClusterConfig(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [*_port_problems(self), *_model_problems(self), *_worker_problems(self)]
-        problems += _environment_problems(self)
+        problems += [*_environment_problems(self), *_cluster_problems(self)]
         if problems:
             raise PydanticCustomError("problems", "{lines}", {"lines": "\n".join(problems)})
         return self
@@ -373,6 +424,23 @@ def _model_problems(config: ClusterConfig) -> list[str]:
         f"model.steps: {steps} is over limits.request.max_steps ({most}); "
         "lower it or raise the limit"
     ]
+
+
+def _cluster_problems(config: ClusterConfig) -> list[str]:
+    if not config.cluster.on:
+        return []
+    problems = []
+    if not config.database.is_postgres:
+        problems.append(
+            "database.url: the hosts of a cluster share one PostgreSQL; name it, such as "
+            '"postgresql://zimage@db1/zimage" (docs/postgres.md)'
+        )
+    if not config.objects.on:
+        problems.append(
+            "objects.url: the hosts of a cluster share one store of pictures; name a bucket, "
+            'such as "s3://bucket/prefix"'
+        )
+    return problems
 
 
 def _environment_problems(config: ClusterConfig) -> list[str]:

@@ -127,6 +127,36 @@ WRONG = [
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (
+        '[cluster]\naddress = "10.0.0.7:7862"',
+        "cluster.address: has no meaning without cluster.name; set that one, too",
+    ),
+    (
+        '[cluster]\nname = "studio"',
+        "cluster.address: missing beside cluster.name; name where fronts find this host, such as "
+        '"10.0.0.7:7862"',
+    ),
+    (
+        '[cluster]\nname = "studio"\naddress = "10.0.0.7"',
+        'cluster.address: must be a host and a port such as "10.0.0.7:7862", not "10.0.0.7"; '
+        'the default is ""',
+    ),
+    (
+        '[cluster]\nname = "studio"\nrole = "front"\n[objects]\nurl = "s3://pictures/a"\n'
+        'endpoint = "https://s3.example.com"\ncredentials_file = "key"',
+        "database.url: the hosts of a cluster share one PostgreSQL; name it, such as "
+        '"postgresql://zimage@db1/zimage" (docs/postgres.md)',
+    ),
+    (
+        '[cluster]\nname = "studio"\nrole = "front"\n[database]\nurl = "postgresql://db1/zimage"',
+        "objects.url: the hosts of a cluster share one store of pictures; name a bucket, such as "
+        '"s3://bucket/prefix"',
+    ),
+    (
+        "[front]\nlost_s = 0.2",
+        "front.lost_s: 0.2 s is less than front.silence_s (0.5 s); raise it, or lower "
+        "front.silence_s",
+    ),
+    (
         '[objects]\nurl = "https://bucket"',
         "objects.url: must be a bucket and what its objects' names begin with: "
         '"s3://bucket/prefix", not "https://bucket"; the default is ""',

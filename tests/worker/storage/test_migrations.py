@@ -11,12 +11,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from worker.storage import gallery, jobs, keys, search, usage
+from worker.storage import certificates, gallery, hosts, jobs, keys, search, usage
 from worker.storage.database import create_engine
 from worker.storage.migrations import SCRIPTS
 from worker.storage.schema import metadata
 
 TABLES = (
+    certificates.certificates,
+    certificates.cluster_documents,
+    certificates.invites,
+    hosts.hosts,
     gallery.images,
     jobs.jobs,
     jobs.items,
