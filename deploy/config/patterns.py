@@ -7,6 +7,8 @@ from worker.tables import BUCKET_URL, ENDPOINT, LINE, MARK, MARK_CHARACTERS, TRA
 NAME = r"^[a-z][a-z0-9-]{0,31}$"
 NAME_OR_NONE = r"^([a-z][a-z0-9-]{0,31})?$"
 HOST_AND_PORT = r"^(([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[1-9]\d{0,4})?$"
+INTERFACE = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})?$"
+INTERFACE_ADDRESS = r"^([0-9A-Fa-f.:]+/\d{1,3})?$"
 DEVICE = r"^(cpu|\d+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+|)$"
 DEVICES = r"^(cpu(, *cpu)+|(\d+|GPU-[0-9A-Za-z-]+)(, *(\d+|GPU-[0-9A-Za-z-]+))+|)$"
 DATABASE = (
@@ -36,6 +38,8 @@ WORDS = {
     NAME: "must be small letters, digits and dashes (32 at most)",
     NAME_OR_NONE: "must be small letters, digits and dashes (32 at most)",
     HOST_AND_PORT: 'must be a host and a port such as "10.0.0.7:7862"',
+    INTERFACE: 'must be the name of a network interface, such as "eth0"',
+    INTERFACE_ADDRESS: 'must be an address with its network\'s length, such as "10.0.0.100/24"',
     DEVICE: 'must be "cpu", a GPU\'s number such as "0", or a UUID from nvidia-smi -L',
     DEVICES: 'must be two or more GPUs\' numbers or UUIDs, such as "0,1"; slices cannot be joined',
     BUCKET_URL: 'must be a bucket and what its objects\' names begin with: "s3://bucket/prefix"',

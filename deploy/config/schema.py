@@ -344,12 +344,18 @@ class Front(Table):
     """No answer of a host for so long: out of the pool."""
     lost_s: float = Field(1.5, gt=0)
     """And for so long: what is on its way to it goes to another host."""
+    virtual_address: str = Field("", pattern=patterns.INTERFACE_ADDRESS)
+    interface: str = Field("", pattern=patterns.INTERFACE)
+    virtual_router_id: int = Field(77, ge=1, le=255)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.lost_s < self.silence_s:
             what = f"{self.lost_s:g} s is less than front.silence_s ({self.silence_s:g} s)"
             raise _problem("lost_s", what, "raise it, or lower front.silence_s")
+        if self.virtual_address and not self.interface:
+            remedy = 'name the network interface that it belongs to, such as "eth0"'
+            raise _problem("interface", "missing beside front.virtual_address", remedy)
         return self
 
 

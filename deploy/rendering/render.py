@@ -99,6 +99,9 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
     files |= dict(settings_document(config, worker, layout) for worker in plan.workers)
     nginx = _rendered("nginx", context)
     files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
+    if config.cluster.fronts and config.front.virtual_address:
+        keepalived = _rendered("keepalived", context)
+        files |= {f"keepalived/{name}": text for name, text in keepalived.items()}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
 
 
