@@ -108,5 +108,5 @@ def test_the_address_goes_to_the_front_that_finds_hosts(fronts: tuple[Front, Fro
 
 
 def test_one_host_has_no_keepalived(tmp_path: Path) -> None:
-    alone = {key: {} for key in CONFIG}
+    alone: dict[str, object] = {key: {} for key in CONFIG}
     assert not [name for name in rendered(tmp_path, **alone) if "keepalived" in name]
