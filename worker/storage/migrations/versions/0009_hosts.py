@@ -25,8 +25,10 @@ def upgrade() -> None:
         sa.Column("facts", sa.Text, nullable=False),
         sa.Column("joined_at", sa.Double, nullable=False),
         sa.Column("at", sa.Double, nullable=False),
+        sa.Column("since", sa.Double, nullable=False),
         sa.Column("wanted", sa.String(16), nullable=False),
         sa.Column("wanted_reason", sa.String(200), nullable=False),
+        sa.Column("wanted_at", sa.Double, nullable=False),
         sa.Column("lost_at", sa.Double),
         sa.PrimaryKeyConstraint("id", name="pk_hosts"),
     )
