@@ -1,0 +1,93 @@
+"""Users of a cluster: some wait for their picture, some follow its steps; every one is checked."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from loadtest.auth import Entry
+from loadtest.checks import Checker
+from loadtest.client import Client, session_of
+from loadtest.record import Record
+
+_END_S = 180.0
+_PAUSE_S = 0.5
+
+
+@dataclass
+class Load:
+    """``waiting`` users ask and wait, ``following`` ones take streams. ``asks_again``: whose
+    connection breaks asks once more, as browsers and SDKs do; for losses of a front, which holds
+    the connections. Streams are resumed always, and counted."""
+
+    url: str
+    key: str
+    waiting: int = 16
+    following: int = 4
+    asks_again: bool = False
+    size: str = "128x128"
+    steps: int = 8
+    records: list[Record] = field(default_factory=list)
+    asked_again: int = 0
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def lost(self) -> list[Record]:
+        return [record for record in self.records if record.result == "failed"]
+
+    @property
+    def refused(self) -> list[Record]:
+        return [record for record in self.records if record.result == "refused"]
+
+    @property
+    def resumed(self) -> int:
+        return sum(record.resumed for record in self.records)
+
+    def answered_by(self, since: float = 0.0) -> set[str]:
+        return {r.worker for r in self.records if r.result == "ok" and r.end >= since}
+
+    @contextmanager
+    def running(self) -> Iterator["Load"]:
+        users = [threading.Thread(target=self._use, args=(n,)) for n in range(self.users)]
+        for user in users:
+            user.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            end = time.monotonic() + _END_S
+            for user in users:
+                user.join(max(0.0, end - time.monotonic()))
+
+    @property
+    def users(self) -> int:
+        return self.waiting + self.following
+
+    def until_answered(self, more: int, timeout_s: float = 60.0) -> None:
+        """Return once so many more requests have been answered."""
+        goal, end = len(self.records) + more, time.monotonic() + timeout_s
+        while len(self.records) < goal:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{more} more answers did not come in {timeout_s:g} s")
+            time.sleep(0.02)
+
+    def _use(self, number: int) -> None:
+        with session_of(Entry(key=self.key)) as session:
+            client = Client(self.url, Checker("synthetic"), f"user {number}", session)
+            ask = client.draw if number < self.waiting else client.stream
+            for turn in itertools.count():
+                if self._over.is_set():
+                    return
+                body = {
+                    "prompt": f"user {number} turn {turn} {time.time():.6f}",
+                    "size": self.size,
+                    "steps": self.steps,
+                }
+                record = ask(body)
+                if self.asks_again and record.status == 0 and record.error:
+                    self.asked_again += 1
+                    time.sleep(_PAUSE_S)
+                    record = ask(body)
+                self.records.append(record)

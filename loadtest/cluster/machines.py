@@ -1,0 +1,100 @@
+"""Machines of a proof: each a namespace with a folder, where ``zimage`` runs as by a person."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.config import ROOT
+from loadtest.cluster.network import Namespace
+
+UP_S = 240.0
+PORT, OPS_PORT = 7860, 7861
+
+
+class Failed(Exception):
+    """A command did not do what it was asked; with what it said."""
+
+
+class Machine:
+    """``config`` is the text of its cluster.toml, or of the part that joining does not write."""
+
+    def __init__(self, name: str, namespace: Namespace, folder: Path, config: str) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.folder = folder
+        self.config_path = folder / "cluster.toml"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(config, encoding="utf-8")
+
+    @property
+    def address(self) -> str:
+        return self.namespace.address
+
+    def zimage(self, *arguments: str, told: str = "", timeout_s: float = UP_S) -> str:
+        """Run it there, ``told`` on its standard input; what it said, or ``Failed``."""
+        command = [*self.namespace.prefix, sys.executable, "-m", "deploy.cli.app", *arguments]
+        done = subprocess.run(
+            command,
+            input=told,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(f"{self.name}: zimage {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def up(self, *arguments: str, told: str = "") -> None:
+        self.zimage("up", *arguments, told=told)
+
+    def cell(self) -> dict[str, Any]:
+        """What its guard wrote last."""
+        path = self.folder / "var" / "state" / "cell.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """The hosts as this front's guard sees them, by name."""
+        return {host["name"]: host for host in self.cell().get("hosts", ())}
+
+    def in_pool(self) -> set[str]:
+        """The hosts to which this front's nginx would hand a request now, by the gates."""
+        pool = self.folder / "var" / "pool"
+        closed = {link for link in pool.glob("h*.sock") if link.readlink().name == "closed.sock"}
+        return {
+            name
+            for name, host in self.hosts().items()
+            if host.get("link") and pool / f"{host['link']}.sock" not in closed
+        }
+
+    def lose_power(self) -> int:
+        """Gone from the network at once, and then all its processes; how many there were."""
+        self.namespace.unplug()
+        return self.namespace.kill_all()
+
+    def boot(self) -> None:
+        """As a service does when the machine is back."""
+        self.namespace.plug()
+        self.up()
+
+
+def until(true: Callable[[], Any], timeout_s: float, what: str) -> float:
+    """Wait until ``true`` holds; the seconds it took. ``Failed`` names ``what``."""
+    began = time.monotonic()
+    while True:
+        try:
+            if true():
+                return time.monotonic() - began
+        except (OSError, ValueError, KeyError):
+            pass  # not there yet, or half written
+        if time.monotonic() - began > timeout_s:
+            raise Failed(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.02)
