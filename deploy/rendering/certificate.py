@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.config import ClusterConfig, Tls
+from deploy.host import whole_file
 from deploy.layout import Layout, under_root
 
 WARN_BEFORE = timedelta(days=21)
@@ -123,7 +123,7 @@ def self_signed(config: ClusterConfig, layout: Layout) -> Certificate:
     if found and found.names == names and found.ends - datetime.now(UTC) > WARN_BEFORE:
         return found
     made = _make(names)
-    _put(layout.self_signed, made.pem, 0o600)
+    whole_file.write(layout.self_signed, made.pem, 0o600)
     return made
 
 
@@ -136,8 +136,8 @@ def install(certificate: Certificate, layout: Layout) -> bool:
     except FileNotFoundError:
         pass
     known = {"names": certificate.names, "ends_at": certificate.ends.timestamp()}
-    _put(layout.certificate_json, json.dumps(known).encode(), 0o600)
-    _put(layout.certificate, _public_part(certificate.pem), 0o644)
+    whole_file.write(layout.certificate_json, json.dumps(known).encode(), 0o600)
+    whole_file.write(layout.certificate, _public_part(certificate.pem), 0o644)
     _show(certificate.pem, layout)
     return True
 
@@ -232,7 +232,7 @@ def _own_names(address: str) -> Iterable[str]:
 
 def _show(pem: bytes, layout: Layout) -> None:
     folder = layout.tls_dir / f"pair-{hashlib.sha256(pem).hexdigest()[:16]}"
-    _put(folder / "pair.pem", pem, 0o600)
+    whole_file.write(folder / "pair.pem", pem, 0o600)
     (folder / "empty").mkdir(exist_ok=True)
     fresh = layout.active_pair.with_name(".shown.new")
     fresh.unlink(missing_ok=True)
@@ -243,15 +243,3 @@ def _show(pem: bytes, layout: Layout) -> None:
     for old in layout.tls_dir.glob("pair-*"):
         if old != folder and time.time() - old.stat().st_mtime > _HANDSHAKE_S:
             shutil.rmtree(old)
-
-
-def _put(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -1,0 +1,1 @@
+"""Several hosts as one platform: whom a machine trusts, and what hosts know of each other."""
