@@ -93,15 +93,16 @@ class Ticket:
                 self._done.add(event.image_index)
                 self._over = len(self._done) == len(self.request.specs)
             self._end()
-            self._wake()
+        self._wake()
 
     def fail(self, error: ZimageError) -> None:
         """From any thread: end the request with ``error``, unless it has ended."""
         with self._lock:
-            if not self._over:
-                self._error, self._over = error, True
-                self._end()
-                self._wake()
+            if self._over:
+                return
+            self._error, self._over = error, True
+            self._end()
+        self._wake()
 
     def _end(self) -> None:
         # It may know its caller, who knows this ticket.
@@ -115,9 +116,11 @@ class Ticket:
 
     def _wake(self) -> None:
         # At most one wake-up is on its way: a blocked event loop must not collect them.
-        if self._waking or not (self._listening or self._over):
-            return
-        self._waking = True
+        with self._lock:
+            if self._waking or not (self._listening or self._over):
+                return
+            self._waking = True
+        # Not under the lock: the event loop runs at once and would wait for it.
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._woken)
 
