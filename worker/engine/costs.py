@@ -4,7 +4,7 @@ Both are kept by size and rows: unlike the group, the size is known before a pro
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Literal
 
 from worker.engine.batch_cap_probe import BatchCapProbe
@@ -58,6 +58,7 @@ class Costs:
         self._resident = 0
         self._peaks: Recently[Size, dict[int, int]] = Recently(MAX_SIZES)
         self._net: dict[Size, dict[int, int]] = {}  # the peaks, less what is resident
+        self._rooms: Recently[Size, int] = Recently(MAX_SIZES)  # what they leave room for
         self._predicted: Recently[_Call, float] = Recently(_MAX_CACHED)
         self._told: Recently[_Call, float] = Recently(_MAX_CACHED)  # predictions were made from it
         self._caps: Recently[tuple[Size, int, bool], int] = Recently(_MAX_CACHED)
@@ -88,7 +89,7 @@ class Costs:
         self._resident = resident
         peaks = self._peaks.setdefault(size, {})
         peaks[rows] = max(peak, peaks.get(rows, 0))
-        self._net = {}
+        self._forget_rooms()
 
     def rebase(self, resident: int) -> None:
         """Without any call this process takes ``resident`` bytes; all calls as much more."""
@@ -96,7 +97,7 @@ class Costs:
         self._resident = resident
         for peaks in self._peaks.values():
             peaks |= {rows: peak + more for rows, peak in peaks.items()}
-        self._net = {}
+        self._forget_rooms()
 
     def take(self, other: "Costs") -> None:
         """Go on from what ``other`` has measured."""
@@ -105,7 +106,8 @@ class Costs:
                 self._times[kind][size] = times
         for size, peaks in other._peaks.items():
             self._peaks[size] = peaks
-        self._resident, self._net = other._resident, {}
+        self._resident = other._resident
+        self._forget_rooms()
         for known in (self._predicted, self._told, self._caps, self._checked):
             known.clear()
 
@@ -189,8 +191,14 @@ class Costs:
 
     def room(self, size: Size) -> int:
         """Most rows of ``size`` that the memory is predicted to hold; 0: not even one."""
-        rows = range(self._max_batch, 0, -1)
-        return next((n for n in rows if self.fits(size, n)), 0)
+        if size not in self._rooms:
+            rows = range(self._max_batch, 0, -1)
+            self._rooms[size] = next((n for n in rows if self.fits(size, n)), 0)
+        return self._rooms[size]
+
+    def _forget_rooms(self) -> None:
+        self._net = {}
+        self._rooms.clear()
 
     def fits(self, size: Size, rows: int) -> bool:
         """Whether ``rows`` rows of ``size`` are predicted to stay within the memory."""
@@ -304,8 +312,10 @@ def _by_rows(values: dict[int, Any], rows: int) -> float:
     return float(values[low] + (values[high] - values[low]) * (rows - low) / (high - low))
 
 
-def _nearest(sizes: Iterable[Size], size: Size) -> Size:
-    return min(sizes, key=lambda s: (abs(_area(s) - _area(size)), s != size))
+def _nearest(sizes: Collection[Size], size: Size) -> Size:
+    if size in sizes:
+        return size
+    return min(sizes, key=lambda s: abs(_area(s) - _area(size)))
 
 
 def _area(size: Size) -> int:

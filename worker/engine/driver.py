@@ -150,16 +150,15 @@ class Driver:
                 self.costs.shrink(pictures[0].size, self._fits)
 
     def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
-        with self._apart(part):
+        if not _is_suspect(part):
+            return self._attempt_now(phase, part, call)
+        with self._apart():
             return self._attempt_now(phase, part, call)
 
     @contextmanager
-    def _apart(self, part: Sequence[Picture]) -> Iterator[None]:
+    def _apart(self) -> Iterator[None]:
         """Of what is suspect, one at a time is at work in this process: whoever looks into its
         death must know which it was."""
-        if not any(picture.entry.request.exclusive for picture in part):
-            yield
-            return
         held = self.apart.acquire(blocking=False)
         while not held:
             self.heartbeat_writer.idle()
@@ -170,9 +169,8 @@ class Driver:
             self.apart.release()
 
     def _attempt_now(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
-        shape = self._enter(phase, part)
         began = time.monotonic()
-        self._begin(phase, part, began)
+        shape = self._begin(phase, part, began)
         try:
             call(part)
         except DevicePoisoned:
@@ -188,13 +186,15 @@ class Driver:
         self._measure(phase, part, seconds, typical=self.heartbeat_writer.learn(shape))
         return None
 
-    def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> None:
+    def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> Hashable:
         kind = KINDS[phase]
         with self.lock:
+            allowance_s = self.allowances.allowance_s(phase, part)
             seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
                 seconds *= part[0].spec.parameters.steps
             self.announcements.running = kind, part, began + seconds
+        return self.heartbeat_writer.enter(phase, part, allowance_s)
 
     def _start(self, part: Sequence[Picture]) -> None:
         began = time.monotonic()
@@ -233,7 +233,7 @@ class Driver:
                 self._expire()
                 self.announcements.announce()
             self._tell_step(part, done)
-            self._enter(Phase.STEP, part)
+            self._go_on(Phase.STEP, part)
         return bool(self._alive(part))
 
     def _alive(self, pictures: Sequence[Picture]) -> list[Picture]:
@@ -280,10 +280,11 @@ class Driver:
         if self._lost_memory >= self.max_lost_memory:
             raise DevicePoisoned("out of memory again and again for a size that was drawn before")
 
-    def _enter(self, phase: Phase, part: Sequence[Picture]) -> Hashable:
+    def _go_on(self, phase: Phase, part: Sequence[Picture]) -> None:
+        """Within a call that has begun: the next part of it may take as long as one of its own."""
         with self.lock:
             allowance_s = self.allowances.allowance_s(phase, part)
-        return self.heartbeat_writer.enter(phase, part, allowance_s)
+        self.heartbeat_writer.enter(phase, part, allowance_s)
 
     def _measure(
         self, phase: Phase, part: Sequence[Picture], seconds: float, *, typical: bool
@@ -302,13 +303,12 @@ class Driver:
     # What the waiters hear
 
     def _tell_step(self, part: Sequence[Picture], inner: int | None = None) -> None:
-        rows = _rows(part)
         for picture in self._alive(part):
             assert picture.sample
             steps, done = picture.sample.steps, inner or picture.sample.step_index
             if picture.entry.request.watched or picture.entry.request.followed:
                 with self.lock:
-                    left_s = remaining_s(picture, rows, self.costs)
+                    left_s = remaining_s(picture, _rows(part), self.costs)
                 picture.entry.waiter.post(Stepped(picture.image_index, done, steps, left_s))
             self._preview(picture, done, steps)
 
@@ -319,9 +319,10 @@ class Driver:
         if picture.previews >= wanted or picture.sample is None:
             return
         try:
-            with self._apart([picture]) if self.pipeline.info.stepwise else nullcontext():
+            apart = self.pipeline.info.stepwise and _is_suspect([picture])
+            with self._apart() if apart else nullcontext():
                 # A decoding of its own: with its own time, and nobody else is to blame for it.
-                self._enter(Phase.DECODE, [picture])
+                self._go_on(Phase.DECODE, [picture])
                 pixels = self.pipeline.preview(picture.sample)
         except DevicePoisoned:
             raise
@@ -358,6 +359,10 @@ class Driver:
 
 def _samples(pictures: Sequence[Picture]) -> list[Sample]:
     return [picture.sample for picture in pictures if picture.sample]
+
+
+def _is_suspect(part: Sequence[Picture]) -> bool:
+    return any(picture.entry.request.exclusive for picture in part)
 
 
 def _rows(pictures: Sequence[Picture]) -> int:

@@ -39,7 +39,8 @@ class HeartbeatWriter:
     def enter(self, phase: Phase, pictures: Sequence[Picture], allowance_s: float) -> Hashable:
         """``phase`` begins for ``pictures`` and may last ``allowance_s``, or as many times as long
         as one of their requests is granted; its shape."""
-        shape = _shape(phase, pictures)
+        rows = sum(picture.rows for picture in pictures)
+        shape = _shape(phase, pictures, rows)
         if self._compiles and shape not in self._seen:
             phase, allowance_s = Phase.COMPILE, max(allowance_s, self._limits.compile_allowance_s)
         requests = [entry.request for entry in dict.fromkeys(p.entry for p in pictures)]
@@ -54,7 +55,6 @@ class HeartbeatWriter:
             patient=patience > 1.0,
             struck=any(request.exclusive for request in requests),
         )
-        rows = sum(picture.rows for picture in pictures)
         now = time.monotonic()
         self.activity = Activity(phase, now, allowance_s, len(requests), rows)
         return shape
@@ -67,8 +67,7 @@ class HeartbeatWriter:
         return typical
 
 
-def _shape(phase: Phase, pictures: Sequence[Picture]) -> Hashable:
+def _shape(phase: Phase, pictures: Sequence[Picture], rows: int) -> Hashable:
     if phase is Phase.ENCODE:  # of any text: only the first call of all sets the device up
         return phase
-    rows = sum(picture.rows for picture in pictures)
     return phase, pictures[0].sample and pictures[0].sample.group, rows

@@ -10,8 +10,7 @@ now and then) rides along only where that hardly slows the step.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 
 from worker.engine.costs import Costs
@@ -87,14 +86,18 @@ class Scheduler:
 
     def newcomers(self, lead: Picture, queue: Queue) -> list[Picture]:
         """Pictures to start now so that they join the step of ``lead``, which may be one."""
-        self._note_busy(lead.size, queue)
-        oldest = set(islice(_waiting(queue), self._cap(lead.size)))
-        rank, peers = self._rank(lead), _peers(lead, queue.pictures())
+        pictures = list(queue.pictures())
+        self._note_busy(lead.size, pictures)
+        waiting = [picture for picture in pictures if picture.sample is None]
+        if not waiting:
+            return []
+        oldest = set(waiting[: self._cap(lead.size)])
+        rank, peers = self._rank(lead), _peers(lead, pictures)
         peers = [p for p in peers if p.sample or self._may_ride(p, lead, rank, oldest)]
         chosen = [p for p in self._fill(lead, peers) if p.sample is None]
-        if not chosen:
-            return []
-        return chosen[: max(self._room(lead, queue), int(lead.sample is None))]
+        if not chosen or chosen == [lead]:
+            return chosen
+        return chosen[: max(self._room(lead, pictures), int(lead.sample is None))]
 
     def batch(self, lead: Picture, queue: Queue) -> list[Picture]:
         """The started pictures that share the next step with ``lead``, itself first."""
@@ -127,12 +130,12 @@ class Scheduler:
             return 0.0
         return min(left_s, max(0.0, -self._owed_s) * (1 - BATCH_SHARE) / BATCH_SHARE)
 
-    def _note_busy(self, size: Size, queue: Queue) -> None:
-        here = sum(picture.rows for picture in queue.pictures() if picture.size == size)
+    def _note_busy(self, size: Size, pictures: Sequence[Picture]) -> None:
+        here = sum(picture.rows for picture in pictures if picture.size == size)
         full = self.costs.most_rows(size)
         if here >= _BUSY * full and size not in self._busy:
             # Whoever was cancelled left without a last step, in which their size would have gone.
-            self._busy &= {picture.size for picture in queue.pictures()}
+            self._busy &= {picture.size for picture in pictures}
             self._busy.add(size)
         elif here < full:
             self._busy.discard(size)
@@ -187,10 +190,10 @@ class Scheduler:
         step_s = self.costs.predict_s("step", lead.size, rows)
         return self.costs.predict_s("step", lead.size, with_riders) > _COURTESY * step_s
 
-    def _room(self, lead: Picture, queue: Queue) -> int:
+    def _room(self, lead: Picture, pictures: Sequence[Picture]) -> int:
         # The group of a picture is known once it is started, so some wait started for another
         # step; not more of them than twice the cap, for they hold memory.
-        started = sum(p.rows for p in queue.pictures() if p.sample and p.size == lead.size)
+        started = sum(p.rows for p in pictures if p.sample and p.size == lead.size)
         return 2 * self._cap(lead.size) - started
 
     def _in_order(self, peers: list[Picture], lead: Rank) -> list[tuple[Picture, bool]]:
@@ -204,10 +207,6 @@ class Scheduler:
             turn = nth[request.priority, request.key]
             ranks[picture] = self._rank(picture), picture.sample is None, turn
         return [(p, ranks[p][0] > lead) for p in sorted(peers, key=ranks.__getitem__)]
-
-
-def _waiting(queue: Queue) -> Iterator[Picture]:
-    return (picture for picture in queue.pictures() if picture.sample is None)
 
 
 def _peers(lead: Picture, pictures: Iterable[Picture]) -> list[Picture]:
