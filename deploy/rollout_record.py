@@ -21,7 +21,9 @@ SCHEMA = 1
 """Of the file. It grows where an older version would misread a record: that one then sets it aside
 and says so, since a rollback must not wait for it. ``outcome`` keeps its place and meaning."""
 
-Kind = Literal["up", "restart", "drain", "undrain", "calibrate", "down", "reload", "restore"]
+Kind = Literal[
+    "up", "restart", "drain", "undrain", "calibrate", "down", "reload", "restore", "move"
+]
 Outcome = Literal["under way", "done", "failed", "interrupted", "aborted", "refused"]
 """``refused``: it failed before it touched anything."""
 ENDED = frozenset({"done", "aborted", "refused"})

@@ -14,6 +14,7 @@ from deploy.cli import (
     cell,
     chaos,
     configuration,
+    database,
     images,
     jobs,
     keys,
@@ -33,7 +34,8 @@ VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
     "Use it": (keys.app, jobs.app, usage.usage),
     "Configure": (configuration.plan, configuration.render, configuration.reload,
                   configuration.systemd, workers.calibrate),
-    "Keep": (backups.backup, backups.restore, images.app, versions.upgrade, versions.rollback),
+    "Keep": (backups.backup, backups.restore, images.app, database.app, versions.upgrade,
+             versions.rollback),
     "Prove": (chaos.chaos,),
 }  # fmt: skip
 """All commands, in the sections and the order that `zimage --help` has."""

@@ -195,6 +195,8 @@ def remedy(record: Record) -> str:
         return f"zimage {record.holder.command} goes on, zimage up goes back to what is current"
     if record.kind in {"up", "restart", "down"}:
         return "zimage up --resume goes on with it, zimage up --abort leaves it"
+    if record.kind == "move":
+        return "the same command again goes on with it"
     return "zimage up"
 
 

@@ -19,6 +19,7 @@ changes the password need not start anything again."""
 READ_ONLY = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 """All queries of one look see the same, as in SQLite."""
 
+_NAME = "zimage"  # by which a server lists our connections
 _SILENCE_MS = 3000
 _CONNECT_S = 2  # each host; libpq's least
 _FORGOTTEN_S = 10.0  # a transaction whose process was stopped must not hold its rows for ever
@@ -43,7 +44,7 @@ def create_engine(url: sa.URL, timeout_s: float, connections: int) -> sa.Engine:
         execution_options={_STATEMENT_S: timeout_s},
         connect_args={k: v for k, v in _options(timeout_s).items() if k not in url.query},
     )
-    event.listen(engine, "connect", _without_nul)
+    event.listen(engine, "connect", _store_no_nul)
     if isinstance(password_file, str):
         file = Path(password_file)
         event.listen(engine, "do_connect", lambda _, record, args, given: _add(given, file))
@@ -56,7 +57,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": _FORGOTTEN_S,
     }
     return {
-        "application_name": "zimage",
+        "application_name": _NAME,
         "connect_timeout": _CONNECT_S,
         "tcp_user_timeout": _SILENCE_MS,
         "keepalives_idle": 1,
@@ -73,15 +74,20 @@ def _add(given: dict[str, Any], password_file: Path) -> None:
         raise exc.OperationalError(None, None, error) from error
 
 
-def _without_nul(connection: Any, _: object) -> None:
+def _store_no_nul(connection: Any, _: object) -> None:
     """A character that prompts may have and PostgreSQL's texts may not is stored as another."""
     from psycopg.types.string import StrDumper
 
     class Dumper(StrDumper):
         def dump(self, obj: str) -> Any:
-            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+            return super().dump(without_nul(obj))
 
     connection.adapters.register_dumper(str, Dumper)
+
+
+def without_nul(text: str) -> str:
+    """As PostgreSQL stores ``text``."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def limit(connection: sa.Connection, limit_s: float) -> None:
@@ -119,6 +125,15 @@ def server(connection: sa.Connection) -> Server:
     )
     version, encoding, connections, indexed = connection.execute(asked).one()
     return Server(version, encoding, connections, indexed)
+
+
+def others(connection: sa.Connection) -> int:
+    """How many other connections of cells and commands use this database."""
+    asked = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = :name AND pid <> pg_backend_pid()"
+    )
+    return int(connection.execute(asked, {"name": _NAME}).scalar_one())
 
 
 def was_limited(error: exc.DBAPIError) -> bool:

@@ -1,0 +1,138 @@
+"""``zimage database move`` from the shell, into a real server: killed at every table it goes on."""
+
+import getpass
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from deploy.config import ROOT
+from tests import command_line
+from tests.deploy.processes import wait_until
+from tests.postgres import Server
+from tests.worker.databases import prepare
+from tests.worker.storage.test_database_move import contents, fill
+from worker.storage.database import sqlite_url
+from worker.storage.migrations import migrate
+
+ROWS = 20
+_WAITS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = 'zimage_shell' AND wait_event_type = 'Lock' AND query LIKE 'LOCK TABLE%%'
+"""
+
+
+class Shell:
+    """A cell that is down, with rows in every table of its file."""
+
+    def __init__(self, folder: Path, server: Server, url: str) -> None:
+        self.path, self.server, self.url = folder / "cluster.toml", server, url
+        self.database = folder / "var" / "zimage.db"
+        self.file = sqlite_url(self.database)
+        prepare(self.file)
+        fill(self.file, ROWS)
+        self.write("")
+
+    def write(self, more: str) -> None:
+        user = getpass.getuser()
+        cell = f'[cell]\nvar_dir = "{self.database.parent}"\nuser = "{user}"\n'
+        self.path.write_text(cell + more)
+
+    def move(self, *options: str) -> subprocess.CompletedProcess[str]:
+        asked = ("database", "move", *options, "--config", str(self.path))
+        return command_line.zimage(asked, os.environ, 60.0)
+
+    def killed_at(self, table: str) -> None:
+        """Begin, and SIGKILL when it comes to ``table``."""
+        command = [sys.executable, "-m", "deploy.cli.app", "database", "move", self.url]
+        with psycopg.connect(host=str(self.server.folder), user="zimage", dbname="zimage_shell",
+                             application_name="test") as other:  # fmt: skip
+            other.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            with subprocess.Popen(
+                [*command, "--config", str(self.path)],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ) as process:  # fmt: skip
+                with self.server.connect("zimage_shell") as admin:
+                    wait_until(
+                        lambda: admin.execute(_WAITS).fetchone() == (1,) or process.poll(), table
+                    )
+                assert process.poll() is None, process.communicate()[0]
+                process.send_signal(signal.SIGKILL)
+        with self.server.connect("zimage_shell") as admin:
+            mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'zimage'"
+            wait_until(lambda: admin.execute(mine).fetchone() == (0,), "its connection ended")
+
+
+@pytest.fixture
+def shell(tmp_path: Path, postgres: Server) -> Iterator[Shell]:
+    with postgres.database("zimage_shell") as url:
+        yield Shell(tmp_path, postgres, url)
+
+
+def states(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    found = re.findall(r"^  (\w+) +[\d,]+  [0-9a-f]{12}  (.+)$", done.stdout, re.M)
+    return dict(found)
+
+
+def test_rows_move_and_the_lines_to_set_are_told(shell: Shell) -> None:
+    done = shell.move(shell.url)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert set(states(done).values()) == {"moved"}
+    assert "every copy has the digest of its table" in done.stdout
+    assert f'[database]\nurl = "{shell.url}"\n' in done.stdout
+    assert contents(shell.url, "keys") == contents(shell.file, "keys")
+    shell.write(f'[database]\nurl = "{shell.url}"\n')
+    again = shell.move()
+    assert again.returncode == 0, again.stderr
+    assert set(states(again).values()) == {"there already"}
+    assert "  next     zimage up\n" in again.stdout
+
+
+def test_whoever_is_killed_at_any_table_goes_on_with_it(shell: Shell) -> None:
+    migrate(shell.url)  # so that its tables can be locked
+    order = list(states(shell.move(shell.url, "--dry-run")))
+    assert len(order) > 10
+    for k, table in enumerate(order):
+        shell.killed_at(table)
+        assert [len(contents(shell.url, name)) for name in order[:k]] == [
+            len(contents(shell.file, name)) for name in order[:k]
+        ]
+        assert all(len(contents(shell.url, name)) <= 1 for name in order[k:])
+    last = shell.move(shell.url)
+    assert last.returncode == 0, last.stderr
+    assert list(states(last).values()) == ["there already"] * (len(order) - 1) + ["moved"]
+
+
+def test_a_dry_run_changes_nothing(shell: Shell) -> None:
+    done = shell.move(shell.url, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert set(states(done).values()) == {"to be moved"}
+    assert "rows would be moved; nothing was changed" in done.stdout
+    with shell.server.connect("zimage_shell") as admin:
+        asked = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        assert admin.execute(asked).fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "name the database: zimage database move postgresql://"),
+        ("postgresql://me:secret@db/zimage", "url: there is a password in it, for all to read"),
+        ("postgresql://me@127.0.0.1:9/zimage", "start it, or mend database.url"),
+    ],
+)
+def test_what_cannot_be_moved_to_is_told_and_nothing_is_changed(
+    shell: Shell, url: str, told: str
+) -> None:
+    before = shell.database.read_bytes()
+    done = shell.move(*filter(None, [url]))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "secret" not in done.stderr
+    assert shell.database.read_bytes() == before
