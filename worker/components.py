@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Protocol
+from typing import Any, Protocol
 
 from worker import log
 from worker.accounts.keyring import KeyRing
@@ -14,6 +14,7 @@ from worker.calibration import tables as calibration
 from worker.coordination.auth_throttle import AuthThrottle
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.coordination.inflight import InFlight
+from worker.coordination.lease_holder import this_process
 from worker.coordination.poison_requests import PoisonRequests
 from worker.coordination.progress import ProgressReader, ProgressWriter
 from worker.coordination.quota import Quotas
@@ -49,6 +50,8 @@ from worker.threads import ThreadPool
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
 _SEARCHES_OF_ONE = 4
 _IMAGE_THREADS = 4
+
+Loop = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Life(Protocol):
@@ -104,6 +107,8 @@ class Components:
     job_streams: Shares
     reading_job: asyncio.Lock
     searches: Shares
+    sharing: Mapping[str, Loop]
+    """What runs for ever because other hosts share the database, by name."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,15 @@ def build(settings: Settings, life: Life) -> Components:
         images = bucket = BucketImages.of(settings.objects, var_dir)
         spool_drain = SpoolDrain(bucket)
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
+    sharing: dict[str, Loop] = {}
     quotas = Quotas(run_dir, var_dir)
+    if database.is_shared:
+        # Here, so that a host of its own imports nothing of it.
+        from worker.coordination.shared_quota import SharedQuotas
+
+        holder = this_process(name, settings.host)
+        quotas = shared_quotas = SharedQuotas(run_dir, var_dir, database, holder)
+        sharing["quotas"] = shared_quotas.run
     tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
     keep_s = settings.job_keep_days * 86_400
     lock = run_dir / "images-sweep.lock"
@@ -177,6 +190,7 @@ def build(settings: Settings, life: Life) -> Components:
         ),
         reading_job=asyncio.Lock(),
         searches=Shares("searches", _SEARCHES, _SEARCHES_OF_ONE),
+        sharing=sharing,
     )
 
 

@@ -74,6 +74,8 @@ class Lifecycle:
         if built.spool_drain is not None:
             self.tasks.keep("spool", built.spool_drain.run)
         self.tasks.keep("jobs", built.jobs.run)
+        for name, loop in built.sharing.items():
+            self.tasks.keep(name, loop)
         if self.settings.audit.log:
             self.tasks.keep_thread("audit", built.audit.run)
 

@@ -60,6 +60,8 @@ class Settings(
     """Unique in the cell; names the socket, the heartbeat file and the ``X-Worker`` header."""
     cell: str = Field("zimage", pattern=r"^[a-z][a-z0-9-]{0,31}$")
     """Whose worker it is: names the cookie where several cells share a host."""
+    host: str = Field("", pattern=r"^([a-z][a-z0-9-]{0,31})?$")
+    """This machine's name in its cluster. Empty: it is in none."""
     run_dir: Path = Path("var/run")
     """Holds ``<name>.sock``, ``<name>.beat``, ``<name>.lock``; shared by all workers of a cell."""
     var_dir: Path = Path("var")

@@ -37,7 +37,7 @@ from worker.models.loading.sources import is_hub_id, local_folder
 
 MIN_NGINX = (1, 22, 0)
 MIN_POSTGRES = 13
-CONNECTIONS = 6
+CONNECTIONS = 7
 """Of one worker."""
 _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
 """By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""

@@ -55,6 +55,12 @@ def url(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def shared_url(home: Path, emptied: databases.Emptied) -> Iterator[str]:
+    """A database that several hosts may share, which is the one of the workers in ``home``."""
+    yield from emptied.use(home)
+
+
+@pytest.fixture
 def settings(home: Path) -> Settings:
     return settings_in(home)
 

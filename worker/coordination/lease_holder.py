@@ -8,18 +8,29 @@ from pathlib import Path
 from worker.coordination.processes import is_alive
 
 
-def this_process(worker: str) -> str:
-    """Boot of the machine, process, a moment at which it ran, and the worker's name."""
-    return f"{_boot()}/{os.getpid()}/{time.monotonic():.3f}/{worker}"
+def this_process(worker: str, host: str = "") -> str:
+    """Where its number means something, that number, a moment at which it ran, and the worker's
+    name with that of its host."""
+    name = f"{worker}@{host}" if host else worker
+    return f"{_here()}/{os.getpid()}/{time.monotonic():.3f}/{name}"
+
+
+def host_of(holder: str) -> str:
+    """The host of ``holder``; "" where it is none of a cluster."""
+    return holder.rpartition("/")[2].partition("@")[2]
 
 
 def is_dead(holder: str) -> bool:
-    """Whether ``holder`` has certainly ended. Of another machine, or of this one before it was
-    started again, nothing is certain: their leases end by time."""
-    boot, pid, at, _ = holder.split("/")
-    return boot == _boot() and not is_alive(int(pid), float(at))
+    """Whether ``holder`` has certainly ended. Of another machine or container, or of this one
+    before it was started again, nothing is certain: their leases end by time, or with their host.
+    """
+    here, pid, at, _ = holder.split("/")
+    return here == _here() and not is_alive(int(pid), float(at))
 
 
 @functools.cache
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+def _here() -> str:
+    """The boot of the machine, which its containers share, and the space of process numbers, which
+    they do not."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 — a link to no path

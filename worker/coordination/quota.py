@@ -1,4 +1,5 @@
-"""What one key may use at a time and in a day, over all workers of a cell and their deaths.
+"""What one key may use at a time and in a day, over all workers of a host and their deaths.
+``shared_quota`` does the same for hosts that share a database.
 
 ``<run_dir>/slots/<key>.<k>``: whoever draws for a key holds the lock of one of its files; the
 kernel frees it with the process. ``<var_dir>/quota/<key>``: how many pictures of the present day
@@ -29,8 +30,10 @@ _SIZE = _HEAD.size + _REMEMBERED * _ENTRY.size
 
 _LOCK_TIMEOUT_S = 1.0
 _POLL_S = 0.01
-_REPLAY_AGE_S = 0.1
-_DYING_S = 1.0
+REPLAY_AGE_S = 0.1
+"""Nothing that comes for the first time is so old."""
+DYING_S = 1.0
+"""A replay may come so long before the process that held its slot is quite gone."""
 _SLOT_RETRY_S = 2.0
 _NEVER_RETRY_S = 120.0  # clients heed no longer time; only an operator lifts such a limit
 
@@ -90,8 +93,11 @@ class Quotas:
             raise
         return hold
 
-    def today(self, key: Key) -> int | None:
+    async def today(self, key: Key) -> int | None:
         """Pictures of ``key`` today, those under way included; None where nothing is counted."""
+        return await asyncio.to_thread(self._read_today, key)
+
+    def _read_today(self, key: Key) -> int | None:
         # A file that was made a moment ago is empty.
         with suppress(OSError, struct.error), (self._days / key.id).open("rb") as file:
             day, count, _ = _HEAD.unpack(file.read(_HEAD.size))
@@ -102,20 +108,14 @@ class Quotas:
 
     async def _slot(self, key: Key, slots: int, arrived_at: float) -> int | None:
         """The descriptor of a slot's lock; None where the disk fails."""
-        # A replay may come before the process that held its slot is quite gone.
-        patience_s = _DYING_S if time.time() - arrived_at > _REPLAY_AGE_S else 0.0
+        patience_s = DYING_S if time.time() - arrived_at > REPLAY_AGE_S else 0.0
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 return self._free_slot(key.id, slots)
             except _AllTaken:
                 if time.monotonic() >= deadline:
-                    raise LimitReached(
-                        f"{_named(key)} may have {slots} requests drawn at a time, and has as many "
-                        "now: wait for one of them.",
-                        retry_after_s=_SLOT_RETRY_S,
-                        retry=True,
-                    ) from None
+                    raise all_taken(key, slots) from None
             except OSError as error:
                 log.failure("slots cannot be locked", error)
                 return None
@@ -161,19 +161,7 @@ class Quotas:
         except OSError as error:
             log.failure("pictures of the day cannot be counted", error)
             return
-        left_s = _DAY_S - time.time() % _DAY_S
-        raise LimitReached(
-            f"{_named(key)} may draw {most} pictures a day (UTC) and has drawn {used}; this "
-            f"would be {images} more.",
-            retry_after_s=left_s,
-            details={
-                "reason": "images_per_day",
-                "drawn": used,
-                "most": most,
-                "asked": images,
-                "resets_at": round(time.time() + left_s),
-            },
-        )
+        raise day_is_used(key, most, used, images)
 
     def settle(self, key: Key, request_id: str, drawn: int) -> None:
         """Leave ``drawn`` of what was counted for a request. Blocks."""
@@ -196,6 +184,33 @@ class Quotas:
                 os.pwrite(fd, count.data, 0)
         finally:
             os.close(fd)
+
+
+def all_taken(key: Key, slots: int) -> LimitReached:
+    """The error where ``key`` has all of its ``slots``."""
+    return LimitReached(
+        f"{_named(key)} may have {slots} requests drawn at a time, and has as many now: wait for "
+        "one of them.",
+        retry_after_s=_SLOT_RETRY_S,
+        retry=True,
+    )
+
+
+def day_is_used(key: Key, most: int, used: int, images: int) -> LimitReached:
+    """The error where ``key`` has ``used`` so many of a day that ``images`` more are too many."""
+    left_s = _DAY_S - time.time() % _DAY_S
+    return LimitReached(
+        f"{_named(key)} may draw {most} pictures a day (UTC) and has drawn {used}; this "
+        f"would be {images} more.",
+        retry_after_s=left_s,
+        details={
+            "reason": "images_per_day",
+            "drawn": used,
+            "most": most,
+            "asked": images,
+            "resets_at": round(time.time() + left_s),
+        },
+    )
 
 
 def require_size(key: Key | None, how: Parameters) -> None:

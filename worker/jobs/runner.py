@@ -203,10 +203,15 @@ class Runner:
         components.encoders.require_room()
         await components.image_threads.do(components.images.require_home)
         self._renewed_at = self._renewed_at if self._held else now
+        left = await self._left_today(offer.owner)
+
+        def most(chosen: Offer) -> int:
+            # Whoever has none left is refused when it is drawn: another owner's are not asked for.
+            room = self._room(engine, workers, chosen)
+            return room if left is None or chosen.owner != offer.owner else min(left, room)
+
         taken = await self._database.run(
-            lambda c: leases.take(
-                c, self._holder, _new_lease, lambda o: self._most(engine, workers, o), clock(c)
-            )
+            lambda c: leases.take(c, self._holder, _new_lease, most, clock(c))
         )
         for item in taken:
             self._begin(Held(item), components)
@@ -223,11 +228,6 @@ class Runner:
         if ahead and 2 * ahead >= cap:
             return 0
         return min(cap, math.ceil(offer.ready / workers))
-
-    def _most(self, engine: Engine, workers: int, offer: Offer) -> int:
-        """Blocks. As many as there is room for and the owner's key may draw today."""
-        left, room = self._left_today(offer.owner), self._room(engine, workers, offer)
-        return room if left is None else min(left, room)
 
     # Limits of the owner's key, as they are now
 
@@ -246,17 +246,17 @@ class Runner:
         if priority > offer.priority:
             await self._database.run(lambda c: job_changes.lower_priority(c, offer.owner, priority))
             return False
-        if await asyncio.to_thread(self._left_today, offer.owner) == 0:
+        if await self._left_today(offer.owner) == 0:
             await self._hold_owner(offer.owner, _DAY_S - now % _DAY_S)
             return False
         return True
 
-    def _left_today(self, owner: str) -> int | None:
-        """Blocks. Pictures that ``owner`` may draw today; None: any number."""
+    async def _left_today(self, owner: str) -> int | None:
+        """Pictures that ``owner`` may draw today; None: any number."""
         key = self._tools.key_of(owner)
         if key is None or key.images_per_day is None:
             return None
-        return max(0, key.images_per_day - (self._tools.quotas.today(key) or 0))
+        return max(0, key.images_per_day - (await self._tools.quotas.today(key) or 0))
 
     async def _hold_owner(self, owner: str, wait_s: float) -> None:
         """Lease nothing of ``owner`` for so long: item by item, its jobs would be chosen before

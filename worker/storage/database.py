@@ -28,7 +28,8 @@ _WRITERS = 1  # two would poll for SQLite's lock, and one lose to the other agai
 _READERS = 2  # of their own: they wait for no writer, nor for a thread that does
 _SEARCHERS = 2  # so that whoever reads a row or two never waits for one who looks at all of them
 _KEY_READERS = 1  # a key that was revoked must not stay good because others read
-_CONNECTIONS = _WRITERS + _READERS + _SEARCHERS + _KEY_READERS
+_COUNTERS = 1  # of what requests of keys with limits wait for
+_CONNECTIONS = _WRITERS + _READERS + _SEARCHERS + _KEY_READERS + _COUNTERS
 _MAX_WAITING = 256
 _SQLITE_S, _POSTGRES_S = 5.0, 2.0
 _SEARCH_S = 1.0
@@ -68,12 +69,15 @@ class Database:
     """
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
+        self.is_shared = not is_sqlite(url)
+        """Whether other hosts may have the same one."""
         self._timeout_s = timeout_s or (_SQLITE_S if is_sqlite(url) else _POSTGRES_S)
         self._engine = create_engine(url, self._timeout_s)
         self._writers = _Lane(_WRITERS, "database-write")
         self._readers = _Lane(_READERS, "database-read")
         self._searchers = _Lane(_SEARCHERS, "database-search")
         self._key_readers = _Lane(_KEY_READERS, "database-keys")
+        self._counters = _Lane(_COUNTERS, "database-count")
         self._closed = False
         self.failures = 0
         """Calls that raised ``StoreAway``."""
@@ -85,6 +89,11 @@ class Database:
         must not happen twice a unique key.
         """
         return await self._call(self._writers, lambda: self._writing(work))
+
+    async def count(self, work: Callable[[sa.Connection], T], *, at_once: bool = False) -> T:
+        """``run`` for what a request waits for, which waits for no other writer. ``at_once``: each
+        statement of ``work`` is a transaction by itself, so that one costs one round trip."""
+        return await self._call(self._counters, lambda: self._writing(work, at_once=at_once))
 
     async def run_each(
         self, rows: Sequence[Row], work: Callable[[sa.Connection, Sequence[Row]], object]
@@ -134,20 +143,26 @@ class Database:
 
         return self._transaction(limited, read_only=True)
 
-    def _writing(self, work: Callable[[sa.Connection], T]) -> T:
+    def _writing(self, work: Callable[[sa.Connection], T], *, at_once: bool = False) -> T:
         try:
             for _ in range(_ATTEMPTS - 1):
                 with suppress(_InTheWay):
-                    return self._transaction(work)
-            return self._transaction(work)
+                    return self._transaction(work, at_once=at_once)
+            return self._transaction(work, at_once=at_once)
         except QueryTooLong:
             raise _too_slow() from None
 
-    def _transaction(self, work: Callable[[sa.Connection], T], *, read_only: bool = False) -> T:
+    def _transaction(
+        self,
+        work: Callable[[sa.Connection], T],
+        *,
+        read_only: bool = False,
+        at_once: bool = False,
+    ) -> T:
         pool = self._engine.pool
         try:
             with self._engine.connect() as connection:
-                connection = connection.execution_options(**_mode(connection, read_only))
+                connection = connection.execution_options(**_mode(connection, read_only, at_once))
                 with connection.begin():
                     return work(connection)
         except exc.DBAPIError as error:
@@ -180,7 +195,8 @@ class Database:
 
     def close(self) -> None:
         self._closed = True
-        for lane in (self._writers, self._readers, self._searchers, self._key_readers):
+        lanes = self._writers, self._readers, self._searchers, self._key_readers, self._counters
+        for lane in lanes:
             lane.close()
         self._engine.dispose()
 
@@ -268,9 +284,10 @@ def _was_limited(error: exc.DBAPIError) -> bool:
     return interrupted or postgres.was_limited(error)
 
 
-def _mode(connection: sa.Connection, read_only: bool) -> dict[str, Any]:
-    of_postgres = read_only and connection.dialect.name != "sqlite"
-    return {"read_only": read_only, **(postgres.READ_ONLY if of_postgres else {})}
+def _mode(connection: sa.Connection, read_only: bool, at_once: bool) -> dict[str, Any]:
+    if connection.dialect.name == "sqlite":
+        return {"read_only": read_only}
+    return postgres.READ_ONLY if read_only else postgres.AT_ONCE if at_once else {}
 
 
 def _too_slow() -> StoreAway:

@@ -13,10 +13,11 @@ _TRY_S = 10.0  # a call that tries again has so long before the next one does
 
 
 class Outage:
-    """Of one kind of calls; ``what`` they do, for the log."""
+    """Of one kind of calls; ``what`` they do to which ``service``, for the log."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, service: str = "the store of pictures") -> None:
+        self._what = f"{service} cannot {what}"
+        self._again = f"{service} can {what} again"
         self._lock = threading.Lock()
         self._next_try_at = 0.0
         self.why = ""
@@ -36,7 +37,7 @@ class Outage:
             before, self.why = self.why, why
             self._next_try_at = time.monotonic() + REST_S
         if not before:
-            log.event(f"the store of pictures cannot {self._what}", why=why)
+            log.event(self._what, why=why)
         return ObjectsAway(why)
 
     def ended(self) -> None:
@@ -44,4 +45,4 @@ class Outage:
         with self._lock:
             before, self.why = self.why, ""
         if before:
-            log.event(f"the store of pictures can {self._what} again")
+            log.event(self._again)

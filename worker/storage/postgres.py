@@ -19,6 +19,9 @@ changes the password need not start anything again."""
 READ_ONLY = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 """All queries of one look see the same, as in SQLite."""
 
+AT_ONCE = {"isolation_level": "AUTOCOMMIT"}
+"""Each statement is a transaction."""
+
 _NAME = "zimage"  # by which a server lists our connections
 _SILENCE_MS = 3000
 _CONNECT_S = 2  # each host; libpq's least

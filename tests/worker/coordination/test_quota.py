@@ -83,7 +83,7 @@ def test_a_killed_worker_holds_no_slot_and_its_replay_counts_once(tmp_path: Path
         replay = await mine.hold(limits, "r1", time.time() - 5, 3)
         replay.drawn = 3
         await replay.release()
-        assert mine.today(limits) == 3
+        assert await mine.today(limits) == 3
         last = await mine.hold(limits, "r2", time.time() - 5, 2)
         last.drawn = 2
         await last.release()
@@ -113,7 +113,7 @@ def test_pictures_under_way_count_and_those_not_drawn_do_not(tmp_path: Path) -> 
         under_way.drawn = 1
         await under_way.release()
         await two.hold(key(images_per_day=4), "r2", time.time(), 3)
-        assert one.today(key()) == 4
+        assert await one.today(key()) == 4
 
     run(scenario())
 
@@ -123,11 +123,11 @@ def test_a_failed_request_counts_again_when_it_is_sent_again(tmp_path: Path) -> 
         one, two = two_workers(tmp_path)
         failed = await one.hold(key(images_per_day=4), "r1", time.time(), 2)
         await failed.release()
-        assert one.today(key()) == 0
+        assert await one.today(key()) == 0
         replay = await two.hold(key(images_per_day=4), "r1", time.time(), 2)
         replay.drawn = 2
         await replay.release()
-        assert one.today(key()) == 2
+        assert await one.today(key()) == 2
 
     run(scenario())
 
@@ -161,7 +161,7 @@ def test_whoever_leaves_while_it_is_counted_gets_it_back(
             await asked
         go.set()
         assert await asyncio.to_thread(settled.wait, 10)
-        assert one.today(key()) == 0
+        assert await one.today(key()) == 0
         await one.hold(key(images_per_day=3, concurrency=1), "r2", time.time(), 3)
 
     run(scenario())
@@ -173,7 +173,7 @@ def test_a_count_that_is_just_being_made_is_none(tmp_path: Path) -> None:
         await one.hold(key(images_per_day=1), "r1", time.time(), 1)
         (counted,) = one._days.iterdir()
         os.truncate(counted, 0)
-        assert one.today(key()) is None
+        assert await one.today(key()) is None
 
     run(scenario())
 
@@ -183,10 +183,10 @@ def test_a_new_day_begins_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         [one, _] = two_workers(tmp_path)
         held = await one.hold(key(images_per_day=1), "r1", time.time(), 1)
         monkeypatch.setattr(quota, "_today", lambda: int(time.time() // 86_400) + 1)
-        assert one.today(key()) == 0
+        assert await one.today(key()) == 0
         await held.release()  # yesterday's: nothing to give back
         await one.hold(key(images_per_day=1), "r2", time.time(), 1)
-        assert one.today(key()) == 1
+        assert await one.today(key()) == 1
 
     run(scenario())
 
@@ -199,7 +199,7 @@ def test_many_at_once_never_pass_the_limit(tmp_path: Path) -> None:
         ]
         found = await asyncio.gather(*wanted, return_exceptions=True)
         assert sum(not isinstance(one, LimitReached) for one in found) == 6
-        assert workers[0].today(key()) == 18
+        assert await workers[0].today(key()) == 18
 
     run(scenario())
 
@@ -209,7 +209,7 @@ def test_without_limits_nothing_touches_the_disk(tmp_path: Path) -> None:
         quotas = Quotas(tmp_path / "missing", tmp_path / "missing")
         for who in (None, key()):
             await (await quotas.hold(who, "r", time.time(), 9)).release()
-        assert quotas.today(key()) is None
+        assert await quotas.today(key()) is None
 
     run(scenario())
 

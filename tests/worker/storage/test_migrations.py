@@ -11,7 +11,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from worker.storage import certificates, gallery, hosts, jobs, keys, search, usage
+from worker.storage import (
+    certificates,
+    gallery,
+    hosts,
+    jobs,
+    key_limits,
+    keys,
+    search,
+    usage,
+)
 from worker.storage.database import create_engine
 from worker.storage.migrations import SCRIPTS
 from worker.storage.schema import metadata
@@ -29,6 +38,9 @@ TABLES = (
     keys.ended_sessions,
     keys.keys,
     keys.keys_state,
+    key_limits.days,
+    key_limits.requests,
+    key_limits.slots,
     search.numbers,
     usage.entries,
     usage.days,

@@ -31,12 +31,12 @@ MAY_HAVE = 5
 PATIENCE_S = 60.0  # SQLite lets writers wait in no order
 
 
-def at_once(work: Callable[[int], T]) -> list[T]:
+def at_once(work: Callable[[int], T], processes: int = PROCESSES) -> list[T]:
     """What each of some processes returns for its number."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(PROCESSES, context) as pool:
-        return list(pool.map(work, range(PROCESSES)))
+    with ProcessPoolExecutor(processes, context) as pool:
+        return list(pool.map(work, range(processes)))
 
 
 def the_job(store: Store) -> Job:

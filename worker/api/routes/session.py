@@ -1,6 +1,5 @@
 """Signing in on the page: a key once, then a cookie that scripts cannot read."""
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -176,7 +175,7 @@ async def _described(components: Components, key: Key) -> dict[str, Any]:
 async def _images_today(components: Components, key: Key) -> int | None:
     """What counts against the limit, or else stands in the ledger; None: nobody knows now."""
     if key.images_per_day is not None:
-        counted = await asyncio.to_thread(components.quotas.today, key)
+        counted = await components.quotas.today(key)
         if counted is not None:
             return counted
     today = usage.day_of(time.time())

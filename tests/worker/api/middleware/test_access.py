@@ -700,7 +700,7 @@ async def test_a_stream_counts_and_holds_its_slot_until_its_end(keyed: Keyed) ->
     answer = await keyed.client.post(DRAW, json=body, headers=proof)
     assert answer.text.count("image_generation.completed") == 4  # event and type, twice
     assert (await keyed.draw(token)).status_code == 200  # the slot is free again
-    assert keyed.service.components.quotas.today(key) == 3
+    assert await keyed.service.components.quotas.today(key) == 3
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"]) == (2, 3)
 
@@ -777,7 +777,7 @@ async def test_a_request_that_fails_is_a_failure_and_gives_its_pictures_back(key
     body = BODY | {"prompt": "fault:error"}
     answer = await keyed.client.post(DRAW, json=body, headers=proof)
     assert answer.status_code == 500
-    assert keyed.service.components.quotas.today(key) == 0
+    assert await keyed.service.components.quotas.today(key) == 0
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"], row["failures"]) == (1, 0, 1)
 
@@ -847,7 +847,7 @@ async def test_a_job_draws_what_its_key_has_left_of_the_day(keyed: Keyed) -> Non
     await anyio.sleep(1.5)  # another look of the runner
     found = await counts()
     assert (found["done"], found["failed"]) == (2, 0)
-    assert keyed.service.components.quotas.today(key) == 2
+    assert await keyed.service.components.quotas.today(key) == 2
     assert (await keyed.draw(token)).status_code == 429
     [row] = await used(keyed, token)
     assert (row["requests"], row["images"], row["refusals"]) == (3, 2, 1)

@@ -1,0 +1,39 @@
+"""What the workers of several hosts share: limits of keys."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "quota_days",
+        sa.Column("key_id", sa.String(64)),
+        sa.Column("day", sa.Integer),
+        sa.Column("images", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "day", name="pk_quota_days"),
+    )
+    op.create_table(
+        "quota_requests",
+        sa.Column("key_id", sa.String(64)),
+        sa.Column("request_id", sa.String(64)),
+        sa.Column("day", sa.Integer, nullable=False),
+        sa.Column("images", sa.Integer, nullable=False),
+        sa.Column("attempt", sa.String(32), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "request_id", name="pk_quota_requests"),
+    )
+    op.create_index("ix_quota_requests_day", "quota_requests", ["day"])
+    op.create_table(
+        "slots",
+        sa.Column("attempt", sa.String(32)),
+        sa.Column("key_id", sa.String(64), nullable=False),
+        sa.Column("request_id", sa.String(64), nullable=False),
+        sa.Column("holder", sa.String(200), nullable=False),
+        sa.Column("host", sa.String(32), nullable=False),
+        sa.Column("ends_at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("attempt", name="pk_slots"),
+    )
+    op.create_index("ix_slots_key_id", "slots", ["key_id"])
+    op.create_index("ix_slots_holder", "slots", ["holder"])
