@@ -29,8 +29,9 @@ from loadtest.gpu import power
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import shrink_pipeline
 from worker.models.acceleration.graphs import Graphs
+from worker.models.loading.device import claim_device, dtype_for
 from worker.models.loading.folder import Defaults
-from worker.models.loading.load import adapted, claim_device, dtype_for
+from worker.models.loading.load import adapted
 from worker.models.loading.random_zimage import TURBO, random_zimage
 from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer

@@ -125,8 +125,9 @@ def _device(settings: Settings) -> Any:
 
 def _draw(settings: Settings, folder: Path | None, plan: Any, device: Any) -> None:
     from worker.models.acceleration.fp8 import shrink_pipeline
+    from worker.models.loading.device import dtype_for
     from worker.models.loading.folder import Defaults
-    from worker.models.loading.load import adapted, dtype_for
+    from worker.models.loading.load import adapted
     from worker.models.loading.random_zimage import random_zimage
     from worker.types import DrawSpec, Parameters
 

@@ -1,7 +1,5 @@
 """Puts a diffusers pipeline on its device. Imports torch, diffusers and transformers."""
 
-import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,10 +17,11 @@ from worker import log
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import shrink_pipeline
 from worker.models.base import ModelInfo, Pipeline
+from worker.models.loading.device import claim_device, dtype_for, limit_memory
 from worker.models.loading.files import files_of, variant_of
 from worker.models.loading.folder import Defaults, ModelLoadError, class_of
 from worker.models.loading.random_zimage import TURBO, random_zimage
-from worker.models.memory import CONTEXT_GIB, GIB
+from worker.models.loading.read_ahead import ReadAhead, transformer
 from worker.models.parallel.split import HelpersShare, require_heads
 from worker.models.parallel.team import Start, Team
 from worker.models.sizes import fitted
@@ -37,10 +36,14 @@ _ONE_DEVICE = "only Z-Image can be drawn on several devices: name one"
 
 
 def load(
-    folder: Path | None, defaults: Defaults, settings: Settings, team: Team | None = None
+    folder: Path | None,
+    defaults: Defaults,
+    settings: Settings,
+    team: Team | None = None,
+    ahead: ReadAhead | None = None,
 ) -> Pipeline:
     """The pipeline in ``folder`` (None: random weights) on ``settings.device``; ``team``: on more
-    devices beside the first."""
+    devices beside the first; ``ahead``: of the same folder."""
     torch.set_num_threads(settings.threads)
     device = claim_device(settings.devices[0], settings.vram_limit_gib)
     dtype = dtype_for(settings.dtype, device)
@@ -51,7 +54,7 @@ def load(
         pipeline = (
             random_zimage(TURBO, device, dtype)
             if folder is None
-            else _from_folder(folder, device, dtype, plan.fp8)
+            else _from_folder(folder, device, dtype, plan.fp8, ahead=ahead)
         )
         if plan.fp8 != "off" and steps_singly(pipeline):
             shrink_pipeline(pipeline, device, plan.fp8)
@@ -76,7 +79,12 @@ def load(
     return adapted_pipeline
 
 
-def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None]) -> HelpersShare:
+def load_share(
+    folder: Path | None,
+    start: Start,
+    on_loaded: Callable[[], None],
+    ahead: ReadAhead | None = None,
+) -> HelpersShare:
     """As ``load``, of the transformer alone; then, after ``on_loaded``, it meets the lead."""
     settings, rank = start.settings, start.rank
     torch.set_num_threads(settings.threads)
@@ -88,7 +96,7 @@ def load_share(folder: Path | None, start: Start, on_loaded: Callable[[], None])
         pipeline = random_zimage(TURBO, device, dtype)
         pipeline.text_encoder = pipeline.vae = None
     else:
-        pipeline = _from_folder(folder, device, dtype, plan.fp8, _OF_THE_LEAD)
+        pipeline = _from_folder(folder, device, dtype, plan.fp8, _OF_THE_LEAD, ahead)
     if not steps_singly(pipeline):
         raise ModelLoadError(f"{settings.model} is no Z-Image", _ONE_DEVICE)
     if plan.fp8 != "off":
@@ -143,70 +151,13 @@ def steps_singly(pipeline: Any) -> bool:
     )
 
 
-def claim_device(name: str, vram_limit_gib: float | None = None, rank: int = 0) -> torch.device:
-    """The device of this process from now on, its memory limit set.
-
-    A UUID (``GPU-…``, ``MIG-…``) means that the parent made that card the only visible one, by
-    ``CUDA_VISIBLE_DEVICES``, or that of ``rank`` among several.
-    """
-    if name == "cpu":
-        return torch.device("cpu")
-    match = re.fullmatch(r"cuda(?::(\d+))?|(?:GPU|MIG)-[\w/-]+", name)
-    if match is None:
-        raise ModelLoadError(f"device {name!r} is unknown", "give cpu, cuda:N, GPU-… or MIG-…")
-    index = int(match[1] or 0) if name.startswith("cuda") else rank
-    # cuBLAS reads it when it starts; without it, reproducible samples are refused.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"device {name}: CUDA is not available to torch {torch.__version__}",
-            "check nvidia-smi and that torch is built for CUDA, or set device to cpu",
-        )
-    if index >= torch.cuda.device_count():
-        raise ModelLoadError(
-            f"device {name}: only {torch.cuda.device_count()} visible", "see nvidia-smi -L"
-        )
-    torch.cuda.set_device(index)
-    device = torch.device("cuda", index)
-    limit_memory(device, vram_limit_gib)
-    return device
-
-
-def limit_memory(
-    device: torch.device, vram_limit_gib: float | None, exchange_bytes: int = 0
-) -> None:
-    """Let torch's allocator have what the limit leaves it."""
-    if vram_limit_gib is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        fraction = memory_fraction(vram_limit_gib - exchange_bytes / GIB, total)
-        torch.cuda.set_per_process_memory_fraction(fraction, device)
-
-
-def memory_fraction(limit_gib: float, total_bytes: int) -> float:
-    """Share of the card for torch's allocator under a limit that includes the CUDA context."""
-    usable = limit_gib - CONTEXT_GIB
-    if not 0 < usable * GIB <= total_bytes:
-        raise ModelLoadError(
-            f"vram_limit_gib {limit_gib} does not suit a card of {total_bytes / GIB:.1f} GiB",
-            f"set it over {CONTEXT_GIB} and at most the card's memory, or leave it out",
-        )
-    return usable * GIB / total_bytes
-
-
-def dtype_for(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on a GPU, float32 on the CPU, which is slow or wrong in anything else."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
 def _from_folder(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype,
     fp8: str,
     without: Sequence[str] = (),
+    ahead: ReadAhead | None = None,
 ) -> Any:
     # On a GPU the weights go there straight from the file, unless they become smaller first;
     # "cuda" is the current device.
@@ -216,7 +167,10 @@ def _from_folder(
     if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
     if class_of(folder) == "ZImagePipeline":
-        return ZImagePipeline.from_pretrained(str(folder), **dict.fromkeys(without), **options)
+        parts: dict[str, Any] = dict.fromkeys(without)
+        if (weights := ahead and ahead.take()) is not None:
+            parts["transformer"] = transformer(weights, folder)
+        return ZImagePipeline.from_pretrained(str(folder), **parts, **options)
     from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines
 
     try:

@@ -43,6 +43,7 @@ from worker.models.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from worker.models.loading.read_ahead import ReadAhead
     from worker.models.parallel.split import HelpersShare
 
 __all__ = ["TINY", "Defaults", "ModelLoadError", "defaults_of", "load", "local_folder"]
@@ -81,11 +82,12 @@ def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
     """A helper's part of the pipeline that the lead loads; see ``worker.models.parallel.team``.
     ``on_loaded`` is called before it waits for the others."""
     settings = start.settings
-    with quick_imports(), _libraries(settings, start.rank) as loading:
-        folder = _folder(settings, local_folder(settings.model))
+    local = local_folder(settings.model)
+    with quick_imports(), _libraries(settings, local, start.rank) as (loading, ahead):
+        folder = _folder(settings, local)
         if folder is not None:
             require_loadable(folder)
-        share: HelpersShare = loading.load_share(folder, start, on_loaded)
+        share: HelpersShare = loading.load_share(folder, start, on_loaded, ahead)
     return share
 
 
@@ -94,23 +96,29 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
     team = Team.start(settings) if len(settings.devices) > 1 else None
     if settings.devices[0] != "cpu" and (settings.model == RANDOM or folder is not None):
         prebuild.begin(settings, folder)
-    with _libraries(settings) as loading:
-        return _loaded(settings, folder, partial(loading.load, team=team))
+    with _libraries(settings, folder) as (loading, ahead):
+        return _loaded(settings, folder, partial(loading.load, team=team, ahead=ahead))
 
 
 @contextlib.contextmanager
-def _libraries(settings: Settings, rank: int = 0) -> Iterator[Any]:
-    """The module that imports them, to be used inside; before it, what must come earlier."""
+def _libraries(
+    settings: Settings, folder: Path | None, rank: int = 0
+) -> Iterator[tuple[Any, "ReadAhead | None"]]:
+    """The module that imports them, to be used inside; before it, what must come earlier. And what
+    is read of ``folder`` meanwhile."""
     device = torch_device(settings.devices[rank], rank)
     if device != "cpu":
         context.begin(device)
     began = time.monotonic()
+    from worker.models.loading import read_ahead  # imports torch
+
+    ahead = read_ahead.begin(folder, settings, rank)
     quick = untraced if _imported(untraced) else contextlib.nullcontext
     with quick():
         from worker.models.loading import load as loading
 
         log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
-        yield loading
+        yield loading, ahead
 
 
 def _folder(settings: Settings, folder: Path | None) -> Path | None:

@@ -8,14 +8,9 @@ from diffusers import FlowMatchHeunDiscreteScheduler, ZImagePipeline
 
 from tests.worker.models.conftest import DEFAULTS
 from worker.models.loading import load as loading
+from worker.models.loading.device import claim_device, dtype_for, memory_fraction
 from worker.models.loading.folder import ModelLoadError
-from worker.models.loading.load import (
-    adapted,
-    claim_device,
-    dtype_for,
-    load,
-    memory_fraction,
-)
+from worker.models.loading.load import adapted, load
 from worker.models.memory import GIB
 from worker.models.whole import WholeCall
 from worker.models.zimage.pipeline import ZImageStepwise
@@ -94,7 +89,7 @@ def test_a_folder_without_weights_is_refused(zimage_folder: Path, tmp_path: Path
 def test_a_model_too_large_for_the_device_is_refused(
     zimage_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(loading, "_from_folder", full)
