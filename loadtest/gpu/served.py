@@ -31,12 +31,15 @@ class Load:
     )
     failed: int = 0
 
-    async def draw(self, size: int, more: str = "", **fields: Any) -> tuple[float, httpx.Response]:
-        """Seconds at the client. ``more`` lengthens the prompt; ``fields`` of the request."""
+    async def draw(
+        self, size: int | str, more: str = "", **fields: Any
+    ) -> tuple[float, httpx.Response]:
+        """Seconds at the client. ``size``: a square's side, or WIDTHxHEIGHT; ``more`` lengthens the
+        prompt; ``fields`` of the request."""
         number = next(self.numbers)
         body = {
             "prompt": f"picture {number} of a harbour at dawn, {number * 7 % 1000} {more}".strip(),
-            "size": f"{size}x{size}",
+            "size": size if isinstance(size, str) else f"{size}x{size}",
             "output_format": self.format,
             **fields,
         }
@@ -49,7 +52,7 @@ class Load:
             await asyncio.sleep(1.0)
         return time.perf_counter() - began, response
 
-    async def alone(self, size: int, count: int) -> dict[str, Any]:
+    async def alone(self, size: int | str, count: int) -> dict[str, Any]:
         await self.draw(size)
         drawn = [await self.draw(size) for _ in range(count)]
         return {

@@ -33,7 +33,7 @@ import torch
 from deploy.cli.trace import counters
 from deploy.config import ROOT, load
 from loadtest.faults import Cell
-from loadtest.faults.workers import kill, stop
+from loadtest.faults.workers import kill
 from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
 from worker.coordination.processes import GROUP, PARENT, STATE, stat
@@ -46,6 +46,8 @@ MIXED_LENGTHS = (1, 8, 20)
 """Words of a prompt. For the random model's tokenizer each is six tokens: these prompts are as long
 as real ones of 5, 40 and 90 words."""
 MIXED_WARM_S = 20.0
+LARGE = ("2048x2048", "2560x1440")
+LARGE_GIB = 60.0
 BARE = ("shape", "images_per_s", "watts", "celsius")
 """What is told of a bare loop."""
 
@@ -271,33 +273,80 @@ def priority(suite: Suite, seconds: float = 25.0) -> None:
 def faults(suite: Suite) -> None:
     """Four real faults under load with two workers on one card: requests that failed."""
     cell = suite.up("slices", count=2, gib=38.0)
-    inject: dict[str, Callable[[str], Any]] = {
-        "SIGKILL": lambda worker: kill(cell, worker),
-        "SIGSTOP": lambda worker: stop(cell, worker),
-        "device-side assert": lambda worker: (suite.home / f"{worker}.assert").touch(),
-        "out of memory": lambda worker: (suite.home / f"{worker}.memory").touch(),
-    }
-    with loaded(cell, clients=6, size=suite.sizes[-2]) as load:
-        time.sleep(3.0)
-        for (name, fault), worker in zip(inject.items(), itertools.cycle(("w1", "w2"))):
-            began, failed, drawn, pid = time.monotonic(), load.failed, load.drawn, cell.pid(worker)
-            fault(worker)
-            if name == "out of memory":
-                time.sleep(12.0)  # its own length; the worker stays
-            else:
-                await_back(cell, worker, pid)
-            suite.note(
-                stage="fault",
-                fault=name,
-                worker=worker,
-                back_s=seconds_since(began),
-                same_process=cell.pid(worker) == pid,
-                failed=load.failed - failed,
-                drawn=load.drawn - drawn,
-                open=sorted(cell.open()),
-            )
-            time.sleep(2.0)
+    with loaded(cell, 6, suite.sizes[-2]) as load:
+        for name, worker in zip(faults_of(suite), itertools.cycle(("w1", "w2"))):
+            time.sleep(3.0)
+            injected(suite, cell, load, name, worker)
     suite.note(stage="faults", failed=load.failed, drawn=load.drawn)
+
+
+def large_faults(suite: Suite) -> None:
+    """As ``faults``, with pictures of 2048² and 2560 × 1440; before it, how long each takes."""
+    limits = f"max_pixels = {joined_side(suite) ** 2}"
+    cell = suite.up_as("large", suite.workers(2, LARGE_GIB, 1), limits)
+    sizes = LARGE if suite.device != "cpu" else ("64x64", "96x64")
+    suite.verb("drain", "w2")
+    await_open(cell, {"w1"})
+    for size in sizes:
+
+        async def go(load: Load, size: str = size) -> dict[str, Any]:
+            return await load.alone(size, 3)
+
+        suite.note(stage="large", size=size, **with_load(cell, go, clients=1))
+    suite.verb("undrain", "w2")
+    await_open(cell, {"w1", "w2"})
+    with loaded(cell, 6, *sizes) as load:
+        for name, worker in zip(faults_of(suite), itertools.cycle(("w1", "w2"))):
+            time.sleep(6.0)
+            injected(suite, cell, load, name, worker)
+    suite.note(stage="large-faults", failed=load.failed, drawn=load.drawn)
+
+
+def injected(suite: Suite, cell: Cell, load: "Counting", fault: str, worker: str) -> None:
+    """One of ``FAULTS`` in ``worker`` under ``load``, until it serves again. A worker of several
+    cards has a helper, ``WORKER-1``: its faults are the worker's."""
+    lead, _, helper = worker.partition("-")
+    began, failed, drawn, pid = time.monotonic(), load.failed, load.drawn, cell.pid(lead)
+    FAULTS[fault](suite, helper_of(pid) if helper else pid, worker)
+    if fault == "out of memory":
+        time.sleep(12.0)  # its own length; the worker may stay
+        await_serving(cell, lead)
+    else:
+        await_back(cell, lead, pid)
+    same = cell.pid(lead) == pid
+    suite.note(
+        stage="fault",
+        fault=fault,
+        worker=worker,
+        back_s=seconds_since(began),
+        same_process=same,
+        failed=load.failed - failed,
+        drawn=load.drawn - drawn,
+        left=0 if same else left_of(pid),
+        open=sorted(cell.open()),
+    )
+
+
+def signalled(number: int, suite: Suite, pid: int, worker: str) -> None:
+    os.kill(pid, number)
+
+
+def asked_for(fault: str, suite: Suite, pid: int, worker: str) -> None:
+    """By the file that ``faulty`` looks for."""
+    (suite.home / f"{worker}.{fault}").touch()
+
+
+FAULTS: dict[str, Callable[[Suite, int, str], None]] = {
+    "SIGKILL": functools.partial(signalled, signal.SIGKILL),
+    "SIGSTOP": functools.partial(signalled, signal.SIGSTOP),
+    "device-side assert": functools.partial(asked_for, "assert"),
+    "out of memory": functools.partial(asked_for, "memory"),
+}
+
+
+def faults_of(suite: Suite) -> list[str]:
+    """Those of ``FAULTS`` that the device can have."""
+    return [name for name in FAULTS if suite.device != "cpu" or name.startswith("SIG")]
 
 
 def scale(suite: Suite, rounds: int = 2) -> None:
@@ -348,7 +397,7 @@ def slices(suite: Suite, count: int = 3, gib: float = 26.0) -> None:
     for size in suite.sizes[:2]:
         measured(suite, cell, size, stage="slices", clients=8 * count)
     pids = {name: cell.pid(name) for name in names}
-    with loaded(cell, clients=4 * count, size=suite.sizes[1]) as load, process_memory() as most:
+    with loaded(cell, 4 * count, suite.sizes[1]) as load, process_memory() as most:
         time.sleep(3.0)
         (suite.home / "w2.memory").touch()
         time.sleep(12.0)
@@ -428,7 +477,8 @@ def small_card(suite: Suite, limit_gib: float = 15.0) -> None:
 
 
 def joined(suite: Suite, fp8: str = "off") -> None:
-    """One worker on all cards: how long a picture takes alone, also of twice the largest side."""
+    """One worker on all cards: how long a picture takes alone, also of twice the largest side; and
+    how many pictures two and eight clients get."""
     cell = joined_cell(suite, fp8)
     suite.verb("drain", "w2")
     await_open(cell, {"w1"})
@@ -439,6 +489,8 @@ def joined(suite: Suite, fp8: str = "off") -> None:
                 return {**await load.alone(size, 6), **drawn}
 
         suite.note(stage="joined", fp8=fp8, size=size, **with_load(cell, go, clients=1))
+    for clients in (2, 8):
+        measured(suite, cell, suite.sizes[0], stage="joined", clients=clients, fp8=fp8)
     suite.verb("undrain", "w2")
     await_open(cell, {"w1", "w2"})
 
@@ -456,49 +508,14 @@ def joined_side(suite: Suite) -> int:
     return suite.sizes[0] * (2 if suite.device != "cpu" else 1)
 
 
-def joined_faults(suite: Suite, seconds: float = 4.0) -> None:
-    """A worker on all cards beside a slice on the last of them, under load: each of its processes
-    killed, stopped, out of memory, and after an assertion on its card."""
+def joined_faults(suite: Suite, seconds: float = 3.0) -> None:
+    """A worker on all cards beside a slice on the last of them, under load: every fault of each of
+    its processes, and between them those of the slice."""
     cell = joined_cell(suite, "off")
-
-    def helper(number: int) -> None:
-        os.kill(helper_of(cell.pid("w1")), number)
-
-    def touch(file: str) -> None:
-        (suite.home / file).touch()
-
-    inject: dict[str, Callable[[], Any]] = {
-        "SIGKILL of the helper": lambda: helper(signal.SIGKILL),
-        "out of memory beside the helper": lambda: touch("w1-1.memory"),
-        "SIGSTOP of the helper": lambda: helper(signal.SIGSTOP),
-        "SIGKILL of the lead": lambda: kill(cell, "w1"),
-        "device-side assert in the helper": lambda: touch("w1-1.assert"),
-        "SIGSTOP of the lead": lambda: stop(cell, "w1"),
-        "SIGKILL of the slice": lambda: kill(cell, "w2"),
-    }
-    if suite.device == "cpu":
-        inject = {name: fault for name, fault in inject.items() if name.startswith("SIG")}
-    with loaded(cell, clients=6, size=suite.sizes[-2]) as load:
-        for name, fault in inject.items():
+    with loaded(cell, 6, suite.sizes[-2]) as load:
+        for fault, worker in itertools.product(faults_of(suite), ("w1-1", "w2", "w1")):
             time.sleep(seconds)
-            worker = "w2" if "slice" in name else "w1"
-            began, failed, drawn, pid = time.monotonic(), load.failed, load.drawn, cell.pid(worker)
-            fault()
-            if "memory" in name:
-                time.sleep(12.0)  # its own length; the worker may stay
-                await_open(cell, {"w1", "w2"})
-            else:
-                await_back(cell, worker, pid)
-            suite.note(
-                stage="joined-fault",
-                fault=name,
-                back_s=seconds_since(began),
-                same_process=cell.pid(worker) == pid,
-                failed=load.failed - failed,
-                drawn=load.drawn - drawn,
-                left=0 if cell.pid(worker) == pid else left_of(pid),
-                open=sorted(cell.open()),
-            )
+            injected(suite, cell, load, fault, worker)
     suite.note(stage="joined-faults", failed=load.failed, drawn=load.drawn)
 
 
@@ -514,6 +531,7 @@ STAGES: dict[str, Callable[[Suite], None]] = {
     "fp8": fp8,
     "small": small_card,
     "faults": faults,
+    "large-faults": large_faults,
     "slices": slices,
     "scale": scale,
     "joined": joined,
@@ -527,7 +545,9 @@ class Counting(Load):
 
     drawn = 0
 
-    async def draw(self, size: int, more: str = "", **fields: Any) -> tuple[float, httpx.Response]:
+    async def draw(
+        self, size: int | str, more: str = "", **fields: Any
+    ) -> tuple[float, httpx.Response]:
         answer = await super().draw(size, more, **fields)
         self.drawn += answer[1].status_code == 200
         return answer
@@ -546,9 +566,10 @@ def with_load(cell: Cell, go: Callable[[Load], Any], clients: int) -> dict[str, 
 
 
 @contextlib.contextmanager
-def loaded(cell: Cell, clients: int, size: int) -> Iterator[Counting]:
-    """Clients that ask again and again, in a thread of their own; all answered at the end."""
-    over, ready = threading.Event(), threading.Event()
+def loaded(cell: Cell, clients: int, *sizes: int | str) -> Iterator[Counting]:
+    """Clients that ask again and again for ``sizes`` in turns, in a thread of their own; all
+    answered at the end."""
+    over, ready, turns = threading.Event(), threading.Event(), itertools.cycle(sizes)
     holder: list[Counting] = []
 
     async def run() -> None:
@@ -559,7 +580,7 @@ def loaded(cell: Cell, clients: int, size: int) -> Iterator[Counting]:
 
             async def ask() -> None:
                 while not over.is_set():
-                    await holder[0].draw(size)
+                    await holder[0].draw(next(turns))
 
             await asyncio.gather(*(ask() for _ in range(clients)))
 
@@ -630,6 +651,15 @@ def await_open(cell: Cell, workers: set[str]) -> None:
     while cell.open() != workers:
         if time.monotonic() > end:
             raise TimeoutError(f"{sorted(cell.open())} take requests, not {sorted(workers)}")
+        time.sleep(0.05)
+
+
+def await_serving(cell: Cell, worker: str) -> None:
+    """Until ``worker`` takes requests, as whichever process."""
+    end = time.monotonic() + BACK_S
+    while worker not in cell.open():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{worker} is not back after {BACK_S:g} s")
         time.sleep(0.05)
 
 
