@@ -29,13 +29,16 @@ class Load:
     asks_again: bool = False
     size: str = "128x128"
     steps: int = 8
+    may_be_refused: bool = False
+    """Otherwise a refusal is no answer: there was room."""
     records: list[Record] = field(default_factory=list)
     asked_again: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def lost(self) -> list[Record]:
-        return [record for record in self.records if record.result == "failed"]
+        bad = ("failed",) if self.may_be_refused else ("failed", "refused")
+        return [record for record in self.records if record.result in bad]
 
     @property
     def refused(self) -> list[Record]:

@@ -1,0 +1,93 @@
+"""``loadtest/hosts``: a cluster in namespaces on this machine, and what may happen to it.
+
+    loadtest/hosts host-dropped front-killed      # or all, without a name
+
+Real PostgreSQL (primary and standby), a real S3-compatible store, two fronts that share an address,
+three hosts. Exit code 0: nothing was lost and all held; 1: not; 2: misuse. The figures are in
+var/hosts/report.json, or where --out says.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deploy import output
+from deploy.config import ROOT
+from deploy.host.utf8 import speak_utf8
+from loadtest.cluster.machines import Failed
+from loadtest.cluster.network import NoNetwork
+from loadtest.cluster.platform import Platform, platform
+from loadtest.cluster.scenarios import SCENARIOS, Stage
+
+WARM = 20
+"""Answers before something happens."""
+
+
+def play(name: str, on: Platform) -> dict[str, Any]:
+    """One scenario under load; its verdict."""
+    scenario = SCENARIOS[name]
+    output.say(f"› {name}: {scenario.__doc__}")
+    stage, began = Stage(on, on.load()), time.monotonic()
+    try:
+        with stage.load.running():
+            stage.load.until_answered(WARM)
+            scenario(stage)
+            stage.load.until_answered(WARM)
+    except (Failed, TimeoutError, LookupError, RuntimeError) as problem:
+        stage.notes.failures.append(str(problem))
+    lost = stage.load.lost
+    verdict = {
+        "name": name,
+        "holds": not lost and not stage.notes.failures,
+        "answers": len(stage.load.records),
+        "lost": len(lost),
+        "refused": len(stage.load.refused),
+        "streams_resumed": stage.load.resumed,
+        "asked_again": stage.load.asked_again,
+        "seconds": round(time.monotonic() - began),
+        **asdict(stage.notes),
+        "examples": [record.error for record in lost[:3]],
+    }
+    _tell(verdict)
+    return verdict
+
+
+def _tell(verdict: dict[str, Any]) -> None:
+    mark = "✓" if verdict["holds"] else "✗"
+    figures = "".join(f", {what} {value:g}" for what, value in verdict["measured"].items())
+    output.say(
+        f"{mark} {verdict['name']}: {verdict['lost']} of {verdict['answers']} lost, "
+        f"{verdict['streams_resumed']} streams resumed, {verdict['asked_again']} asked again"
+        f"{figures} ({verdict['seconds']} s)"
+    )
+    for line in (*verdict["failures"], *verdict["examples"]):
+        output.say(f"    {line}")
+
+
+def main() -> int:
+    speak_utf8()
+    parser = argparse.ArgumentParser(prog="loadtest/hosts", description=__doc__.split("\n")[0])
+    parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)} [all]")
+    parser.add_argument("--out", type=Path, default=ROOT / "var" / "hosts" / "report.json")
+    given = parser.parse_args()
+    if unknown := sorted(set(given.scenario) - SCENARIOS.keys()):
+        parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    chosen = [name for name in SCENARIOS if not given.scenario or name in given.scenario]
+    try:
+        with platform(more=["d"] if "joining" in chosen else []) as on:
+            verdicts = [play(name, on) for name in chosen]
+    except NoNetwork as problem:
+        output.say(f"! {problem}")
+        return 2
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(verdicts, indent=2, ensure_ascii=False)
+    given.out.write_text(f"{text}\n", encoding="utf-8")
+    return 0 if all(verdict["holds"] for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

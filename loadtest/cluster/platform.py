@@ -1,0 +1,191 @@
+"""A whole cluster on this machine: two databases, a store, fronts that share an address, hosts."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy import output
+from loadtest.cluster.database_pair import DatabasePair
+from loadtest.cluster.load import Load
+from loadtest.cluster.machines import OPS_PORT, PORT, Machine, until
+from loadtest.cluster.network import Network, network
+from loadtest.cluster.object_store import BUCKET, PORTS, ObjectStore
+
+ADDRESS = "10.77.0.100"
+"""That fronts share."""
+CLUSTER = "studio"
+HOST_PORT = 7862
+MODEL = "synthetic:step_ms=20"
+WORKERS = 2
+FRONTS, HOSTS = ("f1", "f2"), ("a", "b", "c")
+
+_STORE_PORTS = range(8333, 8333 + PORTS)
+
+BASE = """
+[cell]
+name = "{name}"
+[listen]
+address = "0.0.0.0"
+port = {port}
+auth = "keys"
+[ops]
+port = {ops_port}
+[model]
+source = "{model}"
+[guard]
+max_kills_per_minute = 1000
+[nginx]
+worker_processes = 1
+max_connections_per_address = 0
+max_requests_per_s_per_address = 0
+"""
+CELL = """
+[[workers]]
+device = "cpu"
+count = {workers}
+threads = 1
+"""
+SHARED = """
+[database]
+url = "{database}"
+password_file = "{password_file}"
+[objects]
+url = "s3://{bucket}/studio"
+endpoint = "{endpoint}"
+credentials_file = "{credentials}"
+[cluster]
+name = "{cluster}"
+host = "{name}"
+role = "front"
+[front]
+virtual_address = "{address}/24"
+interface = "eth0"
+"""
+FRONT = """
+[front]
+virtual_address = "{address}/24"
+interface = "eth0"
+"""
+
+
+@dataclass
+class Platform:
+    folder: Path
+    net: Network
+    database: DatabasePair
+    store: ObjectStore
+    workers: int = WORKERS
+    fronts: dict[str, Machine] = field(default_factory=dict)
+    hosts: dict[str, Machine] = field(default_factory=dict)
+    key: str = ""
+    _keepalived: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def first(self) -> Machine:
+        """Where the authority's key lies."""
+        return next(iter(self.fronts.values()))
+
+    @property
+    def url(self) -> str:
+        return f"http://{ADDRESS}:{PORT}"
+
+    def start(self, fronts: Sequence[str], hosts: Sequence[str]) -> None:
+        self.database.start()
+        self.store.start()
+        self._found(fronts[0])
+        for name in fronts[1:]:
+            self.join(name, "front")
+        for name in hosts:
+            self.join(name, "host")
+        for name in fronts:
+            self.share_the_address(name)
+        self.key = _key(self.first.zimage("keys", "create", "proof", "--role", "ops"))
+        until(lambda: self.first.in_pool() == set(hosts), 60.0, "every host in the pool")
+
+    def load(self, **options: object) -> Load:
+        return Load(self.url, self.key, **options)  # type: ignore[arg-type]
+
+    def front_with_the_address(self) -> Machine:
+        """The one that clients reach now."""
+        for front in self.fronts.values():
+            if f"{ADDRESS}/24" in front.namespace.run("ip", "-o", "address", "show", "eth0"):
+                return front
+        raise LookupError(f"no front has {ADDRESS}")
+
+    def join(self, name: str, role: str) -> Machine:
+        """Invite it, and start it there with what the invitation says."""
+        output.say(f"› {name} joins as {role}")
+        token = self.first.zimage("hosts", "invite", name, "--role", role).split()[-1]
+        text = BASE.format(name=name, port=PORT, ops_port=OPS_PORT, model=MODEL)
+        if role == "front":
+            text += FRONT.format(address=ADDRESS)
+        else:
+            text += CELL.format(workers=self.workers)
+        machine = Machine(name, self.net[name], self.folder / name, text)
+        (self.fronts if role == "front" else self.hosts)[name] = machine
+        machine.up("--join", "-", told=token)
+        return machine
+
+    def share_the_address(self, name: str) -> None:
+        """Start keepalived on front ``name``, with what ``zimage up`` has rendered."""
+        machine = self.fronts[name]
+        folder = machine.folder / "keepalived"
+        folder.mkdir(exist_ok=True)
+        conf = machine.folder / "var" / "render" / "keepalived" / "keepalived.conf"
+        pids = [f"--pid={folder}/pid", f"--vrrp_pid={folder}/vrrp", f"--checkers_pid={folder}/c"]
+        command = [*machine.namespace.prefix, "keepalived", "-n", "-l", "-f", str(conf), *pids]
+        with (folder / "log").open("ab") as log:
+            self._keepalived.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    def end(self) -> None:
+        for machine in (*self.hosts.values(), *self.fronts.values()):
+            machine.namespace.kill_all()
+        for process in self._keepalived:
+            process.wait(10)
+        self.store.kill()
+        self.database.stop()
+
+    def _found(self, name: str) -> None:
+        output.say(f"› {name} founds the cluster")
+        text = BASE.format(name=name, port=PORT, ops_port=OPS_PORT, model=MODEL)
+        text += SHARED.format(
+            name=name,
+            cluster=CLUSTER,
+            address=ADDRESS,
+            database=self.database.url,
+            password_file=self.database.password_file,
+            bucket=BUCKET,
+            endpoint=self.store.endpoint,
+            credentials=self.store.credentials,
+        )
+        machine = Machine(name, self.net[name], self.folder / name, text)
+        self.fronts[name] = machine
+        machine.zimage("cluster", "init")
+        machine.up()
+
+
+@contextmanager
+def platform(
+    fronts: Sequence[str] = FRONTS, hosts: Sequence[str] = HOSTS, more: Sequence[str] = ()
+) -> Iterator[Platform]:
+    """All of it, ready to draw; ``more`` are machines that may join later. Nothing is left."""
+    folder = Path(tempfile.mkdtemp(prefix="zi-", dir="/tmp"))
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        net = stack.enter_context(network(*fronts, *hosts, "db1", "db2", "s3", *more))
+        database = DatabasePair(folder / "db", net["db1"], net["db2"])
+        s3 = net["s3"]
+        store = ObjectStore(folder / "s3", _STORE_PORTS, s3.address, s3.prefix)
+        made = Platform(folder, net, database, store)
+        stack.callback(made.end)
+        made.start(fronts, hosts)
+        yield made
+
+
+def _key(told: str) -> str:
+    return next(word for word in told.split() if word.startswith("zimage_"))
