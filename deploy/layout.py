@@ -10,6 +10,7 @@ from urllib.parse import quote
 from deploy.config import ROOT, ClusterConfig
 from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
+from worker.coordination import host_drain
 from worker.tables import Objects
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
@@ -311,6 +312,16 @@ class Layout:
     def hosts_json(self) -> Path:
         """The hosts as the database last listed them; a front goes by it, also without one."""
         return self.state_dir / "hosts.json"
+
+    @property
+    def membership_json(self) -> Path:
+        """What the program reads that tells the cluster of this host."""
+        return self.render_dir / "membership.json"
+
+    @property
+    def host_drained_flag(self) -> Path:
+        """While it is there, somebody wants this host out: workers begin nothing of jobs."""
+        return host_drain.flag(self.run_dir)
 
     @property
     def links_dir(self) -> Path:

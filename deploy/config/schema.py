@@ -6,6 +6,7 @@ stands in ``worker/tables.py``.
 
 import ipaddress
 import re
+import socket
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -317,6 +318,11 @@ class Cluster(Table):
         return bool(self.name)
 
     @property
+    def host_id(self) -> str:
+        """This machine's name within the cluster."""
+        return self.host or _host_name()
+
+    @property
     def draws(self) -> bool:
         """Whether workers run here."""
         return not self.on or self.role != "front"
@@ -337,6 +343,13 @@ class Cluster(Table):
             remedy = 'name where fronts find this host, such as "10.0.0.7:7862"'
             raise _problem("address", "missing beside cluster.name", remedy)
         return self
+
+
+def _host_name() -> str:
+    """The machine's own, as far as ``patterns.NAME`` takes it."""
+    first = socket.gethostname().split(".")[0].lower()
+    plain = re.sub(r"[^a-z0-9-]", "-", first).lstrip("-") or "host"
+    return (plain if plain[0].isalpha() else f"h{plain}")[:32]
 
 
 class Front(Table):

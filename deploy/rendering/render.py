@@ -19,6 +19,7 @@ from deploy import installation
 from deploy.config import ClusterConfig
 from deploy.layout import Layout, objects_of
 from deploy.rendering.dashboard import dashboard
+from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
 from deploy.rendering.store_address import nameservers_of, store_address
 from worker import code_digest
@@ -41,7 +42,7 @@ GUARD_CODE = (
     *("deploy/supervision/rpc.py", "deploy/drains.py", "deploy/rollout_record.py"),
     "deploy/host/processes.py",
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
-    *("worker/bounds.py", "worker/tables.py"),
+    *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 
@@ -63,6 +64,7 @@ class Host:
     """``python`` of no version: a changed command of nginx's is a restart of it."""
     packages: str
     nameservers: tuple[str, ...] = ()
+    membership_code: str = ""
 
     @classmethod
     def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
@@ -78,6 +80,7 @@ class Host:
             lasting_python=installation.lasting_python(),
             packages=installation.packages_digest(),
             nameservers=nameservers_of(_text(_RESOLV_CONF)),
+            membership_code=code_digest.of(*MEMBERSHIP_CODE),
         )
 
 
@@ -95,6 +98,10 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "store": store_address(config.objects, host.nameservers),
     }
     files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
+    if config.cluster.on:
+        told = membership_document(config, plan, layout)
+        files[layout.membership_json.name] = told
+        context["membership_digest"] = _digest({"": told})[:10]
     files |= _rendered("supervisor", context)
     files |= dict(settings_document(config, worker, layout) for worker in plan.workers)
     nginx = _rendered("nginx", context)
@@ -145,6 +152,7 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[st
         "workers": [
             {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
         ],
+        **({"programs": ["nginx", "membership"]} if config.cluster.on else {}),
     }
 
 

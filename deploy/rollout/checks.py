@@ -26,7 +26,7 @@ from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
-from deploy.rollout import bucket_checks, code
+from deploy.rollout import bucket_checks, cluster_checks, code
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
@@ -55,8 +55,9 @@ def before_up(cell: Cell) -> list[Finding]:
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    loads = code.loads(str(Path.home()))
-    ours = (who_may_draw, proxies, disk, bucket_checks.doctor, health, optimisations)
+    loads = code.loads(str(Path.home()), cluster=cell.config.cluster.on)
+    stores = (disk, bucket_checks.doctor)
+    ours = (who_may_draw, proxies, *stores, health, cluster_checks.doctor, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 

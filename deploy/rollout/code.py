@@ -16,6 +16,9 @@ from deploy.supervision import supervise
 PROGRAMS = ("worker.__main__", "deploy.guard.__main__")
 """What supervisord starts of ours, and all that it loads."""
 
+CLUSTER_PROGRAMS = ("deploy.cluster.__main__",)
+"""And where the cell is a host of a cluster."""
+
 _TIMEOUT_S = 120.0
 _LINES = 3
 
@@ -31,9 +34,10 @@ def differs(cell: Cell, rendered: dict[str, str]) -> bool:
     return _programs(running) != _programs(rendered["supervisord.conf"])
 
 
-def loads(home: str, python: str = PYTHON) -> Finding:
+def loads(home: str, python: str = PYTHON, *, cluster: bool = False) -> Finding:
     """Whether ``python`` can import what supervisord starts."""
-    command = [python, "-P", "-c", f"import {', '.join(PROGRAMS)}"]
+    programs = (*PROGRAMS, *(CLUSTER_PROGRAMS if cluster else ()))
+    command = [python, "-P", "-c", f"import {', '.join(programs)}"]
     try:
         done = subprocess.run(
             command,

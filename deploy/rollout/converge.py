@@ -101,7 +101,7 @@ def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
     if not code.differs(cell, rendered):
         return
     output.step("the code has changed: check that it can be loaded")
-    found = code.loads(cell.host.home)
+    found = code.loads(cell.host.home, cluster=cell.config.cluster.on)
     if found.level == "fail":
         output.findings([found])
         raise CellError(_untouched(cell, "the code that lies here does not run"))
@@ -135,7 +135,8 @@ def _start(rollout: Rollout, *, child: bool) -> bool:
         _take_over(rollout, left)
     else:
         cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
-    for name in ("guard", *cell.plan.names, "nginx"):
+    membership = ["membership"] if cell.config.cluster.on else []
+    for name in ("guard", *membership, *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
     if left.nginxes:
         _update_nginx(rollout, _NOTHING)
@@ -220,6 +221,9 @@ def _update(rollout: Rollout) -> bool:
     if changes.removed:
         _roll(rollout, changed)  # those that go draw meanwhile: guard and nginx know them still
     acted |= _update_guard(rollout, changes)
+    if "membership" in changes.changed:
+        rollout.say("restart membership; other hosts do not miss it for a moment")
+        roll.reload_program(cell, "membership")
     for name in changes.added:
         rollout.say(f"add {name}")
         supervisor.add(name)

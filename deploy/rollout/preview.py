@@ -110,6 +110,8 @@ def _of_programs(cell: Cell, programs: _Programs, guard_json: str) -> Iterator[C
         yield Change("restart the guard", programs.why("guard") or _BEHIND)
     elif converge.guard_differs(cell, guard_json):
         yield Change("restart the guard", "its settings differ")
+    if "membership" in {*programs.changed, *behind.changed}:
+        yield Change("restart membership", programs.why("membership") or _BEHIND)
     for name in {**dict.fromkeys(programs.added), **dict.fromkeys(behind.added)}:
         yield Change(f"add {name}", "cluster.toml has it, the cell has not")
     for name in _stopped(cell, {*programs.added, *programs.removed}):

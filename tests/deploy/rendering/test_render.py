@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from deploy.cluster import settings as membership_settings
 from deploy.config import ROOT, parse
 from deploy.guard import settings as guard_settings
 from deploy.host.machine import Gpu, Machine
 from deploy.layout import Layout
+from deploy.rendering.membership import MEMBERSHIP_CODE
 from deploy.rendering.plan import plan
 from deploy.rendering.render import (
     GUARD_CODE,
@@ -200,13 +202,71 @@ def test_guard_is_told_no_more_than_it_needs() -> None:
     assert set(told["guard"]) <= set(guard_settings.Rules.model_fields)
 
 
-def test_all_that_the_guard_loads_of_ours_counts_as_its_code() -> None:
+@pytest.mark.parametrize(
+    ("program", "counted"),
+    [("deploy/guard/__main__.py", GUARD_CODE), ("deploy/cluster/__main__.py", MEMBERSHIP_CODE)],
+)
+def test_all_that_a_program_loads_of_ours_counts_as_its_code(
+    program: str, counted: tuple[str, ...]
+) -> None:
+    module = program.removesuffix(".py").replace("/", ".")
     files = "[getattr(m, '__file__', None) for m in sys.modules.values()]"
-    code = f"import json, sys, deploy.guard.__main__; print(json.dumps({files}))"
+    code = f"import json, sys, {module}; print(json.dumps({files}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     loaded = [Path(file) for file in json.loads(done.stdout) if file]
     ours = {file.relative_to(ROOT) for file in loaded if file.is_relative_to(ROOT)}
     ours = {p for p in ours if p.parts[0] in ("deploy", "worker")}
     packages = {path for path in ours if path.name == "__init__.py"}  # they hold no code
-    assert Path("deploy/guard/guard.py") in ours
-    assert {p for p in ours - packages if not any(map(p.is_relative_to, GUARD_CODE))} == set()
+    assert Path(program) in ours
+    assert {p for p in ours - packages if not any(map(p.is_relative_to, counted))} == set()
+
+
+CLUSTER: dict[str, Any] = {
+    "cluster": {"name": "studio", "host": "a", "address": "10.0.0.7:7862", "role": "both"},
+    "database": {"url": "postgresql://zimage@db1/zimage"},
+    "objects": {
+        "url": "s3://pictures",
+        "endpoint": "http://10.0.0.9:9",
+        "credentials_file": "s3-key",
+    },
+}
+
+
+def test_a_host_of_a_cluster_has_a_program_more_that_is_started_again() -> None:
+    alone, files = rendered(), rendered(**CLUSTER)
+    assert "membership.json" in files.keys() - alone.keys()
+    programs = supervisor(files["supervisord.conf"]).keys()
+    more = programs - supervisor(alone["supervisord.conf"]).keys()
+    assert more == {"program:membership"}
+    assert json.loads(files["guard.json"])["programs"] == ["nginx", "membership"]
+    assert "programs" not in json.loads(alone["guard.json"])
+
+
+def test_membership_reads_who_this_host_is(tmp_path: Path) -> None:
+    path = tmp_path / "membership.json"
+    path.write_text(rendered(**CLUSTER)["membership.json"])
+    told = membership_settings.load(path)
+    assert (told.cluster, told.host, told.address) == ("studio", "a", "10.0.0.7:7862")
+    assert (told.role, told.workers, told.models) == ("both", 3, ("tiny",))
+    assert told.database_url == LAYOUT.database_url
+
+
+def test_a_front_alone_has_no_workers_for_others(tmp_path: Path) -> None:
+    front = {**CLUSTER, "cluster": {"name": "studio", "host": "f", "role": "front"}}
+    assert json.loads(rendered(**front)["membership.json"])["workers"] == 0
+
+
+def test_what_membership_reads_restarts_it_alone() -> None:
+    old = supervisor(rendered(**CLUSTER)["supervisord.conf"])
+    new = supervisor(rendered(**CLUSTER, front={"lost_s": 3.0})["supervisord.conf"])
+    changed = [name for name in old.sections() if dict(old[name]) != dict(new[name])]
+    assert changed == ["program:membership"]
+
+
+def test_a_host_without_a_name_of_its_own_is_called_as_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unnamed = {**CLUSTER, "cluster": {"name": "studio", "address": "10.0.0.7:7862"}}
+    for machine, name in (("GPU_7.example", "gpu-7"), ("7th", "h7th"), ("_", "host")):
+        monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
+        assert json.loads(rendered(**unnamed)["membership.json"])["host"] == name

@@ -1,0 +1,36 @@
+"""What ``membership.json`` says: who this machine is within its cluster, and where its files lie.
+
+Rendered from ``cluster.toml``, so that the program starts fast and never reads a half-edited file.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from worker.storage.hosts import Role
+
+
+class MembershipSettings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    cluster: str
+    host: str
+    """This machine's name within the cluster."""
+    address: str
+    """Where fronts find it; empty for a front alone."""
+    role: Role
+    version: str
+    models: tuple[str, ...]
+    workers: int
+    """Those that are configured here."""
+    database_url: str
+    cell_json: Path
+    hosts_json: Path
+    host_drained_flag: Path
+    lost_s: float
+    """A front that has heard nothing of a host for so long says so."""
+
+
+def load(path: Path) -> MembershipSettings:
+    """``OSError``, or pydantic's ``ValidationError`` where the file is wrong."""
+    return MembershipSettings.model_validate_json(path.read_bytes())

@@ -1,0 +1,34 @@
+"""What the program reads that tells the cluster of this host."""
+
+import json
+
+from deploy import installation
+from deploy.config import ClusterConfig
+from deploy.layout import Layout
+from deploy.rendering.plan import Plan, model_source
+
+MEMBERSHIP_CODE = (
+    "deploy/cluster",
+    *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
+)
+"""All that it loads of ours: a change of it restarts it."""
+
+
+def membership_document(config: ClusterConfig, plan: Plan, layout: Layout) -> str:
+    """The text of ``layout.membership_json``."""
+    cluster = config.cluster
+    told = {
+        "cluster": cluster.name,
+        "host": cluster.host_id,
+        "address": cluster.address,
+        "role": cluster.role,
+        "version": installation.version(),
+        "models": [config.model.name or model_source(config)],
+        "workers": len(plan.workers) if cluster.draws else 0,
+        "database_url": layout.database_url,
+        "cell_json": str(layout.cell_json),
+        "hosts_json": str(layout.hosts_json),
+        "host_drained_flag": str(layout.host_drained_flag),
+        "lost_s": config.front.lost_s,
+    }
+    return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
