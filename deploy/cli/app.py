@@ -13,6 +13,7 @@ from deploy.cli import (
     backups,
     cell,
     chaos,
+    cluster,
     configuration,
     database,
     images,
@@ -37,6 +38,7 @@ VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
     "Keep": (backups.backup, backups.restore, images.app, database.app, versions.upgrade,
              versions.rollback),
     "Prove": (chaos.chaos,),
+    "Several hosts": (cluster.app,),
 }  # fmt: skip
 """All commands, in the sections and the order that `zimage --help` has."""
 

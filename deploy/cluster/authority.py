@@ -7,7 +7,7 @@ a recent one, its readers see to (``renewal``).
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from deploy.cell import CellError
 from deploy.host import whole_file
 from deploy.layout import Layout
 
@@ -35,7 +36,7 @@ _PURPOSES = {"host": ExtendedKeyUsageOID.SERVER_AUTH, "front": ExtendedKeyUsageO
 _PEM = serialization.Encoding.PEM
 
 
-class AuthorityError(Exception):
+class AuthorityError(CellError):
     """The authority cannot do it; the message says why, and what to do."""
 
 
@@ -57,28 +58,6 @@ class Authority:
             (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
         ]
         return cls(_extended(builder, extensions).sign(key, hashes.SHA256()), key)
-
-    @classmethod
-    def load(cls, layout: Layout) -> "Authority":
-        """The one whose key lies on this machine; ``AuthorityError``: none does."""
-        try:
-            if layout.authority_key.stat().st_mode & _OTHERS_MAY_READ:
-                remedy = f"chmod 600 {layout.authority_key}"
-                raise AuthorityError(f"other users may read {layout.authority_key}; {remedy}")
-            pem = layout.authority_key.read_bytes()
-        except FileNotFoundError:
-            text = f"no key of the cluster's authority on this machine ({layout.authority_key})"
-            raise AuthorityError(f"{text}; use the one where zimage cluster init ran") from None
-        certificate, key = x509.load_pem_x509_certificate(pem), _ec_key(pem)
-        if certificate.public_key() != key.public_key():
-            raise AuthorityError(f"{layout.authority_key} is damaged; restore it from its backup")
-        return cls(certificate, key)
-
-    def save(self, layout: Layout) -> None:
-        """With its certificate in the same file, so that there are no halves of two."""
-        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        pem = self.key.private_bytes(_PEM, form, plain) + self.pem
-        whole_file.write(layout.authority_key, pem, 0o600)
 
     @property
     def pem(self) -> bytes:
@@ -124,6 +103,35 @@ class Authority:
             entry = entry.revocation_date(datetime.fromtimestamp(at, UTC))
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self.key, hashes.SHA256()).public_bytes(_PEM)
+
+
+def load(layout: Layout) -> list[Authority]:
+    """Those whose keys lie on this machine: the first one signs, and there is another while one
+    takes the place of another. ``AuthorityError``: there is none."""
+    path = layout.authority_key
+    try:
+        if path.stat().st_mode & _OTHERS_MAY_READ:
+            raise AuthorityError(f"other users may read {path}; chmod 600 {path}")
+        pem = path.read_bytes()
+    except FileNotFoundError:
+        raise AuthorityError(
+            f"no key of the cluster's authority on this machine ({path}); use the one where "
+            "zimage cluster init ran"
+        ) from None
+    try:
+        found = [Authority(*pair) for pair in zip(_certificates(pem), _keys(pem), strict=True)]
+    except ValueError:
+        found = []
+    if not found or any(each.certificate.public_key() != each.key.public_key() for each in found):
+        raise AuthorityError(f"{path} is damaged; restore it from its backup")
+    return found
+
+
+def save(layout: Layout, authorities: Iterable[Authority]) -> None:
+    """All in one file, with their certificates, so that a crash leaves no halves."""
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pems = (each.key.private_bytes(_PEM, form, plain) + each.pem for each in authorities)
+    whole_file.write(layout.authority_key, b"".join(pems), 0o600)
 
 
 def has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
@@ -185,7 +193,12 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _ec_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(pem, password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(pem)
+
+
+def _keys(pem: bytes) -> list[ec.EllipticCurvePrivateKey]:
+    begin = b"-----BEGIN PRIVATE KEY-----"
+    parts = (begin + part for part in pem.split(begin)[1:])
+    keys = [serialization.load_pem_private_key(part, password=None) for part in parts]
+    return [key for key in keys if isinstance(key, ec.EllipticCurvePrivateKey)]

@@ -21,3 +21,19 @@ def shared_secret(path: Path) -> bytes:
         finally:
             fresh.unlink()
     return path.read_bytes()
+
+
+def cluster_secrets(path: Path) -> tuple[bytes, ...]:
+    """The secrets of a cluster, whose file is at ``path``: the first signs, and all of them verify.
+    There are several while one takes the place of another. ``OSError`` where there is none."""
+    try:
+        others = other_secrets(path).read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        others = []
+    first = path.read_bytes()
+    return (first, *(other for text in others if (other := bytes.fromhex(text)) != first))
+
+
+def other_secrets(path: Path) -> Path:
+    """The file of those that only verify: one a line, in hexadecimal."""
+    return path.with_name(f"{path.name}.others")

@@ -1,13 +1,19 @@
 """Machines of a cluster as folders, with the certificates that they would have got by joining."""
 
+import os
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
+from deploy.cell import Cell
 from deploy.cluster import certificates
 from deploy.cluster.authority import Authority, Role
 from deploy.cluster.certificates import ROLES
+from deploy.config import load
 from deploy.host import whole_file
 from deploy.layout import Layout
+from tests import command_line
+from tests.ports import free_ports
 
 
 def layout_in(folder: Path) -> Layout:
@@ -29,3 +35,71 @@ def equip(
         request = certificates.pending(layout, role, host)
         signed = authority.sign(request.csr, host, role, now)
         certificates.install(layout, role, certificates.pem(signed))
+
+
+CONFIG = """
+[cell]
+name = "{host}"
+var_dir = "{folder}/var"
+[listen]
+port = {port}
+auth = "{auth}"
+[ops]
+port = {ops_port}
+[model]
+source = "synthetic:step_ms=20"
+[[workers]]
+device = "cpu"
+threads = 1
+[cluster]
+name = "studio"
+host = "{host}"
+address = "127.0.0.1:{cluster_port}"
+role = "{role}"
+[database]
+url = "{url}"
+[objects]
+url = "s3://pictures/studio"
+endpoint = "http://127.0.0.1:1"
+credentials_file = "{folder}/credentials"
+{more}
+"""
+
+
+class Machine:
+    """One with a ``cluster.toml`` in a folder of its own, and its command line."""
+
+    def __init__(
+        self, folder: Path, url: str, host: str = "gpu1", role: str = "both", more: str = ""
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.config_path = folder, folder / "cluster.toml"
+        (folder / "credentials").write_text("[default]\naws_access_key_id = a\n")
+        port, ops_port, cluster_port = free_ports(3)
+        values = {"port": port, "ops_port": ops_port, "cluster_port": cluster_port}
+        told = {"folder": folder, "url": url, "host": host, "role": role, "more": more}
+        self.config_path.write_text(CONFIG.format(**values, **told, auth="keys"))
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(load(self.config_path), self.config_path)
+
+    @property
+    def layout(self) -> Layout:
+        return self.cell.layout
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
+        return command_line.zimage(arguments, environment, 90.0)
+
+    def zimage(self, *arguments: str) -> str:
+        """What it printed; it must be done."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def refused(self, *arguments: str) -> str:
+        """Why it was not done."""
+        done = self.run(*arguments)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stderr

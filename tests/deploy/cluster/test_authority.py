@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from deploy.cluster import certificates
+from deploy.cluster import authority, certificates
 from deploy.cluster.authority import ANY_HOST, Authority, AuthorityError, Role, has_signed
 from deploy.host import whole_file
 from deploy.layout import Layout
@@ -169,17 +169,28 @@ def test_clock_that_is_hours_late_still_trusts(machines: Machines) -> None:
 
 def test_key_of_the_authority_is_its_users_alone(tmp_path: Path) -> None:
     made, layout = Authority.make("studio"), layout_in(tmp_path)
-    made.save(layout)
+    authority.save(layout, [made])
     assert layout.authority_key.stat().st_mode & 0o777 == 0o600
-    assert Authority.load(layout).certificate == made.certificate
+    assert [each.certificate for each in authority.load(layout)] == [made.certificate]
     layout.authority_key.chmod(0o640)
     with pytest.raises(AuthorityError, match=r"chmod 600 .*ca\.key"):
-        Authority.load(layout)
+        authority.load(layout)
+
+
+def test_two_authorities_keep_their_order_and_damage_is_told(tmp_path: Path) -> None:
+    both, layout = [Authority.make("studio") for _ in range(2)], layout_in(tmp_path)
+    authority.save(layout, both)
+    assert [each.pem for each in authority.load(layout)] == [each.pem for each in both]
+    text = layout.authority_key.read_bytes()
+    for damaged in (b"", text[:300], text[:-400], both[0].pem):
+        whole_file.write(layout.authority_key, damaged, 0o600)
+        with pytest.raises(AuthorityError, match="damaged; restore"):
+            authority.load(layout)
 
 
 def test_machine_without_the_key_is_told_where_to_go(tmp_path: Path) -> None:
     with pytest.raises(AuthorityError, match="where zimage cluster init ran"):
-        Authority.load(layout_in(tmp_path))
+        authority.load(layout_in(tmp_path))
 
 
 def test_only_the_key_of_a_request_counts(tmp_path: Path) -> None:
@@ -193,9 +204,9 @@ def test_only_the_key_of_a_request_counts(tmp_path: Path) -> None:
         .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), True)
         .sign(key, hashes.SHA256())
     )
-    authority = Authority.make("studio")
-    signed = authority.sign(wish.public_bytes(serialization.Encoding.PEM), "gpu1", "host")
-    assert has_signed(authority.certificate, signed)
+    made = Authority.make("studio")
+    signed = made.sign(wish.public_bytes(serialization.Encoding.PEM), "gpu1", "host")
+    assert has_signed(made.certificate, signed)
     assert signed.subject.rfc4514_string() == "CN=gpu1"
     extensions = signed.extensions
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca

@@ -1,0 +1,118 @@
+"""The first machine of a cluster: it has the authority, and what all others get by joining."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+
+from deploy import store
+from deploy.cell import Cell, CellError
+from deploy.cluster import authority, certificates, trust
+from deploy.cluster.authority import Authority, Role
+from deploy.cluster.trust import TRUST, Secrets, Trust
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_OTHERS = (
+    "the cluster has an authority, and its key is not on this machine: join with a token of the "
+    "machine that has it (zimage hosts invite NAME there); or restore {path} from a backup; or, "
+    "where it is lost for good, zimage cluster init --new-authority, and every machine joins again"
+)
+
+
+@dataclass(frozen=True)
+class Founded:
+    """``signed``: roles whose certificates are new."""
+
+    made_authority: bool
+    signed: tuple[Role, ...]
+    keep: tuple[Path, ...]
+
+
+def found(cell: Cell, *, new_authority: bool = False) -> Founded:
+    """Give this machine the authority of its cluster, and make it the first that trusts it. Again,
+    it adds what is missing. ``CellError`` where another machine has it."""
+    layout = cell.layout
+    secrets = _secrets(cell)
+    made = _make_authority(cell, anew=new_authority)
+    authorities = authority.load(layout)
+    host, roles = cell.config.cluster.host_id, certificates.roles_of(cell.config.cluster.role)
+    due = tuple(role for role in roles if _is_missing(cell, role, authorities))
+
+    def work(connection: "Connection") -> tuple[dict[Role, bytes], Trust]:
+        from worker.storage import certificates as rows
+
+        rows.lock_cluster(connection)
+        known = rows.document(connection, TRUST)
+        if known is not None and not new_authority and not trust.is_of(authorities, known):
+            raise CellError(_OTHERS.format(path=layout.authority_key))
+        signed = {}
+        for role in due:
+            csr = certificates.pending(layout, role, host).csr
+            signed[role] = issue(connection, authorities[0], csr, host, role)
+        trusted = trust.publish_trust(connection, authorities)
+        trust.publish_secrets(connection, authorities, secrets)
+        return signed, trusted
+
+    signed, trusted = store.run(cell, work)
+    trust.write_trust(layout, trusted)
+    for role, pem in signed.items():
+        certificates.install(layout, role, pem)
+    for document in store.run(cell, trust.read_documents):
+        trust.note(layout, document)
+    keep = (layout.authority_key, layout.key_secret, layout.cluster_secret)
+    return Founded(made, due, keep)
+
+
+def issue(connection: "Connection", signer: Authority, csr: bytes, host: str, role: Role) -> bytes:
+    """A certificate (PEM) for ``host``, and its row. ``AuthorityError``: ``csr`` is no request."""
+    from worker.storage import certificates as rows
+
+    made = signer.sign(csr, host, role)
+    pem = certificates.pem(made)
+    ends_at = made.not_valid_after_utc.timestamp()
+    serial = certificates.serial(made)
+    rows.record(connection, rows.Certificate(serial, host, role, pem.decode(), ends_at))
+    return pem
+
+
+def _secrets(cell: Cell) -> Secrets:
+    """The cluster's; those of the cell that was here before, so that its keys stay good."""
+    layout = cell.layout
+    key_secret = store.secret_for(cell)
+    if not layout.cluster_secret.exists():
+        trust.write_secrets(layout, Secrets(key_secret, (key_secret,)))
+    return trust.secrets_here(layout)
+
+
+def _make_authority(cell: Cell, *, anew: bool) -> bool:
+    layout = cell.layout
+    if layout.authority_key.exists() and not anew:
+        return False
+
+    def known(connection: "Connection") -> bool:
+        from worker.storage import certificates as rows
+
+        return rows.document(connection, TRUST) is not None
+
+    if not anew and store.run(cell, known):
+        raise CellError(_OTHERS.format(path=layout.authority_key))
+    authority.save(layout, [Authority.make(cell.config.cluster.name)])
+    return True
+
+
+def _is_missing(cell: Cell, role: Role, authorities: list[Authority]) -> bool:
+    certificates.settle(cell.layout, role)
+    present = certificates.installed(cell.layout, role)
+    return present is None or (
+        certificates.is_due(present)
+        or not authority.has_signed(authorities[0].certificate, present)
+        or _name(present) != cell.config.cluster.host_id
+        or not cell.layout.cluster_key(role).exists()
+    )
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string().removeprefix("CN=")

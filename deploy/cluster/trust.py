@@ -1,0 +1,238 @@
+"""What every machine of a cluster knows: which authorities to trust, which certificates not, and
+the cluster's secrets. The machine with the authority's key writes it; all others take it over.
+
+Each machine notes the versions that it has, and takes nothing older.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography import x509
+
+from deploy.cluster import certificates, documents
+from deploy.cluster.authority import Authority
+from deploy.cluster.documents import DocumentError
+from deploy.host import whole_file
+from deploy.layout import Layout
+from worker.storage import certificates as rows
+from worker.storage.certificates import Document
+from worker.storage.secret import cluster_secrets, other_secrets
+
+TRUST, SECRETS = "trust", "secrets"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """PEM. ``authorities``: the one that signs now comes first. ``revocations``: a CRL of each."""
+
+    authorities: str
+    revocations: str
+
+    @property
+    def certificates(self) -> list[x509.Certificate]:
+        return x509.load_pem_x509_certificates(self.authorities.encode())
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """The first signs, all verify. ``key_secret`` is that of the keys' hashes, which never changes:
+    no stored key would fit any more."""
+
+    key_secret: bytes = field(repr=False)
+    signing: tuple[bytes, ...] = field(repr=False)
+
+    def to_json(self) -> bytes:
+        told = {"key": self.key_secret.hex(), "signing": [each.hex() for each in self.signing]}
+        return json.dumps(told).encode()
+
+    @classmethod
+    def of_json(cls, text: bytes) -> "Secrets":
+        told = json.loads(text)
+        signing = tuple(bytes.fromhex(each) for each in told["signing"])
+        return cls(bytes.fromhex(told["key"]), signing)
+
+
+def trusted_here(layout: Layout) -> list[x509.Certificate]:
+    """The authorities that this machine trusts, the one that signs now first."""
+    return x509.load_pem_x509_certificates(layout.authority_certificate.read_bytes())
+
+
+def secrets_here(layout: Layout) -> Secrets:
+    return Secrets(layout.key_secret.read_bytes(), cluster_secrets(layout.cluster_secret))
+
+
+def write_trust(layout: Layout, trust: Trust) -> bool:
+    """Put it where nginx reads it; whether it was another before. ``DocumentError`` where nginx
+    would trust nobody with it: each authority needs its list of revocations."""
+    lists = _revocation_lists(trust)
+    for authority in trust.certificates:
+        if not any(each.is_signature_valid(_key(authority)) for each in lists):
+            name = authority.subject.rfc4514_string()
+            raise DocumentError(f"there is no list of revocations of {name}")
+    # The lists first: one more does no harm, one less refuses everybody.
+    changed = _write(layout.revocation_list, trust.revocations.encode(), 0o644)
+    return _write(layout.authority_certificate, trust.authorities.encode(), 0o644) or changed
+
+
+def write_secrets(layout: Layout, secrets: Secrets) -> bool:
+    """Whether there were others before."""
+    first, *others = secrets.signing
+    text = "".join(f"{each.hex()}\n" for each in others).encode()
+    file = other_secrets(layout.cluster_secret)
+    changed = _write(layout.key_secret, secrets.key_secret, 0o600)
+    if (present := _present(layout)) != first:
+        # Until the others are written, what was signed with either still verifies.
+        whole_file.write(file, text + f"{present.hex()}\n".encode(), 0o600)
+        changed = _write(layout.cluster_secret, first, 0o600)
+    return _write(file, text, 0o600) or changed
+
+
+def _present(layout: Layout) -> bytes:
+    try:
+        return layout.cluster_secret.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _write(path: Path, data: bytes, mode: int) -> bool:
+    try:
+        if path.read_bytes() == data:
+            return False
+    except FileNotFoundError:
+        pass
+    whole_file.write(path, data, mode)
+    return True
+
+
+def _revocation_lists(trust: Trust) -> list[x509.CertificateRevocationList]:
+    end = "-----END X509 CRL-----"
+    parts = [part for part in trust.revocations.split(end) if part.strip()]
+    return [x509.load_pem_x509_crl(f"{part}{end}\n".encode()) for part in parts]
+
+
+def _key(certificate: x509.Certificate) -> Any:
+    return certificate.public_key()
+
+
+# The machine with the authority's key
+
+
+def publish_trust(
+    connection: sa.Connection, authorities: Sequence[Authority], version: int = 0
+) -> Trust:
+    """Tell all machines to trust ``authorities``, the first of which signs now, and none of the
+    revoked certificates. A repetition changes nothing. ``version``: of this machine's own copy."""
+    revoked = rows.revoked(connection)
+    pems = b"".join(each.pem for each in authorities).decode()
+    facts = {"authorities": pems, "revoked": sorted(f"{serial:x}" for serial in revoked)}
+    found = rows.document(connection, TRUST)
+    known = _opened(authorities, found)
+    if known is not None and known.get("facts") == facts:
+        return Trust(pems, str(known["revocations"]))
+    trust = Trust(pems, b"".join(each.revocation_list(revoked) for each in authorities).decode())
+    body = {"facts": facts, "revocations": trust.revocations}
+    _put(connection, documents.sign(authorities, TRUST, _next(found, version), body))
+    return trust
+
+
+def publish_secrets(
+    connection: sa.Connection, authorities: Sequence[Authority], secrets: Secrets, version: int = 0
+) -> None:
+    """Seal the secrets for all whose certificates are good. A repetition changes nothing."""
+    recipients = [
+        x509.load_pem_x509_certificate(row.pem.encode()) for row in rows.all_good(connection)
+    ]
+    text = secrets.to_json()
+    # Tells whether they are the same, and nothing of them.
+    digest = hmac.digest(secrets.signing[0], text, hashlib.sha256).hex()
+    facts = {"digest": digest, "for": sorted(map(certificates.serial, recipients))}
+    found = rows.document(connection, SECRETS)
+    known = _opened(authorities, found)
+    if known is None or known.get("facts") != facts:
+        body = {"facts": facts, "sealed": documents.seal(recipients, text)}
+        _put(connection, documents.sign(authorities, SECRETS, _next(found, version), body))
+
+
+def is_of(authorities: Sequence[Authority], document: Document) -> bool:
+    """Whether one of ``authorities`` has signed it."""
+    return _opened(authorities, document) is not None
+
+
+def _opened(authorities: Sequence[Authority], found: Document | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    try:
+        body = documents.open_signed([each.certificate for each in authorities], found)
+    except DocumentError:  # somebody else's: ours takes its place
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _put(connection: sa.Connection, made: Document) -> None:
+    rows.put(connection, made.name, made.content, made.version)
+
+
+def _next(found: Document | None, version: int) -> int:
+    return 1 + max(version, found.version if found else 0)
+
+
+# Every machine
+
+
+def versions(layout: Layout) -> dict[str, int]:
+    """Of what this machine has, by name of the document."""
+    try:
+        known = json.loads(_versions_file(layout).read_bytes())
+        return {name: int(version) for name, version in known.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def take_over(layout: Layout, found: Sequence[Document]) -> bool:
+    """Take over the documents that are newer than what this machine has; whether nginx has to
+    read its files again. ``DocumentError``: one was not, and those before it were."""
+    has = versions(layout)
+    reload = False
+    for document in sorted(found, key=lambda each: each.name == SECRETS):  # trust first
+        if document.version <= has.get(document.name, 0):
+            continue
+        body = documents.open_signed(trusted_here(layout), document)
+        if not isinstance(body, dict):
+            raise DocumentError(f"the document {document.name} is damaged")
+        if document.name == TRUST:
+            reload = write_trust(layout, Trust(body["facts"]["authorities"], body["revocations"]))
+        else:
+            write_secrets(layout, _unsealed(layout, body["sealed"]))
+        note(layout, document)
+    return reload
+
+
+def note(layout: Layout, document: Document) -> None:
+    """This machine has it."""
+    known = {**versions(layout), document.name: document.version}
+    whole_file.write(_versions_file(layout), json.dumps(known).encode(), 0o600)
+
+
+def read_documents(connection: sa.Connection) -> list[Document]:
+    """Those that every machine takes over, as far as there are any."""
+    found = (rows.document(connection, name) for name in (TRUST, SECRETS))
+    return [document for document in found if document is not None]
+
+
+def _unsealed(layout: Layout, sealed: dict[str, str]) -> Secrets:
+    for role in certificates.ROLES:
+        own = certificates.installed(layout, role)
+        if own is not None and certificates.serial(own) in sealed:
+            key = certificates.load_key(layout.cluster_key(role))
+            return Secrets.of_json(documents.unseal(sealed, own, key))
+    raise DocumentError("the cluster's secrets are not sealed for this machine's certificates yet")
+
+
+def _versions_file(layout: Layout) -> Path:
+    return layout.cluster_dir / "versions.json"
