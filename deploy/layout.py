@@ -323,6 +323,21 @@ class Layout:
         """While it is there, somebody wants this host out: workers begin nothing of jobs."""
         return host_drain.flag(self.run_dir)
 
+    # alarms
+    @property
+    def alarms_json(self) -> Path:
+        """What the relay of alarms is told."""
+        return self.render_dir / "alarms.json"
+
+    @property
+    def alarms_socket(self) -> Path:
+        return self.run_dir / "alarms.sock"
+
+    @property
+    def told_json(self) -> Path:
+        """When each was told of an alarm last, or could not be."""
+        return self.state_dir / "told.json"
+
     @property
     def links_dir(self) -> Path:
         """A configuration for each link to a host, and which host has which."""

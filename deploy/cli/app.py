@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from deploy import installation
 from deploy.cli import (
+    alarms,
     backups,
     cell,
     chaos,
@@ -37,7 +38,7 @@ VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
                   configuration.systemd, workers.calibrate),
     "Keep": (backups.backup, backups.restore, images.app, database.app, versions.upgrade,
              versions.rollback),
-    "Prove": (chaos.chaos,),
+    "Prove": (chaos.chaos, alarms.app),
     "Several hosts": (cluster.app,),
 }  # fmt: skip
 """All commands, in the sections and the order that `zimage --help` has."""

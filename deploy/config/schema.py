@@ -305,6 +305,16 @@ def _has_password(url: str) -> bool:
         return False
 
 
+class Alarms(Table):
+    to_file: str = Field("", pattern=patterns.PLACE)
+    alertmanager: str = Field("http://127.0.0.1:9093", pattern=tables.ENDPOINT)
+    repeat_h: float = Field(4.0, gt=0)
+
+    @property
+    def on(self) -> bool:
+        return bool(self.to_file)
+
+
 class Cluster(Table):
     """This machine's part in a cluster of hosts; without ``name`` it is a host of its own."""
 
@@ -411,6 +421,7 @@ class ClusterConfig(Table):
     objects: Objects = Objects()
     cluster: Cluster = Cluster()
     front: Front = Front()
+    alarms: Alarms = Alarms()
     usage: Usage = Usage()
     logs: Logs = Logs()
     environment: dict[Annotated[str, Field(pattern=patterns.VARIABLE)], str] = Field({})

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy import installation
 from deploy.config import ClusterConfig
-from deploy.layout import Layout, objects_of
+from deploy.layout import Layout, objects_of, under_root
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
@@ -46,6 +46,8 @@ GUARD_CODE = (
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 
+ALARMS_CODE = ("deploy/alarms", "deploy/host/whole_file.py", "worker/log.py")
+
 
 @dataclass(frozen=True)
 class Host:
@@ -65,6 +67,7 @@ class Host:
     packages: str
     nameservers: tuple[str, ...] = ()
     membership_code: str = ""
+    alarms_code: str = ""
 
     @classmethod
     def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
@@ -81,6 +84,7 @@ class Host:
             packages=installation.packages_digest(),
             nameservers=nameservers_of(_text(_RESOLV_CONF)),
             membership_code=code_digest.of(*MEMBERSHIP_CODE),
+            alarms_code=code_digest.of(*ALARMS_CODE),
         )
 
 
@@ -102,6 +106,10 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         told = membership_document(config, plan, layout)
         files[layout.membership_json.name] = told
         context["membership_digest"] = _digest({"": told})[:10]
+    if config.alarms.on:
+        told = alarms_document(config, layout)
+        files[layout.alarms_json.name] = told
+        context["alarms_digest"] = _digest({"": told})[:10]
     files |= _rendered("supervisor", context)
     files |= dict(settings_document(config, worker, layout) for worker in plan.workers)
     nginx = _rendered("nginx", context)
@@ -134,6 +142,8 @@ def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     # Prometheus has {{ }} of its own.
     environment = _environment(_HERE / "monitoring", ("<<", ">>"))
     for name in environment.list_templates(extensions=["j2"]):
+        if name.startswith("alertmanager") and not context["config"].alarms.on:
+            continue
         yield name.removesuffix(".j2"), environment.get_template(name).render(context)
     yield "dashboard.json", dashboard()
 
@@ -152,8 +162,24 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[st
         "workers": [
             {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
         ],
-        **({"programs": ["nginx", "membership"]} if config.cluster.on else {}),
+        **({"programs": ["nginx", *beside]} if (beside := sidecars(config)) else {}),
     }
+
+
+def sidecars(config: ClusterConfig) -> tuple[str, ...]:
+    """Programs that some cells have beside guard, workers and nginx."""
+    wanted = {"membership": config.cluster.on, "alarms": config.alarms.on}
+    return tuple(name for name, on in wanted.items() if on)
+
+
+def alarms_document(config: ClusterConfig, layout: Layout) -> str:
+    """What ``python -m deploy.alarms`` reads."""
+    told = {
+        "socket": str(layout.alarms_socket),
+        "to_file": str(under_root(config.alarms.to_file)),
+        "outcomes": str(layout.told_json),
+    }
+    return json.dumps(told, indent=2) + "\n"
 
 
 def worker_environment(

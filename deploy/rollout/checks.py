@@ -26,7 +26,8 @@ from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
-from deploy.rollout import bucket_checks, cluster_checks, code
+from deploy.rendering.render import sidecars
+from deploy.rollout import alarm_checks, bucket_checks, cluster_checks, code
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
@@ -49,14 +50,15 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
     machine_has = (nginx, paths, sockets, ports, open_files, https, memory, gpus)
-    checks = (*machine_has, model, database, keys, traces, bucket_checks.before_up)
+    outside = (bucket_checks.before_up, alarm_checks.before_up)
+    checks = (*machine_has, model, database, keys, traces, *outside)
     return [finding for check in checks for finding in check(cell)]
 
 
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
-    loads = code.loads(str(Path.home()), cluster=cell.config.cluster.on)
-    stores = (disk, bucket_checks.doctor)
+    loads = code.loads(str(Path.home()), sidecars=sidecars(cell.config))
+    stores = (disk, bucket_checks.doctor, alarm_checks.doctor)
     ours = (who_may_draw, proxies, *stores, health, cluster_checks.doctor, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 

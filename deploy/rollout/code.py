@@ -6,6 +6,7 @@ the next `up` takes each to the new code; one file that cannot be imported would
 
 import re
 import subprocess
+from collections.abc import Collection
 
 from deploy.cell import Cell
 from deploy.finding import Finding
@@ -16,8 +17,8 @@ from deploy.supervision import supervise
 PROGRAMS = ("worker.__main__", "deploy.guard.__main__")
 """What supervisord starts of ours, and all that it loads."""
 
-CLUSTER_PROGRAMS = ("deploy.cluster.__main__",)
-"""And where the cell is a host of a cluster."""
+SIDECARS = {"membership": "deploy.cluster.__main__", "alarms": "deploy.alarms.__main__"}
+"""And what some cells have beside it."""
 
 _TIMEOUT_S = 120.0
 _LINES = 3
@@ -34,9 +35,9 @@ def differs(cell: Cell, rendered: dict[str, str]) -> bool:
     return _programs(running) != _programs(rendered["supervisord.conf"])
 
 
-def loads(home: str, python: str = PYTHON, *, cluster: bool = False) -> Finding:
+def loads(home: str, python: str = PYTHON, *, sidecars: Collection[str] = ()) -> Finding:
     """Whether ``python`` can import what supervisord starts."""
-    programs = (*PROGRAMS, *(CLUSTER_PROGRAMS if cluster else ()))
+    programs = (*PROGRAMS, *(SIDECARS[name] for name in sidecars))
     command = [python, "-P", "-c", f"import {', '.join(programs)}"]
     try:
         done = subprocess.run(

@@ -13,6 +13,7 @@ from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
+from deploy.rendering.render import sidecars
 from deploy.rollout import checks, code, files, interrupts, nginx_binary, nginx_digest, roll, wait
 from deploy.rollout.operation import Rollout
 from deploy.supervision import supervise
@@ -101,7 +102,7 @@ def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
     if not code.differs(cell, rendered):
         return
     output.step("the code has changed: check that it can be loaded")
-    found = code.loads(cell.host.home, cluster=cell.config.cluster.on)
+    found = code.loads(cell.host.home, sidecars=sidecars(cell.config))
     if found.level == "fail":
         output.findings([found])
         raise CellError(_untouched(cell, "the code that lies here does not run"))
@@ -135,8 +136,7 @@ def _start(rollout: Rollout, *, child: bool) -> bool:
         _take_over(rollout, left)
     else:
         cell.layout.cell_json.unlink(missing_ok=True)  # it tells of the cell before
-    membership = ["membership"] if cell.config.cluster.on else []
-    for name in ("guard", *membership, *cell.plan.names, "nginx"):
+    for name in ("guard", *sidecars(cell.config), *cell.plan.names, "nginx"):
         cell.supervisor.start(name)
     if left.nginxes:
         _update_nginx(rollout, _NOTHING)
@@ -221,9 +221,9 @@ def _update(rollout: Rollout) -> bool:
     if changes.removed:
         _roll(rollout, changed)  # those that go draw meanwhile: guard and nginx know them still
     acted |= _update_guard(rollout, changes)
-    if "membership" in changes.changed:
-        rollout.say("restart membership; other hosts do not miss it for a moment")
-        roll.reload_program(cell, "membership")
+    for name in set(changes.changed) & set(sidecars(cell.config)):
+        rollout.say(f"restart {name}; nobody misses it for a moment")
+        roll.reload_program(cell, name)
     for name in changes.added:
         rollout.say(f"add {name}")
         supervisor.add(name)

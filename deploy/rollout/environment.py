@@ -67,6 +67,7 @@ def _torch_build() -> str:
 
 
 _EXTRAS = {
+    "alarms.txt": "apprise",
     "hopper.txt": "flash-attn-4",
     "otel.txt": "opentelemetry-exporter-otlp-proto-http",
     "postgres.txt": "psycopg",

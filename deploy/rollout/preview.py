@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy import drains
 from deploy.cell import Cell
 from deploy.host import orphans, processes
-from deploy.rendering.render import NGINX_DIGEST
+from deploy.rendering.render import NGINX_DIGEST, sidecars
 from deploy.rollout import converge, files, nginx_binary, nginx_digest
 from deploy.supervision.supervise import STOPPED, Changes, SupervisorError
 
@@ -110,8 +110,9 @@ def _of_programs(cell: Cell, programs: _Programs, guard_json: str) -> Iterator[C
         yield Change("restart the guard", programs.why("guard") or _BEHIND)
     elif converge.guard_differs(cell, guard_json):
         yield Change("restart the guard", "its settings differ")
-    if "membership" in {*programs.changed, *behind.changed}:
-        yield Change("restart membership", programs.why("membership") or _BEHIND)
+    for name in sidecars(cell.config):
+        if name in {*programs.changed, *behind.changed}:
+            yield Change(f"restart {name}", programs.why(name) or _BEHIND)
     for name in {**dict.fromkeys(programs.added), **dict.fromkeys(behind.added)}:
         yield Change(f"add {name}", "cluster.toml has it, the cell has not")
     for name in _stopped(cell, {*programs.added, *programs.removed}):

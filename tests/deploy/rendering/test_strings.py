@@ -14,7 +14,7 @@ from deploy.cell import Cell, CellError
 from deploy.config import ClusterConfig, ConfigError, parse
 from deploy.rendering.certificate import CertificateError
 from deploy.rendering.plan import model_source
-from deploy.rendering.render import worker_environment
+from deploy.rendering.render import sidecars, worker_environment
 from deploy.rollout import checks
 from deploy.rollout.files import check_nginx, write
 
@@ -117,7 +117,7 @@ def assert_understood(cell: Cell, rendered: dict[str, str]) -> None:
     options = ServerOptions()
     options.realize(["-c", str(cell.layout.supervisord_conf)])
     programs = {g.name: g.process_configs[0] for g in options.process_group_configs}
-    assert set(programs) == {"guard", "nginx", *cell.plan.names}
+    assert set(programs) == {"guard", "nginx", *sidecars(cell.config), *cell.plan.names}
     for worker in cell.plan.workers:
         wanted = worker_environment(cell.config, worker, cell.layout, cell.host)
         assert programs[worker.name].environment == wanted
