@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
+from queue import Empty, SimpleQueue
 
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import admission
@@ -79,7 +80,8 @@ class Engine:
         self._admission = AdmissionControl(self._driver, limits)
         self._lock = self._driver.lock
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._wake = threading.Event()
+        # A thread is woken by it for a fraction of what threading.Event takes.
+        self._news: SimpleQueue[None] = SimpleQueue()
         self._sequence = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rested = asyncio.Event()
@@ -162,7 +164,7 @@ class Engine:
         self._closed = True
         with self._lock:
             self._driver.settle_all(lambda: HandedBack("this worker is shutting down"))
-        self._wake.set()
+        self._news.put(None)
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, timeout_s)
         if self._thread.is_alive():
@@ -252,14 +254,15 @@ class Engine:
 
     def _wake_up(self) -> None:
         self._waking = False
-        self._wake.set()
+        self._news.put(None)
 
     # The thread
 
     def _run(self) -> None:
         try:
             while not self._closed:
-                self._wake.clear()
+                while not self._news.empty():
+                    self._news.get_nowait()
                 self._busy = True
                 if self._driver.tick():
                     self._drawn_at = time.monotonic()
@@ -294,7 +297,8 @@ class Engine:
         self._busy = False
         if self._watching_rest:  # waking the event loop for nobody would slow everybody
             self._soon(self._rested.set)
-        self._wake.wait(IDLE_BEAT_S)
+        with contextlib.suppress(Empty):
+            self._news.get(timeout=IDLE_BEAT_S)
 
     def _die(self, error: BaseException) -> None:
         # The heartbeat stays as it is: it tells the guard who was inside the fatal call.
