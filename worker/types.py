@@ -70,10 +70,9 @@ class Parameters:
     @property
     def later(self) -> dict[str, Value]:
         """Fields that were not always there, where they are not at their defaults."""
-        later = {name: f for name, f in fields_of(type(self)).items() if f.about.since}
-        return {
-            name: vars(self)[name] for name, f in later.items() if vars(self)[name] != f.default
-        }
+        said = vars(self)
+        defaults = _later_defaults(type(self))
+        return {name: said[name] for name, default in defaults.items() if said[name] != default}
 
     @property
     def needs(self) -> int:
@@ -84,8 +83,8 @@ class Parameters:
     def normalised(self) -> dict[str, Value]:
         """What fingerprints and signatures are made of. A later field at its default is left out,
         so that a version that knows it says the same of a picture as one that does not."""
-        first = {name: f for name, f in fields_of(type(self)).items() if not f.about.since}
-        return {name: vars(self)[name] for name in first} | self.later
+        defaults, said = _later_defaults(type(self)), vars(self)
+        return {n: v for n, v in said.items() if n not in defaults or v != defaults[n]}
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,11 @@ def _declared(kind: type[Any]) -> Mapping[str, Field]:
         hint = hints[field.name]
         found[field.name] = Field(field.name, hint.__origin__, default, hint.__metadata__[0])
     return found
+
+
+@cache
+def _later_defaults(kind: type[Any]) -> Mapping[str, Value | None]:
+    return {name: field.default for name, field in _declared(kind).items() if field.about.since}
 
 
 FIELDS = fields_of(Parameters)

@@ -51,8 +51,11 @@ def parameters_text(spec: DrawSpec, model: str) -> str:
 
 def _later(how: Parameters) -> str:
     """As the tools do that made this form: a text with what separates others is in quotes."""
+    later = how.later
+    if not later:
+        return ""
     known = fields_of(type(how))
-    said = {known[name].about.label: str(value) for name, value in how.later.items()}
+    said = {known[name].about.label: str(value) for name, value in later.items()}
     return "".join(f"{label}: {_quoted(text)}, " for label, text in said.items())
 
 

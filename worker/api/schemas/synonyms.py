@@ -13,6 +13,8 @@ FIELDS = {"batch_size": "n", "image_size": "size", "num_inference_steps": "steps
 
 _LONGEST_SIDE = 999_999  # any limit of pixels is far below
 _SIDES = "width, height"
+_OTHER_WORDS = frozenset({"size", "output_format", "seed"})
+"""Our fields whose values have synonyms."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Said:
 def translated(values: Mapping[str, Any], known: Collection[str]) -> Said:
     """``values`` with the synonyms of ``known`` fields replaced by these. Two names of one field
     must say the same. What else is wrong with a value is left to whoever reads the field."""
-    ours = {name: _value(name, value) for name, value in values.items()}
+    ours = dict(values)
+    for name in _OTHER_WORDS & values.keys():
+        ours[name] = _value(name, ours[name])
     theirs: dict[str, str] = {}
 
     def put(own: str, name: str, value: object) -> None:
@@ -55,9 +59,9 @@ def translated(values: Mapping[str, Any], known: Collection[str]) -> Said:
         ours[own], theirs[own] = value, name
 
     for name, own in FIELDS.items():
-        if own in known and name in ours:
+        if name in ours and own in known:
             put(own, name, _value(own, ours.pop(name)))
-    if "size" in known and not ours.keys().isdisjoint(("width", "height")):
+    if ("width" in ours or "height" in ours) and "size" in known:
         put("size", _SIDES, _size({side: ours.pop(side, None) for side in ("width", "height")}))
     return Said(ours, theirs)
 
