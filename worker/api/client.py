@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
+from worker.api.middleware.request_context import context_of
 from worker.api.schemas.fields import digits_of
 from worker.errors import DeadlinePassed, TooLarge
 
@@ -23,14 +24,14 @@ class ClientGone(Exception):
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
     """The body of a JSON request, refused as soon as it is known to be too large."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    context = context_of(request)
+    media_type = context.header(b"content-type").partition(";")[0].strip().lower()
     if media_type != "application/json":
         # Being strict also keeps other web pages from posting here behind a visitor's back.
         shown = repr(media_type[:60]) if media_type else "nothing"
         message = f"Content-Type says {shown}: send JSON with Content-Type: application/json."
         raise HTTPException(415, message)
-    announced = request.headers.get("content-length", "0")
-    _check_length(digits_of(announced) or 0, max_bytes)
+    _check_length(digits_of(context.header(b"content-length")) or 0, max_bytes)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read(request, max_bytes)

@@ -43,8 +43,9 @@ class Retry:
 
 def retry_of(request: Request, turn: str, asked: Generation) -> Retry | None:
     """What its headers say of other requests for the same; None: its client does not come back."""
-    count = digits_of(request.headers.get("x-stainless-retry-count", ""))
-    key = request.headers.get("idempotency-key", "")[:_MAX_KEY_CHARS]
+    context = context_of(request)
+    count = digits_of(context.header(b"x-stainless-retry-count"))
+    key = context.header(b"idempotency-key")[:_MAX_KEY_CHARS]
     if asked.stream or (count is None and not key):
         return None
     owner = hashlib.blake2b(turn.encode(), digest_size=8).hexdigest()

@@ -1,6 +1,7 @@
 """Who is let in. Every route is closed unless it is named here."""
 
 import time
+from collections.abc import Awaitable
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,21 +33,20 @@ class Access:
         self._components = components
         self._keys = components.settings.auth == "keys"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and self._keys and not is_open(scope["path"]):
             try:
                 self._check(scope)
             except ZimageError as error:
-                await answers.of_error(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+                return answers.of_error(error)(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers = dict(scope["headers"])
+        context: RequestContext = scope["context"]
+        headers = context.headers
         # A key in a header is the only proof then: a browser adds a cookie whoever asks for it.
         in_header = _names_key(headers)
         key = self._of_header(scope, headers) if in_header else self._of_cookie(scope, headers)
-        context: RequestContext = scope["context"]
         context.notes["key"] = key.name
         scope["caller"] = Caller.of(key)
 

@@ -1,6 +1,7 @@
 """Addresses of the API, as clients make them of a base URL with a slash or a v1 too many."""
 
 import re
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,7 +15,7 @@ class OnePrefix:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and (prefix := _PREFIX.match(scope["path"])):
             scope["path"] = "/v1/" + scope["path"][prefix.end() :]
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)

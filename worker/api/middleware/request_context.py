@@ -31,18 +31,25 @@ class RequestContext:
     """One request as nginx names it: ``id`` and ``arrived_at`` stay the same over its replays.
 
     ``key`` is who asks. ``again``: which turn it would be if nginx asked all workers once more, or
-    empty. ``notes`` end up in the log line. ``suspect``: as whoever looks for what killed a worker
-    sees it; requests that are asked all the time are none.
+    empty. ``headers`` by their names in lower case. ``notes`` end up in the log line. ``suspect``:
+    as whoever looks for what killed a worker sees it; requests that are asked all the time are
+    none.
     """
 
     id: str
     arrived_at: float
     key: str
     again: str = ""
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
     notes: dict[str, log.Value] = field(default_factory=dict)
     suspect: Suspect | None = None
     trace: Trace = OFF
     _afterwards: list[Callable[[], object]] | None = field(default_factory=list)
+
+    def header(self, name: bytes, default: str = "") -> str:
+        """What the client says in header ``name`` (in lower case)."""
+        value = self.headers.get(name)
+        return default if value is None else value.decode("latin-1")
 
     def afterwards(self, work: Callable[[], object]) -> None:
         """Do ``work`` when the answer is sent, or was not to be: at once, if that was before."""
@@ -75,7 +82,8 @@ def read_context(headers: Mapping[bytes, bytes]) -> RequestContext:
     arrived_at = _arrival(headers.get(b"x-request-start", b""))
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
     again = headers.get(b"x-again", b"").decode("latin-1")
-    return RequestContext(request_id, arrived_at, address, again if _TURN.fullmatch(again) else "")
+    again = again if _TURN.fullmatch(again) else ""
+    return RequestContext(request_id, arrived_at, address, again, headers)
 
 
 def _arrival(text: bytes) -> float:
@@ -100,10 +108,9 @@ class RequestContexts:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = dict(scope["headers"])
-        context = scope["context"] = read_context(told)
+        context = scope["context"] = read_context(dict(scope["headers"]))
         if scope["path"] not in QUIET:
-            above = told.get(b"traceparent", b"").decode("latin-1") or None
+            above = context.header(b"traceparent") or None
             at = context.arrived_at
             context.trace = self._traces.begin("request", at, context.id, above)
         headers = [(b"x-request-id", context.id.encode()), self._worker]
