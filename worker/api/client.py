@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
-from worker.api.middleware.request_context import context_of
+from worker.api.middleware.request_context import RequestContext, context_of
 from worker.api.schemas.fields import digits_of
 from worker.errors import DeadlinePassed, TooLarge
 
@@ -32,11 +32,17 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
         message = f"Content-Type says {shown}: send JSON with Content-Type: application/json."
         raise HTTPException(415, message)
     _check_length(digits_of(context.header(b"content-length")) or 0, max_bytes)
+    late = _Interruption()
+    timer = context.timers.after(BODY_TIMEOUT_S, late.begin)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(request, max_bytes)
-    except TimeoutError:
-        raise DeadlinePassed(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+        return await _read(request, max_bytes)
+    except asyncio.CancelledError:
+        if late.ends():
+            message = f"The body did not arrive within {BODY_TIMEOUT_S:g} s."
+            raise DeadlinePassed(message) from None
+        raise
+    finally:
+        context.timers.cancel(timer)
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -56,36 +62,53 @@ def _check_length(length: int, max_bytes: int) -> None:
         raise TooLarge(f"The body is over {max_bytes} bytes: send a smaller one.")
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(
+    context: RequestContext, receive: Receive, work: Coroutine[Any, Any, T]
+) -> T:
     """The result of ``work``; cancels it and raises ``ClientGone`` when the client leaves."""
-    worker = asyncio.current_task()
-    assert worker is not None
-    left = False
+    left = _Interruption()
     watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
-        nonlocal left
         await _gone(receive)
-        left = True
-        worker.cancel()
+        left.begin()
 
     def begin() -> None:
         nonlocal watcher
         watcher = asyncio.create_task(watch())
 
     # A task for whoever is answered at once would cost more than all else that is done here.
-    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
+    timer = context.timers.after(_UNWATCHED_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
-        # As asyncio.timeout tells its own cancellation from that of somebody else.
-        if left and worker.uncancel() <= 0:
+        if left.ends():
             raise ClientGone from None
         raise
     finally:
-        timer.cancel()
+        context.timers.cancel(timer)
         if watcher is not None:
             watcher.cancel()
+
+
+class _Interruption:
+    """Of the task that makes it. Tells its own cancellation from that of somebody else, as
+    ``asyncio.timeout`` does."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._begun = False
+
+    def begin(self) -> None:
+        """Cancel the task."""
+        self._begun = True
+        self._task.cancel()
+
+    def ends(self) -> bool:
+        """Whether this was it, and nobody else's besides: the task goes on then."""
+        return self._begun and self._task.uncancel() <= 0
 
 
 async def _gone(receive: Receive) -> None:

@@ -57,18 +57,19 @@ def retry_of(request: Request, turn: str, asked: Generation) -> Retry | None:
 
 async def answer_of(request: Request, lifecycle: Lifecycle, retry: Retry, draw: Draw) -> Answer:
     """What was drawn for nobody, or else what ``draw`` draws. Raises ``ClientGone``."""
-    suspect = context_of(request).suspect
+    context = context_of(request)
+    suspect = context.suspect
     if suspect is None or not suspect.clean:  # what may kill workers is drawn for nobody
-        return await while_connected(request.receive, draw())
+        return await while_connected(context, request.receive, draw())
     if retry.again:
         suspect.rest()
-        found = await while_connected(request.receive, _found(lifecycle, retry.name))
+        found = await while_connected(context, request.receive, _found(lifecycle, retry.name))
         if found is not None:
             return found
         suspect.handling.resume()
     drawing = asyncio.create_task(draw())
     try:
-        return await while_connected(request.receive, _of(drawing))
+        return await while_connected(context, request.receive, _of(drawing))
     except ClientGone:
         held = None if suspect.locked else _held(lifecycle, retry.name)
         if held is None:

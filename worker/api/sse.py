@@ -56,7 +56,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(scope["context"], receive, self._send(send))
         except ClientGone:
             scope["context"].notes["status"] = CLIENT_GONE
         finally:

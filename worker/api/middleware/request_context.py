@@ -16,6 +16,7 @@ from worker.api import answers
 from worker.coordination.suspect import Suspect
 from worker.observability.metrics import Metrics
 from worker.observability.traces import OFF, Trace, Traces
+from worker.timers import Timers
 
 QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
 """Routes that are asked all the time: not logged, not counted."""
@@ -44,6 +45,7 @@ class RequestContext:
     notes: dict[str, log.Value] = field(default_factory=dict)
     suspect: Suspect | None = None
     trace: Trace = OFF
+    timers: Timers = field(default_factory=Timers)
     _afterwards: list[Callable[[], object]] | None = field(default_factory=list)
 
     def header(self, name: bytes, default: str = "") -> str:
@@ -74,7 +76,7 @@ def context_of(request: Request) -> RequestContext:
     return cast(RequestContext, request.scope["context"])
 
 
-def read_context(headers: Mapping[bytes, bytes]) -> RequestContext:
+def read_context(headers: Mapping[bytes, bytes], timers: Timers) -> RequestContext:
     """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``."""
     request_id = headers.get(b"x-request-id", b"").decode("latin-1")
     if not _ID.fullmatch(request_id):
@@ -83,7 +85,7 @@ def read_context(headers: Mapping[bytes, bytes]) -> RequestContext:
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
     again = headers.get(b"x-again", b"").decode("latin-1")
     again = again if _TURN.fullmatch(again) else ""
-    return RequestContext(request_id, arrived_at, address, again, headers)
+    return RequestContext(request_id, arrived_at, address, again, headers, timers=timers)
 
 
 def _arrival(text: bytes) -> float:
@@ -103,12 +105,13 @@ class RequestContexts:
         self._worker = b"x-worker", worker.encode()
         self._metrics = metrics
         self._traces = traces
+        self._timers = Timers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope["context"] = read_context(dict(scope["headers"]))
+        context = scope["context"] = read_context(dict(scope["headers"]), self._timers)
         if scope["path"] not in QUIET:
             above = context.header(b"traceparent") or None
             at = context.arrived_at

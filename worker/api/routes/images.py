@@ -40,18 +40,19 @@ async def generate(request: Request) -> Response:
     """Draw the pictures of one request; a stream's header is sent only once it is admitted."""
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
+    context = context_of(request)
     try:
         body = await read_json_body(request, components.settings.max_body_bytes)
         asked = wire.parse(body, components.settings, model.info)
         if asked.stream:
-            return await while_connected(request.receive, _stream(request, model, asked))
+            return await while_connected(context, request.receive, _stream(request, model, asked))
         draw = partial(_drawn, request, model, components, asked)
         retry = retries.retry_of(request, caller_of(request).turn, asked)
         if retry is None:
-            answer = await while_connected(request.receive, draw())
+            answer = await while_connected(context, request.receive, draw())
         else:
             answer = await retries.answer_of(request, lifecycle, retry, draw)
-        return await _sent(components, context_of(request), answer)
+        return await _sent(components, context, answer)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
