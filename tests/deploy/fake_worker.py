@@ -104,6 +104,12 @@ async def change(request: Request) -> Response:
     return Response()
 
 
+async def anew(_: Request) -> Response:
+    """It is as when it began; 409: it cannot be."""
+    state.update(ready=True, draining=False)
+    return Response(status_code=409 if state["running"] or hung.is_set() else 200)
+
+
 async def lose_a_stop(_: Request) -> Response:
     """The next SIGTERM changes nothing, as one that arrives between fork and exec."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -140,6 +146,7 @@ def main() -> int:
             Route("/v1/models", echo),
             Route("/metrics", echo),
             Route("/readyz", readyz),
+            Route("/fake/anew", anew, methods=["POST"]),
             Route("/fake/ready", change, methods=["POST"]),
             Route("/fake/lose-a-stop", lose_a_stop, methods=["POST"]),
             Route("/admin/drain", drain, methods=["POST"]),

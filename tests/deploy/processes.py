@@ -64,10 +64,12 @@ def fake_worker(
     return running([sys.executable, str(FAKE_WORKER)], layout.log(name), environment)
 
 
-def ask(layout: Layout, name: str, method: str, path: str) -> httpx.Response:
+def ask(
+    layout: Layout, name: str, method: str, path: str, timeout_s: float = 5.0
+) -> httpx.Response:
     """One request straight to a worker's socket."""
     transport = httpx.HTTPTransport(uds=str(layout.socket(name)))
-    with httpx.Client(transport=transport, base_url="http://worker") as client:
+    with httpx.Client(transport=transport, base_url="http://worker", timeout=timeout_s) as client:
         return client.request(method, path)
 
 

@@ -19,7 +19,7 @@ from deploy.layout import Layout
 from deploy.rendering import certificate
 from deploy.rendering.plan import plan
 from deploy.rendering.render import Host, render
-from tests.deploy.processes import fake_worker, listens, running, wait_until
+from tests.deploy.processes import ask, fake_worker, listens, running, wait_until
 from tests.ports import free_port
 
 WORKERS = ("w1", "w2", "w3")
@@ -38,6 +38,9 @@ class Site:
     config: ClusterConfig
     client: httpx.Client
     ops: httpx.Client
+    _workers: dict[str, tuple[subprocess.Popen[bytes], contextlib.ExitStack]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def gate(self, name: str) -> Gate:
         paths = self.layout
@@ -45,14 +48,34 @@ class Site:
 
     @contextlib.contextmanager
     def worker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A fake worker that is in the pool."""
-        with fake_worker(self.layout, name) as process:
+        """A fake worker that is in the pool: the one of the test before, where that spared it."""
+        if name not in self._workers:
+            until_its_end = contextlib.ExitStack()
+            self._workers[name] = (
+                until_its_end.enter_context(fake_worker(self.layout, name)),
+                until_its_end,
+            )
             wait_until(lambda: listens(self.layout, name), "listening")
-            self.gate(name).open()
-            try:
-                yield process
-            finally:
-                self.gate(name).close()
+        self.gate(name).open()
+        try:
+            yield self._workers[name][0]
+        finally:
+            self.gate(name).close()
+            if not self._is_as_new(name):
+                self.end_workers(name)
+
+    def _is_as_new(self, name: str) -> bool:
+        if self._workers[name][0].poll() is not None:
+            return False
+        with contextlib.suppress(httpx.TransportError):  # a test stopped it, or its event loop
+            return ask(self.layout, name, "POST", "/fake/anew", timeout_s=1).status_code == 200
+        return False
+
+    def end_workers(self, *names: str) -> None:
+        """All, or those with ``names``: nobody listens at their sockets."""
+        for name in names or tuple(self._workers):
+            _, until_its_end = self._workers.pop(name)
+            until_its_end.close()
 
     def draw(self, **asked: Any) -> httpx.Response:
         return self.client.post("/v1/images/generations", json=asked)
@@ -143,7 +166,10 @@ def site(var_dir: Path, slot: str = "", **sections: dict[str, Any]) -> Iterator[
         for name in WORKERS:
             here.gate(name).prepare()
         wait_until(lambda: _serves(client), "serving")
-        yield here
+        try:
+            yield here
+        finally:
+            here.end_workers()
 
 
 def _serves(client: httpx.Client) -> bool:

@@ -202,6 +202,7 @@ def test_workers_that_never_answer_are_a_json_504(broken: Site) -> None:
 
 
 def test_ops_errors_are_json_too(broken: Site) -> None:
+    broken.end_workers()
     reply = broken.ops.get("/workers/w1/metrics")
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "unavailable"
