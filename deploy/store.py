@@ -4,7 +4,8 @@ SQLAlchemy takes longer to import than most verbs take to run, so it is imported
 the database: ``store.keys``, ``store.usage`` and so on are modules of ``worker.storage``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ from deploy.cell import Cell, CellError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from worker.storage import gallery as gallery
     from worker.storage import job_changes as job_changes
     from worker.storage import job_turns as job_turns
     from worker.storage import keys as keys
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("job_changes", "job_turns", "keys", "postgres", "usage"):
+        if name in ("gallery", "job_changes", "job_turns", "keys", "postgres", "usage"):
             return import_module(f"worker.storage.{name}")
         raise AttributeError(name)
 
@@ -51,6 +53,19 @@ def migrate(cell: Cell) -> None:
 def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
     """The result of ``work`` in one transaction; ``Taken``, or ``CellError``: the database is
     away."""
+    from sqlalchemy.exc import IntegrityError
+
+    try:
+        with connected(cell) as connection, connection.begin():
+            return work(connection)
+    except IntegrityError:
+        raise Taken from None
+
+
+@contextmanager
+def connected(cell: Cell) -> "Iterator[Connection]":
+    """A connection, without a transaction; ``IntegrityError``, or ``CellError``: the database is
+    away."""
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
     from worker.storage.database import create_engine
@@ -58,10 +73,10 @@ def run(cell: Cell, work: "Callable[[Connection], T]") -> T:
 
     engine = create_engine(cell.layout.database_url, _TIMEOUT_S)
     try:
-        with engine.connect() as connection, connection.begin():
-            return work(connection)
+        with engine.connect() as connection:
+            yield connection
     except IntegrityError:
-        raise Taken from None
+        raise
     except SecretLost:
         raise CellError(
             f"{cell.layout.key_secret} is lost or another one, so no stored key fits any more; "

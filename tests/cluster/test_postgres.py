@@ -74,9 +74,24 @@ def test_the_password_stands_in_its_file_alone(cell: RunningCell, client: httpx.
     told = cell.zimage("doctor", "--json")
     assert PASSWORD not in told.stdout + told.stderr
     assert any("PostgreSQL" in found["text"] for found in json.loads(told.stdout))
-    refused = cell.zimage("backup", str(cell.config_path.with_name("b.tar")))
+
+
+def test_a_running_cell_is_saved_and_the_backup_tried(
+    cell: RunningCell, client: httpx.Client, server: Server
+) -> None:
+    file = cell.config_path.with_name("b.tar")
+    saved = cell.zimage("backup", "--images", str(file))
+    assert saved.returncode == 0, saved.stderr
+    assert PASSWORD.encode() not in file.read_bytes()
+    refused = cell.zimage("restore", "--drill", str(file))
     assert refused.returncode == 1
-    assert "pg_dump" in refused.stderr
+    assert "ALTER ROLE cell CREATEDB, or name an empty one with --scratch" in refused.stderr
+    with server.connect() as admin:
+        admin.execute("ALTER ROLE cell CREATEDB")
+    tried = cell.zimage("restore", "--drill", str(file))
+    assert tried.returncode == 0, tried.stderr
+    assert "can be restored: its rows came back" in tried.stdout
+    assert "end it first with zimage down" in cell.zimage("restore", str(file)).stderr
 
 
 def test_drawing_does_without_the_server_and_nothing_must_be_restarted(

@@ -69,7 +69,11 @@ class StoredImage:
     @property
     def name(self) -> str:
         """Of its file, for ``ImageStore``."""
-        return f"{day(self.created_at)}/{self.id}.{self.format}"
+        return _name(self.id, self.created_at, self.format)
+
+
+def _name(id: str, created_at: float, format: str) -> str:
+    return f"{day(created_at)}/{id}.{format}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,14 @@ def named(connection: sa.Connection, ids: Collection[str]) -> list[StoredImage]:
     """The pictures called ``ids``, as far as there are such."""
     rows = connection.execute(sa.select(*_fields()).where(images.c.id.in_(ids)))
     return [_picture(row) for row in rows]
+
+
+def names(connection: sa.Connection) -> list[str]:
+    """Of the files of all pictures; none where the table was not made yet."""
+    if not sa.inspect(connection).has_table(images.name):
+        return []
+    rows = connection.execute(sa.select(images.c.id, images.c.created_at, images.c.format))
+    return [_name(*row) for row in rows]
 
 
 def page(connection: sa.Connection, wanted: Wanted) -> list[StoredImage]:

@@ -5,6 +5,8 @@ seconds, whichever side of the network fell silent, and the next one looks for a
 all hosts of the URL.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,20 @@ def create_engine(url: sa.URL, timeout_s: float, connections: int) -> sa.Engine:
         file = Path(password_file)
         event.listen(engine, "do_connect", lambda _, record, args, given: _add(given, file))
     return engine
+
+
+def address(url: str, connect_timeout: int) -> tuple[str, str | None]:
+    """What libpq's programs are told for ``url``, and the password apart. Raises ``OSError``."""
+    from psycopg.conninfo import make_conninfo
+
+    made = sa.make_url(url)
+    file = made.query.get(PASSWORD_FILE)
+    password = Path(file).read_text(encoding="utf-8").strip() if isinstance(file, str) else None
+    plain = made.difference_update_query([PASSWORD_FILE])
+    _, given = sa.create_engine(plain).dialect.create_connect_args(plain)
+    given.pop("context", None)  # SQLAlchemy's own for psycopg
+    lasting = {"application_name": _NAME, "connect_timeout": connect_timeout}
+    return make_conninfo("", **{**lasting, **given}), password
 
 
 def _options(timeout_s: float) -> dict[str, Any]:
@@ -128,6 +144,16 @@ def server(connection: sa.Connection) -> Server:
     )
     version, encoding, connections, indexed = connection.execute(asked).one()
     return Server(version, encoding, connections, indexed)
+
+
+@contextmanager
+def snapshot(connection: sa.Connection) -> Iterator[str]:
+    """See one moment for as long as it takes; its name for others who shall see the same."""
+    connection = connection.execution_options(**READ_ONLY)
+    with connection.begin():
+        for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        yield str(connection.scalar(sa.select(sa.func.pg_export_snapshot())))
 
 
 def others(connection: sa.Connection) -> int:
