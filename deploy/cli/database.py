@@ -1,5 +1,7 @@
 """``zimage database``: where keys, people, usage, jobs and the gallery's rows lie."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from deploy.host import processes
 from deploy.rollout import checks, operation
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from worker.storage.database_move import DatabaseMove, MovedTable
 
 app = typer.Typer(
@@ -110,6 +114,7 @@ def _move(source: Cell, target: Cell) -> None:
     moved: list[MovedTable] = []
     store.migrate(source)
     store.migrate(target)
+    _count_today(source)
     with _opened(source, target) as rows:
 
         def told(table: "MovedTable") -> None:
@@ -119,6 +124,22 @@ def _move(source: Cell, target: Cell) -> None:
         rows.move(told)
     total = sum(table.content.rows for table in moved)
     output.done(f"{total:,} rows in {len(moved)} tables; every copy has the digest of its table")
+
+
+def _count_today(source: Cell) -> None:
+    """What keys have drawn of their day's pictures goes along, too."""
+    from worker.coordination.quota import Quotas
+    from worker.storage import database_move
+
+    quotas = Quotas(source.layout.run_dir, source.layout.var_dir)
+
+    def work(connection: "Connection") -> None:
+        found = store.keys.snapshot(connection).keys
+        counted = {key.id: asyncio.run(quotas.today(key)) for key in found}
+        drawn = {id: images for id, images in counted.items() if images}
+        database_move.count_today(connection, drawn, time.time())
+
+    store.run(source, work)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Table after table, those first that others refer to. Each is copied, read again and compared in one
 transaction: it is there whole or not at all, so whoever is cut short begins again and goes on with
-the next one. Nobody writes into the file meanwhile, and nothing of it is changed.
+the next one. Nobody writes into the file meanwhile, and no row of it is changed.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 
-from worker.storage import postgres, search
+from worker.storage import key_limits, postgres, search
 from worker.storage.database import create_engine, lock_to_migrate
+from worker.storage.schema import insert_or
 
 _TIMEOUT_S = 10.0
 _AT_ONCE = 1000
@@ -58,6 +59,16 @@ def opened(source_url: str, target_url: str) -> Iterator["DatabaseMove"]:
     finally:
         source.dispose()
         target.dispose()
+
+
+def count_today(file: sa.Connection, images: dict[str, int], now: float) -> None:
+    """Note how many pictures keys, by their ids, have drawn today: a host of its own counts them in
+    files, and with PostgreSQL they stand in a table."""
+    day = int(now // 86_400)
+    for key_id, drawn in images.items():
+        row = insert_or(key_limits.days).values(key_id=key_id, day=day, images=drawn)
+        known = [key_limits.days.c.key_id, key_limits.days.c.day]
+        file.execute(row.on_conflict_do_update(index_elements=known, set_={"images": drawn}))
 
 
 class DatabaseMove:

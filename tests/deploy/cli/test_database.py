@@ -1,11 +1,13 @@
 """``zimage database move`` from the shell, into a real server: killed at every table it goes on."""
 
+import asyncio
 import getpass
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from tests.deploy.processes import wait_until
 from tests.postgres import Server
 from tests.worker.databases import prepare
 from tests.worker.storage.test_database_move import contents, fill
-from worker.storage.database import sqlite_url
+from worker.coordination.quota import Quotas
+from worker.storage import key_limits
+from worker.storage.database import create_engine, sqlite_url
+from worker.storage.keys import Key
 from worker.storage.migrations import migrate
 
 ROWS = 20
@@ -107,6 +112,19 @@ def test_whoever_is_killed_at_any_table_goes_on_with_it(shell: Shell) -> None:
     last = shell.move(shell.url)
     assert last.returncode == 0, last.stderr
     assert list(states(last).values()) == ["there already"] * (len(order) - 1) + ["moved"]
+
+
+def test_what_keys_have_drawn_today_stays_counted(shell: Shell) -> None:
+    key = Key("r7", "r7", b"", "", images_per_day=5)
+    quotas = Quotas(shell.database.parent / "run", shell.database.parent)
+    asyncio.run(quotas.hold(key, "request", 0.0, 4))
+    assert shell.move(shell.url).returncode == 0
+    again = shell.move(shell.url)
+    assert set(states(again).values()) == {"there already"}, again.stderr
+    engine = create_engine(shell.url, 10.0)
+    with engine.connect() as connection:
+        assert key_limits.counted(connection, "r7", time.time()) == 4
+    engine.dispose()
 
 
 def test_a_dry_run_changes_nothing(shell: Shell) -> None:
