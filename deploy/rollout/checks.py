@@ -21,13 +21,14 @@ import psutil
 from deploy import store
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
+from deploy.config.schema import Cluster
 from deploy.finding import Finding
 from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
 from deploy.rendering.render import sidecars
-from deploy.rollout import alarm_checks, bucket_checks, cluster_checks, code
+from deploy.rollout import alarm_checks, bucket_checks, cluster_checks, code, database_checks
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
@@ -58,7 +59,7 @@ def before_up(cell: Cell) -> list[Finding]:
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
     loads = code.loads(str(Path.home()), sidecars=sidecars(cell.config))
-    stores = (disk, bucket_checks.doctor, alarm_checks.doctor)
+    stores = (disk, database_checks.doctor, bucket_checks.doctor, alarm_checks.doctor)
     ours = (who_may_draw, proxies, *stores, health, cluster_checks.doctor, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
@@ -127,6 +128,7 @@ def ports(cell: Cell) -> Iterator[Finding]:
         ("listen", config.listen.address, config.listen.port),
         ("ops", config.ops.address, config.ops.port),
         ("tls.http_port", config.listen.address, config.tls.http_port),
+        ("cluster.address", *_for_fronts(config.cluster)),
     ):
         if not port:
             continue
@@ -145,6 +147,14 @@ def ports(cell: Cell) -> Iterator[Finding]:
         else:
             remedy = f"set {key}.address to an address of this machine"
             yield Finding("fail", subject, os.strerror(problem), remedy)
+
+
+def _for_fronts(cluster: Cluster) -> tuple[str, int]:
+    """Where a host of a cluster listens for fronts: on all addresses, for what the others call it
+    may be none of its own (NAT). 0: it is none."""
+    if not (cluster.on and cluster.draws):
+        return "", 0
+    return "0.0.0.0", int(cluster.address.rpartition(":")[2])
 
 
 def open_files(cell: Cell) -> Iterator[Finding]:
