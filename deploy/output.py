@@ -68,6 +68,8 @@ _COLOURS = {
     "stuck": "red",
     "backoff": "red",
     "fatal": "bold red",
+    "lost": "bold red",
+    "removed": "dim",
     "dead": "red",
 }
 _LOG_LEVELS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "bold red"}
@@ -217,14 +219,18 @@ def worker_table(workers: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def state_text(name: str) -> Text:
+    """In its colour."""
+    return Text(name, _COLOURS.get(name, ""))
+
+
 def _cells(worker: dict[str, Any]) -> list[RenderableType]:
-    state = worker["state"]
     queue = worker.get("queued", 0) + worker.get("running", 0)
     wait_s = worker.get("predicted_wait_s")
     resident = worker.get("resident_bytes")
     return [
         Text(worker["name"], "bold"),
-        Text(state, _COLOURS.get(state, "")),
+        state_text(worker["state"]),
         span(time.time() - worker["since"]) if worker.get("since") else "",
         worker.get("phase") or "–",
         str(queue) if queue else "–",

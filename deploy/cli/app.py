@@ -17,6 +17,7 @@ from deploy.cli import (
     cluster,
     configuration,
     database,
+    hosts,
     images,
     jobs,
     keys,
@@ -32,7 +33,7 @@ from deploy.rollout import interrupts
 
 VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
     "Run a cell": (cell.up, cell.down, workers.restart, workers.drain, workers.undrain),
-    "Look": (status.status, logs.logs, status.doctor, workers.trace),
+    "Look": (status.status, hosts.app, logs.logs, status.doctor, workers.trace),
     "Use it": (keys.app, jobs.app, usage.usage),
     "Configure": (configuration.plan, configuration.render, configuration.reload,
                   configuration.systemd, workers.calibrate),

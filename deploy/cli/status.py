@@ -9,6 +9,7 @@ from rich.live import Live
 
 from deploy import installation, output
 from deploy.cell import Cell
+from deploy.cli import hosts
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.host import processes
 from deploy.rollout import checks, operation
@@ -19,8 +20,13 @@ def status(
     config: Config = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
+    of_hosts: Annotated[
+        bool, typer.Option("--hosts", help="The machines of the cluster instead.")
+    ] = False,
 ) -> None:
     """Show alarms, pool and workers. Exit code 0 only while the pool is known to take requests."""
+    if of_hosts:
+        raise typer.Exit(hosts.show(hosts.open_member(config), as_json=as_json))
     cell = open_cell(config)
     if watch and not as_json:
         _watch(cell)

@@ -1,0 +1,152 @@
+"""The hosts of a cluster as people see them."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from deploy import output
+
+SILENT_S = 10.0
+_WARN_SKEW_S, _BAD_SKEW_S = 1.0, 5.0
+_MANY = 99_999
+
+Host = Mapping[str, Any]
+"""As in ``hosts.json``."""
+
+
+def state_of(host: Host, now: float) -> str:
+    """What it says, or that it says nothing."""
+    if host["wanted"] == "removed":
+        return "removed"
+    if host["lost_at"] is not None:
+        return "lost"
+    return "silent" if now - host["at"] > SILENT_S else str(host["state"])
+
+
+def takes_requests(host: Host, now: float) -> bool:
+    """Whether pictures are drawn there."""
+    return host["wanted"] == "in" and host["ready"] > 0 and state_of(host, now) in ("ready", "busy")
+
+
+def shown(cluster: str, hosts: Sequence[Host], now: float, width: int) -> RenderableType:
+    """One line on the cluster, the hosts, and what a person should know. ``now`` and all times are
+    of the database's clock; ``width``: of the terminal."""
+    there = [host for host in hosts if _is_there(host, now)]
+    parts: list[RenderableType] = [_headline(cluster, there, now)]
+    parts.append(Padding(_table(there, now, width - 2), (1, 0, 0, 2)))
+    notes = [note for host in there if (note := _note(host, now))]
+    if notes:
+        parts.append(Padding(Group(*notes), (1, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _is_there(host: Host, now: float) -> bool:
+    """Removed ones are shown while they still write."""
+    return host["wanted"] != "removed" or now - host["at"] <= SILENT_S
+
+
+def _headline(cluster: str, hosts: Sequence[Host], now: float) -> Text:
+    drawing = [host for host in hosts if host["role"] != "front" and host["wanted"] != "removed"]
+    fronts = [host for host in hosts if host["role"] != "host" and host["wanted"] != "removed"]
+    ready = sum(host["ready"] for host in drawing if takes_requests(host, now))
+    workers = sum(host["workers"] for host in drawing)
+    colour = "green" if ready == workers and ready else "yellow" if ready else "bold red"
+    counts = f"{_count(len(drawing), 'host')}, {_count(len(fronts), 'front')}"
+    line = Text.assemble(
+        (cluster, "bold"), f"  {counts}  ", (f"workers {ready} of {workers}", colour)
+    )
+    versions = sorted({host["version"] for host in hosts})
+    if len(versions) == 1:
+        line.append(f"  zimage {versions[0]}", "dim")
+    elif versions:
+        line.append(f"  versions differ: {', '.join(versions)}", "yellow")
+    return line
+
+
+def _table(hosts: Sequence[Host], now: float, width: int) -> Table:
+    """Without addresses where they do not fit: they are the same from day to day."""
+    whole = _filled(hosts, now, addresses=True)
+    fits = output.console.measure(whole).maximum <= width or not output.console.is_terminal
+    return whole if fits else _filled(hosts, now, addresses=False)
+
+
+def _filled(hosts: Sequence[Host], now: float, *, addresses: bool) -> Table:
+    numbers = ("workers", "queue", "wait", "skew", "for")
+    heads = ["host", "role", "address", "state", "for", "workers", "queue", "wait"]
+    heads += ["skew", "version"]
+    if not addresses:
+        heads.remove("address")
+    table = output.table(*heads, right=numbers)
+    usual = _usual_version(hosts)
+    for host in hosts:
+        cells = _cells(host, now, usual)
+        table.add_row(*(cells[head] for head in heads))
+    return table
+
+
+def _cells(host: Host, now: float, usual: str) -> dict[str, RenderableType]:
+    state = state_of(host, now)
+    known = state not in ("lost", "silent", "removed")  # else its numbers are old
+    is_front = host["role"] == "front"
+    queue = host["queued"] + host["running"]
+    since = {"lost": host["lost_at"], "silent": host["at"]}.get(state) or host["since"]
+    return {
+        "host": Text(host["id"], "bold"),
+        "role": host["role"],
+        "address": host["address"] or "–",
+        "state": output.state_text(state),
+        "for": output.brief_span(now - since),
+        "workers": "–" if is_front else _workers(host, known=known),
+        "queue": str(queue) if known and queue else "–",
+        "wait": f"{host['wait_s']:.1f} s" if known and host["wait_s"] else "–",
+        "skew": _skew(host["skew_s"]) if known else "–",
+        "version": Text(host["version"], "" if host["version"] == usual else "yellow"),
+    }
+
+
+def _workers(host: Host, *, known: bool) -> Text:
+    ready = host["ready"] if known else 0
+    whole = ready == host["workers"]
+    colour = "" if whole else "yellow" if ready else "red"
+    return Text(f"{ready}/{host['workers']}", colour)
+
+
+def _skew(skew_s: float) -> RenderableType:
+    if abs(skew_s) < 0.05:
+        return "–"
+    colour = "bold red" if abs(skew_s) > _BAD_SKEW_S else "yellow"
+    text = f"{skew_s:+.1f} s" if abs(skew_s) < _MANY else "wrong"
+    return Text(text, colour if abs(skew_s) > _WARN_SKEW_S else "")
+
+
+def _note(host: Host, now: float) -> Text | None:
+    """What somebody wanted of it, or what nobody can have wanted."""
+    state = state_of(host, now)
+    why = f": {host['wanted_reason']}" if host["wanted_reason"] else ""
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(host["wanted_at"]))
+    if state == "removed":
+        text = f"{host['id']} was removed and still writes: zimage down there"
+    elif host["wanted"] == "out":
+        text = f"{host['id']} is wanted out since {since}{why}"
+    elif state == "lost":
+        text = f"{host['id']}: no front hears it, last row {output.span(now - host['at'])} ago"
+    elif state == "silent":
+        text = f"{host['id']} writes nothing: zimage status there"
+    else:
+        return None
+    return Text(text, "yellow", overflow="fold")
+
+
+def _usual_version(hosts: Sequence[Host]) -> str:
+    counted = Counter(host["version"] for host in hosts)
+    return counted.most_common(1)[0][0] if counted else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,90 @@
+"""What an operator may want of a host. Functions of a connection: the caller owns the transaction.
+
+Whoever takes a host out looks first whether another one draws, while nobody else decides: two
+operators who take out the last two at once do not both succeed.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from worker.storage import hosts
+from worker.storage.database import clock
+from worker.storage.hosts import Host
+
+SEEN_S = 10.0
+"""A host that has written nothing for so long says nothing of the present; it writes every 2 s."""
+
+
+class Refused(Exception):
+    """It is not done, and why not."""
+
+
+def read(connection: sa.Connection) -> tuple[list[Host], float]:
+    """All hosts, and the database's time."""
+    return hosts.read_all(connection), clock(connection)
+
+
+def drain(connection: sa.Connection, id: str, reason: str, *, force: bool = False) -> float:
+    """Want host ``id`` out; since when, by the database's clock. ``force``: also the last."""
+    host = _take_out(connection, id, "out", reason, force=force)
+    return host.wanted_at
+
+
+def undrain(connection: sa.Connection, id: str) -> float:
+    """Want host ``id`` in again; since when."""
+    hosts.lock_wishes(connection)
+    host = _known(hosts.read_all(connection), id)
+    if host.wanted == "removed":
+        raise Refused(f"{id} was removed; it comes back by joining again")
+    hosts.want(connection, id, "in", "", clock(connection))
+    return _known(hosts.read_all(connection), id).wanted_at
+
+
+def remove(connection: sa.Connection, id: str, reason: str, *, force: bool = False) -> float:
+    """Host ``id`` belongs to the cluster no more; since when. ``force``: also the last."""
+    return _take_out(connection, id, "removed", reason, force=force).wanted_at
+
+
+def draws(host: Host, now: float) -> bool:
+    """Whether it takes requests at ``now``, as far as it has said."""
+    here = host.wanted == "in" and host.lost_at is None and now - host.at <= SEEN_S
+    return here and host.draws and host.ready > 0
+
+
+def _take_out(
+    connection: sa.Connection, id: str, wanted: hosts.Wanted, reason: str, *, force: bool
+) -> Host:
+    hosts.lock_wishes(connection)
+    (rows, now) = read(connection)
+    host = _known(rows, id)
+    if wanted == "out":
+        _require_drainable(host)
+    others = [other for other in rows if other.id != id and draws(other, now)]
+    if draws(host, now) and not others and not force:
+        raise Refused(
+            f"{id} is the last host that draws: nobody would get a picture without it; let another "
+            "one in first (zimage hosts says how they are), or repeat it with --force"
+        )
+    hosts.want(connection, id, wanted, reason or host.wanted_reason, now)
+    return _known(hosts.read_all(connection), id)
+
+
+def _require_drainable(host: Host) -> None:
+    if host.wanted == "removed":
+        raise Refused(f"{host.id} was removed; there is nothing to drain")
+    if not host.draws:
+        raise Refused(
+            f"{host.id} is a front and draws nothing: take its address from clients instead"
+        )
+
+
+def _known(rows: Sequence[Host], id: str) -> Host:
+    names = {host.id: host for host in rows}
+    if id in names:
+        return names[id]
+    known = [host.id for host in rows if host.wanted != "removed"]
+    near = difflib.get_close_matches(id, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+    raise Refused(f"no host {id}; {hint}")

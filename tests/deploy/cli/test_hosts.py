@@ -1,0 +1,170 @@
+"""``zimage hosts`` with a real PostgreSQL and the program of each host."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import command_line
+from tests.deploy.cluster import cells
+from tests.deploy.cluster.standing import machine
+from tests.deploy.processes import PATIENCE_S, wait_until
+from tests.postgres import Server
+from tests.worker.databases import away
+from tests.worker.storage.test_jobs import Store
+from worker.storage import hosts
+from worker.storage.hosts import Host
+from worker.storage.migrations import migrate
+
+Zimage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def url(postgres: Server) -> Iterator[str]:
+    with postgres.database("zimage_cli_hosts") as url:
+        migrate(url)
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    made = Store(url)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def config(tmp_path: Path, url: str) -> Path:
+    path = tmp_path / "cluster.toml"
+    path.write_text(
+        f'[cell]\nvar_dir = "{tmp_path}/var"\n[database]\nurl = "{url.replace("+psycopg", "")}"\n'
+        '[objects]\nurl = "s3://bucket"\nendpoint = "http://127.0.0.1:9"\ncredentials_file = "k"\n'
+        '[cluster]\nname = "studio"\nhost = "a"\naddress = "127.0.0.1:7862"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def zimage(config: Path) -> Zimage:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return command_line.zimage((*arguments, "--config", str(config)), os.environ, 60.0)
+
+    return run
+
+
+def row(store: Store, id: str) -> Host:
+    return {host.id: host for host in store(hosts.read_all)}[id]
+
+
+def begin(config: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(config)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, **pipes, text=True)
+
+
+def test_a_host_is_drained_once_it_has_finished_and_let_in_again(
+    zimage: Zimage, config: Path, store: Store, tmp_path: Path, url: str
+) -> None:
+    with machine(tmp_path, "a", url) as guard, machine(tmp_path, "b", url):
+        guard.workers = [cells.worker(running=1)]
+        wait_until(lambda: row(store, "a").state == "busy", "busy")
+        with begin(config, "hosts", "drain", "a", "--reason", "new cards") as draining:
+            wait_until(lambda: row(store, "a").state == "draining", "draining")
+            assert draining.poll() is None  # it waits for the drawing
+            guard.workers = [cells.worker()]
+            told, _ = draining.communicate(timeout=PATIENCE_S)
+        assert draining.returncode == 0, told
+        assert "a: draining, 1 left" in told
+        assert "a is drained" in told
+        shown = zimage("hosts")
+        assert shown.returncode == 0, shown.stderr  # b draws
+        assert "a is wanted out since" in shown.stdout
+        assert "new cards" in shown.stdout
+        assert zimage("hosts", "drain", "a").returncode == 0  # again
+        last = zimage("hosts", "drain", "b")
+        assert last.returncode == 1
+        assert "b is the last host that draws" in last.stderr
+        assert zimage("hosts", "undrain", "a").returncode == 0
+        assert row(store, "a").state == "ready"
+        again = zimage("status", "--hosts", "--json")
+        told_hosts = {host["id"]: host for host in json.loads(again.stdout)["hosts"]}
+        assert (told_hosts["a"]["state"], told_hosts["a"]["wanted"]) == ("ready", "in")
+
+
+def test_a_host_that_does_not_finish_stays_wanted_out(
+    zimage: Zimage, store: Store, tmp_path: Path, url: str
+) -> None:
+    with machine(tmp_path, "a", url) as guard, machine(tmp_path, "b", url):
+        guard.workers = [cells.worker(running=2)]
+        wait_until(lambda: row(store, "a").running == 2, "busy")
+        done = zimage("hosts", "drain", "a", "--timeout", "0")
+        assert done.returncode == 1
+        assert "a is not drained after 0 s" in done.stderr
+        assert row(store, "a").wanted == "out"
+
+
+def test_a_removed_host_is_not_of_the_cluster_any_more(
+    zimage: Zimage, store: Store, tmp_path: Path, url: str
+) -> None:
+    with machine(tmp_path, "a", url), machine(tmp_path, "b", url):
+        for _ in range(2):
+            done = zimage("hosts", "remove", "b")
+            assert done.returncode == 0, done.stderr
+        assert row(store, "b").wanted == "removed"
+        shown = zimage("hosts").stdout
+        assert "b was removed and still writes" in shown
+        assert zimage("hosts", "undrain", "b").returncode == 1
+
+
+def test_a_host_that_says_nothing_is_not_waited_for(
+    zimage: Zimage, store: Store, tmp_path: Path, url: str
+) -> None:
+    with machine(tmp_path, "a", url):
+        said = vars(cells.host("b"))
+        gone = hosts.HostReport(**{n: said[n] for n in hosts.HostReport.__dataclass_fields__})
+        store(hosts.write, gone, 1.0)
+        drained = zimage("hosts", "drain", "b")
+        assert drained.returncode == 1
+        assert "b says nothing any more" in drained.stderr
+        removed = zimage("hosts", "remove", "b")
+        assert removed.returncode == 0, removed.stderr
+        assert "is not waited for" in removed.stderr
+        assert "a:7862" in (shown := zimage("hosts").stdout)
+        assert "b:7862" not in shown
+
+
+def test_hosts_are_shown_as_last_listed_while_the_database_is_away(
+    zimage: Zimage, tmp_path: Path, url: str
+) -> None:
+    with machine(tmp_path, "a", url):
+        listed = (tmp_path / "a" / "hosts.json").read_text()
+    state = tmp_path / "var" / "state"
+    state.mkdir(parents=True)
+    (tmp_path / "var" / ".zimage-cell").touch()
+    (state / "hosts.json").write_text(listed)
+    with away(url):
+        shown = zimage("hosts")
+        drained = zimage("hosts", "drain", "a")
+    assert "as of " in shown.stderr
+    assert "a:7862" in shown.stdout
+    assert (shown.returncode, drained.returncode) == (0, 1)
+
+
+def test_a_machine_of_no_cluster_has_no_hosts(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
+    done = command_line.zimage(("hosts", "--config", str(path)), os.environ, 60.0)
+    assert done.returncode == 1
+    assert "is a host of its own" in done.stderr
+
+
+def test_the_configuration_may_be_named_before_the_verb(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
+    done = command_line.zimage(("hosts", "--config", str(path), "drain", "a"), os.environ, 60.0)
+    assert str(path) in done.stderr
