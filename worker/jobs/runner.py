@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from worker import log
+from worker.coordination import host_drain
 from worker.coordination.change_notifier import ChangeNotifier
 from worker.coordination.lease_holder import is_dead, this_process
 from worker.coordination.live_workers import live_workers
@@ -192,7 +193,7 @@ class Runner:
     async def _take(self, offer: Offer, now: float) -> bool:
         """Lease some more, if there is room; whether anything was leased."""
         components = self._ready()
-        if components is None or self._closed:
+        if components is None or self._closed or host_drain.flag(self._run_dir).exists():
             return False
         engine = components.engine
         workers = await asyncio.to_thread(live_workers, self._run_dir)

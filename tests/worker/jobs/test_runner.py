@@ -14,6 +14,7 @@ from tests.worker.conftest import ready, serving
 from tests.worker.databases import locked
 from tests.worker.jobs.conftest import eventually, over, settings_of
 from tests.worker.storage.test_jobs import Store
+from worker.coordination import host_drain
 from worker.coordination.change_notifier import ChangeNotifier
 from worker.coordination.heartbeat import Running, digest
 from worker.coordination.inflight import read_in_flight
@@ -93,6 +94,38 @@ async def test_workers_share_a_job(home: Path, store: Store) -> None:
         await over(store, job)
         after = [s.model.engine.state().totals["pictures_drawn"] for s in (first, second)]
     assert min(b - a for a, b in zip(before, after, strict=True)) >= 2
+
+
+async def test_a_host_that_is_wanted_out_begins_nothing_of_jobs_until_it_is_in_again(
+    home: Path, store: Store
+) -> None:
+    out, other = (settings_of(home, name, run_dir=home / name) for name in ("w1", "w2"))
+    out.run_dir.mkdir(exist_ok=True)
+    host_drain.flag(out.run_dir).touch()
+    async with serving(out) as (first, client):
+        await ready(first)
+        before = first.model.engine.state().totals["pictures_drawn"]
+        async with serving(other) as (second, _):
+            await ready(second)
+            await over(store, store.create(prompts=PROMPTS))
+        assert first.model.engine.state().totals["pictures_drawn"] == before
+        asked = {"prompt": "a request", "size": "64x64"}
+        assert (await client.post("/v1/images/generations", json=asked)).status_code == 200
+        host_drain.flag(out.run_dir).unlink()
+        await over(store, store.create(request_id="f" * 32, prompts=PROMPTS))
+
+
+async def test_a_host_that_is_wanted_out_finishes_what_it_has_begun(
+    slow: Settings, store: Store
+) -> None:
+    async with serving(slow) as (service, _):
+        job = await drawing(store, service)
+        host_drain.flag(slow.run_dir).touch()
+        await eventually(lambda: service.components.jobs.held == 0)
+        counts = store.job(job.id).counts
+    assert counts["running"] == 0
+    assert counts["done"] >= 2
+    assert counts["waiting"] > 0
 
 
 @pytest.fixture
