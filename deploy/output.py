@@ -119,6 +119,11 @@ def done(text: str) -> None:
     console.print(_marked("✓ ", "green", text))
 
 
+def note(text: str) -> None:
+    """For the person, where standard output is for a program."""
+    errors.print(text)
+
+
 def warn(text: str) -> None:
     errors.print(_marked("! ", "yellow", text))
 

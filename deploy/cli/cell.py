@@ -1,6 +1,7 @@
 """``zimage up`` and ``down``: starting a cell, making it equal to cluster.toml, ending it."""
 
 import os
+import sys
 import time
 from typing import Annotated
 
@@ -31,11 +32,29 @@ def up(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would change, and why.")
     ] = False,
+    join: Annotated[
+        str,
+        typer.Option(
+            metavar="-",
+            help="Join a cluster first, with the token of zimage hosts invite, which is read from "
+            "standard input.",
+        ),
+    ] = "",
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --join: where fronts find this machine. [default: its address towards the "
+            "one that invites, port 7862]",
+        ),
+    ] = "",
 ) -> None:
     """Start the cell, or make a running one equal to cluster.toml."""
-    if sum((foreground, resume, abort, dry_run)) > 1:
+    if sum((foreground, resume, abort, dry_run)) > 1 or (join and (resume or abort or dry_run)):
         text = "--foreground, --resume, --abort and --dry-run exclude each other"
-        raise typer.BadParameter(text)
+        raise typer.BadParameter(text + ("; --join goes with --foreground alone" if join else ""))
+    if join or address:
+        config = _join(config, join, address)
     cell = open_cell(config, create=not (abort or dry_run))
     if dry_run:
         raise typer.Exit(_dry_run(cell))
@@ -66,6 +85,16 @@ def down(
     with operation.begin(cell, "down", "down --now" if now else "down"):
         ended = end_cell(cell, now=now)
     output.done(f"down: {ended} processes ended, none is left")
+
+
+def _join(config: Config, join: str, address: str) -> Config:
+    """The file that the cell has from now on."""
+    from deploy.cli.joins import join_cluster
+
+    if join != "-":
+        text = "--join -: the token is read from standard input, where no other user can see it"
+        raise typer.BadParameter(text)
+    return join_cluster(config, sys.stdin.readline().strip(), address)
 
 
 def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:

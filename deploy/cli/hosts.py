@@ -10,7 +10,7 @@ import typer
 
 from deploy import output, store
 from deploy.cell import Cell, CellError
-from deploy.cli import host_table
+from deploy.cli import host_table, invites
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rollout.operation import person
 
@@ -53,6 +53,9 @@ def hosts(context: typer.Context, config: Config = None, as_json: AsJson = False
         raise typer.BadParameter("--json shows the hosts; it goes with no other verb")
     if config is not None:  # as if it had been said behind the verb
         context.default_map = {context.invoked_subcommand: {"config": str(config)}}
+
+
+app.command()(invites.invite)
 
 
 @app.command()

@@ -43,3 +43,8 @@ def config_path(named: Path | None) -> Path:
     """The file that was named, or the installation's own, or the default."""
     own = BASE / "cluster.toml"
     return (named or (own if own.exists() else DEFAULT_PATH)).expanduser().resolve()
+
+
+def own_config_path(named: Path | None) -> Path:
+    """The file that was named, or the installation's own, whether or not it is there yet."""
+    return (named or BASE / "cluster.toml").expanduser().resolve()

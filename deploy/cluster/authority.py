@@ -184,8 +184,10 @@ def _extended(
 
 
 def _usage(**given: bool) -> x509.KeyUsage:
-    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
-    names += ("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    names = [
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+        *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    ]
     return x509.KeyUsage(**{name: given.get(name, False) for name in names})
 
 

@@ -122,7 +122,7 @@ def self_signed(config: ClusterConfig, layout: Layout) -> Certificate:
         found = None
     if found and found.names == names and found.ends - datetime.now(UTC) > WARN_BEFORE:
         return found
-    made = _make(names)
+    made = make(names)
     whole_file.write(layout.self_signed, made.pem, 0o600)
     return made
 
@@ -190,7 +190,8 @@ def _public_part(pem: bytes) -> bytes:
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in chain)
 
 
-def _make(names: tuple[str, ...]) -> Certificate:
+def make(names: tuple[str, ...]) -> Certificate:
+    """A new one for ``names``, signed with its own key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     now = datetime.now(UTC)

@@ -108,9 +108,8 @@ def use(connection: sa.Connection, id: str, hash: bytes) -> Invite | None:
     row = _tried(connection, id)
     if row is None or not hmac.compare_digest(row.hash, hash):
         return None
-    values = {"tries": invites.c.tries + 1}
-    if row.used_at is None:
-        values["used_at"] = clock(connection)
+    used_at = clock(connection) if row.used_at is None else row.used_at
+    values = {"tries": invites.c.tries + 1, "used_at": used_at}
     connection.execute(invites.update().where(invites.c.id == id).values(values))
     return Invite(id, row.host, row.role, row.used_at is not None)
 

@@ -1,19 +1,25 @@
 """Machines of a cluster as folders, with the certificates that they would have got by joining."""
 
 import os
+import signal
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from deploy.cell import Cell
 from deploy.cluster import certificates
 from deploy.cluster.authority import Authority, Role
 from deploy.cluster.certificates import ROLES
-from deploy.config import load
+from deploy.config import ROOT, load
 from deploy.host import whole_file
 from deploy.layout import Layout
 from tests import command_line
-from tests.ports import free_ports
+from tests.ports import free_port, free_ports
 
 
 def layout_in(folder: Path) -> Layout:
@@ -103,3 +109,38 @@ class Machine:
         done = self.run(*arguments)
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stderr
+
+    @contextmanager
+    def inviting(self, name: str, *options: str) -> Iterator["Inviting"]:
+        """``zimage hosts invite``, which waits."""
+        command = [sys.executable, "-m", "deploy.cli.app", "hosts", "invite", name]
+        environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+            process = subprocess.Popen(
+                [*command, "--door", f"127.0.0.1:{free_port()}", *options],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=told, text=True,
+            )  # fmt: skip
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline().strip()
+                yield Inviting(process, told, line)
+            finally:
+                process.kill()
+                process.communicate()
+
+
+class Inviting:
+    def __init__(self, process: "subprocess.Popen[str]", told: IO[str], token: str) -> None:
+        self._process, self._told, self.token = process, told, token
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and what it told the person."""
+        code = self._process.wait(60)
+        return code, self.told()
+
+    def told(self) -> str:
+        self._told.seek(0)
+        return self._told.read()
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.cluster import authority, certificates
 from deploy.cluster.authority import ANY_HOST, Authority, AuthorityError, Role, has_signed
@@ -196,12 +197,12 @@ def test_machine_without_the_key_is_told_where_to_go(tmp_path: Path) -> None:
 def test_only_the_key_of_a_request_counts(tmp_path: Path) -> None:
     """Whoever asks to be a front of another name, or an authority, is what he was invited as."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "edge")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge")])
     wish = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(name)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), True)
         .sign(key, hashes.SHA256())
     )
     made = Authority.make("studio")
@@ -211,7 +212,7 @@ def test_only_the_key_of_a_request_counts(tmp_path: Path) -> None:
     extensions = signed.extensions
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     usage = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(usage) == [x509.ExtendedKeyUsageOID.SERVER_AUTH]
+    assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
 def rsa_request() -> bytes:
