@@ -127,26 +127,17 @@ def build(settings: Settings, life: Life) -> Components:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret = shared_secret(run_dir / "link-secret")
     metrics = Metrics(life.reading)
-    pool = settings.pool_dir or var_dir / "pool"
-    poison_requests = PoisonRequests(var_dir, run_dir, pool, name, settings.strike_ttl_s)
+    database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
+    coordination = _coordination(settings, database)
+    poison_requests, quotas = coordination.poison_requests, coordination.quotas
     _inherit_strikes(poison_requests, metrics)  # before the heartbeat is overwritten
     heartbeat = HeartbeatFile(settings.heartbeat)
-    database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
     images: Images = ImageStore(var_dir / "images")
     spool_drain = None
     if settings.objects.on:
         images = bucket = BucketImages.of(settings.objects, var_dir)
         spool_drain = SpoolDrain(bucket)
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
-    sharing: dict[str, Loop] = {}
-    quotas = Quotas(run_dir, var_dir)
-    if database.is_shared:
-        # Here, so that a host of its own imports nothing of it.
-        from worker.coordination.shared_quota import SharedQuotas
-
-        holder = this_process(name, settings.host)
-        quotas = shared_quotas = SharedQuotas(run_dir, var_dir, database, holder)
-        sharing["quotas"] = shared_quotas.run
     tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
     keep_s = settings.job_keep_days * 86_400
     lock = run_dir / "images-sweep.lock"
@@ -190,8 +181,35 @@ def build(settings: Settings, life: Life) -> Components:
         ),
         reading_job=asyncio.Lock(),
         searches=Shares("searches", _SEARCHES, _SEARCHES_OF_ONE),
-        sharing=sharing,
+        sharing=coordination.loops,
     )
+
+
+@dataclass(frozen=True)
+class _Coordination:
+    """What workers share: those of this host, or of all that share its database."""
+
+    quotas: Quotas
+    poison_requests: PoisonRequests
+    loops: Mapping[str, Loop]
+
+
+def _coordination(settings: Settings, database: Database) -> _Coordination:
+    var_dir, run_dir = settings.var_dir, settings.run_dir
+    pool = settings.pool_dir or var_dir / "pool"
+    struck = var_dir, run_dir, pool, settings.name, settings.strike_ttl_s
+    if not database.is_shared:
+        return _Coordination(Quotas(run_dir, var_dir), PoisonRequests(*struck), {})
+    # Here, so that a host of its own imports nothing of it.
+    from worker.coordination.shared_poison import SharedPoison
+    from worker.coordination.shared_quota import SharedQuotas
+
+    holder = this_process(settings.name, settings.host)
+    quotas = SharedQuotas(run_dir, var_dir, database, holder)
+    if not settings.host:
+        return _Coordination(quotas, PoisonRequests(*struck), {"quotas": quotas.run})
+    poison = SharedPoison(*struck, host=settings.host, database=database)
+    return _Coordination(quotas, poison, {"quotas": quotas.run, "strikes": poison.run})
 
 
 def build_model(

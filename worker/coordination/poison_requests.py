@@ -81,7 +81,7 @@ class PoisonRequests:
             self._write(blame.strike, heartbeat, fingerprint)
         return len(blame.fingerprints)
 
-    def surely_clean(self, request_id: str) -> bool:
+    def surely_clean(self, request_id: str, arrived_at: float) -> bool:
         """Whether ``arrive`` would find nothing, as far as memory tells: no worker holds this
         request and nobody has a strike. Reads no disk, so it may be asked on the event loop."""
         return self._nobody_struck() and not self._is_held(digest(request_id))
@@ -95,6 +95,9 @@ class PoisonRequests:
             self._mapped = [mapped for path in _heartbeats(self._run_dir) for mapped in _map(path)]
             self._mapped_since = changed_at if _settled(changed_at) else -1
         return any(_holds(mapped[:], request) for mapped in self._mapped)
+
+    async def ask_others(self, fingerprint: str) -> None:
+        """Learn what others than this host's workers know of a request: there are none."""
 
     def arrive(self, request_id: str, fingerprint: str) -> Record:
         """Look whether this is the replay of a request that a worker died of, and what is known.
@@ -209,8 +212,12 @@ class PoisonRequests:
             else:
                 path.unlink(missing_ok=True)
 
+    def _folders(self) -> list[Path]:
+        """One for each request that has strikes."""
+        return _files(self._folder)
+
     def _sweep(self) -> None:
-        for folder in _files(self._folder):
+        for folder in self._folders():
             if not list(self._unexpired(folder)):
                 _remove_if_empty(folder)
 

@@ -73,6 +73,7 @@ class Quarantine:
     async def _record(self, suspect: Suspect, fingerprint: str) -> Record:
         if suspect.clean:
             return CLEAN
+        await self.records.ask_others(fingerprint)
         look = asyncio.to_thread(self.records.arrive, suspect.id, fingerprint)
         try:
             return await asyncio.wait_for(look, STRIKES_TIMEOUT_S)

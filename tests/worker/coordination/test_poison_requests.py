@@ -288,15 +288,15 @@ def test_struck_request_waits_until_its_victim_is_not_the_last(home: Path) -> No
 def test_a_request_is_found_in_heartbeats_that_come_and_go(
     strikes: PoisonRequests, home: Path
 ) -> None:
-    assert strikes.surely_clean("r")
+    assert strikes.surely_clean("r", time.time())
     write_beat(home, os.getpid(), Phase.STEP, name="w3")
     time.sleep(0.02)  # the folder is not looked at for every request
-    assert not strikes.surely_clean("r")
-    assert strikes.surely_clean("another")
+    assert not strikes.surely_clean("r", time.time())
+    assert strikes.surely_clean("another", time.time())
     write_beat(home, os.getpid(), Phase.IDLE, name="w3")  # its successor's, in a file of its own
     (home / "run" / "w3.beat").write_bytes(b"")
     time.sleep(0.02)
-    assert strikes.surely_clean("r")
+    assert strikes.surely_clean("r", time.time())
 
 
 def test_a_request_is_found_in_a_heartbeat_that_goes_on(
@@ -304,11 +304,11 @@ def test_a_request_is_found_in_a_heartbeat_that_goes_on(
 ) -> None:
     heartbeat = HeartbeatFile(home / "run" / "w1.beat")
     time.sleep(0.2)  # so that the file is mapped once and for all
-    assert strikes.surely_clean("r")
+    assert strikes.surely_clean("r", time.time())
     heartbeat.enter(Phase.STEP, 60.0, [Running(digest("r"), digest("f"))])
-    assert not strikes.surely_clean("r")
+    assert not strikes.surely_clean("r", time.time())
     heartbeat.enter(Phase.STEP, 60.0, [Running(digest("another"), digest("f"))])
-    assert strikes.surely_clean("r")
+    assert strikes.surely_clean("r", time.time())
 
 
 def handle(

@@ -19,6 +19,7 @@ from worker.storage import (
     key_limits,
     keys,
     search,
+    strikes,
     usage,
 )
 from worker.storage.database import create_engine
@@ -42,6 +43,7 @@ TABLES = (
     key_limits.requests,
     key_limits.slots,
     search.numbers,
+    strikes.strikes,
     usage.entries,
     usage.days,
 )

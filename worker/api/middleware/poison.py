@@ -37,7 +37,7 @@ class PoisonGuard:
             await self._app(scope, receive, send)
             return
         components, context = self._components, cast(RequestContext, scope["context"])
-        clean = components.poison_requests.surely_clean(context.id)
+        clean = components.poison_requests.surely_clean(context.id, context.arrived_at)
         suspect = context.suspect = Suspect(context.id, components.in_flight, clean=clean)
         suspect.handling.resume()
         try:

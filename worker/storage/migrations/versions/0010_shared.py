@@ -1,4 +1,4 @@
-"""What the workers of several hosts share: limits of keys."""
+"""What the workers of several hosts share: limits of keys, strikes of requests."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -37,3 +37,12 @@ def upgrade() -> None:
     )
     op.create_index("ix_slots_key_id", "slots", ["key_id"])
     op.create_index("ix_slots_holder", "slots", ["holder"])
+    op.create_table(
+        "strikes",
+        sa.Column("fingerprint", sa.String(32)),
+        sa.Column("host", sa.String(32)),
+        sa.Column("name", sa.String(200)),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint", "host", "name", name="pk_strikes"),
+    )
+    op.create_index("ix_strikes_at", "strikes", ["at"])
