@@ -173,8 +173,8 @@ def build(settings: Settings, life: Life) -> Components:
         replies=ReplyStore(settings.reply_dir, name),
         undelivered=Undelivered(var_dir / "undelivered"),
         sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
-        jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s),
-        job_eta=JobEta(database, life.loaded_engine, run_dir),
+        jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s, settings.host),
+        job_eta=JobEta(database, life.loaded_engine, run_dir, settings.host),
         steps=ProgressReader(run_dir),
         job_streams=Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key

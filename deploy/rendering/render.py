@@ -36,6 +36,10 @@ NGINX_DIGEST = "conf.d/configuration.conf"
 SETTINGS = "workers"
 """Folder of the documents that workers read."""
 
+CLUSTER_KEY_CACHE_S = 300.0
+"""``auth.key_cache_s`` of a cluster whose file says nothing: its database has a standby, and a key
+that is revoked meanwhile stays good for so long."""
+
 GUARD_CODE = (
     "deploy/guard",
     *("deploy/config", "deploy/installation.py", "deploy/layout.py"),
@@ -238,7 +242,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "guidance_scale": None if model.guidance_scale == "auto" else model.guidance_scale,
         **model.model_dump(include=set(Acceleration.model_fields)),
         "auth": config.listen.auth,
-        **config.auth.model_dump(),
+        **_auth(config),
         **config.limits.request.model_dump(),
         "max_pixels": worker.max_pixels,
         **config.limits.worker.model_dump(),
@@ -251,8 +255,16 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "traces": config.traces.model_dump(),
         **config.timeouts.model_dump(include=set(Allowances.model_fields)),
         "strike_ttl_s": config.guard.strike_ttl_s,
+        **({"host": config.cluster.host_id} if config.cluster.on else {}),
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _auth(config: ClusterConfig) -> dict[str, Any]:
+    told = config.auth.model_dump()
+    if config.cluster.on and "key_cache_s" not in config.auth.model_fields_set:
+        told["key_cache_s"] = CLUSTER_KEY_CACHE_S
+    return told
 
 
 def _cuda_environment(worker: WorkerPlan, cache: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import functools
 import os
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from worker.coordination.processes import is_alive
@@ -26,6 +27,11 @@ def is_dead(holder: str) -> bool:
     """
     here, pid, at, _ = holder.split("/")
     return here == _here() and not is_alive(int(pid), float(at))
+
+
+def gone(holders: Iterable[str], lost_hosts: Collection[str]) -> list[str]:
+    """Those of ``holders`` that hold nothing any more: dead, or on a host that is lost."""
+    return [each for each in holders if is_dead(each) or host_of(each) in lost_hosts]
 
 
 @functools.cache

@@ -6,23 +6,31 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
 from worker.engine.queue import expected_rows
 from worker.storage import job_turns
-from worker.storage.database import Database
+from worker.storage.database import Database, clock
 from worker.storage.jobs import Job
+from worker.storage.lost_hosts import others
 
 _FRESH_S = 1.0
 
 
 class JobEta:
-    """Predictions for the jobs of the whole cell, computed at most once a second."""
+    """Predictions for the jobs of the whole cell or cluster, computed at most once a second."""
 
     def __init__(
-        self, database: Database, engine: Callable[[], Engine | None], run_dir: Path
+        self,
+        database: Database,
+        engine: Callable[[], Engine | None],
+        run_dir: Path,
+        host: str = "",
     ) -> None:
         self._database = database
+        self._host = host
         self._engine = engine
         self._run_dir = run_dir
         self._known: dict[str, float] = {}
@@ -33,11 +41,18 @@ class JobEta:
         only the first ``job_turns.FORESEEN`` are known."""
         engine = self._engine()
         if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
-            running = await self._database.read(job_turns.foreseen)
-            workers = await asyncio.to_thread(live_workers, self._run_dir)
+            running, elsewhere = await self._database.read(self._look)
+            workers = elsewhere + await asyncio.to_thread(live_workers, self._run_dir)
             self._known = predict(running, lambda job: _picture_s(engine, job), workers)
             self._known_at = time.monotonic()
         return self._known
+
+    def _look(self, connection: sa.Connection) -> tuple[list[Job], int]:
+        """What is to be drawn, and by how many workers of other hosts."""
+        running = job_turns.foreseen(connection)
+        if not self._host:
+            return running, 0
+        return running, others(connection, self._host, clock(connection)).ready
 
 
 def predict(

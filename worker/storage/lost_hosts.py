@@ -1,4 +1,7 @@
-"""Hosts that nobody hears of any more: what they hold is given to others."""
+"""Which hosts are there besides one's own, and which nobody hears of any more: what those hold is
+given to others."""
+
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -15,6 +18,18 @@ def lost(now: float) -> sa.Select[tuple[str]]:
     return sa.select(hosts.c.id).where(hosts.c.at <= before, hosts.c.lost_at <= before)
 
 
-def lost_hosts(connection: sa.Connection, now: float) -> frozenset[str]:
-    """The ids of ``lost``."""
-    return frozenset(connection.scalars(lost(now)))
+@dataclass(frozen=True)
+class Others:
+    """``lost`` are the ids of hosts that hold nothing any more; ``ready`` workers draw on all that
+    were heard of lately."""
+
+    lost: frozenset[str] = frozenset()
+    ready: int = 0
+
+
+def others(connection: sa.Connection, host: str, now: float) -> Others:
+    """All but ``host``."""
+    not_lost = (hosts.c.id != host) & (hosts.c.at > now - LOST_S)
+    ready = sa.select(sa.func.sum(hosts.c.ready)).where(not_lost)
+    gone = lost(now).where(hosts.c.id != host)
+    return Others(frozenset(connection.scalars(gone)), connection.scalar(ready) or 0)

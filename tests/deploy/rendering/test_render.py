@@ -251,6 +251,20 @@ def test_membership_reads_who_this_host_is(tmp_path: Path) -> None:
     assert told.database_url == LAYOUT.database_url
 
 
+def worker_settings(files: dict[str, str]) -> dict[str, Any]:
+    [text, *_] = [files[name] for name in sorted(files) if name.startswith("workers/w1-")]
+    told: dict[str, Any] = json.loads(text)
+    return told
+
+
+def test_workers_of_a_cluster_know_their_host_and_trust_keys_for_less_long() -> None:
+    alone, told = worker_settings(rendered()), worker_settings(rendered(**CLUSTER))
+    assert "host" not in alone
+    assert (alone["key_cache_s"], told["key_cache_s"], told["host"]) == (3600.0, 300.0, "a")
+    asked = rendered(**CLUSTER, auth={"key_cache_s": 60.0})
+    assert worker_settings(asked)["key_cache_s"] == 60.0
+
+
 def test_a_front_alone_has_no_workers_for_others(tmp_path: Path) -> None:
     front = {**CLUSTER, "cluster": {"name": "studio", "host": "f", "role": "front"}}
     assert json.loads(rendered(**front)["membership.json"])["workers"] == 0

@@ -207,7 +207,8 @@ def a_row(name: str, at: float, lost_at: float | None) -> dict[str, Any]:
     """Of table ``hosts``."""
     texts = dict.fromkeys(("address", "version", "models", "state", "facts", "wanted_reason"), "")
     numbers = dict.fromkeys(("workers", "ready", "queued", "running", "wait_s", "skew_s"), 0)
-    known = {"id": name, "role": "host", "wanted": "in", "joined_at": 0.0}
+    known: dict[str, Any] = {"id": name, "role": "host", "wanted": "in", "joined_at": 0.0}
+    known |= {"since": 0.0, "wanted_at": 0.0}
     return {**texts, **numbers, **known, "at": at, "lost_at": lost_at}
 
 

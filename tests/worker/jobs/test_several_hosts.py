@@ -1,0 +1,99 @@
+"""Jobs of hosts that share a database."""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.worker.conftest import ready, serving
+from tests.worker.coordination.test_shared_quota import a_row
+from tests.worker.jobs.conftest import ToldStore, eventually, over, settings_of
+from worker.errors import StoreAway
+from worker.storage import leases, lost_hosts
+from worker.storage.database import clock
+from worker.storage.hosts import hosts
+from worker.storage.leases import Leased
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+NAMES = (f"{k:032x}" for k in itertools.count())
+ELSEWHERE = "another.boot/7/1.0/w1@b"
+
+
+@pytest.fixture
+def store(shared_url: str, home: Path) -> Any:
+    made = ToldStore(shared_url, home)
+    yield made
+    made.engine.dispose()
+
+
+def take(store: ToldStore) -> Leased:
+    return store(leases.take, ELSEWHERE, lambda: next(NAMES), lambda _: 1, time.time())[0]
+
+
+async def test_leases_of_a_lost_host_end_at_once(store: ToldStore, home: Path) -> None:
+    job = store.create()
+    take(store)
+
+    def lose(connection: sa.Connection) -> None:
+        at = clock(connection) - lost_hosts.LOST_S - 1
+        connection.execute(hosts.insert().values(a_row("b", at, at)))
+
+    async with serving(settings_of(home, host="a")) as (service, _):
+        await ready(service)
+        await eventually(lambda: store.job(job.id).counts["done"] == 2)
+        assert store.job(job.id).counts["running"] == 1
+        store(lose)
+        done = await over(store, job, timeout_s=leases.LEASE_S / 2)
+    assert done.counts["done"] == 3
+
+
+async def test_a_host_that_was_cut_off_writes_nothing_and_deletes_its_picture(
+    store: ToldStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pictures() -> list[Path]:
+        return list((home / "images").glob("*/*.png"))
+
+    settings = settings_of(home, host="a", model="synthetic:step_ms=50")
+    async with serving(settings) as (service, _):
+        await ready(service)
+        job = store.create(prompts=("a",), steps=10)
+        await eventually(lambda: service.model.engine.state().running == 1)
+        database, cut = service.components.database, True
+        call = database._call
+
+        async def cut_off(*asked: Any) -> Any:
+            if cut:
+                raise StoreAway("cut off")
+            return await call(*asked)
+
+        monkeypatch.setattr(database, "_call", cut_off)
+        await eventually(lambda: len(pictures()) == 1)
+        [mine] = store(leases.snapshot, time.time()).holders
+        store(leases.end, [mine], time.time())
+        item = take(store)
+        cut = False
+        await eventually(lambda: not pictures())
+        assert store(leases.finish, item, "img_of_b", time.time())
+        assert [i.image_id for i in store.items(job.id)] == ["img_of_b"]
+
+
+async def test_ends_are_predicted_with_the_workers_of_all_hosts(
+    store: ToldStore, home: Path
+) -> None:
+    def left_s(ends: dict[str, float]) -> float:
+        [end] = ends.values()
+        return end - time.time()
+
+    others = {"ready": 9}
+    async with serving(settings_of(home, model="synthetic:step_ms=100", host="a")) as (service, _):
+        await ready(service)
+        store.create(prompts=("a",) * 100, steps=50)
+        eta = service.components.job_eta
+        alone_s = left_s(await eta.finish_times())
+        store(lambda c: c.execute(hosts.insert().values(a_row("b", clock(c), None) | others)))
+        eta._known_at = 0.0
+        together_s = left_s(await eta.finish_times())
+    assert together_s < alone_s / 5
