@@ -11,7 +11,8 @@ import typer
 from deploy import output, store
 from deploy.cell import Cell, CellError
 from deploy.cli import host_table, invites
-from deploy.cli.options import AsJson, Config, open_cell
+from deploy.cli.cluster import open_member
+from deploy.cli.options import AsJson, Config
 from deploy.rollout.operation import person
 
 if TYPE_CHECKING:
@@ -116,16 +117,6 @@ def show(cell: Cell, *, as_json: bool) -> int:
     width = output.console.width
     output.console.print(host_table.shown(seen.cluster, seen.hosts, seen.at, width))
     return 0 if drawing else 1
-
-
-def open_member(config: Config) -> Cell:
-    """The cell of ``config``, which is a machine of a cluster; ``CellError``: it is not."""
-    cell = open_cell(config)
-    if not cell.config.cluster.on:
-        raise CellError(
-            f"this machine is a host of its own: {cell.config_path} has no cluster.name"
-        )
-    return cell
 
 
 # Deciding

@@ -160,7 +160,7 @@ def test_a_machine_of_no_cluster_has_no_hosts(tmp_path: Path) -> None:
     path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
     done = command_line.zimage(("hosts", "--config", str(path)), os.environ, 60.0)
     assert done.returncode == 1
-    assert "is a host of its own" in done.stderr
+    assert "belongs to no cluster" in done.stderr
 
 
 def test_the_configuration_may_be_named_before_the_verb(tmp_path: Path) -> None:
