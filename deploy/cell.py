@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from deploy import links
 from deploy.config import ClusterConfig
 from deploy.host import machine
 from deploy.host.machine import Machine
@@ -45,7 +46,15 @@ class Cell:
 
     @cached_property
     def plan(self) -> Plan:
-        return plan(self.config, self.machine)
+        used = links.in_use(self.layout) if self.config.cluster.fronts else {}
+        return plan(self.config, self.machine, used)
+
+    @property
+    def has(self) -> str:
+        """Which workers, for whoever named another one."""
+        if not self.plan.names:
+            return "this is a front, which has none: it hands requests to hosts (zimage hosts)"
+        return f"this cell has {', '.join(self.plan.names)}"
 
     @cached_property
     def host(self) -> Host:
@@ -54,7 +63,8 @@ class Cell:
             raise CellError(
                 f'nginx.binary: no "{self.config.nginx.binary}" here; apt-get install nginx'
             )
-        return Host.current(nginx.path, nginx.version, self.machine.cores)
+        module = machine.stream_module(nginx.path) if self.config.cluster.fronts else ""
+        return Host.current(nginx.path, nginx.version, self.machine.cores, module or "")
 
     @cached_property
     def certificate(self) -> Certificate | None:

@@ -129,6 +129,11 @@ class Layout:
         return self.logs_dir / "access.log"
 
     @property
+    def host_access_log(self) -> Path:
+        """What fronts asked the host, where the other log has clients' requests of a front."""
+        return self.logs_dir / "host-access.log"
+
+    @property
     def nginx_error_log(self) -> Path:
         return self.logs_dir / "nginx-error.log"
 
@@ -342,6 +347,14 @@ class Layout:
     def links_dir(self) -> Path:
         """A configuration for each link to a host, and which host has which."""
         return self.var_dir / "links"
+
+    @property
+    def links_json(self) -> Path:
+        """Which host has which link."""
+        return self.links_dir / "links.json"
+
+    def link_conf(self, link: str) -> Path:
+        return self.links_dir / f"{link}.conf"
 
     def link_socket(self, link: str) -> Path:
         """Where a link to a host listens; its gate is ``gate(link)``."""

@@ -342,6 +342,15 @@ class Cluster(Table):
         """Whether clients' requests are handed to hosts here."""
         return self.on and self.role != "host"
 
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Where nginx listens for fronts: at ``address``, or everywhere where that is a name. Port
+        0: nowhere."""
+        if not self.on or not self.draws:
+            return "", 0
+        host, _, port = self.address.rpartition(":")
+        return host if _is_network(host.strip("[]")) else "0.0.0.0", int(port)
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if not self.on:
@@ -437,7 +446,11 @@ class ClusterConfig(Table):
 
 def _port_problems(config: ClusterConfig) -> list[str]:
     problems, taken = [], {config.listen.port: "listen.port"}
-    for key, port in (("ops.port", config.ops.port), ("tls.http_port", config.tls.http_port)):
+    for key, port in (
+        ("ops.port", config.ops.port),
+        ("tls.http_port", config.tls.http_port),
+        ("cluster.address", config.cluster.listen[1]),
+    ):
         if port in taken:
             remedy = f"choose another, such as {port + 1}"
             problems.append(f"{key}: {port} is also {taken[port]}; {remedy}")

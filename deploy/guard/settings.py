@@ -5,10 +5,11 @@ Rendered from ``cluster.toml``, so that the guard starts fast and never reads a 
 
 import hashlib
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deploy.config.schema import Guard
+from deploy.config.schema import Front, Guard
 from deploy.guard.history import INTERVAL_S
 
 
@@ -52,6 +53,20 @@ class Rules(Guard):
     """Between two points of the history."""
 
 
+class FrontSettings(Front):
+    """When a host goes out of a front's pool, and when its link is ended: ``[front]`` of
+    cluster.toml, and what has no key there."""
+
+    model_config = _Frozen.model_config
+
+    links: tuple[str, ...]
+    """Those that nginx knows, spare ones included."""
+    stream_module: str = ""
+    """The file that the nginx of a link loads; empty where that is built in."""
+    idle_timeout_s: int = Field(780, gt=0)
+    """A connection on which nothing comes for so long is ended."""
+
+
 class GuardSettings(_Frozen):
     cell: str = "zimage"
     var_dir: Path
@@ -60,13 +75,21 @@ class GuardSettings(_Frozen):
     """Leads to ``var_dir``; part of ``run_dir`` where there is one."""
     digest: str = ""
     """Of the file: what ``zimage up`` looks for, to know which settings the guard runs with."""
-    workers: tuple[WorkerSettings, ...] = Field(min_length=1)
+    workers: tuple[WorkerSettings, ...]
+    front: FrontSettings | None = None
+    """Of a machine that hands requests to hosts."""
     programs: tuple[str, ...] = ("nginx",)
     """Other supervisor programs that are started again when supervisor gave up on them."""
     guard: Rules = Rules()
     log_max_bytes: int = Field(20 << 20, ge=1 << 10)
     """nginx's logs are rotated at this size; supervisor rotates the others."""
     log_keep: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _guards_something(self) -> Self:
+        if not self.workers and self.front is None:
+            raise ValueError("there is nothing to guard: neither workers nor a front")
+        return self
 
 
 def load(path: Path) -> GuardSettings:

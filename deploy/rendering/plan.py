@@ -1,7 +1,11 @@
 """Which workers run where, and why: configuration and machine in, a list out. Pure."""
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median_low
 
+from deploy import links
 from deploy.config import ClusterConfig, ConfigError, WorkerGroup
 from deploy.host.machine import Gpu, Machine
 from deploy.layout import under_root
@@ -9,6 +13,9 @@ from worker.models.parallel.links import Link, weakest
 
 CPU_WORKERS = 3
 """Enough to lose one, restart one and still draw; small models share a core without harm."""
+
+SPARE_LINKS = 8
+"""So many hosts join a front before it must be rendered anew, which takes a reload of nginx."""
 
 CPU_PIXELS = 1024 * 1024
 GPU_PIXELS = 1792 * 1024
@@ -35,26 +42,68 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True)
+class LinkPlan:
+    """A place for a host in a front's pool. ``weight``: how many workers it has."""
+
+    name: str
+    weight: int
+
+    @property
+    def reading(self) -> str:
+        """Its other gate, which stays open while the host is full."""
+        return links.reading(self.name)
+
+
+@dataclass(frozen=True)
 class Plan:
     workers: tuple[WorkerPlan, ...]
+    links: tuple[LinkPlan, ...] = ()
+    """Of a front, to hosts; spare ones included."""
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """All that nginx's upstreams name."""
+        of_links = [name for link in self.links for name in (link.name, link.reading)]
+        return frozenset((*self.names, *of_links, *([links.SOONEST] if self.links else [])))
+
+    @property
+    def programs(self) -> str:
+        """What supervisord starts, for people."""
+        count = len(self.workers)
+        workers = f"{count} worker{'s' if count != 1 else ''}, " if count else ""
+        return f"{workers}guard and nginx"
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(worker.name for worker in self.workers)
 
 
-def plan(config: ClusterConfig, machine: Machine) -> Plan:
-    """``ConfigError`` where the file asks for what the machine does not have."""
+def plan(config: ClusterConfig, machine: Machine, used: Mapping[str, int] | None = None) -> Plan:
+    """``ConfigError`` where the file asks for what the machine does not have. ``used``: the links
+    that a front has in use, with the number of the host's workers."""
+    front = _links(used or {}) if config.cluster.fronts else ()
+    return Plan(_workers(config, machine) if config.cluster.draws else (), front)
+
+
+def _links(used: Mapping[str, int]) -> tuple[LinkPlan, ...]:
+    """Those in use and the spare ones, which a host like most others takes."""
+    usual = median_low(used.values()) if used else 1
+    names = (f"h{number}" for number in itertools.count(1))
+    spare = itertools.islice((name for name in names if name not in used), SPARE_LINKS)
+    weights = {**used, **dict.fromkeys(spare, usual)}
+    by_number = sorted(weights, key=lambda name: int(name[1:]))
+    return tuple(LinkPlan(name, max(1, weights[name])) for name in by_number)
+
+
+def _workers(config: ClusterConfig, machine: Machine) -> tuple[WorkerPlan, ...]:
     groups, reason = _groups(config, machine)
     places = [(group, _gpus(group, machine)) for group in groups for _ in range(group.count)]
     _check(config, machine, places)
     share = max(1, machine.cores // len(places))
     pixels = _max_pixels(config, places)
-    return Plan(
-        tuple(
-            _worker(number, group, gpus, share, pixels, reason or _chosen(group, machine, share))
-            for number, (group, gpus) in enumerate(places, start=1)
-        )
+    return tuple(
+        _worker(number, group, gpus, share, pixels, reason or _chosen(group, machine, share))
+        for number, (group, gpus) in enumerate(places, start=1)
     )
 
 

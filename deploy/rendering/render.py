@@ -8,6 +8,7 @@ import functools
 import getpass
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from deploy import installation
 from deploy.config import ClusterConfig
 from deploy.layout import Layout, objects_of, under_root
+from deploy.links import HOST_NAME, SOONEST
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
 from deploy.rendering.plan import Plan, WorkerPlan, model_source
@@ -42,7 +44,7 @@ that is revoked meanwhile stays good for so long."""
 
 GUARD_CODE = (
     "deploy/guard",
-    *("deploy/config", "deploy/installation.py", "deploy/layout.py"),
+    *("deploy/config", "deploy/installation.py", "deploy/layout.py", "deploy/links.py"),
     *("deploy/supervision/rpc.py", "deploy/drains.py", "deploy/rollout_record.py"),
     "deploy/host/processes.py",
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
@@ -72,9 +74,17 @@ class Host:
     nameservers: tuple[str, ...] = ()
     membership_code: str = ""
     alarms_code: str = ""
+    stream_module: str = ""
+    """The file that nginx loads for links to hosts; "" where it has that built in, or no links."""
 
     @classmethod
-    def current(cls, nginx_path: Path, version: tuple[int, int, int], cores: int) -> "Host":
+    def current(
+        cls,
+        nginx_path: Path,
+        version: tuple[int, int, int],
+        cores: int,
+        stream_module: str = "",
+    ) -> "Host":
         return cls(
             nginx_path=str(nginx_path),
             nginx_version=version,
@@ -89,6 +99,7 @@ class Host:
             nameservers=nameservers_of(_text(_RESOLV_CONF)),
             membership_code=code_digest.of(*MEMBERSHIP_CODE),
             alarms_code=code_digest.of(*ALARMS_CODE),
+            stream_module=stream_module,
         )
 
 
@@ -104,8 +115,13 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "root": installation.BASE,
         "job_body_bytes": MAX_JOB_BODY_BYTES,
         "store": store_address(config.objects, host.nameservers),
+        "host_name": HOST_NAME,
+        "soonest": SOONEST,
+        "request_id": "$told_request_id" if _serves_fronts(config) else "$request_id",
+        "cluster_listen": endpoint(*config.cluster.listen),
     }
-    files = {"guard.json": json.dumps(guard_settings(config, plan, layout), indent=2) + "\n"}
+    settings = guard_settings(config, plan, layout, host)
+    files = {"guard.json": json.dumps(settings, indent=2) + "\n"}
     if config.cluster.on:
         told = membership_document(config, plan, layout)
         files[layout.membership_json.name] = told
@@ -117,11 +133,24 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
     files |= _rendered("supervisor", context)
     files |= dict(settings_document(config, worker, layout) for worker in plan.workers)
     nginx = _rendered("nginx", context)
+    nginx = {name: text for name, text in nginx.items() if _is_wanted(name, config)}
     files |= nginx | {NGINX_DIGEST: f"return 200 {_digest(nginx)};\n"}
     if config.cluster.fronts and config.front.virtual_address:
         keepalived = _rendered("keepalived", context)
         files |= {f"keepalived/{name}": text for name, text in keepalived.items()}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def _serves_fronts(config: ClusterConfig) -> bool:
+    """Whether fronts hand requests to this machine."""
+    return config.cluster.on and config.cluster.draws
+
+
+def _is_wanted(name: str, config: ClusterConfig) -> bool:
+    """Of the files of nginx, what is for hosts and fronts is rendered there alone."""
+    if name == "cluster.d/hosts.conf":
+        return config.cluster.fronts
+    return not name.startswith("cluster.d/") or _serves_fronts(config)
 
 
 def _text(path: Path) -> str:
@@ -152,9 +181,10 @@ def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "dashboard.json", dashboard()
 
 
-def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
+def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dict[str, Any]:
     """What ``python -m deploy.guard`` reads: no more than it needs, all paths absolute."""
     idle_allowance_s = config.timeouts.idle_allowance_s
+    front = {"front": _front_settings(config, plan, host)} if config.cluster.fronts else {}
     return {
         "cell": config.cell.name,
         "var_dir": str(layout.var_dir),
@@ -167,6 +197,18 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout) -> dict[st
             {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
         ],
         **({"programs": ["nginx", *beside]} if (beside := sidecars(config)) else {}),
+        **front,
+    }
+
+
+def _front_settings(config: ClusterConfig, plan: Plan, host: Host) -> dict[str, Any]:
+    waits_s = config.limits.worker.max_queue_wait_s + config.timeouts.longest_draw_s
+    return {
+        **config.front.model_dump(),
+        "links": [link.name for link in plan.links],
+        "stream_module": host.stream_module,
+        # Longer than a front waits for an answer: nobody else ends a connection early.
+        "idle_timeout_s": math.ceil(waits_s) + 60,
     }
 
 

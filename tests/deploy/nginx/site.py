@@ -19,6 +19,7 @@ from deploy.layout import Layout
 from deploy.rendering import certificate
 from deploy.rendering.plan import plan
 from deploy.rendering.render import Host, render
+from tests.deploy.certificates import Authority
 from tests.deploy.processes import ask, fake_worker, listens, running, wait_until
 from tests.ports import free_port
 
@@ -112,7 +113,7 @@ def files(
     nameservers: tuple[str, ...] = (),
 ) -> dict[str, str]:
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
-    nginx = str(_nginx())
+    nginx = str(nginx_path())
     host = Host(
         nginx,
         version,
@@ -139,17 +140,21 @@ def write(layout: Layout, texts: dict[str, str]) -> None:
 
 def nginx_command(layout: Layout, *options: str) -> list[str]:
     where = ["-p", f"{layout.var_dir}/", "-c", str(layout.nginx_conf), "-e", "stderr"]
-    return [str(_nginx()), *where, *options]
+    return [str(nginx_path()), *where, *options]
 
 
 @contextlib.contextmanager
-def site(var_dir: Path, slot: str = "", **sections: dict[str, Any]) -> Iterator[Site]:
-    """``slot`` stands in the public server, beside its locations."""
+def site(
+    var_dir: Path, slot: str = "", authority: Authority | None = None, **sections: dict[str, Any]
+) -> Iterator[Site]:
+    """``slot`` stands in the public server, beside its locations. ``authority``: of a cluster."""
     config = configuration(var_dir, **sections)
     layout = SiteLayout(var_dir, var_dir / "run")
     texts = files(config, layout)
     texts["conf.d/locations.conf"] += slot
     write(layout, texts)
+    if authority is not None:
+        authority.equip(layout, "host", "front")
     make_closed_socket(layout.closed_socket)
     verify: ssl.SSLContext | bool = True
     scheme = "http"
@@ -178,7 +183,7 @@ def _serves(client: httpx.Client) -> bool:
     return False
 
 
-def _nginx() -> Path:
+def nginx_path() -> Path:
     binary = find_nginx("nginx")
     assert binary is not None
     return binary.path

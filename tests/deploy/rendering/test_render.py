@@ -1,5 +1,6 @@
 import configparser
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -233,7 +234,7 @@ CLUSTER: dict[str, Any] = {
 
 
 def test_a_host_of_a_cluster_has_a_program_more_that_is_started_again() -> None:
-    alone, files = rendered(), rendered(**CLUSTER)
+    alone, files = rendered(), of_cluster("host")
     assert "membership.json" in files.keys() - alone.keys()
     programs = supervisor(files["supervisord.conf"]).keys()
     more = programs - supervisor(alone["supervisord.conf"]).keys()
@@ -284,3 +285,59 @@ def test_a_host_without_a_name_of_its_own_is_called_as_its_machine(
     for machine, name in (("GPU_7.example", "gpu-7"), ("7th", "h7th"), ("_", "host")):
         monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
         assert json.loads(rendered(**unnamed)["membership.json"])["host"] == name
+
+
+def of_cluster(role: str, links: dict[str, int] | None = None) -> dict[str, str]:
+    address = {} if role == "front" else {"address": "10.0.0.7:7862"}
+    config = parse({**CLUSTER, "cluster": {"name": "studio", "role": role, **address}})
+    return render(config, plan(config, CPU, links), LAYOUT, HOST)
+
+
+def test_a_host_of_its_own_has_nothing_of_a_cluster() -> None:
+    texts = {name: text for name, text in rendered().items() if not name.startswith("monitoring")}
+    assert not [name for name in texts if "cluster" in name]
+    for word in ("told_request_id", "hosts_draw", "h1.sock", "link-", "ssl_verify_client"):
+        assert not [name for name, text in texts.items() if word in text]
+
+
+def test_a_host_of_a_cluster_has_a_server_for_fronts() -> None:
+    texts = of_cluster("host")
+    assert "listen 10.0.0.7:7862 default_server" in texts["cluster.d/fronts.conf"]
+    assert "proxy_pass http://draw;" in texts["conf.d/locations.conf"]
+    assert "limit_" not in texts["cluster.d/fronts-locations.conf"]
+    assert "link-h1" not in texts["supervisord.conf"]
+    assert "cluster.d/hosts.conf" not in texts
+
+
+def test_a_front_has_links_and_no_workers() -> None:
+    texts = of_cluster("front")
+    programs = [s for s in supervisor(texts["supervisord.conf"]).sections() if ":" in s][1:]
+    spare = [f"program:link-h{n}" for n in range(1, 9)]
+    assert programs == ["program:guard", "program:membership", *spare, "program:nginx"]
+    assert json.loads(texts["guard.json"])["workers"] == []
+    assert "proxy_pass https://hosts_draw;" in texts["conf.d/locations.conf"]
+    assert "/internal/" not in texts["conf.d/locations.conf"].replace("/internal/ops", "")
+    assert "cluster.d/fronts.conf" not in texts
+
+
+def test_a_machine_that_is_both_hands_its_clients_requests_to_hosts() -> None:
+    texts = of_cluster("both")
+    assert "proxy_pass https://hosts_draw;" in texts["conf.d/locations.conf"]
+    assert "proxy_pass http://draw;" in texts["cluster.d/fronts-locations.conf"]
+
+
+def test_hosts_weigh_what_their_workers_do_and_spare_ones_as_most() -> None:
+    hosts = of_cluster("front", {"h2": 8, "h5": 4, "h6": 8})["cluster.d/hosts.conf"]
+    found = re.findall(r"/(h\d+)\.sock\" weight=(\d+) max_fails=0", hosts)
+    weights = {"h2": "8", "h5": "4", "h6": "8"}
+    spare = ("h1", "h3", "h4", "h7", "h8", "h9", "h10", "h11")
+    assert dict(found) == {**weights, **dict.fromkeys(spare, "8")}
+    assert [name for name, _ in found] == [f"h{n}" for n in range(1, 12)]
+
+
+def test_the_guard_of_a_front_reads_what_is_rendered_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "guard.json"
+    path.write_text(of_cluster("front")["guard.json"])
+    front = guard_settings.load(path).front
+    assert front is not None
+    assert (front.links[0], front.silence_s, front.lost_s) == ("h1", 0.5, 1.5)

@@ -1,0 +1,76 @@
+"""The nginx of one link: it carries connections from a socket to one host.
+
+A process for each host, because ending a process is how to end its connections: whoever waits for
+a host that is lost is answered by another one at once, and no privilege is needed for it. TLS goes
+through it, from the front's nginx to the host's.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from deploy.config import patterns
+from deploy.guard.process import Process
+from deploy.layout import Layout
+from worker.coordination.processes import START_TIME, stat
+
+_CONNECT_TIMEOUT_S = 1
+_CONNECTIONS = 8192  # of both sides
+
+
+def configuration(
+    layout: Layout, link: str, address: str, stream_module: str, idle_timeout_s: int
+) -> str:
+    """The text of its configuration; ValueError where ``address`` is none."""
+    # It comes from the database, where other hosts write.
+    if not address or not re.fullmatch(patterns.HOST_AND_PORT, address):
+        raise ValueError(f"{address!r} is no address of a host")
+    load = f'load_module "{stream_module}";\n' if stream_module else ""
+    return f"""{load}daemon off;
+# Whoever ends this process ends all of it.
+master_process off;
+pid "{layout.links_dir}/{link}.pid";
+# A host that is away would write a line for each question of the guard.
+error_log stderr crit;
+worker_rlimit_nofile {_CONNECTIONS + 64};
+
+events {{
+    worker_connections {_CONNECTIONS};
+}}
+
+stream {{
+    server {{
+        listen "unix:{layout.link_socket(link)}" backlog=4096;
+        proxy_pass {address};
+        proxy_connect_timeout {_CONNECT_TIMEOUT_S}s;
+        proxy_timeout {idle_timeout_s}s;
+        proxy_socket_keepalive on;
+        proxy_buffer_size 64k;
+    }}
+}}
+"""
+
+
+class LinkProgram:
+    """The process of a link that runs now."""
+
+    def __init__(self, layout: Layout, link: str) -> None:
+        self._pid_file = layout.links_dir / f"{link}.pid"
+        self._conf = layout.link_conf(link)
+
+    def process(self) -> Process | None:
+        """None where there is none. The number alone proves nothing: it is used again."""
+        try:
+            pid = int(self._pid_file.read_text(encoding="utf-8"))
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        fields = stat(pid)
+        if fields is None or os.fsencode(self._conf) not in command.split(b"\0"):
+            return None
+        return Process(pid, int(fields[START_TIME]))
+
+    def kill(self) -> bool:
+        """End it and all of its connections; whether there was one. Supervisor starts another."""
+        process = self.process()
+        return process is not None and process.kill()

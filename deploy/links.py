@@ -1,0 +1,80 @@
+"""Which host has which link of a front: written by the guard, read by whoever renders anew.
+
+A link is a gate in nginx's pool and a process that carries connections to one host. Names of links
+stand in nginx's configuration, hosts come and go.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from deploy.layout import Layout
+
+HOST_NAME = "zimage-host"
+"""In the certificate of every host of a cluster: fronts ask for it, whatever the address."""
+
+GONE_AFTER_S = 60.0
+"""A host that is out for so long has no place in the next rendering: a closed gate is tried, and
+costs."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """``host`` is its id, ``workers`` how many are configured there. ``out_since``: since when it
+    takes no requests, in seconds since the epoch; None while it does."""
+
+    host: str
+    address: str
+    workers: int
+    out_since: float | None = None
+
+
+PROGRAM = "link-"
+"""What supervisord's names of links begin with."""
+
+
+SOONEST = "soonest"
+"""A front's gate to the host that will have room first."""
+
+
+def reading(link: str) -> str:
+    """Its other gate, which stays open while the host is full."""
+    return f"{link}-read"
+
+
+def program(link: str) -> str:
+    """What supervisord calls ``link``."""
+    return PROGRAM + link
+
+
+def is_program(name: str) -> bool:
+    return name.startswith(PROGRAM)
+
+
+def read(layout: Layout) -> dict[str, Link]:
+    """By name of link; empty where nobody has written any, or it cannot be read."""
+    try:
+        stored = json.loads(layout.links_json.read_bytes())
+        return {name: Link(**link) for name, link in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write(layout: Layout, links: Mapping[str, Link]) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    layout.links_dir.mkdir(mode=0o700, exist_ok=True)
+    fresh = layout.links_json.with_suffix(".new")
+    text = json.dumps({name: asdict(link) for name, link in links.items()}, indent=2)
+    fresh.write_text(text + "\n", encoding="utf-8")
+    fresh.replace(layout.links_json)
+
+
+def in_use(layout: Layout) -> dict[str, int]:
+    """What the next rendering keeps a place for: workers by link."""
+    oldest = time.time() - GONE_AFTER_S
+    return {
+        name: link.workers
+        for name, link in read(layout).items()
+        if link.out_since is None or link.out_since > oldest
+    }

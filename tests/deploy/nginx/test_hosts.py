@@ -1,0 +1,207 @@
+"""Two floors of real nginxes: a front hands requests to hosts, and a host to its workers."""
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.certificates import Authority
+from tests.deploy.nginx.cluster import Front, front, host
+from tests.deploy.nginx.site import Site
+from tests.deploy.processes import ask, wait_until
+from tests.ports import free_port
+
+FORGED = {
+    "X-Request-ID": "f" * 32,
+    "X-Request-Start": "1700000000.123",
+    "X-Real-IP": "6.6.6.6",
+    "X-Forwarded-For": "6.6.6.6",
+    "X-Forwarded-Proto": "https",
+}
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def a(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
+    with host(tmp_path_factory.mktemp("a"), authority) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def b(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
+    with host(tmp_path_factory.mktemp("b"), authority) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Front]:
+    open_to_all = {"auth": "none", "port": free_port()}
+    with front(tmp_path_factory.mktemp("entry"), authority, listen=open_to_all) as here:
+        yield here
+
+
+def client(site: Site, who: Site, role: str) -> httpx.Client:
+    """Of ``site``'s port for fronts, with a certificate of ``who``."""
+    layout = who.layout
+    tls = ssl.create_default_context(cafile=str(layout.authority_certificate))
+    tls.check_hostname = False
+    tls.load_cert_chain(layout.cluster_certificate(role), layout.cluster_key(role))
+    return httpx.Client(base_url=f"https://{site.config.cluster.address}", verify=tls, timeout=30)
+
+
+def is_drawing(site: Site) -> bool:
+    return bool(ask(site.layout, "w1", "GET", "/readyz").json()["running"])
+
+
+def test_front_draws_through_a_host(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        reply = entry.site.draw(prompt="x")
+        large = entry.site.draw(prompt="x", bytes=3_000_000)
+    assert (reply.status_code, reply.headers["X-Worker"]) == (200, "w1")
+    assert len(large.json()["filler"]) == 3_000_000
+    assert reply.headers.get_list("X-Content-Type-Options") == ["nosniff"]
+    assert "X-Accel-Redirect" not in reply.headers
+
+
+def test_only_the_front_says_who_asks_and_since_when(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        reply = entry.site.client.post("/v1/images/generations", json={}, headers=FORGED)
+        direct = a.client.post("/v1/images/generations", json={}, headers=FORGED)
+    at_the_worker = reply.json()["headers"]
+    told = entry.site.log_of(reply.headers.get("X-Request-ID") or at_the_worker["x-request-id"])
+    assert at_the_worker["x-request-id"] == told["request_id"] != FORGED["X-Request-ID"]
+    assert at_the_worker["x-real-ip"] == "127.0.0.1"
+    assert float(at_the_worker["x-request-start"]) > 1_700_000_001
+    assert at_the_worker["x-forwarded-proto"] == "http"
+    assert at_the_worker["host"] == f"127.0.0.1:{entry.site.config.listen.port}"
+    # A host that is used directly believes nobody, as ever.
+    assert direct.status_code == 421 or FORGED["X-Request-ID"] not in direct.text
+
+
+def test_a_host_believes_what_a_front_tells(entry: Front, a: Site) -> None:
+    with a.worker("w1"), client(a, entry.site, "front") as as_front:
+        reply = as_front.post("/v1/images/generations", json={}, headers=FORGED)
+    told = reply.json()["headers"]
+    assert told["x-request-id"] == FORGED["X-Request-ID"]
+    assert told["x-request-start"] == FORGED["X-Request-Start"]
+    assert (told["x-real-ip"], told["x-forwarded-for"]) == ("6.6.6.6", "6.6.6.6")
+    assert told["x-forwarded-proto"] == "https"
+    assert a.log_of(FORGED["X-Request-ID"])["client"] == "6.6.6.6"
+
+
+def test_nobody_but_a_front_is_served(
+    entry: Front, a: Site, authority: Authority, tmp_path: Path
+) -> None:
+    with a.worker("w1"):
+        with client(a, entry.site, "host") as as_host:  # as another host of the cluster has it
+            assert as_host.get("/readyz").status_code == 400
+        with httpx.Client(verify=False) as stranger:
+            url = f"https://{a.config.cluster.address}/readyz"
+            assert stranger.get(url).status_code == 400
+        with client(a, entry.site, "front") as as_front:
+            assert as_front.get("/readyz").status_code == 200
+            assert as_front.get("/admin/drain").status_code == 404
+
+
+def test_revoked_front_is_served_no_more(
+    authority: Authority, tmp_path: Path, entry: Front
+) -> None:
+    with front(tmp_path / "out", authority) as revoked:
+        authority.revoke(revoked.site.layout.cluster_certificate("front"))
+        with host(tmp_path / "in", authority) as strict, strict.worker("w1"):
+            with client(strict, revoked.site, "front") as as_front:
+                assert as_front.get("/readyz").status_code == 400
+            with client(strict, entry.site, "front") as as_front:
+                assert as_front.get("/readyz").status_code == 200
+
+
+def test_front_gives_nothing_to_who_is_no_host_of_the_cluster(
+    entry: Front, b: Site, tmp_path: Path
+) -> None:
+    with (
+        host(tmp_path, Authority()) as stranger,  # of an authority of its own
+        stranger.worker("w1"),
+        entry.link("h1", stranger),
+    ):
+        assert entry.site.draw(prompt="x").status_code == 503
+        with b.worker("w1"), entry.link("h2", b):
+            assert {entry.site.draw(prompt="x").status_code for _ in range(4)} == {200}
+        assert not stranger.layout.access_log.read_text().count("generations")
+
+
+def test_request_of_a_lost_host_is_drawn_by_another_as_the_same(
+    entry: Front, a: Site, b: Site
+) -> None:
+    with a.worker("w1"), entry.link("h1", a) as link, ThreadPoolExecutor() as pool:
+        reply = pool.submit(entry.site.draw, prompt="hang w1")
+        wait_until(lambda: is_drawing(a), "drawing")
+        with b.worker("w2"), entry.link("h2", b):
+            for gate in entry.gates("h1"):
+                gate.close()
+            link.kill()
+            told = reply.result().json()
+    assert told["worker"] == "w2"
+    log = entry.site.log_of(told["headers"]["x-request-id"])
+    assert "/h1.sock" in log["upstream_addr"].split(",")[0]
+    start = float(told["headers"]["x-request-start"])
+    assert start <= log["end"] - log["seconds"] + 0.1  # when it came, not when it was repeated
+
+
+def test_all_hosts_full_tells_the_wait_of_the_one_that_has_room_first(
+    entry: Front, a: Site, b: Site
+) -> None:
+    with a.worker("w1"), every_worker(b), entry.link("h1", a), entry.link("h2", b):
+        for name in ("w1", "w2", "w3"):
+            ask(b.layout, name, "POST", "/fake/ready?no")
+        for link in ("h1", "h2"):
+            entry.gates(link)[0].close()
+        assert entry.site.draw(prompt="x").json()["error"]["code"] == "unavailable"
+        entry.lead_soonest_to("h2")
+        reply = entry.site.draw(prompt="x")
+        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "7")
+        asked = [site.layout.access_log.read_text().count("generations") for site in (a, b)]
+        entry.site.draw(prompt="x")
+        wait_until(
+            lambda: b.layout.access_log.read_text().count("generations") == asked[1] + 1, "logged"
+        )
+        assert a.layout.access_log.read_text().count("generations") == asked[0]
+
+
+@contextlib.contextmanager
+def every_worker(site: Site) -> Iterator[None]:
+    with site.worker("w1"), site.worker("w2"), site.worker("w3"):
+        yield
+
+
+def test_reads_go_to_full_hosts_too(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        entry.gates("h1")[0].close()
+        assert entry.site.client.get("/v1/models").text == "w1 /v1/models"
+        assert entry.site.client.get("/readyz").status_code == 200
+    assert entry.site.client.get("/readyz").status_code == 503
+
+
+def test_stream_of_a_lost_host_ends_as_a_cut_one(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a) as link:
+        asked = {"prompt": "x", "stream": True}
+        with entry.site.client.stream("POST", "/v1/images/generations", json=asked) as reply:
+            events = reply.iter_text()
+            assert next(events) == "event: one\n\n"
+            link.kill()
+            with pytest.raises(httpx.RemoteProtocolError):
+                next(events)
+
+
+def test_stream_passes_both_floors_as_it_comes(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        asked = {"prompt": "x", "stream": True}
+        with entry.site.client.stream("POST", "/v1/images/generations", json=asked) as reply:
+            assert next(reply.iter_text()) == "event: one\n\n"

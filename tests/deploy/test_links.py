@@ -1,0 +1,35 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy import links
+from deploy.layout import Layout
+from deploy.links import GONE_AFTER_S, Link
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path, tmp_path / "run")
+
+
+def test_links_are_read_as_they_were_written(layout: Layout) -> None:
+    assert links.read(layout) == {}
+    held = {"h1": Link("a", "10.0.0.7:7862", 8), "h3": Link("b", "10.0.0.8:7862", 4, 12.5)}
+    links.write(layout, held)
+    assert links.read(layout) == held
+
+
+def test_a_host_that_is_out_for_long_has_no_place_in_the_next_rendering(layout: Layout) -> None:
+    now = time.time()
+    of_out = {"h2": now - GONE_AFTER_S - 1, "h3": now - GONE_AFTER_S + 30}
+    held = {name: Link(name, "10.0.0.7:7862", 8, since) for name, since in of_out.items()}
+    links.write(layout, {"h1": Link("a", "10.0.0.9:7862", 4), **held})
+    assert links.in_use(layout) == {"h1": 4, "h3": 8}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"h1": {"host": "a"}}', '{"h1": 3}', "\x00"])
+def test_a_file_that_is_none_of_ours_holds_no_links(layout: Layout, text: str) -> None:
+    layout.links_dir.mkdir()
+    layout.links_json.write_text(text)
+    assert links.read(layout) == {}
