@@ -254,6 +254,14 @@ class Lifecycle:
         """What waits here, cheap enough to ask for all the time."""
         return Backlog() if self._model is None else self._model.engine.backlog()
 
+    def full(self, backlog: Backlog) -> bool:
+        """Whether a request that came now would be refused for those ahead of it."""
+        limits = self.settings
+        return (
+            backlog.queued >= limits.max_queued_requests
+            or backlog.predicted_wait_s > limits.max_queue_wait_s
+        )
+
     def engine_state(self) -> EngineState | None:
         return None if self._model is None else self._model.engine.state()
 

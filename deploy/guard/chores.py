@@ -55,7 +55,7 @@ class Chores:
 
     def _rotate_logs(self) -> None:
         layout, size, keep = self._layout, self._settings.log_max_bytes, self._settings.log_keep
-        logs = (layout.access_log, layout.nginx_error_log)
+        logs = (layout.access_log, layout.nginx_error_log, layout.host_access_log)
         moved = [housekeeping.rotate(log, size, keep) for log in logs]
         if any(moved):
             housekeeping.reopen_logs(layout.nginx_pid, layout.nginx_conf)

@@ -10,8 +10,10 @@ from typing import Any
 
 from deploy.guard import exposition, state
 from deploy.guard.chores import Chores
+from deploy.guard.front import Front
 from deploy.guard.gate import make_closed_socket
 from deploy.guard.gpus import Gpus
+from deploy.guard.host_metrics import HostMetrics
 from deploy.guard.journal import Journal
 from deploy.guard.judge import EXCUSED, KillHold, Observation, Verdict, judge
 from deploy.guard.keeping import Keeping
@@ -57,9 +59,20 @@ class Guard:
         )
         self._killer = Killer(self._hold, self._rules, self._programs, self._layout, self._journal)
         self._chores = Chores(self._keeping, settings, self._layout, self._journal, self._troubles)
+        self._front = self._front_of(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._written_at = 0.0
         self._open_at: float | None = None
+
+    def _front_of(self, settings: GuardSettings) -> Front | None:
+        if settings.front is None:
+            return None
+        poke = self._programs.poke
+        rules, journal, troubles = settings.front, self._journal, self._troubles
+        front = Front(settings, rules, self._layout, journal, troubles, poke)
+        self._programs.links = front
+        self._metrics.registry.register(HostMetrics(front))
+        return front
 
     async def run(self, settings_path: Path) -> None:
         """Guard until ``settings_path`` vanishes, which is how a removed cell looks."""
@@ -68,6 +81,8 @@ class Guard:
         for watch in self._watches:
             with self._troubles.survived("preparing the gate", watch.name):
                 watch.gate.prepare()
+        if self._front:
+            self._front.prepare()
         self._gpus.start()
         self._journal.event("guard started")
         async with (
@@ -81,6 +96,7 @@ class Guard:
                 "keeping the short name": self._chores.keep_the_short_link,
                 "clearing what dead commands left": self._left_behind.clear_for_ever,
                 "keeping the history": self._observer.observe_for_ever,
+                **(self._front.loops if self._front else {}),
                 **{
                     f"asking {w.name}": partial(w.ask_for_ever, self._on_change)
                     for w in self._watches
@@ -221,6 +237,8 @@ class Guard:
         self._journal.news = False
         try:
             seen = state.snapshot(self._settings, self._watches, self._journal, self._gpus)
+            if self._front:
+                seen |= self._front.as_json()
             state.write(self._layout.cell_json, seen)
         except OSError as error:
             logging.getLogger("guard").error("cannot write the cell's state: %s", error)

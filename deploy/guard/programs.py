@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from deploy.guard.journal import Journal
 from deploy.guard.judge import Observation
@@ -24,6 +25,16 @@ _INTERVAL_S = 2.0  # a death asks at once
 _AWAY_S = 3.0
 
 
+class Links(Protocol):
+    """The programs of a front's links, and which of them are to run now."""
+
+    @property
+    def all_programs(self) -> frozenset[str]: ...
+
+    @property
+    def programs(self) -> frozenset[str]: ...
+
+
 class Programs:
     def __init__(
         self,
@@ -41,6 +52,7 @@ class Programs:
         self._restarts = Restarts(settings.guard.max_start_backoff_s)
         self._programs: dict[str, Program] = {}
         self._poked = asyncio.Event()
+        self.links: Links | None = None
 
     def poke(self) -> None:
         """Ask supervisor now: somebody has ended."""
@@ -77,6 +89,7 @@ class Programs:
                 if _somebody_ended(before, self._programs):
                     self._explain_exits(await asyncio.to_thread(self._supervisor.exits))
                 await self._start_what_is_down()
+                await self._start_links()
                 answered_at = time.monotonic()
                 self._journal.clear("supervisor_away")
             except SupervisorEnds:
@@ -114,6 +127,20 @@ class Programs:
                 await asyncio.to_thread(self._supervisor.start, program)
             elif self._restarts.due(program, time.monotonic()):
                 self._journal.event(f"start it: supervisor has it in {program.state}", name)
+                await asyncio.to_thread(self._supervisor.start, program)
+
+    async def _start_links(self) -> None:
+        """And stop those that lead to nobody any more."""
+        wanted = self.links.programs if self.links else frozenset()
+        for name in sorted(self.links.all_programs if self.links else ()):
+            program = self._programs.get(name)
+            if program is None:
+                continue
+            if name not in wanted and program.pid:
+                await asyncio.to_thread(self._supervisor.stop, program)
+            elif name in wanted and (
+                program.state == "STOPPED" or self._restarts.due(program, time.monotonic())
+            ):
                 await asyncio.to_thread(self._supervisor.start, program)
 
 

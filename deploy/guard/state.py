@@ -56,6 +56,7 @@ def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:
         "queued": said.get("queued", 0),
         "running": said.get("running", 0),
         "predicted_wait_s": said.get("predicted_wait_s"),
+        "full": bool(said.get("full")),
         "restarts": watch.restarts,
         "last_exit": watch.last_exit,
         "last_fault": watch.last_fault,

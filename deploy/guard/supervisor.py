@@ -87,6 +87,10 @@ class Supervisor:
             calls.insert(0, {"methodName": "supervisor.stopProcess", "params": parameters})
         self._call("system.multicall", calls)
 
+    def stop(self, program: Program) -> None:
+        """Begin to stop it."""
+        self._call("supervisor.stopProcess", program.name, False)
+
     def _program(self, name: str) -> Program:
         return _program(self._call("supervisor.getProcessInfo", name))
 

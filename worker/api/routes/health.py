@@ -61,6 +61,7 @@ def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
         "running": backlog.running,
         "drawn": components.metrics.drawn,
         "predicted_wait_s": round(backlog.predicted_wait_s, 3),
+        "full": lifecycle.full(backlog),
     }
     return content if reason is None else {**content, "reason": reason}
 
@@ -68,7 +69,9 @@ def readiness(lifecycle: Lifecycle) -> dict[str, Any]:
 def openapi(_: Lifecycle) -> Part:
     state = {
         "type": "object",
-        "required": ["ready", "code", "phase", "queued", "running", "drawn", "predicted_wait_s"],
+        "required": [
+            *("ready", "code", "phase", "queued", "running", "drawn", "predicted_wait_s", "full")
+        ],
         "properties": {
             "ready": {"type": "boolean"},
             "code": {"type": "string", "description": "Digest of the sources that it runs."},
@@ -77,6 +80,7 @@ def openapi(_: Lifecycle) -> Part:
             "running": {"type": "integer"},
             "drawn": {"type": "integer", "description": "Pictures since its start."},
             "predicted_wait_s": {"type": "number"},
+            "full": {"type": "boolean", "description": "It would refuse a request that came now."},
         },
     }
     return Part({"/readyz": {"get": operation("Whether the cell would take work.", {200: state})}})

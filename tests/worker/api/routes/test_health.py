@@ -194,3 +194,17 @@ async def test_the_guards_question_needs_no_full_state(
     monkeypatch.setattr(Engine, "state", lambda _: 1 // 0)
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["queued"], answer.json()["running"]) == (200, 0, 0)
+
+
+async def test_a_worker_says_that_it_is_full(home: Path) -> None:
+    settings = settings_in(home, model="synthetic:step_ms=100", max_queued_requests=1, max_batch=1)
+    async with serving(settings) as (service, client), anyio.create_task_group() as clients:
+        await ready(service)
+        assert (await client.get("/readyz")).json()["full"] is False
+        for backlog in ((0, 1), (1, 1)):
+            clients.start_soon(lambda: client.post(URL, json={"prompt": "a"}))
+            with anyio.fail_after(30):
+                while service.backlog()[:2] != backlog:  # noqa: ASYNC110 — nothing tells it
+                    await anyio.sleep(0.005)
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["full"]) == (200, True)
