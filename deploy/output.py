@@ -58,6 +58,7 @@ def _console(*, stderr: bool = False) -> Console:
 console = _console()
 errors = _console(stderr=True)
 
+_HOST_COLOURS = {"ready": "green", "full": "yellow", "unknown": "", "out": "yellow"}
 _COLOURS = {
     "ready": "green",
     "busy": "green",
@@ -229,6 +230,24 @@ def state_text(name: str) -> Text:
     return Text(name, _COLOURS.get(name, ""))
 
 
+def host_table(hosts: list[dict[str, Any]]) -> Table:
+    """As a front's guard sees them."""
+    shown = table(
+        "host", "state", "for", "workers", "wait", "why", right=("for", "workers", "wait")
+    )
+    for host in hosts:
+        state, wait_s = host["state"], host["wait_s"]
+        shown.add_row(
+            Text(host["name"], "bold"),
+            Text(state, _HOST_COLOURS.get(state, "red")),
+            span(time.time() - host["since"]),
+            f"{host['ready']} of {host['workers']}",
+            f"{wait_s:.1f} s" if wait_s else "–",
+            host["why"] if host["why"] != state else "–",
+        )
+    return shown
+
+
 def _cells(worker: dict[str, Any]) -> list[RenderableType]:
     queue = worker.get("queued", 0) + worker.get("running", 0)
     wait_s = worker.get("predicted_wait_s")
@@ -255,7 +274,10 @@ def status(state: dict[str, Any]) -> RenderableType:
     parts.append(_headline(state))
     if rollout := (state.get("rollout") or {}).get("text"):
         parts.append(Text(f"rollout  {rollout}", "yellow"))
-    parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
+    if state.get("hosts"):
+        parts.append(Padding(host_table(state["hosts"]), (1, 0, 0, 2)))
+    if state["workers"]:
+        parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
     # Not a column: they are long, and most of the time there is none.
     faults = [_last_fault(w) for w in state["workers"] if w.get("last_fault")]
     if faults:

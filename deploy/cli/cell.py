@@ -101,7 +101,7 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
     converge.wait_ready(cell)
     if not changed:
         output.done("nothing to change: the cell runs as cluster.toml says")
-    if draw and cell.workers():
+    if draw and _somebody_draws(cell):
         drawn = picture.draw(cell)
         output.done(f"{drawn.worker} drew {drawn.path} in {drawn.seconds:.1f} s, through nginx")
     output.done(f"ready: {cell.url}")
@@ -109,6 +109,13 @@ def _greet(cell: Cell, *, changed: bool, draw: bool) -> None:
         output.say(f"  people   {public}")
     output.say(f"  logs     {cell.layout.logs_dir}")
     output.say("  next     zimage status · zimage logs -f · zimage down")
+
+
+def _somebody_draws(cell: Cell) -> bool:
+    if not cell.config.cluster.fronts:
+        return bool(cell.workers())
+    state = cell.state()
+    return state is not None and bool(state["ready"])
 
 
 def _apply(cell: Cell, doing: str, target: str = "", *, child: bool = False) -> bool:

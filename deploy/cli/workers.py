@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deploy import output
-from deploy.cell import Cell
+from deploy.cell import Cell, CellError
 from deploy.cli import trace as tracing
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rollout import calibrate as calibration
@@ -57,7 +57,7 @@ def restart(
     if at_once and (rolling or workers):
         raise typer.BadParameter("--all takes every worker at once: no names and no --rolling")
     cell = open_cell(config)
-    names = workers or list(cell.plan.names)
+    names = workers or _all_workers(cell)
     for name in names:
         _known_worker(cell, name)
     how = ["--all"] if at_once else ["--rolling"] if rolling else []
@@ -84,7 +84,7 @@ def calibrate(
 ) -> None:
     """Measure what drawing costs on a device. Workers use it from their next start."""
     cell = open_cell(config, create=True)
-    name = worker or cell.plan.names[0]
+    name = worker or _all_workers(cell)[0]
     _known_worker(cell, name)
     with operation.begin(cell, "calibrate", f"calibrate {name}") as rollout:
         table = calibration.run(rollout, name, sizes, repeats)
@@ -110,7 +110,12 @@ def trace(
         output.console.print(tracing.shown(found))
 
 
+def _all_workers(cell: Cell) -> list[str]:
+    if not cell.plan.names:
+        raise CellError(f"no workers; {cell.has}")
+    return list(cell.plan.names)
+
+
 def _known_worker(cell: Cell, name: str) -> None:
     if name not in cell.plan.names:
-        known = ", ".join(cell.plan.names)
-        raise typer.BadParameter(f"no worker {name}; this cell has {known}")
+        raise typer.BadParameter(f"no worker {name}; {cell.has}")

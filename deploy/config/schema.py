@@ -344,12 +344,12 @@ class Cluster(Table):
 
     @property
     def listen(self) -> tuple[str, int]:
-        """Where nginx listens for fronts: at ``address``, or everywhere where that is a name. Port
-        0: nowhere."""
-        if not self.on or not self.draws:
+        """Where nginx listens for fronts: on all addresses, for what the others call this host may
+        be none of its own (NAT). Port 0: nowhere."""
+        if not (self.on and self.draws):
             return "", 0
         host, _, port = self.address.rpartition(":")
-        return host if _is_network(host.strip("[]")) else "0.0.0.0", int(port)
+        return "::" if host.startswith("[") else "0.0.0.0", int(port)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

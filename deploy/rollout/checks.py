@@ -21,14 +21,20 @@ import psutil
 from deploy import store
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
-from deploy.config.schema import Cluster
 from deploy.finding import Finding
 from deploy.host import machine, processes
 from deploy.layout import too_long_by, under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.plan import model_source
 from deploy.rendering.render import sidecars
-from deploy.rollout import alarm_checks, bucket_checks, cluster_checks, code, database_checks
+from deploy.rollout import (
+    alarm_checks,
+    bucket_checks,
+    cluster_checks,
+    code,
+    database_checks,
+    front_checks,
+)
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
 from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
@@ -51,8 +57,9 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
     machine_has = (nginx, paths, sockets, ports, open_files, https, memory, gpus)
-    outside = (bucket_checks.before_up, alarm_checks.before_up)
-    checks = (*machine_has, model, database, keys, traces, *outside)
+    draws = (model,) if cell.config.cluster.draws else ()
+    outside = (bucket_checks.before_up, alarm_checks.before_up, front_checks.before_up)
+    checks = (*machine_has, *draws, database, keys, traces, *outside)
     return [finding for check in checks for finding in check(cell)]
 
 
@@ -128,7 +135,7 @@ def ports(cell: Cell) -> Iterator[Finding]:
         ("listen", config.listen.address, config.listen.port),
         ("ops", config.ops.address, config.ops.port),
         ("tls.http_port", config.listen.address, config.tls.http_port),
-        ("cluster.address", *_for_fronts(config.cluster)),
+        ("cluster.address", *config.cluster.listen),
     ):
         if not port:
             continue
@@ -145,16 +152,9 @@ def ports(cell: Cell) -> Iterator[Finding]:
             )
             yield Finding("fail", subject, "only root may listen there", remedy)
         else:
-            remedy = f"set {key}.address to an address of this machine"
+            setting = key if "." in key else f"{key}.address"
+            remedy = f"set {setting} to an address of this machine"
             yield Finding("fail", subject, os.strerror(problem), remedy)
-
-
-def _for_fronts(cluster: Cluster) -> tuple[str, int]:
-    """Where a host of a cluster listens for fronts: on all addresses, for what the others call it
-    may be none of its own (NAT). 0: it is none."""
-    if not (cluster.on and cluster.draws):
-        return "", 0
-    return "0.0.0.0", int(cluster.address.rpartition(":")[2])
 
 
 def open_files(cell: Cell) -> Iterator[Finding]:
@@ -224,6 +224,8 @@ def memory(cell: Cell) -> Iterator[Finding]:
 
 def gpus(cell: Cell) -> Iterator[Finding]:
     planned = [w for w in cell.plan.workers if w.devices[0] != "cpu"]
+    if not cell.plan.workers:
+        return
     for worker in planned:
         for device in worker.devices:
             yield from _vram(cell, device, worker.vram_limit_gib, worker.name)
@@ -414,7 +416,7 @@ def optimisations(cell: Cell) -> Iterator[Finding]:
 
 def _pool_health(open_: int, of: int) -> Iterator[Finding]:
     text = f"{open_} of {of} workers take requests"
-    if open_ == of:
+    if open_ == of and of:
         yield Finding("ok", "cell", text)
     else:
         yield Finding("warn" if open_ else "fail", "cell", text, "see zimage status")

@@ -7,8 +7,10 @@ import hashlib
 import signal
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
-from deploy import drains, output, store
+from deploy import drains, links, output, store
 from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
@@ -21,6 +23,10 @@ from deploy.supervision.supervise import STOPPED, Changes
 
 _NOTHING = Changes((), (), ())
 _GUARD_TIMEOUT_S = 20.0
+_LINK_TIMEOUT_S = 5.0
+_HOSTS_TIMEOUT_S = 20.0
+_LIST_TIMEOUT_S = 5.0
+"""Membership reads it every two seconds."""
 
 
 def prepare(cell: Cell) -> dict[str, str]:
@@ -85,7 +91,12 @@ def take_certificate(cell: Cell) -> bool:
 
 
 def wait_ready(cell: Cell) -> None:
-    """Until every worker that nobody drained takes requests, and one at least."""
+    """Until every worker that nobody drained takes requests, and one at least. A front is ready
+    without a host: some may be away, and the first one joins later."""
+    if cell.config.cluster.fronts:
+        _wait_for_hosts(cell)
+    if not cell.plan.names:
+        return
     by_hand = drains.by_hand(cell.layout)
     names = [name for name in cell.plan.names if name not in by_hand]
     out = sorted(by_hand.keys() & set(cell.plan.names))
@@ -96,6 +107,22 @@ def wait_ready(cell: Cell) -> None:
         raise CellError(f"the cell runs, and nobody draws: all workers are drained; {undrain}")
     count = f"{len(names)} worker{'s' if len(names) != 1 else ''}"
     wait.until_renewed(cell, names, cell.config.timeouts.up_timeout_s, f"waiting for {count}")
+
+
+def _wait_for_hosts(cell: Cell) -> None:
+    """For one of them; a front whose database is away, or that is the first, may know none."""
+    if not processes.wait_for(lambda: _seen(cell) is not None, _GUARD_TIMEOUT_S):
+        tail = cell.log_tail("guard", lines=3)
+        raise CellError(f"the guard writes no state; it says:\n{tail}")
+    if not processes.wait_for(lambda: bool((_seen(cell) or {}).get("hosts")), _LIST_TIMEOUT_S):
+        output.warn("this front knows no host yet: zimage hosts invite NAME lets one join")
+    elif not processes.wait_for(lambda: (_seen(cell) or {}).get("ready", False), _HOSTS_TIMEOUT_S):
+        output.warn("no host takes requests; see zimage status")
+
+
+def _seen(cell: Cell) -> dict[str, Any] | None:
+    state = cell.state()
+    return None if state is None or state["stale"] else state
 
 
 def _require_code(cell: Cell, rendered: dict[str, str]) -> None:
@@ -128,7 +155,7 @@ def _start(rollout: Rollout, *, child: bool) -> bool:
     cell = rollout.cell
     left = orphans.find(cell.layout)
     _remove_stale_sockets(cell)
-    rollout.say(f"start supervisord, {len(cell.plan.names)} workers, guard and nginx")
+    rollout.say(f"start supervisord, {cell.plan.programs}")
     start = supervise.start_child if child else supervise.start_daemon
     with interrupts.deferred():  # until it is written down, nobody would find it again
         start(cell.layout, cell.config.cell.name, cell.host.home)
@@ -160,9 +187,18 @@ def _take_over(rollout: Rollout, left: Orphans) -> None:
             roll.take_over(rollout, name, orphan)
     _end(cell, orphans.end_attendants(left))
     cell.supervisor.start("nginx")  # adopts the one that runs
+    _start_links(cell)  # beside the old ones, which have requests on their way
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
     timeout_s = roll.stop_timeout_s(cell)
     _end(cell, processes.end([*unplanned, *left.others], timeout_s, signal.SIGTERM))
+
+
+def _start_links(cell: Cell) -> None:
+    """Those that lead to a host; the guard starts and stops them from then on."""
+    known = cell.programs()
+    for program in map(links.program, links.read(cell.layout)):
+        if program in known:
+            cell.supervisor.start(program)
 
 
 def _end(cell: Cell, survivors: list[processes.Process]) -> None:
@@ -225,14 +261,17 @@ def _update(rollout: Rollout) -> bool:
         rollout.say(f"restart {name}; nobody misses it for a moment")
         roll.reload_program(cell, name)
     for name in changes.added:
-        rollout.say(f"add {name}")
         supervisor.add(name)
-        supervisor.start(name)
+        if not links.is_program(name):  # those the guard starts
+            rollout.say(f"add {name}")
+            supervisor.start(name)
+    _renew_links(rollout, changes)
     acted |= _start_what_stands(rollout, changes)
     _require_another(cell, changes.removed)
     acted |= _update_nginx(rollout, changes)
     for name in changes.removed:
-        rollout.say(f"remove {name}: it finishes what it draws")
+        if not links.is_program(name):
+            rollout.say(f"remove {name}: it finishes what it draws")
         supervisor.stop(name, roll.stop_timeout_s(cell))
         supervisor.remove(name)
     _remove_gates(cell)
@@ -258,6 +297,25 @@ def _update_guard(rollout: Rollout, changes: Changes) -> bool:
     return True
 
 
+def _renew_links(rollout: Rollout, changes: Changes) -> None:
+    """One after the other, with a moment for the guard to hear the host again: what was on its way
+    goes to another host."""
+    cell = rollout.cell
+    for name in filter(links.is_program, changes.changed):
+        if cell.supervisor.states()[name].state in STOPPED:
+            cell.supervisor.remove(name)
+            cell.supervisor.add(name)
+            continue
+        rollout.say(f"restart {name}: its command changed")
+        roll.reload_program(cell, name)
+        processes.wait_for(partial(_is_in, cell, name), _LINK_TIMEOUT_S)
+
+
+def _is_in(cell: Cell, program: str) -> bool:
+    hosts = (_seen(cell) or {}).get("hosts", ())
+    return any(links.program(host["link"]) == program and host["open"] for host in hosts)
+
+
 def _require_another(cell: Cell, removed: Collection[str]) -> None:
     """Before those that draw go: until one of those that stay does. ``CellError``: none can."""
     if not any(cell.layout.gate(name).exists() for name in removed):
@@ -276,7 +334,7 @@ def _require_another(cell: Cell, removed: Collection[str]) -> None:
 
 def _remove_gates(cell: Cell) -> None:
     for gate in cell.layout.pool_dir.glob("*.sock"):
-        if gate.stem not in cell.plan.names:
+        if gate.stem not in cell.plan.gates:
             gate.unlink(missing_ok=True)
 
 
@@ -291,7 +349,7 @@ def _roll(rollout: Rollout, names: list[str]) -> None:
 def _start_what_stands(rollout: Rollout, changes: Changes) -> bool:
     supervisor = rollout.cell.supervisor
     stopped = [s.name for s in supervisor.states().values() if s.state in STOPPED]
-    stopped = [name for name in stopped if name not in changes.removed]
+    stopped = [n for n in stopped if n not in changes.removed and not links.is_program(n)]
     for name in stopped:
         rollout.say(f"start {name}, which was stopped")
         supervisor.start(name)

@@ -3,7 +3,7 @@
 import signal
 from contextlib import suppress
 
-from deploy import output
+from deploy import links, output
 from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.processes import Process
@@ -54,15 +54,20 @@ def _in_order(cell: Cell) -> None:
 
 
 def _stop_programs(cell: Cell) -> None:
-    """nginx finishes what is open, then all workers what they have; the guard goes last.
+    """nginx finishes what is open, then all workers what they have; the guard goes last, but for
+    links to hosts, which it would start again.
 
     Not by supervisord's own shutdown: it stops one worker after another, and eight that draw would
     take eight times as long.
     """
     supervisor = cell.supervisor
     supervisor.stop_all(["nginx"], roll.stop_timeout_s(cell))
-    workers = supervisor.states().keys() - {"nginx", "guard"}
-    supervisor.stop_all(sorted(workers), roll.stop_timeout_s(cell))
+    others = supervisor.states().keys() - {"nginx", "guard"}
+    to_hosts = sorted(filter(links.is_program, others))
+    supervisor.stop_all(sorted(others.difference(to_hosts)), roll.stop_timeout_s(cell))
+    if to_hosts:
+        supervisor.stop_all(["guard"], roll.stop_timeout_s(cell))
+        supervisor.stop_all(to_hosts, roll.stop_timeout_s(cell))
 
 
 def _wait_for_supervisord(cell: Cell, timeout_s: float) -> None:

@@ -55,8 +55,7 @@ class _Programs:
 def changes(cell: Cell, rendered: dict[str, str]) -> list[Change]:
     """In the order in which ``up`` would take them; none where nothing differs."""
     if not processes.members(cell.layout.processes):
-        count = len(cell.plan.names)
-        return [Change(f"start supervisord, {count} workers, guard and nginx", "nothing runs")]
+        return [Change(f"start supervisord, {cell.plan.programs}", "nothing runs")]
     programs = _compared(cell, rendered)
     return [
         *_of_certificate(cell),

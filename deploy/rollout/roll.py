@@ -183,7 +183,7 @@ def _succeed(cell: Cell, name: str, orphan: Process) -> None:
 def require_known(cell: Cell, name: str) -> None:
     """``CellError`` where nobody would drain ``name``."""
     if name not in cell.plan.names:
-        raise CellError(f"no worker {name}; this cell has {', '.join(cell.plan.names)}")
+        raise CellError(f"no worker {name}; {cell.has}")
     programs = cell.programs()
     if programs.get("guard") is None or programs["guard"].state in STOPPED:
         raise CellError("the guard is not running, and it opens and closes the pool; zimage up")

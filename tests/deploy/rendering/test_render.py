@@ -302,7 +302,7 @@ def test_a_host_of_its_own_has_nothing_of_a_cluster() -> None:
 
 def test_a_host_of_a_cluster_has_a_server_for_fronts() -> None:
     texts = of_cluster("host")
-    assert "listen 10.0.0.7:7862 default_server" in texts["cluster.d/fronts.conf"]
+    assert "listen 0.0.0.0:7862 default_server" in texts["cluster.d/fronts.conf"]
     assert "proxy_pass http://draw;" in texts["conf.d/locations.conf"]
     assert "limit_" not in texts["cluster.d/fronts-locations.conf"]
     assert "link-h1" not in texts["supervisord.conf"]

@@ -1,0 +1,63 @@
+"""Whether this machine has what its part in a cluster takes, each finding with its remedy."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from deploy.cell import Cell
+from deploy.finding import Finding
+from deploy.host import machine
+
+_WARN_BEFORE = timedelta(days=14)
+
+
+def before_up(cell: Cell) -> Iterator[Finding]:
+    cluster = cell.config.cluster
+    if not cluster.on:
+        return
+    roles = [*(["host"] if cluster.draws else []), *(["front"] if cluster.fronts else [])]
+    for role in roles:
+        yield _certificate(cell, role)
+    if cluster.fronts:
+        yield _links(cell)
+
+
+def _certificate(cell: Cell, role: str) -> Finding:
+    layout, subject = cell.layout, f"certificate of a {role}"
+    own = layout.cluster_certificate(role)
+    needed = (layout.authority_certificate, layout.revocation_list, layout.cluster_key(role), own)
+    missing = [path for path in needed if not path.is_file()]
+    if missing:
+        remedy = (
+            "on the first machine: zimage cluster init; on another one: scripts/up --join -, "
+            "with a token of zimage hosts invite"
+        )
+        return Finding("fail", subject, f"there is no {missing[0]}", remedy)
+    return _validity(subject, own)
+
+
+def _validity(subject: str, path: Path) -> Finding:
+    try:
+        ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        return Finding("fail", subject, f"{path} cannot be read: {error}", "join the cluster anew")
+    left = ends - datetime.now(UTC)
+    text = f"ends on {ends:%Y-%m-%d}, in {left.days} days"
+    if left <= timedelta(0):
+        return Finding("fail", subject, f"ended on {ends:%Y-%m-%d}", "join the cluster anew")
+    if left < _WARN_BEFORE:
+        return Finding("warn", subject, text, "it did not renew; see zimage logs membership")
+    return Finding("ok", subject, text)
+
+
+def _links(cell: Cell) -> Finding:
+    """Whether nginx can carry connections to hosts."""
+    found = machine.find_nginx(cell.config.nginx.binary)
+    module = machine.stream_module(found.path) if found else None
+    if module is None:
+        text = "nginx has no stream module, by which a front reaches hosts"
+        remedy = "apt-get install libnginx-mod-stream, or take an nginx built --with-stream"
+        return Finding("fail", "links to hosts", text, remedy)
+    return Finding("ok", "links to hosts", module or "built into nginx")

@@ -1,0 +1,74 @@
+"""What `zimage up` and `zimage doctor` say of a machine's part in a cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.cell import Cell
+from deploy.config import parse
+from deploy.host import machine
+from deploy.rollout import front_checks
+from tests.deploy.certificates import Authority
+from tests.deploy.nginx.cluster import SHARED
+
+
+def cell(tmp_path: Path, role: str) -> Cell:
+    address = {} if role == "front" else {"address": "127.0.0.1:7862"}
+    told = {"cell": {"var_dir": str(tmp_path)}, "cluster": {"name": "studio", "role": role}}
+    told["cluster"] |= address
+    return Cell(parse({**SHARED, **told}), tmp_path / "cluster.toml")
+
+
+def levels(cell: Cell) -> dict[str, str]:
+    return {finding.subject: finding.level for finding in front_checks.before_up(cell)}
+
+
+def test_each_role_needs_its_certificate_and_fronts_nginxs_stream_module(tmp_path: Path) -> None:
+    both = cell(tmp_path, "both")
+    missing = {"certificate of a host": "fail", "certificate of a front": "fail"}
+    assert levels(both) == {**missing, "links to hosts": "ok"}
+    authority = Authority()
+    authority.equip(both.layout, "host")
+    assert levels(both)["certificate of a host"] == "ok"
+    authority.equip(both.layout, "front")
+    assert set(levels(both).values()) == {"ok"}
+    assert levels(cell(tmp_path, "host")).keys() == {"certificate of a host"}
+
+
+def test_a_front_without_the_module_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = cell(tmp_path, "front")
+    Authority().equip(front.layout, "front")
+    monkeypatch.setattr(machine, "stream_module", lambda nginx: None)
+    [found] = [f for f in front_checks.before_up(front) if f.level != "ok"]
+    assert "libnginx-mod-stream" in found.remedy
+
+
+def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    host = cell(tmp_path, "host")
+    Authority().equip(host.layout, "host")
+    host.layout.cluster_certificate("host").write_text("none")
+    assert levels(host) == {"certificate of a host": "fail"}
+
+
+def test_a_machine_of_its_own_is_asked_for_nothing(tmp_path: Path) -> None:
+    alone = Cell(parse({"cell": {"var_dir": str(tmp_path)}}), tmp_path / "cluster.toml")
+    assert levels(alone) == {}
+
+
+@pytest.mark.parametrize(
+    ("built", "found"),
+    [
+        ("configure arguments: --with-stream --with-threads", ""),
+        ("configure arguments: --with-threads --with-stream", ""),
+        ("--modules-path=/nowhere --with-stream=dynamic --with-stream_ssl_module", None),
+        ("configure arguments: --with-threads", None),
+    ],
+)
+def test_the_stream_module_is_built_in_or_a_file(
+    built: str, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "output_of", lambda *command: built)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    assert machine.stream_module(Path("/usr/sbin/nginx")) == found
