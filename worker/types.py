@@ -114,9 +114,14 @@ def _declared(kind: type[Any]) -> Mapping[str, Field]:
     return found
 
 
+def _later_defaults(kind: type[Parameters]) -> Mapping[str, Value | None]:
+    known: Any = kind
+    return _declared_later(known)
+
+
 @cache
-def _later_defaults(kind: type[Any]) -> Mapping[str, Value | None]:
-    return {name: field.default for name, field in _declared(kind).items() if field.about.since}
+def _declared_later(kind: Any) -> Mapping[str, Value | None]:
+    return {name: field.default for name, field in fields_of(kind).items() if field.about.since}
 
 
 FIELDS = fields_of(Parameters)

@@ -48,7 +48,7 @@ def shown(cluster: str, hosts: Sequence[Host], now: float, width: int) -> Render
 
 def _is_there(host: Host, now: float) -> bool:
     """Removed ones are shown while they still write."""
-    return host["wanted"] != "removed" or now - host["at"] <= SILENT_S
+    return bool(host["wanted"] != "removed" or now - host["at"] <= SILENT_S)
 
 
 def _headline(cluster: str, hosts: Sequence[Host], now: float) -> Text:

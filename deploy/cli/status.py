@@ -10,6 +10,7 @@ from rich.live import Live
 from deploy import installation, output
 from deploy.cell import Cell
 from deploy.cli import hosts
+from deploy.cli.cluster import open_member
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.host import processes
 from deploy.rollout import checks, operation
@@ -26,7 +27,7 @@ def status(
 ) -> None:
     """Show alarms, pool and workers. Exit code 0 only while the pool is known to take requests."""
     if of_hosts:
-        raise typer.Exit(hosts.show(hosts.open_member(config), as_json=as_json))
+        raise typer.Exit(hosts.show(open_member(config), as_json=as_json))
     cell = open_cell(config)
     if watch and not as_json:
         _watch(cell)

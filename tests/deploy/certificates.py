@@ -29,8 +29,8 @@ class Authority:
         self.write_revocations(layout)
         for role in roles:
             key = ec.generate_private_key(ec.SECP256R1())
-            own = [x509.SubjectAlternativeName([x509.DNSName(name)])]
-            own += [x509.ExtendedKeyUsage([_USES[role]])]
+            names = x509.SubjectAlternativeName([x509.DNSName(name)])
+            own = [names, x509.ExtendedKeyUsage([_USES[role]])]
             subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
             _write(layout.cluster_key(role), key)
             layout.cluster_certificate(role).write_bytes(_pem(self._signed(subject, key, own)))

@@ -373,9 +373,12 @@ def test_the_password_stands_in_no_command(
             admin.execute("ALTER TABLE t OWNER TO dumper")
         seen: list[str] = []
         plain = Dumped._output
-        monkeypatch.setattr(
-            Dumped, "_output", lambda self, command: (seen.extend(command), plain(self, command))[1]
-        )
+
+        def noted(self: Dumped, command: list[str]) -> Any:
+            seen.extend(command)
+            return plain(self, command)
+
+        monkeypatch.setattr(Dumped, "_output", noted)
         server.save(tmp_path / "d")
         server.replace_by(tmp_path / "d")
         assert server.tables() == ["public.t"]

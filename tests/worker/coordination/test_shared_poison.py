@@ -117,9 +117,9 @@ async def test_without_the_database_a_host_knows_its_own(
 @contextmanager
 def workers_of(home: Path, host: str, url: str, *names: str) -> Iterator[list[WorkerProcess]]:
     """Ready workers of a host of its own."""
-    folder, more = home / host, {"database_url": url, "host": host}
+    folder = home / host
     folder.mkdir()
-    started = [WorkerProcess(folder, name, **more) for name in names]
+    started = [WorkerProcess(folder, name, database_url=url, host=host) for name in names]
     try:
         yield [each.wait_ready() for each in started]
     finally:

@@ -168,7 +168,7 @@ def _from_folder(
         options["device_map"] = "cuda"
     if class_of(folder) == "ZImagePipeline":
         parts: dict[str, Any] = dict.fromkeys(without)
-        if (weights := ahead and ahead.take()) is not None:
+        if ahead and (weights := ahead.take()) is not None:
             parts["transformer"] = transformer(weights, folder)
         return ZImagePipeline.from_pretrained(str(folder), **parts, **options)
     from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines

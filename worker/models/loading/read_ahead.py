@@ -120,7 +120,7 @@ def _tensors(file: Any) -> Iterator[tuple[str, dict[str, Any], int]]:
 
 
 def _pieces(file: int, start: int, tensor: torch.Tensor) -> Iterator[_Piece]:
-    goals = tensor.view(-1).view(torch.uint8).split(_PIECE_BYTES)
+    goals = tensor.view(-1).view(torch.uint8).split(_PIECE_BYTES)  # type: ignore[no-untyped-call]
     for number, goal in enumerate(goals):
         yield _Piece(file, start + number * _PIECE_BYTES, goal)
 
@@ -130,11 +130,12 @@ def _copy(pieces: Sequence[_Piece], device: torch.device) -> None:
     with contextlib.ExitStack() as inside:
         if cuda:
             inside.enter_context(torch.cuda.device(device))
-            inside.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            inside.enter_context(torch.cuda.stream(stream))
         buffer = torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=cuda)
         for piece in pieces:
             count = len(piece.goal)
-            _fill(memoryview(buffer.numpy())[:count], piece)
+            _fill(memoryview(buffer.numpy().data)[:count], piece)
             piece.goal.copy_(buffer[:count], non_blocking=True)
             if cuda:
                 torch.cuda.current_stream(device).synchronize()  # the buffer is filled again

@@ -80,9 +80,12 @@ def test_a_start_takes_what_was_read_ahead(
 ) -> None:
     taken: list[object] = []
     take = read_ahead.ReadAhead.take
-    monkeypatch.setattr(
-        read_ahead.ReadAhead, "take", lambda self: taken.append(found := take(self)) or found
-    )
+
+    def noted(self: read_ahead.ReadAhead) -> object:
+        taken.append(take(self))
+        return taken[-1]
+
+    monkeypatch.setattr(read_ahead.ReadAhead, "take", noted)
     load_source(Settings(model=str(zimage_folder)))
     weights = read_ahead.read(files_of(zimage_folder), CPU, torch.float32)
     assert weights is not None
