@@ -16,7 +16,7 @@ from worker.coordination.heartbeat import HEARTBEAT_BYTES, IN_FLIGHT_BYTES, Runn
 
 _LINE = struct.Struct("<16s16sQ")  # digests of request id and fingerprint, struck
 MAX_HANDLED = IN_FLIGHT_BYTES // _LINE.size
-_EMPTY = bytes(_LINE.size)
+_NOBODY = bytes(16)
 
 
 class InFlight:
@@ -24,25 +24,25 @@ class InFlight:
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._mapped = mapped
-        self._free = deque(range(MAX_HANDLED))
+        lines = range(MAX_HANDLED)
+        self._free = deque(HEARTBEAT_BYTES + line * _LINE.size for line in lines)
 
     def add(self, request: bytes, fingerprint: bytes, *, struck: bool) -> int | None:
-        """Write a line; its number, or None where none is free."""
+        """Write a line; where it stands, or None where none is free."""
         try:
             line = self._free.popleft()
         except IndexError:
             return None
-        _LINE.pack_into(self._mapped, _place(line), request, fingerprint, struck)
+        _LINE.pack_into(self._mapped, line, request, fingerprint, struck)
         return line
 
     def rewrite(self, line: int, request: bytes, fingerprint: bytes, *, struck: bool) -> None:
         """Put something else into what ``add`` wrote."""
-        _LINE.pack_into(self._mapped, _place(line), request, fingerprint, struck)
+        _LINE.pack_into(self._mapped, line, request, fingerprint, struck)
 
     def remove(self, line: int) -> None:
         """Clear what ``add`` wrote."""
-        at = _place(line)
-        self._mapped[at : at + _LINE.size] = _EMPTY
+        _LINE.pack_into(self._mapped, line, _NOBODY, _NOBODY, False)
         self._free.append(line)
 
 
@@ -82,6 +82,8 @@ class Handling:
 
     def pause(self) -> None:
         """What ``resume`` began is over."""
+        if not self._works:
+            return
         with self._lock:
             self._works = max(0, self._works - 1)
             if not self._works:
@@ -111,7 +113,3 @@ def read_in_flight(beat_path: Path) -> list[Running]:
     whole = table[: len(table) // _LINE.size * _LINE.size]
     lines = (line for line in _LINE.iter_unpack(whole) if line[0].strip(b"\0"))
     return [Running(request, fingerprint, bool(struck)) for request, fingerprint, struck in lines]
-
-
-def _place(line: int) -> int:
-    return HEARTBEAT_BYTES + line * _LINE.size

@@ -37,13 +37,13 @@ class AdmissionControl:
         """Raise Refused or Unavailable where one of ``specs`` did not fit lately."""
         for spec in specs:
             size, rows = spec.parameters.size, expected_rows(spec.parameters)
-            closed, shown = self._driver.oom.closed_to((size, rows)), spec.parameters.size_text
+            closed = self._driver.oom.closed_to((size, rows))
             if closed and closed.verdict is not Verdict.TOO_LARGE:
                 left_s = self._driver.oom.left_s(closed)
-                message = f"{shown} found no room in this worker a moment ago"
+                message = f"{spec.parameters.size_text} found no room in this worker a moment ago"
                 raise Unavailable(message, retry_after_s=max(1.0, left_s))
             if closed or not self._driver.costs.fits(size, rows):
-                message = f"{shown} does not fit this device: ask for less"
+                message = f"{spec.parameters.size_text} does not fit this device: ask for less"
                 raise Refused(message, param="size", code="out_of_memory")
 
     def admit(self, entry: Entry) -> Queued | None:
@@ -86,7 +86,9 @@ class AdmissionControl:
         """Whether one more has room in whatever order the others are drawn, and those who may
         come any moment. Promised room must not keep everybody out of an idle worker: many of those
         who were refused never come back."""
-        others: list[Entry] = [*self._driver.queue, *self._reservations.due()]
+        others = list(self._driver.queue)
+        if self._reservations:
+            others += self._reservations.due()
         if len(others) * 3 > self._limits.max_queued_requests * 2:
             return False
         return sum(each.work_s for each in others) < self._limits.max_queue_wait_s / 2

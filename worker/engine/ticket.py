@@ -63,9 +63,9 @@ class Ticket:
         if self._error:
             raise self._error
         events, _ = self._take()
-        return sorted(
-            (event for event in events if isinstance(event, Drawn)), key=lambda one: one.image_index
-        )
+        drawn = [event for event in events if isinstance(event, Drawn)]
+        drawn.sort(key=lambda one: one.image_index)
+        return drawn
 
     def cancel(self) -> None:
         """Nobody wants it any more: it leaves the queue at once, a running batch within a step."""
