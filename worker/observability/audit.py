@@ -269,13 +269,14 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
 
 
 def _asked(spec: "DrawSpec", rules: Rules) -> dict[str, Any]:
-    known = spec.parameters.normalised()
-    texts = {name: text for name, text in spec.parameters.texts.items() if name in known}
-    said: dict[str, Any] = {}
-    for name, text in {"prompt": spec.prompt, **texts}.items() if rules.prompts else ():
-        said |= _bounded(name, text, rules.prompt_chars)
-    others = {name: value for name, value in known.items() if name not in texts}
-    return {**said, "seed": spec.seed, **others}
+    texts: dict[str, Any] = {}
+    others: dict[str, Any] = {"seed": spec.seed}
+    for name, value in {"prompt": spec.prompt, **spec.parameters.normalised()}.items():
+        if not isinstance(value, str):
+            others[name] = value
+        elif rules.prompts:
+            texts |= _bounded(name, value, rules.prompt_chars)
+    return texts | others
 
 
 def _bounded(key: str, text: str, most: int) -> dict[str, Any]:
