@@ -23,7 +23,8 @@ def turn_of(scope: Scope) -> str:
 
 def caller_of(request: Request) -> Caller:
     """Who was let in with this request; without keys everybody is ``EVERYONE``."""
-    known = request.scope.get("caller")
-    if known is not None:
-        return cast(Caller, known)
-    return Caller(EVERYONE, network_of(context_of(request).key), EVERYONE)
+    known: Caller | None = request.scope.get("caller")
+    if known is None:
+        known = Caller(EVERYONE, network_of(context_of(request).key), EVERYONE)
+        request.scope["caller"] = known
+    return known

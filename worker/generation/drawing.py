@@ -64,8 +64,11 @@ class Drawing:
                     self._written(*finished, afterwards=self._afterwards)
                 else:
                     finished = await self._all(ticket)
-                inline = self.generation.output.inline
-                drawn = [(one, None if inline else await self._kept(one)) for one in finished]
+                drawn: list[tuple[Finished, StoredImage | None]]
+                if self.generation.output.inline:
+                    drawn = [(one, None) for one in finished]
+                else:
+                    drawn = [(one, await self._kept(one)) for one in finished]
                 self._admission.drew(len(finished))
                 with self._trace.timed("record"):
                     self.timings = self._recording.done(*finished, afterwards=self._afterwards)

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -73,7 +72,8 @@ class RequestContext:
 
 
 def context_of(request: Request) -> RequestContext:
-    return cast(RequestContext, request.scope["context"])
+    context: RequestContext = request.scope["context"]
+    return context
 
 
 def read_context(headers: Mapping[bytes, bytes], timers: Timers) -> RequestContext:

@@ -45,7 +45,9 @@ async def generate(request: Request) -> Response:
         body = await read_json_body(request, components.settings.max_body_bytes)
         asked = wire.parse(body, components.settings, model.info)
         if asked.stream:
-            return await while_connected(context, request.receive, _stream(request, model, asked))
+            return await while_connected(
+                context, request.receive, _stream(request, model, components, asked)
+            )
         draw = partial(_drawn, request, model, components, asked)
         retry = retries.retry_of(request, caller_of(request).turn, asked)
         if retry is None:
@@ -57,8 +59,10 @@ async def generate(request: Request) -> Response:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
-async def _stream(request: Request, model: Model, asked: wire.Generation) -> Response:
-    drawing = _drawing(request, model, asked)
+async def _stream(
+    request: Request, model: Model, components: Components, asked: wire.Generation
+) -> Response:
+    drawing = _drawing(request, model, components, asked)
     await drawing.admit()
     events = image_events.events(drawing, asked)
     stream = sse.EventStream(events, drawing.end, drawing.generation.id)
@@ -69,13 +73,15 @@ async def _stream(request: Request, model: Model, asked: wire.Generation) -> Res
 async def _drawn(
     request: Request, model: Model, components: Components, asked: wire.Generation
 ) -> Answer:
-    drawing = _drawing(request, model, asked)
+    drawing = _drawing(request, model, components, asked)
     return _whole(request, components, asked, drawing, await drawing.draw())
 
 
-def _drawing(request: Request, model: Model, asked: wire.Generation) -> Drawing:
+def _drawing(
+    request: Request, model: Model, components: Components, asked: wire.Generation
+) -> Drawing:
     context, caller = context_of(request), caller_of(request)
-    gallery = asked.store and lifecycle_of(request).components.settings.gallery.enabled
+    gallery = asked.store and components.settings.gallery.enabled
     assert context.suspect is not None, "the middleware comes first"
     generation = Generation(
         id=context.id,
