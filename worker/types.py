@@ -65,7 +65,8 @@ class Parameters:
     @property
     def texts(self) -> dict[str, str]:
         """What people wrote, by field."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, str)}
+        said = vars(self)
+        return {name: said[name] for name in _text_names(type(self))}
 
     @property
     def later(self) -> dict[str, Value]:
@@ -122,6 +123,11 @@ def _later_defaults(kind: type[Parameters]) -> Mapping[str, Value | None]:
 @cache
 def _declared_later(kind: Any) -> Mapping[str, Value | None]:
     return {name: field.default for name, field in fields_of(kind).items() if field.about.since}
+
+
+@cache
+def _text_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(name for name, field in _declared(kind).items() if field.kind is str)
 
 
 FIELDS = fields_of(Parameters)

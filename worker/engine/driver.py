@@ -169,8 +169,8 @@ class Driver:
             self.apart.release()
 
     def _attempt_now(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
-        began = time.monotonic()
-        shape = self._begin(phase, part, began)
+        began, rows = time.monotonic(), _rows(part)
+        shape = self._begin(phase, part, rows, began)
         try:
             call(part)
         except DevicePoisoned:
@@ -183,14 +183,14 @@ class Driver:
             self.announcements.running = None
         seconds = time.monotonic() - began
         self.totals.device_s += seconds
-        self._measure(phase, part, seconds, typical=self.heartbeat_writer.learn(shape))
+        self._measure(phase, part, rows, seconds, typical=self.heartbeat_writer.learn(shape))
         return None
 
-    def _begin(self, phase: Phase, part: Sequence[Picture], began: float) -> Hashable:
+    def _begin(self, phase: Phase, part: Sequence[Picture], rows: int, began: float) -> Hashable:
         kind = KINDS[phase]
         with self.lock:
             allowance_s = self.allowances.allowance_s(phase, part)
-            seconds = self.costs.predict_s(kind, part[0].size, _rows(part))
+            seconds = self.costs.predict_s(kind, part[0].size, rows)
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
                 seconds *= part[0].spec.parameters.steps
             self.announcements.running = kind, part, began + seconds
@@ -221,7 +221,9 @@ class Driver:
         _require_as_many(pixels, part)
         now = time.monotonic()
         with self.lock:
-            _share(part, now - began)  # the call is as good as over, and they hear of it now
+            _share(
+                part, _rows(part), now - began
+            )  # the call is as good as over, and they hear of it now
             for picture, each in zip(part, pixels, strict=True):
                 picture.done = True
                 self._tell_drawn(picture, each, now)
@@ -287,17 +289,17 @@ class Driver:
         self.heartbeat_writer.enter(phase, part, allowance_s)
 
     def _measure(
-        self, phase: Phase, part: Sequence[Picture], seconds: float, *, typical: bool
+        self, phase: Phase, part: Sequence[Picture], rows: int, seconds: float, *, typical: bool
     ) -> None:
         with self.lock:
             self.scheduler.charge(part, seconds)
-            _share(part, seconds)
+            _share(part, rows, seconds)
             if phase is Phase.STEP:
                 self.totals.steps += 1
                 self.batches[len(part)] += 1
                 seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.parameters.steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
-                self.costs.record(KINDS[phase], part[0].size, _rows(part), seconds)
+                self.costs.record(KINDS[phase], part[0].size, rows, seconds)
                 self.allowances.learn(phase, part, seconds)
 
     # What the waiters hear
@@ -369,9 +371,9 @@ def _rows(pictures: Sequence[Picture]) -> int:
     return sum(picture.rows for picture in pictures)
 
 
-def _share(part: Sequence[Picture], seconds: float) -> None:
+def _share(part: Sequence[Picture], rows: int, seconds: float) -> None:
     """Write ``seconds`` of the device down to those who used it, by their rows."""
-    each_s = seconds / _rows(part)
+    each_s = seconds / rows
     for picture in part:
         picture.device_s += each_s * picture.rows
 

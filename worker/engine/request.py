@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,7 @@ class Priority(IntEnum):
     BATCH = 1
 
 
-@dataclass(frozen=True)
-class DrawRequest:
+class DrawRequest(NamedTuple):
     """One request: one or more pictures that are answered together.
 
     ``id`` and ``arrived_at`` (seconds since the epoch) come from nginx and stay the same over

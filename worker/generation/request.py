@@ -1,6 +1,7 @@
 """What is asked for: pictures for a caller, and what becomes of them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from worker.engine.request import Priority
 from worker.generation.caller import Caller
@@ -30,8 +31,7 @@ class Item:
     image_id: str
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(NamedTuple):
     """One checked request, or one item of a job.
 
     ``id`` and ``arrived_at`` (seconds since the epoch) as in ``DrawRequest``; ``timeout_s`` counts

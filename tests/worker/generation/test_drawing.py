@@ -30,7 +30,7 @@ GENERATION = Generation(
 
 
 def drawing(service: Lifecycle, generation: Generation = GENERATION) -> Drawing:
-    generation = replace(generation, arrived_at=time.time())
+    generation = generation._replace(arrived_at=time.time())
     return Drawing(
         generation, Suspect(generation.id, service.components.in_flight), service.model.drawing
     )
@@ -48,7 +48,7 @@ async def test_others_are_on_the_disk_before_anybody_hears_of_them(settings: Set
     output = replace(GENERATION.output, inline=False)
     async with serving(settings) as (service, _):
         await ready(service)
-        drawn = await drawing(service, replace(GENERATION, output=output)).draw()
+        drawn = await drawing(service, GENERATION._replace(output=output)).draw()
         for one, stored in drawn:
             assert stored is not None
             assert service.components.images.read(stored.name) == one.picture.data
