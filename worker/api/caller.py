@@ -1,5 +1,6 @@
 """Who asks with a request."""
 
+from functools import lru_cache
 from typing import cast
 
 from starlette.requests import Request
@@ -25,6 +26,10 @@ def caller_of(request: Request) -> Caller:
     """Who was let in with this request; without keys everybody is ``EVERYONE``."""
     known: Caller | None = request.scope.get("caller")
     if known is None:
-        known = Caller(EVERYONE, network_of(context_of(request).key), EVERYONE)
-        request.scope["caller"] = known
+        known = request.scope["caller"] = _without_key(context_of(request).key)
     return known
+
+
+@lru_cache(1024)
+def _without_key(address: str) -> Caller:
+    return Caller(EVERYONE, network_of(address), EVERYONE)

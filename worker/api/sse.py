@@ -20,9 +20,9 @@ _KEEP_ALIVE = b": still here\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def frame(kind: str, data: bytes) -> bytes:
-    """One event; ``data`` is JSON, which has no line breaks."""
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+def frame(kind: str, *data: bytes) -> bytes:
+    """One event; ``data`` is JSON in parts, which has no line breaks."""
+    return b"".join((b"event: %b\ndata: " % kind.encode(), *data, b"\n\n"))
 
 
 def event(kind: str, **fields: Any) -> bytes:

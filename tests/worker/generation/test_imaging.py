@@ -138,4 +138,4 @@ def test_base64_is_spliced_into_json_unchanged() -> None:
     from worker.api.answers import with_b64
 
     b64 = base64.b64encode(bytes(range(256)) * 10)
-    assert json.loads(with_b64({"seed": 1}, b64)) == {"seed": 1, "b64_json": b64.decode()}
+    assert json.loads(b"".join(with_b64({"seed": 1}, b64))) == {"seed": 1, "b64_json": b64.decode()}

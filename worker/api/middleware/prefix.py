@@ -5,7 +5,8 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_PREFIX = re.compile("/+(?:v1/+)+")
+_PREFIX = re.compile("^/+(?:v1/+)+")
+_ODD = ("//", "/v1//", "/v1/v1/")
 
 
 class OnePrefix:
@@ -16,6 +17,6 @@ class OnePrefix:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http" and (prefix := _PREFIX.match(scope["path"])):
-            scope["path"] = "/v1/" + scope["path"][prefix.end() :]
+        if scope["type"] == "http" and scope["path"].startswith(_ODD):
+            scope["path"] = _PREFIX.sub("/v1/", scope["path"])
         return self._app(scope, receive, send)

@@ -87,4 +87,4 @@ def _with_picture(kind: str, picture: Picture, asked: Generation, fields: dict[s
         "size": asked.parameters.size_text,
         **fields,
     }
-    return sse.frame(kind, answers.with_b64(content, picture.b64))
+    return sse.frame(kind, *answers.with_b64(content, picture.b64))

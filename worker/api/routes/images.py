@@ -134,7 +134,8 @@ def _whole(
         "size": asked.parameters.size_text,
         "usage": answers.NO_USAGE,
     }
-    body = b'%b,"data":[%b]}' % (answers.dumps(content)[:-1], b",".join(items))
+    data = [part for item in items for part in (b",", *item)][1:]
+    body = b"".join((answers.dumps(content)[:-1], b',"data":[', *data, b"]}"))
     headers = {
         "X-Queue-Ms": str(drawing.timings.queue_ms),
         "X-Inference-Ms": str(drawing.timings.inference_ms),
@@ -146,11 +147,11 @@ def _whole(
 
 def _item(
     request: Request, components: Components, one: Finished, stored: StoredImage | None
-) -> bytes:
+) -> tuple[bytes, ...]:
     fields = {"seed": one.spec.seed}
     if stored is None:
         return answers.with_b64(fields, one.picture.b64)
-    return answers.dumps({**fields, "url": files.link(request, components, stored.name)})
+    return (answers.dumps({**fields, "url": files.link(request, components, stored.name)}),)
 
 
 def _ignored(asked: wire.Generation) -> dict[str, str]:

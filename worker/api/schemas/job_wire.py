@@ -12,6 +12,7 @@ from worker.api.schemas.fields import bad, bounded, json_object, kind_of, text_o
 from worker.api.schemas.forms import Once, Schema, names_of
 from worker.api.schemas.wire import Asked
 from worker.bounds import MAX_JOB_CHARS
+from worker.errors import ZimageError
 from worker.jobs.template import MAX_VARIABLE_CHARS, Bounds, expand
 from worker.models.base import ModelInfo
 from worker.models.prompt_limit import refuse
@@ -52,22 +53,25 @@ KNOWN = tuple(sorted({*names_of(JobForm), *JobForm.said}))
 def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
     """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
     said = synonyms.translated(json_object(body), KNOWN)
-    with said.named():
+    try:
         asked = _form(settings, info).read(said.values)
         wire.check_compression(asked)
         prompts = _prompts(asked, settings)
         _require_read_whole(prompts, asked.prompts is not None, info)
-        return JobSpec(
-            name=asked.name,
-            prompts=_with_variants(asked.variants, prompts),
-            first_seed=default_seed if asked.seed is None else asked.seed,
-            parameters=asked.parameters,
-            output_format=asked.output_format,
-            quality=asked.compression,
-            priority=asked.priority,
-            idempotency_key=asked.idempotency_key,
-            digest=_digest(said.values),
-        )
+    except ZimageError as error:
+        said.rename(error)
+        raise
+    return JobSpec(
+        name=asked.name,
+        prompts=_with_variants(asked.variants, prompts),
+        first_seed=default_seed if asked.seed is None else asked.seed,
+        parameters=asked.parameters,
+        output_format=asked.output_format,
+        quality=asked.compression,
+        priority=asked.priority,
+        idempotency_key=asked.idempotency_key,
+        digest=_digest(said.values),
+    )
 
 
 def _prompts(asked: JobForm, settings: Settings) -> list[str]:

@@ -1,7 +1,6 @@
 """Words of other APIs that mean the same: said in ours before a request is read."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ FIELDS = {"batch_size": "n", "image_size": "size", "num_inference_steps": "steps
 
 _LONGEST_SIDE = 999_999  # any limit of pixels is far below
 _SIDES = "width, height"
-_OTHER_WORDS = frozenset({"size", "output_format", "seed"})
+_OTHER_WORDS = ("size", "output_format", "seed")
 """Our fields whose values have synonyms."""
 
 
@@ -25,27 +24,23 @@ class Said:
     values: dict[str, Any]
     theirs: Mapping[str, str]
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors that are raised inside name fields as the client did."""
-        try:
-            yield
-        except ZimageError as error:
-            own = error.param or ""
-            theirs = self.theirs.get(own)
-            if theirs is not None and error.message.startswith(f"{own}:"):
-                error.message = theirs + error.message[len(own) :]
-                error.args = (error.message,)
-                error.param = _first(theirs)
-            raise
+    def rename(self, error: ZimageError) -> None:
+        """Let ``error`` name its field as the client did."""
+        own = error.param or ""
+        theirs = self.theirs.get(own)
+        if theirs is not None and error.message.startswith(f"{own}:"):
+            error.message = theirs + error.message[len(own) :]
+            error.args = (error.message,)
+            error.param = _first(theirs)
 
 
 def translated(values: Mapping[str, Any], known: Collection[str]) -> Said:
     """``values`` with the synonyms of ``known`` fields replaced by these. Two names of one field
     must say the same. What else is wrong with a value is left to whoever reads the field."""
     ours = dict(values)
-    for name in _OTHER_WORDS & values.keys():
-        ours[name] = _value(name, ours[name])
+    for name in _OTHER_WORDS:
+        if name in ours:
+            ours[name] = _value(name, ours[name])
     theirs: dict[str, str] = {}
 
     def put(own: str, name: str, value: object) -> None:
@@ -78,15 +73,13 @@ def of(known: Collection[str]) -> tuple[str, ...]:
 
 def _value(name: str, value: Any) -> Any:
     """``value`` of our field ``name``, in our words."""
-    match name, value:
-        case "size", str():
-            return value.replace("*", "x")
-        case "output_format", "jpg":
-            return "jpeg"
-        case "seed", -1:
-            return None
-        case _:
-            return value
+    if name == "size" and isinstance(value, str):
+        return value.replace("*", "x")
+    if name == "output_format" and value == "jpg":
+        return "jpeg"
+    if name == "seed" and value == -1:
+        return None
+    return value
 
 
 def _size(sides: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from worker.api.schemas import synonyms
 from worker.api.schemas.fields import bad, bounded, json_object, text_of
 from worker.api.schemas.forms import Form, Once, Schema, names_of
 from worker.engine.request import Priority
-from worker.errors import NotFound
+from worker.errors import NotFound, ZimageError
 from worker.models.base import ModelInfo
 from worker.settings import Settings
 from worker.types import FIELDS, DrawSpec, Parameters
@@ -40,6 +40,8 @@ _OPENAIS = (
 )
 IGNORED = tuple(name for name in _OPENAIS if name not in FIELDS)
 """Fields of OpenAI's API without a meaning here: they must be strings and change nothing."""
+
+_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 
 SAID = tuple(name for name in FIELDS if name not in ("width", "height"))
 """Parameters that requests say by their names; the sides are ``size``."""
@@ -114,11 +116,14 @@ class Generation(Asked):
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     """Check ``body`` against this worker's limits and its model's abilities."""
     said = synonyms.translated(json_object(body), KNOWN)
-    with said.named():
-        if said.values.get("response_format") is None:
-            said.values["response_format"] = _usual_answer(said.values)
+    if said.values.get("response_format") is None:
+        said.values["response_format"] = _usual_answer(said.values)
+    try:
         asked = _form(settings, info).read(said.values)
         _check_combinations(asked, settings)
+    except ZimageError as error:
+        said.rename(error)
+        raise
     return asked
 
 
@@ -275,7 +280,7 @@ def _sides(settings: Settings, info: ModelInfo, value: object) -> tuple[int, int
     text = text_of("size", value)
     if text == "auto":
         return info.default_size
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    match = _SIZE.fullmatch(text)
     if match is None:
         bad("size", f"{text[:40]!r} is not WIDTHxHEIGHT in pixels, such as 512x768, nor 'auto'")
     width, height = int(match[1]), int(match[2])
