@@ -5,11 +5,14 @@ SIGTERM and SIGINT ask for the end; SIGHUP says that the terminal is gone.
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_AGAIN_S = 0.02
 
 
 class Interrupted(BaseException):
@@ -17,6 +20,7 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 
@@ -44,9 +48,23 @@ _signals = _Signals()
 def install() -> None:
     """From now on the ending signals raise ``Interrupted`` in the main thread, once."""
     _signals.raised = False
+    sys.unraisablehook = _raise_again
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _signals.handle)
+
+
+def _raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python calls some functions, at a fork and as objects die, and goes on whatever they raise: a
+    signal that comes meanwhile would be lost, and with it every later one."""
+    swallowed = unraisable.exc_value
+    if not isinstance(swallowed, Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    _signals.raised = False
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), swallowed.signum))
+    again.daemon = True
+    again.start()
 
 
 @contextmanager

@@ -48,6 +48,32 @@ def test_what_was_begun_is_finished_and_the_clean_up_runs_once(signum: signal.Si
     assert command.returncode == 128 + signum
 
 
+SWALLOWED = {
+    "fork": """
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signum))
+subprocess.run(["true"], preexec_fn=lambda: None)
+""",
+    "destructor": """
+class Doomed:
+    def __del__(self): signal.raise_signal(signum)
+Doomed()
+""",
+}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("where", SWALLOWED)
+def test_a_signal_that_comes_where_python_swallows_it_ends_the_command(
+    where: str, signum: signal.Signals
+) -> None:
+    program = f"import os, signal, subprocess, time\nsignum = signal.Signals({int(signum)})\n"
+    program += "from deploy.rollout import interrupts\ninterrupts.install()\ntry:"
+    program += SWALLOWED[where].replace("\n", "\n    ") + "time.sleep(20)\n"
+    program += "except interrupts.Interrupted as found: os._exit(found.exit_code)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signum, "")
+
+
 def test_nohup_keeps_a_command() -> None:
     program = "from deploy.rollout import interrupts; interrupts.install(); import signal\n"
     program += "signal.raise_signal(signal.SIGHUP); print('goes on')"
