@@ -14,32 +14,46 @@ from tests.postgres import postgres  # noqa: F401 — a fixture
 
 CELLS = "tests/cluster/"
 LONG_S = {
-    "cell": 240,
-    "tests/cluster/test_load.py": 120,
-    "keyed": 100,
-    "slow_cell": 100,
+    "cell": 200,
+    "tests/cluster/test_versions.py": 100,
+    "tests/cluster/test_load.py": 90,
+    "tests/cluster/test_joined.py": 80,
     "tests/cluster/test_small_pools.py": 80,
-    "tests/cluster/test_page.py": 60,
-    "tests/cluster/test_jobs.py": 50,
-    "tests/cluster/test_objects.py": 50,
-    "tests/cluster/test_openapi.py": 40,
-    "tests/cluster/test_joined.py": 40,
-    "tests/cluster/test_large_pictures.py": 40,
-    "tests/worker/api/test_odd_requests.py": 60,
-    "tests/worker/api/test_hostile.py": 60,
-    "tests/worker/models/parallel/test_split.py": 40,
+    "keyed": 80,
+    "slow_cell": 60,
+    "tests/cluster/test_rollouts.py": 60,
+    "tests/cluster/test_large_pictures.py": 60,
+    "tests/cluster/test_openapi.py": 30,
+    "tests/cluster/test_jobs.py": 30,
+    "tests/cluster/test_page.py": 20,
+    "tests/cluster/test_objects.py": 20,
+    "tests/worker/api/test_hostile.py": 40,
     "tests/worker/test_main.py": 40,
-    "tests/deploy/nginx/test_limits.py": 30,
-    "s3": 30,
+    "tests/worker/models/parallel/test_split.py": 35,
+    "tests/worker/models/parallel/test_helper.py": 30,
+    "tests/worker/api/test_odd_requests.py": 30,
+    "tests/worker/jobs/test_runner.py": 30,
+    "tests/deploy/host/test_utf8.py": 25,
     "tests/web/test_draw.py": 25,
+    "tests/worker/api/middleware/test_access.py": 25,
+    "s3": 20,
+    "tests/deploy/nginx/test_limits.py": 20,
     "tests/web/test_jobs.py": 20,
-    "tests/deploy/cli/test_app.py": 20,
+    "tests/web/test_page.py": 20,
+    "tests/web/test_library.py": 15,
+    "tests/web/test_gallery.py": 15,
+    "tests/worker/models/loading/test_hub.py": 15,
+    "tests/deploy/cli/test_app.py": 15,
+    "tests/worker/test_server.py": 15,
+    "tests/tinymodel/test_train.py": 15,
+    "tests/tinymodel/test_shipped.py": 15,
 }
 """Of groups and files that take long, about so many seconds; the others have many tests or few."""
 
 
 def pytest_configure() -> None:
     """Programs that tests start die of signals, also where whoever started us ignores some."""
+    gc.disable()  # nothing of what is imported now goes away
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.
@@ -50,6 +64,7 @@ def pytest_collection_finish() -> None:
     """What the tests import stays: the collector need not look at it again in each of them."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
