@@ -56,6 +56,10 @@ threads = 1
 """
 
 
+STEPS = "synthetic:step_ms=80"
+"""Slow enough that clients who draw all the time keep workers busy, and not this machine."""
+
+
 class RunningCell(Cell):
     """A cell that this test started, with its command line."""
 
@@ -65,7 +69,7 @@ class RunningCell(Cell):
         values = {
             "name": "test",
             "auth": "loopback",
-            "model": "synthetic:step_ms=20",
+            "model": STEPS,
             "workers": 3,
             "max_batch": 4,
             "max_queued_requests": 64,
@@ -249,7 +253,7 @@ def group_of(item: pytest.Item) -> str:
 @pytest.fixture(scope="module")
 def cell() -> RunningCell:
     """Three workers."""
-    return SHARED.of(model="synthetic:step_ms=20,noise=1")
+    return SHARED.of(model=f"{STEPS},noise=1")
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,8 @@ def test_overload_is_refused_honestly_and_passes() -> None:
 
 
 def test_cell_that_does_not_run_is_started_for_the_proof_and_ended(tmp_path: Path) -> None:
-    cell = RunningCell(tmp_path, model="synthetic:step_ms=10")
+    # 14 pictures a second: in a few steps there are more users than are drawn for within 10 s.
+    cell = RunningCell(tmp_path, model="synthetic:step_ms=10,row_ms=25")
     _, folder = play(cell, "capacity", "--duration-s", "2", "--users", "40")
     run, _ = run_file.load(folder)
     assert "3 on CPU" in run.about["workers"]

@@ -22,7 +22,7 @@ from deploy.host import processes
 from deploy.rollout_record import Step
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults import process_ids
-from tests.cluster.conftest import RunningCell, edit, note, started
+from tests.cluster.conftest import STEPS, RunningCell, edit, note, started
 from tests.deploy.processes import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -34,7 +34,7 @@ CLIENTS = 20 if os.environ.get("PROVE") else 12
 
 @pytest.fixture(scope="module")
 def cell() -> Iterator[RunningCell]:
-    with started(model="synthetic:step_ms=20,noise=1", workers=2) as running:
+    with started(model=f"{STEPS},noise=1", workers=2) as running:
         yield running
 
 
@@ -141,7 +141,7 @@ def edited(cell: RunningCell, *changes: tuple[str, str]) -> Iterator[None]:
         cell.config_path.write_text(before)
 
 
-STEPS = ("[limits.request]", "[limits.request]\nmax_steps = 44")
+MORE_STEPS = ("[limits.request]", "[limits.request]\nmax_steps = 44")
 THREE = ("count = 2", "count = 3")
 ONE = ("count = 2", "count = 1")
 
@@ -237,7 +237,7 @@ def test_whatever_strikes_at_whatever_moment_up_makes_it_good(cell: RunningCell)
     seed = int(os.environ.get("PROVE_SEED") or time.time())
     chance = random.Random(seed)
     kinds = list(STRIKES) + chance.choices(list(STRIKES), k=ROUNDS - len(STRIKES))
-    changes = itertools.cycle([(STEPS, THREE), (STEPS,), (THREE,), ()])
+    changes = itertools.cycle([(MORE_STEPS, THREE), (MORE_STEPS,), (THREE,), ()])
 
     async def scenario() -> None:
         async with cell.traffic(clients=CLIENTS, resends=True) as traffic:
@@ -262,7 +262,7 @@ def test_whatever_strikes_at_whatever_moment_up_makes_it_good(cell: RunningCell)
 def test_up_that_is_killed_is_completed_by_the_next_one(cell: RunningCell) -> None:
     async def scenario() -> None:
         async with cell.traffic(clients=CLIENTS):
-            with edited(cell, STEPS):
+            with edited(cell, MORE_STEPS):
                 await asyncio.to_thread(killed_at, cell, Step.RESTARTING, "up", "--no-draw")
                 previewed = await cell.run("up", "--dry-run")
                 assert "would drain and restart w2" in previewed.stdout
@@ -277,7 +277,7 @@ def test_up_that_is_killed_is_completed_by_the_next_one(cell: RunningCell) -> No
 def test_dry_run_tells_what_and_why_and_touches_nothing(cell: RunningCell) -> None:
     before = record(cell), {w: cell.pid(w) for w in cell.workers()}
     assert "nothing would change" in cell.zimage("up", "--dry-run").stdout
-    with edited(cell, STEPS):
+    with edited(cell, MORE_STEPS):
         told = cell.zimage("up", "--dry-run")
     assert told.returncode == 0, told.stderr
     assert "would drain and restart w1: max_steps" in told.stdout
@@ -292,7 +292,7 @@ def test_dry_run_tells_what_and_why_and_touches_nothing(cell: RunningCell) -> No
 
 @long
 def test_power_cut_in_the_middle_is_made_good_by_up(cell: RunningCell) -> None:
-    with edited(cell, STEPS):
+    with edited(cell, MORE_STEPS):
         killed_at(cell, Step.RESTARTING, "up", "--no-draw")
         for process in processes.members(cell.layout.processes):
             process.send(signal.SIGKILL)
@@ -306,7 +306,7 @@ def test_power_cut_in_the_middle_is_made_good_by_up(cell: RunningCell) -> None:
 def test_scaling_down_and_changing_those_that_stay_never_leaves_nobody(cell: RunningCell) -> None:
     async def scenario() -> None:
         async with cell.traffic(clients=CLIENTS, resends=True):
-            with edited(cell, STEPS, ONE):
+            with edited(cell, MORE_STEPS, ONE):
                 done = await cell.run("up", "--no-draw")
                 assert done.returncode == 0, done.stdout + done.stderr
                 assert "nobody draws" not in done.stderr

@@ -6,11 +6,11 @@ import httpx
 import pytest
 
 from loadtest.faults.workers import kill
-from tests.cluster.conftest import edit, started
+from tests.cluster.conftest import STEPS, edit, started
 
 pytestmark = pytest.mark.cluster
 DRAW = "/v1/images/generations"
-MODEL = "synthetic:step_ms=20,load_ms=3000"
+MODEL = f"{STEPS},load_ms=3000"
 SLOW = "synthetic:step_ms=60,row_ms=40,load_ms=3000"
 
 
