@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ MEMBER = re.compile(
     rf"|{IMAGES}/\d{{4}}-\d\d-\d\d/[\w-]+\.\w+"
 )
 _LOCK_TIMEOUT_S = 60.0
+_AT_ONCE = 8  # pictures, in memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> Writt
         sources = {n: p for n, p in sources.items() if p.is_file() and MEMBER.fullmatch(n)}
         mode = "w:gz" if compress else "w"
         with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
-            _add(archive, MANIFEST, _manifest(cell, sources, held))
+            _add(archive, MANIFEST, _manifest(cell, sources, held), time.time())
             for name, source in sources.items():
                 archive.add(source, name)
             done = _add_pictures(archive, cell, held) if images else Written()
@@ -153,9 +155,9 @@ def _manifest(cell: Cell, sources: dict[str, Path], held: "Inventory") -> bytes:
     return json.dumps(said, indent=2).encode()
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes, at: float | None = None) -> None:
+def _add(archive: tarfile.TarFile, name: str, data: bytes, at: float) -> None:
     info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = len(data), int(time.time() if at is None else at), 0o600
+    info.size, info.mtime, info.mode = len(data), int(at), 0o600
     archive.addfile(info, io.BytesIO(data))
 
 
@@ -163,26 +165,39 @@ def _add_pictures(archive: tarfile.TarFile, cell: Cell, held: "Inventory") -> Wr
     """Finished ones, without their thumbnails: those are made again when somebody looks."""
     kept, digests = kept_by(cell), dict[str, str]()
 
-    def add(name: str, at: float | None = None) -> None:
-        with suppress(FileNotFoundError):  # its time was over
-            data = kept.read(name)
-            _add(archive, f"{IMAGES}/{name}", data, at)
+    def add(found: dict[str, float]) -> None:
+        for name, data in _read(kept, sorted(found)):
+            _add(archive, f"{IMAGES}/{name}", data, found[name])
             digests[name] = hashlib.sha256(data).hexdigest()
 
     try:
-        for file in sorted(kept.files(), key=lambda file: file.name):
-            if is_picture(file.name):
-                add(file.name, file.modified_at)
-        for name in sorted(held.pictures - digests.keys()):
-            add(name)  # it was on its way from one place to another
+        add({file.name: file.modified_at for file in kept.files() if is_picture(file.name)})
+        # What was on its way from one place to another when the names were listed.
+        add(dict.fromkeys(held.pictures - digests.keys(), time.time()))
     except ObjectsAway as error:
         raise CellError(f"{cell.config.objects.url}: {error.why}") from None
     missing = sorted(held.pictures - digests.keys())
     lines = "".join(f"{digest}  {IMAGES}/{name}\n" for name, digest in digests.items())
-    _add(archive, DIGESTS, lines.encode())
-    _add(archive, MISSING, "".join(f"{name}\n" for name in missing).encode())
+    _add(archive, DIGESTS, lines.encode(), time.time())
+    _add(archive, MISSING, "".join(f"{name}\n" for name in missing).encode(), time.time())
     lost = sorted(set(missing) & set(store.run(cell, store.gallery.names))) if missing else []
     return Written(len(digests), len(missing) - len(lost), lost)
+
+
+def _read(kept: BucketImages | ImageStore, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Pictures in their order, some at a time: a store takes as long for one as for several."""
+
+    def read(name: str) -> bytes | None:
+        with suppress(FileNotFoundError):  # its time was over
+            return kept.read(name)
+        return None
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="backup") as threads:
+        for k in range(0, len(names), _AT_ONCE):
+            some = names[k : k + _AT_ONCE]
+            for name, data in zip(some, threads.map(read, some), strict=True):
+                if data is not None:
+                    yield name, data
 
 
 def sha256_of(path: Path) -> str:

@@ -206,6 +206,23 @@ def test_secret_of_before_is_kept_where_it_differs(tmp_path: Path) -> None:
     assert kept.read_text(encoding="utf-8") == "secret of now"
 
 
+def test_of_a_cluster_only_what_is_lost_comes_back(tmp_path: Path) -> None:
+    here = filled(tmp_path / "a")
+    here.layout.cluster_dir.mkdir()
+    for name in ("ca.key", "crl.pem"):
+        (here.layout.cluster_dir / name).write_text(f"{name} of then")
+    backup(here, tmp_path / "cell.tar", images=False)
+    other = filled(tmp_path / "b", "now")
+    other.layout.cluster_dir.mkdir()
+    (other.layout.cluster_dir / "crl.pem").write_text("of now: one more is revoked")
+    restore(other, tmp_path / "cell.tar")
+    key = other.layout.cluster_dir / "ca.key"
+    assert key.read_text(encoding="utf-8") == "ca.key of then"
+    assert key.stat().st_mode & 0o777 == 0o600
+    revoked = other.layout.cluster_dir / "crl.pem"
+    assert revoked.read_text(encoding="utf-8") == "of now: one more is revoked"
+
+
 def test_link_in_the_place_of_a_backup_is_not_followed(tmp_path: Path) -> None:
     here = filled(tmp_path / "a")
     victim = tmp_path / "victim"

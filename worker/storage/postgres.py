@@ -29,6 +29,15 @@ _SILENCE_MS = 3000
 _CONNECT_S = 2  # each host; libpq's least
 _FORGOTTEN_S = 10.0  # a transaction whose process was stopped must not hold its rows for ever
 
+_CONNECTION = {
+    "application_name": _NAME,
+    "tcp_user_timeout": _SILENCE_MS,
+    "keepalives_idle": 1,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+}
+"""A server that is lost is noticed, whatever was asked of it."""
+
 _MIGRATION_LOCK_MS = 5000
 _STATEMENT_S = "statement_s"
 
@@ -66,7 +75,7 @@ def address(url: str, connect_timeout: int) -> tuple[str, str | None]:
     plain = made.difference_update_query([PASSWORD_FILE])
     _, given = sa.create_engine(plain).dialect.create_connect_args(plain)
     given.pop("context", None)  # SQLAlchemy's own for psycopg
-    lasting = {"application_name": _NAME, "connect_timeout": connect_timeout}
+    lasting = {**_CONNECTION, "connect_timeout": connect_timeout}
     return make_conninfo("", **{**lasting, **given}), password
 
 
@@ -76,12 +85,8 @@ def _options(timeout_s: float) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": _FORGOTTEN_S,
     }
     return {
-        "application_name": _NAME,
+        **_CONNECTION,
         "connect_timeout": _CONNECT_S,
-        "tcp_user_timeout": _SILENCE_MS,
-        "keepalives_idle": 1,
-        "keepalives_interval": 1,
-        "keepalives_count": 2,
         "options": " ".join(f"-c {name}={round(s * 1000)}" for name, s in settings.items()),
     }
 
