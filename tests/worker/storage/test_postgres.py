@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from tests.postgres import Server
 from worker.errors import StoreAway
 from worker.storage.database import Database, QueryTooLong, create_engine
+from worker.storage.postgres import others
 
 pytestmark = pytest.mark.anyio
 LONG = sa.text("SELECT pg_sleep(60)")
@@ -197,3 +198,31 @@ assert not [name for name in sys.modules if name.startswith("psycopg")]
 """
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/zimage.db"]
     subprocess.run(command, check=True, timeout=60)
+
+
+def test_other_hosts_are_seen_though_each_has_a_role_of_its_own(postgres: Server) -> None:
+    with postgres.connect() as admin:
+        admin.execute("CREATE ROLE shared LOGIN")
+        admin.execute("CREATE ROLE shared_far LOGIN IN ROLE shared")
+        admin.execute("ALTER ROLE shared_far SET role = shared")
+    with postgres.database("zimage_shared") as url:
+
+        def as_role(role: str) -> sa.Engine:
+            return create_engine(url.replace("zimage@", f"{role}@"), 5.0)
+
+        here, far = map(as_role, ("shared", "shared_far"))
+
+        def seen() -> int:
+            with here.connect() as connection:
+                return others(connection)
+
+        assert seen() == 0
+        with postgres.connect("zimage_shared"):
+            assert seen() == 0
+        with far.connect() as other:
+            assert other.scalar(sa.text("SELECT current_user")) == "shared"
+            assert seen() == 1
+        for engine in (here, far):
+            engine.dispose()
+    with postgres.connect() as admin:
+        admin.execute("DROP ROLE shared_far, shared")
