@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _DEBIAN = "/usr/lib/postgresql/*/bin"
 _CONNECT_S = 5
 _LOCK_S = 10
+_HEAD_BYTES = 4096
 _QUIET_S = 15.0  # of a program that shall only say its version
 _PARTS = frozenset(
     {
@@ -109,9 +110,10 @@ class Server:
                 connection.execute(_sql("DROP DATABASE IF EXISTS {}", quoted))
                 connection.execute(_sql("CREATE DATABASE {} TEMPLATE template0", quoted))
             except psycopg.errors.InsufficientPrivilege:
+                role = _first(connection, "SELECT quote_ident(current_user)")
                 raise CellError(
-                    f"the role of {self.name} may make no database for the drill: "
-                    f"ALTER ROLE {made.username} CREATEDB, or name an empty one with --scratch"
+                    f"{role} may make no database beside {self.name} for the drill: "
+                    f"ALTER ROLE {role} CREATEDB, or name an empty one with --scratch"
                 ) from None
         try:
             yield Server(made.set(database=name).render_as_string(False), name)
@@ -191,6 +193,8 @@ class Server:
 
 def _tell(source: IO[bytes], target: IO[bytes], before: str) -> None:
     target.write(before.encode())
+    # Version 17 and later begin so, and no older server knows it.
+    target.write(source.read(_HEAD_BYTES).replace(b"\nSET transaction_timeout = 0;\n", b"\n", 1))
     shutil.copyfileobj(source, target, 1 << 20)
 
 

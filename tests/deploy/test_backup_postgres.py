@@ -346,6 +346,27 @@ def test_a_client_that_is_too_old_is_told_with_the_remedy(
     assert not (tmp_path / "cell.tar").exists()
 
 
+def test_a_newer_client_says_nothing_that_an_older_server_does_not_know(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved.draw("then")
+    saved.engine.dispose()
+    backup(saved.cell, tmp_path / "cell.tar", images=False)
+    plain = dump._program("pg_restore", 15)
+    newer = tmp_path / "pg_restore"
+    says = r'printf "\nSET transaction_timeout = 0;\n"'
+    newer.write_text(f'#!/bin/sh\ncase "$*" in *--list*) ;; *) {says} ;; esac\nexec {plain} "$@"\n')
+    newer.chmod(0o755)
+    programs = dump._program
+    monkeypatch.setattr(
+        dump,
+        "_program",
+        lambda name, version: newer if name == "pg_restore" else programs(name, version),
+    )
+    restore(saved.cell, tmp_path / "cell.tar")
+    assert saved.rows() == {picture("then").name}
+
+
 def test_the_kinds_are_not_mixed_up(saved: Saved, tmp_path: Path) -> None:
     backup(saved.cell, tmp_path / "server.tar", images=False)
     plain = Cell(parse({"cell": {"var_dir": str(tmp_path / "b")}}), saved.cell.config_path)
