@@ -129,8 +129,10 @@ class DatabaseMove:
             server.exec_driver_sql(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
             _require_empty(server, table, _content(server, table))
             server.execute(table.delete())
+            names = _columns(table)
             for rows in _rows(self._file, table):
-                server.execute(table.insert(), rows)
+                named = [dict(zip(names, row, strict=True)) for row in rows]
+                server.execute(table.insert(), named)
             _set_sequences(server, table)
             if _content(server, table) != found.content:
                 raise NotMovable(f"the copy of table {table.name} differs; it is not kept")
@@ -178,11 +180,17 @@ def _revision(connection: sa.Connection) -> str:
     return ", ".join(sorted(heads)) or "none"
 
 
-def _rows(connection: sa.Connection, table: sa.Table) -> Iterator[list[dict[str, Any]]]:
-    """All rows in parts, as PostgreSQL can have them."""
-    asked = sa.select(table).execution_options(yield_per=_AT_ONCE)
-    for rows in connection.execute(asked).mappings().partitions():
-        yield [{name: _storable(value) for name, value in row.items()} for row in rows]
+def _columns(table: sa.Table) -> list[str]:
+    return sorted(table.columns.keys())
+
+
+def _rows(connection: sa.Connection, table: sa.Table) -> Iterator[list[tuple[Any, ...]]]:
+    """All rows in parts, as PostgreSQL can have them, with the values in the order of
+    ``_columns``."""
+    asked = sa.select(*(table.c[name] for name in _columns(table)))
+    found = connection.execute(asked.execution_options(yield_per=_AT_ONCE))
+    for rows in found.partitions():
+        yield [tuple(map(_storable, row)) for row in rows]
 
 
 def _storable(value: Any) -> Any:
@@ -190,11 +198,10 @@ def _storable(value: Any) -> Any:
 
 
 def _content(connection: sa.Connection, table: sa.Table) -> Content:
-    columns = sorted(table.columns.keys())
     count, total = 0, 0
     for rows in _rows(connection, table):
         for row in rows:
-            told = repr([row[name] for name in columns]).encode("utf-8", "surrogatepass")
+            told = repr(row).encode("utf-8", "surrogatepass")
             total += int.from_bytes(hashlib.sha256(told).digest())
         count += len(rows)
     return Content(count, f"{total % 2**256:064x}")
