@@ -324,6 +324,16 @@ class Layout:
         return self.render_dir / "membership.json"
 
     @property
+    def membership_metrics(self) -> Path:
+        """The hosts of the cluster in Prometheus' text format."""
+        return self.state_dir / "hosts.prom"
+
+    @property
+    def prometheus_targets(self) -> Path:
+        """Where Prometheus finds the other hosts of the cluster."""
+        return self.state_dir / "prometheus-targets.json"
+
+    @property
     def host_drained_flag(self) -> Path:
         """While it is there, somebody wants this host out: workers begin nothing of jobs."""
         return host_drain.flag(self.run_dir)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
 import sqlalchemy as sa
 
-from deploy.cluster import hearing
+from deploy.cluster import exposition, hearing
 from deploy.cluster.report import Cell, fresh, is_empty, report
 from deploy.cluster.settings import MembershipSettings
 from worker.errors import StoreAway
@@ -115,7 +115,14 @@ class Membership:
             self._wanted = own.wanted
             self._pass_on()
         self._shut_out = own.wanted != "in" and hearing.is_shut_out(rows, own.id, at)
-        _write(self._settings, rows, at)
+        self._write_down(rows, at)
+
+    def _write_down(self, rows: Sequence[Host], at: float) -> None:
+        settings = self._settings
+        told = {"at": round(at, 3), "cluster": settings.cluster}
+        _write(settings.hosts_json, _json({**told, "hosts": [asdict(host) for host in rows]}))
+        _write(settings.metrics, exposition.metrics(rows, at, self._now()))
+        _write(settings.targets_json, _json(exposition.targets(rows, settings.host)))
 
     def _pass_on(self) -> None:
         """To the workers: while the flag is there, they begin nothing of jobs."""
@@ -156,10 +163,12 @@ def _noted_wish(settings: MembershipSettings) -> Wanted:
     return "in"
 
 
-def _write(settings: MembershipSettings, rows: Sequence[Host], at: float) -> None:
-    """Readers see the old list or the new one, never half of it."""
-    told: dict[str, Any] = {"at": round(at, 3), "cluster": settings.cluster}
-    told["hosts"] = [asdict(host) for host in rows]
-    fresh_file = settings.hosts_json.with_suffix(".json.new")
-    fresh_file.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
-    fresh_file.replace(settings.hosts_json)
+def _write(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    fresh_file = path.with_name(f".{path.name}.new")
+    fresh_file.write_text(text, encoding="utf-8")
+    fresh_file.replace(path)
+
+
+def _json(told: object) -> str:
+    return json.dumps(told, ensure_ascii=False)

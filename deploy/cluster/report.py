@@ -82,4 +82,5 @@ def _facts(cell: Cell | None) -> dict[str, Any]:
         for host in cell.get("hosts", ())
         if host["silent_s"] is not None
     }
-    return {"devices": dict(devices), **({"hears": hears} if hears else {})}
+    names = [worker["name"] for worker in cell["workers"]]
+    return {"devices": dict(devices), "workers": names, **({"hears": hears} if hears else {})}

@@ -26,6 +26,10 @@ class MembershipSettings(BaseModel):
     database_url: str
     cell_json: Path
     hosts_json: Path
+    metrics: Path
+    """All hosts, for Prometheus."""
+    targets_json: Path
+    """Where Prometheus finds them: ``http_sd``."""
     host_drained_flag: Path
     lost_s: float
     """A front that has heard nothing of a host for so long says so."""

@@ -22,11 +22,11 @@ class Panel:
     description: str = ""
 
 
-def dashboard() -> str:
-    """JSON to import, or to lie in a provisioned folder."""
+def dashboard(*, cluster: bool = False) -> str:
+    """JSON to import, or to lie in a provisioned folder. ``cluster``: the hosts come first."""
     panels: list[dict[str, Any]] = []
     top = 0
-    for title, row in ROWS:
+    for title, row in (*(HOST_ROWS if cluster else ()), *ROWS):
         panels.append(_row(len(panels), title, top))
         top += 1
         for at, panel in enumerate(row):
@@ -52,6 +52,37 @@ def _by_worker(metric: str) -> tuple[tuple[str, str], ...]:
 
 _FRONT = "zimage_front_request_duration_seconds"
 _LOOKUPS = "zimage_caption_lookups_total"
+
+
+def _by_host(name: str) -> tuple[tuple[str, str], ...]:
+    return ((f"max by (host) (zimage_cluster_host_{name})", "{{host}}"),)
+
+
+HOST_ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Hosts",
+        (
+            Panel("Workers in the pool, by host", "none", _by_host("ready"), stacked=True),
+            Panel("Pictures that are drawn, by host", "none", _by_host("running"), stacked=True),
+            Panel("Pictures that wait, by host", "none", _by_host("queued"), stacked=True),
+            Panel("What a newcomer would wait, by host", "s", _by_host("wait_seconds")),
+            Panel("Clocks less the database's", "s", _by_host("skew_seconds")),
+            Panel(
+                "Versions",
+                "none",
+                (
+                    (
+                        "count by (version) (max by (host, version) (zimage_cluster_host_info))",
+                        "{{version}}",
+                    ),
+                ),
+                stacked=True,
+                description="Hosts that run each",
+            ),
+        ),
+    ),
+)
+"""Of a cluster. They have no cell: each of its machines knows them all."""
 
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (

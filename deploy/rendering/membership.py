@@ -28,6 +28,8 @@ def membership_document(config: ClusterConfig, plan: Plan, layout: Layout) -> st
         "database_url": layout.database_url,
         "cell_json": str(layout.cell_json),
         "hosts_json": str(layout.hosts_json),
+        "metrics": str(layout.membership_metrics),
+        "targets_json": str(layout.prometheus_targets),
         "host_drained_flag": str(layout.host_drained_flag),
         "lost_s": config.front.lost_s,
     }

@@ -172,13 +172,14 @@ def _digest(files: Mapping[str, str]) -> str:
 
 
 def _monitoring(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    config: ClusterConfig = context["config"]
     # Prometheus has {{ }} of its own.
     environment = _environment(_HERE / "monitoring", ("<<", ">>"))
     for name in environment.list_templates(extensions=["j2"]):
         if name.startswith("alertmanager") and not context["config"].alarms.on:
             continue
         yield name.removesuffix(".j2"), environment.get_template(name).render(context)
-    yield "dashboard.json", dashboard()
+    yield "dashboard.json", dashboard(cluster=config.cluster.on)
 
 
 def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def settings(folder: Path, **changes: Any) -> MembershipSettings:
         database_url="sqlite:///none",
         cell_json=folder / "cell.json",
         hosts_json=folder / "hosts.json",
+        metrics=folder / "hosts.prom",
+        targets_json=folder / "targets.json",
         host_drained_flag=folder / "host.drained",
         lost_s=1.5,
     )
@@ -31,7 +33,7 @@ def settings(folder: Path, **changes: Any) -> MembershipSettings:
 def worker(**changes: Any) -> dict[str, Any]:
     """As the guard tells of one."""
     idle = {"state": "ready", "open": True, "queued": 0, "running": 0, "predicted_wait_s": None}
-    return {**idle, "device_name": "H100", **changes}
+    return {"name": "w1", **idle, "device_name": "H100", **changes}
 
 
 def cell(*workers: dict[str, Any], at: float = NOW, **more: Any) -> dict[str, Any]:

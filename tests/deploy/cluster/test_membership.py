@@ -86,7 +86,7 @@ async def test_hosts_find_each_other_in_their_lists(
     assert (told["a"]["wanted"], told["a"]["lost_at"], told["a"]["facts"]) == (
         "in",
         None,
-        {"devices": {"H100": 1}},
+        {"devices": {"H100": 1}, "workers": ["w1"]},
     )
 
 

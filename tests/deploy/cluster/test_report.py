@@ -20,7 +20,11 @@ def test_a_host_says_what_its_guard_has_written() -> None:
     told = said(cell(busy, worker(queued=1, predicted_wait_s=1.5), OUT), skew_s=0.25)
     assert (told.id, told.address, told.role, told.workers) == ("a", "10.0.0.7:7862", "both", 2)
     assert (told.ready, told.queued, told.running, told.wait_s) == (2, 4, 2, 1.5)
-    assert (told.state, told.skew_s, told.facts) == ("busy", 0.25, {"devices": {"H100": 3}})
+    assert (told.state, told.skew_s, told.facts) == (
+        "busy",
+        0.25,
+        {"devices": {"H100": 3}, "workers": ["w1"] * 3},
+    )
 
 
 def test_what_waits_outside_the_pool_is_no_wait_of_the_host() -> None:

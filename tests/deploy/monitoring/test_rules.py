@@ -52,6 +52,14 @@ def test_prometheus_asks_every_worker_guard_and_nginx(tmp_path: Path) -> None:
     assert 'worker: "w3", __metrics_path__: "/workers/w3/metrics"' in text
 
 
+def test_a_cell_of_its_own_has_nothing_of_clusters(tmp_path: Path) -> None:
+    rendered = files(configuration(tmp_path), Layout(tmp_path, tmp_path / "run"))
+    of_monitoring = {name: text for name, text in rendered.items() if "monitoring" in name}
+    assert not [name for name, text in of_monitoring.items() if "cluster_host" in text]
+    assert "zimage-cluster" not in of_monitoring["monitoring/prometheus.yml"]
+    assert 'cell: "zimage"' in of_monitoring["monitoring/prometheus.yml"]
+
+
 def test_panels_of_the_dashboard_do_not_overlap(monitoring: Path) -> None:
     dashboard = json.loads((monitoring / "dashboard.json").read_text())
     taken: set[tuple[int, int]] = set()

@@ -243,6 +243,16 @@ def test_a_host_of_a_cluster_has_a_program_more_that_is_started_again() -> None:
     assert "programs" not in json.loads(alone["guard.json"])
 
 
+def test_operators_of_a_cluster_get_its_hosts_where_prometheus_looks_for_them() -> None:
+    alone, files = rendered(), rendered(**CLUSTER)
+    ops, found = files["conf.d/ops.conf"], files["monitoring/prometheus.yml"]
+    for path, file in (("/hosts/metrics", "hosts.prom"), ("/hosts/targets.json", "targets.json")):
+        assert path in found
+        block = ops.split(f"location = {path} {{", 1)[1].split("}\n\n", 1)[0]
+        assert f'{file}";' in block
+    assert "/hosts/" not in alone["conf.d/ops.conf"] + alone["monitoring/prometheus.yml"]
+
+
 def test_membership_reads_who_this_host_is(tmp_path: Path) -> None:
     path = tmp_path / "membership.json"
     path.write_text(rendered(**CLUSTER)["membership.json"])
