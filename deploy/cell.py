@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Cell:
                 f'nginx.binary: no "{self.config.nginx.binary}" here; apt-get install nginx'
             )
         module = machine.stream_module(nginx.path) if self.config.cluster.fronts else ""
-        return Host.current(nginx.path, nginx.version, self.machine.cores, module or "")
+        found = Host.current(nginx.path, nginx.version, self.machine.cores, module or "")
+        return replace(found, config_path=str(self.config_path))
 
     @cached_property
     def certificate(self) -> Certificate | None:

@@ -324,6 +324,11 @@ class Layout:
         return self.render_dir / "membership.json"
 
     @property
+    def host_upgrade_json(self) -> Path:
+        """What came of the last upgrade that the cluster wanted of this host."""
+        return self.state_dir / "host-upgrade.json"
+
+    @property
     def membership_metrics(self) -> Path:
         """The hosts of the cluster in Prometheus' text format."""
         return self.state_dir / "hosts.prom"

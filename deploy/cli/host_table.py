@@ -31,7 +31,8 @@ def state_of(host: Host, now: float) -> str:
 
 def takes_requests(host: Host, now: float) -> bool:
     """Whether pictures are drawn there."""
-    return host["wanted"] == "in" and host["ready"] > 0 and state_of(host, now) in ("ready", "busy")
+    draws = state_of(host, now) in ("ready", "busy") and host["ready"] > 0
+    return bool(draws and host["wanted"] == "in")
 
 
 def shown(cluster: str, hosts: Sequence[Host], now: float, width: int) -> RenderableType:

@@ -1,6 +1,7 @@
 """``zimage hosts``: the machines of a cluster, and what is wanted of each."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ Timeout = Annotated[
 ]
 
 _LOOK_S = 1.0
+_RESTART_S = 60.0
+"""An upgrade restarts the program that speaks for a host."""
 _MARGIN_S = 30.0
 """What a host and the fronts need to learn of a wish, beyond the drawing itself."""
 
@@ -102,6 +105,38 @@ def remove(
     output.done(f"{name} belongs to {cell.config.cluster.name} no more; it may be switched off")
 
 
+@app.command()
+def upgrade(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Such as 1.2.0.")],
+    config: Config = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0, metavar="SECONDS", help="For each host.")
+    ] = 7200.0,
+) -> None:
+    """Take all hosts to another version, one after the other. Stops at the first that fails."""
+    if not re.fullmatch(r"\d[\w.!+]*", version):
+        raise typer.BadParameter(
+            f"{version} is no version, such as 1.2.0; a wheel is taken on each host by itself: "
+            "zimage hosts drain NAME, zimage upgrade FILE there, zimage hosts undrain NAME"
+        )
+    cell = open_member(config)
+    todo, unheard = _to_upgrade(_look(cell), cell.config.cluster.host_id, version)
+    for done, name in enumerate(todo):
+        output.step(f"{name}: take it to {version} ({done + 1} of {len(todo)})")
+        try:
+            _upgrade_one(cell, name, version, timeout_s)
+        except CellError as error:
+            left = ", ".join(todo[done + 1 :])
+            stopped = f"stopped here: {left} run as before" if left else "stopped here"
+            raise CellError(f"{error}\n{stopped}; the same command again goes on") from None
+    if unheard:
+        raise CellError(
+            f"{', '.join(unheard)} said nothing and run as before; the same command again once "
+            "they are back"
+        )
+    output.done(f"all hosts run {version}")
+
+
 def show(cell: Cell, *, as_json: bool) -> int:
     """Print the hosts; the exit code."""
     seen = _look(cell, may_be_old=True)
@@ -122,11 +157,11 @@ def show(cell: Cell, *, as_json: bool) -> int:
 # Deciding
 
 
-def _decide(cell: Cell, what: "Callable[[Any, Connection], float]") -> None:
+def _decide(cell: Cell, what: "Callable[[Any, Connection], float]") -> float:
     from deploy.cluster import wishes
 
     try:
-        store.run(cell, lambda connection: what(wishes, connection))
+        return store.run(cell, lambda connection: what(wishes, connection))
     except wishes.Refused as error:
         raise CellError(str(error)) from None
 
@@ -146,6 +181,57 @@ def _finish_first(
     output.step(f"{name}: no new requests, nothing new of jobs; finish what it has")
     _decide(cell, lambda wishes, c: wishes.drain(c, name, _signed(reason), force=force))
     _wait_drained(cell, name, _limit_s(cell, timeout_s))
+
+
+# Upgrading
+
+
+def _to_upgrade(seen: Seen, own: str, version: str) -> tuple[list[str], list[str]]:
+    """Names in the order to take: this machine first, whose `up` brings the database along, fronts
+    last; and those that say nothing."""
+    others = [h for h in seen.hosts if h["wanted"] != "removed" and h["version"] != version]
+    others.sort(key=lambda host: (host["role"] == "front", host["id"] != own))
+    unheard = [
+        host["id"] for host in others if host_table.state_of(host, seen.at) in ("lost", "silent")
+    ]
+    return [host["id"] for host in others if host["id"] not in unheard], unheard
+
+
+def _upgrade_one(cell: Cell, name: str, version: str, timeout_s: float) -> None:
+    """Out, the other version, in again. Where nobody else draws it stays in: its workers are taken
+    there one by one."""
+    goes_out = _goes_out(_look(cell), name)
+    if goes_out:
+        reason = _signed(f"upgrade to {version}")
+        _decide(cell, lambda wishes, c: wishes.drain(c, name, reason))
+        _wait_drained(cell, name, _limit_s(cell, None))
+    try:
+        since = _decide(cell, lambda wishes, c: wishes.upgrade(c, name, version))
+        _wait_upgraded(cell, name, version, since, timeout_s)
+    finally:  # one that failed runs its old version again
+        if goes_out:
+            _decide(cell, lambda wishes, c: wishes.undrain(c, name))
+    if goes_out:
+        _wait(cell, name, "taking requests", host_table.takes_requests, _limit_s(cell, None))
+
+
+def _goes_out(seen: Seen, name: str) -> bool:
+    others = [host for host in seen.hosts if host["id"] != name]
+    another = any(host_table.takes_requests(host, seen.at) for host in others)
+    host = seen.get(name)
+    return another and host["role"] != "front" and host["wanted"] == "in"
+
+
+def _wait_upgraded(cell: Cell, name: str, version: str, since: float, timeout_s: float) -> None:
+    def is_done(host: dict[str, Any], _: float) -> bool:
+        said = host["facts"].get("upgrade", {})
+        if said.get("at") != since:
+            return False
+        if said["state"] == "failed":
+            raise CellError(f"{name} did not take {version}: {said['text'] or 'see its log'}")
+        return bool(said["state"] == "done" and host["version"] == version)
+
+    _wait(cell, name, f"at {version}", is_done, timeout_s, patience_s=_RESTART_S)
 
 
 # Looking and waiting
@@ -201,8 +287,10 @@ def _wait(
     what: str,
     is_done: Callable[[dict[str, Any], float], bool],
     timeout_s: float,
+    patience_s: float = 0.0,
 ) -> None:
-    """Until host ``name`` itself says that it is ``what``, telling each change."""
+    """Until host ``name`` itself says that it is ``what``, telling each change. ``patience_s``: how
+    long it may say nothing meanwhile, beyond what is usual."""
     began, said = time.monotonic(), ""
     while True:
         seen = _look(cell)
@@ -214,7 +302,8 @@ def _wait(
         if now != said:
             said = now
             output.say(f"  {waited_s:5.1f} s  {name}: {now}")
-        if state in ("lost", "silent"):
+        quiet_s = seen.at - host["at"] - host_table.SILENT_S
+        if state in ("lost", "silent") and quiet_s >= patience_s:
             raise CellError(_unheard(name, host, seen.at))
         if waited_s > timeout_s:
             raise CellError(

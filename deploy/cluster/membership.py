@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from deploy.cluster import exposition, hearing
 from deploy.cluster.report import Cell, fresh, is_empty, report
 from deploy.cluster.settings import MembershipSettings
+from deploy.cluster.upgrading import Upgrades
 from worker.errors import StoreAway
 from worker.storage import hosts
 from worker.storage.database import Database, clock
@@ -45,6 +47,8 @@ class Membership:
         self._now = now
         self._wanted: Wanted = _noted_wish(settings)
         self._shut_out = False
+        self._upgrades = Upgrades(settings)
+        self._upgrade: dict[str, Any] | None = None
         self._empty_beats = 0
         self._away_since: float | None = None
         self._told_at = 0.0
@@ -79,7 +83,14 @@ class Membership:
             clock(connection)  # begins the transaction, which takes time of its own
             at, skew_s = _compare(self._now, lambda: clock(connection))
             wanted = self._wanted
-            own = report(self._settings, cell, wanted=wanted, is_drained=is_drained, skew_s=skew_s)
+            own = report(
+                self._settings,
+                cell,
+                wanted=wanted,
+                is_drained=is_drained,
+                skew_s=skew_s,
+                upgrade=self._upgrade,
+            )
             hosts.write(connection, own, at)
             return hosts.read_all(connection), at
 
@@ -114,6 +125,7 @@ class Membership:
             _log.info("this host is wanted %s%s", own.wanted, why)
             self._wanted = own.wanted
             self._pass_on()
+        self._upgrade = self._upgrades.follow(own)
         self._shut_out = own.wanted != "in" and hearing.is_shut_out(rows, own.id, at)
         self._write_down(rows, at)
 

@@ -34,9 +34,10 @@ def report(
     wanted: Wanted,
     is_drained: bool,
     skew_s: float,
+    upgrade: Mapping[str, Any] | None = None,
 ) -> HostReport:
     """``cell`` is None where the guard says nothing. ``is_drained``: it was out and empty for long
-    enough, as far as somebody wants it out."""
+    enough, as far as somebody wants it out. ``upgrade``: what came of the one that is wanted."""
     workers = cell["workers"] if cell else []
     is_open = [worker for worker in workers if worker["open"]]
     waits = [worker["predicted_wait_s"] or 0.0 for worker in is_open]
@@ -53,7 +54,7 @@ def report(
         wait_s=round(min(waits, default=0.0), 3),
         skew_s=round(skew_s, 3),
         state=_state(settings, cell, wanted=wanted, is_drained=is_drained),
-        facts=_facts(cell),
+        facts={**_facts(cell), **({"upgrade": upgrade} if upgrade else {})},
     )
 
 

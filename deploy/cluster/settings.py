@@ -31,6 +31,13 @@ class MembershipSettings(BaseModel):
     targets_json: Path
     """Where Prometheus finds them: ``http_sd``."""
     host_drained_flag: Path
+    upgrade_json: Path
+    """What came of the last upgrade that was wanted of this host."""
+    upgrade_log: Path
+    upgrade_command: tuple[str, ...]
+    """Takes this cell to the version that is named behind it."""
+    versions_dir: Path
+    """Where versions lie: whoever may not write there takes no other one."""
     lost_s: float
     """A front that has heard nothing of a host for so long says so."""
 

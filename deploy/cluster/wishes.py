@@ -5,7 +5,8 @@ operators who take out the last two at once do not both succeed.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -47,9 +48,35 @@ def remove(connection: sa.Connection, id: str, reason: str, *, force: bool = Fal
     return _take_out(connection, id, "removed", reason, force=force).wanted_at
 
 
+def upgrade(connection: sa.Connection, id: str, version: str) -> float:
+    """Want host ``id`` to take ``version`` now; since when. One host at a time does."""
+    hosts.lock_wishes(connection)
+    (rows, now) = read(connection)
+    _known(rows, id)
+    for other in rows:
+        if (
+            other.id != id
+            and upgrade_of(other).get("state") == "under way"
+            and _is_seen(other, now)
+        ):
+            raise Refused(f"{other.id} is on its way to {other.wanted_version}: wait for its end")
+    hosts.want_version(connection, id, version, now)
+    return now
+
+
+def upgrade_of(host: Host) -> Mapping[str, Any]:
+    """What it says of the upgrade that is wanted of it; empty until it does."""
+    said: Mapping[str, Any] = host.facts.get("upgrade", {})
+    return said if said.get("at") == host.wanted_version_at else {}
+
+
+def _is_seen(host: Host, now: float) -> bool:
+    return now - host.at <= SEEN_S
+
+
 def draws(host: Host, now: float) -> bool:
     """Whether it takes requests at ``now``, as far as it has said."""
-    here = host.wanted == "in" and host.lost_at is None and now - host.at <= SEEN_S
+    here = host.wanted == "in" and host.lost_at is None and _is_seen(host, now)
     return here and host.draws and host.ready > 0
 
 

@@ -10,12 +10,17 @@ from deploy.rendering.plan import Plan, model_source
 MEMBERSHIP_CODE = (
     "deploy/cluster",
     *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
+    *("deploy/host/processes.py", "deploy/host/whole_file.py", "deploy/installation.py"),
+    "worker/coordination/processes.py",
 )
 """All that it loads of ours: a change of it restarts it."""
 
 
-def membership_document(config: ClusterConfig, plan: Plan, layout: Layout) -> str:
+def membership_document(
+    config: ClusterConfig, plan: Plan, layout: Layout, python: str, config_path: str
+) -> str:
     """The text of ``layout.membership_json``."""
+    zimage = [python, "-P", "-m", "deploy.cli.app"]
     cluster = config.cluster
     told = {
         "cluster": cluster.name,
@@ -31,6 +36,10 @@ def membership_document(config: ClusterConfig, plan: Plan, layout: Layout) -> st
         "metrics": str(layout.membership_metrics),
         "targets_json": str(layout.prometheus_targets),
         "host_drained_flag": str(layout.host_drained_flag),
+        "upgrade_json": str(layout.host_upgrade_json),
+        "upgrade_log": str(layout.log("upgrade")),
+        "upgrade_command": [*zimage, "upgrade", "--config", config_path],
+        "versions_dir": str(installation.BASE),
         "lost_s": config.front.lost_s,
     }
     return json.dumps(told, indent=2, ensure_ascii=False) + "\n"

@@ -73,6 +73,7 @@ class Host:
     packages: str
     nameservers: tuple[str, ...] = ()
     membership_code: str = ""
+    config_path: str = ""
     alarms_code: str = ""
     stream_module: str = ""
     """The file that nginx loads for links to hosts; "" where it has that built in, or no links."""
@@ -123,7 +124,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
     settings = guard_settings(config, plan, layout, host)
     files = {"guard.json": json.dumps(settings, indent=2) + "\n"}
     if config.cluster.on:
-        told = membership_document(config, plan, layout)
+        told = membership_document(config, plan, layout, host.python, host.config_path)
         files[layout.membership_json.name] = told
         context["membership_digest"] = _digest({"": told})[:10]
     if config.alarms.on:

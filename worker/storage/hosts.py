@@ -36,12 +36,15 @@ hosts = sa.Table(
     sa.Column("wanted", sa.String(16), nullable=False),
     sa.Column("wanted_reason", sa.String(200), nullable=False),
     sa.Column("wanted_at", sa.Double, nullable=False),
+    sa.Column("wanted_version", sa.String(64), nullable=False, default=""),
+    sa.Column("wanted_version_at", sa.Double, nullable=False, default=0.0),
     sa.Column("lost_at", sa.Double),
 )
 """``workers`` are the configured ones, ``ready`` those in the pool. ``models`` and ``facts`` are
 JSON; ``facts`` has what is for people and fronts. ``state`` is one of a worker's, of the host as a
 whole, ``since`` when it has been in it. ``wanted`` is "in", "out" or "removed", since
-``wanted_at``. ``at``: when the host wrote, by the database's clock, as all times here; ``skew_s``:
+``wanted_at``. ``wanted_version``: which version it is to take, since when; empty: whichever it has.
+``at``: when the host wrote, by the database's clock, as all times here; ``skew_s``:
 its own clock less that one. ``lost_at``: since when no front has heard of it."""
 
 Role = Literal["host", "front", "both"]
@@ -83,6 +86,8 @@ class Host(HostReport):
     wanted: Wanted
     wanted_reason: str
     wanted_at: float
+    wanted_version: str
+    wanted_version_at: float
     lost_at: float | None
 
     @property
@@ -122,6 +127,13 @@ def want(connection: sa.Connection, id: str, wanted: Wanted, reason: str, now: f
     new = hosts.c.wanted != wanted
     at = sa.case((new, now), else_=hosts.c.wanted_at)
     wish = {**_wish(wanted, reason, now), "wanted_at": at}
+    return connection.execute(hosts.update().where(hosts.c.id == id).values(wish)).rowcount == 1
+
+
+def want_version(connection: sa.Connection, id: str, version: str, now: float) -> bool:
+    """Host ``id`` is to take ``version``, also where it has tried before; False where there is
+    none."""
+    wish = {"wanted_version": version, "wanted_version_at": now}
     return connection.execute(hosts.update().where(hosts.c.id == id).values(wish)).rowcount == 1
 
 

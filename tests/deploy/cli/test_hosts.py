@@ -12,7 +12,7 @@ import pytest
 
 from tests import command_line
 from tests.deploy.cluster import cells
-from tests.deploy.cluster.standing import machine
+from tests.deploy.cluster.standing import machine, upgrade_command
 from tests.deploy.processes import PATIENCE_S, wait_until
 from tests.postgres import Server
 from tests.worker.databases import away
@@ -153,6 +153,37 @@ def test_hosts_are_shown_as_last_listed_while_the_database_is_away(
     assert "as of " in shown.stderr
     assert "a:7862" in shown.stdout
     assert (shown.returncode, drained.returncode) == (0, 1)
+
+
+def test_hosts_take_another_version_one_after_the_other_until_one_fails(
+    zimage: Zimage, store: Store, tmp_path: Path, url: str
+) -> None:
+    own = {name: upgrade_command(tmp_path, name, "refuse") for name in "ab"}
+    own["a"] = upgrade_command(tmp_path, "a")
+    (tmp_path / "refuse").touch()
+    with (
+        machine(tmp_path, "a", url, upgrade_command=own["a"]),
+        machine(tmp_path, "b", url, upgrade_command=own["b"]),
+    ):
+        failed = zimage("hosts", "upgrade", "1.1.0")
+        assert failed.returncode == 1, failed.stdout
+        assert "b did not take 1.1.0: 1.1.0 was refused" in failed.stderr
+        assert [(row(store, n).version, row(store, n).wanted) for n in "ab"] == [
+            ("1.1.0", "in"),
+            ("1.0.0", "in"),
+        ]
+        (tmp_path / "refuse").unlink()
+        done = zimage("hosts", "upgrade", "1.1.0")
+        assert done.returncode == 0, done.stderr
+        assert {row(store, name).version for name in "ab"} == {"1.1.0"}
+        assert {row(store, name).wanted for name in "ab"} == {"in"}
+    assert (tmp_path / "order").read_text().split() == ["a", "b"]
+
+
+def test_a_wheel_is_not_handed_to_other_hosts(zimage: Zimage) -> None:
+    done = zimage("hosts", "upgrade", "zimage_cluster-1.1.0-py3-none-any.whl")
+    assert done.returncode == 2
+    assert "is no version" in done.stderr
 
 
 def test_a_machine_of_no_cluster_has_no_hosts(tmp_path: Path) -> None:

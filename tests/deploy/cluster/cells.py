@@ -25,6 +25,10 @@ def settings(folder: Path, **changes: Any) -> MembershipSettings:
         metrics=folder / "hosts.prom",
         targets_json=folder / "targets.json",
         host_drained_flag=folder / "host.drained",
+        upgrade_json=folder / "host-upgrade.json",
+        upgrade_log=folder / "upgrade.log",
+        upgrade_command=("false",),
+        versions_dir=folder,
         lost_s=1.5,
     )
     return told.model_copy(update=changes)
@@ -68,6 +72,8 @@ def host(id: str, **changes: Any) -> Host:
         wanted="in",
         wanted_reason="",
         wanted_at=NOW - 1000,
+        wanted_version="",
+        wanted_version_at=NOW - 1000,
         lost_at=None,
     )
     return replace(said, **changes)

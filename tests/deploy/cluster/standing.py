@@ -16,10 +16,11 @@ _EVERY_S = 0.2
 
 
 class Guard:
-    """Writes ``workers`` again and again, as a guard does."""
+    """Writes ``workers`` again and again, as a guard does, and ``hosts`` as that of a front."""
 
     def __init__(self, path: Path) -> None:
         self.workers = [cells.worker()]
+        self.hosts: list[dict[str, Any]] = []
         self._path = path
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
@@ -28,7 +29,9 @@ class Guard:
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         while not self._ended.wait(_EVERY_S):
-            fresh.write_text(json.dumps(cells.cell(*self.workers, at=time.time())))
+            fresh.write_text(
+                json.dumps(cells.cell(*self.workers, at=time.time(), hosts=self.hosts))
+            )
             fresh.replace(self._path)
 
     def end(self) -> None:
@@ -47,10 +50,29 @@ def machine(folder: Path, name: str, url: str, **changes: Any) -> Iterator[Guard
     file.write_text(settings.model_dump_json())
     guard = Guard(settings.cell_json)
     wait_until(settings.cell_json.exists, "written")
-    command = [sys.executable, "-m", "deploy.cluster", str(file)]
+    # As supervisord does: started again when it has ended.
+    program = f"{sys.executable} -m deploy.cluster {file}"
+    again = f"while :; do {program} & pid=$!; echo $pid > {folder}/pid; wait $pid; done"
+    command = ["sh", "-c", f"trap 'kill $pid; wait $pid; exit' TERM; {again}"]
     try:
         with running(command, folder / "log"):
             wait_until(settings.hosts_json.exists, "listed")
             yield guard
     finally:
         guard.end()
+
+
+def upgrade_command(folder: Path, name: str, refused: str = "") -> tuple[str, ...]:
+    """In place of ``zimage upgrade``: the program of host ``name`` is of the other version once it
+    was started again. Refused while the file ``refused`` is there; else ``order`` names it."""
+    file = folder / f"upgrade-{name}"
+    here = folder / name
+    file.write_text(
+        "#!/bin/sh\nset -e\n"
+        f'if [ -e "{folder}/{refused or "never"}" ]; then echo "$1 was refused"; exit 1; fi\n'
+        f"echo {name} >> {folder}/order\n"
+        f'sed -i \'s/"version":"[^"]*"/"version":"\'$1\'"/\' {here}/membership.json\n'
+        f"kill $(cat {here}/pid)\n"
+    )
+    file.chmod(0o755)
+    return (str(file),)

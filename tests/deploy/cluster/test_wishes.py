@@ -116,3 +116,16 @@ def test_operators_who_take_out_a_host_each_at_once_leave_one(store: Store, url:
         write(store, f"h{number}")
     assert sum(at_once(partial(drain_own, url))) == 5
     assert sorted(wanted(store).values()) == ["in", *["out"] * 5]
+
+
+def test_one_host_at_a_time_takes_another_version(store: Store) -> None:
+    for id in ("a", "b"):
+        write(store, id)
+    at = store(wishes.upgrade, "a", "1.1.0")
+    write(store, "a", facts={"upgrade": {"at": at, "state": "under way"}})
+    with pytest.raises(Refused, match=r"a is on its way to 1\.1\.0"):
+        store(wishes.upgrade, "b", "1.1.0")
+    write(store, "a", facts={"upgrade": {"at": at, "state": "done"}})
+    store(wishes.upgrade, "b", "1.1.0")
+    [_, b] = store(hosts.read_all)
+    assert (b.wanted_version, b.wanted) == ("1.1.0", "in")

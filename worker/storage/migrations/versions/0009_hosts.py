@@ -29,6 +29,8 @@ def upgrade() -> None:
         sa.Column("wanted", sa.String(16), nullable=False),
         sa.Column("wanted_reason", sa.String(200), nullable=False),
         sa.Column("wanted_at", sa.Double, nullable=False),
+        sa.Column("wanted_version", sa.String(64), nullable=False),
+        sa.Column("wanted_version_at", sa.Double, nullable=False),
         sa.Column("lost_at", sa.Double),
         sa.PrimaryKeyConstraint("id", name="pk_hosts"),
     )
