@@ -83,7 +83,7 @@ def undrain(name: HostName, config: Config = None, timeout_s: Timeout = None) ->
     """Let a drained host take requests again."""
     cell = open_member(config)
     _decide(cell, lambda wishes, c: wishes.undrain(c, name))
-    _wait(cell, name, "taking requests", host_table.takes_requests, _limit_s(cell, timeout_s))
+    _wait(cell, name, "taking requests", _is_let_in, _limit_s(cell, timeout_s))
     output.done(f"{name} takes requests")
 
 
@@ -212,7 +212,7 @@ def _upgrade_one(cell: Cell, name: str, version: str, timeout_s: float) -> None:
         if goes_out:
             _decide(cell, lambda wishes, c: wishes.undrain(c, name))
     if goes_out:
-        _wait(cell, name, "taking requests", host_table.takes_requests, _limit_s(cell, None))
+        _wait(cell, name, "taking requests", _is_let_in, _limit_s(cell, None))
 
 
 def _goes_out(seen: Seen, name: str) -> bool:
@@ -223,7 +223,7 @@ def _goes_out(seen: Seen, name: str) -> bool:
 
 
 def _wait_upgraded(cell: Cell, name: str, version: str, since: float, timeout_s: float) -> None:
-    def is_done(host: dict[str, Any], _: float) -> bool:
+    def is_done(_: Seen, host: dict[str, Any]) -> bool:
         said = host["facts"].get("upgrade", {})
         if said.get("at") != since:
             return False
@@ -275,17 +275,25 @@ def _limit_s(cell: Cell, asked_s: float | None) -> float:
 
 
 def _wait_drained(cell: Cell, name: str, timeout_s: float) -> None:
-    def is_drained(host: dict[str, Any], at: float) -> bool:
-        return host_table.state_of(host, at) == "drained" and host["at"] > host["wanted_at"]
+    def is_drained(seen: Seen, host: dict[str, Any]) -> bool:
+        return host_table.state_of(host, seen.at) == "drained" and host["at"] > host["wanted_at"]
 
     _wait(cell, name, "drained", is_drained, timeout_s)
+
+
+def _is_let_in(seen: Seen, host: dict[str, Any]) -> bool:
+    """It would take requests, and one of the fronts that hear it sends some."""
+    fronts = [other for other in seen.hosts if seen.at - other["at"] <= host_table.SILENT_S]
+    heard = [other["facts"].get("hears", {}).get(host["id"]) for other in fronts]
+    said = [each["open"] for each in heard if each]
+    return host_table.takes_requests(host, seen.at) and (any(said) or not said)
 
 
 def _wait(
     cell: Cell,
     name: str,
     what: str,
-    is_done: Callable[[dict[str, Any], float], bool],
+    is_done: Callable[[Seen, dict[str, Any]], bool],
     timeout_s: float,
     patience_s: float = 0.0,
 ) -> None:
@@ -295,7 +303,7 @@ def _wait(
     while True:
         seen = _look(cell)
         host, waited_s = seen.get(name), time.monotonic() - began
-        if is_done(host, seen.at):
+        if is_done(seen, host):
             return
         state = host_table.state_of(host, seen.at)
         now = f"{state}, {host['queued'] + host['running']} left" if state == "draining" else state

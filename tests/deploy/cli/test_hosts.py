@@ -96,6 +96,21 @@ def test_a_host_is_drained_once_it_has_finished_and_let_in_again(
         assert (told_hosts["a"]["state"], told_hosts["a"]["wanted"]) == ("ready", "in")
 
 
+def test_a_host_takes_requests_once_a_front_sends_some(
+    zimage: Zimage, store: Store, tmp_path: Path, url: str
+) -> None:
+    def hears(*, open: bool) -> list[dict[str, Any]]:
+        return [{"id": "a", "silent_s": 0.1, "open": open}]
+
+    with machine(tmp_path, "a", url), machine(tmp_path, "f", url, role="front") as front:
+        front.hosts = hears(open=False)
+        wait_until(lambda: "hears" in row(store, "f").facts, "heard")
+        early = zimage("hosts", "undrain", "a", "--timeout", "0")
+        assert "a is not taking requests after 0 s" in early.stderr
+        front.hosts = hears(open=True)
+        assert zimage("hosts", "undrain", "a").returncode == 0
+
+
 def test_a_host_that_does_not_finish_stays_wanted_out(
     zimage: Zimage, store: Store, tmp_path: Path, url: str
 ) -> None:
