@@ -21,7 +21,7 @@ class Conflict(Exception):
 def with_settings(text: str, settings: Settings) -> str:
     """``text`` with what ``settings`` has and it has not. ``Conflict`` where it says otherwise;
     ``ValueError`` where its form leaves no place: then a person must write them."""
-    present = tomllib.loads(text)
+    present, settings = tomllib.loads(text), _without_empty(settings)
     if conflicts := list(_conflicts(present, settings, "")):
         raise Conflict(conflicts)
     fresh = text
@@ -42,6 +42,12 @@ def lines_of(settings: Settings) -> str:
     """As they would stand in a file of their own."""
     sections = (_written(section, keys) for section, keys in _sections(settings, "") if keys)
     return "\n".join(sections)
+
+
+def _without_empty(settings: Settings) -> dict[str, Any]:
+    """A table with nothing in it says nothing."""
+    inner = {k: _without_empty(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
+    return {key: value for key, value in inner.items() if value != {}}
 
 
 def _conflicts(present: Any, settings: Settings, before: str) -> Iterator[str]:

@@ -86,6 +86,13 @@ class Machine:
         told = {"folder": folder, "url": url, "host": host, "role": role, "more": more}
         self.config_path.write_text(CONFIG.format(**values, **told, auth="keys"))
 
+    @classmethod
+    def of(cls, config_path: Path) -> "Machine":
+        """The one of that file."""
+        made = cls.__new__(cls)
+        made.folder, made.config_path = config_path.parent, config_path
+        return made
+
     @property
     def cell(self) -> Cell:
         return Cell(load(self.config_path), self.config_path)

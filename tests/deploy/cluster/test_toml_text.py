@@ -44,6 +44,10 @@ def test_repetition_changes_nothing() -> None:
     assert with_settings(made, WANTED) == made
 
 
+def test_table_with_nothing_in_it_is_not_written() -> None:
+    assert with_settings("a = 1\n", {"limits": {"request": {}}, "model": {}}) == "a = 1\n"
+
+
 def test_other_values_are_refused_by_name() -> None:
     with pytest.raises(Conflict) as refused:
         with_settings('[database]\nurl = "postgresql://b@db/z"\n[cluster]\nname = "x"', WANTED)
