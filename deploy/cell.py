@@ -9,6 +9,7 @@ from typing import Any
 
 from deploy import links
 from deploy.config import ClusterConfig
+from deploy.errors import CellError as CellError
 from deploy.host import machine
 from deploy.host.machine import Machine
 from deploy.layout import Layout
@@ -20,10 +21,6 @@ from deploy.supervision.supervise import ProgramState, Supervisor, SupervisorErr
 
 STALE_S = 5.0
 """The guard writes every second; a file older than this comes from a dead guard."""
-
-
-class CellError(Exception):
-    """A command failed; the message says what was last seen and what to do."""
 
 
 @dataclass(frozen=True)

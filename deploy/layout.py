@@ -309,6 +309,11 @@ class Layout:
         return self.cluster_dir / f"{role}.key"
 
     @property
+    def cluster_certificates_json(self) -> Path:
+        """When the first of this machine's certificates ends, for the guard."""
+        return self.cluster_dir / "certificates.json"
+
+    @property
     def cluster_secret(self) -> Path:
         """From it links, places and cookies are derived, the same on every host."""
         return self.cluster_dir / "secret"

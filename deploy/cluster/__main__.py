@@ -11,7 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deploy.cluster.membership import Membership
+from deploy.cluster.renewal import Member, keep
 from deploy.cluster.settings import MembershipSettings, load
+from deploy.layout import Layout
 from worker import log
 from worker.storage.database import Database
 
@@ -42,7 +44,8 @@ def main(arguments: list[str]) -> int:
 
 async def _take_part(settings: MembershipSettings) -> None:
     database = Database(settings.database_url, _TIMEOUT_S)
-    task = asyncio.ensure_future(Membership(settings, database).run())
+    member = Member(Layout(settings.var_dir, settings.run_dir), settings.host, settings.role)
+    task = asyncio.gather(Membership(settings, database).run(), keep(member, database))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     _log.info("%s takes part in %s as %s", settings.host, settings.cluster, settings.role)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from deploy.cell import CellError
+from deploy.errors import CellError
 from deploy.host import whole_file
 from deploy.layout import Layout
 

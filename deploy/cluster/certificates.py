@@ -60,6 +60,11 @@ def install(layout: Layout, role: Role, pem: bytes) -> None:
     settle(layout, role)
 
 
+def is_pending(layout: Layout, role: Role, certificate: x509.Certificate) -> bool:
+    """Whether ``certificate`` is for the request under way."""
+    return _fits(_pending_key(layout, role), certificate.public_key())
+
+
 def settle(layout: Layout, role: Role) -> None:
     """Bring the key to its certificate where a crash came between the two."""
     found, path = installed(layout, role), _pending_key(layout, role)

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from deploy.cell import CellError
 from deploy.cluster import certificates
 from deploy.cluster.authority import Authority
+from deploy.errors import CellError
 from worker.storage.certificates import Document
 
 _X962 = (serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)

@@ -35,7 +35,7 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
     """Give this machine the authority of its cluster, and make it the first that trusts it. Again,
     it adds what is missing. ``CellError`` where another machine has it."""
     layout = cell.layout
-    secrets = _secrets(cell)
+    _take_secrets(cell)
     made = _make_authority(cell, anew=new_authority)
     authorities = authority.load(layout)
     host, roles = cell.config.cluster.host_id, certificates.roles_of(cell.config.cluster.role)
@@ -51,9 +51,9 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
         signed = {}
         for role in due:
             csr = certificates.pending(layout, role, host).csr
-            signed[role] = issue(connection, authorities[0], csr, host, role)
-        trusted = trust.publish_trust(connection, authorities)
-        trust.publish_secrets(connection, authorities, secrets)
+            signed[role] = trust.issue(connection, authorities[0], csr, host, role)
+        trusted = trust.publish_trust(connection, layout, authorities)
+        trust.publish_secrets(connection, layout, authorities)
         return signed, trusted
 
     signed, trusted = store.run(cell, work)
@@ -66,25 +66,12 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
     return Founded(made, due, keep)
 
 
-def issue(connection: "Connection", signer: Authority, csr: bytes, host: str, role: Role) -> bytes:
-    """A certificate (PEM) for ``host``, and its row. ``AuthorityError``: ``csr`` is no request."""
-    from worker.storage import certificates as rows
-
-    made = signer.sign(csr, host, role)
-    pem = certificates.pem(made)
-    ends_at = made.not_valid_after_utc.timestamp()
-    serial = certificates.serial(made)
-    rows.record(connection, rows.Certificate(serial, host, role, pem.decode(), ends_at))
-    return pem
-
-
-def _secrets(cell: Cell) -> Secrets:
+def _take_secrets(cell: Cell) -> None:
     """The cluster's; those of the cell that was here before, so that its keys stay good."""
     layout = cell.layout
     key_secret = store.secret_for(cell)
     if not layout.cluster_secret.exists():
         trust.write_secrets(layout, Secrets(key_secret, (key_secret,)))
-    return trust.secrets_here(layout)
 
 
 def _make_authority(cell: Cell, *, anew: bool) -> bool:

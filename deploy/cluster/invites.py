@@ -6,7 +6,7 @@ import json
 import secrets
 from dataclasses import dataclass, field
 
-from deploy.cell import CellError
+from deploy.errors import CellError
 
 _BEGIN = "zimage-join."
 _MAX_CHARACTERS = 2000

@@ -24,6 +24,8 @@ class MembershipSettings(BaseModel):
     workers: int
     """Those that are configured here."""
     database_url: str
+    var_dir: Path
+    run_dir: Path
     cell_json: Path
     hosts_json: Path
     metrics: Path

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from deploy.cluster import certificates, documents
-from deploy.cluster.authority import Authority
+from deploy.cluster.authority import Authority, Role
 from deploy.cluster.documents import DocumentError
 from deploy.host import whole_file
 from deploy.layout import Layout
@@ -67,30 +67,29 @@ def secrets_here(layout: Layout) -> Secrets:
     return Secrets(layout.key_secret.read_bytes(), cluster_secrets(layout.cluster_secret))
 
 
-def write_trust(layout: Layout, trust: Trust) -> bool:
-    """Put it where nginx reads it; whether it was another before. ``DocumentError`` where nginx
-    would trust nobody with it: each authority needs its list of revocations."""
-    lists = _revocation_lists(trust)
+def write_trust(layout: Layout, trust: Trust) -> None:
+    """Put it where nginx reads it. ``DocumentError`` where nginx would trust nobody with it: each
+    authority needs its list of revocations."""
+    lists = _revocation_lists(trust.revocations)
     for authority in trust.certificates:
         if not any(each.is_signature_valid(_key(authority)) for each in lists):
             name = authority.subject.rfc4514_string()
             raise DocumentError(f"there is no list of revocations of {name}")
     # The lists first: one more does no harm, one less refuses everybody.
-    changed = _write(layout.revocation_list, trust.revocations.encode(), 0o644)
-    return _write(layout.authority_certificate, trust.authorities.encode(), 0o644) or changed
+    _write(layout.revocation_list, trust.revocations.encode(), 0o644)
+    _write(layout.authority_certificate, trust.authorities.encode(), 0o644)
 
 
-def write_secrets(layout: Layout, secrets: Secrets) -> bool:
-    """Whether there were others before."""
+def write_secrets(layout: Layout, secrets: Secrets) -> None:
+    """At every moment what was signed with the first of before or of now still verifies."""
     first, *others = secrets.signing
     text = "".join(f"{each.hex()}\n" for each in others).encode()
     file = other_secrets(layout.cluster_secret)
-    changed = _write(layout.key_secret, secrets.key_secret, 0o600)
+    _write(layout.key_secret, secrets.key_secret, 0o600)
     if (present := _present(layout)) != first:
-        # Until the others are written, what was signed with either still verifies.
         whole_file.write(file, text + f"{present.hex()}\n".encode(), 0o600)
-        changed = _write(layout.cluster_secret, first, 0o600)
-    return _write(file, text, 0o600) or changed
+        _write(layout.cluster_secret, first, 0o600)
+    _write(file, text, 0o600)
 
 
 def _present(layout: Layout) -> bytes:
@@ -100,19 +99,15 @@ def _present(layout: Layout) -> bytes:
         return b""
 
 
-def _write(path: Path, data: bytes, mode: int) -> bool:
-    try:
-        if path.read_bytes() == data:
-            return False
-    except FileNotFoundError:
-        pass
-    whole_file.write(path, data, mode)
-    return True
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Only where it is another: who reads it goes by its time."""
+    if not path.exists() or path.read_bytes() != data:
+        whole_file.write(path, data, mode)
 
 
-def _revocation_lists(trust: Trust) -> list[x509.CertificateRevocationList]:
+def _revocation_lists(pem: str) -> list[x509.CertificateRevocationList]:
     end = "-----END X509 CRL-----"
-    parts = [part for part in trust.revocations.split(end) if part.strip()]
+    parts = [part for part in pem.split(end) if part.strip()]
     return [x509.load_pem_x509_crl(f"{part}{end}\n".encode()) for part in parts]
 
 
@@ -123,12 +118,24 @@ def _key(certificate: x509.Certificate) -> Any:
 # The machine with the authority's key
 
 
+def issue(connection: sa.Connection, signer: Authority, csr: bytes, host: str, role: Role) -> bytes:
+    """A certificate (PEM) for ``host``, and its row. ``AuthorityError``: ``csr`` is no request."""
+    made = signer.sign(csr, host, role)
+    pem = certificates.pem(made)
+    ends_at = made.not_valid_after_utc.timestamp()
+    serial = certificates.serial(made)
+    rows.record(connection, rows.Certificate(serial, host, role, pem.decode(), ends_at))
+    return pem
+
+
 def publish_trust(
-    connection: sa.Connection, authorities: Sequence[Authority], version: int = 0
+    connection: sa.Connection, layout: Layout, authorities: Sequence[Authority]
 ) -> Trust:
     """Tell all machines to trust ``authorities``, the first of which signs now, and none of the
-    revoked certificates. A repetition changes nothing. ``version``: of this machine's own copy."""
-    revoked = rows.revoked(connection)
+    revoked certificates. A repetition changes nothing.
+
+    What this machine's own list has stays revoked, whatever the database says now."""
+    revoked = {**_revoked_here(layout), **rows.revoked(connection)}
     pems = b"".join(each.pem for each in authorities).decode()
     facts = {"authorities": pems, "revoked": sorted(f"{serial:x}" for serial in revoked)}
     found = rows.document(connection, TRUST)
@@ -137,17 +144,28 @@ def publish_trust(
         return Trust(pems, str(known["revocations"]))
     trust = Trust(pems, b"".join(each.revocation_list(revoked) for each in authorities).decode())
     body = {"facts": facts, "revocations": trust.revocations}
-    _put(connection, documents.sign(authorities, TRUST, _next(found, version), body))
+    _put(connection, documents.sign(authorities, TRUST, _next(layout, TRUST, found), body))
     return trust
 
 
+def _revoked_here(layout: Layout) -> dict[int, float]:
+    try:
+        lists = _revocation_lists(layout.revocation_list.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return {}
+    return {
+        each.serial_number: each.revocation_date_utc.timestamp() for one in lists for each in one
+    }
+
+
 def publish_secrets(
-    connection: sa.Connection, authorities: Sequence[Authority], secrets: Secrets, version: int = 0
+    connection: sa.Connection, layout: Layout, authorities: Sequence[Authority]
 ) -> None:
     """Seal the secrets for all whose certificates are good. A repetition changes nothing."""
     recipients = [
         x509.load_pem_x509_certificate(row.pem.encode()) for row in rows.all_good(connection)
     ]
+    secrets = secrets_here(layout)
     text = secrets.to_json()
     # Tells whether they are the same, and nothing of them.
     digest = hmac.digest(secrets.signing[0], text, hashlib.sha256).hex()
@@ -156,7 +174,7 @@ def publish_secrets(
     known = _opened(authorities, found)
     if known is None or known.get("facts") != facts:
         body = {"facts": facts, "sealed": documents.seal(recipients, text)}
-        _put(connection, documents.sign(authorities, SECRETS, _next(found, version), body))
+        _put(connection, documents.sign(authorities, SECRETS, _next(layout, SECRETS, found), body))
 
 
 def is_of(authorities: Sequence[Authority], document: Document) -> bool:
@@ -178,8 +196,9 @@ def _put(connection: sa.Connection, made: Document) -> None:
     rows.put(connection, made.name, made.content, made.version)
 
 
-def _next(found: Document | None, version: int) -> int:
-    return 1 + max(version, found.version if found else 0)
+def _next(layout: Layout, name: str, found: Document | None) -> int:
+    """Above what any machine may have, also where somebody has deleted the document."""
+    return 1 + max(versions(layout).get(name, 0), found.version if found else 0)
 
 
 # Every machine
@@ -194,11 +213,10 @@ def versions(layout: Layout) -> dict[str, int]:
         return {}
 
 
-def take_over(layout: Layout, found: Sequence[Document]) -> bool:
-    """Take over the documents that are newer than what this machine has; whether nginx has to
-    read its files again. ``DocumentError``: one was not, and those before it were."""
+def take_over(layout: Layout, found: Sequence[Document]) -> None:
+    """Take over the documents that are newer than what this machine has. ``DocumentError``: one was
+    not, and those before it were."""
     has = versions(layout)
-    reload = False
     for document in sorted(found, key=lambda each: each.name == SECRETS):  # trust first
         if document.version <= has.get(document.name, 0):
             continue
@@ -206,11 +224,10 @@ def take_over(layout: Layout, found: Sequence[Document]) -> bool:
         if not isinstance(body, dict):
             raise DocumentError(f"the document {document.name} is damaged")
         if document.name == TRUST:
-            reload = write_trust(layout, Trust(body["facts"]["authorities"], body["revocations"]))
+            write_trust(layout, Trust(body["facts"]["authorities"], body["revocations"]))
         else:
             write_secrets(layout, _unsealed(layout, body["sealed"]))
         note(layout, document)
-    return reload
 
 
 def note(layout: Layout, document: Document) -> None:

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from deploy import installation, store
 from deploy.cell import Cell, CellError
-from deploy.cluster import certificates, founding, host_role, invites, trust
+from deploy.cluster import certificates, host_role, invites, trust
 from deploy.cluster.authority import Authority, Role
 from deploy.layout import objects_of, under_root
 
@@ -119,8 +119,8 @@ def welcome(
         if invite is None:
             return None  # not by an exception: the try counts
         signed = _signed(connection, authorities[0], invite, asked)
-        trusted = trust.publish_trust(connection, authorities)
-        trust.publish_secrets(connection, authorities, secrets)
+        trusted = trust.publish_trust(connection, cell.layout, authorities)
+        trust.publish_secrets(connection, cell.layout, authorities)
         _let_in(connection, invite.host)
         made = Welcome(
             cluster=cell.config.cluster.name,
@@ -195,7 +195,7 @@ def _issued(
     connection: "Connection", signer: Authority, asked: Asked, host: str, role: Role
 ) -> str:
     csr = asked.requests[role].encode()
-    return founding.issue(connection, signer, csr, host, role).decode()
+    return trust.issue(connection, signer, csr, host, role).decode()
 
 
 def _same_key(certificate: str, csr: str) -> bool:

@@ -14,6 +14,7 @@ from worker.bounds import UNDELIVERED_S
 
 _SHORT_LINK_INTERVAL_S = 1.0
 _REPLY_TTL_S = 15.0  # nginx opens an answer's file within milliseconds
+_CLUSTER_CERTIFICATE_DAYS = 20.0  # renewal has been tried for ten days by then
 _CERTIFICATE_DAYS = 14.0  # certbot has tried to renew it for two weeks by then
 
 
@@ -46,6 +47,7 @@ class Chores:
             ),
             "rotating logs": self._rotate_logs,
             "watching the certificate": self._watch_certificate,
+            "watching the cluster's certificates": self._watch_cluster_certificates,
         }
         while True:
             for what, chore in chores.items():
@@ -72,3 +74,11 @@ class Chores:
         ends_soon = days is not None and days < _CERTIFICATE_DAYS
         text = f"the certificate of HTTPS ends in {days or 0:.0f} days: zimage doctor"
         self._journal.set("certificate", ends_soon, text)
+
+    def _watch_cluster_certificates(self) -> None:
+        days = housekeeping.days_of_certificate(self._layout.cluster_certificates_json)
+        if days is not None:  # part of a cluster
+            text = (
+                f"this machine's certificate in its cluster ends in {days:.0f} days: zimage doctor"
+            )
+            self._journal.set("cluster_certificate", days < _CLUSTER_CERTIFICATE_DAYS, text)

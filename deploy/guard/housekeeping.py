@@ -1,11 +1,12 @@
 """Small chores that keep a cell bounded: old strikes go, nginx's logs are rotated."""
 
 import json
-import os
 import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from deploy.host import nginx_process
 
 
 def prune(directory: Path, ttl_s: float) -> int:
@@ -37,16 +38,11 @@ def rotate(log: Path, max_bytes: int, keep: int) -> bool:
 def reopen_logs(nginx_pid: Path, conf: Path) -> None:
     """Tell the nginx of ``conf`` that its logs were moved; it goes on writing to the old ones
     until then."""
-    with suppress(OSError, ValueError):
-        pid = int(nginx_pid.read_text(encoding="utf-8"))
-        # The number may be another process's by now, even another nginx's.
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if command.startswith(b"nginx: master") and os.fsencode(conf) in command:
-            os.kill(pid, signal.SIGUSR1)
+    nginx_process.tell(nginx_pid, conf, signal.SIGUSR1)
 
 
 def days_of_certificate(path: Path) -> float | None:
-    """Days until the certificate described in ``path`` ends; None without HTTPS."""
+    """Days until the certificate described in ``path`` ends; None where there is none."""
     try:
         return float(
             (json.loads(path.read_text(encoding="utf-8"))["ends_at"] - time.time()) / 86_400

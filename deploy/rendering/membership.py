@@ -8,7 +8,9 @@ from deploy.layout import Layout
 from deploy.rendering.plan import Plan, model_source
 
 MEMBERSHIP_CODE = (
-    "deploy/cluster",
+    *("deploy/cluster", "deploy/config", "deploy/errors.py", "deploy/installation.py"),
+    *("deploy/layout.py", "deploy/host/nginx_process.py", "deploy/host/whole_file.py"),
+    *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
     *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
     *("deploy/host/processes.py", "deploy/host/whole_file.py", "deploy/installation.py"),
     "worker/coordination/processes.py",
@@ -31,6 +33,8 @@ def membership_document(
         "models": [config.model.name or model_source(config)],
         "workers": len(plan.workers) if cluster.draws else 0,
         "database_url": layout.database_url,
+        "var_dir": str(layout.var_dir),
+        "run_dir": str(layout.run_dir),
         "cell_json": str(layout.cell_json),
         "hosts_json": str(layout.hosts_json),
         "metrics": str(layout.membership_metrics),

@@ -46,7 +46,7 @@ GUARD_CODE = (
     "deploy/guard",
     *("deploy/config", "deploy/installation.py", "deploy/layout.py", "deploy/links.py"),
     *("deploy/supervision/rpc.py", "deploy/drains.py", "deploy/rollout_record.py"),
-    "deploy/host/processes.py",
+    *("deploy/host/processes.py", "deploy/host/nginx_process.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
     *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
 )

@@ -67,7 +67,8 @@ def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
     loads = code.loads(str(Path.home()), sidecars=sidecars(cell.config))
     stores = (disk, database_checks.doctor, bucket_checks.doctor, alarm_checks.doctor)
-    ours = (who_may_draw, proxies, *stores, health, cluster_checks.doctor, optimisations)
+    cluster = (cluster_checks.doctor, cluster_checks.certificates)
+    ours = (who_may_draw, proxies, *stores, health, *cluster, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from deploy.cell import Cell
@@ -12,6 +13,7 @@ from deploy.host import processes
 _OLD_S = 10.0
 """The program ``membership`` writes every two seconds."""
 _WARN_SKEW_S = 1.0
+_WARN_DAYS = 20
 
 
 def doctor(cell: Cell) -> Iterator[Finding]:
@@ -34,6 +36,31 @@ def doctor(cell: Cell) -> Iterator[Finding]:
         remedy = "make the database reachable; see zimage logs membership"
         yield Finding("warn", "cluster", text, remedy)
     yield from _of_hosts(cell.config.cluster.host_id, told["hosts"])
+
+
+def certificates(cell: Cell) -> Iterator[Finding]:
+    """By which hosts and fronts know each other: they renew themselves."""
+    if not cell.config.cluster.on:
+        return
+    from deploy.cluster import certificates as own
+
+    remedy = "see zimage logs membership, here and where zimage cluster init ran"
+    for role in own.roles_of(cell.config.cluster.role):
+        found = own.installed(cell.layout, role)
+        subject = f"certificate as {role}"
+        if found is None:
+            text = "there is none: other machines of the cluster do not know this one"
+            again = "zimage cluster init on the first machine, zimage up --join - on others"
+            yield Finding("fail", subject, text, again)
+            continue
+        days = (found.not_valid_after_utc - datetime.now(UTC)).days
+        text = f"of {cell.config.cluster.host_id}; ends on {found.not_valid_after_utc:%Y-%m-%d}"
+        if days < 0:
+            yield Finding("fail", subject, text, "join again: zimage hosts invite NAME")
+        elif days < _WARN_DAYS:
+            yield Finding("warn", subject, text, remedy)
+        else:
+            yield Finding("ok", subject, text)
 
 
 def _of_hosts(own: str, hosts: list[dict[str, Any]]) -> Iterator[Finding]:

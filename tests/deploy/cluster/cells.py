@@ -20,6 +20,8 @@ def settings(folder: Path, **changes: Any) -> MembershipSettings:
         models=("z-image",),
         workers=2,
         database_url="sqlite:///none",
+        var_dir=folder,
+        run_dir=folder / "run",
         cell_json=folder / "cell.json",
         hosts_json=folder / "hosts.json",
         metrics=folder / "hosts.prom",

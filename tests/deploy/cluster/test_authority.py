@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.cluster import authority, certificates
 from deploy.cluster.authority import ANY_HOST, Authority, AuthorityError, Role, has_signed
+from deploy.cluster.renewal import reload_if_changed
 from deploy.host import whole_file
 from deploy.layout import Layout
 from tests.deploy.cluster.machines import equip, layout_in
@@ -24,7 +25,7 @@ from tests.ports import free_ports
 
 CONF = """
 daemon off;
-pid {folder}/nginx.pid;
+pid {host.nginx_pid};
 error_log {folder}/error.log info;
 events {{}}
 http {{
@@ -71,11 +72,13 @@ class Machines:
     def serving(self, role: Role = "host", name: str = ANY_HOST) -> Iterator[None]:
         """nginx of both. ``role``: by which certificate the host serves."""
         text = CONF.format(role=role, name=name, **vars(self))
-        (self.folder / "nginx.conf").write_text(text)
-        command = ["nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf")]
+        for path in (self.host.nginx_conf, self.host.nginx_pid):
+            path.parent.mkdir(exist_ok=True)
+        self.host.nginx_conf.write_text(text)
+        command = ["nginx", "-p", str(self.folder), "-c", str(self.host.nginx_conf)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: (self.folder / "nginx.pid").exists(), "nginx runs")
+            wait_until(self.host.nginx_pid.exists, "nginx runs")
             yield
         finally:
             process.terminate()
@@ -145,6 +148,21 @@ def test_revoked_front_is_refused_and_no_other(machines: Machines) -> None:
     with machines.serving():
         assert refused(machines.as_client(gone, "front"))
         assert machines.as_client(machines.front, "front").status_code == 200
+
+
+def test_running_nginx_refuses_whom_a_new_list_names(machines: Machines) -> None:
+    host, known = machines.host, certificates.installed(machines.front, "front")
+    assert known is not None
+    with machines.serving():
+        assert machines.as_client(machines.front, "front").status_code == 200
+        assert not reload_if_changed(host)
+        revoked = machines.authority.revocation_list({known.serial_number: 1e9})
+        whole_file.write(host.revocation_list, revoked, 0o644)
+        assert reload_if_changed(host)
+        wait_until(lambda: refused(machines.as_client(machines.front, "front")), "it is refused")
+        assert not reload_if_changed(host)
+    whole_file.write(host.revocation_list, machines.authority.revocation_list({}), 0o644)
+    assert not reload_if_changed(host)  # nobody is there to be told
 
 
 @pytest.mark.parametrize("off", [timedelta(days=-91), timedelta(days=2)])

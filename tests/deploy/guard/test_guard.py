@@ -47,13 +47,19 @@ def test_killed_worker_goes_out_and_comes_back(cell: Cell) -> None:
     assert cell.worker("w1")["restarts"] >= 1
 
 
-def test_certificate_that_ends_soon_rings_until_it_is_renewed(cell: Cell) -> None:
-    described = cell.layout.certificate_json
-    described.parent.mkdir()
-    for days, rings in ((13, True), (90, False)):
-        described.write_text(json.dumps({"names": ["a"], "ends_at": time.time() + days * 86_400}))
-        expected = {"certificate"} if rings else set()
-        wait_until(lambda: cell.alarms() & {"certificate"} == expected, "noticed")  # noqa: B023
+@pytest.mark.parametrize(("alarm", "days"), [("certificate", 13), ("cluster_certificate", 19)])
+def test_certificate_that_ends_soon_rings_until_it_is_renewed(
+    cell: Cell, alarm: str, days: float
+) -> None:
+    layout = cell.layout
+    files = {
+        "certificate": layout.certificate_json,
+        "cluster_certificate": layout.cluster_certificates_json,
+    }
+    files[alarm].parent.mkdir()
+    for left, expected in ((days, {alarm}), (90, set[str]())):
+        files[alarm].write_text(json.dumps({"ends_at": time.time() + left * 86_400}))
+        wait_until(lambda: cell.alarms() & {alarm} == expected, "noticed")  # noqa: B023
 
 
 def test_stopped_worker_is_out_then_killed(cell: Cell) -> None:
