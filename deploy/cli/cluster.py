@@ -1,5 +1,6 @@
 """``zimage cluster``: what several hosts share, and who may join them."""
 
+import time
 from typing import Annotated
 
 import typer
@@ -29,6 +30,41 @@ def open_member(config: Config, *, create: bool = False) -> Cell:
     if not cell.config.cluster.on:
         raise CellError(_WITHOUT.format(path=cell.config_path))
     return cell
+
+
+rotate = typer.Typer(
+    name="rotate",
+    help="Put a new secret or a new authority in the place of the present one, under load.",
+    no_args_is_help=True,
+)
+app.add_typer(rotate)
+
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=1, metavar="SECONDS", help="For each step to be done.")
+]
+
+
+@rotate.command("secret")
+def rotate_secret(config: Config = None, timeout_s: Timeout = 600.0) -> None:
+    """Sign links, places and sign-ins with a new secret once every machine knows it."""
+    from deploy.cluster import rotation
+
+    cell = open_member(config)
+    ends_at = rotation.rotate_secret(cell, output.step, timeout_s)
+    clock = time.strftime("%H:%M:%S", time.localtime(ends_at))
+    output.done(f"signing with the new secret; what the old one signed ends at {clock}")
+    output.say(f"  back up  {cell.layout.cluster_secret}")
+
+
+@rotate.command("authority")
+def rotate_authority(config: Config = None, timeout_s: Timeout = 600.0) -> None:
+    """Put a new certificate authority in the place of the present one."""
+    from deploy.cluster import rotation
+
+    cell = open_member(config)
+    rotation.rotate_authority(cell, output.step, timeout_s)
+    output.done("every certificate is of the new authority, and nobody trusts the old one")
+    output.say(f"  back up  {cell.layout.authority_key}")
 
 
 @app.command()

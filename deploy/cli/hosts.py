@@ -14,6 +14,7 @@ from deploy.cell import Cell, CellError
 from deploy.cli import host_table, invites
 from deploy.cli.cluster import open_member
 from deploy.cli.options import AsJson, Config
+from deploy.cli.shutting_out import shut_out
 from deploy.rollout.operation import person
 
 if TYPE_CHECKING:
@@ -96,12 +97,16 @@ def remove(
     timeout_s: Timeout = None,
 ) -> None:
     """Take a host out of the cluster for good, once it has finished what it has."""
+    from deploy.cluster import revocation
+
     cell = open_member(config)
+    revocation.require_removable(cell, name)
     seen = _look(cell)
     there = _find(seen, name)
     if there and there["role"] != "front" and there["wanted"] != "removed":
         _finish_first(cell, seen, name, reason, force=force, timeout_s=timeout_s)
     _decide(cell, lambda wishes, c: wishes.remove(c, name, _signed(reason), force=force))
+    shut_out(cell, name)
     output.done(f"{name} belongs to {cell.config.cluster.name} no more; it may be switched off")
 
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from deploy.cluster import authority, certificates, trust
 from deploy.cluster.authority import Authority, AuthorityError, Role
 from deploy.cluster.documents import DocumentError
+from deploy.cluster.trust import Secrets
 from deploy.errors import CellError
 from deploy.host import nginx_process, whole_file
 from deploy.layout import Layout
@@ -103,7 +105,25 @@ def serve(connection: sa.Connection, layout: Layout, authorities: list[Authority
             _log.warning("no certificate for %s as %s: %s", host, role, error)
         rows.forget(connection, asked.name)
     trust.publish_trust(connection, layout, authorities)
+    _end_old_secrets(layout)
     trust.publish_secrets(connection, layout, authorities)
+
+
+def rotation_file(layout: Layout) -> Path:
+    """How far the rotation of the secret is, on this machine."""
+    return layout.cluster_dir / "rotation.json"
+
+
+def _end_old_secrets(layout: Layout) -> None:
+    """Once what was signed with them is over."""
+    try:
+        ends_at = json.loads(rotation_file(layout).read_bytes())["ends_at"]
+    except (OSError, ValueError, KeyError):
+        return
+    if ends_at is not None and time.time() >= ends_at:
+        present = trust.secrets_here(layout)
+        trust.write_secrets(layout, Secrets(present.key_secret, present.signing[:1]))
+        rotation_file(layout).unlink()
 
 
 def _proven(
@@ -188,7 +208,7 @@ def _take_over(member: Member, found: _Found) -> None:
         if row.role in certificates.roles_of(member.role) and _is_answer(layout, row):
             certificates.install(layout, _known_role(row.role), row.pem.encode())
             _log.info("took on the next certificate as %s", row.role)
-    trust.take_over(layout, found.documents)
+    trust.take_over(layout, found.documents, is_source=layout.authority_key.exists())
 
 
 def reload_if_changed(layout: Layout) -> bool:

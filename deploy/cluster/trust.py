@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from deploy.cluster import certificates, documents
 from deploy.cluster.authority import Authority, Role
@@ -75,21 +76,28 @@ def write_trust(layout: Layout, trust: Trust) -> None:
         if not any(each.is_signature_valid(_key(authority)) for each in lists):
             name = authority.subject.rfc4514_string()
             raise DocumentError(f"there is no list of revocations of {name}")
-    # The lists first: one more does no harm, one less refuses everybody.
-    _write(layout.revocation_list, trust.revocations.encode(), 0o644)
+    # Each authority has its list at every moment: one more does no harm, one less refuses all.
+    issuers = {each.issuer for each in lists}
+    leaving = [each for each in _lists_here(layout) if each.issuer not in issuers]
+    pem = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in leaving)
+    _write(layout.revocation_list, trust.revocations.encode() + pem, 0o644)
     _write(layout.authority_certificate, trust.authorities.encode(), 0o644)
+    _write(layout.revocation_list, trust.revocations.encode(), 0o644)
 
 
 def write_secrets(layout: Layout, secrets: Secrets) -> None:
     """At every moment what was signed with the first of before or of now still verifies."""
     first, *others = secrets.signing
-    text = "".join(f"{each.hex()}\n" for each in others).encode()
     file = other_secrets(layout.cluster_secret)
     _write(layout.key_secret, secrets.key_secret, 0o600)
     if (present := _present(layout)) != first:
-        whole_file.write(file, text + f"{present.hex()}\n".encode(), 0o600)
+        _write(file, _lines([*secrets.signing, present]), 0o600)
         _write(layout.cluster_secret, first, 0o600)
-    _write(file, text, 0o600)
+    _write(file, _lines(others), 0o600)
+
+
+def _lines(secrets: Sequence[bytes]) -> bytes:
+    return "".join(f"{each.hex()}\n" for each in secrets if each).encode()
 
 
 def _present(layout: Layout) -> bytes:
@@ -149,13 +157,15 @@ def publish_trust(
 
 
 def _revoked_here(layout: Layout) -> dict[int, float]:
+    revoked = (each for one in _lists_here(layout) for each in one)
+    return {each.serial_number: each.revocation_date_utc.timestamp() for each in revoked}
+
+
+def _lists_here(layout: Layout) -> list[x509.CertificateRevocationList]:
     try:
-        lists = _revocation_lists(layout.revocation_list.read_text(encoding="ascii"))
+        return _revocation_lists(layout.revocation_list.read_text(encoding="ascii"))
     except FileNotFoundError:
-        return {}
-    return {
-        each.serial_number: each.revocation_date_utc.timestamp() for one in lists for each in one
-    }
+        return []
 
 
 def publish_secrets(
@@ -213,9 +223,9 @@ def versions(layout: Layout) -> dict[str, int]:
         return {}
 
 
-def take_over(layout: Layout, found: Sequence[Document]) -> None:
+def take_over(layout: Layout, found: Sequence[Document], *, is_source: bool = False) -> None:
     """Take over the documents that are newer than what this machine has. ``DocumentError``: one was
-    not, and those before it were."""
+    not, and those before it were. ``is_source``: this machine says which secrets there are."""
     has = versions(layout)
     for document in sorted(found, key=lambda each: each.name == SECRETS):  # trust first
         if document.version <= has.get(document.name, 0):
@@ -225,7 +235,7 @@ def take_over(layout: Layout, found: Sequence[Document]) -> None:
             raise DocumentError(f"the document {document.name} is damaged")
         if document.name == TRUST:
             write_trust(layout, Trust(body["facts"]["authorities"], body["revocations"]))
-        else:
+        elif not is_source:
             write_secrets(layout, _unsealed(layout, body["sealed"]))
         note(layout, document)
 

@@ -99,6 +99,11 @@ def withdraw(connection: sa.Connection, id: str) -> None:
     connection.execute(invites.delete().where(invites.c.id == id))
 
 
+def withdraw_of(connection: sa.Connection, host: str) -> None:
+    """All invites of ``host``."""
+    connection.execute(invites.delete().where(invites.c.host == host))
+
+
 def use(connection: sa.Connection, id: str, hash: bytes) -> Invite | None:
     """Use up the invite; None where there is none that is good now, or the secret is wrong, which
     costs one try. Of several at once one finds it unused.

@@ -30,8 +30,7 @@ def cluster_secrets(path: Path) -> tuple[bytes, ...]:
         others = other_secrets(path).read_text(encoding="ascii").split()
     except FileNotFoundError:
         others = []
-    first = path.read_bytes()
-    return (first, *(other for text in others if (other := bytes.fromhex(text)) != first))
+    return tuple(dict.fromkeys((path.read_bytes(), *map(bytes.fromhex, others))))
 
 
 def other_secrets(path: Path) -> Path:

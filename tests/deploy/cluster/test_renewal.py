@@ -30,7 +30,8 @@ class Cluster:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url = url
-        self.cell = Machine(folder / "first", url).cell
+        self.machine = Machine(folder / "first", url)
+        self.cell = self.machine.cell
         self.cell.layout.create()
         founding.found(self.cell)
         self.first = Member(self.cell.layout, "gpu1", "both")
