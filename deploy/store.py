@@ -114,8 +114,14 @@ def operator_headers(cell: Cell) -> dict[str, str]:
     if cell.config.listen.auth != "keys":
         return {}
     from worker.accounts.tokens import operator_token
+    from worker.storage.secret import cluster_secrets
 
-    return {"Authorization": f"Bearer {operator_token(cell.layout.key_secret.read_bytes())}"}
+    layout, in_cluster = cell.layout, cell.config.cluster.on
+    # That of the keys is the same for ever, and known to hosts that were removed.
+    secret = (
+        cluster_secrets(layout.cluster_secret)[0] if in_cluster else layout.key_secret.read_bytes()
+    )
+    return {"Authorization": f"Bearer {operator_token(secret)}"}
 
 
 def _first_line(error: BaseException) -> str:

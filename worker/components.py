@@ -42,7 +42,7 @@ from worker.storage.images import Images, ImageStore, Signer
 from worker.storage.ledger import Ledger
 from worker.storage.replies import ReplyStore
 from worker.storage.retention import Retention, Sweeper
-from worker.storage.secret import shared_secret
+from worker.storage.secret import Signing, only, shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.storage.undelivered import Undelivered
 from worker.threads import ThreadPool
@@ -125,7 +125,8 @@ def build(settings: Settings, life: Life) -> Components:
     """Inside the event loop. Quick: what takes long is begun by the life cycle."""
     run_dir, var_dir, name = settings.run_dir, settings.var_dir, settings.name
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    secret = shared_secret(run_dir / "link-secret")
+    signing = _cluster_signing(settings)
+    links = signing or only(shared_secret(run_dir / "link-secret"))
     metrics = Metrics(life.reading)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
     coordination = _coordination(settings, database)
@@ -137,7 +138,7 @@ def build(settings: Settings, life: Life) -> Components:
     if settings.objects.on:
         images = bucket = BucketImages.of(settings.objects, var_dir)
         spool_drain = SpoolDrain(bucket)
-    keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s)
+    keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s, signing)
     tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
     keep_s = settings.job_keep_days * 86_400
     lock = run_dir / "images-sweep.lock"
@@ -162,8 +163,8 @@ def build(settings: Settings, life: Life) -> Components:
         ledger=Ledger(
             database, var_dir / "usage", name, settings.usage.keep_days, metrics.usage_lost.inc
         ),
-        signer=Signer(secret),
-        resume_tokens=ResumeTokens(secret),
+        signer=Signer(links),
+        resume_tokens=ResumeTokens(links),
         database=database,
         images=images,
         image_threads=ThreadPool(_IMAGE_THREADS, "images"),
@@ -183,6 +184,14 @@ def build(settings: Settings, life: Life) -> Components:
         searches=Shares("searches", _SEARCHES, _SEARCHES_OF_ONE),
         sharing=coordination.loops,
     )
+
+
+def _cluster_signing(settings: Settings) -> Signing | None:
+    if settings.cluster_secret is None:
+        return None
+    from worker.coordination.shared_secrets import ClusterSecrets
+
+    return ClusterSecrets(settings.cluster_secret)
 
 
 @dataclass(frozen=True)

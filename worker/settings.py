@@ -62,6 +62,8 @@ class Settings(
     """Whose worker it is: names the cookie where several cells share a host."""
     host: str = Field("", pattern=r"^([a-z][a-z0-9-]{0,31})?$")
     """This machine's name in its cluster. Empty: it is in none."""
+    cluster_secret: Path | None = None
+    """The file of what all hosts sign links and sign-ins with. None: this one has its own."""
     run_dir: Path = Path("var/run")
     """Holds ``<name>.sock``, ``<name>.beat``, ``<name>.lock``; shared by all workers of a cell."""
     var_dir: Path = Path("var")

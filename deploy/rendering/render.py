@@ -299,9 +299,13 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "traces": config.traces.model_dump(),
         **config.timeouts.model_dump(include=set(Allowances.model_fields)),
         "strike_ttl_s": config.guard.strike_ttl_s,
-        **({"host": config.cluster.host_id} if config.cluster.on else {}),
+        **(_of_cluster(config, layout) if config.cluster.on else {}),
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _of_cluster(config: ClusterConfig, layout: Layout) -> dict[str, Any]:
+    return {"host": config.cluster.host_id, "cluster_secret": str(layout.cluster_secret)}
 
 
 def _auth(config: ClusterConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from worker.errors import StoreAway
 from worker.storage import keys
 from worker.storage.database import Database
 from worker.storage.keys import Key
+from worker.storage.secret import Signing
 
 POLL_S = 0.5
 """A change is known everywhere within this and one read."""
@@ -26,13 +27,21 @@ _NO_HASH = bytes(32)
 
 
 class KeyRing:
-    """``secret_path`` is made by ``zimage``, never by a worker: a new one would fit no key."""
+    """``secret_path`` is made by ``zimage``, never by a worker: a new one would fit no key.
+    ``signing``: what a cluster signs with, in place of that secret."""
 
-    def __init__(self, database: Database, secret_path: Path, cache_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        secret_path: Path,
+        cache_s: float,
+        signing: Signing | None = None,
+    ) -> None:
         self._database = database
         self._secret_path = secret_path
         self._cache_s = cache_s
         self._secret = b""
+        self._signing = signing or (lambda: (self._secret,))
         self._version: int | None = None
         self._by_hash: dict[bytes, Key] = {}
         self._by_id: dict[str, Key] = {}
@@ -91,15 +100,15 @@ class KeyRing:
             raise StoreAway("Nobody can sign in now: the database is away. Try again.")
 
     @property
-    def secret(self) -> bytes:
-        """What sessions are signed with."""
+    def secrets(self) -> tuple[bytes, ...]:
+        """What sessions are signed with: the first signs, and all of them verify."""
         self.require()
-        return self._secret
+        return self._signing()
 
     def holder(self, token: str) -> Key | None:
         """Whose secret key ``token`` is. The key may be disabled or expired."""
         self.require()
-        if tokens.is_operator(self._secret, token, time.time()):
+        if any(tokens.is_operator(secret, token, time.time()) for secret in self._signing()):
             return OPERATOR
         hashed = keys.hash_of(self._secret, token)
         key = self._by_hash.get(hashed)

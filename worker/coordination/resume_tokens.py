@@ -2,8 +2,8 @@
 
 nginx cannot replay a stream, so its client sends the request again, and that is a new request to
 everybody. A place proves when the first one arrived. It is signed instead of stored, by a secret
-that the workers of a cell share: ``<arrival in ms>.<signature of a picture>.<…>``. It is good for
-its caller and its pictures alone, so nobody gains by keeping it for something else.
+that the workers of a cell or a cluster share: ``<arrival in ms>.<signature of a picture>.<…>``. It
+is good for its caller and its pictures alone, so nobody gains by keeping it for something else.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worker.storage.secret import Signing
 from worker.types import DrawSpec
 
 MAX_AGE_S = 900.0
@@ -32,14 +33,14 @@ class ResumeTokens:
     """Gives out places and takes them back, each for one request at a time: a thousand copies of a
     request must not all pass for one that has waited."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+    def __init__(self, signing: Signing) -> None:
+        self._signing = signing
         self._taken = set[str]()
 
     def text(self, arrived_at: float, turn: str, specs: Sequence[DrawSpec]) -> str:
         """The place of caller ``turn`` who came at ``arrived_at`` for ``specs``."""
-        ms = round(arrived_at * 1000)
-        return ".".join([str(ms), *(self._signature(ms, turn, spec) for spec in specs)])
+        ms, secret = round(arrived_at * 1000), self._signing()[0]
+        return ".".join([str(ms), *(_signature(secret, ms, turn, spec) for spec in specs)])
 
     def take(
         self, text: str, turn: str, specs: Sequence[DrawSpec], now: float
@@ -63,10 +64,14 @@ class ResumeTokens:
         if not _TEXT.fullmatch(text):
             return None
         told, *signatures = text.split(".")
-        ours = frozenset(self._signature(int(told), turn, spec) for spec in specs)
-        return ResumeToken(int(told) / 1000, ours) if ours.issubset(signatures) else None
+        for secret in self._signing():
+            ours = frozenset(_signature(secret, int(told), turn, spec) for spec in specs)
+            if ours.issubset(signatures):
+                return ResumeToken(int(told) / 1000, ours)
+        return None
 
-    def _signature(self, ms: int, turn: str, spec: DrawSpec) -> str:
-        # The first word tells it from the signature of a link, which begins with a day.
-        message = f"place\n{turn}\n{ms}\n".encode()
-        return hmac.digest(self._secret, message + spec.normalised(), hashlib.sha256).hex()[:16]
+
+def _signature(secret: bytes, ms: int, turn: str, spec: DrawSpec) -> str:
+    # The first word tells it from the signature of a link, which begins with a day.
+    message = f"place\n{turn}\n{ms}\n".encode()
+    return hmac.digest(secret, message + spec.normalised(), hashlib.sha256).hex()[:16]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.errors import StorageFailed
+from worker.storage.secret import Signing
 
 MIN_FREE_BYTES = 64 << 20
 ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
@@ -34,17 +35,24 @@ _FILE = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp|thumb\.webp)")
 class Signer:
     """Signs and checks picture names. ``expires`` is in whole seconds since the epoch."""
 
-    secret: bytes
+    signing: Signing
 
     def sign(self, name: str, expires: int) -> str:
-        mac = hmac.new(self.secret, f"{name}\n{expires}".encode(), hashlib.sha256)
-        return base64.urlsafe_b64encode(mac.digest()).decode().rstrip("=")
+        return _signature(self.signing()[0], name, expires)
 
     def valid(self, name: str, expires: str, signature: str) -> bool:
         """Whether ``signature`` is ours; whether the link has expired is another question."""
         if not re.fullmatch(r"[0-9]{1,12}", expires) or not signature.isascii():
             return False
-        return hmac.compare_digest(self.sign(name, int(expires)), signature)
+        return any(
+            hmac.compare_digest(_signature(secret, name, int(expires)), signature)
+            for secret in self.signing()
+        )
+
+
+def _signature(secret: bytes, name: str, expires: int) -> str:
+    mac = hmac.new(secret, f"{name}\n{expires}".encode(), hashlib.sha256)
+    return base64.urlsafe_b64encode(mac.digest()).decode().rstrip("=")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,16 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+
+Signing = Callable[[], tuple[bytes, ...]]
+"""What is signed with now: the first signs, and all of them verify."""
+
+
+def only(secret: bytes) -> Signing:
+    """``secret``, for ever."""
+    return lambda: (secret,)
 
 
 def shared_secret(path: Path) -> bytes:

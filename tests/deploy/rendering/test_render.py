@@ -270,7 +270,8 @@ def worker_settings(files: dict[str, str]) -> dict[str, Any]:
 
 def test_workers_of_a_cluster_know_their_host_and_trust_keys_for_less_long() -> None:
     alone, told = worker_settings(rendered()), worker_settings(rendered(**CLUSTER))
-    assert "host" not in alone
+    assert not {"host", "cluster_secret"} & alone.keys()
+    assert told["cluster_secret"] == str(LAYOUT.cluster_secret)
     assert (alone["key_cache_s"], told["key_cache_s"], told["host"]) == (3600.0, 300.0, "a")
     asked = rendered(**CLUSTER, auth={"key_cache_s": 60.0})
     assert worker_settings(asked)["key_cache_s"] == 60.0

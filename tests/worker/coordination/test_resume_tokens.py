@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from worker.coordination.resume_tokens import MAX_AGE_S, ResumeTokens
+from worker.storage.secret import only
 from worker.types import DrawSpec, Parameters
 
 SECRET = b"s" * 32
@@ -14,7 +15,7 @@ AT = 1_795_353_043.118
 
 @pytest.fixture
 def places() -> ResumeTokens:
-    return ResumeTokens(SECRET)
+    return ResumeTokens(only(SECRET))
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def arrival(
 
 
 def test_a_place_tells_any_worker_of_the_cell_when_its_holder_arrived(place: str) -> None:
-    assert arrival(ResumeTokens(SECRET), place, "key_a", SPECS, AT + 60) == AT
-    assert ResumeTokens(b"of another cell").take(place, "key_a", SPECS, AT + 60) is None
+    assert arrival(ResumeTokens(only(SECRET)), place, "key_a", SPECS, AT + 60) == AT
+    assert ResumeTokens(only(b"of another cell")).take(place, "key_a", SPECS, AT + 60) is None
 
 
 def test_a_place_is_good_for_some_of_its_pictures(places: ResumeTokens, place: str) -> None:

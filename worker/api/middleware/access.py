@@ -120,9 +120,10 @@ def sessions_in(components: Components, headers: Headers) -> list[tokens.Session
         # Under the plain name a neighbouring host may have set it, so that only counts as an
         # earlier version named all. Nobody can have a fresh one of those.
         texts += filter(tokens.is_of_before_ids, [told.get(cookies.COOKIE, "")])
-    secret, now = components.keys.secret, time.time()
+    secrets, now = components.keys.secrets, time.time()
     max_s = components.settings.session_max_s
-    read = [tokens.read_session(secret, text, now, max_s) for text in texts if text]
+    signed = [(secret, text) for text in texts if text for secret in secrets]
+    read = [tokens.read_session(secret, text, now, max_s) for secret, text in signed]
     return [session for session in read if session and not components.keys.has_ended(session.id)]
 
 

@@ -150,7 +150,7 @@ def _with_cookie(answer: Response, request: Request, session: tokens.Session) ->
     headers = dict(request.scope["headers"])
     answer.set_cookie(
         cookies.name_of(headers, components.settings.cell),
-        tokens.session_text(components.keys.secret, replace(session, expires_at=until)),
+        tokens.session_text(components.keys.secrets[0], replace(session, expires_at=until)),
         max_age=max(0, until - int(time.time())),
         path=cookies.path_for(headers),
         httponly=True,

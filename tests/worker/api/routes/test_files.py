@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from worker.storage.images import Signer
-from worker.storage.secret import shared_secret
+from worker.storage.secret import only, shared_secret
 
 pytestmark = pytest.mark.anyio
 NAME = f"2026-01-31/{'a' * 32}-0.webp"
@@ -14,7 +14,7 @@ NAME = f"2026-01-31/{'a' * 32}-0.webp"
 
 def link(home: Path, name: str = NAME, expires_in_s: int = 60) -> str:
     expires = int(time.time()) + expires_in_s
-    signature = Signer(shared_secret(home / "run" / "link-secret")).sign(name, expires)
+    signature = Signer(only(shared_secret(home / "run" / "link-secret"))).sign(name, expires)
     query = urlencode({"expires": expires, "signature": signature})
     return f"/v1/images/files/{name}?{query}"
 
