@@ -139,7 +139,7 @@ def build(settings: Settings, life: Life) -> Components:
         images = bucket = BucketImages.of(settings.objects, var_dir)
         spool_drain = SpoolDrain(bucket)
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s, signing)
-    tools = Tools(metrics, ProgressWriter(run_dir / f"{name}.steps"), quotas, keys.known)
+    tools = Tools(metrics, coordination.steps, quotas, keys.known)
     keep_s = settings.job_keep_days * 86_400
     lock = run_dir / "images-sweep.lock"
     return Components(
@@ -176,7 +176,7 @@ def build(settings: Settings, life: Life) -> Components:
         sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
         jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s, settings.host),
         job_eta=JobEta(database, life.loaded_engine, run_dir, settings.host),
-        steps=ProgressReader(run_dir),
+        steps=coordination.all_steps,
         job_streams=Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
         ),
@@ -200,6 +200,8 @@ class _Coordination:
 
     quotas: Quotas
     poison_requests: PoisonRequests
+    steps: ProgressWriter
+    all_steps: ProgressReader
     loops: Mapping[str, Loop]
 
 
@@ -207,18 +209,25 @@ def _coordination(settings: Settings, database: Database) -> _Coordination:
     var_dir, run_dir = settings.var_dir, settings.run_dir
     pool = settings.pool_dir or var_dir / "pool"
     struck = var_dir, run_dir, pool, settings.name, settings.strike_ttl_s
+    steps = run_dir / f"{settings.name}.steps"
+    of_host = PoisonRequests(*struck), ProgressWriter(steps), ProgressReader(run_dir)
     if not database.is_shared:
-        return _Coordination(Quotas(run_dir, var_dir), PoisonRequests(*struck), {})
+        return _Coordination(Quotas(run_dir, var_dir), *of_host, {})
     # Here, so that a host of its own imports nothing of it.
-    from worker.coordination.shared_poison import SharedPoison
     from worker.coordination.shared_quota import SharedQuotas
 
     holder = this_process(settings.name, settings.host)
     quotas = SharedQuotas(run_dir, var_dir, database, holder)
-    if not settings.host:
-        return _Coordination(quotas, PoisonRequests(*struck), {"quotas": quotas.run})
+    if not settings.host:  # in no cluster yet
+        return _Coordination(quotas, *of_host, {"quotas": quotas.run})
+    from worker.coordination.shared_poison import SharedPoison
+    from worker.coordination.shared_progress import SharedProgressReader, SharedProgressWriter
+
     poison = SharedPoison(*struck, host=settings.host, database=database)
-    return _Coordination(quotas, poison, {"quotas": quotas.run, "strikes": poison.run})
+    writer = SharedProgressWriter(steps, database, holder)
+    reader = SharedProgressReader(run_dir, database, holder)
+    loops = {"quotas": quotas.run, "strikes": poison.run, "steps": writer.run}
+    return _Coordination(quotas, poison, writer, reader, loops)
 
 
 def build_model(

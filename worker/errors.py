@@ -18,6 +18,7 @@ ZimageError
     ├── NotReady        loading, warming up or stuck
     ├── StoreAway       the database is locked, full, gone or not migrated
     │   └── ObjectsAway the store of pictures cannot be reached, or refuses us
+    ├── PictureElsewhere  another host keeps it for the store, which has not taken it yet
     └── HandedBack      draining: another worker should take it
 
 Engine and pipelines raise these and never name an HTTP status.
@@ -155,6 +156,19 @@ class ObjectsAway(StoreAway):
     def __init__(self, why: str) -> None:
         super().__init__("The store of pictures cannot be reached now: try again.")
         self.why = why
+
+
+class PictureElsewhere(Unavailable):
+    """A picture that its host has not brought to the store yet: the next host may be that one."""
+
+    code = "picture_elsewhere"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} is not in the store of pictures yet: the host that drew it keeps it until the "
+            "store takes it. Try again.",
+            retry_after_s=5.0,
+        )
 
 
 # The most specific class wins. 408 and the other 4xx are final for nginx, and so is 507; 500 and

@@ -1,6 +1,7 @@
 """Jobs of hosts that share a database."""
 
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.worker import databases
 from tests.worker.conftest import ready, serving
 from tests.worker.coordination.test_shared_quota import a_row
 from tests.worker.jobs.conftest import ToldStore, eventually, over, settings_of
+from worker.coordination import host_drain
+from worker.coordination.shared_progress import SharedProgressReader, SharedProgressWriter
 from worker.errors import StoreAway
+from worker.settings import Settings
 from worker.storage import leases, lost_hosts
-from worker.storage.database import clock
+from worker.storage.database import Database, clock
 from worker.storage.hosts import hosts
+from worker.storage.job_steps import job_steps
 from worker.storage.leases import Leased
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -78,6 +84,54 @@ async def test_a_host_that_was_cut_off_writes_nothing_and_deletes_its_picture(
         await eventually(lambda: not pictures())
         assert store(leases.finish, item, "img_of_b", time.time())
         assert [i.image_id for i in store.items(job.id)] == ["img_of_b"]
+
+
+async def test_a_client_of_one_host_follows_what_another_draws(
+    store: ToldStore, home: Path
+) -> None:
+    def host(name: str) -> Settings:
+        folder = home / name
+        folder.mkdir()
+        model = "synthetic:step_ms=100"
+        return settings_of(home, host=name, run_dir=folder / "run", var_dir=folder, model=model)
+
+    async with serving(host("a")) as (a, _), serving(host("b")) as (b, client):
+        await ready(a)
+        await ready(b)
+        host_drain.flag(b.settings.run_dir).touch()  # it draws nothing of jobs
+        job = store.create(prompts=("a",), steps=40, owner="everyone")
+        told = await client.get(f"/v1/jobs/{job.id}/events")
+        lines = [line for line in told.text.splitlines() if line.startswith("data: ")]
+        events = [json.loads(line.removeprefix("data: ")) for line in lines]
+        steps = [event["step"] for event in events if event["type"] == "job.step"]
+        assert len(steps) >= 2
+        assert steps == sorted(steps)
+        assert events[-1]["job"]["state"] == "completed"
+        await eventually(lambda: not store(lambda c: c.execute(sa.select(job_steps)).all()))
+
+
+async def test_without_the_database_a_host_tells_of_its_own_steps(
+    shared_url: str, home: Path
+) -> None:
+    (home / "run").mkdir()
+    database = Database(shared_url)
+    mine = SharedProgressWriter(home / "run" / "w1.steps", database, "me@a")
+    here = SharedProgressReader(home / "run", database, "me@a")
+    elsewhere = SharedProgressReader(home / "none", database, "other@b")
+    mine.set("lease", 3, 8)
+    while mine._writing and not mine._writing.done():
+        await mine._writing
+    await mine.tell()
+    assert await here.read() == await elsewhere.read() == {"lease": (3, 8)}
+    here._elsewhere_at = elsewhere._elsewhere_at = 0.0
+    with databases.away(shared_url):
+        assert await here.read() == {"lease": (3, 8)}
+        assert await elsewhere.read() == {}
+    mine.drop("lease")
+    await mine.tell()
+    elsewhere._elsewhere_at = 0.0
+    assert await elsewhere.read() == {}
+    database.close()
 
 
 async def test_ends_are_predicted_with_the_workers_of_all_hosts(

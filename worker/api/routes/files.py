@@ -14,6 +14,7 @@ from worker.components import Components
 from worker.errors import NotFound
 from worker.generation.imaging import MEDIA_TYPES
 from worker.lifecycle import Lifecycle
+from worker.storage import gallery as pictures
 
 ROUTE = "/v1/images/files"
 _FILE = {kind: {"type": "string", "format": "binary"} for kind in MEDIA_TYPES.values()}
@@ -40,6 +41,7 @@ async def get_file(request: Request) -> Response:
         raise HTTPException(403, "This link has expired: draw the picture again.")
     address = await gallery.address_of(components, name)
     if address is None:
+        await _require_nowhere(components, name)
         raise NotFound("This picture has been deleted to make room: draw it again.")
     return Response(
         headers={
@@ -49,6 +51,15 @@ async def get_file(request: Request) -> Response:
             "Cache-Control": f"private, max-age={left_s}",
         }
     )
+
+
+async def _require_nowhere(components: Components, name: str) -> None:
+    """Raise ``PictureElsewhere`` where another host may keep the picture for the store."""
+    id = name.rpartition("/")[2].partition(".")[0]
+    if components.settings.host:
+        picture = await components.database.read(lambda c: pictures.find(c, id))
+        if picture is not None:
+            raise gallery.lost(components, picture)
 
 
 def openapi(_: Lifecycle) -> Part:

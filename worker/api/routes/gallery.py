@@ -4,6 +4,7 @@ Somebody else's picture answers as one that does not exist.
 """
 
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_
 from worker.api.schemas.openapi import Part, operation, parameter, ref
 from worker.api.serving import components_of
 from worker.components import Components
-from worker.errors import NotFound, ZimageError
+from worker.errors import NotFound, PictureElsewhere, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
 from worker.lifecycle import Lifecycle
 from worker.storage import gallery, images, parameters, thumbnails
@@ -35,6 +36,9 @@ MAX_QUERY_WORDS = 16
 
 _QUERIES = ("after", "favourite", "job", "limit", "q")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_MAY_BE_ELSEWHERE_S = 86_400.0
+"""So long a missing picture may wait on another host for the store; after that it is taken for
+lost."""
 # A picture never changes under its id.
 _CACHE = {"Cache-Control": "private, max-age=2592000, immutable"}
 
@@ -91,7 +95,7 @@ async def get_image(request: Request) -> Response:
     components, picture = components_of(request), await _asked(request)
     address = await address_of(components, picture.name)
     if address is None:
-        raise _lost(picture)
+        raise lost(components, picture)
     kind = "attachment" if request.query_params.get("download") == "1" else "inline"
     extension = {"jpeg": "jpg"}.get(picture.format, picture.format)
     words = re.sub(r"[\W_]+", "-", picture.prompt)[:48].strip("-")
@@ -110,7 +114,7 @@ async def get_thumbnail(request: Request) -> Response:
     try:
         address = await components.thumbnails.of(picture.name)
     except OSError:
-        raise _lost(picture) from None
+        raise lost(components, picture) from None
     headers = {"X-Accel-Redirect": address, "Content-Type": thumbnails.MEDIA_TYPE}
     return Response(headers={**headers, **_CACHE})
 
@@ -185,7 +189,11 @@ async def _owned(
     return picture
 
 
-def _lost(picture: StoredImage) -> ZimageError:
+def lost(components: Components, picture: StoredImage) -> ZimageError:
+    """What to say of a picture in the gallery whose file is not to be found."""
+    young = time.time() - picture.created_at < _MAY_BE_ELSEWHERE_S
+    if components.settings.host and components.settings.objects.on and young:
+        return PictureElsewhere(picture.id)
     return NotFound(f"The file of picture {picture.id} is gone: draw it again with its seed.")
 
 

@@ -172,3 +172,42 @@ async def test_while_the_store_is_away_drawing_goes_on_and_nothing_is_lost(
         results = zipfile.ZipFile(io.BytesIO((await client.get(f"{job_url}/results.zip")).content))
         assert sorted(results.namelist()) == ["0001-one.png", "0002-two.png"]
         assert not list(settings.var_dir.rglob("*.png"))
+
+
+async def test_a_picture_that_waits_on_another_host_is_not_called_deleted(
+    shared_url: str,
+    home: Path,
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def host(name: str) -> Settings:
+        folder = home / name
+        folder.mkdir()
+        own = folder / "credentials"
+        own.write_bytes(object_store.credentials.read_bytes())
+        objects = object_store.objects("api/two_hosts", credentials_file=str(own), spool_gib=0.017)
+        places = {"run_dir": folder / "run", "var_dir": folder}
+        secret = home / "secret"
+        return settings_in(home, objects=objects, host=name, cluster_secret=secret, **places)
+
+    (home / "secret").write_bytes(b"s" * 32)
+    async with serving(host("a")) as (one, a), serving(host("b")) as (two, b):
+        await ready(one)
+        await ready(two)
+        outage = Outage(one, home / "a", monkeypatch)
+        await outage.begin()
+        url = await linked(a, "spooled")
+        assert len(images_of(one).spool.waiting()) == 1
+        picture = await kept(b, "spooled")
+        for path in (url, picture["url"], picture["thumbnail_url"]):
+            answer = await b.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (
+                503,
+                "picture_elsewhere",
+            ), path
+            assert answer.headers["Retry-After"] == "5"
+        outage.end()
+        await eventually(lambda: not images_of(one).spool.waiting())
+        assert name_of(await b.get(url)) == name_of(await b.get(picture["url"]))
+        assert (await b.delete(picture["url"])).status_code == 204
+        assert [(await each.get(url)).status_code for each in (a, b)] == [404, 404]

@@ -1,4 +1,4 @@
-"""What the workers of several hosts share: limits of keys, strikes of requests."""
+"""What workers of several hosts share: limits of keys, strikes of requests, how far items are."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -46,3 +46,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("fingerprint", "host", "name", name="pk_strikes"),
     )
     op.create_index("ix_strikes_at", "strikes", ["at"])
+    op.create_table(
+        "job_steps",
+        sa.Column("holder", sa.String(200)),
+        sa.Column("steps", sa.Text, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("holder", name="pk_job_steps"),
+    )
+    if op.get_context().dialect.name != "sqlite":
+        op.execute("ALTER TABLE job_steps SET UNLOGGED")
