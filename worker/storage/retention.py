@@ -15,6 +15,7 @@ from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage, images
 from worker.storage.images import Images, StoredFile
+from worker.storage.locks import lock
 
 ABANDONED_S = 600.0
 """An unfinished file this old belongs to a dead worker."""
@@ -71,6 +72,7 @@ class Sweeper:
         return deleted
 
     def _forget(self, connection: sa.Connection) -> list[StoredImage]:
+        lock(connection, "retention")  # hosts that look at once would each delete what is too much
         gone = doomed(connection, self._retention, time.time())
         if gone:
             gallery.delete(connection, [picture.id for picture in gone])

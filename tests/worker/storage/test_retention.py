@@ -1,12 +1,16 @@
 import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from tests.worker.storage.conftest import picture
-from worker.storage import gallery
+from tests.worker.storage.test_jobs import Store
+from worker.storage import gallery, retention
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage, Wanted
 from worker.storage.images import ImageStore, thumbnail_of
@@ -194,3 +198,28 @@ async def test_one_worker_sweeps_at_a_time(swept: Swept) -> None:
     with held:
         assert await swept.sweep() == 0
     assert await swept.sweep() == 1
+
+
+def test_hosts_that_sweep_at_once_delete_no_more_than_is_too_much(
+    url: str, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Store(url, 0.3), Store(url, 0.3)
+    one(gallery.insert, *(picture(str(k), time.time() - 20 + k) for k in range(12)))
+    limits = replace(WIDE, keep_bytes=60)
+    sweeper = Sweeper(store, None, limits, tmp_path / "lock", gallery=True)  # type: ignore[arg-type]
+    compute = retention.fair_share
+
+    def meanwhile(wanted: Sequence[int], room: int) -> int:
+        """Between what one has counted and what it takes, the other would do all of it."""
+        monkeypatch.setattr(retention, "fair_share", compute)
+        with suppress(DBAPIError):  # it waits, in vain here
+            other(sweeper._forget)
+        return compute(wanted, room)
+
+    monkeypatch.setattr(retention, "fair_share", meanwhile)
+    one(sweeper._forget)
+    while other(sweeper._forget):
+        pass
+    assert len(one(gallery.page, Wanted())) == 6
+    for each in (one, other):
+        each.engine.dispose()
