@@ -5,7 +5,9 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -95,10 +97,17 @@ def never() -> Iterator[threading.Event]:
 
 @pytest.fixture
 async def cell(settings: Settings, never: threading.Event) -> AsyncIterator[Cell]:
+    async with workers(settings, settings.model_copy(update={"name": "w2"}), never) as two:
+        yield two
+
+
+@asynccontextmanager
+async def workers(
+    settings: Settings, second: Settings, never: threading.Event
+) -> AsyncIterator[Cell]:
     two = Cell([GatedPipeline(), GatedPipeline()], gate=never)
     for pipeline in two.pipelines:
         pipeline.hooks["step"] = lambda prompts: "slow" not in prompts or two.gate.wait(30)
-    second = settings.model_copy(update={"name": "w2"})
     async with (
         serving(migrated(settings), lambda _: two.pipelines[0]) as (one, first),
         serving(second, lambda _: two.pipelines[1]) as (other, client),
@@ -156,6 +165,28 @@ async def test_whoever_asks_a_third_time_gets_it_too(cell: Cell) -> None:
     cell.gate.set()
     assert (await again(cell)).headers["X-Replay-Of"] == first
     assert cell.drawn() == 1
+
+
+async def test_another_host_draws_it_again_and_gives_it_once(
+    settings: Settings, never: threading.Event, home: Path
+) -> None:
+    """What is drawn for nobody is its host's: see docs/reliability.md."""
+    folder = home / "b"
+    folder.mkdir()
+    places = {"var_dir": folder, "run_dir": folder / "run"}
+    async with workers(settings, settings.model_copy(update=places), never) as hosts:
+        first = await hosts.left(**FIRST)
+        hosts.gate.set()
+        answer = await again(hosts, 1)
+        assert answer.status_code == 200
+        assert "X-Replay-Of" not in answer.headers
+        assert answer.json()["data"][0]["seed"] == default_seed(answer.headers["X-Request-ID"])
+        await until(lambda: hosts.finished() == 2)
+        there = hosts.services[0].components.undelivered
+        [name] = [p.stem for p in (home / "undelivered").glob("*.answer")]
+        kept = there.take(name)
+        assert kept is not None
+        assert kept.id == first
 
 
 async def test_one_idempotency_key_gets_one_picture(cell: Cell) -> None:
