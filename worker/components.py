@@ -14,7 +14,7 @@ from worker.calibration import tables as calibration
 from worker.coordination.auth_throttle import AuthThrottle
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.coordination.inflight import InFlight
-from worker.coordination.lease_holder import this_process
+from worker.coordination.lease_holder import Others, nobody, this_process
 from worker.coordination.poison_requests import PoisonRequests
 from worker.coordination.progress import ProgressReader, ProgressWriter
 from worker.coordination.quota import Quotas
@@ -174,8 +174,10 @@ def build(settings: Settings, life: Life) -> Components:
         replies=ReplyStore(settings.reply_dir, name),
         undelivered=Undelivered(var_dir / "undelivered"),
         sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
-        jobs=Runner(database, tools, life.drawing, name, run_dir, keep_s, settings.host),
-        job_eta=JobEta(database, life.loaded_engine, run_dir, settings.host),
+        jobs=Runner(
+            database, tools, life.drawing, name, run_dir, keep_s, settings.host, coordination.others
+        ),
+        job_eta=JobEta(database, life.loaded_engine, run_dir, coordination.others),
         steps=coordination.all_steps,
         job_streams=Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
@@ -202,6 +204,7 @@ class _Coordination:
     poison_requests: PoisonRequests
     steps: ProgressWriter
     all_steps: ProgressReader
+    others: Others
     loops: Mapping[str, Loop]
 
 
@@ -210,7 +213,7 @@ def _coordination(settings: Settings, database: Database) -> _Coordination:
     pool = settings.pool_dir or var_dir / "pool"
     struck = var_dir, run_dir, pool, settings.name, settings.strike_ttl_s
     steps = run_dir / f"{settings.name}.steps"
-    of_host = PoisonRequests(*struck), ProgressWriter(steps), ProgressReader(run_dir)
+    of_host = PoisonRequests(*struck), ProgressWriter(steps), ProgressReader(run_dir), nobody
     if not database.is_shared:
         return _Coordination(Quotas(run_dir, var_dir), *of_host, {})
     # Here, so that a host of its own imports nothing of it.
@@ -222,12 +225,13 @@ def _coordination(settings: Settings, database: Database) -> _Coordination:
         return _Coordination(quotas, *of_host, {"quotas": quotas.run})
     from worker.coordination.shared_poison import SharedPoison
     from worker.coordination.shared_progress import SharedProgressReader, SharedProgressWriter
+    from worker.storage.lost_hosts import others
 
     poison = SharedPoison(*struck, host=settings.host, database=database)
     writer = SharedProgressWriter(steps, database, holder)
     reader = SharedProgressReader(run_dir, database, holder)
     loops = {"quotas": quotas.run, "strikes": poison.run, "steps": writer.run}
-    return _Coordination(quotas, poison, writer, reader, loops)
+    return _Coordination(quotas, poison, writer, reader, others(settings.host), loops)
 
 
 def build_model(

@@ -27,7 +27,9 @@ def before_up(cell: Cell) -> Iterator[Finding]:
 def _certificate(cell: Cell, role: str) -> Finding:
     layout, subject = cell.layout, f"certificate of a {role}"
     own = layout.cluster_certificate(role)
-    needed = (layout.authority_certificate, layout.revocation_list, layout.cluster_key(role), own)
+    needed = [layout.authority_certificate, layout.revocation_list, layout.cluster_key(role), own]
+    # What workers sign with is not asked for where there are none.
+    needed += [layout.cluster_secret] if role == "host" else []
     missing = [path for path in needed if not path.is_file()]
     if missing:
         remedy = (

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -209,3 +211,27 @@ def test_every_line_of_the_log_is_json_and_names_the_request(home: Path) -> None
     assert (line["status"], line["path"]) == (200, "/v1/images/generations")
     assert "secret" not in json.dumps(lines)
     assert lines[-1]["event"] == "ended"
+
+
+ALONE = """
+import asyncio, sys
+from pathlib import Path
+from worker.app import create_app
+from worker.settings import Settings
+async def main():
+    home = Path(sys.argv[1])
+    settings = Settings(run_dir=home, var_dir=home)
+    create_app(settings, lambda settings: None)
+asyncio.run(main())
+shared = ("worker.coordination.shared_", "psycopg", "obstore")
+print(sorted(name for name in sys.modules if name.startswith(shared)))
+tables = ("hosts", "lost_hosts", "key_limits", "strikes", "job_steps", "certificates")
+print([name for name in tables if f"worker.storage.{name}" in sys.modules])
+"""
+
+
+def test_a_host_of_its_own_imports_nothing_of_what_hosts_share(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(home)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]

@@ -3,8 +3,10 @@
 import functools
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+
+import sqlalchemy as sa
 
 from worker.coordination.processes import is_alive
 
@@ -27,6 +29,16 @@ def is_dead(holder: str) -> bool:
     """
     here, pid, at, _ = holder.split("/")
     return here == _here() and not is_alive(int(pid), float(at))
+
+
+Others = Callable[[sa.Connection, float], tuple[frozenset[str], int]]
+"""Of hosts that share the database, now: which hold nothing any more, and how many workers draw on
+the others, those of this host excepted."""
+
+
+def nobody(_: sa.Connection, __: float) -> tuple[frozenset[str], int]:
+    """``Others`` of a host of its own."""
+    return frozenset(), 0
 
 
 def gone(holders: Iterable[str], lost_hosts: Collection[str]) -> list[str]:

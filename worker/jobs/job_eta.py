@@ -8,13 +8,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from worker.coordination.lease_holder import Others, nobody
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
 from worker.engine.queue import expected_rows
 from worker.storage import job_turns
 from worker.storage.database import Database, clock
 from worker.storage.jobs import Job
-from worker.storage.lost_hosts import others
 
 _FRESH_S = 1.0
 
@@ -27,10 +27,10 @@ class JobEta:
         database: Database,
         engine: Callable[[], Engine | None],
         run_dir: Path,
-        host: str = "",
+        others: Others = nobody,
     ) -> None:
         self._database = database
-        self._host = host
+        self._others = others
         self._engine = engine
         self._run_dir = run_dir
         self._known: dict[str, float] = {}
@@ -49,10 +49,8 @@ class JobEta:
 
     def _look(self, connection: sa.Connection) -> tuple[list[Job], int]:
         """What is to be drawn, and by how many workers of other hosts."""
-        running = job_turns.foreseen(connection)
-        if not self._host:
-            return running, 0
-        return running, others(connection, self._host, clock(connection)).ready
+        _, elsewhere = self._others(connection, clock(connection))
+        return job_turns.foreseen(connection), elsewhere
 
 
 def predict(

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from worker import log
 from worker.coordination import host_drain
 from worker.coordination.change_notifier import ChangeNotifier
-from worker.coordination.lease_holder import gone, this_process
+from worker.coordination.lease_holder import Others, gone, nobody, this_process
 from worker.coordination.live_workers import live_workers
 from worker.engine import Engine
 from worker.engine.queue import expected_rows
@@ -40,7 +40,6 @@ from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
 from worker.storage.database import Database, clock, give_space_back
 from worker.storage.gallery import StoredImage
 from worker.storage.leases import LEASE_S, Leased, LeaseSnapshot, Offer
-from worker.storage.lost_hosts import Others, others
 
 T = TypeVar("T")
 
@@ -77,16 +76,17 @@ class Runner:
         run_dir: Path,
         keep_s: float,
         host: str = "",
+        others: Others = nobody,
     ) -> None:
         self._database = database
-        self._host = host
-        self._others = Others()
+        self._others = others
         self._tools = tools
         self._ready = ready
         self._run_dir = run_dir
         self._keep_s = keep_s
         self._holder = this_process(worker, host)
         self._notifier = ChangeNotifier(run_dir / _NOTIFIER)
+        self._elsewhere = 0  # workers
         self._held: dict[str, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewed_at = 0.0
@@ -151,12 +151,12 @@ class Runner:
 
     async def _round(self) -> bool:
         """Do what is due; whether there may be more to do at once."""
-        now, snapshot, mine, self._others = await self._database.read(self._look)
+        now, snapshot, mine, lost = await self._database.read(self._look)
         await self._compare(mine)
         await self._hold_on(now)
         if snapshot.offer is not None or snapshot.holders:
             self._busy_at = time.monotonic()
-        dead = gone(snapshot.holders, self._others.lost)
+        dead = gone(snapshot.holders, lost)
         if dead or snapshot.late:
             await self._end(dead, now)
             return True
@@ -164,11 +164,11 @@ class Runner:
 
     def _look(
         self, connection: sa.Connection
-    ) -> tuple[float, LeaseSnapshot, frozenset[str], Others]:
+    ) -> tuple[float, LeaseSnapshot, frozenset[str], frozenset[str]]:
         now = clock(connection)
         mine = leases.held_by(connection, self._holder)
-        elsewhere = others(connection, self._host, now) if self._host else Others()
-        return now, leases.snapshot(connection, now), mine, elsewhere
+        lost, self._elsewhere = self._others(connection, now)
+        return now, leases.snapshot(connection, now), mine, lost
 
     async def _hold_on(self, now: float) -> None:
         if self._held and now - self._renewed_at > LEASE_S / 3:
@@ -204,7 +204,7 @@ class Runner:
         if components is None or self._closed or host_drain.flag(self._run_dir).exists():
             return False
         engine = components.engine
-        workers = self._others.ready + await asyncio.to_thread(live_workers, self._run_dir)
+        workers = self._elsewhere + await asyncio.to_thread(live_workers, self._run_dir)
         if not self._room(engine, workers, offer):
             return False
         if not await self._allowed(offer):

@@ -1,7 +1,7 @@
 """Which hosts are there besides one's own, and which nobody hears of any more: what those hold is
 given to others."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
@@ -18,18 +18,14 @@ def lost(now: float) -> sa.Select[tuple[str]]:
     return sa.select(hosts.c.id).where(hosts.c.at <= before, hosts.c.lost_at <= before)
 
 
-@dataclass(frozen=True)
-class Others:
-    """``lost`` are the ids of hosts that hold nothing any more; ``ready`` workers draw on all that
-    were heard of lately."""
+def others(host: str) -> Callable[[sa.Connection, float], tuple[frozenset[str], int]]:
+    """A look at all but ``host``: the ids of those that hold nothing any more, and how many workers
+    draw on those that were heard of lately."""
+    other = hosts.c.id != host
 
-    lost: frozenset[str] = frozenset()
-    ready: int = 0
+    def look(connection: sa.Connection, now: float) -> tuple[frozenset[str], int]:
+        ready = sa.select(sa.func.sum(hosts.c.ready)).where(other, hosts.c.at > now - LOST_S)
+        gone: frozenset[str] = frozenset(connection.scalars(lost(now).where(other)))
+        return gone, int(connection.scalar(ready) or 0)
 
-
-def others(connection: sa.Connection, host: str, now: float) -> Others:
-    """All but ``host``."""
-    not_lost = (hosts.c.id != host) & (hosts.c.at > now - LOST_S)
-    ready = sa.select(sa.func.sum(hosts.c.ready)).where(not_lost)
-    gone = lost(now).where(hosts.c.id != host)
-    return Others(frozenset(connection.scalars(gone)), connection.scalar(ready) or 0)
+    return look

@@ -30,7 +30,9 @@ def test_each_role_needs_its_certificate_and_fronts_nginxs_stream_module(tmp_pat
     authority = Authority()
     authority.equip(both.layout, "host")
     assert levels(both)["certificate of a host"] == "ok"
-    authority.equip(both.layout, "front")
+    both.layout.cluster_secret.unlink()
+    assert levels(both)["certificate of a host"] == "fail", "its workers could sign nothing"
+    authority.equip(both.layout, "host", "front")
     assert set(levels(both).values()) == {"ok"}
     assert levels(cell(tmp_path, "host")).keys() == {"certificate of a host"}
 

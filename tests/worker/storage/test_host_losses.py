@@ -50,12 +50,10 @@ def draw_for_ever(url: str, host: str, folder: Path) -> None:
 def draw_some(store: Store, me: str, folder: Path) -> None:
     def look(connection: sa.Connection) -> tuple[list[str], bool, float, frozenset[str]]:
         now = clock(connection)
-        seen, known = (
-            leases.snapshot(connection, now),
-            lost_hosts.others(connection, host_of(me), now),
-        )
+        seen = leases.snapshot(connection, now)
+        lost, _ = lost_hosts.others(host_of(me))(connection, now)
         mine = leases.held_by(connection, me)
-        return gone(seen.holders, known.lost), seen.offer is not None, now, mine
+        return gone(seen.holders, lost), seen.offer is not None, now, mine
 
     dead, more, now, mine = store(look)
     if mine:  # taken without its having been heard of
@@ -208,8 +206,8 @@ def a_lost_host(store: Store, silent_s: float, lost_s: float | None) -> frozense
         connection.execute(hosts.delete())
         connection.execute(hosts.insert().values(a_row("b", now - silent_s, lost_at)))
         connection.execute(hosts.insert().values(a_row("a", now, None) | {"ready": 3}))
-        assert lost_hosts.others(connection, "b", now) == lost_hosts.Others(ready=3)
-        return lost_hosts.others(connection, "a", now).lost
+        assert lost_hosts.others("b")(connection, now) == (frozenset(), 3)
+        return lost_hosts.others("a")(connection, now)[0]
 
     return store(work)
 
