@@ -12,13 +12,10 @@ Code that comes with a model is never run. Torch and diffusers are imported only
 needs them.
 """
 
-import contextlib
-import importlib
 import inspect
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +34,7 @@ from worker.models.loading.folder import (
     defaults_of_folder,
     scheduler_shift,
 )
-from worker.models.loading.imports import quick_imports, untraced
+from worker.models.loading.imports import quick_imports
 from worker.models.parallel.team import Start, Team
 from worker.models.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
@@ -83,7 +80,8 @@ def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
     ``on_loaded`` is called before it waits for the others."""
     settings = start.settings
     local = local_folder(settings.model)
-    with quick_imports(), _libraries(settings, local, start.rank) as (loading, ahead):
+    with quick_imports():
+        loading, ahead = _libraries(settings, local, start.rank)
         folder = _folder(settings, local)
         if folder is not None:
             require_loadable(folder)
@@ -96,16 +94,15 @@ def _load(settings: Settings, folder: Path | None) -> Pipeline:
     team = Team.start(settings) if len(settings.devices) > 1 else None
     if settings.devices[0] != "cpu" and (settings.model == RANDOM or folder is not None):
         prebuild.begin(settings, folder)
-    with _libraries(settings, folder) as (loading, ahead):
-        return _loaded(settings, folder, partial(loading.load, team=team, ahead=ahead))
+    loading, ahead = _libraries(settings, folder)
+    return _loaded(settings, folder, partial(loading.load, team=team, ahead=ahead))
 
 
-@contextlib.contextmanager
 def _libraries(
     settings: Settings, folder: Path | None, rank: int = 0
-) -> Iterator[tuple[Any, "ReadAhead | None"]]:
-    """The module that imports them, to be used inside; before it, what must come earlier. And what
-    is read of ``folder`` meanwhile."""
+) -> tuple[Any, "ReadAhead | None"]:
+    """The module that imports them; before it, what must come earlier. And what is read of
+    ``folder`` meanwhile."""
     device = torch_device(settings.devices[rank], rank)
     if device != "cpu":
         context.begin(device)
@@ -113,12 +110,10 @@ def _libraries(
     from worker.models.loading import read_ahead  # imports torch
 
     ahead = read_ahead.begin(folder, settings, rank)
-    quick = untraced if _imported(untraced) else contextlib.nullcontext
-    with quick():
-        from worker.models.loading import load as loading
+    from worker.models.loading import load as loading
 
-        log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
-        yield loading, ahead
+    log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
+    return loading, ahead
 
 
 def _folder(settings: Settings, folder: Path | None) -> Path | None:
@@ -126,18 +121,6 @@ def _folder(settings: Settings, folder: Path | None) -> Path | None:
     if settings.model != RANDOM and folder is None:
         return hub.fetch(settings.model)
     return folder
-
-
-def _imported(inside: Callable[[], AbstractContextManager[None]]) -> bool:
-    """Spend the seconds that the libraries take, ``inside``; False where that fails, and they must
-    be imported as they are."""
-    try:
-        with inside():
-            importlib.import_module("worker.models.loading.load")
-    except Exception as error:  # theirs, in versions that nobody here has met
-        log.failure("the libraries want torch's tracer", error)
-        return False
-    return True
 
 
 def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:

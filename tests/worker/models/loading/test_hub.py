@@ -23,13 +23,13 @@ def start(model, what):
     try:
         if what == "load":
             return {"found": sources.load(Settings(model=model)).info.id}
-        with imports.quick_imports(), imports.untraced():
+        with imports.quick_imports():
             return {"found": str(hub.fetch(model))}
     except folder.ModelLoadError as error:
         return {"error": str(error)}
 
 # What takes longest, and knows nothing of a hub or its environment.
-with imports.quick_imports(), imports.untraced():
+with imports.quick_imports():
     import torch.distributed.tensor
 for line in sys.stdin:
     wanted = json.loads(line)
