@@ -19,7 +19,8 @@ ZimageError
     ├── StoreAway       the database is locked, full, gone or not migrated
     │   └── ObjectsAway the store of pictures cannot be reached, or refuses us
     ├── PictureElsewhere  another host keeps it for the store, which has not taken it yet
-    └── HandedBack      draining: another worker should take it
+    ├── HandedBack      draining: another worker should take it
+    └── WorkerFailed    this worker has failed, or lost its memory: another one may draw it
 
 Engine and pipelines raise these and never name an HTTP status.
 """
@@ -136,6 +137,10 @@ class NotReady(Unavailable):
 
 class HandedBack(Unavailable):
     code = "draining"
+
+
+class WorkerFailed(Unavailable):
+    pass
 
 
 class StoreAway(Unavailable):

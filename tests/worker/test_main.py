@@ -40,7 +40,10 @@ def test_model_that_does_not_load_has_its_own_exit_code(home: Path) -> None:
 def test_poisoned_device_answers_and_ends_with_its_own_exit_code(home: Path) -> None:
     with worker(home) as poisoned:
         poisoned.wait_ready()
-        assert poisoned.draw("fault:poisoned").status_code == 503
+        poisoned.client.headers["X-Again"] = "1"  # by nginx
+        failed = poisoned.draw("fault:poisoned")
+        assert failed.status_code == 503
+        assert failed.headers["X-Accel-Redirect"] == "@again1"  # who was away may be back by now
         assert poisoned.wait() == exits.DEVICE_POISONED
 
 

@@ -17,6 +17,7 @@ from worker.errors import (
     NotReady,
     Unauthenticated,
     Unavailable,
+    WorkerFailed,
     ZimageError,
     status_of,
 )
@@ -86,7 +87,7 @@ def of_error(error: ZimageError, *, again: str = "") -> Response:
     """The answer to a request that failed with ``error``. ``again``: the turn in which nginx would
     ask every worker once more, those that refused before this one did among them, or empty."""
     headers = {}
-    if again and isinstance(error, HandedBack | NotReady):
+    if again and isinstance(error, HandedBack | NotReady | WorkerFailed):
         headers["X-Accel-Redirect"] = AGAIN + again  # read by nginx where no worker is left to ask
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(retry_after_s(error.retry_after_s))

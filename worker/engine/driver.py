@@ -24,7 +24,7 @@ from worker.engine.queue import Entry, Picture, Queue
 from worker.engine.request import Drawn, DrawRequest, Partial, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
-from worker.errors import DeadlinePassed, DrawingFailed, Unavailable, ZimageError
+from worker.errors import DeadlinePassed, DrawingFailed, WorkerFailed, ZimageError
 from worker.models.base import DevicePoisoned, Pipeline, Sample
 from worker.types import DrawSpec, Pixels
 
@@ -273,7 +273,7 @@ class Driver:
             return
         # Perhaps not the request's fault: another worker may draw it.
         self.totals.requests_failed += self.settle(
-            picture.entry, Unavailable("this worker has run out of memory", retry_after_s=DOUBT_S)
+            picture.entry, WorkerFailed("this worker has run out of memory", retry_after_s=DOUBT_S)
         )
         if verdict is Verdict.DOUBTED:
             return

@@ -29,7 +29,7 @@ from worker.errors import (
     HandedBack,
     InvalidRequest,
     NotReady,
-    Unavailable,
+    WorkerFailed,
     ZimageError,
 )
 from worker.models.base import DevicePoisoned, Pipeline
@@ -47,7 +47,7 @@ class Engine:
     """Draws with ``pipeline`` from one thread of its own, in which the pipeline is also closed.
 
     ``on_fatal`` is called once, on the event loop, when the engine can draw no more (the device
-    is poisoned, or the thread died) and every waiter has been failed with Unavailable. ``apart`` is
+    is poisoned, or the thread died) and every waiter has got WorkerFailed. ``apart`` is
     held in the calls of ``exclusive`` requests.
     """
 
@@ -305,7 +305,7 @@ class Engine:
         log.critical("the engine ends", exc_info=error)
         with self._lock:
             self._broken = f"{type(error).__name__}: {error}"
-            self._driver.settle_all(lambda: Unavailable("this worker has failed"))
+            self._driver.settle_all(lambda: WorkerFailed("this worker has failed"))
         self._soon(lambda: self.on_fatal and self.on_fatal(error))
 
     def _resting(self) -> bool:

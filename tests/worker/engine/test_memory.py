@@ -10,7 +10,7 @@ from tests.worker.engine.conftest import Running
 from tests.worker.engine.fakes import PATIENCE_S, GatedPipeline, request, spec
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import Costs, Engine, Limits, Ticket, oom_tracker
-from worker.errors import Refused, Unavailable
+from worker.errors import Refused, Unavailable, WorkerFailed
 from worker.models.base import OnInnerStep, Sample
 from worker.models.faults import translate
 from worker.models.synthetic import text_of
@@ -51,7 +51,7 @@ async def test_a_size_that_finds_no_room_is_sent_on_and_not_tried_for_a_while(
     async with running(pipeline) as engine:
         large, small = request(specs=(spec("L", width=256),)), request("s")
         tickets = engine.submit(large), engine.submit(small)
-        with pytest.raises(Unavailable, match="run out of memory"):
+        with pytest.raises(WorkerFailed, match="run out of memory"):
             await texts(tickets[0])
         assert await texts(tickets[1]) == ["s|7|4"]
         pipeline.oom = 256 * 128
