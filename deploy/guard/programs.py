@@ -22,6 +22,9 @@ from deploy.guard.watch import Watch
 from deploy.layout import Layout
 
 _INTERVAL_S = 2.0  # a death asks at once
+_SOON_S = 0.1
+_DYING_S = 5.0
+"""So long a killed process may take to be gone: a driver takes its memory of a card apart first."""
 _AWAY_S = 3.0
 
 
@@ -53,9 +56,13 @@ class Programs:
         self._programs: dict[str, Program] = {}
         self._poked = asyncio.Event()
         self.links: Links | None = None
+        self._ended: dict[int, float] = {}  # pids, and until when to hurry
 
-    def poke(self) -> None:
-        """Ask supervisor now: somebody has ended."""
+    def poke(self, ended: int | None = None) -> None:
+        """Ask supervisor now: somebody has ended. And again, until process ``ended`` is replaced:
+        its main thread may be gone before the rest of it is, and supervisor sees only that."""
+        if ended:
+            self._ended[ended] = time.monotonic() + _DYING_S
         self._poked.set()
 
     def look(self, watch: Watch, now: float) -> Observation:
@@ -70,7 +77,7 @@ class Programs:
         if before:
             self._journal.event(f"process {before.pid} is gone: {watch.last_exit}", watch.name)
             self._journal.clear("unkillable", watch.name)
-            self.poke()
+            self.poke(before.pid)
         if watch.process:
             self._journal.event(f"process {watch.pid} is there", watch.name)
 
@@ -102,11 +109,23 @@ class Programs:
 
     async def _poke_or_interval(self) -> None:
         try:
-            async with asyncio.timeout(_INTERVAL_S):
+            async with asyncio.timeout(_SOON_S if self._hurries() else _INTERVAL_S):
                 await self._poked.wait()
         except TimeoutError:
             return
         self._poked.clear()
+
+    def _hurries(self) -> bool:
+        """Whether supervisor has yet to see that somebody has ended, or to start it again."""
+        pids = {program.pid for program in self._programs.values()}
+        starts = any(program.state == "EXITED" for program in self._programs.values())
+        now = time.monotonic()
+        self._ended = {
+            pid: until
+            for pid, until in self._ended.items()
+            if now < until and (starts or pid in pids)
+        }
+        return bool(self._ended)
 
     def _explain_exits(self, exits: list[Exit]) -> None:
         newest = {end.name: end for end in exits}
