@@ -12,7 +12,6 @@ from deploy.layout import Layout
 from deploy.links import HOST_NAME
 
 _USES = {"host": ExtendedKeyUsageOID.SERVER_AUTH, "front": ExtendedKeyUsageOID.CLIENT_AUTH}
-SECRET = b"what all hosts here sign with.  "
 
 
 class Authority:
@@ -28,12 +27,10 @@ class Authority:
         layout.cluster_dir.mkdir(parents=True, exist_ok=True)
         layout.authority_certificate.write_bytes(_pem(self._own))
         self.write_revocations(layout)
-        if "host" in roles:
-            layout.cluster_secret.write_bytes(SECRET)
         for role in roles:
             key = ec.generate_private_key(ec.SECP256R1())
             names = x509.SubjectAlternativeName([x509.DNSName(name)])
-            own = [names, x509.ExtendedKeyUsage([_USES[role]])]
+            own: list[x509.ExtensionType] = [names, x509.ExtendedKeyUsage([_USES[role]])]
             subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
             _write(layout.cluster_key(role), key)
             layout.cluster_certificate(role).write_bytes(_pem(self._signed(subject, key, own)))
