@@ -18,6 +18,7 @@ LONG_S = {
     "tests/cluster/test_versions.py": 100,
     "tests/cluster/test_load.py": 90,
     "tests/cluster/test_joined.py": 80,
+    "tests/cluster/test_hosts.py": 80,
     "tests/cluster/test_small_pools.py": 80,
     "keyed": 80,
     "slow_cell": 60,

@@ -1,0 +1,187 @@
+"""Two hosts and a front on this machine, with a real database and a real store: one host is killed
+and the other one, which is a front as well, stopped while clients draw."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy.host import processes
+from loadtest.faults import process_ids
+from loadtest.traffic import Traffic, until
+from tests.cluster.conftest import RunningCell, ended
+from tests.deploy.certificates import Authority
+from tests.object_store import ObjectStore
+from tests.ports import free_port
+from tests.postgres import Server
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@dataclass
+class Platform:
+    front: RunningCell
+    hosts: dict[str, RunningCell]
+
+    def host(self, name: str) -> dict[str, Any]:
+        """As the front's guard sees it."""
+        found = (host for host in self.front.state().get("hosts", ()) if host["name"] == name)
+        return next(found, {"state": "", "open": False})
+
+    def all_in(self) -> bool:
+        return all(self.host(name)["open"] for name in self.hosts)
+
+    def drawn_by(self, request_id: str) -> str:
+        """Which host answered, by the front's log."""
+        log = self.front.layout.access_log.read_text()
+        line = next(line for line in log.splitlines() if request_id in line)
+        link = re.findall(r"/(h\d+)(?:-read)?\.sock", line)[-1]
+        hosts = self.front.state()["hosts"]
+        return str(next(host["name"] for host in hosts if host["link"] == link))
+
+    def events(self, name: str, since: float) -> list[str]:
+        told = self.front.state()["events"]
+        return [e["what"] for e in told if e["worker"] == name and e["at"] >= since]
+
+
+@pytest.fixture(scope="module")
+def platform(postgres: Server, object_store: ObjectStore) -> Iterator[Platform]:
+    authority = Authority()
+    with postgres.database("hosts_and_front") as url, contextlib.ExitStack() as running:
+
+        def machine(name: str, role: str) -> RunningCell:
+            objects = object_store.objects("hosts/front").model_dump()
+            lines = [f'[database]\nurl = "{url}"', "[objects]"]
+            lines += [f"{key} = {value!r}" for key, value in objects.items()]
+            lines += [f'[cluster]\nname = "studio"\nhost = "{name}"\nrole = "{role}"']
+            lines += [f'address = "127.0.0.1:{free_port()}"'] if role != "front" else []
+            folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
+            cell = RunningCell(folder, name=name, workers=1, more="\n".join(lines))
+            running.enter_context(ended(cell, folder))
+            authority.equip(cell.layout, *(("host", "front") if role == "both" else (role,)))
+            cell.up()
+            return cell
+
+        hosts = {"a": machine("a", "both"), "b": machine("b", "host")}
+        made = Platform(machine("front", "front"), hosts)
+        yield made
+
+
+async def wait_all_in(platform: Platform) -> None:
+    await until(platform.all_in, 60, "both hosts in")
+
+
+def test_requests_are_drawn_by_hosts_and_keep_what_they_are(platform: Platform) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        body = {"prompt": "a fox", "size": "64x64"}
+        async with httpx.AsyncClient(base_url=platform.front.url, timeout=60) as client:
+            answers = [await client.post("/v1/images/generations", json=body) for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [200] * 4
+            ids = [answer.headers["X-Request-ID"] for answer in answers]
+            assert {platform.drawn_by(id) for id in ids} == {"a", "b"}
+            for host in platform.hosts.values():  # one id in all logs
+                both = host.layout.host_access_log
+                log = (both if both.exists() else host.layout.access_log).read_text()
+                assert any(id in log for id in ids)
+            assert (await client.get("/readyz")).status_code == 200
+            assert (await client.get("/v1/models")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_host_can_be_used_directly_or_as_the_front_that_it_is(platform: Platform) -> None:
+    for host in platform.hosts.values():
+        body = {"prompt": "a fox", "size": "64x64"}
+        answer = httpx.post(f"{host.url}/v1/images/generations", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+
+
+@contextlib.asynccontextmanager
+async def drawing(platform: Platform) -> AsyncIterator[Traffic]:
+    body = {"size": "256x256"}
+
+    def asked(client: int, turn: int) -> dict[str, Any]:
+        return {**body, "prompt": f"client {client} turn {turn} {os.urandom(4).hex()}"}
+
+    async with Traffic(platform.front.url, clients=8, body=asked) as traffic:
+        await traffic.until_served(16)
+        yield traffic
+        await traffic.until_served(16)
+    assert traffic.failures == [], platform.front.story()
+
+
+def test_nothing_is_lost_when_a_host_is_killed(platform: Platform) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        b = platform.hosts["b"]
+        async with drawing(platform):
+            for process in processes.members(b.layout.processes):
+                process.send(signal.SIGKILL)
+            await until(lambda: not platform.host("b")["open"], 10, "b out")
+        b.up()
+        await wait_all_in(platform)
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_lost_when_a_host_falls_silent(platform: Platform) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        a = platform.hosts["a"]
+        nginxes = nginx_processes(a)
+        since = platform.front.state()["at"]
+        try:
+            async with drawing(platform) as traffic:
+                for pid in nginxes:
+                    os.kill(pid, signal.SIGSTOP)
+                await until(lambda: platform.host("a")["state"] == "lost", 20, "a lost")
+                await traffic.until_served(16)
+        finally:
+            for pid in nginxes:
+                os.kill(pid, signal.SIGCONT)
+        [out] = [what for what in platform.events("a", since) if what.startswith("out: ")]
+        assert float(re.findall(r"silent for ([\d.]+) s", out)[0]) <= 1.0
+        assert any(what.startswith("link ended: ") for what in platform.events("a", since))
+        await wait_all_in(platform)
+
+    asyncio.run(scenario())
+
+
+def nginx_processes(cell: RunningCell) -> list[int]:
+    members = processes.members(cell.layout.processes)
+    return [process.pid for process in members if process.command.startswith("nginx: ")]
+
+
+def test_verbs_of_a_cell_work_on_a_front(platform: Platform) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        front = platform.front
+        await front.run("up")  # hosts have taken spare links, so there are new ones
+        again = await front.run("up")
+        assert "nothing to change" in again.stdout, again.stdout + again.stderr
+        status = await front.run("status")
+        assert status.returncode == 0, status.stdout + status.stderr
+        assert re.search(r"\ba +ready\b.*1 of 1", status.stdout)
+        refused = await front.run("drain", "w1")
+        assert (refused.returncode, "front" in refused.stderr) == (2, True)
+        doctor = await front.run("doctor")
+        assert "links to hosts" in doctor.stdout
+
+    asyncio.run(scenario())
+
+
+def test_a_front_ends_with_its_links(platform: Platform) -> None:
+    front = platform.front
+    front.down()
+    assert process_ids(front.layout.var_dir.parent) == set()
+    front.up()
