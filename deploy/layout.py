@@ -376,6 +376,9 @@ class Layout:
     def link_conf(self, link: str) -> Path:
         return self.links_dir / f"{link}.conf"
 
+    def link_pid(self, link: str) -> Path:
+        return self.links_dir / f"{link}.pid"
+
     def link_socket(self, link: str) -> Path:
         """Where a link to a host listens; its gate is ``gate(link)``."""
         return self.run_dir / f"{link}.sock"

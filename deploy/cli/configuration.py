@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import output
+from deploy import links, output
 from deploy.cell import CellError
 from deploy.cli.options import AsJson, Config, open_cell
 from deploy.rollout import converge, files, operation
@@ -16,7 +16,7 @@ from deploy.rollout.unit import render_unit
 
 
 def plan(config: Config = None, as_json: AsJson = False) -> None:
-    """Show which workers cluster.toml makes on this machine, and why."""
+    """Show which workers cluster.toml makes on this machine, and why; on a front, its hosts."""
     cell = open_cell(config)
     if as_json:
         output.as_json([asdict(w) for w in cell.plan.workers])
@@ -25,6 +25,14 @@ def plan(config: Config = None, as_json: AsJson = False) -> None:
         limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
         threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
         output.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
+    held = links.read(cell.layout)
+    for link in cell.plan.links:
+        if link.name in held:
+            host = held[link.name]
+            output.say(f"{link.name}  host {host.host} at {host.address}, weight {link.weight}")
+    if cell.plan.links:
+        spare = sum(link.name not in held for link in cell.plan.links)
+        output.say(f"{spare} places for hosts that join")
 
 
 def render(

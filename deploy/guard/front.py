@@ -19,7 +19,7 @@ from deploy.guard.gate import Gate
 from deploy.guard.host_judge import HostVerdict, judge
 from deploy.guard.host_watch import HostRow, HostWatch
 from deploy.guard.journal import Journal
-from deploy.guard.link_program import LinkProgram
+from deploy.guard.programs import Programs
 from deploy.guard.settings import FrontSettings, GuardSettings
 from deploy.guard.troubles import Troubles
 from deploy.layout import Layout
@@ -32,7 +32,7 @@ _FEW_LINKS = 2
 
 
 class Front:
-    """``poke`` has supervisor looked at now: a link is to be started, or was ended."""
+    """``programs`` starts and stops links, as ``wanted_programs`` says."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class Front:
         layout: Layout,
         journal: Journal,
         troubles: Troubles,
-        poke: Callable[[], None],
+        programs: Programs,
     ) -> None:
         self._rules = rules
         self._layout = layout
         self._journal = journal
         self._troubles = troubles
-        self._poke = poke
+        self._programs = programs
+        programs.links = self
         self._interval_s = settings.guard.probe_interval_s
         self._watches: dict[str, HostWatch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -64,7 +65,7 @@ class Front:
         return [self._watches[link] for link in self._rules.links if link in self._watches]
 
     @property
-    def programs(self) -> frozenset[str]:
+    def wanted_programs(self) -> frozenset[str]:
         """Those that are to run."""
         return frozenset(links.program(link) for link in self._watches)
 
@@ -178,7 +179,7 @@ class Front:
         watch.gate.prepare()
         watch.reading.prepare()
         self._watches[link] = watch
-        self._poke()
+        self._programs.poke()
 
     def _write_conf(self, link: str, address: str) -> None:
         text = link_program.configuration(
@@ -201,7 +202,7 @@ class Front:
                 del self._watches[link]
                 if link in self._tasks:
                     self._tasks.pop(link).cancel()
-                self._poke()
+                self._programs.poke()
 
     def _start_tasks(self) -> None:
         if self._tls is None:
@@ -284,7 +285,8 @@ class Front:
         if watch.enter(verdict.state, verdict.why):
             self._journal.news = True
             if is_open and was_open:
-                self._journal.event(f"{verdict.state}: {verdict.why}", watch.row.id)
+                told = "" if verdict.why == verdict.state else f": {verdict.why}"
+                self._journal.event(f"{verdict.state}{told}", watch.row.id)
 
     def _others(self, watch: HostWatch, gate: str) -> list[Gate]:
         return [getattr(w, gate) for w in self._watches.values() if w is not watch]
@@ -299,10 +301,10 @@ class Front:
 
     def _end_link(self, watch: HostWatch, why: str) -> None:
         """What is on its way to it goes to another host at once."""
-        ended = LinkProgram(self._layout, watch.link).kill()
-        if ended:
+        pid = self._programs.pid(links.program(watch.link))
+        if link_program.end(self._layout, watch.link, pid):
             self._journal.event(f"link ended: {why}", watch.row.id, logging.WARNING)
-        self._poke()
+        self._programs.poke()
 
     def _watch_pool(self) -> None:
         now = time.monotonic()

@@ -67,10 +67,8 @@ class Guard:
     def _front_of(self, settings: GuardSettings) -> Front | None:
         if settings.front is None:
             return None
-        poke = self._programs.poke
         rules, journal, troubles = settings.front, self._journal, self._troubles
-        front = Front(settings, rules, self._layout, journal, troubles, poke)
-        self._programs.links = front
+        front = Front(settings, rules, self._layout, journal, troubles, self._programs)
         self._metrics.registry.register(HostMetrics(front))
         return front
 

@@ -82,7 +82,7 @@ def judge(seen: HostObservation, rules: FrontSettings) -> HostVerdict:
     if seen.row_age_s > NO_ROW_S:
         return _both("spare", "stale", f"no row of it for {seen.row_age_s:.0f} s")
     if seen.full:
-        return HostVerdict("close", "open", "full", "full")
+        return HostVerdict("close", "open", "full", "its workers refuse newcomers")
     return _both("open", "ready", "ready")
 
 

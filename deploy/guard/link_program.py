@@ -29,7 +29,7 @@ def configuration(
     return f"""{load}daemon off;
 # Whoever ends this process ends all of it.
 master_process off;
-pid "{layout.links_dir}/{link}.pid";
+pid "{layout.link_pid(link)}";
 # A host that is away would write a line for each question of the guard.
 error_log stderr crit;
 worker_rlimit_nofile {_CONNECTIONS + 64};
@@ -51,26 +51,27 @@ stream {{
 """
 
 
-class LinkProgram:
-    """The process of a link that runs now."""
+def end(layout: Layout, link: str, pid: int) -> bool:
+    """End the process of ``link``, and all of its connections; whether there was one. ``pid``:
+    supervisor's, which starts another. Another one may have been left by a dead supervisor."""
+    found = [_process(layout, link, each) for each in {pid, _written(layout, link)}]
+    return sum(process.kill() for process in found if process is not None) > 0
 
-    def __init__(self, layout: Layout, link: str) -> None:
-        self._pid_file = layout.links_dir / f"{link}.pid"
-        self._conf = layout.link_conf(link)
 
-    def process(self) -> Process | None:
-        """None where there is none. The number alone proves nothing: it is used again."""
-        try:
-            pid = int(self._pid_file.read_text(encoding="utf-8"))
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return None
-        fields = stat(pid)
-        if fields is None or os.fsencode(self._conf) not in command.split(b"\0"):
-            return None
-        return Process(pid, int(fields[START_TIME]))
+def _written(layout: Layout, link: str) -> int:
+    try:
+        return int(layout.link_pid(link).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
-    def kill(self) -> bool:
-        """End it and all of its connections; whether there was one. Supervisor starts another."""
-        process = self.process()
-        return process is not None and process.kill()
+
+def _process(layout: Layout, link: str, pid: int) -> Process | None:
+    """The number alone proves nothing: it is used again."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    fields = stat(pid)
+    if fields is None or os.fsencode(layout.link_conf(link)) not in command.split(b"\0"):
+        return None
+    return Process(pid, int(fields[START_TIME]))

@@ -35,7 +35,7 @@ class Links(Protocol):
     def all_programs(self) -> frozenset[str]: ...
 
     @property
-    def programs(self) -> frozenset[str]: ...
+    def wanted_programs(self) -> frozenset[str]: ...
 
 
 class Programs:
@@ -64,6 +64,11 @@ class Programs:
         if ended:
             self._ended[ended] = time.monotonic() + _DYING_S
         self._poked.set()
+
+    def pid(self, name: str) -> int:
+        """Of program ``name``, as supervisor said last; 0 where it has none."""
+        program = self._programs.get(name)
+        return program.pid if program else 0
 
     def look(self, watch: Watch, now: float) -> Observation:
         """Everything that is known of ``watch`` at ``now``."""
@@ -150,7 +155,7 @@ class Programs:
 
     async def _start_links(self) -> None:
         """And stop those that lead to nobody any more."""
-        wanted = self.links.programs if self.links else frozenset()
+        wanted = self.links.wanted_programs if self.links else frozenset()
         for name in sorted(self.links.all_programs if self.links else ()):
             program = self._programs.get(name)
             if program is None:
