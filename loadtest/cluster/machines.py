@@ -1,11 +1,12 @@
 """Machines of a proof: each a namespace with a folder, where ``zimage`` runs as by a person."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,27 @@ class Machine:
         if done.returncode:
             raise Failed(f"{self.name}: zimage {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    @contextlib.contextmanager
+    def inviting(self, name: str, role: str) -> Iterator[str]:
+        """An open invitation of ``name``: its token."""
+        arguments = ["hosts", "invite", name, "--role", role, "--door", f"{self.address}:7863"]
+        with subprocess.Popen(
+            [*self.namespace.prefix, sys.executable, "-m", "deploy.cli.app", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+        ) as invitation:
+            assert invitation.stdout is not None
+            try:
+                token = invitation.stdout.readline().strip()
+                if not token:
+                    raise Failed(f"{self.name}: no invitation: {invitation.communicate()[1]}")
+                yield token
+            finally:
+                invitation.terminate()
 
     def up(self, *arguments: str, told: str = "") -> None:
         self.zimage("up", *arguments, told=told)

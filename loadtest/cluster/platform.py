@@ -28,6 +28,7 @@ _STORE_PORTS = range(8333, 8333 + PORTS)
 BASE = """
 [cell]
 name = "{name}"
+var_dir = "{var_dir}"
 [listen]
 address = "0.0.0.0"
 port = {port}
@@ -119,15 +120,15 @@ class Platform:
     def join(self, name: str, role: str) -> Machine:
         """Invite it, and start it there with what the invitation says."""
         output.say(f"› {name} joins as {role}")
-        token = self.first.zimage("hosts", "invite", name, "--role", role).split()[-1]
-        text = BASE.format(name=name, port=PORT, ops_port=OPS_PORT, model=MODEL)
+        text = self._base(name)
         if role == "front":
             text += FRONT.format(address=ADDRESS)
         else:
             text += CELL.format(workers=self.workers)
         machine = Machine(name, self.net[name], self.folder / name, text)
         (self.fronts if role == "front" else self.hosts)[name] = machine
-        machine.up("--join", "-", told=token)
+        with self.first.inviting(name, role) as token:
+            machine.up("--join", "-", told=f"{token}\n")
         return machine
 
     def share_the_address(self, name: str) -> None:
@@ -149,9 +150,14 @@ class Platform:
         self.store.kill()
         self.database.stop()
 
+    def _base(self, name: str) -> str:
+        var_dir = self.folder / name / "var"
+        ports = {"port": PORT, "ops_port": OPS_PORT}
+        return BASE.format(name=name, var_dir=var_dir, model=MODEL, **ports)
+
     def _found(self, name: str) -> None:
         output.say(f"› {name} founds the cluster")
-        text = BASE.format(name=name, port=PORT, ops_port=OPS_PORT, model=MODEL)
+        text = self._base(name)
         text += SHARED.format(
             name=name,
             cluster=CLUSTER,
