@@ -45,14 +45,16 @@ class Stage:
     def any_host(self) -> Machine:
         return next(iter(self.platform.hosts.values()))
 
-    def out_s(self, name: str) -> float:
-        """Until no front hands a request to host ``name``; seconds from now."""
+    def out_s(self, name: str, began: float) -> float:
+        """Until no front hands a request to host ``name``; seconds since ``began``, a moment of
+        ``time.monotonic``."""
         fronts = self.platform.fronts.values()
-        return until(
+        until(
             lambda: all(name not in front.in_pool() for front in fronts),
             _CLOSED_S,
             f"{name} out of the pool of every front",
         )
+        return time.monotonic() - began
 
     def back_s(self, *names: str) -> float:
         """Until every front hands requests to all of ``names``."""
@@ -80,10 +82,11 @@ def one_way(stage: Stage) -> None:
 
 
 def _cut_off(stage: Stage, direction: Direction) -> None:
-    host = stage.any_host()
+    host, began = stage.any_host(), time.monotonic()
     host.namespace.drop(direction)
     try:
-        stage.notes.at_most(f"out of the pool ({direction}), s", stage.out_s(host.name), OUT_S)
+        out_s = stage.out_s(host.name, began)
+        stage.notes.at_most(f"out of the pool ({direction}), s", out_s, OUT_S)
         stage.draw_on()
     finally:
         host.namespace.heal()
@@ -92,9 +95,10 @@ def _cut_off(stage: Stage, direction: Direction) -> None:
 
 def host_killed(stage: Stage) -> None:
     """A host loses its power, and boots again."""
-    host = stage.any_host()
-    host.lose_power()
-    stage.notes.at_most("out of the pool, s", stage.out_s(host.name), OUT_S)
+    host, began = stage.any_host(), time.monotonic()
+    host.namespace.unplug()
+    stage.notes.at_most("out of the pool, s", stage.out_s(host.name, began), OUT_S)
+    host.namespace.kill_all()
     stage.draw_on()
     host.boot()
     stage.back_s(host.name)
@@ -230,7 +234,7 @@ def joining(stage: Stage) -> None:
     stage.notes.measured["after its command, the first picture, s"] = round(time.time() - since, 3)
     platform.first.zimage("hosts", "drain", "d")
     platform.first.zimage("hosts", "remove", "d")
-    stage.out_s("d")
+    stage.out_s("d", since)
     stage.draw_on()
     del platform.hosts["d"]
     host.namespace.kill_all()
