@@ -125,9 +125,14 @@ def _declared_later(kind: Any) -> Mapping[str, Value | None]:
     return {name: field.default for name, field in fields_of(kind).items() if field.about.since}
 
 
+def _text_names(kind: type[Parameters]) -> tuple[str, ...]:
+    known: Any = kind
+    return _declared_texts(known)
+
+
 @cache
-def _text_names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(name for name, field in _declared(kind).items() if field.kind is str)
+def _declared_texts(kind: Any) -> tuple[str, ...]:
+    return tuple(name for name, field in fields_of(kind).items() if field.kind is str)
 
 
 FIELDS = fields_of(Parameters)

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 
 from deploy import store
 from deploy.cell import CellError
-from deploy.cluster import authority, certificates, renewal, revocation, rotation, trust
+from deploy.cluster import authority, certificates, revocation, rotation, trust
 from deploy.cluster.renewal import Member
 from tests.deploy.cluster.test_renewal import Cluster
 from worker.storage import certificates as rows
@@ -36,7 +37,8 @@ def cluster(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Cluste
 @contextmanager
 def going_on(cluster: Cluster, check: Callable[[Member, Member], None]) -> Iterator[None]:
     """Both machines live, and ``check`` holds of each pair at every moment."""
-    members, over, failures = (cluster.first, cluster.other), threading.Event(), []
+    members, over = (cluster.first, cluster.other), threading.Event()
+    failures: list[Any] = []
 
     def live(member: Member) -> None:
         while not over.is_set():
@@ -105,10 +107,10 @@ def test_old_secret_ends_with_the_life_of_a_link(
 ) -> None:
     with going_on(cluster, knows_secret):
         ends_at = rotation.rotate_secret(cluster.cell, quiet, TIMEOUT_S)
-    monkeypatch.setattr(renewal.time, "time", lambda: ends_at - 1)
+    monkeypatch.setattr("deploy.cluster.renewal.time.time", lambda: ends_at - 1)
     cluster.beat(cluster.first)
     assert len(signing(cluster.first)) == 2
-    monkeypatch.setattr(renewal.time, "time", lambda: ends_at + 1)
+    monkeypatch.setattr("deploy.cluster.renewal.time.time", lambda: ends_at + 1)
     cluster.beat(cluster.first)
     cluster.beat(cluster.other)
     assert signing(cluster.first) == signing(cluster.other)
