@@ -28,6 +28,8 @@ from deploy.links import GONE_AFTER_S, Link
 _READ_INTERVAL_S = 1.0
 _TICK_S = 0.1
 _EMPTY_S = 10.0
+_MOST_WORKERS = 128
+"""In the state file, which is written every second."""
 _FEW_LINKS = 2
 
 
@@ -133,7 +135,20 @@ class Front:
         """For the state file. The pool of a front is that of all hosts: their workers."""
         hosts = [watch.as_json() for watch in self.watches if not watch.row.gone]
         pool = {"open": sum(h["ready"] for h in hosts), "of": sum(h["workers"] for h in hosts)}
-        return {"ready": self.is_open, "pool": pool, "hosts": hosts}
+        return {
+            "ready": self.is_open,
+            "pool": pool,
+            "hosts": hosts,
+            "workers_of_hosts": self._workers_of_hosts(),
+        }
+
+    def _workers_of_hosts(self) -> list[dict[str, Any]]:
+        """For people: of very many, those that are out come first, and the rest is left out."""
+        here = (watch for watch in self.watches if not watch.row.gone)
+        found = [worker for watch in here for worker in watch.workers_as_json()]
+        if len(found) > _MOST_WORKERS:
+            found.sort(key=lambda worker: bool(worker["open"]))
+        return found[:_MOST_WORKERS]
 
     # The list of hosts
 

@@ -45,6 +45,8 @@ class _Said:
     ready: int = 0
     wait_s: float | None = None
     full: bool = False
+    workers: tuple[Mapping[str, Any], ...] = ()
+    """As they stand in its state."""
 
 
 class HostWatch:
@@ -149,6 +151,11 @@ class HostWatch:
             "ready": self.said.ready if self.reading.is_open else 0,
         }
 
+    def workers_as_json(self) -> list[dict[str, Any]]:
+        """Its workers as its own guard sees them, by names that no other host has."""
+        host = self.row.id
+        return [{**w, "name": f"{host}/{w.get('name', '?')}"} for w in self.said.workers]
+
     def _outcome(self) -> tuple[int | None, bool, bool]:
         status = self._answer.status if self._answer else None
         return status, bool(self._unreachable), self.said.full
@@ -180,9 +187,10 @@ class HostWatch:
 def said_in(state: Mapping[str, Any]) -> _Said:
     """What a host's ``cell.json`` says of it; nothing, where it is none."""
     try:
-        workers = [worker for worker in state["workers"] if worker["open"]]
-        waits = [float(worker["predicted_wait_s"] or 0.0) for worker in workers]
-        full = bool(workers) and all(worker.get("full") for worker in workers)
-        return _Said(len(workers), round(min(waits), 3) if waits else None, full)
+        workers = tuple(state["workers"])
+        drawing = [worker for worker in workers if worker["open"]]
+        waits = [float(worker["predicted_wait_s"] or 0.0) for worker in drawing]
+        full = bool(drawing) and all(worker.get("full") for worker in drawing)
+        return _Said(len(drawing), round(min(waits), 3) if waits else None, full, workers)
     except (KeyError, TypeError, ValueError):
         return _Said()

@@ -321,6 +321,20 @@ type WorkerState = {
   } | null;
 };
 
+/** A host of a front's cluster, as the front's guard sees it. */
+type HostState = {
+  name: string;
+  address: string;
+  state: string;
+  since: number;
+  open: boolean;
+  why: string;
+  silent_s: number | null;
+  wait_s: number | null;
+  workers: number;
+  ready: number;
+};
+
 type Alarm = { name: string; worker: string | null; since: number; text: string };
 
 /** cell.json. */
@@ -329,6 +343,9 @@ type CellState = {
   name: string | null;
   pool: { open: number; of: number };
   workers: WorkerState[];
+  /** Of a front alone, with the workers of its hosts. */
+  hosts?: HostState[];
+  workers_of_hosts?: WorkerState[];
   alarms: Alarm[];
   events: { at: number; worker: string | null; what: string }[];
 };

@@ -38,6 +38,31 @@ def cell(now: float, **changes: Any) -> dict[str, Any]:
     return state | changes
 
 
+def front(now: float) -> dict[str, Any]:
+    """What the guard of a front writes besides, of two hosts, one of which is lost."""
+    lost = {"since": now - 14, "open": False, "why": "silent for 14.2 s", "silent_s": 14.2}
+    a = _host("gpu1", "10.0.0.7", "ready", 4) | {"since": now - 7200}
+    b = _host("gpu2", "10.0.0.8", "lost", 0) | lost
+    workers = [_worker(f"gpu1/{name}", card, now) for name, card in CARDS.items()]
+    return {"hosts": [a, b], "workers_of_hosts": workers, "workers": []}
+
+
+def _host(name: str, address: str, state: str, ready: int) -> dict[str, Any]:
+    return {
+        "id": name,
+        "name": name,
+        "address": f"{address}:7862",
+        "link": "h1",
+        "state": state,
+        "open": True,
+        "why": "ready",
+        "silent_s": 0.1,
+        "wait_s": 2.4 if ready else None,
+        "workers": 4,
+        "ready": ready,
+    }
+
+
 def _worker(name: str, card: int, now: float) -> dict[str, Any]:
     return {
         "name": name,

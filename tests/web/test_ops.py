@@ -103,6 +103,21 @@ def test_each_worker_is_shown_as_the_guard_saw_it(open_ops: OpenOps) -> None:
         assert words in loading
 
 
+def test_a_front_shows_hosts_and_then_their_workers(ops: Ops, open_ops: OpenOps) -> None:
+    ops.write(**ops_data.front(time.time()))
+    page = open_ops()
+    hosts = page.locator("#hosts tbody tr")
+    assert " ".join(hosts.nth(0).inner_text().split()).startswith("gpu1 ready")
+    assert "4 / 4 2.4 s 10.0.0.7:7862" in " ".join(hosts.nth(0).inner_text().split())
+    lost = " ".join(hosts.nth(1).inner_text().split())
+    assert lost.startswith("gpu2 lost for 14 s out of the pool silent for 14.2 s 0 / 4")
+    assert row(page, "gpu1/w1").startswith("gpu1/w1 busy")
+
+
+def test_one_host_shows_no_table_of_hosts(open_ops: OpenOps) -> None:
+    expect(open_ops().locator("#hosts-box")).to_be_hidden()
+
+
 def test_command_line_says_the_same(ops: Ops, open_ops: OpenOps) -> None:
     state = json.loads(ops.layout.cell_json.read_text())
     cell = {"name": "studio", "url": "", "uptime_s": 60, "supervisor": True, "version": "1.0.0"}

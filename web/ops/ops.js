@@ -6,6 +6,7 @@ import { load, save } from "../js/settings.js";
 import { bindThemeSwitch, showThemeSwitch } from "../js/theme.js";
 import { Chart } from "./charts.js";
 import { clock, number, percent, range, seconds, short, span } from "./format.js";
+import { showHosts } from "./hosts.js";
 import { laneOf, showLanes } from "./lanes.js";
 import { bucketsOf, perMinute, rowsOf } from "./points.js";
 import { watch } from "./source.js";
@@ -90,7 +91,8 @@ function renderState() {
   setText($("#cell"), state.name ?? "");
   document.title = t("opsDocument", { cell: state.name ?? "Z-Image" });
   renderFigures(state);
-  showWorkers(state.workers, now);
+  showHosts(state.hosts ?? [], now);
+  showWorkers(workersOf(state), now);
   renderEvents(state);
 }
 
@@ -138,8 +140,16 @@ function notice(title, entry = null, text = null) {
   return h("p", { class: "alarm" }, h("b", {}, title), ...(text ? [h("span", {}, text)] : []), ...(link ? [link] : []));
 }
 
+/**
+ * A front shows those of its hosts: its own, where it has any, are among them.
+ * @param {CellState} state
+ */
+const workersOf = (state) => state.workers_of_hosts ?? state.workers;
+
 /** @param {CellState} state */
-function renderFigures({ pool, workers }) {
+function renderFigures(state) {
+  const { pool } = state;
+  const workers = workersOf(state);
   /** @param {"queued" | "running"} key */
   const total = (key) => workers.reduce((sum, worker) => sum + (worker[key] ?? 0), 0);
   const waits = workers.filter(({ open }) => open).map((worker) => worker.predicted_wait_s ?? 0);

@@ -25,6 +25,19 @@ export const OPS_STRINGS = {
   opsLast5: ["last 5 min", "最近 5 分钟"],
   opsInRange: ["last {range}", "最近 {range}"],
 
+  opsHosts: ["Hosts", "主机"],
+  opsHost: ["Host", "主机"],
+  opsHostWorkers: ["Workers in the pool", "池中的绘图进程"],
+  opsAddress: ["Address", "地址"],
+
+  state_unknown: ["unknown", "未知"],
+  state_full: ["full", "已满"],
+  "state_not ready": ["not ready", "未就绪"],
+  state_out: ["out", "已移出"],
+  state_stale: ["stale", "记录过旧"],
+  state_untrusted: ["untrusted", "证书不可信"],
+  state_lost: ["lost", "失联"],
+
   opsName: ["Worker", "进程"],
   opsState: ["State", "状态"],
   opsActivity: ["Step", "当前步骤"],
@@ -89,6 +102,9 @@ export const OPS_STRINGS = {
   alarm_kill_rate: ["Workers hang one after the other", "绘图进程接连卡死"],
   alarm_unkillable: ["A worker survives SIGKILL", "绘图进程收到 SIGKILL 也不退出"],
   alarm_supervisor_away: ["supervisord does not answer", "supervisord 没有应答"],
+  alarm_no_hosts: ["No host takes requests", "没有可用的主机"],
+  alarm_few_links: ["Few links are left for new hosts", "留给新主机的链路不多了"],
+  alarm_cluster_certificate: ["A certificate of the cluster ends soon", "集群证书即将到期"],
   alarm_certificate: ["The certificate of HTTPS ends soon", "HTTPS 证书即将到期"],
 };
 
