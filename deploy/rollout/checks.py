@@ -3,61 +3,51 @@
 ``before_up`` are the findings that ``up`` refuses to start with; ``doctor`` shows them all.
 """
 
-import errno
 import os
-import re
 import resource
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Literal
-
-import psutil
 
 from deploy import store
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
 from deploy.finding import Finding
 from deploy.host import machine, processes
-from deploy.layout import too_long_by, under_root
+from deploy.layout import under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
-from deploy.rendering.plan import model_source
 from deploy.rendering.render import sidecars
 from deploy.rollout import (
+    address_checks,
     alarm_checks,
     bucket_checks,
     cluster_checks,
     code,
     database_checks,
+    device_checks,
     front_checks,
+    model_checks,
 )
 from deploy.rollout.proxy_checks import proxies
 from deploy.supervision.livez import livez
-from worker.bounds import GIB, MAX_SOCKET_PATH_BYTES
-from worker.models.loading import hub
-from worker.models.loading.files import Flaw, flaws
-from worker.models.loading.folder import ModelLoadError
-from worker.models.loading.sources import is_hub_id, local_folder
+from worker.bounds import GIB
 
 MIN_NGINX = (1, 22, 0)
 MIN_POSTGRES = 13
 CONNECTIONS = 7
 """Of one worker."""
-_Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
-"""By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
-_SMALL_GIB = 0.8  # Python, torch and the shipped model
-_HOST_GIB_OF_GPU_WORKER = 4.0
-_MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 
 
 def before_up(cell: Cell) -> list[Finding]:
     """Everything that must hold before a cell is touched."""
-    machine_has = (nginx, paths, sockets, ports, open_files, https, memory, gpus)
-    draws = (model,) if cell.config.cluster.draws else ()
+    addresses = (address_checks.sockets, address_checks.ports)
+    devices = (device_checks.memory, device_checks.gpus)
+    machine_has = (nginx, paths, *addresses, open_files, https, *devices)
+    draws = (model_checks.model,) if cell.config.cluster.draws else ()
     outside = (bucket_checks.before_up, alarm_checks.before_up, front_checks.before_up)
     checks = (*machine_has, *draws, database, keys, traces, *outside)
     return [finding for check in checks for finding in check(cell)]
@@ -109,55 +99,6 @@ def paths(cell: Cell) -> Iterator[Finding]:
             )
 
 
-def sockets(cell: Cell) -> Iterator[Finding]:
-    layout = cell.layout
-    if over := too_long_by(layout):
-        yield Finding(
-            "fail",
-            "sockets",
-            f"paths in {layout.run_dir} are {over} bytes longer than {MAX_SOCKET_PATH_BYTES}",
-            'set cell.run_dir to something short, such as "/run/zimage"',
-        )
-    elif other := _other_cell(cell):
-        yield Finding(
-            "fail",
-            "sockets",
-            f"{layout.run_dir} belongs to a running cell, {other}",
-            "give this cell its own cell.var_dir (and cell.run_dir, if set), or stop that one",
-        )
-    else:
-        yield Finding("ok", "sockets", str(layout.run_dir))
-
-
-def ports(cell: Cell) -> Iterator[Finding]:
-    config = cell.config
-    ours = {p.pid for p in processes.members(cell.layout.processes)}
-    for key, address, port in (
-        ("listen", config.listen.address, config.listen.port),
-        ("ops", config.ops.address, config.ops.port),
-        ("tls.http_port", config.listen.address, config.tls.http_port),
-        ("cluster.address", *config.cluster.listen),
-    ):
-        if not port:
-            continue
-        subject = f"{key} {address}:{port}"
-        problem = _bind_error(address, port)
-        if problem == 0:
-            yield Finding("ok", subject, "free")
-        elif problem == errno.EADDRINUSE:
-            yield _port_in_use(key, subject, _listeners(port), ours)
-        elif problem == errno.EACCES:
-            remedy = (
-                "use a port above 1023, or let users listen there: "
-                f"sysctl net.ipv4.ip_unprivileged_port_start={port}"
-            )
-            yield Finding("fail", subject, "only root may listen there", remedy)
-        else:
-            setting = key if "." in key else f"{key}.address"
-            remedy = f"set {setting} to an address of this machine"
-            yield Finding("fail", subject, os.strerror(problem), remedy)
-
-
 def open_files(cell: Cell) -> Iterator[Finding]:
     """Whether nginx may open what it is promised: at less, it drops clients, and no alert tells."""
     need = cell.config.nginx.worker_connections + 1024  # as rendered into nginx.conf
@@ -206,88 +147,6 @@ def _is_shown(cell: Cell, pem: bytes) -> bool:
         return cell.layout.pair.read_bytes() == pem
     except OSError:
         return False
-
-
-def memory(cell: Cell) -> Iterator[Finding]:
-    workers = cell.plan.workers
-    need_gib = sum(_host_gib(cell, device) for worker in workers for device in worker.devices)
-    has = cell.machine
-    text = f"{has.memory_gib:.0f} GiB, {has.available_gib:.0f} free; workers need {need_gib:.0f}"
-    running = bool(processes.members(cell.layout.processes))
-    remedy = "plan fewer workers, choose a smaller model, or add memory"
-    if need_gib > has.memory_gib:
-        yield Finding("fail", "memory", text, remedy)
-    elif need_gib > has.available_gib and not running:
-        yield Finding("warn", "memory", text, remedy)
-    else:
-        yield Finding("ok", "memory", text)
-
-
-def gpus(cell: Cell) -> Iterator[Finding]:
-    planned = [w for w in cell.plan.workers if w.devices[0] != "cpu"]
-    if not cell.plan.workers:
-        return
-    for worker in planned:
-        for device in worker.devices:
-            yield from _vram(cell, device, worker.vram_limit_gib, worker.name)
-    if planned:
-        yield _torch_build()
-    else:
-        names = ", ".join(g.name for g in cell.machine.gpus) or "none"
-        yield Finding("ok", "gpu", f"{names}; all workers are on the CPU")
-
-
-def model(cell: Cell) -> Iterator[Finding]:
-    """Whether its files can be loaded, as far as names, sizes and heads of files show."""
-    source = model_source(cell.config)
-    if "/" in source and under_root(source).exists():
-        source = str(under_root(source))  # workers start there
-    try:
-        folder = local_folder(source)
-    except ModelLoadError as error:
-        yield Finding("fail", "model", error.what, error.remedy)
-        return
-    if folder is not None:
-        yield from _model_files(folder, flaws(folder))
-    elif is_hub_id(source):
-        yield from _hub_model(cell, source)
-    else:
-        yield Finding("ok", "model", source)
-
-
-def _model_files(folder: Path, found: list[Flaw]) -> Iterator[Finding]:
-    if not found:
-        yield Finding("ok", "model", str(folder))
-    for flaw in found[:_MAX_FLAWS]:
-        yield Finding("fail", "model", flaw.what, flaw.remedy)
-
-
-def _hub_model(cell: Cell, hub_id: str) -> Iterator[Finding]:
-    """A copy in the cache that is whole needs no hub. Without it, the hub is asked."""
-    environment = {"HF_HOME": str(cell.layout.cache_dir / "hub"), **cell.config.environment}
-    folder = hub.cached(hub_id, hub.cache_of(environment))
-    wrong = flaws(folder) if folder else []
-    if folder and not wrong:
-        yield Finding("ok", "model", f"{hub_id} in {folder}")
-    elif folder and (damage := hub.damaged(folder, wrong)):
-        yield Finding("fail", "model", damage.what, damage.remedy)
-    else:
-        have = f"is not whole here ({wrong[0].what})" if wrong else "is not here yet"
-        yield _hub_answer(cell, f"{hub_id} {have}", hub.ask(hub_id, environment))
-
-
-def _hub_answer(cell: Cell, text: str, answer: hub.Answer) -> Finding:
-    if answer.has_it:
-        return Finding("ok", "model", f"{text}; the first start downloads it from {answer.url}")
-    # A cell that stands still may wait for its network; one that draws is not touched for it.
-    final = answer.says_no or processes.members(cell.layout.processes)
-    return Finding(
-        "fail" if final else "warn",
-        "model",
-        f"{text}, and {answer.url} {answer.text}",
-        "check model.source, the network, HF_ENDPOINT and HF_TOKEN (in [environment]), "
-        "or copy the model here and name its folder",
-    )
 
 
 def database(cell: Cell) -> Iterator[Finding]:
@@ -421,110 +280,3 @@ def _pool_health(open_: int, of: int) -> Iterator[Finding]:
         yield Finding("ok", "cell", text)
     else:
         yield Finding("warn" if open_ else "fail", "cell", text, "see zimage status")
-
-
-def _other_cell(cell: Cell) -> str:
-    """What runs on our sockets and is not this cell, or ""."""
-    records = (cell.layout.run_record, cell.layout.processes)
-    record = next((path for path in records if processes.leader(path)), None)
-    if record is None:
-        return ""
-    owner = processes.note(record)
-    name, var_dir = owner.get("cell", cell.config.cell.name), owner.get("var_dir", "")
-    if (name, var_dir) == (cell.config.cell.name, str(cell.layout.var_dir)):
-        return ""
-    return f'"{name}" with its state in {var_dir}'
-
-
-def _bind_error(address: str, port: int) -> int:
-    """errno of listening there, 0 when it works."""
-    host = address.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As nginx does: connections that are still closing do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return error.errno or errno.EINVAL
-    return 0
-
-
-def _port_in_use(key: str, subject: str, holders: set[int], ours: set[int]) -> Finding:
-    if holders & ours:
-        return Finding("ok", subject, "held by this cell")
-    names = ", ".join(f"{pid} ({_command(pid)})" for pid in sorted(holders)) or "another user"
-    remedy = f"stop that process, or set {key if '.' in key else f'{key}.port'} to a free port"
-    return Finding("fail", subject, f"in use by process {names}", remedy)
-
-
-def _command(pid: int) -> str:
-    process = processes.read(pid)
-    return process.command[:60] if process else "gone"
-
-
-def _listeners(port: int) -> set[int]:
-    """Processes that listen on TCP ``port``, as far as this user may see."""
-    sockets = psutil.net_connections("tcp")
-    listening = [s for s in sockets if s.status == psutil.CONN_LISTEN and s.laddr.port == port]
-    return {socket.pid for socket in listening if socket.pid}
-
-
-def _is_z_image(source: str) -> bool:
-    return source == "random:z-image-turbo" or source.lower().endswith("z-image-turbo")
-
-
-def _host_gib(cell: Cell, device: str) -> float:
-    source = model_source(cell.config)
-    if device != "cpu":
-        return _HOST_GIB_OF_GPU_WORKER
-    if not _is_z_image(source):
-        return _SMALL_GIB
-    return _Z_IMAGE_GIB["off"] * (1 if "16" in cell.config.model.dtype else 2)
-
-
-def _vram(cell: Cell, device: str, limit_gib: float | None, name: str) -> Iterator[Finding]:
-    gpu = next(g for g in cell.machine.gpus if g.uuid == device)
-    has_gib = limit_gib or gpu.memory_gib
-    text = f"{name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
-    needs_gib = _Z_IMAGE_GIB[cell.config.model.fp8]
-    if has_gib and _is_z_image(model_source(cell.config)) and has_gib < needs_gib:
-        yield Finding("fail", "gpu", text, _more_room(cell.config.model.fp8, has_gib))
-    else:
-        yield Finding("ok", "gpu", text)
-
-
-def _more_room(fp8: str, has_gib: float) -> str:
-    smaller = next((part for part, gib in _Z_IMAGE_GIB.items() if gib <= has_gib), None)
-    room = f"Z-Image-Turbo needs {_Z_IMAGE_GIB[fp8]:g} GiB: raise vram_limit_gib, lower count"
-    if smaller is None:
-        return f"{room} or choose a smaller model"
-    return f'{room} or set model.fp8 = "{smaller}", with which it needs {_Z_IMAGE_GIB[smaller]:g}'
-
-
-def _torch_build() -> Finding:
-    """Whether the installed torch can use the driver; read from files, torch is not imported."""
-    version, cuda = _torch_versions()
-    if not cuda:
-        remedy = "install a CUDA build of torch in .venv, or plan CPU workers"
-        return Finding("fail", "torch", f"{version or 'none'} cannot use a GPU", remedy)
-    driver = _driver_cuda()
-    text = f"{version} for CUDA {cuda}, driver up to {driver or 'unknown'}"
-    if driver and int(driver.split(".")[0]) < int(cuda.split(".")[0]):
-        return Finding("fail", "torch", text, "update the NVIDIA driver, or use an older torch")
-    return Finding("ok", "torch", text)
-
-
-def _torch_versions() -> tuple[str, str]:
-    spec = util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return "", ""
-    text = (Path(spec.origin).parent / "version.py").read_text()
-    cuda = re.search(r"^cuda[^=]*= '([\d.]+)'", text, re.M)
-    return metadata.version("torch"), cuda[1] if cuda else ""
-
-
-def _driver_cuda() -> str:
-    found = re.search(r"CUDA Version:\s*([\d.]+)", machine.output_of("nvidia-smi"))
-    return found[1] if found else ""

@@ -15,7 +15,7 @@ from deploy.config import ClusterConfig, ConfigError, parse
 from deploy.rendering.certificate import CertificateError
 from deploy.rendering.plan import model_source
 from deploy.rendering.render import sidecars, worker_environment
-from deploy.rollout import checks
+from deploy.rollout import address_checks
 from deploy.rollout.files import check_nginx, write
 
 NASTY = (
@@ -111,7 +111,7 @@ def test_a_text_arrives_as_it_is_or_is_refused(key: str, tmp_path: Path) -> None
 def assert_understood(cell: Cell, rendered: dict[str, str]) -> None:
     """By supervisor's own parser and by nginx."""
     cell.layout.create()
-    if not any(f.level == "fail" for f in checks.ports(cell)):  # an address of this machine
+    if not any(f.level == "fail" for f in address_checks.ports(cell)):  # an address of this machine
         check_nginx(cell, rendered)
     write(cell.layout.render_dir, rendered)
     options = ServerOptions()

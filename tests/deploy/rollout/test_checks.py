@@ -8,7 +8,7 @@ import pytest
 from deploy.cell import Cell
 from deploy.config import parse
 from deploy.host import machine
-from deploy.rollout import checks
+from deploy.rollout import address_checks, checks, device_checks, model_checks
 from tests.postgres import Server
 from worker.storage import migrations
 
@@ -21,7 +21,7 @@ def cell(tmp_path: Path, **config: object) -> Cell:
 def test_port_of_another_process_is_refused_and_its_owner_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        listen, _ = checks.ports(cell(tmp_path, listen={"port": port}))
+        listen, _ = address_checks.ports(cell(tmp_path, listen={"port": port}))
     assert (listen.level, listen.subject) == ("fail", f"listen 127.0.0.1:{port}")
     assert f"in use by process {os.getpid()} (" in listen.text
     assert "python" in listen.text
@@ -29,13 +29,15 @@ def test_port_of_another_process_is_refused_and_its_owner_named(tmp_path: Path) 
 
 
 def test_address_of_another_machine_is_refused(tmp_path: Path) -> None:
-    listen, _ = checks.ports(cell(tmp_path, listen={"address": "192.0.2.1", "auth": "none"}))
+    listen, _ = address_checks.ports(
+        cell(tmp_path, listen={"address": "192.0.2.1", "auth": "none"})
+    )
     assert (listen.level, listen.text) == ("fail", "Cannot assign requested address")
 
 
 def test_sockets_that_would_not_fit_are_refused(tmp_path: Path) -> None:
     long = {"var_dir": str(tmp_path), "run_dir": "/tmp/" + "x" * 90}
-    [finding] = checks.sockets(cell(tmp_path, cell=long))
+    [finding] = address_checks.sockets(cell(tmp_path, cell=long))
     assert finding.level == "fail"
     assert "longer than 107" in finding.text
 
@@ -106,14 +108,14 @@ def test_a_server_without_its_client_is_refused(
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    [finding] = checks.model(cell(tmp_path, model={"source": str(tmp_path)}))
+    [finding] = model_checks.model(cell(tmp_path, model={"source": str(tmp_path)}))
     assert (finding.level, finding.text) == ("fail", f"{tmp_path} has no model_index.json")
 
 
 def test_big_model_on_a_small_machine_is_refused(tmp_path: Path) -> None:
     many = [{"device": "cpu", "count": 64}]
     model = {"source": "random:z-image-turbo"}
-    [finding] = checks.memory(cell(tmp_path, workers=many, model=model))
+    [finding] = device_checks.memory(cell(tmp_path, workers=many, model=model))
     assert finding.level == "fail"
     assert "workers need 2752" in finding.text
 
@@ -139,7 +141,7 @@ def test_a_card_that_is_too_small_is_told_what_would_fit(
     here = machine.Machine(8, 64.0, 60.0, (card,))
     monkeypatch.setattr(machine, "read", lambda: here)
     model = {"source": "random:z-image-turbo", "fp8": fp8}
-    finding = next(checks.gpus(cell(tmp_path, model=model)))
+    finding = next(device_checks.gpus(cell(tmp_path, model=model)))
     assert finding.level == ("ok" if remedy is None else "fail")
     assert (remedy or "") in finding.remedy
 

@@ -9,7 +9,7 @@ import pytest
 from deploy.cell import Cell
 from deploy.config import parse
 from deploy.finding import Finding
-from deploy.rollout import checks, database_checks
+from deploy.rollout import address_checks, database_checks
 from tests.deploy.processes import wait_until
 from tests.postgres import Server, short_folder
 from tests.worker.storage.test_failover import Pair
@@ -134,6 +134,6 @@ def test_a_port_for_fronts_that_is_taken_is_refused(tmp_path: Path) -> None:
             },
             "listen": {"auth": "keys"},
         }
-        *_, fronts = checks.ports(Cell(parse(data), tmp_path / "cluster.toml"))
+        *_, fronts = address_checks.ports(Cell(parse(data), tmp_path / "cluster.toml"))
     assert (fronts.level, fronts.subject) == ("fail", f"cluster.address 0.0.0.0:{port}")
     assert fronts.remedy == "stop that process, or set cluster.address to a free port"

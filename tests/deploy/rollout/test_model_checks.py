@@ -7,7 +7,7 @@ import pytest
 from deploy.cell import Cell
 from deploy.config import ROOT
 from deploy.host import processes
-from deploy.rollout import checks
+from deploy.rollout import model_checks
 from tests.deploy.rollout.test_checks import cell
 from tests.worker.models.loading.local_hub import COMMIT, MODEL, LocalHub, local_hub
 from worker.models.loading import hub as hub_module
@@ -15,12 +15,14 @@ from worker.models.loading import hub as hub_module
 
 def test_a_spoilt_model_is_refused_with_each_flaw(tmp_path: Path) -> None:
     folder = shutil.copytree(ROOT / "tinymodel" / "weights", tmp_path / "model")
-    assert [f.level for f in checks.model(cell(tmp_path, model={"source": str(folder)}))] == ["ok"]
+    assert [f.level for f in model_checks.model(cell(tmp_path, model={"source": str(folder)}))] == [
+        "ok"
+    ]
     pointer = "version https://git-lfs.github.com/spec/v1\n"
     (folder / "vae/diffusion_pytorch_model.safetensors").write_text(pointer, "utf-8")
     weights = folder / "transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    found = {f.text: f for f in checks.model(cell(tmp_path, model={"source": str(folder)}))}
+    found = {f.text: f for f in model_checks.model(cell(tmp_path, model={"source": str(folder)}))}
     cut, lfs = sorted(found, key=lambda text: "LFS" in text)
     assert f"{weights} is cut or damaged" in cut
     assert "vae/diffusion_pytorch_model.safetensors is a pointer of Git LFS" in lfs
@@ -29,7 +31,7 @@ def test_a_spoilt_model_is_refused_with_each_flaw(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["tniy", "./gone", "synthetic:speed=9", "/gone"])
 def test_a_model_that_no_worker_knows_is_refused(tmp_path: Path, source: str) -> None:
-    [finding] = checks.model(cell(tmp_path, model={"source": source}))
+    [finding] = model_checks.model(cell(tmp_path, model={"source": source}))
     assert finding.level == "fail"
     assert finding.remedy
 
@@ -54,7 +56,7 @@ def cached(tmp_path: Path) -> Path:
 
 def test_a_model_in_the_cache_needs_no_hub(tmp_path: Path, hub: LocalHub) -> None:
     folder = cached(tmp_path)
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert (finding.level, finding.text) == ("ok", f"{MODEL} in {folder}")
     assert hub.asked == []
 
@@ -62,17 +64,17 @@ def test_a_model_in_the_cache_needs_no_hub(tmp_path: Path, hub: LocalHub) -> Non
 def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, hub: LocalHub) -> None:
     weights = cached(tmp_path) / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "fail"
     assert finding.remedy.startswith(f"delete {tmp_path / 'var/cache/hub/hub/models--ours--tiny'}")
 
 
 def test_the_hub_is_asked_for_what_is_not_here(tmp_path: Path, hub: LocalHub) -> None:
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "ok"
     assert f"{MODEL} is not here yet; the first start downloads it from {hub.url}" in finding.text
     (cached(tmp_path) / "vae/config.json").unlink()
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert "is not whole here" in finding.text
 
 
@@ -81,16 +83,16 @@ def test_a_hub_that_does_not_answer_is_a_warning_while_nothing_runs(
 ) -> None:
     hub.silent = True
     monkeypatch.setattr(hub_module, "ASK_TIMEOUT_S", 0.2)
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "warn"
     assert f"and {hub.url} cannot be asked (ReadTimeout" in finding.text
     monkeypatch.setattr(processes, "members", lambda _: ["a worker"])
-    [finding] = checks.model(hub_cell(tmp_path, hub.url))
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "fail"  # a cell that draws is not touched for it
 
 
 def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path: Path, hub: LocalHub) -> None:
     own = {"HF_ENDPOINT": hub.url}
-    [finding] = checks.model(cell(tmp_path, model={"source": "ours/other"}, environment=own))
+    [finding] = model_checks.model(cell(tmp_path, model={"source": "ours/other"}, environment=own))
     assert finding.level == "fail"
     assert f"{hub.url} answers 404" in finding.text
