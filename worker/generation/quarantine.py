@@ -59,7 +59,7 @@ class Quarantine:
 
     async def look(self, suspect: Suspect, fingerprint: str, asked: str | None) -> Record:
         """What is known; raises ``Refused`` where it kills workers."""
-        record = await self._record(suspect, fingerprint)
+        record = CLEAN if suspect.clean else await self._record(suspect, fingerprint)
         if not record.strikes:
             suspect.handling.call(digest(fingerprint), struck=suspect.handling.struck)
             return record
@@ -71,8 +71,6 @@ class Quarantine:
         return record
 
     async def _record(self, suspect: Suspect, fingerprint: str) -> Record:
-        if suspect.clean:
-            return CLEAN
         await self.records.ask_others(fingerprint)
         look = asyncio.to_thread(self.records.arrive, suspect.id, fingerprint)
         try:

@@ -30,15 +30,12 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["route"] = route
-        response = await _respond(route, Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        response: Response
+        try:
+            response = await route.endpoint(request)
+        except ZimageError as error:
+            response = answers.of_error(error, again=context_of(request).again)
+        except HTTPException as error:
+            response = await answers.on_http_error(request, error)
         await response(scope, receive, send)
-
-
-async def _respond(route: Route, request: Request) -> Response:
-    try:
-        response: Response = await route.endpoint(request)
-    except ZimageError as error:
-        return answers.of_error(error, again=context_of(request).again)
-    except HTTPException as error:
-        return await answers.on_http_error(request, error)
-    return response
