@@ -64,8 +64,7 @@ class Ticket:
             raise self._error
         events, _ = self._take()
         drawn = [event for event in events if isinstance(event, Drawn)]
-        drawn.sort(key=lambda one: one.image_index)
-        return drawn
+        return sorted(drawn, key=lambda one: one.image_index) if len(drawn) > 1 else drawn
 
     def cancel(self) -> None:
         """Nobody wants it any more: it leaves the queue at once, a running batch within a step."""

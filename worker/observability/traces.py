@@ -51,6 +51,8 @@ OFF = Trace()
 class Traces:
     """Where traces begin: as it is where they are off."""
 
+    on = False
+
     def begin(self, name: str, at: float, request_id: str, parent: str | None) -> Trace:
         """A root span called ``name`` since ``at`` (seconds since the epoch). ``parent``: a
         ``traceparent`` that it stands under; one that is malformed counts as none."""
@@ -75,6 +77,8 @@ def traces_to(endpoint: str, share: float, worker: str, version: str) -> Traces:
 
 
 class _Otlp(Traces):
+    on = True
+
     def __init__(self, endpoint: str, share: float, worker: str, version: str) -> None:
         # Here and not above: whoever has traces off need not have it, nor wait for its import.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -112,7 +112,7 @@ class RequestContexts:
             await self._app(scope, receive, send)
             return
         context = scope["context"] = read_context(dict(scope["headers"]), self._timers)
-        if scope["path"] not in QUIET:
+        if self._traces.on and scope["path"] not in QUIET:
             above = context.header(b"traceparent") or None
             at = context.arrived_at
             context.trace = self._traces.begin("request", at, context.id, above)
@@ -150,13 +150,14 @@ class RequestContexts:
             **context.notes,
         }
         log.event("request", **fields)
-        context.trace.end(
-            {
-                "http.request.method": scope["method"][:20],
-                "http.route": route,
-                "http.response.status_code": int(status or 0),
-            }
-        )
+        if self._traces.on:
+            context.trace.end(
+                {
+                    "http.request.method": scope["method"][:20],
+                    "http.route": route,
+                    "http.response.status_code": int(status or 0),
+                }
+            )
 
 
 class _Answer:
