@@ -71,17 +71,17 @@ def test_failover_on_a_cell_with_keys_and_https() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_load_without_a_key_says_what_is_missing() -> None:
-    with started(auth="keys", workers=1) as cell:
-        command = (sys.executable, "-m", "loadtest.cli", "failover")
-        done = subprocess.run(
-            [*command, "--config", str(cell.config_path)],
-            cwd=ROOT,
-            env={**os.environ, KEY_VARIABLE: ""},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+@pytest.mark.xdist_group("keyed")
+def test_load_without_a_key_says_what_is_missing(keyed: RunningCell) -> None:
+    command = (sys.executable, "-m", "loadtest.cli", "failover")
+    done = subprocess.run(
+        [*command, "--config", str(keyed.config_path)],
+        cwd=ROOT,
+        env={**os.environ, KEY_VARIABLE: ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "zimage keys create loadtest" in done.stderr
 

@@ -13,14 +13,17 @@ from playwright.sync_api import Browser, Page, expect
 
 from deploy.config import ROOT
 from loadtest import record
-from tests.cluster.conftest import RunningCell, started
+from tests.cluster.conftest import RunningCell
 from tests.deploy.processes import wait_until
 from tests.ports import free_ports
 from tests.web.conftest import DESKTOP, chromium
 
 __all__ = ["chromium"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [
+    *(pytest.mark.cluster, pytest.mark.browser),
+    *(pytest.mark.timeout(300), pytest.mark.xdist_group("cell")),
+]
 
 
 @contextlib.contextmanager
@@ -57,10 +60,10 @@ def start(page: Page, users: int, sizes: str) -> None:
 
 
 def test_load_is_started_watched_and_stopped_from_the_page(
-    chromium: Browser, tmp_path: Path
+    cell: RunningCell, chromium: Browser, tmp_path: Path
 ) -> None:
     records = tmp_path / "requests.jsonl"
-    with started() as cell, locust(cell, records) as url:
+    with locust(cell, records) as url:
         wait_until(lambda: served(url) == 0, "Locust's page")
         page = chromium.new_context(**DESKTOP).new_page()  # type: ignore[arg-type]
         page.goto(url)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from loadtest.faults.workers import kill
-from tests.cluster.conftest import STEPS, edit, started
+from tests.cluster.conftest import SHARED, STEPS, edit, started
 
 pytestmark = pytest.mark.cluster
 DRAW = "/v1/images/generations"
@@ -26,22 +26,9 @@ def test_the_only_worker_is_changed_once_an_added_one_draws() -> None:
         asyncio.run(scenario())
 
 
-def test_who_does_not_draw_is_restarted_first() -> None:
-    async def scenario() -> None:
-        async with cell.traffic():
-            kill(cell, "w2")
-            await cell.closed("w2")
-            done = await cell.run("restart", "--rolling")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.index("w2: drain") < done.stdout.index("w1: drain")
-
-    with started(workers=2, model=MODEL) as cell:
-        asyncio.run(scenario())
-
-
 def test_the_only_worker_goes_with_a_warning() -> None:
-    with started(workers=1) as cell:
-        done = cell.zimage("restart", "--rolling")
+    cell = SHARED.of(workers=1, model=SLOW, max_batch=1)
+    done = cell.zimage("restart", "--rolling")
     assert done.returncode == 0, done.stderr
     assert "nobody draws until w1 is back" in done.stderr
 
@@ -57,8 +44,21 @@ def test_the_only_worker_draws_what_it_accepted_before_it_goes() -> None:
         assert done.returncode == 0, done.stderr
         assert statuses == [200] * 12
 
-    with started(workers=1, model=SLOW, max_batch=1) as cell:
-        asyncio.run(scenario())
+    cell = SHARED.of(workers=1, model=SLOW, max_batch=1)
+    asyncio.run(scenario())
+
+
+def test_who_does_not_draw_is_restarted_first() -> None:
+    async def scenario() -> None:
+        async with cell.traffic():
+            kill(cell, "w2")
+            await cell.closed("w2")
+            done = await cell.run("restart", "--rolling")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.index("w2: drain") < done.stdout.index("w1: drain")
+
+    cell = SHARED.of(workers=2, model=SLOW, max_batch=2)
+    asyncio.run(scenario())
 
 
 def test_two_workers_die_in_turns_under_a_queue_longer_than_a_start() -> None:
@@ -71,8 +71,8 @@ def test_two_workers_die_in_turns_under_a_queue_longer_than_a_start() -> None:
                 await cell.closed(worker)
                 await cell.all_open()
 
-    with started(workers=2, model=SLOW, max_batch=2) as cell:
-        asyncio.run(scenario())
+    cell = SHARED.of(workers=2, model=SLOW, max_batch=2)
+    asyncio.run(scenario())
 
 
 def test_two_workers_roll_under_a_queue_longer_than_a_start() -> None:
@@ -84,5 +84,5 @@ def test_two_workers_roll_under_a_queue_longer_than_a_start() -> None:
             assert done.returncode == 0, done.stderr
         assert max(outcome.latency_s for outcome in traffic.outcomes) > 4
 
-    with started(workers=2, model=SLOW, max_batch=2) as cell:
-        asyncio.run(scenario())
+    cell = SHARED.of(workers=2, model=SLOW, max_batch=2)
+    asyncio.run(scenario())
