@@ -76,7 +76,8 @@ def test_a_copy_that_differs_is_told_and_the_file_stays(images: BucketImages) ->
 
 def test_a_picture_that_is_deleted_meanwhile_is_in_neither(images: BucketImages) -> None:
     def delete(moved: Moved) -> None:
-        images.delete([name for name in NAMES if name.endswith("png")])
+        if moved.done % 35 == 1:
+            images.delete([name for name in NAMES if name.endswith("png")])
 
     moved = into_bucket(images, delete)
     assert moved.files + moved.gone == 140
