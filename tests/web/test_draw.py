@@ -52,8 +52,11 @@ def test_the_picture_has_the_asked_size_and_seed(cell: FakeCell, open_page: Open
     assert (cell.requests[0]["size"], cell.requests[0]["seed"]) == ("336x192", 7)
 
 
-def test_place_wait_steps_and_preview_are_shown(cell: FakeCell, open_page: OpenPage) -> None:
-    page = open_page()
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_place_wait_steps_and_preview_are_shown(
+    cell: FakeCell, open_page: OpenPage, motion: str
+) -> None:
+    page = open_page(reduced_motion=motion)
     cell.position, cell.wait_s, cell.hold_before_step = 2, 40, 0
     draw(page, "a hill")
     card = page.locator(".card")

@@ -223,7 +223,7 @@ def test_what_the_policy_forbids_is_noticed(open_page: OpenPage, complaints: lis
 
 @pytest.mark.parametrize("color_scheme", ["dark", "light"])
 def test_axe_finds_nothing_to_mend(cell: FakeCell, open_page: OpenPage, color_scheme: str) -> None:
-    page = open_page(color_scheme=color_scheme, reduced_motion="reduce")
+    page = open_page(color_scheme=color_scheme)
     draw(page, "a hill", n=2)
     expect(page.locator("[data-face=picture]")).to_have_count(2)
     draw(page, " ")
@@ -242,7 +242,7 @@ def test_axe_finds_nothing_to_mend(cell: FakeCell, open_page: OpenPage, color_sc
 def test_axe_finds_nothing_to_mend_in_jobs_and_usage(
     cell: FakeCell, open_page: OpenPage, color_scheme: str
 ) -> None:
-    page = open_page(color_scheme=color_scheme, reduced_motion="reduce")
+    page = open_page(color_scheme=color_scheme)
     page.evaluate(AXE)
     page.get_by_role("radio", name="Template").check()
     page.get_by_role("button", name="Example").click()
@@ -265,7 +265,7 @@ def test_axe_finds_nothing_to_mend_in_jobs_and_usage(
 
 def test_axe_finds_nothing_to_mend_in_signing_in(cell: FakeCell, open_page: OpenPage) -> None:
     cell.store.key = "secret"
-    page = open_page(reduced_motion="reduce")
+    page = open_page()
     expect(page.locator("#sign-in")).to_be_visible()
     page.evaluate(AXE)
     assert page.evaluate(RUN) == []
