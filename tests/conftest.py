@@ -50,6 +50,8 @@ LONG_S = {
     "tests/tinymodel/test_shipped.py": 15,
 }
 """Of groups and files that take long, about so many seconds; the others have many tests or few."""
+A_CELL_S = 20
+"""What a cell takes at least that is not listed: few tests, each of which waits."""
 
 
 def pytest_configure() -> None:
@@ -97,7 +99,8 @@ class Sharing(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
         self.workqueue.move_to_end(found, last=False)
         super()._assign_work_unit(node)
 
-    def _rank(self, scope: str, wants_cells: bool) -> tuple[bool, float, int]:
+    def _rank(self, scope: str, wants_cells: bool) -> tuple[bool, int, int]:
         tests = self.workqueue[scope]
         of_cells = next(iter(tests)).startswith(CELLS)
-        return of_cells is wants_cells, LONG_S.get(scope, 0.0), len(tests)
+        seconds = LONG_S.get(scope, A_CELL_S if of_cells else 0)
+        return of_cells is wants_cells, seconds, len(tests)
