@@ -82,7 +82,8 @@ class Server:
             parts.writelines(_wanted(self._output([str(restore), "--list", str(path)])))
             parts.flush()
             options = ["--no-owner", "--no-privileges", "--no-comments", f"--use-list={parts.name}"]
-            said = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+            # Not --single-transaction, which commits whatever came before its input ended.
+            said = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
             self._pipe(
                 [str(restore), *options, "--file=-", str(path)],
                 [str(psql), *said, "--output=/dev/null", f"--dbname={self._address()[0]}"],
@@ -172,14 +173,14 @@ class Server:
                     _tell(giver.stdout, taker.stdin, before)
                     if giver.wait() == 0:
                         taker.stdin.write(after.encode())
-                    else:
-                        taker.kill()  # at the mere end of its input it would commit
-                    taker.stdin.close()
             except BaseException:
-                taker.kill()
                 giver.kill()
+                taker.kill()
                 raise
-            giver.stdout.close()
+            finally:
+                giver.stdout.close()
+                with suppress(BrokenPipeError):
+                    taker.stdin.close()
             failed = source if giver.wait() not in (0, -13) else target
             if giver.returncode or taker.wait():
                 complaints.seek(0)
@@ -200,13 +201,14 @@ def _tell(source: IO[bytes], target: IO[bytes], before: str) -> None:
 
 def _before(tables: Sequence[str]) -> str:
     dropped = "".join(f"DROP TABLE IF EXISTS {table} CASCADE;\n" for table in tables)
-    return f"SET lock_timeout = '{_LOCK_S}s';\nSET statement_timeout = 0;\n{dropped}"
+    return f"BEGIN;\nSET lock_timeout = '{_LOCK_S}s';\nSET statement_timeout = 0;\n{dropped}"
 
 
 def _after(schema: str, ids: Sequence[str]) -> str:
     """``ids`` come out of an archive: what is no id is not asked for."""
     named = ", ".join(f"'{id}'" for id in ids if _ID.fullmatch(id))
-    return f"\nDELETE FROM {schema}.images WHERE id IN ({named});\n" if named else ""
+    deleted = f"DELETE FROM {schema}.images WHERE id IN ({named});\n" if named else ""
+    return f"\n{deleted}COMMIT;\n"
 
 
 def _wanted(listed: str) -> Iterator[str]:

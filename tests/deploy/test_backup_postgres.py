@@ -1,8 +1,13 @@
 """PostgreSQL and the bucket come back as of one moment, and a drill shows it beforehand."""
 
+import getpass
 import itertools
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -14,9 +19,10 @@ import pytest
 from deploy import dump
 from deploy.backup import backup
 from deploy.cell import Cell, CellError
-from deploy.config import parse
+from deploy.config import ROOT, parse
 from deploy.dump import Server as Dumped
 from deploy.restore import drill, restore
+from tests.deploy.processes import wait_until
 from tests.object_store import ObjectStore
 from tests.postgres import Server
 from tests.worker.databases import prepare
@@ -51,6 +57,19 @@ class Saved:
         self.url, self.server, self.objects = server.url(NAME), server, objects
         self.kept = BucketImages.of(objects, self.cell.layout.var_dir)
         self.engine = create_engine(self.url, 10.0)
+
+    def write_config(self) -> None:
+        """For commands."""
+        told = {
+            "cell": {"var_dir": str(self.cell.layout.var_dir), "user": getpass.getuser()},
+            "database": {"url": self.url},
+            "objects": self.objects.model_dump(),
+        }
+        lines = [
+            f"[{table}]\n" + "".join(f"{key} = {value!r}\n" for key, value in values.items())
+            for table, values in told.items()
+        ]
+        self.cell.config_path.write_text("".join(lines))
 
     def draw(self, name: str) -> None:
         """Put, then row, as workers do."""
@@ -310,6 +329,40 @@ def test_a_restore_that_fails_leaves_the_database_as_it_was(
         with pytest.raises(CellError, match=r"psql with .*: .*lock timeout"):
             restore(saved.cell, tmp_path / "cell.tar")
     assert saved.rows() == {picture("then").name, picture("now").name}
+
+
+def test_whoever_is_killed_amid_a_restore_leaves_the_database_as_it_was(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """Also between two statements, where the end of psql's input is no error."""
+    saved.draw("then")
+    backup(saved.cell, tmp_path / "cell.tar", images=False)
+    saved.draw("now")
+    before = saved.rows()
+    saved.engine.dispose()
+    saved.write_config()
+    plain, slow = dump._program("pg_restore", 15), tmp_path / "pg_restore"
+    begins = f'{plain} "$@" | sed "/^ALTER TABLE/,$ d"; echo $$ > {tmp_path}/pid; exec sleep 60'
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *--list*) exec {plain} "$@" ;; esac\n{begins}\n')
+    slow.chmod(0o755)
+    code = (
+        "import runpy, sys; from pathlib import Path; from deploy import dump\n"
+        "plain = dump._program\n"
+        f"slow = Path({str(slow)!r})\n"
+        "dump._program = lambda name, at: slow if name == 'pg_restore' else plain(name, at)\n"
+        "runpy.run_module('deploy.cli.app', run_name='__main__')"
+    )
+    words = ["restore", str(tmp_path / "cell.tar"), "--config", str(saved.cell.config_path)]
+    asked = "SELECT state FROM pg_stat_activity WHERE application_name = 'zimage'"
+    with saved.server.connect(NAME) as admin:
+        with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT) as process:
+            wait_until(lambda: (tmp_path / "pid").exists(), "pg_restore says no more")
+            idle = [("idle in transaction",)]
+            wait_until(lambda: admin.execute(asked).fetchall() == idle, "psql has done it all")
+            process.kill()
+        wait_until(lambda: admin.execute(asked).fetchall() == [], "psql has ended")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert saved.rows() == before
 
 
 def test_a_cell_of_another_host_is_in_the_way(saved: Saved, tmp_path: Path) -> None:
