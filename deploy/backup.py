@@ -9,12 +9,14 @@ is there but what somebody deletes meanwhile: that is named in ``images.missing`
 not come back.
 """
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import stat
 import tarfile
@@ -47,6 +49,8 @@ MEMBER = re.compile(
     rf"|{IMAGES}/\d{{4}}-\d\d-\d\d/[\w-]+\.\w+"
 )
 _LOCK_TIMEOUT_S = 60.0
+_SCRATCH = ".backup-"
+_SURELY_BEGUN_S = 60.0  # between a folder and its lock
 _AT_ONCE = 8  # pictures, in memory
 
 
@@ -69,8 +73,8 @@ def backup(cell: Cell, path: Path, *, images: bool) -> Written:
 def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> Written:
     """Write the archive into ``file``."""
     cell.layout.create()
-    with tempfile.TemporaryDirectory(dir=cell.layout.var_dir) as folder:
-        copy, held = _copied(cell, Path(folder))
+    with scratch(cell) as folder:
+        copy, held = _copied(cell, folder)
         sources = {
             copy.name: copy,
             SECRET: cell.layout.key_secret,
@@ -86,6 +90,32 @@ def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> Writt
             done = _add_pictures(archive, cell, held) if images else Written()
         file.flush()  # a child process ends without
     return done
+
+
+@contextmanager
+def scratch(cell: Cell) -> Iterator[Path]:
+    """A folder that goes again, as do those of commands that were killed: secrets lie in there."""
+    for left in cell.layout.var_dir.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _SURELY_BEGUN_S:
+                with _locked(left):
+                    shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=cell.layout.var_dir) as folder,
+        _locked(Path(folder)),
+    ):
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """``OSError`` where another process has it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_compressed(path: Path) -> bool:

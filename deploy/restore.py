@@ -10,7 +10,6 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -141,8 +140,7 @@ def drill(
 
 @contextmanager
 def _unpacked(cell: Cell, path: Path, file: IO[bytes] | None) -> Iterator[_Unpacked]:
-    with tempfile.TemporaryDirectory(dir=cell.layout.var_dir) as name:
-        folder = Path(name)
+    with archives.scratch(cell) as folder:
         try:
             with tarfile.open(None if file else path, fileobj=file) as archive:
                 said = _manifest(archive, path)

@@ -1,5 +1,6 @@
 """A backup is whole while others write, and nothing else than a backup is put back."""
 
+import fcntl
 import getpass
 import gzip
 import io
@@ -221,6 +222,21 @@ def test_of_a_cluster_only_what_is_lost_comes_back(tmp_path: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     revoked = other.layout.cluster_dir / "crl.pem"
     assert revoked.read_text(encoding="utf-8") == "of now: one more is revoked"
+
+
+def test_what_a_killed_command_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    here = filled(tmp_path / "a")
+    left, busy, fresh = (here.layout.var_dir / f".backup-{name}" for name in ("a", "b", "c"))
+    for folder in (left, busy, fresh):
+        folder.mkdir()
+        (folder / "key-secret").touch()
+    for folder in (left, busy):
+        os.utime(folder, (0, 0))
+    fd = os.open(busy, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    backup(here, tmp_path / "cell.tar", images=False)
+    os.close(fd)
+    assert set(here.layout.var_dir.glob(".backup-*")) == {busy, fresh}
 
 
 def test_link_in_the_place_of_a_backup_is_not_followed(tmp_path: Path) -> None:
