@@ -84,7 +84,7 @@ def write(cell: Cell, file: IO[bytes], *, images: bool, compress: bool) -> Writt
         sources = {n: p for n, p in sources.items() if p.is_file() and MEMBER.fullmatch(n)}
         mode = "w:gz" if compress else "w"
         with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
-            _add(archive, MANIFEST, _manifest(cell, sources, held), time.time())
+            _add(archive, MANIFEST, _manifest(cell, sources, held, images), time.time())
             for name, source in sources.items():
                 archive.add(source, name)
             done = _add_pictures(archive, cell, held) if images else Written()
@@ -173,7 +173,7 @@ def inventory_of(database: Path) -> "Inventory":
         engine.dispose()
 
 
-def _manifest(cell: Cell, sources: dict[str, Path], held: "Inventory") -> bytes:
+def _manifest(cell: Cell, sources: dict[str, Path], held: "Inventory", images: bool) -> bytes:
     said = {
         "what": MAGIC,
         "version": VERSION,
@@ -181,6 +181,7 @@ def _manifest(cell: Cell, sources: dict[str, Path], held: "Inventory") -> bytes:
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "sha256": {name: sha256_of(path) for name, path in sources.items() if name != CONFIG},
         "rows": held.tables,
+        "images": images,
     }
     return json.dumps(said, indent=2).encode()
 

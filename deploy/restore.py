@@ -64,7 +64,7 @@ class _Unpacked:
 
     origin: Path
     folder: Path
-    rows: dict[str, int] | None
+    rows: dict[str, int]
     pictures: list[str]
     missing: list[str] = field(default_factory=list)
     has_pictures: bool = False
@@ -171,7 +171,11 @@ def _manifest(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     try:
         said = json.loads(file.read())
         what, version = said["what"], int(said["version"])
-        known = {"sha256": dict(said["sha256"]), "rows": dict(said.get("rows") or {}) or None}
+        known = {
+            "sha256": dict(said["sha256"]),
+            "rows": dict(said.get("rows") or {}),
+            "images": bool(said.get("images")),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise CellError(f"{path} has a damaged manifest ({error}); nothing was changed") from None
     if what != archives.MAGIC:
@@ -197,6 +201,8 @@ def _whole(path: Path, folder: Path, said: dict[str, Any]) -> _Unpacked:
         raise CellError(f"{path} has no {DATABASE}: it is no backup of a cell")
     digests = {str(name): str(digest) for name, digest in said["sha256"].items()}
     has_pictures = (folder / DIGESTS).exists()
+    if said["images"] and not (folder / MISSING).exists():
+        raise CellError(f"the end of {path} is missing; nothing was changed")
     if has_pictures:
         digests |= _digests(folder / DIGESTS, path)
     for name, digest in digests.items():
@@ -387,7 +393,7 @@ def _connected(engine: Any) -> Iterator[Any]:
 
 
 def _require_rows(found: _Unpacked, held: "Inventory") -> None:
-    for table, rows in (found.rows or {}).items():
+    for table, rows in found.rows.items():
         have = held.tables.get(table)
         gone = len(found.missing) if table in ("images", "image_numbers") else 0
         if have is None or not rows - gone <= have <= rows:

@@ -239,6 +239,19 @@ def test_what_a_killed_command_left_goes_with_the_next_one(tmp_path: Path) -> No
     assert set(here.layout.var_dir.glob(".backup-*")) == {busy, fresh}
 
 
+@pytest.mark.parametrize("last", ["images.sha256", f"images/2026-01-01/{'0' * 32}-0.png"])
+def test_an_archive_whose_end_is_missing_is_refused(tmp_path: Path, last: str) -> None:
+    here, file = filled(tmp_path / "a"), tmp_path / "cell.tar"
+    backup(here, file, images=True)
+    with tarfile.open(file) as archive:
+        end = archive.getmember(last).offset
+    file.write_bytes(file.read_bytes()[:end])  # between two members, where no tar notices it
+    write(here.layout.database, "now")
+    with pytest.raises(CellError, match=r"the end of .*cell.tar is missing; nothing was changed"):
+        restore(here, file)
+    assert values(here.layout.database) == ["then", "now"]
+
+
 def test_link_in_the_place_of_a_backup_is_not_followed(tmp_path: Path) -> None:
     here = filled(tmp_path / "a")
     victim = tmp_path / "victim"
