@@ -1,0 +1,71 @@
+import io
+from dataclasses import asdict
+
+import pytest
+
+from deploy import output
+from deploy.cli import host_table
+from tests.deploy.cluster.cells import NOW, front, host
+from worker.storage.hosts import Host
+
+HOSTS = [
+    host("gpu-1", role="both", address="10.0.0.101:7862", queued=12, running=8, state="busy"),
+    host("gpu-2", address="10.0.0.102:7862", skew_s=-2.31, wait_s=0.4, ready=1),
+    host("gpu-3", state="draining", wanted="out", wanted_reason="new cards (anna)"),
+    host("gpu-4", lost_at=NOW - 45, at=NOW - 47),
+    host("gpu-5", at=NOW - 4000),
+    host("gone", wanted="removed", at=NOW - 3600),
+    host("stubborn", wanted="removed"),
+    front("front-2"),
+]
+
+
+def shown(hosts: list[Host], width: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    text = io.StringIO()
+    console = output._Console(file=text, force_terminal=True, color_system=None, width=width)
+    monkeypatch.setattr(output, "console", console)
+    console.print(host_table.shown("studio", [asdict(host) for host in hosts], NOW, width))
+    return text.getvalue()
+
+
+def test_a_host_is_what_it_says_unless_it_says_nothing() -> None:
+    states = {each.id: host_table.state_of(asdict(each), NOW) for each in HOSTS}
+    assert states == {
+        "gpu-1": "busy",
+        "gpu-2": "ready",
+        "gpu-3": "draining",
+        "gpu-4": "lost",
+        "gpu-5": "silent",
+        "gone": "removed",
+        "stubborn": "removed",
+        "front-2": "ready",
+    }
+    drawing = [each.id for each in HOSTS if host_table.takes_requests(asdict(each), NOW)]
+    assert drawing == ["gpu-1", "gpu-2"]
+
+
+def test_a_line_says_what_draws_and_notes_what_a_person_should_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = shown(HOSTS, 120, monkeypatch)
+    assert "studio  5 hosts, 2 fronts  workers 3 of 10  zimage 1.0.0" in text
+    assert "gpu-3 is wanted out since" in text
+    assert "new cards (anna)" in text
+    assert "gpu-4: no front hears it, last row 47 s ago" in text
+    assert "gpu-5 writes nothing" in text
+    assert "stubborn was removed and still writes" in text
+    assert "gone" not in text
+
+
+def test_it_fits_a_narrow_terminal_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (shown(HOSTS, width, monkeypatch) for width in (120, 80))
+    assert "10.0.0.101:7862" in wide
+    assert "10.0.0.101:7862" not in narrow
+    assert max(len(line.rstrip()) for line in narrow.splitlines()) <= 80
+    for head in ("host", "role", "state", "workers", "queue", "wait", "skew", "version"):
+        assert head in narrow
+
+
+def test_versions_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = [host("a"), host("b"), host("c", version="1.1.0")]
+    assert "versions differ: 1.0.0, 1.1.0" in shown(hosts, 80, monkeypatch)
