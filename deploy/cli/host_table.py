@@ -131,7 +131,9 @@ def _note(host: Host, now: float) -> Text | None:
     state = state_of(host, now)
     why = f": {host['wanted_reason']}" if host["wanted_reason"] else ""
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(host["wanted_at"]))
-    if state == "removed":
+    if host["facts"].get("twin"):
+        text = f"{host['id']}: two machines write under this name; give one another cluster.host"
+    elif state == "removed":
         text = f"{host['id']} was removed and still writes: zimage down there"
     elif host["wanted"] == "out":
         text = f"{host['id']} is wanted out since {since}{why}"

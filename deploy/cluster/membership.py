@@ -7,10 +7,11 @@ the database is away. What operators want of this host it passes on to the worke
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from worker.storage.hosts import Host, Wanted
 BEAT_S = 2.0
 _EMPTY_BEATS = 2
 """A request may be on its way from nginx to a worker when nothing is queued for a moment."""
+_FOREIGN_ROWS = 2
+"""In turn. One may be of this program itself, before it was restarted."""
 _RETELL_S = 60.0
 
 _log = logging.getLogger("membership")
@@ -50,6 +53,10 @@ class Membership:
         self._upgrades = Upgrades(settings)
         self._upgrade: dict[str, Any] | None = None
         self._empty_beats = 0
+        self._writer = secrets.token_hex(8)
+        """Who wrote the row: of two machines with one name each finds the other's."""
+        self._has_written = False
+        self._foreign_rows = 0
         self._away_since: float | None = None
         self._told_at = 0.0
 
@@ -64,7 +71,8 @@ class Membership:
     async def beat(self) -> bool:
         """Tell and learn once; False where the database is away, or the disk full."""
         try:
-            rows, at = await self._database.run(self._exchange(self._read_cell()))
+            before, rows, at = await self._database.run(self._exchange(self._read_cell()))
+            self._compare_writer(before)
             self._learn(rows, at)
             await self._tell_of_the_lost(rows, at)
         except (StoreAway, OSError) as error:
@@ -75,11 +83,14 @@ class Membership:
 
     # Telling
 
-    def _exchange(self, cell: Cell | None) -> Callable[[sa.Connection], tuple[list[Host], float]]:
+    def _exchange(
+        self, cell: Cell | None
+    ) -> Callable[[sa.Connection], tuple[Host | None, list[Host], float]]:
+        """Write this host's row; what it was before, all rows, and the database's time."""
         self._empty_beats = self._empty_beats + 1 if self._shut_out and is_empty(cell) else 0
         is_drained = self._empty_beats >= _EMPTY_BEATS
 
-        def work(connection: sa.Connection) -> tuple[list[Host], float]:
+        def work(connection: sa.Connection) -> tuple[Host | None, list[Host], float]:
             clock(connection)  # begins the transaction, which takes time of its own
             at, skew_s = _compare(self._now, lambda: clock(connection))
             wanted = self._wanted
@@ -91,10 +102,23 @@ class Membership:
                 skew_s=skew_s,
                 upgrade=self._upgrade,
             )
-            hosts.write(connection, own, at)
-            return hosts.read_all(connection), at
+            before = hosts.find(connection, own.id)
+            hosts.write(connection, replace(own, facts={**own.facts, **self._own_facts()}), at)
+            return before, hosts.read_all(connection), at
 
         return work
+
+    def _own_facts(self) -> dict[str, Any]:
+        twin = {"twin": True} if self._foreign_rows >= _FOREIGN_ROWS else {}
+        return {"writer": self._writer, **twin}
+
+    def _compare_writer(self, before: Host | None) -> None:
+        """Another machine may write under this host's name, such as a copy of this one's disk."""
+        foreign = before is not None and before.facts.get("writer") != self._writer
+        self._foreign_rows = self._foreign_rows + 1 if foreign and self._has_written else 0
+        self._has_written = True
+        if self._foreign_rows == _FOREIGN_ROWS:
+            _log.error("another machine writes as %s, too", self._settings.host)
 
     def _read_cell(self) -> Cell | None:
         with suppress(OSError, ValueError, KeyError, TypeError):

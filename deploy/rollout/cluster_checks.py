@@ -65,6 +65,9 @@ def certificates(cell: Cell) -> Iterator[Finding]:
 
 def _of_hosts(own: str, hosts: list[dict[str, Any]]) -> Iterator[Finding]:
     here = [host for host in hosts if host["wanted"] != "removed"]
+    for twin in (host["id"] for host in here if host["facts"].get("twin")):
+        text = f"two machines write as {twin}: fronts send to one and to the other"
+        yield Finding("fail", "cluster", text, "zimage down on the wrong one, and join it anew")
     for host in here:
         if abs(host["skew_s"]) > _WARN_SKEW_S:
             text = f"its clock is {host['skew_s']:+.1f} s off the database's"

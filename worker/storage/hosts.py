@@ -112,7 +112,13 @@ def write(connection: sa.Connection, report: HostReport, now: float) -> None:
 def read_all(connection: sa.Connection) -> list[Host]:
     """Every host that ever wrote, by name; removed ones, too."""
     rows = connection.execute(sa.select(hosts).order_by(hosts.c.id)).mappings()
-    return [Host(**{field.name: _read(field.name, row) for field in fields(Host)}) for row in rows]
+    return [_host(row) for row in rows]
+
+
+def find(connection: sa.Connection, id: str) -> Host | None:
+    """Host ``id``, if it ever wrote."""
+    row = connection.execute(sa.select(hosts).where(hosts.c.id == id)).mappings().one_or_none()
+    return None if row is None else _host(row)
 
 
 def lock_wishes(connection: sa.Connection) -> None:
@@ -143,6 +149,10 @@ def set_lost(connection: sa.Connection, id: str, since: float | None) -> bool:
     news = hosts.c.lost_at.is_not(None) if since is None else hosts.c.lost_at.is_(None)
     update = hosts.update().where(hosts.c.id == id, news).values(lost_at=since)
     return connection.execute(update).rowcount == 1
+
+
+def _host(row: sa.RowMapping) -> Host:
+    return Host(**{field.name: _read(field.name, row) for field in fields(Host)})
 
 
 def _wish(wanted: Wanted, reason: str, now: float) -> dict[str, Any]:

@@ -66,6 +66,11 @@ def test_it_fits_a_narrow_terminal_without_addresses(monkeypatch: pytest.MonkeyP
         assert head in narrow
 
 
+def test_two_machines_of_one_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown([host("a", facts={"twin": True})], 80, monkeypatch)
+    assert "a: two machines write under this name" in text
+
+
 def test_versions_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = [host("a"), host("b"), host("c", version="1.1.0")]
     assert "versions differ: 1.0.0, 1.1.0" in shown(hosts, 80, monkeypatch)

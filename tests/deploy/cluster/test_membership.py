@@ -86,7 +86,7 @@ async def test_hosts_find_each_other_in_their_lists(
     assert (told["a"]["wanted"], told["a"]["lost_at"], told["a"]["facts"]) == (
         "in",
         None,
-        {"devices": {"H100": 1}, "workers": ["w1"]},
+        {"devices": {"H100": 1}, "workers": ["w1"], "writer": told["a"]["facts"]["writer"]},
     )
 
 
@@ -186,6 +186,23 @@ async def test_a_host_that_starts_without_its_database_does_what_was_wanted_last
     again = member(settings, database)
     again._pass_on()  # before its first beat
     assert settings.host_drained_flag.exists()
+
+
+async def test_two_machines_of_one_name_are_told_from_one_that_was_restarted(
+    settings: MembershipSettings, database: Database, store: Store
+) -> None:
+    first, second = (member(settings, database) for _ in range(2))
+    await first.beat()
+    for _ in range(3):
+        await second.beat()  # in place of the first
+    assert "twin" not in row(store, "a").facts
+    for _ in range(3):
+        await first.beat()
+        await second.beat()
+    assert row(store, "a").facts["twin"] is True
+    for _ in range(2):
+        await second.beat()
+    assert "twin" not in row(store, "a").facts  # the other is gone
 
 
 async def test_a_full_disk_ends_nothing(

@@ -33,7 +33,14 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
 
 
 def host(id: str, **changes: Any) -> dict[str, Any]:
-    told = {"id": id, "version": "1.0.0", "skew_s": 0.1, "wanted": "in", "lost_at": None}
+    told = {
+        "id": id,
+        "version": "1.0.0",
+        "skew_s": 0.1,
+        "wanted": "in",
+        "lost_at": None,
+        "facts": {},
+    }
     return {**told, **changes}
 
 
@@ -58,6 +65,11 @@ def test_skew_versions_and_lost_hosts_are_told(cell: Cell) -> None:
         "hosts run 1.0.0 and 1.1.0",
         "no front hears b",
     ]
+
+
+def test_two_machines_of_one_name_are_told(cell: Cell) -> None:
+    told = found(cell, host("a", facts={"twin": True}))
+    assert told["fail"] == ["two machines write as a: fronts send to one and to the other"]
 
 
 def test_a_list_that_nobody_writes_any_more_is_told(cell: Cell) -> None:
