@@ -69,9 +69,12 @@ def join(path: Path, token: Token, address: str = "") -> Joined:
         "requests": {},
     }
 
+    def found_at(own: str) -> str:
+        return address or present.cluster.address or _with_port(own)
+
     def check(answer: dict[str, Any], own: str) -> None:
-        files, at = dict.fromkeys(answer["files"], ""), address or _with_port(own)
-        _fresh_config(path, _settings(layout, present, answer["settings"], files, at))
+        files = dict.fromkeys(answer["files"], "")
+        _fresh_config(path, _settings(layout, present, answer["settings"], files, found_at(own)))
 
     knock.ask(token, told, check)
     roles = certificates.roles_of(token.role)
@@ -79,9 +82,8 @@ def join(path: Path, token: Token, address: str = "") -> Joined:
     told["requests"] = {role: request.csr.decode() for role, request in requests.items()}
 
     def take(answer: dict[str, Any], own: str) -> Welcome:
-        welcome = Welcome(**{field.name: answer[field.name] for field in fields(Welcome)})
-        at = address or _with_port(own)
-        settings = _settings(layout, present, welcome.settings, welcome.files, at)
+        welcome = _welcome(answer)
+        settings = _settings(layout, present, welcome.settings, welcome.files, found_at(own))
         _write_config(path, _fresh_config(path, settings))
         return welcome
 
@@ -94,7 +96,9 @@ def settle(layout: Layout, joined: Joined) -> None:
     for name, text in welcome.files.items():
         whole_file.write(layout.cluster_dir / _NAMES[name], text.encode(), 0o600)
     trust.write_trust(layout, Trust(welcome.authorities, welcome.revocations))
-    trust.write_secrets(layout, Secrets.of_json(welcome.secrets.encode()))
+    secrets = Secrets.of_json(welcome.secrets.encode())
+    _keep_own(layout.key_secret, secrets.key_secret)
+    trust.write_secrets(layout, secrets)
     for role in certificates.roles_of(welcome.role):
         whole_file.write(layout.cluster_key(role), joined.requests[role].key, 0o600)
         certificates.install(layout, role, welcome.certificates[role].encode())
@@ -102,6 +106,24 @@ def settle(layout: Layout, joined: Joined) -> None:
         trust.note(layout, Document(name, b"", version))
     mark = {"invite": joined.token.invite, "cluster": welcome.cluster, "at": time.time()}
     whole_file.write(_mark(layout), json.dumps(mark).encode(), 0o600)
+
+
+def _keep_own(path: Path, fresh: bytes) -> None:
+    """A cell that was here had keys of its own, which fit no other secret."""
+    if path.exists() and (own := path.read_bytes()) != fresh:
+        kept = path.with_name(f"{path.name}.before-joining")
+        if not kept.exists():
+            whole_file.write(kept, own, 0o600)
+
+
+def _welcome(answer: dict[str, Any]) -> Welcome:
+    try:
+        return Welcome(**{field.name: answer[field.name] for field in fields(Welcome)})
+    except KeyError as error:
+        raise CellError(
+            f"the answer of the door has no {error}: the other machine has another version of the "
+            "code; make them equal, then ask for another token"
+        ) from None
 
 
 def _settings(

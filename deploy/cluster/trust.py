@@ -164,7 +164,7 @@ def _revoked_here(layout: Layout) -> dict[int, float]:
 def _lists_here(layout: Layout) -> list[x509.CertificateRevocationList]:
     try:
         return _revocation_lists(layout.revocation_list.read_text(encoding="ascii"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # missing or damaged: another takes its place
         return []
 
 

@@ -145,6 +145,20 @@ def test_own_way_to_database_and_bucket_is_kept(first: Machine, path: Path) -> N
     assert (config.database.password_file, config.objects.credentials_file) == ("", str(own))
 
 
+def test_machine_that_was_a_cell_joins_and_joins_again(first: Machine, path: Path) -> None:
+    """Its own secret is kept beside; its address within the cluster stays."""
+    layout = cell_of(path).layout
+    layout.var_dir.mkdir()
+    layout.key_secret.write_bytes(b"own")
+    for address in ("127.0.0.1:9999", ""):
+        with first.inviting("gpu2") as inviting:
+            join_cluster(path, inviting.token, address)
+    assert layout.key_secret.read_bytes() == first.layout.key_secret.read_bytes()
+    assert layout.key_secret.with_name("key-secret.before-joining").read_bytes() == b"own"
+    assert load(path).cluster.address == "127.0.0.1:9999"
+    store.run(cell_of(path), rows.all_good)  # as the role whose password is another now
+
+
 def test_token_of_another_door_is_refused_before_anything_is_told(
     first: Machine, path: Path
 ) -> None:
