@@ -14,6 +14,9 @@ def only(secret: bytes) -> Signing:
     return lambda: (secret,)
 
 
+_READS = 100  # more than anybody writes
+
+
 def shared_secret(path: Path) -> bytes:
     """The secret at ``path``, made by whoever asks first."""
     if not path.exists():
@@ -35,11 +38,20 @@ def shared_secret(path: Path) -> bytes:
 def cluster_secrets(path: Path) -> tuple[bytes, ...]:
     """The secrets of a cluster, whose file is at ``path``: the first signs, and all of them verify.
     There are several while one takes the place of another. ``OSError`` where there is none."""
+    others = _others(path)
+    for _ in range(_READS):
+        first = path.read_bytes()
+        if (now := _others(path)) == others:
+            break
+        others = now  # the two were changed in between, and may belong to different moments
+    return tuple(dict.fromkeys((first, *map(bytes.fromhex, others))))
+
+
+def _others(path: Path) -> list[str]:
     try:
-        others = other_secrets(path).read_text(encoding="ascii").split()
+        return other_secrets(path).read_text(encoding="ascii").split()
     except FileNotFoundError:
-        others = []
-    return tuple(dict.fromkeys((path.read_bytes(), *map(bytes.fromhex, others))))
+        return []
 
 
 def other_secrets(path: Path) -> Path:

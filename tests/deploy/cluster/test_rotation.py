@@ -15,6 +15,7 @@ from deploy import store
 from deploy.cell import CellError
 from deploy.cluster import authority, certificates, revocation, rotation, trust
 from deploy.cluster.renewal import Member
+from tests.deploy.cluster.machines import layout_in
 from tests.deploy.cluster.test_renewal import Cluster
 from worker.storage import certificates as rows
 from worker.storage import hosts
@@ -196,3 +197,22 @@ def test_hosts_remove_shuts_the_machine_out_and_says_what_is_left_to_do(cluster:
     assert "credentials of the bucket" in done.stderr
     assert signing(cluster.first)[1:] == (old,)
     assert signing(cluster.other) == (old,)
+
+
+def test_who_reads_while_two_secrets_change_places_finds_both(tmp_path: Path) -> None:
+    layout, both, over = layout_in(tmp_path), (b"a" * 32, b"b" * 32), threading.Event()
+    trust.write_secrets(layout, trust.Secrets(b"k", both))
+
+    def change() -> None:
+        for turn in range(150):
+            signing = both if turn % 2 else both[::-1]
+            trust.write_secrets(layout, trust.Secrets(b"k", signing))
+        over.set()
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    found = set()
+    while not over.is_set():
+        found.add(frozenset(cluster_secrets(layout.cluster_secret)))
+    writer.join()
+    assert found == {frozenset(both)}
