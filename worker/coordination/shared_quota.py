@@ -62,10 +62,7 @@ class SharedQuotas(Quotas):
     async def today(self, key: Key) -> int | None:
         """Pictures of ``key`` today, those under way included; None where nothing is counted."""
         try:
-            now = time.time()
-            return await self._ask(
-                lambda c: key_limits.counted(c, key.id, now), self._database.read
-            )
+            return await self._ask(lambda c: key_limits.counted(c, key.id), self._database.read)
         except StoreAway:
             return await super().today(key)
 
@@ -121,9 +118,9 @@ class SharedQuotas(Quotas):
         return key_limits.take_slot(connection, asked, *holder, most, clock(connection))
 
     async def _shared_count(self, held: "SharedHold", key: Key, most: int) -> None:
-        asked, now = held.asked, time.time()
+        asked = held.asked
         used = await self._ask(
-            lambda c: key_limits.count(c, asked, most, now),
+            lambda c: key_limits.count(c, asked, most),
             partial(self._database.count, at_once=True),
         )
         if used is not None:

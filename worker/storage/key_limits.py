@@ -50,21 +50,24 @@ slots = sa.Table(
     sa.Column("ends_at", sa.Double, nullable=False),
 )
 
-_COUNT = sa.text("""
+_TODAY = "CAST(floor(extract(epoch FROM clock_timestamp()) / 86400) AS integer)"
+"""By the database's clock: those of hosts may differ."""
+
+_COUNT = sa.text(f"""
     WITH counted AS (
         INSERT INTO quota_days AS known (key_id, day, images)
-        SELECT :key_id, :day, :images WHERE :images <= :most AND NOT EXISTS (
+        SELECT :key_id, {_TODAY}, :images WHERE :images <= :most AND NOT EXISTS (
             SELECT FROM quota_requests WHERE key_id = :key_id AND request_id = :request_id
         )
         ON CONFLICT (key_id, day) DO UPDATE SET images = known.images + :images
         WHERE known.images + :images <= :most
-        RETURNING 1
+        RETURNING day
     )
     INSERT INTO quota_requests (key_id, request_id, day, images, attempt)
-    SELECT :key_id, :request_id, :day, :images, :attempt FROM counted
+    SELECT :key_id, :request_id, day, :images, :attempt FROM counted
 """).bindparams(
     *(sa.bindparam(name, type_=sa.String) for name in ("key_id", "request_id", "attempt")),
-    *(sa.bindparam(name, type_=sa.Integer) for name in ("day", "images", "most")),
+    *(sa.bindparam(name, type_=sa.Integer) for name in ("images", "most")),
 )
 
 
@@ -78,11 +81,11 @@ class Asked:
     images: int
 
 
-def count(connection: sa.Connection, asked: Asked, most: int, now: float) -> int | None:
+def count(connection: sa.Connection, asked: Asked, most: int) -> int | None:
     """Count what is asked for, unless the day's ``most`` were passed then; how many are counted
     already in that case, else None. One statement, unless it is a replay or refused; each must be
     a transaction by itself."""
-    values = {**vars(asked), "most": most, "day": int(now // _DAY_S)}
+    values = {**vars(asked), "most": most}
     # Twice: a first attempt may give back, or be refused, between two statements.
     for _ in range(2):
         try:
@@ -92,7 +95,7 @@ def count(connection: sa.Connection, asked: Asked, most: int, now: float) -> int
             pass
         if _take_over(connection, asked):
             return None
-    return counted(connection, asked.key_id, now)
+    return counted(connection, asked.key_id)
 
 
 def _take_over(connection: sa.Connection, asked: Asked) -> bool:
@@ -103,9 +106,10 @@ def _take_over(connection: sa.Connection, asked: Asked) -> bool:
     return bool(connection.execute(known.values(attempt=asked.attempt)).rowcount)
 
 
-def counted(connection: sa.Connection, key_id: str, now: float) -> int:
+def counted(connection: sa.Connection, key_id: str) -> int:
     """Pictures of a key today."""
-    today = (days.c.key_id == key_id) & (days.c.day == int(now // _DAY_S))
+    day = sa.literal_column(_TODAY, sa.Integer)
+    today = (days.c.key_id == key_id) & (days.c.day == day)
     return connection.scalar(sa.select(days.c.images).where(today)) or 0
 
 

@@ -59,7 +59,7 @@ def store_of(url: str) -> Store:
 
 def in_database(url: str) -> int:
     store = Store(url)
-    counted = store(key_limits.counted, "key_a", time.time())
+    counted = store(key_limits.counted, "key_a")
     store.engine.dispose()
     return counted
 
@@ -157,6 +157,20 @@ async def test_a_request_that_failed_gives_back_on_every_host(shared_url: str, h
         again.drawn = 2
         await again.release()
         assert await a.today(limits) == 2
+
+
+async def test_a_host_whose_clock_is_wrong_counts_on_the_same_day(
+    shared_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, right = key(images_per_day=3), time.time
+    async with a_host(shared_url, home, "a") as a, a_host(shared_url, home, "b") as b:
+        held = await a.hold(limits, "r1", right(), 2)
+        monkeypatch.setattr(time, "time", lambda: right() + 2 * 86_400)
+        with pytest.raises(LimitReached, match="has drawn 2"):
+            await b.hold(limits, "r2", time.time(), 2)
+        held.drawn = 2
+        await held.release()
+        assert await b.today(limits) == 2
 
 
 async def test_one_request_over_the_day_counts_nothing(shared_url: str, home: Path) -> None:
