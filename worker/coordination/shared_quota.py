@@ -5,6 +5,7 @@ that fails by ``run``, or else by time.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -55,16 +56,17 @@ class SharedQuotas(Quotas):
             return await super().hold(key, request_id, arrived_at, images)
         except asyncio.CancelledError:
             # The client left, and it is taken all the same: nobody else would give it back.
-            taking.add_done_callback(lambda _: held.give_back())
+            taking.add_done_callback(partial(_abandoned, held))
             raise
         return held
 
     async def today(self, key: Key) -> int | None:
         """Pictures of ``key`` today, those under way included; None where nothing is counted."""
-        try:
-            return await self._ask(lambda c: key_limits.counted(c, key.id), self._database.read)
-        except StoreAway:
-            return await super().today(key)
+        if not self._outage.why:
+            # Nobody is counted elsewhere because this look failed.
+            with contextlib.suppress(StoreAway):
+                return await self._database.read(lambda c: key_limits.counted(c, key.id))
+        return await super().today(key)
 
     async def run(self) -> None:
         """Hold on to what is held, for ever."""
@@ -74,7 +76,7 @@ class SharedQuotas(Quotas):
             try:
                 await self._ask(self._renew)
                 if time.monotonic() - swept_at > _SWEEP_S:
-                    await self._ask(lambda c: key_limits.forget(c, clock(c)))
+                    await self._database.run(lambda c: key_limits.forget(c, clock(c)))
                     swept_at = time.monotonic()
             except StoreAway:
                 continue  # told by the outage
@@ -119,10 +121,7 @@ class SharedQuotas(Quotas):
 
     async def _shared_count(self, held: "SharedHold", key: Key, most: int) -> None:
         asked = held.asked
-        used = await self._ask(
-            lambda c: key_limits.count(c, asked, most),
-            partial(self._database.count, at_once=True),
-        )
+        used = await self._ask(lambda c: key_limits.count(c, asked, most), at_once=True)
         if used is not None:
             raise day_is_used(key, most, used, asked.images)
         held.is_counted = True
@@ -150,14 +149,10 @@ class SharedQuotas(Quotas):
         except StoreAway:
             return  # a slot ends without; what was counted stays counted
 
-    async def _ask(
-        self,
-        work: Callable[[sa.Connection], T],
-        how: Callable[[Callable[[sa.Connection], T]], Coroutine[Any, Any, T]] | None = None,
-    ) -> T:
+    async def _ask(self, work: Callable[[sa.Connection], T], *, at_once: bool = False) -> T:
         self._outage.require_turn()
         try:
-            found = await (how or self._database.count)(work)
+            found = await self._database.count(work, at_once=at_once)
         except StoreAway as error:
             raise self._outage.failed(error.message) from error
         self._outage.ended()
@@ -169,6 +164,11 @@ class SharedQuotas(Quotas):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _abandoned(held: "SharedHold", taking: "asyncio.Task[None]") -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        held.give_back()
 
 
 class SharedHold(Hold):

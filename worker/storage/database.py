@@ -33,6 +33,7 @@ _CONNECTIONS = _WRITERS + _READERS + _SEARCHERS + _KEY_READERS + _COUNTERS
 _MAX_WAITING = 256
 _SQLITE_S, _POSTGRES_S = 5.0, 2.0
 _SEARCH_S = 1.0
+_PATIENCE_S = 10.0  # a lost server shows in the connection, within about three
 _ATTEMPTS = 3  # of a transaction that others are in the way of
 _STEPS = 20_000  # of SQLite's machine between two looks at the clock: about a millisecond
 _MAX_LOG_BYTES = 64 << 20  # of the write-ahead log once a large transaction is over
@@ -92,8 +93,12 @@ class Database:
 
     async def count(self, work: Callable[[sa.Connection], T], *, at_once: bool = False) -> T:
         """``run`` for what a request waits for, which waits for no other writer. ``at_once``: each
-        statement of ``work`` is a transaction by itself, so that one costs one round trip."""
-        return await self._call(self._counters, lambda: self._writing(work, at_once=at_once))
+        statement of ``work`` is a transaction by itself, so that one costs one round trip.
+
+        A server that is merely slow is waited for longer: nobody must take it for away."""
+        return await self._call(
+            self._counters, lambda: self._writing(work, at_once=at_once, slow=True), _PATIENCE_S
+        )
 
     async def run_each(
         self, rows: Sequence[Row], work: Callable[[sa.Connection, Sequence[Row]], object]
@@ -143,10 +148,13 @@ class Database:
 
         return self._transaction(limited, read_only=True)
 
-    def _writing(self, work: Callable[[sa.Connection], T], *, at_once: bool = False) -> T:
+    def _writing(
+        self, work: Callable[[sa.Connection], T], *, at_once: bool = False, slow: bool = False
+    ) -> T:
+        again: tuple[type[Exception], ...] = (_InTheWay, QueryTooLong) if slow else (_InTheWay,)
         try:
             for _ in range(_ATTEMPTS - 1):
-                with suppress(_InTheWay):
+                with suppress(*again):
                     return self._transaction(work, at_once=at_once)
             return self._transaction(work, at_once=at_once)
         except QueryTooLong:
@@ -176,18 +184,18 @@ class Database:
             if self._closed:
                 pool.dispose()  # nobody else closes what came back to it since
 
-    async def _call(self, lane: "_Lane", work: Callable[[], T]) -> T:
+    async def _call(self, lane: "_Lane", work: Callable[[], T], wait_s: float | None = None) -> T:
         try:
-            return await self._in_time(lane, work)
+            return await self._in_time(lane, work, wait_s or self._timeout_s + 1)
         except StoreAway:
             self.failures += 1
             raise
 
-    async def _in_time(self, lane: "_Lane", work: Callable[[], T]) -> T:
+    async def _in_time(self, lane: "_Lane", work: Callable[[], T], wait_s: float) -> T:
         call = lane.begin(work)
         try:
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the result.
-            async with asyncio.timeout(self._timeout_s + 1):
+            async with asyncio.timeout(wait_s):
                 return await asyncio.shield(call)
         except TimeoutError:
             call.cancel()  # nobody waits for it: if it has not begun, it never does
