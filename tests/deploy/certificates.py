@@ -12,6 +12,7 @@ from deploy.layout import Layout
 from deploy.links import HOST_NAME
 
 _USES = {"host": ExtendedKeyUsageOID.SERVER_AUTH, "front": ExtendedKeyUsageOID.CLIENT_AUTH}
+SECRET = b"what all hosts here sign with.  "
 
 
 class Authority:
@@ -27,6 +28,8 @@ class Authority:
         layout.cluster_dir.mkdir(parents=True, exist_ok=True)
         layout.authority_certificate.write_bytes(_pem(self._own))
         self.write_revocations(layout)
+        if "host" in roles:
+            layout.cluster_secret.write_bytes(SECRET)
         for role in roles:
             key = ec.generate_private_key(ec.SECP256R1())
             names = x509.SubjectAlternativeName([x509.DNSName(name)])
