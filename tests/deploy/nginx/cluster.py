@@ -10,7 +10,7 @@ from typing import Any
 from deploy.guard.gate import Gate
 from deploy.guard.link_program import configuration
 from deploy.host.machine import stream_module
-from deploy.rendering.plan import LinkPlan
+from deploy.rendering.plan import SPARE_LINKS, LinkPlan
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.site import Site, nginx_path, site
 from tests.deploy.processes import listens, running, wait_until
@@ -77,4 +77,9 @@ def host(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Site]
 def front(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Front]:
     told = {"name": "studio", "role": "front"}
     with site(var_dir, authority=authority, **{**SHARED, "cluster": told, **sections}) as here:
-        yield Front(here)
+        made = Front(here)
+        for number in range(1, SPARE_LINKS + 1):
+            for gate in made.gates(f"h{number}"):
+                gate.prepare()
+        made.soonest.symlink_to(here.layout.closed_socket)
+        yield made

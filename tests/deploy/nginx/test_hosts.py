@@ -69,6 +69,7 @@ def test_front_draws_through_a_host(entry: Front, a: Site) -> None:
     assert len(large.json()["filler"]) == 3_000_000
     assert reply.headers.get_list("X-Content-Type-Options") == ["nosniff"]
     assert "X-Accel-Redirect" not in reply.headers
+    assert entry.site.layout.nginx_error_log.read_text() == ""  # of the gates that are closed
 
 
 def test_only_the_front_says_who_asks_and_since_when(entry: Front, a: Site) -> None:
