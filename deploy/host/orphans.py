@@ -20,12 +20,14 @@ class Orphans:
     attendants: tuple[Process, ...]
     """Of an nginx that was adopted: each passes on to it whatever signal but SIGKILL it gets."""
     workers: dict[str, Process]
+    links: tuple[Process, ...]
+    """Of a front, to hosts. One that ends in order takes away the socket that its successor has."""
     others: tuple[Process, ...]
 
     @property
     def all(self) -> tuple[Process, ...]:
         nginx = (*self.nginxes, *self.attendants)
-        return (*self.guards, *nginx, *self.workers.values(), *self.others)
+        return (*self.guards, *nginx, *self.workers.values(), *self.links, *self.others)
 
 
 def find(layout: Layout) -> Orphans:
@@ -38,9 +40,11 @@ def find(layout: Layout) -> Orphans:
     nginxes = [p for p in living if p.command.startswith("nginx:")]
     attendants = [p for p in living if "deploy.supervision.nginx_program" in p.command]
     workers = {_name(p): p for p in living if p.pid == p.group and "-m worker" in p.command}
-    known = {p.pid for p in (*guards, *nginxes, *attendants, *workers.values())}
+    links = [p for p in living if f"{layout.links_dir}/" in p.command]
+    known = {p.pid for p in (*guards, *nginxes, *attendants, *workers.values(), *links)}
     others = [p for p in living if p.pid not in known]
-    return Orphans(tuple(guards), tuple(nginxes), tuple(attendants), workers, tuple(others))
+    nginx = tuple(nginxes), tuple(attendants)
+    return Orphans(tuple(guards), *nginx, workers, tuple(links), tuple(others))
 
 
 def end(orphans: Orphans, drain_s: float) -> list[Process]:
@@ -48,7 +52,7 @@ def end(orphans: Orphans, drain_s: float) -> list[Process]:
     left = processes.end(orphans.guards, 5.0, signal.SIGTERM)
     left += end_attendants(orphans)
     left += processes.end(orphans.nginxes, drain_s, signal.SIGQUIT)
-    workers = (*orphans.workers.values(), *orphans.others)
+    workers = (*orphans.workers.values(), *orphans.links, *orphans.others)
     return left + processes.end(workers, drain_s, signal.SIGTERM)
 
 

@@ -177,6 +177,8 @@ def _take_over(rollout: Rollout, left: Orphans) -> None:
     rollout.say(f"take over {len(left.all)} processes that outlived their supervisord")
     rollout.concerns([name for name in left.workers if name in cell.plan.names])
     _end(cell, processes.end(left.guards, 5.0, signal.SIGTERM))
+    if left.links:
+        _replace_links(cell, left)  # before the guard, which would start all at once
     cell.supervisor.start("guard")
     for name in cell.plan.names:
         if name not in left.workers:
@@ -187,18 +189,36 @@ def _take_over(rollout: Rollout, left: Orphans) -> None:
             roll.take_over(rollout, name, orphan)
     _end(cell, orphans.end_attendants(left))
     cell.supervisor.start("nginx")  # adopts the one that runs
-    _start_links(cell)  # beside the old ones, which have requests on their way
     unplanned = [p for name, p in left.workers.items() if name not in cell.plan.names]
     timeout_s = roll.stop_timeout_s(cell)
     _end(cell, processes.end([*unplanned, *left.others], timeout_s, signal.SIGTERM))
 
 
-def _start_links(cell: Cell) -> None:
-    """Those that lead to a host; the guard starts and stops them from then on."""
-    known = cell.programs()
-    for program in map(links.program, links.read(cell.layout)):
-        if program in known:
-            cell.supervisor.start(program)
+def _replace_links(cell: Cell, left: Orphans) -> None:
+    """One after the other: what was on its way through one is asked again through another."""
+    known, held = cell.programs(), links.read(cell.layout)
+    old = {link: p for link in held for p in left.links if _leads(cell, link, p)}
+    for link in held:
+        if links.program(link) in known:
+            cell.supervisor.start(links.program(link))
+            processes.wait_for(partial(_is_new, cell, link, old.get(link)), _LINK_TIMEOUT_S)
+        if link in old:
+            _end(cell, processes.end([old[link]], _LINK_TIMEOUT_S, signal.SIGKILL))
+    _end(cell, processes.end(left.links, _LINK_TIMEOUT_S, signal.SIGKILL))
+
+
+def _leads(cell: Cell, link: str, process: processes.Process) -> bool:
+    return str(cell.layout.link_conf(link)) in process.command
+
+
+def _is_new(cell: Cell, link: str, old: processes.Process | None) -> bool:
+    """Whether another process than ``old`` has written down that it is the link, which it does once
+    it listens."""
+    try:
+        pid = int(cell.layout.link_pid(link).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return old is None or pid != old.pid
 
 
 def _end(cell: Cell, survivors: list[processes.Process]) -> None:
@@ -251,7 +271,7 @@ def _update(rollout: Rollout) -> bool:
     changes = supervisor.reread()
     acted = changes != _NOTHING
     left = orphans.find(cell.layout)
-    if left.guards or left.workers:
+    if left.guards or left.workers or left.links:
         _take_over(rollout, left)  # what an `up` that failed half-way has left
     changed = [name for name in changes.changed if name in cell.plan.names]
     if changes.removed:

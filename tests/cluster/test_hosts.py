@@ -6,19 +6,25 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from deploy.config import load
 from deploy.host import processes
+from deploy.supervision.supervise import ProgramState, Supervisor
 from loadtest.faults import process_ids
-from loadtest.traffic import Traffic, until
+from loadtest.traffic import Traffic, pixels_of, until
 from tests.cluster.conftest import RunningCell, ended
+from tests.cluster.test_replay import draw, events
 from tests.deploy.certificates import Authority
 from tests.object_store import ObjectStore
 from tests.ports import free_port
@@ -83,7 +89,7 @@ async def wait_all_in(platform: Platform) -> None:
 def test_requests_are_drawn_by_hosts_and_keep_what_they_are(platform: Platform) -> None:
     async def scenario() -> None:
         await wait_all_in(platform)
-        body = {"prompt": "a fox", "size": "64x64"}
+        body = {"prompt": "a fox", "size": "64x64", "response_format": "url"}
         async with httpx.AsyncClient(base_url=platform.front.url, timeout=60) as client:
             answers = [await client.post("/v1/images/generations", json=body) for _ in range(4)]
             assert [answer.status_code for answer in answers] == [200] * 4
@@ -93,6 +99,10 @@ def test_requests_are_drawn_by_hosts_and_keep_what_they_are(platform: Platform) 
                 both = host.layout.host_access_log
                 log = (both if both.exists() else host.layout.access_log).read_text()
                 assert any(id in log for id in ids)
+            for answer in answers:  # signed by one host, and looked at by another
+                for _ in platform.hosts:
+                    picture = await client.get(answer.json()["data"][0]["url"])
+                    assert picture.headers["content-type"] == "image/png"
             assert (await client.get("/readyz")).status_code == 200
             assert (await client.get("/v1/models")).status_code == 200
 
@@ -162,6 +172,57 @@ def nginx_processes(cell: RunningCell) -> list[int]:
     return [process.pid for process in members if process.command.startswith("nginx: ")]
 
 
+def test_a_request_is_the_same_picture_on_any_host(platform: Platform) -> None:
+    """As a front repeats it: with its id, and without a seed."""
+    layout = platform.front.layout
+    tls = ssl.create_default_context(cafile=str(layout.authority_certificate))
+    tls.check_hostname = False
+    tls.load_cert_chain(layout.cluster_certificate("front"), layout.cluster_key("front"))
+    headers = {"X-Request-ID": "ab" * 16, "X-Request-Start": f"{time.time() - 5:.3f}"}
+    drawn = []
+    for host in platform.hosts.values():
+        address = load(host.config_path).cluster.address
+        with httpx.Client(base_url=f"https://{address}", verify=tls, timeout=60) as client:
+            body = {"prompt": "again", "size": "64x64"}
+            answer = client.post("/v1/images/generations", json=body, headers=headers)
+        assert answer.headers["X-Request-ID"] == "ab" * 16
+        drawn.append(answer.json()["data"][0])
+    assert drawn[0]["seed"] == drawn[1]["seed"]
+    first, second = (pixels_of(picture["b64_json"]) for picture in drawn)
+    assert (first == second).all()
+
+
+def test_stream_of_a_lost_host_goes_on_as_the_same_picture_on_another(platform: Platform) -> None:
+    body = {"prompt": "stream", "size": "64x64", "steps": 50}
+    seeds: list[int] = []
+
+    async def watch_until_cut(http: httpx.AsyncClient) -> None:
+        async for event in events(http, platform.front, **body):
+            seeds.extend(event.json().get("seeds", []))
+            if event.event == "image_generation.step" and event.json()["step"] == 2:
+                await asyncio.to_thread(end_link_that_is_used, platform)
+
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        async with httpx.AsyncClient(timeout=60) as http:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await watch_until_cut(http)
+            again = [e async for e in events(http, platform.front, **body, seed=seeds[0])]
+            plain = await draw(http, platform.front, **body, seed=seeds[0])
+        assert again[-1].event == "image_generation.done"
+        [done] = [e.json() for e in again if e.event == "image_generation.completed"]
+        picture = plain.json()["data"][0]["b64_json"]
+        assert (pixels_of(done["b64_json"]) == pixels_of(picture)).all()
+
+    asyncio.run(scenario())
+
+
+def end_link_that_is_used(platform: Platform) -> None:
+    """Beside the guard's connection, that of the stream goes through it."""
+    pids = [program.pid for program in links_of(platform.front).values()]
+    os.kill(max(pids, key=lambda pid: len(psutil.Process(pid).net_connections("tcp"))), 9)
+
+
 def test_verbs_of_a_cell_work_on_a_front(platform: Platform) -> None:
     async def scenario() -> None:
         await wait_all_in(platform)
@@ -178,6 +239,32 @@ def test_verbs_of_a_cell_work_on_a_front(platform: Platform) -> None:
         assert "links to hosts" in doctor.stdout
 
     asyncio.run(scenario())
+
+
+def test_nothing_is_lost_when_the_supervisord_of_a_front_is_followed_by_another(
+    platform: Platform,
+) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        front = platform.front
+        leader = processes.leader(front.layout.processes)
+        assert leader is not None
+        async with drawing(platform) as traffic:
+            leader.send(signal.SIGKILL)
+            await traffic.until_served(16)
+            done = await front.run("up")
+            assert done.returncode == 0, done.stdout + done.stderr
+            await traffic.until_served(16)
+        pids = {link: program.pid for link, program in links_of(front).items()}
+        await wait_all_in(platform)
+        assert pids == {link: program.pid for link, program in links_of(front).items()}
+
+    asyncio.run(scenario())
+
+
+def links_of(front: RunningCell) -> dict[str, ProgramState]:
+    states = Supervisor(front.layout).states()
+    return {name: state for name, state in states.items() if state.pid and "link-" in name}
 
 
 def test_a_front_ends_with_its_links(platform: Platform) -> None:

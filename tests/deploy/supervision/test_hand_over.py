@@ -165,7 +165,7 @@ def end(attendant: int) -> None:
     """As a takeover does: nginx, to which all signals are passed on, is to stay."""
     process = processes.read(attendant)
     assert process is not None
-    left = orphans.Orphans((), (), (process,), {}, ())
+    left = orphans.Orphans((), (), (process,), {}, (), ())
     assert orphans.end_attendants(left) == []
 
 
