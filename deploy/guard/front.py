@@ -85,7 +85,8 @@ class Front:
         self._layout.links_dir.mkdir(mode=0o700, exist_ok=True)
         for link, stored in links.read(self._layout).items():
             if link in self._rules.links:
-                self._take(link, HostRow(stored.host, stored.address, stored.workers))
+                with self._troubles.survived("taking up a link", stored.host):
+                    self._take(link, HostRow(stored.host, stored.address, stored.workers))
         for link in self._rules.links:
             if link not in self._watches:
                 for gate in _gates(self._layout, link):
@@ -162,7 +163,6 @@ class Front:
             return
         told = json.loads(path.read_bytes())
         rows = rows_in(told)
-        self._read = status.st_mtime_ns, status.st_ino
         known = {watch.row.id: watch for watch in self._watches.values()}
         for row in rows.values():
             if row.id in known:
@@ -173,6 +173,7 @@ class Front:
             if id not in rows:  # a database that was restored lists nobody for a moment
                 age_s = max(0.0, told["at"] - watch.row.at)
                 watch.row = replace(watch.row, gone=True, age_s=age_s)
+        self._read = status.st_mtime_ns, status.st_ino  # not before: a full disk may be in the way
         self._tell_of_spares()
 
     def _update(self, watch: HostWatch, row: HostRow) -> None:

@@ -80,7 +80,8 @@ class Guard:
             with self._troubles.survived("preparing the gate", watch.name):
                 watch.gate.prepare()
         if self._front:
-            self._front.prepare()
+            with self._troubles.survived("preparing the links to hosts"):
+                self._front.prepare()
         self._gpus.start()
         self._journal.event("guard started")
         async with (
