@@ -49,7 +49,7 @@ class Front:
         self._layout = layout
         self._journal = journal
         self._troubles = troubles
-        self._programs = programs
+        self.programs = programs
         programs.links = self
         self._interval_s = settings.guard.probe_interval_s
         self._watches: dict[str, HostWatch] = {}
@@ -195,7 +195,7 @@ class Front:
         watch.gate.prepare()
         watch.reading.prepare()
         self._watches[link] = watch
-        self._programs.poke()
+        self.programs.poke()
 
     def _write_conf(self, link: str, address: str) -> None:
         text = link_program.configuration(
@@ -218,7 +218,7 @@ class Front:
                 del self._watches[link]
                 if link in self._tasks:
                     self._tasks.pop(link).cancel()
-                self._programs.poke()
+                self.programs.poke()
 
     def _start_tasks(self) -> None:
         if self._tls is None:
@@ -317,10 +317,10 @@ class Front:
 
     def _end_link(self, watch: HostWatch, why: str) -> None:
         """What is on its way to it goes to another host at once."""
-        pid = self._programs.pid(links.program(watch.link))
+        pid = self.programs.pid(links.program(watch.link))
         if link_program.end(self._layout, watch.link, pid):
             self._journal.event(f"link ended: {why}", watch.row.id, logging.WARNING)
-        self._programs.poke()
+        self.programs.poke()
 
     def _watch_pool(self) -> None:
         now = time.monotonic()

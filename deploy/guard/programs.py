@@ -160,7 +160,7 @@ class Programs:
             program = self._programs.get(name)
             if program is None:
                 continue
-            if name not in wanted and program.pid:
+            if name not in wanted and program.state in {"STARTING", "RUNNING"}:
                 await asyncio.to_thread(self._supervisor.stop, program)
             elif name in wanted and (
                 program.state == "STOPPED" or self._restarts.due(program, time.monotonic())

@@ -1,8 +1,11 @@
 """What a front's guard makes of its files where they are not as they should be; nothing runs."""
 
 import asyncio
+import contextlib
 import json
 import time
+
+import pytest
 
 from deploy import links
 from deploy.guard.front import Front
@@ -11,6 +14,7 @@ from deploy.guard.journal import Journal
 from deploy.guard.left_behind import LeftBehind
 from deploy.guard.programs import Programs
 from deploy.guard.settings import FrontSettings, GuardSettings
+from deploy.guard.supervisor import Exit, Program
 from deploy.guard.troubles import Troubles
 from deploy.layout import Layout
 from deploy.links import Link
@@ -37,6 +41,47 @@ def test_a_link_that_cannot_be_taken_up_keeps_no_other_from_it(layout: Layout) -
     assert [(watch.link, watch.row.id) for watch in front.watches] == [("h2", "b")]
     assert front.wanted_programs == {"link-h2"}
     assert layout.gate("h1").readlink() == layout.closed_socket
+
+
+class Told:
+    """A supervisor that notes what it is told."""
+
+    def __init__(self, **states: str) -> None:
+        self._states = states
+        self.words: list[tuple[str, str]] = []
+
+    def programs(self) -> dict[str, Program]:
+        names = {f"link-{link}": state for link, state in self._states.items()}
+        return {name: Program(name, state, 1, 0.0, "") for name, state in names.items()}
+
+    def exits(self) -> list[Exit]:
+        return []
+
+    def start(self, program: Program) -> None:
+        self.words.append(("start", program.name))
+
+    def stop(self, program: Program) -> None:
+        # As supervisor: whoever stops already is no program to be stopped.
+        assert program.state != "STOPPING"
+        self.words.append(("stop", program.name))
+
+
+def test_links_of_hosts_run_and_all_others_do_not(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told(h1="STOPPED", h2="RUNNING", h3="STOPPING")
+    monkeypatch.setattr("deploy.guard.programs.Supervisor", lambda socket: told)
+    links.write(layout, {"h1": Link("a", "10.0.0.7:7862", 1)})
+    front = front_of(layout)
+    front.prepare()
+
+    async def follow() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await front.programs.follow()
+
+    asyncio.run(follow())
+    assert set(told.words) == {("start", "link-h1"), ("stop", "link-h2")}
 
 
 def test_a_host_whose_link_could_not_be_written_is_tried_again(layout: Layout) -> None:
