@@ -1,19 +1,38 @@
 """Users of a cluster: some wait for their picture, some follow its steps; every one is checked."""
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from requests.adapters import HTTPAdapter
 
 from loadtest.auth import Entry
 from loadtest.checks import Checker
 from loadtest.client import Client, session_of
 from loadtest.record import Record
 
+_KEEP_ALIVE = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
 _END_S = 180.0
 _PAUSE_S = 0.5
+
+
+class _Watchful(HTTPAdapter):
+    """Asks every two seconds whether the other side is still there, as a waiting browser does, less
+    often: a front that lost its power says nothing any more."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, socket_options=_KEEP_ALIVE)
 
 
 @dataclass
@@ -78,6 +97,7 @@ class Load:
 
     def _use(self, number: int) -> None:
         with session_of(Entry(key=self.key)) as session:
+            session.mount("http://", _Watchful())
             client = Client(self.url, Checker("synthetic"), f"user {number}", session)
             ask = client.draw if number < self.waiting else client.stream
             for turn in itertools.count():

@@ -45,6 +45,8 @@ max_connections_per_address = 0
 max_requests_per_s_per_address = 0
 """
 CELL = """
+[limits.worker]
+max_queued_requests = 8
 [[workers]]
 device = "cpu"
 count = {workers}

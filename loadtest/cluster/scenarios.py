@@ -203,7 +203,7 @@ def poison(stage: Stage) -> None:
     """A request that kills every worker which draws it: few die, on one host or another."""
     before = _deaths(stage.platform)
     headers = {"Authorization": f"Bearer {stage.platform.key}"}
-    body = {"prompt": "fault:crash", "size": "64x64"}
+    body = {"prompt": "fault:exit", "size": "64x64"}
     url = f"{stage.platform.url}/v1/images/generations"
     answer = httpx.post(url, json=body, headers=headers, timeout=120.0)
     stage.notes.expect(
