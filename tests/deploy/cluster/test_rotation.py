@@ -211,7 +211,7 @@ def test_who_reads_while_two_secrets_change_places_finds_both(tmp_path: Path) ->
 
     writer = threading.Thread(target=change)
     writer.start()
-    found = set()
+    found: set[frozenset[bytes]] = set()
     while not over.is_set():
         found.add(frozenset(cluster_secrets(layout.cluster_secret)))
     writer.join()
