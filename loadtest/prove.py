@@ -104,6 +104,11 @@ LONG = {
         ),
         5,
     ),
+    "hosts": Proof(
+        "hosts, fronts, database and store of a cluster are lost under load: no request is",
+        ("loadtest/hosts",),
+        12,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),
