@@ -18,9 +18,10 @@ from typing import Any
 from deploy import output
 from deploy.config import ROOT
 from deploy.host.utf8 import speak_utf8
+from loadtest.cluster import scale
 from loadtest.cluster.machines import Failed
 from loadtest.cluster.network import NoNetwork
-from loadtest.cluster.platform import Platform, platform
+from loadtest.cluster.platform import FRONTS, Platform, platform
 from loadtest.cluster.scenarios import SCENARIOS, Stage
 
 WARM = 20
@@ -68,14 +69,33 @@ def _tell(verdict: dict[str, Any]) -> None:
         output.say(f"    {line}")
 
 
+def _scale(out: Path) -> int:
+    try:
+        with platform(FRONTS[:1], [], ["ghosts"]) as on:
+            found = [asdict(seen) for seen in scale.measure(on)]
+    except NoNetwork as problem:
+        output.say(f"! {problem}")
+        return 2
+    _write(out, found)
+    return 1 if any(seen["failed"] for seen in found) else 0
+
+
+def _write(out: Path, found: list[dict[str, Any]]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     speak_utf8()
     parser = argparse.ArgumentParser(prog="loadtest/hosts", description=__doc__.split("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)} [all]")
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "hosts" / "report.json")
+    parser.add_argument("--scale", action="store_true", help="1 to 100 hosts behind one front")
     given = parser.parse_args()
     if unknown := sorted(set(given.scenario) - SCENARIOS.keys()):
         parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    if given.scale:
+        return _scale(given.out.with_name("scale.json"))
     chosen = [name for name in SCENARIOS if not given.scenario or name in given.scenario]
     try:
         with platform(more=["d"] if "joining" in chosen else []) as on:
@@ -83,9 +103,7 @@ def main() -> int:
     except NoNetwork as problem:
         output.say(f"! {problem}")
         return 2
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(verdicts, indent=2, ensure_ascii=False)
-    given.out.write_text(f"{text}\n", encoding="utf-8")
+    _write(given.out, verdicts)
     return 0 if all(verdict["holds"] for verdict in verdicts) else 1
 
 

@@ -63,6 +63,8 @@ class Settings(BaseModel):
     certificate: Path
     key: Path
     authority: Path
+    counts: Path
+    """Where it leaves how many each has drawn."""
     jitter: float = 0.2
     """A picture takes so much more or less than ``draw_s``: its share, at most."""
 
@@ -73,6 +75,7 @@ class _State:
     mood: Mood = "serves"
     waiting: int = 0
     running: int = 0
+    drawn: int = 0
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @property
@@ -100,6 +103,10 @@ class Ghosts:
                 Route("/v1/images/generations", self._draw, methods=["POST"]),
             ]
         )
+
+    def drawn(self) -> dict[str, int]:
+        """Pictures so far, by name."""
+        return {state.ghost.name: state.drawn for state in self._by_address.values()}
 
     async def change_for_ever(self) -> None:
         """Each change at its time."""
@@ -145,6 +152,7 @@ class Ghosts:
         finally:
             state.running -= 1
             state.turns.release()
+        state.drawn += 1
         await self._asked(request)  # one that fell silent meanwhile does not answer
         return JSONResponse({"data": []}, headers={"X-Worker": state.ghost.name})
 
@@ -199,6 +207,7 @@ async def serve(settings: Settings) -> None:
     await uvicorn.Server(config).serve(sockets)
     for task in tasks:
         task.cancel()
+    settings.counts.write_text(json.dumps(ghosts.drawn()), encoding="utf-8")
 
 
 def _listening(address: str) -> socket.socket:
