@@ -46,7 +46,7 @@ max_requests_per_s_per_address = 0
 """
 CELL = """
 [limits.worker]
-max_queued_requests = 8
+max_queued_requests = 16
 [[workers]]
 device = "cpu"
 count = {workers}
