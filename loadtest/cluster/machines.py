@@ -115,7 +115,7 @@ def until(true: Callable[[], Any], timeout_s: float, what: str) -> float:
         try:
             if true():
                 return time.monotonic() - began
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError):
             pass  # not there yet, or half written
         if time.monotonic() - began > timeout_s:
             raise Failed(f"not within {timeout_s:g} s: {what}")

@@ -150,7 +150,7 @@ def store_stopped(stage: Stage) -> None:
 
 def _spooled(platform: Platform) -> list[str]:
     found = (machine.folder / "var" / "spool" for machine in platform.hosts.values())
-    return [str(file) for folder in found for file in folder.rglob("*") if file.is_file()]
+    return [str(file) for folder in found for file in folder.rglob("*.png")]
 
 
 def _gallery_answers(stage: Stage) -> bool:
