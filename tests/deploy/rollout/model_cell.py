@@ -51,7 +51,7 @@ class ModelCell:
 
     @property
     def plan(self) -> Any:
-        return SimpleNamespace(names=tuple(self.wanted))
+        return SimpleNamespace(names=tuple(self.wanted), gates=frozenset(self.wanted))
 
     def begin(self) -> None:
         """The first ``up`` is done."""

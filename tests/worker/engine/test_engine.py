@@ -22,6 +22,7 @@ from worker.errors import (
     Overloaded,
     Refused,
     Unavailable,
+    WorkerFailed,
     ZimageError,
 )
 from worker.models.base import DevicePoisoned, OutOfMemory
@@ -346,7 +347,7 @@ async def test_fatal_error_answers_everybody_and_is_reported(
         waiting = engine.submit(request("b"))
         pipeline.hooks["step"] = raiser(error)
         pipeline.open()
-        assert type(await answer(inside)) is type(await answer(waiting)) is Unavailable
+        assert type(await answer(inside)) is type(await answer(waiting)) is WorkerFailed
         assert await asyncio.wait_for(fatal.get(), PATIENCE_S) is error
         assert engine.state().broken
         assert not engine.state().ready
@@ -365,7 +366,7 @@ async def test_shape_that_never_fits_is_refused_at_once(
     pipeline = GatedPipeline()
     pipeline.hooks["step"] = raiser(OutOfMemory())
     async with running(pipeline) as engine:
-        assert type(await answer(engine.submit(request("a")))) is Unavailable
+        assert type(await answer(engine.submit(request("a")))) is WorkerFailed
         assert isinstance(await answer(engine.submit(request("a"))), Refused)
         with pytest.raises(Refused, match="128x128 does not fit this device"):
             engine.submit(request("b"))
