@@ -18,7 +18,10 @@ SIZE = "256x256"
 
 def running_on(cell: RunningCell) -> str:
     """The one worker that is drawing now."""
-    return next(str(w["name"]) for w in cell.state()["workers"] if w["running"])
+    running = (str(w["name"]) for w in cell.state()["workers"] if w["running"])
+    found = next(running, "")  # a StopIteration would be lost in a thread's future, and hang
+    assert found, "nobody draws any more"
+    return found
 
 
 async def draw(http: httpx.AsyncClient, cell: RunningCell, **body: Any) -> httpx.Response:
