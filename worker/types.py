@@ -63,16 +63,20 @@ class Parameters:
         return f"{self.width}x{self.height}"
 
     @property
+    def _kind(self) -> Any:
+        return type(self)  # mypy takes the hash of its instances for its own
+
+    @property
     def texts(self) -> dict[str, str]:
         """What people wrote, by field."""
         said = vars(self)
-        return {name: said[name] for name in _text_names(type(self))}
+        return {name: said[name] for name in _text_names(self._kind)}
 
     @property
     def later(self) -> dict[str, Value]:
         """Fields that were not always there, where they are not at their defaults."""
         said = vars(self)
-        defaults = _later_defaults(type(self))
+        defaults = _later_defaults(self._kind)
         return {name: said[name] for name, default in defaults.items() if said[name] != default}
 
     @property
@@ -84,7 +88,7 @@ class Parameters:
     def normalised(self) -> dict[str, Value]:
         """What fingerprints and signatures are made of. A later field at its default is left out,
         so that a version that knows it says the same of a picture as one that does not."""
-        defaults, said = _later_defaults(type(self)), vars(self)
+        defaults, said = _later_defaults(self._kind), vars(self)
         return {n: v for n, v in said.items() if n not in defaults or v != defaults[n]}
 
 
@@ -115,23 +119,13 @@ def _declared(kind: type[Any]) -> Mapping[str, Field]:
     return found
 
 
-def _later_defaults(kind: type[Parameters]) -> Mapping[str, Value | None]:
-    known: Any = kind
-    return _declared_later(known)
-
-
 @cache
-def _declared_later(kind: Any) -> Mapping[str, Value | None]:
+def _later_defaults(kind: Any) -> Mapping[str, Value | None]:
     return {name: field.default for name, field in fields_of(kind).items() if field.about.since}
 
 
-def _text_names(kind: type[Parameters]) -> tuple[str, ...]:
-    known: Any = kind
-    return _declared_texts(known)
-
-
 @cache
-def _declared_texts(kind: Any) -> tuple[str, ...]:
+def _text_names(kind: Any) -> tuple[str, ...]:
     return tuple(name for name, field in fields_of(kind).items() if field.kind is str)
 
 

@@ -7,6 +7,9 @@ from pydantic import BaseModel, Field
 MAX_ALERTS = 20
 """Of one message, in full; the others are counted."""
 
+TEST = "zimage_test"
+"""Label of an alert that only shows that one arrives: its value is noted with the outcome."""
+
 Severity = Literal["critical", "warning", "info"]
 _ORDER: tuple[Severity, ...] = ("critical", "warning", "info")
 

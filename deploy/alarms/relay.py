@@ -20,16 +20,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deploy.alarms.destinations import Destination, DestinationsError
-from deploy.alarms.message import Group
+from deploy.alarms.message import TEST, Group
 from deploy.host import whole_file
 
 DEADLINE_S = 20.0
 ATTEMPTS = 2
 _PAUSE_S = 1.0
 _MAX_BYTES = 1 << 20
-TEST = "zimage_test"
-"""Label of an alert that only shows that one arrives: its value is noted with the outcome."""
-
 _KINDS = {
     "critical": apprise.NotifyType.FAILURE,
     "warning": apprise.NotifyType.WARNING,

@@ -9,6 +9,7 @@ import httpx
 import typer
 
 from deploy import output
+from deploy.alarms.message import TEST
 from deploy.cell import Cell, CellError
 from deploy.cli.options import Config, open_cell
 from deploy.layout import under_root
@@ -16,7 +17,6 @@ from deploy.rollout import alarm_checks
 
 app = typer.Typer(name="alarm", help="Whether alarms reach anybody.", no_args_is_help=True)
 
-_TEST = "zimage_test"
 _LOOK_S = 0.2
 
 
@@ -78,7 +78,7 @@ def _raise(cell: Cell, mark: str) -> None:
             "alertname": "ZimageTest",
             "severity": "info",
             "cell": cell.config.cell.name,
-            _TEST: mark,
+            TEST: mark,
         },
         "annotations": {
             "summary": f"A test of {cell.config.cell.name}: alarms arrive here",

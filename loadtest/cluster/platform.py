@@ -64,9 +64,6 @@ credentials_file = "{credentials}"
 name = "{cluster}"
 host = "{name}"
 role = "front"
-[front]
-virtual_address = "{address}/24"
-interface = "eth0"
 """
 FRONT = """
 [front]
@@ -163,13 +160,13 @@ class Platform:
         text += SHARED.format(
             name=name,
             cluster=CLUSTER,
-            address=ADDRESS,
             database=self.database.url,
             password_file=self.database.password_file,
             bucket=BUCKET,
             endpoint=self.store.endpoint,
             credentials=self.store.credentials,
         )
+        text += FRONT.format(address=ADDRESS)
         machine = Machine(name, self.net[name], self.folder / name, text)
         self.fronts[name] = machine
         machine.zimage("cluster", "init")
