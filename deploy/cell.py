@@ -43,8 +43,10 @@ class Cell:
 
     @cached_property
     def plan(self) -> Plan:
-        used = links.in_use(self.layout) if self.config.cluster.fronts else {}
-        return plan(self.config, self.machine, used)
+        if not self.config.cluster.fronts:
+            return plan(self.config, self.machine)
+        used, waiting = links.in_use(self.layout), links.waiting(self.layout)
+        return plan(self.config, self.machine, used, waiting)
 
     @property
     def has(self) -> str:

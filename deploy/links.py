@@ -78,3 +78,16 @@ def in_use(layout: Layout) -> dict[str, int]:
         for name, link in read(layout).items()
         if link.out_since is None or link.out_since > oldest
     }
+
+
+def waiting(layout: Layout) -> int:
+    """How many hosts this front knows and has no link for; 0 where it knows none."""
+    linked = {link.host for link in read(layout).values()}
+    try:
+        hosts = json.loads(layout.hosts_json.read_bytes())["hosts"]
+        return sum(
+            host["role"] != "front" and host["wanted"] != "removed" and host["id"] not in linked
+            for host in hosts
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0

@@ -78,19 +78,26 @@ class Plan:
         return tuple(worker.name for worker in self.workers)
 
 
-def plan(config: ClusterConfig, machine: Machine, used: Mapping[str, int] | None = None) -> Plan:
+def plan(
+    config: ClusterConfig,
+    machine: Machine,
+    used: Mapping[str, int] | None = None,
+    waiting: int = 0,
+) -> Plan:
     """``ConfigError`` where the file asks for what the machine does not have. ``used``: the links
-    that a front has in use, with the number of the host's workers."""
-    front = _links(used or {}) if config.cluster.fronts else ()
+    that a front has in use, with the number of the host's workers; ``waiting``: hosts without."""
+    front = _links(used or {}, waiting) if config.cluster.fronts else ()
     return Plan(_workers(config, machine) if config.cluster.draws else (), front)
 
 
-def _links(used: Mapping[str, int]) -> tuple[LinkPlan, ...]:
-    """Those in use and the spare ones, which a host like most others takes."""
+def _links(used: Mapping[str, int], waiting: int) -> tuple[LinkPlan, ...]:
+    """Those in use, one for each host that waits, and the spare ones; a host like most others
+    takes one of these."""
     usual = median_low(used.values()) if used else 1
     names = (f"h{number}" for number in itertools.count(1))
-    spare = itertools.islice((name for name in names if name not in used), SPARE_LINKS)
-    weights = {**used, **dict.fromkeys(spare, usual)}
+    free = (name for name in names if name not in used)
+    fresh = itertools.islice(free, SPARE_LINKS + waiting)
+    weights = {**used, **dict.fromkeys(fresh, usual)}
     by_number = sorted(weights, key=lambda name: int(name[1:]))
     return tuple(LinkPlan(name, max(1, weights[name])) for name in by_number)
 

@@ -13,7 +13,8 @@ import socket
 import ssl
 import sys
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,21 @@ class Ghosts:
             routes=[
                 Route("/readyz", self._readyz),
                 Route("/v1/images/generations", self._draw, methods=["POST"]),
-            ]
+            ],
+            lifespan=self._lifespan,
         )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Counts are left here: uvicorn raises the signal that ended it once more, and nothing
+        comes after that."""
+        tasks = [
+            asyncio.create_task(work()) for work in (self.enter_for_ever, self.change_for_ever)
+        ]
+        yield
+        for task in tasks:
+            task.cancel()
+        self._settings.counts.write_text(json.dumps(self.drawn()), encoding="utf-8")
 
     def drawn(self) -> dict[str, int]:
         """Pictures so far, by name."""
@@ -192,7 +206,7 @@ async def serve(settings: Settings) -> None:
     ghosts = Ghosts(settings)
     config = uvicorn.Config(
         ghosts.app(),
-        log_level="warning",
+        log_level="critical",  # those whose client leaves at the end are none of our errors
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
         ssl_ca_certs=str(settings.authority),
@@ -200,14 +214,7 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=1,
     )
     sockets = [_listening(ghost.address) for ghost in settings.ghosts]
-    tasks = [
-        asyncio.create_task(ghosts.enter_for_ever()),
-        asyncio.create_task(ghosts.change_for_ever()),
-    ]
     await uvicorn.Server(config).serve(sockets)
-    for task in tasks:
-        task.cancel()
-    settings.counts.write_text(json.dumps(ghosts.drawn()), encoding="utf-8")
 
 
 def _listening(address: str) -> socket.socket:

@@ -75,6 +75,8 @@ def _told(seen: Measured) -> str:
 def _one(on: Platform, machine: str, count: int) -> Measured:
     front = on.first
     with _ghosts(on, machine, count) as counts:
+        until(lambda: _known(front) >= count, 60.0, f"the front knows {count} ghosts")
+        front.up()  # eight hosts may join without it: here is a link for each
         until(lambda: len(front.in_pool()) == count, 120.0, f"{count} ghosts in the pool")
         before = _cpu_s(front)
         told = _load(on, count * WORKERS * CLIENTS_A_WORKER)
@@ -93,6 +95,12 @@ def _one(on: Platform, machine: str, count: int) -> Measured:
         max(drawn) / max(1, min(drawn)),
         cpu_s / max(1.0, answers) * 1e3,
     )
+
+
+def _known(front: Machine) -> int:
+    layout = Layout(front.folder / "var", front.folder / "var" / "run")
+    hosts = json.loads(layout.hosts_json.read_text(encoding="utf-8"))["hosts"]
+    return sum(host["role"] != "front" for host in hosts)
 
 
 def _load(on: Platform, clients: int) -> str:

@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -33,3 +34,18 @@ def test_a_file_that_is_none_of_ours_holds_no_links(layout: Layout, text: str) -
     layout.links_dir.mkdir()
     layout.links_json.write_text(text)
     assert links.read(layout) == {}
+
+
+def test_hosts_without_a_link_wait_for_one(layout: Layout) -> None:
+    assert links.waiting(layout) == 0
+    links.write(layout, {"h1": Link("a", "10.0.0.9:7862", 4)})
+    hosts = [
+        {"id": "a", "role": "host", "wanted": "in"},
+        {"id": "b", "role": "host", "wanted": "in"},
+        {"id": "c", "role": "both", "wanted": "out"},
+        {"id": "d", "role": "front", "wanted": "in"},
+        {"id": "e", "role": "host", "wanted": "removed"},
+    ]
+    layout.hosts_json.parent.mkdir(parents=True, exist_ok=True)
+    layout.hosts_json.write_text(json.dumps({"at": 1.0, "hosts": hosts}))
+    assert links.waiting(layout) == 2

@@ -298,10 +298,10 @@ def test_a_host_without_a_name_of_its_own_is_called_as_its_machine(
         assert json.loads(rendered(**unnamed)["membership.json"])["host"] == name
 
 
-def of_cluster(role: str, links: dict[str, int] | None = None) -> dict[str, str]:
+def of_cluster(role: str, links: dict[str, int] | None = None, waiting: int = 0) -> dict[str, str]:
     address = {} if role == "front" else {"address": "10.0.0.7:7862"}
     config = parse({**CLUSTER, "cluster": {"name": "studio", "role": role, **address}})
-    return render(config, plan(config, CPU, links), LAYOUT, HOST)
+    return render(config, plan(config, CPU, links, waiting), LAYOUT, HOST)
 
 
 def test_a_host_of_its_own_has_nothing_of_a_cluster() -> None:
@@ -344,6 +344,12 @@ def test_hosts_weigh_what_their_workers_do_and_spare_ones_as_most() -> None:
     spare = ("h1", "h3", "h4", "h7", "h8", "h9", "h10", "h11")
     assert dict(found) == {**weights, **dict.fromkeys(spare, "8")}
     assert [name for name, _ in found] == [f"h{n}" for n in range(1, 12)]
+
+
+def test_hosts_that_wait_for_a_link_get_one_beside_the_spare_ones() -> None:
+    hosts = of_cluster("front", {"h1": 4}, waiting=90)["cluster.d/hosts.conf"]
+    found = dict(re.findall(r"/(h\d+)\.sock\" weight=(\d+) max_fails=0", hosts))
+    assert found == dict.fromkeys((f"h{n}" for n in range(1, 1 + 1 + 90 + 8)), "4")
 
 
 def test_the_guard_of_a_front_reads_what_is_rendered_for_it(tmp_path: Path) -> None:
