@@ -18,7 +18,7 @@ from typing import Any
 from deploy import output
 from deploy.config import ROOT
 from deploy.host.utf8 import speak_utf8
-from loadtest.cluster import scale
+from loadtest.cluster import lease_clients, scale
 from loadtest.cluster.machines import Failed
 from loadtest.cluster.network import NoNetwork
 from loadtest.cluster.platform import FRONTS, Platform, platform
@@ -80,6 +80,12 @@ def _scale(out: Path) -> int:
     return 1 if any(seen["failed"] for seen in found) else 0
 
 
+def _leases(out: Path) -> int:
+    found = [asdict(seen) for seen in lease_clients.measure()]
+    _write(out, found)
+    return 1 if any(seen["twice"] for seen in found) else 0
+
+
 def _write(out: Path, found: list[dict[str, Any]]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,11 +97,14 @@ def main() -> int:
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)} [all]")
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "hosts" / "report.json")
     parser.add_argument("--scale", action="store_true", help="1 to 100 hosts behind one front")
+    parser.add_argument("--leases", action="store_true", help="1 to 100 workers at one database")
     given = parser.parse_args()
     if unknown := sorted(set(given.scenario) - SCENARIOS.keys()):
         parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     if given.scale:
         return _scale(given.out.with_name("scale.json"))
+    if given.leases:
+        return _leases(given.out.with_name("leases.json"))
     chosen = [name for name in SCENARIOS if not given.scenario or name in given.scenario]
     try:
         with platform(more=["d"] if "joining" in chosen else []) as on:

@@ -105,6 +105,12 @@ class Server:
             return False
         return True
 
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of it come from."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """SIGQUIT: at once, as in a crash. SIGINT: in good order."""
         if self._process is not None:

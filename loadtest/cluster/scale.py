@@ -76,7 +76,7 @@ def _one(on: Platform, machine: str, count: int) -> Measured:
     front = on.first
     with _ghosts(on, machine, count) as counts:
         until(lambda: _known(front) >= count, 60.0, f"the front knows {count} ghosts")
-        front.up()  # eight hosts may join without it: here is a link for each
+        front.up("--no-draw")  # eight hosts may join without it: here is a link for each
         until(lambda: len(front.in_pool()) == count, 120.0, f"{count} ghosts in the pool")
         before = _cpu_s(front)
         told = _load(on, count * WORKERS * CLIENTS_A_WORKER)

@@ -18,6 +18,7 @@ from worker.storage.jobs import (
     PRIORITIES,
     PROMPT,
     WITH_PROMPT,
+    ItemState,
     items,
     jobs,
     lock_rows,
@@ -235,15 +236,18 @@ def _is_finished(connection: sa.Connection, item: Leased, image_id: str) -> bool
 
 def _settle(connection: sa.Connection, job_id: str, now: float) -> None:
     """A job none of whose items is left is over."""
-    states = set(
-        connection.scalars(sa.select(items.c.state).distinct().where(items.c.job_id == job_id))
-    )
-    if states & {"waiting", "running"}:
+    if _has(connection, job_id, "waiting", "running"):
         return
-    state = "failed" if "failed" in states else "completed"
+    state = "failed" if _has(connection, job_id, "failed") else "completed"
     connection.execute(
         jobs.update().where(jobs.c.id == job_id).values(state=state, finished_at=now)
     )
+
+
+def _has(connection: sa.Connection, job_id: str, *states: ItemState) -> bool:
+    """Whether any item is in one of ``states``: found by the index, however large the job."""
+    found = sa.exists().where(items.c.job_id == job_id, items.c.state.in_(states))
+    return bool(connection.scalar(sa.select(found)))
 
 
 def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
