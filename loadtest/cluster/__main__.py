@@ -8,7 +8,9 @@ var/hosts/report.json, or where --out says.
 """
 
 import argparse
+import itertools
 import json
+import string
 import sys
 import time
 from dataclasses import asdict
@@ -21,11 +23,25 @@ from deploy.host.utf8 import speak_utf8
 from loadtest.cluster import lease_clients, scale
 from loadtest.cluster.machines import Failed
 from loadtest.cluster.network import NoNetwork
-from loadtest.cluster.platform import FRONTS, Platform, platform
+from loadtest.cluster.platform import FRONTS, HOSTS, JOINING, WORKERS, Platform, platform
 from loadtest.cluster.scenarios import SCENARIOS, Stage
 
 WARM = 20
 """Answers before something happens."""
+
+
+_MANY = 5
+
+
+def _names(count: int) -> list[str]:
+    """Of so many hosts, as those of three are called."""
+    letters = (letter for letter in string.ascii_lowercase if letter != JOINING)
+    return list(itertools.islice(letters, count))
+
+
+def _workers(hosts: int) -> int:
+    """Of each: this machine has room for some tens of processes that draw."""
+    return WORKERS if hosts <= _MANY else 1
 
 
 def play(name: str, on: Platform) -> dict[str, Any]:
@@ -51,6 +67,7 @@ def play(name: str, on: Platform) -> dict[str, Any]:
         "asked_again": stage.load.asked_again,
         "seconds": round(time.monotonic() - began),
         **asdict(stage.notes),
+        "answers_by_worker": stage.load.answers_by_worker,
         "examples": [record.error for record in lost[:3]],
     }
     _tell(verdict)
@@ -95,6 +112,12 @@ def main() -> int:
     speak_utf8()
     parser = argparse.ArgumentParser(prog="loadtest/hosts", description=__doc__.split("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)} [all]")
+    parser.add_argument(
+        "--hosts",
+        type=int,
+        default=len(HOSTS),
+        help="real ones; of more than five, each has one worker [3]",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "hosts" / "report.json")
     parser.add_argument("--scale", action="store_true", help="1 to 100 hosts behind one front")
     parser.add_argument("--leases", action="store_true", help="1 to 100 workers at one database")
@@ -107,7 +130,8 @@ def main() -> int:
         return _leases(given.out.with_name("leases.json"))
     chosen = [name for name in SCENARIOS if not given.scenario or name in given.scenario]
     try:
-        with platform(more=["d"] if "joining" in chosen else []) as on:
+        more = [JOINING] if "joining" in chosen else []
+        with platform(hosts=_names(given.hosts), more=more, workers=_workers(given.hosts)) as on:
             verdicts = [play(name, on) for name in chosen]
     except NoNetwork as problem:
         output.say(f"! {problem}")

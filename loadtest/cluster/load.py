@@ -4,6 +4,7 @@ import itertools
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,8 +68,9 @@ class Load:
     def resumed(self) -> int:
         return sum(record.resumed for record in self.records)
 
-    def answered_by(self, since: float = 0.0) -> set[str]:
-        return {r.worker for r in self.records if r.result == "ok" and r.end >= since}
+    @property
+    def answers_by_worker(self) -> Counter[str]:
+        return Counter(record.worker for record in self.records if record.result == "ok")
 
     @contextmanager
     def running(self) -> Iterator["Load"]:

@@ -22,6 +22,8 @@ HOST_PORT = 7862
 MODEL = "synthetic:step_ms=20"
 WORKERS = 2
 FRONTS, HOSTS = ("f1", "f2"), ("a", "b", "c")
+JOINING = "d"
+"""A host that joins later."""
 
 _STORE_PORTS = range(8333, 8333 + PORTS)
 
@@ -175,7 +177,10 @@ class Platform:
 
 @contextmanager
 def platform(
-    fronts: Sequence[str] = FRONTS, hosts: Sequence[str] = HOSTS, more: Sequence[str] = ()
+    fronts: Sequence[str] = FRONTS,
+    hosts: Sequence[str] = HOSTS,
+    more: Sequence[str] = (),
+    workers: int = WORKERS,
 ) -> Iterator[Platform]:
     """All of it, ready to draw; ``more`` are machines that may join later. Nothing is left."""
     folder = Path(tempfile.mkdtemp(prefix="zi-", dir="/tmp"))
@@ -186,7 +191,7 @@ def platform(
         database = DatabasePair(folder / "db", net["db1"], net["db2"])
         s3 = net["s3"]
         store = ObjectStore(folder / "s3", _STORE_PORTS, s3.address, s3.prefix)
-        made = Platform(folder, net, database, store)
+        made = Platform(folder, net, database, store, workers)
         stack.callback(made.end)
         made.start(fronts, hosts)
         yield made
