@@ -1,0 +1,1 @@
+"""Pictures that users send: never decoded where pictures are drawn."""
