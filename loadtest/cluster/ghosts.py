@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -134,10 +134,10 @@ class Ghosts:
         """The row of each, as often as a real host enters its own. A silent one enters none."""
         database = Database(self._settings.database_url)
         while True:
+            states = self._by_address.values()
+            reports = [_report(state) for state in states if state.mood != "silent"]
             with suppress(StoreAway):
-                for state in self._by_address.values():
-                    if state.mood != "silent":
-                        await database.run(partial(_enter, report=_report(state)))
+                await database.run(partial(_enter, reports=reports))
             await asyncio.sleep(_ROW_S)
 
     async def _readyz(self, request: Request) -> Response:
@@ -178,8 +178,9 @@ class Ghosts:
         return state
 
 
-def _enter(connection: sa.Connection, report: HostReport) -> None:
-    write(connection, report, time.time())
+def _enter(connection: sa.Connection, reports: Sequence[HostReport]) -> None:
+    for report in reports:
+        write(connection, report, time.time())
 
 
 def _report(state: _State) -> HostReport:
