@@ -163,6 +163,7 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
+@Once
 def schema(settings: Settings, info: ModelInfo) -> Schema:
     """What ``parse`` takes, as JSON Schema, but for what only a whole template shows."""
     known = _form(settings, info).schema_of()

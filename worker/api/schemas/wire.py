@@ -317,6 +317,7 @@ def prompt_schema(settings: Settings, info: ModelInfo) -> dict[str, Any]:
 KNOWN = tuple(sorted({*names_of(Generation), *IGNORED, *SAID}))
 
 
+@Once
 def schema(settings: Settings, info: ModelInfo) -> Schema:
     """What ``parse`` takes, as JSON Schema; ``null`` counts as left out."""
     known = _form(settings, info).schema_of()

@@ -113,6 +113,11 @@ def test_schema_has_every_field() -> None:
     assert set(properties) == {*wire.KNOWN, *synonyms.of(wire.KNOWN)}
 
 
+@pytest.mark.parametrize("module", [wire, job_wire])
+def test_schema_is_made_once_and_not_for_each_who_asks(module: Any) -> None:
+    assert module.schema(SETTINGS, INFO) is module.schema(SETTINGS, INFO)
+
+
 def test_schema_lets_by_what_the_code_passes_over() -> None:
     schema = wire.schema(Settings(model="synthetic:", unknown_fields="ignore"), INFO)
     assert jsonschema_rs.is_valid(schema, {"prompt": "x", "colour": "red"})
