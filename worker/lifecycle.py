@@ -280,6 +280,7 @@ class Lifecycle:
             usage_waiting_bytes=built.ledger.waiting_bytes,
             keys_age_s=built.keys.age_s if self.settings.auth == "keys" else None,
             task_restarts=self.tasks.restarts,
+            log_lines_lost=log.lost(),
             audit=_audit_reading(built.audit) if self.settings.audit.log else None,
         )
 

@@ -4,7 +4,6 @@ A full or broken pipe must not stop the event loop: lines pass through an outbox
 when it is full.
 """
 
-import contextlib
 import functools
 import json
 import logging
@@ -28,6 +27,11 @@ _log = logging.getLogger("worker")
 # nothing can begin a line of its own or steer the terminal that shows it.
 _encode = json.JSONEncoder(ensure_ascii=True).encode
 _writer: "LogWriter | None" = None
+
+
+def lost() -> int:
+    """Lines of this process that were not written."""
+    return 0 if _writer is None else _writer.lost
 
 
 def event(name: str, **fields: Value) -> None:
@@ -72,11 +76,14 @@ class LogWriter(logging.Handler):
         # What no line shows need not be looked up: logging's own advice (HOWTO, "Optimization").
         logging._srcfile = None
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+        self._unwritten = 0
         self._json = JsonFormatter(worker)
         self._stdout = sys.stdout
         self._lines = Outbox[logging.LogRecord | _Event](
             self._write_out, MAX_QUEUED_LINES, _PAUSE_S
         )
+        self.put = self._lines.put
+        """Queue a line, or lose it where too many wait."""
         threading.Thread(target=self._lines.run, name="log", daemon=True).start()
         self._take_over()
 
@@ -88,9 +95,10 @@ class LogWriter(logging.Handler):
         root.setLevel(logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # we log our own start and end
 
-    def put(self, line: logging.LogRecord | _Event) -> None:
-        """Queue ``line``, or drop it where too many wait."""
-        self._lines.put(line)
+    @property
+    def lost(self) -> int:
+        """Lines that found the queue full, or that nobody took."""
+        return self._lines.lost + self._unwritten
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(record)
@@ -103,9 +111,13 @@ class LogWriter(logging.Handler):
         super().close()
 
     def _write_out(self, lines: Iterator[logging.LogRecord | _Event]) -> None:
-        with contextlib.suppress(Exception):  # nobody reads, it is closed, or memory is short
-            self._stdout.write("".join(map(self._text, lines)))
+        texts: list[str] = []
+        try:
+            texts += map(self._text, lines)
+            self._stdout.write("".join(texts))
             self._stdout.flush()
+        except Exception:  # nobody reads, it is closed, or memory is short
+            self._unwritten += len(texts)
 
     def _text(self, line: logging.LogRecord | _Event) -> str:
         try:

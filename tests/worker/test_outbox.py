@@ -1,9 +1,11 @@
+import asyncio
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from worker.outbox import Outbox
+from worker.errors import StoreAway
+from worker.outbox import LoopOutbox, Outbox
 
 
 def started(outbox: "Outbox[int]") -> threading.Thread:
@@ -79,26 +81,6 @@ def test_the_end_waits_for_a_while_only() -> None:
     go.set()
 
 
-def test_what_is_left_is_tried_again_though_nothing_comes() -> None:
-    left, tries = list[int](), list[list[int]]()
-    done = threading.Event()
-
-    def write(items: Iterator[int]) -> bool:
-        left.extend(items)
-        tries.append(left[:])
-        if len(tries) < 3:
-            return True
-        done.set()
-        return False
-
-    outbox = Outbox[int](write, 10, 0.001)
-    started(outbox)
-    outbox.put(1)
-    assert done.wait(20)
-    assert outbox.close(20)
-    assert tries[:3] == [[1], [1], [1]]
-
-
 def test_what_ends_a_write_loses_nothing_that_it_has_not_taken() -> None:
     written = list[int]()
 
@@ -116,3 +98,66 @@ def test_what_ends_a_write_loses_nothing_that_it_has_not_taken() -> None:
         outbox.run()
     outbox.run()  # as a worker's background tasks do
     assert written == [0, 2, 3]
+
+
+class Store(LoopOutbox[int]):
+    """Fails with ``errors``, one a write."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.lost = list[int]()
+        super().__init__(self.lost.append, ("numbers wait", "numbers are lost"), retry_s=0.001)
+        self._pause_s = lambda _: 0.0
+        self._errors = list(errors)
+        self.written = list[int]()
+
+    def put(self, item: int) -> None:
+        self._put(item, 1, 5, 4)
+
+    async def close(self) -> None:
+        await self._end(20)
+
+    async def _write(self) -> None:
+        if self._errors:
+            raise self._errors.pop(0)
+        self.written += self._waiting
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+
+@pytest.mark.anyio
+async def test_an_outage_is_told_once_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "worker")
+    store = Store(StoreAway("away"), OSError("away"), StoreAway("away"))
+    for k in range(3):
+        store.put(k)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(store.run())
+        await store.close()
+        running.cancel()
+    assert (store.written, store.lost) == ([0, 1, 2], [])
+    assert [(r.message, vars(r)["fields"]) for r in caplog.records] == [
+        ("numbers wait", {"why": "away"})
+    ]
+
+
+@pytest.mark.anyio
+async def test_whatever_ends_a_writer_the_next_one_begins_with_what_is_left() -> None:
+    store = Store(RuntimeError("a bug"))
+    store.put(1)
+    with pytest.raises(RuntimeError):
+        await asyncio.wait_for(store.run(), 20)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(store.run())
+        await store.close()
+        running.cancel()
+    assert store.written == [1]
+
+
+@pytest.mark.anyio
+async def test_what_finds_no_room_is_counted_and_so_is_what_is_left_at_the_end() -> None:
+    store = Store()
+    for k in range(6):
+        store.put(k)
+    assert store.lost == [1, 1]
+    await store._end(0.001)
+    assert store.lost == [1, 1, 4]

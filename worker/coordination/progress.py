@@ -9,6 +9,9 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Never
+
+from worker.outbox import LoopOutbox
 
 _WRITE_S = 0.1
 _READ_S = 0.2
@@ -17,36 +20,34 @@ Steps = dict[str, tuple[int, int]]
 """Steps done and steps in all, by lease."""
 
 
-class ProgressWriter:
-    """The file of one worker; it may lie behind by a moment."""
+class ProgressWriter(LoopOutbox[Never]):
+    """The file of one worker; it may lie behind by a moment. Nothing is lost: what is newer takes
+    the place of what waits."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(lambda _: None, ("progress of jobs waits for the disk", ""))
+        self._pause_s = lambda _: _WRITE_S
         self._path = path
         self._steps: Steps = {}
         self._writing: asyncio.Task[None] | None = None
-        self._changed = False
 
     def set(self, lease: str, done: int, of: int) -> None:
         """On the event loop: the item of ``lease`` has done so many steps."""
         self._steps[lease] = done, of
-        self._write()
+        self._change()
 
     def drop(self, lease: str) -> None:
         """The item of ``lease`` is drawn, or not any more."""
         if self._steps.pop(lease, None):
-            self._write()
+            self._change()
 
-    def _write(self) -> None:
-        self._changed = True
+    def _change(self) -> None:
+        self._changed.set()
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.get_running_loop().create_task(self._write_soon())
+            self._writing = asyncio.get_running_loop().create_task(self._write_changes())
 
-    async def _write_soon(self) -> None:
-        while self._changed:
-            self._changed = False
-            text = json.dumps(self._steps)
-            await asyncio.to_thread(_replace, self._path, text)
-            await asyncio.sleep(_WRITE_S)
+    async def _write(self) -> None:
+        await asyncio.to_thread(_replace, self._path, json.dumps(self._steps))
 
 
 class ProgressReader:
@@ -77,6 +78,5 @@ def _read(folder: Path) -> Steps:
 
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_suffix(f".{os.getpid()}.new")
-    with contextlib.suppress(OSError):  # a full disk must not stop the drawing
-        fresh.write_text(text)
-        fresh.replace(path)
+    fresh.write_text(text)
+    fresh.replace(path)

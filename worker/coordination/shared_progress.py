@@ -5,6 +5,7 @@ once a second, by one row and only what has changed; they are read while somebod
 """
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -35,10 +36,8 @@ class SharedProgressWriter(ProgressWriter):
         """For ever."""
         while True:
             await asyncio.sleep(_TELL_S)
-            try:
+            with contextlib.suppress(StoreAway):
                 await self.tell()
-            except StoreAway:
-                continue
 
     async def tell(self) -> None:
         """Tell other hosts what they do not know yet."""

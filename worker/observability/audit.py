@@ -115,8 +115,8 @@ class Audit:
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most ``timeout_s``."""
-        if self._folder is not None:
-            self._queue.close(timeout_s)
+        if self._folder is not None and not self._queue.close(timeout_s):
+            log.event("audit lines are lost", why="the worker ends")
 
     def run(self) -> None:
         """Write what is queued until ``close``. Blocks: a thread's work."""

@@ -51,6 +51,7 @@ class Reading:
     """Since the keys were last confirmed; None where none are asked for."""
     task_restarts: Mapping[str, int] = field(default_factory=dict)
     """How often each background task died and was started again."""
+    log_lines_lost: int = 0
     audit: "AuditReading | None" = None
     """None where there is no audit log."""
 
@@ -228,6 +229,8 @@ class _Readings(Collector):
             age_text = "Since the database last confirmed the keys in memory."
             yield _gauge("keys_age_seconds", age_text, reading.keys_age_s)
         yield _restarts(reading.task_restarts)
+        lost_text, lost = "Lines of the log that nobody took in time.", reading.log_lines_lost
+        yield CounterMetricFamily("zimage_log_lines_lost", lost_text, value=lost)
         if reading.audit is not None:
             yield from _of_audit(reading.audit)
         for kind, value in reading.device_memory.items():

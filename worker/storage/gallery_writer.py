@@ -5,17 +5,16 @@ the database is away, rows wait for it and their files lie ready. A worker that 
 what waits, so this is for pictures that were answered; a job stores its own with its own rows.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from worker import log
-from worker.errors import StoreAway
+from worker.outbox import LoopOutbox
 from worker.storage import gallery
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
 from worker.storage.images import Images
+from worker.threads import ThreadPool
 
 MAX_WAITING_BYTES = 128 << 20
 MAX_WAITING_ROWS = 5000
@@ -27,78 +26,46 @@ _MAX_COALESCE_S = 1.0
 words is written once."""
 
 
-class GalleryWriter:
+class GalleryWriter(LoopOutbox[tuple[StoredImage, bytes | None]]):
     """``on_lost`` hears how many pictures could not be kept."""
 
     def __init__(self, store: Images, database: Database, on_lost: Callable[[int], None]) -> None:
+        says = "pictures wait for the database", "pictures are not in the gallery"
+        super().__init__(on_lost, says, _PAUSE_S)
         self._store = store
         self._database = database
-        self._on_lost = on_lost
-        self._files: list[tuple[StoredImage, bytes]] = []
-        self._rows: list[StoredImage] = []
-        self._waiting = 0  # pictures without a row, those being written included
-        self._bytes = 0
-        self._changed = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closing = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        self._thread = ThreadPool(1, "keeper")
 
     def keep(self, picture: StoredImage, data: bytes | None) -> None:
         """Take a picture and return at once. ``data`` None: its file is stored already."""
-        size = self._bytes + len(data or b"")
-        if self._waiting >= MAX_WAITING_ROWS or size > MAX_WAITING_BYTES:
-            self._lose(1, "too many pictures wait for the disk or the database")
-            return
-        self._waiting += 1
-        if data is None:
-            self._rows.append(picture)
-        else:
-            self._files.append((picture, data))
-            self._bytes = size
-        self._idle.clear()
-        self._changed.set()
+        self._put((picture, data), len(data or b""), MAX_WAITING_ROWS, MAX_WAITING_BYTES)
 
-    async def run(self) -> None:
-        """For as long as the worker lives."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            begun = self._waiting
-            await self._save()
-            await self._commit()
-            (self._changed if self._files or self._rows else self._idle).set()
-            # The first comes at once, those of the next moment together: a file and a row by
-            # themselves cost several times what they cost in company.
-            await self._pause(min(_MAX_COALESCE_S, begun * _COALESCE_S))
-
-    async def _pause(self, seconds: float) -> None:
-        """Or until the end: nothing is paused for then."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
+    def _pause_s(self, items: int) -> float:
+        # The first comes at once, those of the next moment together: a file and a row by
+        # themselves cost several times what they cost in company.
+        return min(_MAX_COALESCE_S, items * _COALESCE_S)
 
     async def close(self, timeout_s: float) -> None:
         """Give what waits so long to be stored."""
-        self._closing.set()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            self._lose(self._waiting, "the worker ends")
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._end(timeout_s)
+        self._thread.close()
 
-    async def _save(self) -> None:
-        batch, self._files = self._files, []
-        if not batch:
-            return
-        loop = asyncio.get_running_loop()
-        saved, error = await loop.run_in_executor(self._thread, self._saved, batch)
-        self._bytes -= sum(len(data) for _, data in batch)
-        self._rows += saved
-        if error is not None:
-            self._waiting -= len(batch) - len(saved)
-            self._lose(len(batch) - len(saved), str(error))
+    async def _write(self) -> None:
+        batch = self._waiting[:]
+        rows = [picture for picture, data in batch if data is None]
+        files = [(picture, data) for picture, data in batch if data is not None]
+        if files:
+            saved, error = await self._thread.do(partial(self._saved, files))
+            rows += saved
+            self._waiting[: len(batch)] = [(picture, None) for picture in rows]
+            self._waiting_bytes -= sum(len(data) for _, data in files)
+            if error is not None:
+                self._lose(len(files) - len(saved), str(error))
+        refused = await self._database.run_each(rows, lambda c, some: gallery.insert(c, *some))
+        for picture, why in refused:
+            log.failure("a picture cannot be put into the gallery", why, image=picture.id)
+        self._lose(len(refused), "the database refuses them")
+        del self._waiting[: len(rows)]
 
     def _saved(
         self, batch: list[tuple[StoredImage, bytes]]
@@ -114,23 +81,3 @@ class GalleryWriter:
             parts = [self._saved([each]) for each in batch]
             return [picture for saved, _ in parts for picture in saved], error
         return [picture for picture, _ in batch], None
-
-    async def _commit(self) -> None:
-        rows = self._rows[:]
-        if not rows:
-            return
-        try:
-            refused = await self._database.run_each(rows, lambda c, some: gallery.insert(c, *some))
-        except StoreAway:
-            await asyncio.sleep(_PAUSE_S)
-            return
-        for picture, error in refused:
-            log.failure("a picture cannot be put into the gallery", error, image=picture.id)
-        self._lose(len(refused), "the database refuses them")
-        del self._rows[: len(rows)]
-        self._waiting -= len(rows)
-
-    def _lose(self, pictures: int, why: str) -> None:
-        if pictures:
-            log.event("pictures are not in the gallery", pictures=pictures, why=why)
-            self._on_lost(pictures)

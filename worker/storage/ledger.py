@@ -12,7 +12,6 @@ import fcntl
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import sqlalchemy as sa
 
 from worker import log
 from worker.errors import StoreAway
+from worker.outbox import LoopOutbox
 from worker.storage import usage
 from worker.storage.database import Database
 from worker.storage.usage import Entry
@@ -29,13 +29,15 @@ from worker.storage.usage import Entry
 MAX_JOURNAL_BYTES = 64 << 20
 MAX_IN_MEMORY = 10_000
 _BATCH_BYTES = 256 << 10
+_BATCH_LINES = 1000
 _FLUSH_S = 1.0
 _PRUNE_EVERY_S = 3600.0
 _ENTRIES_KEEP_S = 7 * 86_400.0  # replays come within minutes
 
 
-class Ledger:
-    """``lost`` is told how many entries found room neither on disk nor in memory."""
+class Ledger(LoopOutbox[bytes]):
+    """Lines that the disk has no room for wait in memory. ``lost`` is told how many entries found
+    room in neither."""
 
     def __init__(
         self,
@@ -45,27 +47,27 @@ class Ledger:
         keep_days: float,
         lost: Callable[[int], None],
     ) -> None:
+        says = "usage waits for the disk or the database", "usage is not in the ledger"
+        super().__init__(lost, says)
         self._database = database
         self._folder = folder
         self._path = folder / f"{worker}-{os.getpid()}-{secrets.token_hex(4)}.journal"
         self._keep_s = keep_days * 86_400
-        self._lost = lost
         self._fd: int | None = None
         self._entered = 0  # bytes of the journal that are in the database
         self._size = 0
-        self._memory: deque[bytes] = deque()  # what the disk had no room for
-        self._away = ""
 
     def record(self, *entries: Entry) -> None:
         """Promise that ``entries`` will be counted. Takes microseconds; never raises."""
-        lines = b"".join(orjson.dumps(e, option=orjson.OPT_APPEND_NEWLINE) for e in entries)
-        if not self._append(lines):
-            self._remember(lines, len(entries))
+        lines = [orjson.dumps(e, option=orjson.OPT_APPEND_NEWLINE) for e in entries]
+        if not self._append(b"".join(lines)):
+            for line in lines:
+                self._put(line, len(line), MAX_IN_MEMORY, MAX_JOURNAL_BYTES)
 
     @property
     def waiting_bytes(self) -> int:
         """Of entries that are not in the database yet."""
-        return self._size - self._entered + sum(map(len, self._memory))
+        return self._size - self._entered + self._waiting_bytes
 
     async def follow(self) -> None:
         """Bring what was recorded to the database, for ever; now and then forget what is old."""
@@ -77,20 +79,21 @@ class Ledger:
                 await self._prune()
             await asyncio.sleep(_FLUSH_S)
 
-    async def flush(self) -> None:
+    async def _write(self) -> None:
         """Enter all that waits: this worker's, then that of processes that are gone."""
-        try:
-            await self._flush_own()
-            await self._flush_memory()
-            for path in await asyncio.to_thread(self._others):
-                await self._adopt(path)
-        except (StoreAway, OSError) as error:
-            self._tell(str(error))
-        else:
-            self._tell("")
+        await self._flush_own()
+        while lines := self._waiting[:_BATCH_LINES]:
+            await self._enter(b"".join(lines))
+            del self._waiting[: len(lines)]
+            self._waiting_bytes -= sum(map(len, lines))
+        for path in await asyncio.to_thread(self._others):
+            await self._adopt(path)
 
     def close(self) -> None:
         """Leave nothing behind where all is entered; else the next worker takes it over."""
+        left = [line for line in self._waiting if not self._append(line)]
+        self._waiting, self._waiting_bytes = [], 0
+        self._lose(len(left), "the worker ends")
         if self._fd is None:
             return
         if self._entered == self._size:
@@ -115,12 +118,6 @@ class Ledger:
         self._size += written
         return True
 
-    def _remember(self, lines: bytes, count: int) -> None:
-        if len(self._memory) < MAX_IN_MEMORY:
-            self._memory.append(lines)
-        else:
-            self._lost(count)
-
     def _open(self) -> int:
         if self._fd is None:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,20 +141,13 @@ class Ledger:
             os.ftruncate(self._fd, 0)
             self._entered = self._size = 0
 
-    async def _flush_memory(self) -> None:
-        while self._memory:
-            await self._enter(self._memory[0])
-            self._memory.popleft()
-
     async def _enter(self, lines: bytes) -> None:
         for line, error in await self._database.run_each(lines.splitlines(), _apply):
             log.failure("usage that cannot be stored is dropped", error, line=line.decode()[:500])
-            self._lost(1)
+            self._lose(1, "the database refuses it")
 
     def _others(self) -> list[Path]:
-        with suppress(FileNotFoundError):
-            return [p for p in self._folder.iterdir() if p.suffix == ".journal" and p != self._path]
-        return []
+        return [path for path in self._folder.glob("*.journal") if path != self._path]
 
     async def _adopt(self, path: Path) -> None:
         """Enter the journal at ``path`` and delete it, if its process is gone."""
@@ -177,11 +167,6 @@ class Ledger:
         before = now - _ENTRIES_KEEP_S, usage.day_of(now - self._keep_s)
         with suppress(StoreAway):
             await self._database.run(lambda connection: usage.prune(connection, *before))
-
-    def _tell(self, away: str) -> None:
-        if away and away != self._away:
-            log.event("usage waits for the disk or the database", why=away)
-        self._away = away
 
 
 def _whole_lines(data: bytes) -> bytes:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import sqlite3
@@ -144,6 +145,25 @@ async def test_a_full_disk_keeps_entries_in_memory_and_counts_what_is_lost(
 
 
 REAL_WRITE = os.write
+
+
+async def test_what_is_in_memory_at_the_end_goes_to_the_disk_or_is_counted(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    for room in (True, False):
+        one = books.ledger()
+        with monkeypatch.context() as patch:
+            patch.setattr("worker.storage.ledger.os.write", full)
+            one.record(picture(f"{room}"), picture(f"{room}", 1))
+            if not room:
+                one.close()
+        one.close()
+    assert books.lost == 2
+    await books.ledger("w2").flush()
+    assert await books.images() == 2
 
 
 async def test_a_long_absence_is_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
