@@ -7,11 +7,14 @@ import asyncio
 import re
 import time
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from io import SEEK_SET, BytesIO
+from typing import TypeVar
 
 import sqlalchemy as sa
 
+from worker.errors import StoreAway
 from worker.storage import gallery, job_items
 from worker.storage.database import Database
 from worker.storage.gallery import StoredImage
@@ -19,6 +22,10 @@ from worker.storage.images import Images
 from worker.storage.job_items import Item
 from worker.storage.jobs import Job
 
+T = TypeVar("T")
+
+_PATIENCE_S = 20.0
+_PAUSE_S = 0.5
 _PAGE = 200
 _WORDS_CHARS = 40
 _MISSING_CHARS = 100  # of a prompt: there may be ten thousand
@@ -29,7 +36,9 @@ async def archive(database: Database, images: Images, job: Job) -> AsyncIterator
     sink, missing = _Sink(), []
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as zipped:
         async for item, image in _pictures(database, job):
-            data = None if image is None else await asyncio.to_thread(_read, images, image.name)
+            data = None
+            if image is not None:
+                data = await _answer_of(partial(asyncio.to_thread, _read, images, image.name))
             if image is None or data is None:
                 missing.append(f"{item.number}: {item.prompt[:_MISSING_CHARS]}")
                 continue
@@ -50,10 +59,23 @@ async def _pictures(database: Database, job: Job) -> AsyncIterator[tuple[Item, S
         images = {image.id: image for image in gallery.named(connection, ids)}
         return [(item, images.get(item.image_id or "")) for item in done]
 
-    while found := await database.read(page):
+    while found := await _answer_of(partial(database.read, page)):
         for pair in found:
             yield pair
         after = found[-1][0].number
+
+
+async def _answer_of(ask: Callable[[], Awaitable[T]]) -> T:
+    """Asked again for ``_PATIENCE_S`` where the store is away: what is sent cannot be taken back,
+    and whoever gets it would have to begin anew."""
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except StoreAway:
+            if time.monotonic() >= give_up_at:
+                raise
+        await asyncio.sleep(_PAUSE_S)
 
 
 def _read(images: Images, name: str) -> bytes | None:

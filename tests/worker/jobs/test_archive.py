@@ -11,8 +11,11 @@ import pytest
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import over, settings_of
 from tests.worker.storage.test_jobs import Store
+from worker.errors import StoreAway
+from worker.jobs import archive as module
 from worker.jobs.archive import archive
 from worker.storage import gallery
+from worker.storage.images import Images
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -51,6 +54,36 @@ async def made(home: Path, store: Store) -> tuple[bytes, list[bytes]]:
         images.delete([names.pop(1)])
         chunks = [chunk async for chunk in archive(service.components.database, images, job)]
         return b"".join(chunks), [images.read(name) for name in names]
+
+
+class Failing:
+    """Pictures of ``images``, where every second call finds the store away."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._calls = 0
+
+    def read(self, name: str) -> bytes:
+        self._calls += 1
+        if self._calls % 2:
+            raise StoreAway("away for a moment")
+        return self._images.read(name)
+
+
+async def test_a_store_that_fails_a_read_does_not_cut_it(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+    async with serving(settings_of(home)) as (service, _):
+        await ready(service)
+        job = await over(store, store.create(prompts=("a", "b", "c")))
+        images = Failing(service.components.images)
+        database = service.components.database
+        stream = b"".join([chunk async for chunk in archive(database, images, job)])  # type: ignore[arg-type]
+        monkeypatch.setattr(module, "_PATIENCE_S", 0.0)
+        with pytest.raises(StoreAway):
+            await anext(archive(database, Failing(service.components.images), job))  # type: ignore[arg-type]
+    assert list(entries(stream)) == ["0001-a.png", "0002-b.png", "0003-c.png"]
 
 
 def entries(stream: bytes) -> dict[str, bytes]:
