@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from deploy.cluster import certificates
 from deploy.config import load
 from deploy.host import processes
 from deploy.supervision.supervise import ProgramState, Supervisor
@@ -73,7 +74,7 @@ def platform(postgres: Server, object_store: ObjectStore) -> Iterator[Platform]:
             folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
             cell = RunningCell(folder, name=name, workers=1, more="\n".join(lines))
             running.enter_context(ended(cell, folder))
-            authority.equip(cell.layout, *(("host", "front") if role == "both" else (role,)))
+            authority.equip(cell.layout, *certificates.roles_of(role))
             cell.up()
             return cell
 
