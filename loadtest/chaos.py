@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loadtest.faults import Cell
 from loadtest.faults.catalogue import FAULTS, Fault
+from loadtest.waiting import until
 
 MIN_LEFT = 1
 """Workers that stay in the pool besides the one that is hit."""
@@ -54,11 +55,11 @@ def inject(cell: Cell, name: str, worker: str, max_hold_s: float = math.inf) -> 
         try:
             with fault.inject(cell, worker):
                 watch.hits()
-                _until(lambda: watch.passed_s > hold_s or watch.replaced(), hold_s + 1)
+                _within(hold_s + 1, lambda: watch.passed_s > hold_s or watch.replaced())
         except (OSError, LookupError, AssertionError, TimeoutError) as problem:
             error = f"{type(problem).__name__}: {problem}"
-        _until(lambda: watch.out_s is not None, 3.0 if fault.leaves else 0.3)
-        healed = _until(lambda: cell.serves(*watch.watched), fault.heal_s)
+        _within(3.0 if fault.leaves else 0.3, lambda: watch.out_s is not None)
+        healed = _within(fault.heal_s, lambda: cell.serves(*watch.watched))
         return Injected(at, name, worker, watch.out_s, watch.passed_s if healed else None, error)
 
 
@@ -112,12 +113,11 @@ class _Watch:
                 self._out_at = time.monotonic()
 
 
-def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
+def _within(timeout_s: float, condition: Callable[[], bool]) -> bool:
+    try:
+        until(condition, timeout_s, "it holds")
+    except TimeoutError:
+        return False
     return True
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from loadtest.waiting import until_async
 from worker.models.synthetic import text_of
 
 TIMEOUT_S = 180.0
@@ -76,7 +77,7 @@ class Traffic:
     async def until_served(self, count: int, timeout_s: float = 60.0) -> None:
         """Return once ``count`` more requests have been answered."""
         goal = len(self.outcomes) + count
-        await until(lambda: len(self.outcomes) >= goal, timeout_s, f"{count} more answers")
+        await until_async(lambda: len(self.outcomes) >= goal, timeout_s, f"{count} more answers")
 
     async def _client(self, client: int) -> None:
         async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=self.verify) as http:
@@ -154,16 +155,3 @@ def check_picture(item: dict[str, Any], body: dict[str, Any], *, synthetic: bool
 def pixels_of(b64_json: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one picture: height × width × 3."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json))).convert("RGB"))
-
-
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]], timeout_s: float, what: str
-) -> float:
-    """Poll until ``condition`` holds; seconds it took. TimeoutError names ``what``."""
-    started = time.monotonic()
-    while time.monotonic() - started < timeout_s:
-        result = condition()
-        if result is True or (not isinstance(result, bool) and await result):
-            return time.monotonic() - started
-        await asyncio.sleep(0.02)
-    raise TimeoutError(f"not within {timeout_s:g} s: {what}")

@@ -1,11 +1,11 @@
 """A primary and its synchronous standby, on two machines of a network."""
 
 import signal
-import time
 from pathlib import Path
 
 from loadtest.cluster.network import Namespace
 from loadtest.cluster.postgres import DEADLINE_S, Server
+from loadtest.waiting import until
 
 DATABASE = "zimage"
 _PASSWORD = "only for proofs"
@@ -65,11 +65,7 @@ class DatabasePair:
         with self.primary.connect() as admin:
             admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             admin.execute("SELECT pg_reload_conf()")
-        end = time.monotonic() + DEADLINE_S
-        while not self._is_synchronous():
-            if time.monotonic() > end:
-                raise TimeoutError("the standby does not follow")
-            time.sleep(0.05)
+        until(self._is_synchronous, DEADLINE_S, "the standby follows")
 
     def _is_synchronous(self) -> bool:
         with self.primary.connect() as admin:

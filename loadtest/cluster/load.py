@@ -16,6 +16,7 @@ from loadtest.auth import Entry
 from loadtest.checks import Checker
 from loadtest.client import Client, session_of
 from loadtest.record import Record
+from loadtest.waiting import until
 
 _KEEP_ALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -91,11 +92,8 @@ class Load:
 
     def until_answered(self, more: int, timeout_s: float = 60.0) -> None:
         """Return once so many more requests have been answered."""
-        goal, end = len(self.records) + more, time.monotonic() + timeout_s
-        while len(self.records) < goal:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{more} more answers did not come in {timeout_s:g} s")
-            time.sleep(0.02)
+        goal = len(self.records) + more
+        until(lambda: len(self.records) >= goal, timeout_s, f"{more} more answers")
 
     def _use(self, number: int) -> None:
         with session_of(Entry(key=self.key)) as session:

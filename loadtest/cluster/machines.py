@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from deploy.config import ROOT
+from loadtest import waiting
 from loadtest.cluster.network import Namespace
 
 UP_S = 240.0
@@ -109,14 +109,11 @@ class Machine:
 
 
 def until(true: Callable[[], Any], timeout_s: float, what: str) -> float:
-    """Wait until ``true`` holds; the seconds it took. ``Failed`` names ``what``."""
-    began = time.monotonic()
-    while True:
-        try:
-            if true():
-                return time.monotonic() - began
-        except (OSError, ValueError, LookupError):
-            pass  # not there yet, or half written
-        if time.monotonic() - began > timeout_s:
-            raise Failed(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.02)
+    """Wait until ``true`` holds; the seconds it took. ``TimeoutError`` names ``what``."""
+
+    def holds() -> object:
+        with contextlib.suppress(OSError, ValueError, LookupError):  # not there, or half written
+            return true()
+        return False
+
+    return waiting.until(holds, timeout_s, what)

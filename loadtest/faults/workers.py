@@ -16,11 +16,13 @@ from pathlib import Path
 from deploy.config import ROOT
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
+from loadtest.waiting import until
 from worker.coordination.heartbeat import DRAWING, Phase
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0
 _TRIES = 20
+_await = partial(until, timeout_s=_WAIT_S, pause_s=0.001)
 
 
 def kill(cell: Cell, worker: str) -> int:
@@ -100,7 +102,7 @@ def dies_in_warm_up(cell: Cell, worker: str, times: int = 2) -> Iterator[None]:
     """Killed, and its successors too, as soon as they load."""
     for _ in range(times):
         pid = kill(cell, worker)
-        _await(partial(_succeeded, cell, worker, pid), f"a successor of {worker}")
+        _await(partial(_succeeded, cell, worker, pid), what=f"a successor of {worker}")
     kill(cell, worker)
     yield
 
@@ -147,7 +149,7 @@ def killed_while_restarting(cell: Cell, worker: str) -> Iterator[None]:
     supervisor, pid = Supervisor(cell.layout), cell.pid(worker)
     supervisor.stop(worker, _WAIT_S)
     supervisor.start(worker)
-    _await(lambda: _succeeded(cell, worker, pid), f"the new process of {worker}")
+    _await(partial(_succeeded, cell, worker, pid), what=f"the new process of {worker}")
     kill(cell, worker)
     yield
 
@@ -156,7 +158,8 @@ def killed_while_restarting(cell: Cell, worker: str) -> Iterator[None]:
 def _frozen_in(cell: Cell, worker: str, phases: Set[Phase]) -> Iterator[None]:
     """Threads take a moment to stop, and a step may be over by then: that is tried again."""
     for _ in range(_TRIES):
-        _await(lambda: cell.heartbeat(worker).phase in phases, f"{worker} in {_names(phases)}")
+        phase = f"{worker} in {_names(phases)}"
+        _await(lambda: cell.heartbeat(worker).phase in phases, what=phase)
         with _frozen(cell.pid(worker), "others"):
             if cell.heartbeat(worker).phase in phases:
                 yield
@@ -200,14 +203,6 @@ def _succeeded(cell: Cell, worker: str, before: int) -> bool:
     with contextlib.suppress(LookupError):
         return cell.pid(worker) != before
     return False
-
-
-def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {_WAIT_S:g} s: {what}")
-        time.sleep(0.001)
 
 
 def _locked(descriptor: int) -> bool:

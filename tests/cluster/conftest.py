@@ -18,7 +18,8 @@ import pytest
 
 from deploy.config import load
 from loadtest.faults import Cell, process_ids
-from loadtest.traffic import Traffic, until
+from loadtest.traffic import Traffic
+from loadtest.waiting import until_async as until
 from tests import command_line
 from tests.ports import free_ports
 from worker.coordination.heartbeat import read_heartbeat

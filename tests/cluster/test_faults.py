@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from loadtest import faults
-from loadtest.traffic import until
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("cell")]

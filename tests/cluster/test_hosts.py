@@ -23,7 +23,8 @@ from deploy.config import load
 from deploy.host import processes
 from deploy.supervision.supervise import ProgramState, Supervisor
 from loadtest.faults import process_ids
-from loadtest.traffic import Traffic, pixels_of, until
+from loadtest.traffic import Traffic, pixels_of
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, ended
 from tests.cluster.test_replay import draw, events
 from tests.deploy.certificates import Authority

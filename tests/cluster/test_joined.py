@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from loadtest.traffic import until
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, started
 from tests.worker.models.parallel.test_helper import helper_of
 from worker.coordination.processes import is_alive

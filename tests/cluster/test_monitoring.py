@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from loadtest import faults
-from loadtest.traffic import until
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell
 from tests.ports import free_ports
 

@@ -9,7 +9,8 @@ import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
 
 from loadtest import faults
-from loadtest.traffic import check_picture, pixels_of, until
+from loadtest.traffic import check_picture, pixels_of
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, started
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]

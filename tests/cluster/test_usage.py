@@ -13,7 +13,7 @@ import pytest
 
 from loadtest import faults
 from loadtest.faults.catalogue import FAULTS
-from loadtest.traffic import until
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell
 from tests.cluster.test_keys import bearer, known_after_s, make
 

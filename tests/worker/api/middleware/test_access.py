@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from loadtest.traffic import until
+from loadtest.waiting import until_async as until
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from tests.worker.databases import away
 from worker.accounts import tokens
