@@ -173,7 +173,9 @@ def build(settings: Settings, life: Life) -> Components:
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),
         replies=ReplyStore(settings.reply_dir, name),
         undelivered=Undelivered(var_dir / "undelivered"),
-        sweeper=Sweeper(images, database, _retention(settings), lock, settings.gallery.enabled),
+        sweeper=Sweeper(
+            images, database, _retention(settings), lock, settings.gallery.enabled, settings.host
+        ),
         jobs=Runner(
             database, tools, life.drawing, name, run_dir, keep_s, settings.host, coordination.others
         ),

@@ -95,8 +95,8 @@ class BucketImages:
             except ObjectsAway:
                 self.spool.note_deleted(both)
 
-    def files(self) -> list[StoredFile]:
-        found = {file.name: file for file in self.bucket.files()}
+    def files(self, *, shared: bool = True) -> list[StoredFile]:
+        found = {file.name: file for file in self.bucket.files()} if shared else {}
         for folder in (self.folder, self.spool.pictures):
             found |= {file.name: file for file in folder.files()}
         return list(found.values())

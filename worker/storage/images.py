@@ -119,8 +119,10 @@ class Images(Protocol):
         """Delete pictures and their thumbnails, as far as they are there. One that cannot be
         deleted keeps no other; then raises ``OSError``."""
 
-    def files(self) -> list[StoredFile]:
-        """Everything that lies here, thumbnails and what a dead worker left included."""
+    def files(self, *, shared: bool = True) -> list[StoredFile]:
+        """Everything that lies here, thumbnails and what a dead worker left included; of a place
+        that other hosts have as well, where it is not to be ``shared``, what this host alone has.
+        """
 
     def remove_empty_days(self, now: float) -> None:
         """Of days before the one of ``now``: a picture may be on its way to today's."""
@@ -218,7 +220,7 @@ class ImageStore:
         if failed is not None:
             raise failed
 
-    def files(self) -> list[StoredFile]:
+    def files(self, *, shared: bool = True) -> list[StoredFile]:
         """Everything that lies here, thumbnails and what a dead worker left included."""
         return [
             StoredFile(f"{path.parent.name}/{path.name}", found.st_size, found.st_mtime)

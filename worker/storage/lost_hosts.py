@@ -18,6 +18,13 @@ def lost(now: float) -> sa.Select[tuple[str]]:
     return sa.select(hosts.c.id).where(hosts.c.at <= before, hosts.c.lost_at <= before)
 
 
+def is_first(connection: sa.Connection, host: str, now: float) -> bool:
+    """Whether ``host`` does what one host of all is enough for: of those with a worker in the pool
+    that wrote lately, it is the first by name. Where two think so for a moment, both do it."""
+    there = hosts.c.ready > 0, hosts.c.at > now - LOST_S
+    return bool(connection.scalar(sa.select(sa.func.min(hosts.c.id)).where(*there)) == host)
+
+
 def others(host: str) -> Callable[[sa.Connection, float], tuple[frozenset[str], int]]:
     """A look at all but ``host``: the ids of those that hold nothing any more, and how many workers
     draw on those that were heard of lately."""

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from worker import log
 from worker.storage import gallery
-from worker.storage.database import Database
+from worker.storage.database import Database, clock
 from worker.storage.gallery import StoredImage, images
 from worker.storage.images import Images, StoredFile
 from worker.storage.locks import lock
+from worker.storage.lost_hosts import is_first
 
 ABANDONED_S = 600.0
 """An unfinished file this old belongs to a dead worker."""
@@ -39,17 +40,25 @@ class Retention:
 class Sweeper:
     """One worker of a cell sweeps at a time; ``lock`` says whose turn it is.
 
-    ``gallery``: whether pictures go into it; without, files are looked at every time.
+    ``gallery``: whether pictures go into it; without, files are looked at every time. ``host`` of a
+    cluster: one of its hosts looks at the files that all of them share.
     """
 
     def __init__(
-        self, store: Images, database: Database, retention: Retention, lock: Path, gallery: bool
+        self,
+        store: Images,
+        database: Database,
+        retention: Retention,
+        lock: Path,
+        gallery: bool,
+        host: str = "",
     ) -> None:
         self._store = store
         self._database = database
         self._retention = retention
         self._lock = lock
         self._gallery = gallery
+        self._host = host
         self._strays_at = 0.0
 
     async def sweep(self) -> int:
@@ -79,7 +88,10 @@ class Sweeper:
         return gone
 
     async def _strays(self) -> int:
-        found = await asyncio.to_thread(self._store.files)
+        shared = not self._host or await self._database.read(
+            lambda c: is_first(c, self._host, clock(c))
+        )
+        found = await asyncio.to_thread(lambda: self._store.files(shared=shared))
         strays = await self._without_row(found)
         now = time.time()
         held = frozenset[str]()
