@@ -43,6 +43,8 @@ def migrate(cell: Cell) -> None:
 
     try:
         migrations.migrate(cell.layout.database_url)
+    except migrations.OldHosts as error:
+        raise CellError(f"the database {cell.layout.database_name} stays: {error}") from error
     except migrations.ERRORS as error:
         raise CellError(
             f"the database {cell.layout.database_name} cannot be migrated: {_first_line(error)}\n"

@@ -1,6 +1,9 @@
 """The revisions and the tables of the code are the same."""
 
+import contextlib
 import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,8 @@ from worker.storage import (
     usage,
 )
 from worker.storage.database import create_engine
-from worker.storage.migrations import SCRIPTS
+from worker.storage.hosts import HostReport
+from worker.storage.migrations import SCRIPTS, OldHosts, migrate, minimum_version
 from worker.storage.schema import metadata
 
 TABLES = (
@@ -69,12 +73,12 @@ def test_revisions_make_the_tables_that_the_code_uses(url: str) -> None:
 
 
 def _steps() -> list[tuple[str, str]]:
-    """Each revision and the one before it."""
+    """Each revision that only adds, as it does not say otherwise, and the one before it."""
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
-    found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
-    names = found[::-1]
-    return list(itertools.pairwise(names))
+    found = list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
+    pairs = itertools.pairwise(found)
+    return [(before.revision, s.revision) for before, s in pairs if not minimum_version(s)]
 
 
 def _schema(connection: sa.Connection) -> tuple[dict[tuple[str, str], str], set[str], set[str]]:
@@ -173,3 +177,59 @@ def test_a_revision_that_takes_away_is_found(tmp_path: Path) -> None:
             "things.old is gone or another type",
         ]
     engine.dispose()
+
+
+CONTRACTING = """
+from alembic import op
+
+revision = "9999"
+down_revision = "{head}"
+minimum_version = "1.3.0"
+
+
+def upgrade() -> None:
+    op.drop_table("strikes")
+"""
+
+
+@pytest.fixture
+def contracting(tmp_path: Path) -> Path:
+    """The revisions of this version, and one that takes away what older versions use."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    head = max(path.name[:4] for path in SCRIPTS.glob("versions/*.py"))
+    (folder / "versions" / "9999_contracting.py").write_text(CONTRACTING.format(head=head))
+    return folder
+
+
+@contextlib.contextmanager
+def _hosts_of(url: str, **versions: str) -> Iterator[sa.Connection]:
+    engine = create_engine(url, 1.0)
+    with engine.connect() as connection:
+        with connection.begin():
+            for id, version in versions.items():
+                told = HostReport(id, "a:1", "host", version, (), 1, 1, 0, 0, 0.0, 0.0, "ready", {})
+                hosts.write(connection, told, 1.0)
+        yield connection
+    engine.dispose()
+
+
+def test_revision_that_takes_away_is_refused_while_a_host_uses_it(
+    url: str, contracting: Path
+) -> None:
+    with _hosts_of(url, gpu1="1.3.0", gpu2="1.2.0") as connection:
+        with pytest.raises(OldHosts, match=r"before 1\.3\.0 use, and such a one runs on gpu2 \(1"):
+            migrate(url, contracting)
+        with connection.begin():
+            assert sa.inspect(connection).has_table("strikes")
+            hosts.want(connection, "gpu2", "removed", "", 2.0)
+        migrate(url, contracting)
+        assert not sa.inspect(connection).has_table("strikes")
+
+
+def test_revision_that_takes_away_runs_where_all_hosts_do_without(
+    url: str, contracting: Path
+) -> None:
+    with _hosts_of(url, gpu1="1.3.0", gpu2="1.10.0") as connection:
+        migrate(url, contracting)
+        assert not sa.inspect(connection).has_table("strikes")
