@@ -203,6 +203,45 @@ def test_role_of_a_host_ends_with_its_sessions(cell: Cell) -> None:
     assert not store.run(cell, lambda c: host_role.remove(c, name))
 
 
+@pytest.fixture
+def owned(postgres: Server, plain: Cell) -> Iterator[Cell]:
+    """In a database of a role that logs nobody in, and as which the cluster's own begins; none of
+    them is a superuser."""
+    with postgres.connect("plain") as admin:
+        admin.execute("ALTER ROLE plain CREATEROLE")
+        admin.execute("CREATE ROLE owner")
+        admin.execute("GRANT owner TO plain WITH ADMIN OPTION")
+        admin.execute("ALTER DATABASE plain OWNER TO owner")
+        admin.execute("REASSIGN OWNED BY plain TO owner")
+        admin.execute("GRANT ALL ON SCHEMA public TO owner")
+        admin.execute("ALTER ROLE plain SET role = owner")
+    yield plain
+    with postgres.connect("plain") as admin:
+        admin.execute("DROP OWNED BY owner")
+        admin.execute("ALTER DATABASE plain OWNER TO plain")
+        admin.execute("REASSIGN OWNED BY owner TO plain")
+        admin.execute("DROP ROLE owner")
+
+
+def test_roles_are_made_and_ended_without_a_superuser(owned: Cell) -> None:
+    came = come(owned, asking(invited(owned)))
+    assert came.own_role
+    again = come(owned, asking(invited(owned)))  # a machine that takes the name over
+    assert again.own_role
+    url = sa.make_url(again.settings["database"]["url"])
+    with_password = url.set(password=again.files["database.password_file"])
+    engine = create_engine(with_password.render_as_string(hide_password=False), 5.0)
+    name = host_role.name_of(owned, "gpu2")
+    with engine.connect() as session:
+        assert session.exec_driver_sql("SELECT current_user").scalar() == "owner"
+        session.commit()
+        assert store.run(owned, lambda c: host_role.remove(c, name))
+        with pytest.raises(sa.exc.OperationalError):
+            session.exec_driver_sql("SELECT 1")
+    engine.dispose()
+    assert not store.run(owned, lambda c: host_role.exists(c, name))
+
+
 def test_authority_signs_no_more_than_it_says(cell: Cell) -> None:
     [own] = authority.load(cell.layout)
     assert isinstance(own, Authority)
