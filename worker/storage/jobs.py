@@ -321,12 +321,14 @@ def _too_much(why: str) -> LimitReached:
 # Looking
 
 
-def lock_rows(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[str]:
+def lock_rows(
+    connection: sa.Connection, which: sa.ColumnElement[bool], *, wait: bool = True
+) -> list[str]:
     """The ids of the jobs that are ``which``: until the transaction ends nobody else changes them
     or their items. Whoever changes items locks their job first, and several in this one order, so
-    that no two wait for each other."""
-    found = sa.select(jobs.c.id).where(which).order_by(jobs.c.id).with_for_update()
-    return list(connection.scalars(found))
+    that no two wait for each other. Without ``wait``, those that nobody has at this moment."""
+    found = sa.select(jobs.c.id).where(which).order_by(jobs.c.id)
+    return list(connection.scalars(found.with_for_update(skip_locked=not wait)))
 
 
 def get(connection: sa.Connection, job_id: str) -> Job | None:

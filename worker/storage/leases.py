@@ -28,6 +28,8 @@ from worker.types import Parameters
 LEASE_S = 30.0
 """Renewed three times as often: a worker that is merely slow keeps what it draws."""
 _COUNTED = 200
+_PASSED_OVER = 8
+"""Of jobs that others have, at most: then it is waited for the first."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,17 @@ def take(
     now: float,
 ) -> list[Leased]:
     """Lease items of one job, as many as ``room`` says: interactive before batch jobs, then the
-    turn of whoever has the fewest under way in the whole cell, then the oldest job."""
-    offer = _choose(connection, now)
-    count = room(offer) if offer else 0
-    if offer is None or count < 1:
+    turn of whoever has the fewest under way in the whole cell, then the oldest job. One that
+    others are taking from at this moment is passed over: they have made its turn a longer one."""
+    offers = _in_turn(connection, now)
+    if not offers:
         return []
+    free = (offer for offer in offers[:_PASSED_OVER] if _lock(connection, offer, wait=False))
+    locked = next(free, None)
+    offer = locked or offers[0]
+    count = room(_counted(connection, offer, now))
     # What was looked at may be others' by now: they had the job's row, or have it still.
-    drawn = (jobs.c.id == offer.job_id) & (jobs.c.state == "running")
-    if not lock_rows(connection, drawn):
+    if count < 1 or not (locked or _lock(connection, offer, wait=True)):
         return []
     query = sa.select(items.c.number).where(*_ready(offer.job_id, now))
     numbers = connection.scalars(query.order_by(items.c.number).limit(count)).all()
@@ -256,14 +261,28 @@ def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _choose(connection: sa.Connection, now: float) -> Offer | None:
+    offers = _in_turn(connection, now)
+    return _counted(connection, offers[0], now) if offers else None
+
+
+def _in_turn(connection: sa.Connection, now: float) -> list[Offer]:
     """Looks at the first job of each turn alone, so a turn's thousands cost nobody anything."""
     for priority in PRIORITIES:
         offers = _first_of_each_turn(connection, priority, now)
         if offers:
             under_way = _under_way(connection)
-            chosen = min(offers, key=lambda o: (under_way.get(o.turn, 0), o.created_at))
-            return replace(chosen, ready=_count_ready(connection, chosen.job_id, now))
-    return None
+            return sorted(offers, key=lambda o: (under_way.get(o.turn, 0), o.created_at))
+    return []
+
+
+def _counted(connection: sa.Connection, offer: Offer, now: float) -> Offer:
+    return replace(offer, ready=_count_ready(connection, offer.job_id, now))
+
+
+def _lock(connection: sa.Connection, offer: Offer, *, wait: bool) -> bool:
+    """Whether its job is drawn and nobody else's until the transaction ends."""
+    drawn = (jobs.c.id == offer.job_id) & (jobs.c.state == "running")
+    return bool(lock_rows(connection, drawn, wait=wait))
 
 
 def _first_of_each_turn(connection: sa.Connection, priority: int, now: float) -> list[Offer]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.worker.storage.test_jobs import SHARE, Store
 from worker.storage import job_changes, job_turns, keys, leases
@@ -92,7 +93,7 @@ def test_leases_end_with_their_time_unless_they_are_renewed(store: Store) -> Non
     assert not store(leases.snapshot, late).late
 
 
-def test_glance_says_what_is_next_and_who_has_some(store: Store) -> None:
+def test_a_snapshot_says_what_is_next_and_who_has_some(store: Store) -> None:
     assert store(leases.snapshot, 200.0) == leases.LeaseSnapshot(None, frozenset(), False)
     job = store.create()
     take(store, 1)
@@ -152,6 +153,19 @@ def test_owners_take_turns_and_interactive_jobs_go_first(store: Store) -> None:
     assert order == ["busy", "quiet", "busy", "quiet"]
     store.create("3" * 32, owner="busy", prompts=("now",), priority=0)
     assert take(store)[0].prompt == "now"
+
+
+def test_a_job_that_others_take_from_at_this_moment_is_passed_over(store: Store) -> None:
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("whoever writes has the whole of SQLite")
+    first, second = store.create("r1", "k1"), store.create("r2", "k2")
+
+    def take_one(connection: sa.Connection) -> list[Leased]:
+        return leases.take(connection, "w1", lambda: next(NAMES), lambda _: 1, 200.0)
+
+    with store.engine.connect() as other, other.begin():
+        assert [item.job_id for item in take_one(other)] == [first.id]
+        assert [item.job_id for item in take(store)] == [second.id]
 
 
 def test_room_is_asked_for_the_job_that_is_next(store: Store) -> None:
