@@ -11,6 +11,7 @@ from deploy.config import ROOT, ClusterConfig
 from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.coordination import host_drain
+from worker.coordination.host_clocks import host_list
 from worker.tables import Objects
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
@@ -321,7 +322,7 @@ class Layout:
     @property
     def hosts_json(self) -> Path:
         """The hosts as the database last listed them; a front goes by it, also without one."""
-        return self.state_dir / "hosts.json"
+        return host_list(self.var_dir)
 
     @property
     def membership_json(self) -> Path:

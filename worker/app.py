@@ -18,6 +18,7 @@ from worker.api.middleware.prefix import OnePrefix
 from worker.api.middleware.request_context import RequestContexts
 from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
 from worker.api.schemas import openapi
+from worker.coordination.host_clocks import HostClocks, host_list
 from worker.errors import ZimageError
 from worker.lifecycle import Lifecycle, Load
 from worker.settings import Settings
@@ -57,6 +58,11 @@ class Application(Starlette):
         return app
 
 
+def _clocks(settings: Settings) -> HostClocks | None:
+    in_cluster = bool(settings.host)
+    return HostClocks(host_list(settings.var_dir), settings.host) if in_cluster else None
+
+
 def create_app(settings: Settings, load: Load) -> Application:
     """One worker's application; ``app.state.lifecycle`` is its life.
 
@@ -80,7 +86,11 @@ def create_app(settings: Settings, load: Load) -> Application:
         middleware=[
             Middleware(OnePrefix),
             Middleware(
-                RequestContexts, worker=settings.name, metrics=built.metrics, traces=built.traces
+                RequestContexts,
+                worker=settings.name,
+                metrics=built.metrics,
+                traces=built.traces,
+                clocks=_clocks(settings),
             ),
             Middleware(Access, components=built),
             Middleware(PoisonGuard, components=built, drawings=frozenset({_DRAW.path})),

@@ -11,6 +11,7 @@ MEMBERSHIP_CODE = (
     *("deploy/cluster", "deploy/config", "deploy/errors.py", "deploy/installation.py"),
     *("deploy/layout.py", "deploy/host/nginx_process.py", "deploy/host/whole_file.py"),
     *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
+    "worker/coordination/host_clocks.py",
     *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
     *("deploy/host/processes.py", "deploy/host/whole_file.py", "deploy/installation.py"),
     "worker/coordination/processes.py",

@@ -248,7 +248,7 @@ class Runner:
             require_allowed(key, offer)
         except Refused as error:
             said = error.code, error.message
-            await self._database.run(lambda c: leases.refuse_job(c, offer.job_id, *said, now))
+            await self._database.run(lambda c: leases.refuse_job(c, offer.job_id, *said, clock(c)))
             self._notifier.notify()
             return False
         priority = priority_of(key, offer.priority)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LINK_S = 60
-"""How long a signed address is good."""
+LINK_S = 900
+"""How long a signed address is good, and so how far this machine's clock may be behind the store's.
+It may be ahead as far, for every request: S3's own limit."""
 _QUICK_S, _TRANSFER_S, _CONNECT_S = 3.0, 10.0, 1.5
 _REREAD_S = 300.0  # credentials, so that they can be exchanged while workers run
 _LISTED_AT_ONCE = 1000

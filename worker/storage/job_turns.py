@@ -2,11 +2,10 @@
 transaction.
 """
 
-import time
-
 import sqlalchemy as sa
 
 from worker.storage import keys, parameters
+from worker.storage.database import clock
 from worker.storage.job_changes import open_of
 from worker.storage.jobs import (
     NEVER,
@@ -31,7 +30,8 @@ def foreseen(connection: sa.Connection) -> list[Job]:
 
 
 def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
-    line, ahead = good_turns(priority, time.time()), jobs.alias("ahead")
+    now, ahead = clock(connection), jobs.alias("ahead")
+    line = good_turns(priority, now)
     last = (
         sa.select(ahead.c.created_at)
         .where(*in_line(ahead, priority, line.c.turn))
@@ -41,7 +41,7 @@ def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
         .scalar_subquery()
     )
     near = jobs.c.created_at <= sa.func.coalesce(last, NEVER)
-    query = select_jobs().where(*in_line(jobs, priority, line.c.turn), near)
+    query = select_jobs(now).where(*in_line(jobs, priority, line.c.turn), near)
     return with_counts(connection, query.order_by(jobs.c.created_at))
 
 

@@ -5,7 +5,6 @@ items that are drawn are ``leases``'.
 """
 
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 
 from worker.errors import LimitReached, Refused
 from worker.storage import keys, parameters
+from worker.storage.database import clock
 from worker.storage.locks import lock
 from worker.storage.schema import metadata
 from worker.types import Parameters
@@ -333,7 +333,7 @@ def lock_rows(
 
 def get(connection: sa.Connection, job_id: str) -> Job | None:
     """The job, or None."""
-    found = with_counts(connection, select_jobs().where(jobs.c.id == job_id))
+    found = with_counts(connection, select_jobs(clock(connection)).where(jobs.c.id == job_id))
     return found[0] if found else None
 
 
@@ -353,7 +353,7 @@ def page(
 ) -> list[Job]:
     """Jobs of ``owner`` (None: of everybody) in ``states`` (none: in any), newest first, from the
     one behind job ``after`` on."""
-    query = select_jobs().order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    query = select_jobs(clock(connection)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
@@ -382,9 +382,9 @@ def _held(now: float) -> sa.ColumnElement[str]:
     return sa.func.coalesce(sa.func.nullif(keys.why_not(jobs.c.owner, now), ""), reached)
 
 
-def select_jobs() -> sa.Select[Any]:
-    """Of ``jobs``, for ``with_counts``."""
-    return sa.select(*_JOB_COLUMNS, _held(time.time()).label("held"))
+def select_jobs(now: float) -> sa.Select[Any]:
+    """Of ``jobs``, for ``with_counts``. ``now``: by the database's clock."""
+    return sa.select(*_JOB_COLUMNS, _held(now).label("held"))
 
 
 def with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:

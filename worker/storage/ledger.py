@@ -23,7 +23,7 @@ from worker import log
 from worker.errors import StoreAway
 from worker.outbox import LoopOutbox
 from worker.storage import usage
-from worker.storage.database import Database
+from worker.storage.database import Database, clock
 from worker.storage.usage import Entry
 
 MAX_JOURNAL_BYTES = 64 << 20
@@ -163,10 +163,12 @@ class Ledger(LoopOutbox[bytes]):
             log.event("journal of a dead process entered", journal=path.name, bytes=entered)
 
     async def _prune(self) -> None:
-        now = time.time()
-        before = now - _ENTRIES_KEEP_S, usage.day_of(now - self._keep_s)
+        def work(connection: sa.Connection) -> None:
+            now = clock(connection)
+            usage.prune(connection, now - _ENTRIES_KEEP_S, usage.day_of(now - self._keep_s))
+
         with suppress(StoreAway):
-            await self._database.run(lambda connection: usage.prune(connection, *before))
+            await self._database.run(work)
 
 
 def _whole_lines(data: bytes) -> bytes:

@@ -82,7 +82,7 @@ class Sweeper:
 
     def _forget(self, connection: sa.Connection) -> list[StoredImage]:
         lock(connection, "retention")  # hosts that look at once would each delete what is too much
-        gone = doomed(connection, self._retention, time.time())
+        gone = doomed(connection, self._retention, clock(connection))
         if gone:
             gallery.delete(connection, [picture.id for picture in gone])
         return gone
@@ -93,7 +93,7 @@ class Sweeper:
         )
         found = await asyncio.to_thread(lambda: self._store.files(shared=shared))
         strays = await self._without_row(found)
-        now = time.time()
+        now = await self._database.read(clock)
         held = frozenset[str]()
         if self._gallery:
             held = without_rows(found, strays, now - self._retention.link_s - _SUSPECT_S)

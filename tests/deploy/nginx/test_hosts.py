@@ -22,6 +22,7 @@ FORGED = {
     "X-Real-IP": "6.6.6.6",
     "X-Forwarded-For": "6.6.6.6",
     "X-Forwarded-Proto": "https",
+    "X-Front": "another",
 }
 
 
@@ -102,6 +103,7 @@ def test_only_the_front_says_who_asks_and_since_when(entry: Front, a: Site) -> N
     assert at_the_worker["host"] == f"127.0.0.1:{entry.site.config.listen.port}"
     # A host that is used directly believes nobody, as ever.
     assert direct.status_code == 421 or FORGED["X-Request-ID"] not in direct.text
+    assert FORGED["X-Front"] not in direct.text
 
 
 def test_a_host_believes_what_a_front_tells(entry: Front, a: Site) -> None:
@@ -110,6 +112,7 @@ def test_a_host_believes_what_a_front_tells(entry: Front, a: Site) -> None:
     told = reply.json()["headers"]
     assert told["x-request-id"] == FORGED["X-Request-ID"]
     assert told["x-request-start"] == FORGED["X-Request-Start"]
+    assert told["x-front"] == "front"  # as its certificate says
     assert (told["x-real-ip"], told["x-forwarded-for"]) == ("6.6.6.6", "6.6.6.6")
     assert told["x-forwarded-proto"] == "https"
     assert a.log_of(FORGED["X-Request-ID"])["client"] == "6.6.6.6"

@@ -223,3 +223,14 @@ def test_hosts_that_sweep_at_once_delete_no_more_than_is_too_much(
     assert len(one(gallery.page, Wanted())) == 6
     for each in (one, other):
         each.engine.dispose()
+
+
+async def test_a_host_whose_clock_is_a_day_ahead_deletes_nothing(
+    shared_url: str, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, database = time.time, Database(shared_url, timeout_s=3.0)
+    swept = await Swept(store, database, tmp_path / "lock").holding(aged("young", 10))
+    swept.stray("2026/01/31/img_stray.png", age_s=10)
+    monkeypatch.setattr(time, "time", lambda: right() + 86_400)
+    assert await swept.sweep() == 0
+    database.close()

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import log
 from worker.api import answers
+from worker.coordination.host_clocks import HostClocks
 from worker.coordination.suspect import Suspect
 from worker.observability.metrics import Metrics
 from worker.observability.traces import OFF, Trace, Traces
@@ -76,32 +77,49 @@ def context_of(request: Request) -> RequestContext:
     return context
 
 
-def read_context(headers: Mapping[bytes, bytes], timers: Timers) -> RequestContext:
-    """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``."""
+def read_context(
+    headers: Mapping[bytes, bytes], timers: Timers, clocks: HostClocks | None = None
+) -> RequestContext:
+    """Take what nginx sets; where it is missing or malformed, a fresh id, now, and ``local``.
+    ``clocks``: of the cluster, where a front says when the request came by its own."""
     request_id = headers.get(b"x-request-id", b"").decode("latin-1")
     if not _ID.fullmatch(request_id):
         request_id = secrets.token_hex(16)
-    arrived_at = _arrival(headers.get(b"x-request-start", b""))
+    arrived_at = _arrival(headers.get(b"x-request-start", b""), _front(headers), clocks)
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
     again = headers.get(b"x-again", b"").decode("latin-1")
     again = again if _TURN.fullmatch(again) else ""
     return RequestContext(request_id, arrived_at, address, again, headers, timers=timers)
 
 
-def _arrival(text: bytes) -> float:
+def _front(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"x-front", b"").decode("latin-1")
+
+
+def _arrival(text: bytes, front: str, clocks: HostClocks | None) -> float:
     now = time.time()
     try:
         at = float(text)
     except ValueError:
         return now
+    if clocks is not None and front:
+        at = clocks.here(at, front)
     return at if math.isfinite(at) and now - _MAX_AGE_S < at < now else now
 
 
 class RequestContexts:
     """Nothing above it answers, so no error leaves without the envelope."""
 
-    def __init__(self, app: ASGIApp, worker: str, metrics: Metrics, traces: Traces) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        worker: str,
+        metrics: Metrics,
+        traces: Traces,
+        clocks: HostClocks | None = None,
+    ) -> None:
         self._app = app
+        self._clocks = clocks
         self._worker = b"x-worker", worker.encode()
         self._metrics = metrics
         self._traces = traces
@@ -111,7 +129,9 @@ class RequestContexts:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope["context"] = read_context(dict(scope["headers"]), self._timers)
+        context = scope["context"] = read_context(
+            dict(scope["headers"]), self._timers, self._clocks
+        )
         if self._traces.on and scope["path"] not in QUIET:
             above = context.header(b"traceparent") or None
             at = context.arrived_at

@@ -1,7 +1,6 @@
 """Durable jobs: make, watch, steer, and fetch what was drawn. Somebody else's job answers 404."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -45,6 +44,7 @@ from worker.jobs.archive import archive
 from worker.lifecycle import Lifecycle
 from worker.models.base import ModelInfo
 from worker.storage import job_changes, job_items, jobs
+from worker.storage.database import clock
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
 from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
@@ -100,9 +100,10 @@ def _first(wish: JobSpec) -> DrawSpec:
 
 
 async def _created(components: Components, wish: JobSpec, caller: Caller, request_id: str) -> Job:
-    now, share = time.time(), _share(components)
+    share = _share(components)
 
     def work(connection: sa.Connection) -> Job:
+        now = clock(connection)
         return jobs.create(connection, wish, caller.owner, caller.turn, request_id, now, share)
 
     return await components.database.run(work)
@@ -310,7 +311,7 @@ ROUTES = [
     Route(_JOB + "/resume", _steering(job_changes.resume), methods=["POST"]),
     Route(
         _JOB + "/cancel",
-        _steering(lambda c, job: job_changes.cancel(c, job, time.time())),
+        _steering(lambda c, job: job_changes.cancel(c, job, clock(c))),
         methods=["POST"],
     ),
     Route(_JOB + "/retry", retry, methods=["POST"]),
