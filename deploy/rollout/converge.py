@@ -377,7 +377,7 @@ def _start_what_stands(rollout: Rollout, changes: Changes) -> bool:
 
 
 def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
-    cell = rollout.cell
+    cell, reloaded_at = rollout.cell, None
     if "nginx" in changes.changed:
         rollout.say("restart nginx: its command changed")
         roll.reload_program(cell, "nginx")
@@ -393,8 +393,9 @@ def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
     else:
         rollout.say("reload nginx; open connections stay")
         _await_nginx(cell)
+        reloaded_at = nginx_digest.errors_bytes(cell)
         cell.supervisor.signal("nginx", "HUP")
-    nginx_digest.require(cell)
+    nginx_digest.require(cell, reloaded_at=reloaded_at)
     return True
 
 
