@@ -11,6 +11,7 @@ from deploy.layout import Layout
 from tests.deploy.nginx.site import configuration, files
 
 HERE = Path(__file__).parent
+CASES = [HERE / "alerts_test.yml", HERE / "alerts_of_hours_test.yml"]
 
 
 def promtool(*arguments: object) -> None:
@@ -28,13 +29,14 @@ def test_prometheus_takes_the_configuration_and_its_rules(monitoring: Path) -> N
 
 
 def test_rules_fire_when_they_should_and_not_otherwise(monitoring: Path) -> None:
-    cases = (HERE / "alerts_test.yml").read_text().replace("DOCS", str(ROOT / "docs"))
-    (monitoring / "alerts_test.yml").write_text(cases)
-    promtool("test", "rules", monitoring / "alerts_test.yml")
+    for path in CASES:
+        cases = path.read_text().replace("DOCS", str(ROOT / "docs"))
+        (monitoring / path.name).write_text(cases)
+    promtool("test", "rules", *(monitoring / path.name for path in CASES))
 
 
 def test_every_rule_has_a_case(monitoring: Path) -> None:
-    cases = (HERE / "alerts_test.yml").read_text()
+    cases = "".join(path.read_text() for path in CASES)
     assert alerts(monitoring) == set(re.findall(r'alertname="(\w+)"', cases))
 
 
