@@ -39,14 +39,16 @@ class UnixTransport(xmlrpc.client.Transport):
         self._path, self._timeout_s = path, timeout_s
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _Connection(self._path, self._timeout_s)
+        connection = UnixConnection(self._path, self._timeout_s)
         self._connection = host, connection  # what close() closes
         return connection
 
 
-class _Connection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """To the socket ``path``. ``close`` also ends what was refused, which httpx leaves open."""
+
     def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("supervisor", timeout=timeout_s)
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

@@ -1,6 +1,7 @@
 """Start real processes for a test, wait for what they promise, and leave none behind."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -16,18 +17,22 @@ import httpx
 
 from deploy.config import ROOT
 from deploy.layout import Layout
+from deploy.supervision.rpc import UnixConnection
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def wait_until(true: Callable[[], Any], what: str) -> Any:
-    """The first truthy value of ``true``; AssertionError after a generous time."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
+    """The first truthy value of ``true``; AssertionError after a generous time.
+
+    Asked the less often the longer it takes: what is waited for needs the processor more.
+    """
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) < PATIENCE_S:
         if value := true():
             return value
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, waited_s / 20), 0.1))
     raise AssertionError(f"never {what}")
 
 
@@ -67,14 +72,17 @@ def fake_worker(
 def ask(
     layout: Layout, name: str, method: str, path: str, timeout_s: float = 5.0
 ) -> httpx.Response:
-    """One request straight to a worker's socket."""
-    transport = httpx.HTTPTransport(uds=str(layout.socket(name)))
-    with httpx.Client(transport=transport, base_url="http://worker", timeout=timeout_s) as client:
-        return client.request(method, path)
+    """One request straight to a worker's socket. ``httpx.TransportError``: it does not answer."""
+    with contextlib.closing(UnixConnection(layout.socket(name), timeout_s)) as connection:
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+        except (OSError, http.client.HTTPException) as problem:
+            raise httpx.TransportError(str(problem)) from problem
 
 
 def listens(layout: Layout, name: str) -> bool:
-    # Not with httpx: it leaves the socket of a refused connection unclosed.
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(layout.socket(name))) == 0
 

@@ -10,7 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -289,18 +291,23 @@ def test_the_command_writes_the_archive_to_its_end(tmp_path: Path) -> None:
     assert "can be restored: its rows came back, 1 pictures have their SHA-256" in tried.stdout
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """Where others may look: each start of pytest closes ``tmp_path`` to them."""
+    with tempfile.TemporaryDirectory(prefix="zb-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may write for others")
-def test_root_writes_and_reads_where_the_user_of_the_cell_may_not(tmp_path: Path) -> None:
-    here = filled(tmp_path / "a")
+def test_root_writes_and_reads_where_the_user_of_the_cell_may_not(open_path: Path) -> None:
+    here = filled(open_path / "a")
     nobody = pwd.getpwnam("nobody")
     for path in (here.layout.var_dir, *here.layout.var_dir.rglob("*")):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
-    for path in (tmp_path, *tmp_path.parents):
-        if path.is_relative_to(tmp_path.parents[-3]):  # pytest's own, below /tmp
-            path.chmod(0o755)
-    config = tmp_path / "a" / "cluster.toml"
+    config = open_path / "a" / "cluster.toml"
     config.write_text(f'[cell]\nvar_dir = "{here.layout.var_dir}"\nuser = "nobody"\n')
-    private = tmp_path / "root's"
+    private = open_path / "root's"
     private.mkdir(mode=0o700)
 
     def zimage(*words: str) -> None:

@@ -27,7 +27,7 @@ def answering(path: Path, answer: bytes) -> Iterator[None]:
                 # The whole of it: whoever hangs up on a rest is asked again by xmlrpc.client.
                 head = iter(question.readline, b"\r\n")
                 fields = dict(line.lower().split(b":", 1) for line in head if b":" in line)
-                question.read(int(fields[b"content-length"]))
+                question.read(int(fields.get(b"content-length", 0)))
                 connection.sendall(answer)
 
         thread = threading.Thread(target=answer_once)
