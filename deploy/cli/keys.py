@@ -6,9 +6,11 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +41,9 @@ class Priority(StrEnum):
 Name = Annotated[str, typer.Argument(help="Name of the key, its id, or the beginning of that.")]
 _NOT_TOLD = {"hash", "hint", "signs_out"}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,64}")
+_FIRST = "first"
+_OWN_TOKEN = re.compile(r"[!-~]{32,256}")
+"""A key that a person brings: long enough that nobody guesses it."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +118,41 @@ def create(
         raise typer.BadParameter("1 to 64 characters without / that do not begin with key_")
     values = limits.columns()
     cell = open_cell(config, create=True)
-    cell.layout.create()
-    store.migrate(cell)
-    secret = store.secret_for(cell)
-    key, token = store.keys.new_key(secret, name, **values)
-    _run(cell, lambda connection: store.keys.insert(connection, key, secret), name)
-    _note(cell, "key_created", key, **values)
+    try:
+        key, token = _insert(cell, _secret(cell), name, **values)
+    except store.Taken:
+        raise CellError(f"there is a key {name} already; rotate or delete that one") from None
     _print_token(cell, key, token, as_json=as_json)
+
+
+@app.command()
+def first(
+    config: Config = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Where the key stands on one line; a changed one takes its place."),
+    ] = None,
+) -> None:
+    """Make a key and print it where there is none yet, or see to it that the key in a file is good:
+    for machines that nobody sits at. Nothing where nobody is asked for one."""
+    own = _token_in(file) if file else ""
+    cell = open_cell(config, create=True)
+    if cell.config.listen.auth != "keys" or not cell.config.cluster.draws:
+        return
+    secret = _secret(cell)
+    found = store.run(cell, store.keys.snapshot).keys
+    if own:
+        _keep(cell, secret, own, next((key for key in found if key.name == _FIRST), None))
+    elif not found:
+        with suppress(store.Taken):  # by another cell of the same database, which printed it
+            _print_token(cell, *_insert(cell, secret, _FIRST), as_json=False)
 
 
 @app.command("list")
 def list_keys(config: Config = None, as_json: AsJson = False) -> None:
     """Show all keys and what each may do."""
     cell = open_cell(config)
-    found = _run(cell, store.keys.snapshot).keys
+    found = store.run(cell, store.keys.snapshot).keys
     if as_json:
         output.as_json([described(key) for key in found])
     elif found:
@@ -189,7 +215,7 @@ def sign_out(name: Name, config: Config = None) -> None:
     """Sign out whoever is signed in with a key; the key itself stays good."""
     cell = open_cell(config)
     key = _find(cell, name)
-    _run(cell, lambda connection: store.keys.end_sessions(connection, key.id))
+    store.run(cell, lambda connection: store.keys.end_sessions(connection, key.id))
     _note(cell, "key_signed_out", key)
     output.done(f"nobody is signed in with {key.name} any more; the key itself stays good")
 
@@ -214,7 +240,7 @@ def delete(name: Name, config: Config = None) -> None:
         store.keys.delete(connection, key.id)
         return store.job_changes.cancel_all(connection, key.id, why, now)
 
-    cancelled = _run(cell, work)
+    cancelled = store.run(cell, work)
     _note(cell, "key_deleted", key)
     ended = f"; jobs cancelled: {cancelled}" if cancelled else ""
     output.done(f"deleted {key.name} ({key.id}){ended}")
@@ -226,6 +252,47 @@ def described(key: "Key") -> dict[str, Any]:
     del shown["hash"], shown["version"]
     shown["hint"] = f"…{key.hint}"
     return shown | {"expires_at": _date(key.expires_at), "created_at": _date(key.created_at)}
+
+
+def _secret(cell: Cell) -> bytes:
+    """What keys are hashed with, and a database that can hold them, on a new machine, too."""
+    cell.layout.create()
+    store.migrate(cell)
+    return store.secret_for(cell)
+
+
+def _insert(
+    cell: Cell, secret: bytes, name: str, own: str = "", **values: Any
+) -> "tuple[Key, str]":
+    key, token = store.keys.new_key(secret, name, own, **values)
+    store.run(cell, lambda connection: store.keys.insert(connection, key, secret))
+    _note(cell, "key_created", key, **values)
+    return key, token
+
+
+def _token_in(file: Path) -> str:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CellError(f"{file} cannot be read: {error}") from None
+    if not _OWN_TOKEN.fullmatch(token):
+        raise CellError(
+            f"{file} holds no key: one line of 32 to 256 letters, digits and signs, such as "
+            "openssl rand -hex 32 writes"
+        )
+    return token
+
+
+def _keep(cell: Cell, secret: bytes, own: str, stored: "Key | None") -> None:
+    """See to it that ``own`` is the first key, whatever that was; who signed in with another one
+    is signed out."""
+    if stored is None:
+        with suppress(store.Taken):  # by another cell of the same database, from the same file
+            _insert(cell, secret, _FIRST, own)
+        return
+    fresh, _ = store.keys.new_key(secret, _FIRST, own)
+    if fresh.hash != stored.hash:
+        _change(cell, stored, "key_rotated", hash=fresh.hash, hint=fresh.hint, signs_out=True)
 
 
 def _moment(text: str) -> float | None:
@@ -241,9 +308,11 @@ def _moment(text: str) -> float | None:
 
 
 def _find(cell: Cell, name: str) -> "Key":
-    found: Key | None = _run(cell, lambda connection: store.keys.find(connection, name))
+    found: Key | None = store.run(cell, lambda connection: store.keys.find(connection, name))
     if found is None and name.startswith("key_") and name != "key_":
-        alike = [key for key in _run(cell, store.keys.snapshot).keys if key.id.startswith(name)]
+        alike = [
+            key for key in store.run(cell, store.keys.snapshot).keys if key.id.startswith(name)
+        ]
         if len(alike) > 1:
             ids = ", ".join(key.id for key in alike[:3])
             raise CellError(f"several keys begin with {name} ({ids} …): write more of it")
@@ -260,7 +329,7 @@ def _change(cell: Cell, key: "Key", event: str, **values: Any) -> None:
         if {"disabled", "expires_at"} & values.keys():
             store.job_changes.stop(connection, key.id)
 
-    _run(cell, work)
+    store.run(cell, work)
     _note(cell, event, key, **{name: values[name] for name in values.keys() - _NOT_TOLD})
 
 
@@ -280,13 +349,6 @@ def _note(cell: Cell, event: str, key: "Key", **changes: Any) -> None:
 def _person() -> str:
     """Who typed the command, also where that was through sudo."""
     return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"user {os.getuid()}"
-
-
-def _run(cell: Cell, work: Any, name: str = "") -> Any:
-    try:
-        return store.run(cell, work)
-    except store.Taken:
-        raise CellError(f"there is a key {name} already; rotate or delete that one") from None
 
 
 def _print_token(cell: Cell, key: "Key", token: str, *, as_json: bool) -> None:

@@ -127,9 +127,9 @@ def check_of(secret: bytes) -> bytes:
     return hmac.digest(secret, b"zimage keys", hashlib.sha256)
 
 
-def new_key(secret: bytes, name: str, **limits: Any) -> tuple[Key, str]:
-    """A key called ``name`` that is not stored yet, and its token."""
-    token = new_token()
+def new_key(secret: bytes, name: str, token: str = "", **limits: Any) -> tuple[Key, str]:
+    """A key called ``name`` that is not stored yet, and its token: ``token`` or a fresh one."""
+    token = token or new_token()
     id = f"{_ID_PREFIX}{secrets.token_hex(8)}"
     key = Key(id, name, hash_of(secret, token), token[-4:], created_at=time.time(), **limits)
     return key, token

@@ -157,3 +157,62 @@ def test_every_limit_is_an_option_of_create_and_of_change() -> None:
     limits = {field.name for field in fields(commands.Limits)}
     for name in ("create", "change"):
         assert limits <= {option.name for option in group.commands[name].params}
+
+
+def said_key(done: subprocess.CompletedProcess[str]) -> str:
+    """The key that a command printed for a person."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    [token] = [word for word in done.stdout.split() if word.startswith(keys.PREFIX)]
+    return token
+
+
+def test_a_first_start_prints_a_key_and_no_later_one_does(zimage: Zimage) -> None:
+    token = said_key(zimage("first"))
+    again = zimage("first")
+    assert (again.returncode, again.stdout) == (0, "")
+    [key] = answer(zimage("list", "--json"))
+    assert (key["name"], key["hint"]) == ("first", "…" + token[-4:])
+    assert zimage("delete", "first").returncode == 0
+    assert said_key(zimage("first")) != token  # nobody could draw any more
+
+
+def test_nobody_gets_a_first_key_where_none_is_asked_for(zimage: Zimage, tmp_path: Path) -> None:
+    config = tmp_path / "cluster.toml"
+    config.write_text(config.read_text().replace('auth = "keys"', 'auth = "loopback"'))
+    done = zimage("first")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert not (tmp_path / "var").exists()
+
+
+def test_the_first_key_is_the_one_in_the_file(zimage: Zimage, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    hints = []
+    for letter in "aab":  # the same one again changes nothing
+        file.write_text(letter * 32 + "\n")
+        done = zimage("first", "--file", str(file))
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        [key] = answer(zimage("list", "--json"))
+        hints.append(key["hint"])
+    assert hints == ["…aaaa", "…aaaa", "…bbbb"]
+    assert version_of(tmp_path) == 2  # whoever signed in with the one before is signed out
+    [log] = (tmp_path / "var" / "audit").iterdir()
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events == ["key_created", "key_rotated"]
+
+
+@pytest.mark.parametrize("text", ["", "short\n", "a" * 31, "two words " * 4, "ä" * 40])
+def test_a_file_without_a_good_key_lets_nobody_in(
+    zimage: Zimage, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(text, encoding="utf-8")
+    done = zimage("first", "--file", str(file))
+    assert done.returncode == 1
+    assert "openssl rand -hex 32" in done.stderr
+    assert "zimage up makes it" in zimage("list").stderr  # nothing was made
+
+
+def test_a_first_key_from_no_file_is_refused_by_its_name(zimage: Zimage, tmp_path: Path) -> None:
+    done = zimage("first", "--file", str(tmp_path / "gone"))
+    assert done.returncode == 1
+    assert f"{tmp_path}/gone cannot be read" in done.stderr
