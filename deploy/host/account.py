@@ -56,8 +56,13 @@ def settle(config: ClusterConfig, config_path: Path, *, create: bool) -> str:
 
 
 def _refuse_other_user(user: str) -> None:
-    me = pwd.getpwuid(os.getuid()).pw_name
-    if user and user != me:
+    if not user:  # a container may run as a number that has no name
+        return
+    try:
+        me = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        me = str(os.getuid())
+    if user != me:
         raise AccountError(f'cell.user: "{user}" is not you ({me}); run this as {user} or as root')
 
 

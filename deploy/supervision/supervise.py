@@ -6,6 +6,7 @@ import time
 import xmlrpc.client
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deploy.host import processes
@@ -138,9 +139,15 @@ def command(layout: Layout, *options: str) -> list[str]:
     ]
 
 
-def environment(home: str) -> dict[str, str]:
-    """What the cell inherits: little, so that it does not depend on who typed `up`, and where."""
+def environment(home: str, tmp_dir: Path | None = None) -> dict[str, str]:
+    """What the cell inherits: little, so that it does not depend on who typed `up`, and where.
+
+    ``tmp_dir`` is where temporary files go, such as SQLite's, in a container where /tmp is as
+    read-only as all of its file system.
+    """
     kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+    if tmp_dir is not None and not os.access("/tmp", os.W_OK):
+        kept["TMPDIR"] = str(tmp_dir)
     # No bytecode: the cell's umask would make caches in the checkout that nobody else can read.
     own = {"HOME": home, "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return {**kept, **own, "PYTHONWARNINGS": "ignore::UserWarning"}
@@ -150,7 +157,7 @@ def start_daemon(layout: Layout, cell: str, home: str, timeout_s: float = 20.0) 
     """Start supervisord in the background, in a session of its own; it starts no program yet."""
     started = subprocess.run(
         command(layout),
-        env=environment(home),
+        env=environment(home, layout.tmp_dir),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -169,7 +176,7 @@ def start_child(
     # A handle to it is kept by whoever waits for it: `up --foreground`.
     child = subprocess.Popen(
         command(layout, "--nodaemon", "--silent"),
-        env=environment(home),
+        env=environment(home, layout.tmp_dir),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

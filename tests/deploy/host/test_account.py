@@ -156,3 +156,27 @@ def test_root_becomes_the_owner_for_good(tmp_path: Path) -> None:
     )
     uid, gid = NOBODY.pw_uid, NOBODY.pw_gid
     assert done.stdout == f"{(uid,) * 3} {(gid,) * 3} {[gid]} {signal.SIGTERM.value}\n"
+
+
+def test_a_user_without_a_name_runs_a_cell_of_its_own(tmp_path: Path) -> None:
+    """As in a container: `docker run --user 12345`."""
+    if os.getuid() != 0:
+        pytest.skip("only root becomes another user")
+    text = (
+        "import os, sys; from deploy.config import parse; from deploy.host import account\n"
+        "os.setuid(54321)\n"
+        "account.settle(parse({'cell': {'user': sys.argv[1]}}), None, create=True)"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", text, user],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        for user in ("", "zimage")
+    ]
+    assert told[0].returncode == 0, told[0].stderr
+    assert 'cell.user: "zimage" is not you (54321)' in told[1].stderr
