@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -13,6 +13,9 @@ import orjson
 Pixels = npt.NDArray[np.uint8]
 """One picture: height × width × 3, RGB."""
 
+Mask = npt.NDArray[np.uint8]
+"""Of a picture, height × width: 0 where it stays, 255 where it is drawn anew; between, both."""
+
 Value = int | float | str | bool
 
 
@@ -22,13 +25,15 @@ class Declared:
 
     ``low`` and ``high`` bound a number in requests; ``high`` may be the setting that does. Texts
     are bounded by ``max_prompt_chars`` and by what the model reads. ``jobs``: jobs take it, and
-    tables keep it. ``since``: the migration that adds its columns, 0: it was always there.
-    ``label``: its name in a picture's file; the sides are ``Size``.
+    tables keep it. ``edits``: it has a meaning only where a picture is given. ``since``: the
+    migration that adds its columns, 0: it was always there. ``label``: its name in a picture's
+    file; the sides are ``Size``.
     """
 
     low: float | None = None
     high: float | str | None = None
     jobs: bool = True
+    edits: bool = False
     since: int = 0
     label: str = ""
 
@@ -48,6 +53,9 @@ class Parameters:
     guidance_scale: Annotated[float, Declared(low=0, high=30, label="CFG scale")] = 0.0
     negative_prompt: Annotated[str, Declared(label="Negative prompt")] = ""
     reproducible: Annotated[bool, Declared(jobs=False)] = False
+    strength: Annotated[
+        float, Declared(low=0, high=1, edits=True, since=11, label="Denoising strength")
+    ] = 1.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,6 +64,17 @@ class Parameters:
     @property
     def pixels(self) -> int:
         return self.width * self.height
+
+    @property
+    def first_step(self) -> int:
+        """A picture that is given is made as noisy as it is before this step: 0, to nothing but
+        noise. Counted as diffusers counts it."""
+        return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
+    @property
+    def drawn_steps(self) -> int:
+        """Steps that are really done: as much of them as ``strength`` says, rounded up."""
+        return self.steps - self.first_step
 
     @property
     def size_text(self) -> str:
@@ -112,10 +131,10 @@ def fields_of(kind: type[Parameters]) -> Mapping[str, Field]:
 def _declared(kind: type[Any]) -> Mapping[str, Field]:
     hints = get_type_hints(kind, include_extras=True)
     found = {}
-    for field in dataclasses.fields(kind):
-        default = None if field.default is dataclasses.MISSING else field.default
-        hint = hints[field.name]
-        found[field.name] = Field(field.name, hint.__origin__, default, hint.__metadata__[0])
+    for declared in dataclasses.fields(kind):
+        name, default = declared.name, declared.default
+        default = None if default is dataclasses.MISSING else default
+        found[name] = Field(name, hints[name].__origin__, default, hints[name].__metadata__[0])
     return found
 
 
@@ -134,15 +153,73 @@ KNOWN = max(field.about.since for field in FIELDS.values())
 """The newest migration that this version draws by: see ``Parameters.needs``."""
 
 
+@dataclass(eq=False)
+class SourceImage:
+    """A picture to go on from, the same for all pictures of one request, which alone has it.
+
+    ``sha256`` and ``mask_sha256`` (empty: none) are those of the files that were sent, in hex.
+    ``placement``: how the file became ``pixels``, which have the drawing's size. They are there
+    until they are encoded, and with a mask until what it keeps is pasted.
+    """
+
+    sha256: str
+    pixels: Pixels | None = field(repr=False)
+    mask: Mask | None = field(default=None, repr=False)
+    mask_sha256: str = ""
+    placement: str = ""
+    encoded: object = field(default=None, repr=False)
+    """What the model made of the pixels. Of the thread that draws alone."""
+
+    def take(self, encoded: object) -> None:
+        """Go on with what the model made of it."""
+        self.encoded = encoded
+        if self.mask is None:
+            self.pixels = None
+
+    def release(self) -> None:
+        """Nothing will be drawn from it any more."""
+        self.encoded = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the files that are there, by the names that logs give them."""
+        found = {"image_sha256": self.sha256, "mask_sha256": self.mask_sha256}
+        return {name: digest for name, digest in found.items() if digest}
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What decides a drawing from it."""
+        return self.sha256, self.mask_sha256, self.placement
+
+    def pasted(self, drawn: Pixels) -> Pixels:
+        """``drawn``, and outside of the mask the picture itself: value for value where it is 0."""
+        if self.mask is None or self.pixels is None:
+            return drawn
+        share = self.mask[..., None].astype(np.uint16)
+        mixed = drawn * share + self.pixels * (255 - share) + 127
+        return (mixed // 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class DrawSpec:
-    """One picture to draw. ``seed`` 0 … 2³²−1."""
+    """One picture to draw, from nothing or from ``source``. ``seed`` 0 … 2³²−1."""
 
     prompt: str
     seed: int
     parameters: Parameters
+    source: SourceImage | None = None
 
     def normalised(self) -> bytes:
         """Stands for this very picture, in every version: see ``Parameters.normalised``."""
-        parts: Any = (self.prompt, self.seed, self.parameters.normalised())
+        parts: list[Any] = [self.prompt, self.seed, self.parameters.normalised()]
+        if self.source is not None:
+            parts.append(self.source.identity)
         return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+
+    def without_source(self) -> "DrawSpec":
+        """As large and as long, from nothing."""
+        how = self.parameters
+        if self.source is None:
+            return self
+        steps = max(1, how.drawn_steps)
+        return DrawSpec(self.prompt, self.seed, dataclasses.replace(how, steps=steps, strength=1.0))

@@ -31,12 +31,15 @@ class Allowances:
         self._stepwise = stepwise
         self._text_s = 0.0  # a character, in the slowest encoding so far
 
-    def allowance_s(self, phase: Phase, pictures: Sequence[Picture]) -> float:
+    def allowance_s(
+        self, phase: Phase, pictures: Sequence[Picture], kind: Kind | None = None
+    ) -> float:
         """Seconds that ``phase`` may last for ``pictures``: at least ``step_allowance_s``."""
-        if not self._costs.knows(KINDS[phase]):
+        kind = kind or KINDS[phase]
+        if not self._costs.knows(kind):
             # Nothing says yet whether this machine takes milliseconds or minutes.
             return max(self._limits.step_allowance_s, self._limits.compile_allowance_s)
-        return max(self._limits.step_allowance_s, self._likely_s(phase, pictures))
+        return max(self._limits.step_allowance_s, self._likely_s(phase, pictures, kind))
 
     def learn(self, phase: Phase, pictures: Sequence[Picture], seconds: float) -> None:
         """A call took ``seconds``. Texts differ in length, and a cached one takes no time: their
@@ -46,13 +49,13 @@ class Allowances:
             most_s = 4 * self._text_s or text_s  # one that was held up must not count for ever
             self._text_s = max(self._text_s, min(text_s, most_s))
 
-    def _likely_s(self, phase: Phase, pictures: Sequence[Picture]) -> float:
+    def _likely_s(self, phase: Phase, pictures: Sequence[Picture], kind: Kind) -> float:
         rows = sum(picture.rows for picture in pictures)
         slack = _SLACK
         if phase is Phase.STEP and not self._stepwise:
-            slack = max(slack, _WHOLE_SLACK * pictures[0].spec.parameters.steps)
-        likely_s = slack * self._costs.predict_s(KINDS[phase], pictures[0].size, rows)
-        if phase is Phase.ENCODE:
+            slack = max(slack, _WHOLE_SLACK * pictures[0].spec.parameters.drawn_steps)
+        likely_s = slack * self._costs.predict_s(kind, pictures[0].size, rows)
+        if kind == "encode":
             text_s = _SLACK * self._text_s * _characters(pictures)
             likely_s = max(likely_s, min(text_s, self._limits.compile_allowance_s))
         return likely_s

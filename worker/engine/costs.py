@@ -1,4 +1,5 @@
-"""Measured seconds and bytes of encode, step and decode, and what they predict.
+"""Measured seconds and bytes of encode, image, step and decode, and what they predict. An image
+is one that a drawing goes on from, and is encoded alone: one row, whatever its guidance.
 
 Both are kept by size and rows: unlike the group, the size is known before a prompt is encoded.
 """
@@ -11,13 +12,15 @@ from worker.engine.batch_cap_probe import BatchCapProbe
 from worker.engine.queue import Size
 from worker.engine.recently import Recently
 
-Kind = Literal["encode", "step", "decode"]
+Kind = Literal["encode", "image", "step", "decode"]
 KINDS: tuple[Kind, ...] = ("encode", "step", "decode")
+"""Those of every drawing."""
+_ALL_KINDS: tuple[Kind, ...] = (*KINDS, "image")
 
 _Call = tuple[Kind, Size, int]  # with its rows
 
 # Only before anything was measured; the warm-up measures.
-_PRIOR_S: dict[Kind, float] = {"encode": 0.05, "step": 0.1, "decode": 0.1}
+_PRIOR_S: dict[Kind, float] = {"encode": 0.05, "image": 0.1, "step": 0.1, "decode": 0.1}
 _WEIGHT = 0.2  # of a new measurement in the running average
 _HICCUP = 1.5
 _HICCUP_WEIGHT = 0.05
@@ -53,7 +56,7 @@ class Costs:
         self._max_batch = max_batch
         self._fits: Recently[Size, int] = Recently(MAX_SIZES)
         self._times: dict[Kind, Recently[Size, dict[int, float]]] = {
-            kind: Recently(MAX_SIZES) for kind in KINDS
+            kind: Recently(MAX_SIZES) for kind in _ALL_KINDS
         }
         self._resident = 0
         self._peaks: Recently[Size, dict[int, int]] = Recently(MAX_SIZES)
@@ -101,7 +104,7 @@ class Costs:
 
     def take(self, other: "Costs") -> None:
         """Go on from what ``other`` has measured."""
-        for kind in KINDS:
+        for kind in _ALL_KINDS:
             for size, times in other._times[kind].items():
                 self._times[kind][size] = times
         for size, peaks in other._peaks.items():
@@ -238,6 +241,8 @@ class Costs:
 
     def _predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         times = self._times[kind]
+        if not times and kind == "image":  # about what its decoding takes, which is measured
+            return self.predict_s("decode", size, rows)
         if not times:
             return _PRIOR_S[kind]
         if kind == "encode":  # text takes as long at every size
@@ -277,8 +282,9 @@ class Costs:
         costs._resident = int(data["resident"])
         for name, peaks in data["peaks"].items():
             costs._peaks[_size(name)] = {int(n): int(b) for n, b in peaks.items()}
-        for kind in KINDS:
-            for name, times in data[kind].items():
+        for kind in _ALL_KINDS:
+            known = data.get(kind, {}) if kind == "image" else data[kind]
+            for name, times in known.items():
                 costs._times[kind][_size(name)] = {int(n): float(s) for n, s in times.items()}
         return costs
 

@@ -16,11 +16,11 @@ from worker.coordination.heartbeat import Phase
 from worker.engine.allowance import KINDS, Allowances
 from worker.engine.announcements import Announcements
 from worker.engine.batch_bisection import Failure, run
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, remaining_s
 from worker.engine.heartbeat_writer import IDLE_BEAT_S, HeartbeatWriter
 from worker.engine.oom_tracker import DOUBT_S, OomTracker, Verdict
-from worker.engine.queue import Entry, Picture, Queue
+from worker.engine.queue import Entry, Picture, Queue, unread
 from worker.engine.request import Drawn, DrawRequest, Partial, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
@@ -71,13 +71,20 @@ class Driver:
         if lead is None:
             return False
         while lead and newcomers:
-            self._call(Phase.ENCODE, newcomers, self._start)
+            self._begin_some(newcomers)
             # Look again before the step: somebody may have come who goes first.
             lead, newcomers = self._next()
         if lead and lead.sample and not lead.entry.over:
             self._advance(lead)
         self.totals.busy_s += time.monotonic() - began
         return True
+
+    def _begin_some(self, newcomers: Sequence[Picture]) -> None:
+        """One picture is encoded, or all are started."""
+        if images := unread(newcomers):
+            self._call(Phase.ENCODE, images[:1], self._encode_image, "image")
+        else:
+            self._call(Phase.ENCODE, newcomers, self._start)
 
     def _next(self) -> tuple[Picture | None, list[Picture]]:
         """Who leads the next step, and who must be started for it."""
@@ -114,6 +121,8 @@ class Driver:
         for entry in self._left:
             for picture in entry.pictures:
                 picture.sample = None
+                if picture.spec.source is not None:
+                    picture.spec.source.release()
             entry.pictures.clear()  # they know it: only the garbage collector would end them
         self._left.clear()
 
@@ -142,18 +151,27 @@ class Driver:
 
     # Calls into the pipeline
 
-    def _call(self, phase: Phase, pictures: Sequence[Picture], call: Call) -> None:
+    def _call(
+        self, phase: Phase, pictures: Sequence[Picture], call: Call, kind: Kind | None = None
+    ) -> None:
+        kind = kind or KINDS[phase]
         self._fits = None
-        run(pictures, lambda part: self._attempt(phase, part, call), self._alive, self._failed)
+
+        def attempt(part: Sequence[Picture]) -> Failure | None:
+            return self._attempt(phase, part, call, kind)
+
+        run(pictures, attempt, self._alive, self._failed)
         if self._fits:
             with self.lock:
                 self.costs.shrink(pictures[0].size, self._fits)
 
-    def _attempt(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
+    def _attempt(
+        self, phase: Phase, part: Sequence[Picture], call: Call, kind: Kind
+    ) -> Failure | None:
         if not _is_suspect(part):
-            return self._attempt_now(phase, part, call)
+            return self._attempt_now(phase, part, call, kind)
         with self._apart():
-            return self._attempt_now(phase, part, call)
+            return self._attempt_now(phase, part, call, kind)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -168,9 +186,11 @@ class Driver:
         finally:
             self.apart.release()
 
-    def _attempt_now(self, phase: Phase, part: Sequence[Picture], call: Call) -> Failure | None:
-        began, rows = time.monotonic(), _rows(part)
-        shape = self._begin(phase, part, rows, began)
+    def _attempt_now(
+        self, phase: Phase, part: Sequence[Picture], call: Call, kind: Kind
+    ) -> Failure | None:
+        began, rows = time.monotonic(), 1 if kind == "image" else _rows(part)
+        shape = self._begin(phase, part, rows, began, kind)
         try:
             call(part)
         except DevicePoisoned:
@@ -183,18 +203,24 @@ class Driver:
             self.announcements.running = None
         seconds = time.monotonic() - began
         self.totals.device_s += seconds
-        self._measure(phase, part, rows, seconds, typical=self.heartbeat_writer.learn(shape))
+        typical = self.heartbeat_writer.learn(shape)
+        self._measure(phase, part, rows, seconds, kind, typical=typical)
         return None
 
-    def _begin(self, phase: Phase, part: Sequence[Picture], rows: int, began: float) -> Hashable:
-        kind = KINDS[phase]
+    def _begin(
+        self, phase: Phase, part: Sequence[Picture], rows: int, began: float, kind: Kind
+    ) -> Hashable:
         with self.lock:
-            allowance_s = self.allowances.allowance_s(phase, part)
+            allowance_s = self.allowances.allowance_s(phase, part, kind)
             seconds = self.costs.predict_s(kind, part[0].size, rows)
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
-                seconds *= part[0].spec.parameters.steps
+                seconds *= part[0].spec.parameters.drawn_steps
             self.announcements.running = kind, part, began + seconds
-        return self.heartbeat_writer.enter(phase, part, allowance_s)
+        return self.heartbeat_writer.enter(phase, part, allowance_s, kind)
+
+    def _encode_image(self, part: Sequence[Picture]) -> None:
+        for picture in part:
+            self.pipeline.encode_image(picture.spec)
 
     def _start(self, part: Sequence[Picture]) -> None:
         began = time.monotonic()
@@ -289,18 +315,26 @@ class Driver:
         self.heartbeat_writer.enter(phase, part, allowance_s)
 
     def _measure(
-        self, phase: Phase, part: Sequence[Picture], rows: int, seconds: float, *, typical: bool
+        self,
+        phase: Phase,
+        part: Sequence[Picture],
+        rows: int,
+        seconds: float,
+        kind: Kind,
+        *,
+        typical: bool,
     ) -> None:
         with self.lock:
             self.scheduler.charge(part, seconds)
-            _share(part, rows, seconds)
+            _share(part, _rows(part), seconds)
             if phase is Phase.STEP:
                 self.totals.steps += 1
                 self.batches[len(part)] += 1
-                seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.parameters.steps
+                seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.parameters.drawn_steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
-                self.costs.record(KINDS[phase], part[0].size, rows, seconds)
-                self.allowances.learn(phase, part, seconds)
+                self.costs.record(kind, part[0].size, rows, seconds)
+                if kind != "image":
+                    self.allowances.learn(phase, part, seconds)
 
     # What the waiters hear
 
@@ -352,7 +386,7 @@ class Driver:
         )
         self.oom.drew((picture.size, picture.rows))
         self._lost_memory = self._failed_in_a_row = 0
-        self._drawn = picture.spec
+        self._drawn = picture.spec.without_source()
         self.totals.pictures_drawn += 1
         entry.waiter.post(event)
         if not entry.undone:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from worker.engine.costs import Costs, Kind
-from worker.engine.queue import Entry, Picture, Queue, Size
+from worker.engine.queue import Entry, Picture, Queue, Size, unread
 from worker.engine.request import Event, Queued
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
@@ -56,7 +56,8 @@ def remaining_s(picture: Picture, rows: int, costs: Costs) -> float:
 
 def work_s(entry: Entry, costs: Costs) -> float:
     """Seconds that are left of ``entry`` if its pictures are drawn one by one."""
-    return sum(_alone_s(picture, costs) for picture in entry.undone)
+    images_s = (costs.predict_s("image", each.size, 1) for each in unread(entry.undone))
+    return sum(_alone_s(picture, costs) for picture in entry.undone) + sum(images_s)
 
 
 def _alone_s(picture: Picture, costs: Costs) -> float:
@@ -76,6 +77,7 @@ class _Ahead:
     _at: float = 0.0
     _originals: dict[Entry, Entry] = field(default_factory=dict)
     _groups: dict[Size, Hashable] = field(default_factory=dict)
+    _read: set[int] = field(default_factory=set)  # pictures that are encoded meanwhile
 
     def __post_init__(self) -> None:
         self.scheduler = self.scheduler.copy()
@@ -118,6 +120,8 @@ class _Ahead:
     def _finish_running(self, call: Call, copies: dict[Picture, Picture]) -> None:
         pictures = [copies[p] for p in call.pictures if p in copies and not copies[p].done]
         self._at = call.left_s
+        if call.kind == "image":
+            self._read |= {id(picture.spec.source) for picture in pictures}
         if call.kind == "encode":
             self._started(pictures, 0.0)
         if call.kind == "step":
@@ -131,7 +135,8 @@ class _Ahead:
         if lead is None:
             return False
         if newcomers := self.scheduler.newcomers(lead, self._queue):
-            at, seconds = self._at, self._spend("encode", newcomers)
+            at = self._at
+            seconds = self._encode_images(newcomers) + self._spend("encode", newcomers)
             self._at = at
             self._started(newcomers, seconds)
             return True  # the driver looks again too
@@ -154,16 +159,21 @@ class _Ahead:
         return min(left) if steady_s > min(left) * step_s else max(1, ceil(steady_s / step_s))
 
     def _spend(self, kind: Kind, pictures: list[Picture], calls: int = 1) -> float:
-        rows = sum(picture.rows for picture in pictures)
+        rows = 1 if kind == "image" else sum(picture.rows for picture in pictures)
         seconds = calls * self._costs.predict_s(kind, pictures[0].size, rows)
         self.scheduler.charge(pictures, seconds)
         self._at += seconds
         return seconds
 
+    def _encode_images(self, pictures: list[Picture]) -> float:
+        images = [p for p in unread(pictures) if id(p.spec.source) not in self._read]
+        self._read |= {id(picture.spec.source) for picture in images}
+        return sum(self._spend("image", [picture]) for picture in images)
+
     def _started(self, pictures: list[Picture], seconds: float) -> None:
         for picture in pictures:
             group = self._groups.setdefault(picture.size, picture.size)
-            steps = picture.spec.parameters.steps
+            steps = picture.spec.parameters.drawn_steps
             picture.sample = Sample(picture.spec, group, steps, picture.rows)
             self._begins(picture, self._at)
         self._at += seconds

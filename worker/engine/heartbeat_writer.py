@@ -36,11 +36,18 @@ class HeartbeatWriter:
         self._heartbeat.enter(Phase.COMPILE, allowance_s)
         self.activity = Activity(Phase.COMPILE, time.monotonic(), allowance_s)
 
-    def enter(self, phase: Phase, pictures: Sequence[Picture], allowance_s: float) -> Hashable:
+    def enter(
+        self,
+        phase: Phase,
+        pictures: Sequence[Picture],
+        allowance_s: float,
+        kind: str | None = None,
+    ) -> Hashable:
         """``phase`` begins for ``pictures`` and may last ``allowance_s``, or as many times as long
-        as one of their requests is granted; its shape."""
+        as one of their requests is granted; its shape. ``kind``: of the call, where its phase does
+        not tell."""
         rows = sum(picture.rows for picture in pictures)
-        shape = _shape(phase, pictures, rows)
+        shape = _shape(phase, pictures, rows, kind)
         if self._compiles and shape not in self._seen:
             phase, allowance_s = Phase.COMPILE, max(allowance_s, self._limits.compile_allowance_s)
         requests = [entry.request for entry in dict.fromkeys(p.entry for p in pictures)]
@@ -67,7 +74,11 @@ class HeartbeatWriter:
         return typical
 
 
-def _shape(phase: Phase, pictures: Sequence[Picture], rows: int) -> Hashable:
+def _shape(
+    phase: Phase, pictures: Sequence[Picture], rows: int, kind: str | None = None
+) -> Hashable:
+    if kind == "image":  # encoded one by one
+        return kind, pictures[0].size
     if phase is Phase.ENCODE:  # of any text: only the first call of all sets the device up
         return phase
     return phase, pictures[0].sample and pictures[0].sample.group, rows

@@ -59,12 +59,24 @@ class Picture:
         return self.sample.rows if self.sample else self._expected_rows
 
     @property
+    def unread(self) -> bool:
+        """The picture that it goes on from is to be encoded yet."""
+        source = self.spec.source
+        return self.sample is None and source is not None and source.encoded is None
+
+    @property
     def steps_done(self) -> int:
         return self.sample.step_index if self.sample else 0
 
     @property
     def steps_left(self) -> int:
-        return (self.sample.steps if self.sample else self.spec.parameters.steps) - self.steps_done
+        steps = self.sample.steps if self.sample else self.spec.parameters.drawn_steps
+        return steps - self.steps_done
+
+
+def unread(pictures: Iterable[Picture]) -> list[Picture]:
+    """The first of ``pictures`` for each picture that is to be encoded: some share theirs."""
+    return list({id(p.spec.source): p for p in reversed([*pictures]) if p.unread}.values())[::-1]
 
 
 def expected_rows(parameters: Parameters) -> int:

@@ -154,7 +154,7 @@ class Scheduler:
 
     def _quantum(self, firsts: Iterable[Picture]) -> float:
         drawn_s = self.costs.drawing_s
-        cheapest_s = min(drawn_s(p.size, p.rows, p.spec.parameters.steps) for p in firsts)
+        cheapest_s = min(drawn_s(p.size, p.rows, p.spec.parameters.drawn_steps) for p in firsts)
         return max(self._quantum_s, _WHOLE * cheapest_s)
 
     def _rank(self, picture: Picture) -> Rank:

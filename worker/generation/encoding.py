@@ -60,8 +60,9 @@ class Encoding:
     def _finish(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
         output = self._generation.output
         try:
+            source = drawn.spec.source
             picture = self._encoders.encoded(
-                drawn.pixels,
+                drawn.pixels if source is None else source.pasted(drawn.pixels),
                 output.format,
                 output.quality,
                 parameters_text(drawn.spec, self._model),

@@ -44,9 +44,15 @@ def parameters_text(spec: DrawSpec, model: str) -> str:
         lines.append(f"Negative prompt: {how.negative_prompt}")
     lines.append(
         f"Steps: {how.steps}, CFG scale: {how.guidance_scale:g}, Seed: {spec.seed}, "
-        f"Size: {how.size_text}, {_later(how)}Model: {model}"
+        f"Size: {how.size_text}, {_later(how)}{_source(spec)}Model: {model}"
     )
     return "\n".join(lines)
+
+
+def _source(spec: DrawSpec) -> str:
+    digests = {} if spec.source is None else spec.source.digests
+    names = {"image_sha256": "Image SHA-256", "mask_sha256": "Mask SHA-256"}
+    return "".join(f"{names[name]}: {digest}, " for name, digest in digests.items())
 
 
 def _later(how: Parameters) -> str:

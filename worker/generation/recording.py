@@ -183,7 +183,7 @@ class Recording:
             self._components.model,
             how.width,
             how.height,
-            megapixels * how.steps,
+            megapixels * how.drawn_steps,
             0.0 if drawn is None else round(drawn.device_s, 6),
             queue_s,
         )

@@ -102,4 +102,4 @@ def _open(job: Job) -> int:
 
 def _picture_s(engine: Engine, job: Job) -> float:
     how = job.parameters
-    return engine.picture_s(how.size, expected_rows(how), how.steps)
+    return engine.picture_s(how.size, expected_rows(how), how.drawn_steps)

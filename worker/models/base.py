@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from worker.errors import InvalidRequest
 from worker.models.prompt_limit import PromptLimit
 from worker.types import DrawSpec, Pixels
 
@@ -32,6 +33,7 @@ class ModelInfo:
     prompt_limit: PromptLimit | None = field(default=None, compare=False)  # None: not known
     architecture: str = ""  # digest of what its layers are; "": unknown
     exchange_bytes: int = 0  # of the device's memory, through which several devices draw together
+    edits: bool = False  # draws from pictures, too
 
 
 @dataclass(eq=False)
@@ -40,6 +42,7 @@ class Sample:
 
     Only samples of equal ``group`` may share a ``step``. ``step_index`` counts finished steps;
     a pipeline changes it, and nothing else in a sample, only when the whole step has succeeded.
+    ``steps`` are those that are done: with a picture to go on from, the last of the schedule.
     """
 
     spec: DrawSpec
@@ -62,6 +65,22 @@ def check_prompts(spec: DrawSpec, info: ModelInfo) -> None:
             info.prompt_limit.check(name, text)
 
 
+def check_source(spec: DrawSpec, info: ModelInfo) -> None:
+    """Raise ``InvalidRequest`` where the model cannot draw from the picture of ``spec`` so."""
+    how = spec.parameters
+    if spec.source is None:
+        if how.strength != 1.0:
+            message = "strength: it says how far to leave a picture: send one, or leave it out."
+            raise InvalidRequest(message, param="strength")
+        return
+    if not info.edits:
+        message = "image: this model draws from text alone; ask for a drawing without a picture."
+        raise InvalidRequest(message, param="image")
+    if how.drawn_steps < 1:
+        message = f"strength: {how.strength:g} leaves the picture as it is: use more, up to 1."
+        raise InvalidRequest(message, param="strength")
+
+
 class Pipeline(Protocol):
     """A loaded model. All calls come from one thread and may raise any exception.
 
@@ -76,6 +95,9 @@ class Pipeline(Protocol):
 
         Called on the event loop: must not block nor touch the device.
         """
+
+    def encode_image(self, spec: DrawSpec) -> None:
+        """Encode the picture that ``spec`` goes on from, once for all that do: before ``start``."""
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         """Encode prompts and draw noise; one sample for each spec, in order."""

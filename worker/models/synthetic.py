@@ -7,7 +7,8 @@ this request drew this picture. A step takes ``step_ms``, ``row_ms`` for each ro
 ``megapixel_ms`` for each megapixel of all rows; text and decode take ``encode_ms`` and
 ``decode_ms`` a picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
 has the size of a photograph's. ``max_tokens=20`` refuses longer prompts; a token is a word.
-Samples are independent: batches equal solo runs bit by bit.
+Samples are independent: batches equal solo runs bit by bit. A picture to go on from takes
+``image_ms`` to encode, and shows through: the colour is laid over it as thickly as ``strength``.
 
 Prompts that begin with ``fault:`` misbehave on purpose, in their second step: ``fault:exit`` ends
 the process, ``fault:hang`` never returns, ``fault:error`` raises, ``fault:memory`` is out of
@@ -31,6 +32,7 @@ from worker.models.base import (
     OutOfMemory,
     Sample,
     check_prompts,
+    check_source,
 )
 from worker.models.prompt_limit import PromptLimit
 from worker.types import DrawSpec, Pixels
@@ -40,6 +42,7 @@ _DEFAULTS = {
     "row_ms": 0.0,
     "megapixel_ms": 0.0,
     "encode_ms": 0.0,
+    "image_ms": 0.0,
     "decode_ms": 0.0,
     "load_ms": 0.0,
     "noise": 0.0,
@@ -75,17 +78,24 @@ class SyntheticPipeline:
             side_multiple=16,
             min_side=64,
             stepwise=True,
+            edits=True,
             prompt_limit=_words_limit(int(self.options["max_tokens"])),
         )
         time.sleep(self.options["load_ms"] / 1000)
 
     def check(self, spec: DrawSpec) -> None:
         check_prompts(spec, self.info)
+        check_source(spec, self.info)
+
+    def encode_image(self, spec: DrawSpec) -> None:
+        assert spec.source is not None, "nothing to encode"
+        _sleep_ms(self.options["image_ms"])
+        spec.source.take(spec.source.pixels)
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         _sleep_ms(self.options["encode_ms"] * len(specs))
         return [
-            Sample(spec, how.size[::-1], how.steps, rows=2 if how.guidance_scale > 1 else 1)
+            Sample(spec, how.size[::-1], how.drawn_steps, rows=2 if how.guidance_scale > 1 else 1)
             for spec, how in ((spec, spec.parameters) for spec in specs)
         ]
 
@@ -124,6 +134,10 @@ class SyntheticPipeline:
         else:
             pixels = np.empty(shape, np.uint8)
             pixels[:] = np.frombuffer(hashlib.sha256(text).digest()[:3], np.uint8)
+        if spec.source is not None:
+            under = np.asarray(spec.source.encoded, np.uint8)
+            over = round(how.strength * 255)
+            pixels = ((pixels.astype(np.uint16) * over + under * (255 - over)) // 255).astype("u1")
         row = np.zeros(how.width * 3, np.uint8)
         spelled = np.frombuffer(text, np.uint8)[: row.size - 1]
         row[: spelled.size] = spelled

@@ -12,7 +12,7 @@ import torch
 
 from worker.errors import InvalidRequest
 from worker.models.acceleration.determinism import fixed_kernels
-from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts
+from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts, check_source
 from worker.models.faults import translate
 from worker.models.loading.folder import ModelLoadError
 from worker.models.sizes import check_sides
@@ -64,10 +64,14 @@ class WholeCall:
         """Sides must be multiples of what the model asks for, and the fields known to it."""
         check_sides(spec, self.info)
         check_prompts(spec, self.info)
+        check_source(spec, self.info)
         if spec.parameters.negative_prompt and "negative_prompt" not in self._accepted:
             raise InvalidRequest("This model takes no negative prompt.", param="negative_prompt")
         if spec.parameters.guidance_scale and not self._guided:
             raise InvalidRequest("This model takes no guidance.", param="guidance_scale")
+
+    def encode_image(self, spec: DrawSpec) -> None:
+        raise AssertionError("check refuses pictures")
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         return [WholeSample(spec, _group(spec), spec.parameters.steps) for spec in specs]

@@ -271,6 +271,8 @@ def line_of(entry: Entry | Note, rules: Rules) -> str:
 def _asked(spec: "DrawSpec", rules: Rules) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     others: dict[str, Any] = {"seed": spec.seed}
+    if spec.source is not None:
+        others |= spec.source.digests
     for name, value in {"prompt": spec.prompt, **spec.parameters.normalised()}.items():
         if not isinstance(value, str):
             others[name] = value

@@ -64,7 +64,7 @@ class StoredImage:
     @classmethod
     def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
         """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
-        return cls(**vars(spec), **rest)
+        return cls(prompt=spec.prompt, seed=spec.seed, parameters=spec.parameters, **rest)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 
 from worker.engine.costs import Costs
@@ -18,7 +19,7 @@ from worker.engine.request import Drawn, DrawRequest, Event
 from worker.errors import ZimageError
 from worker.models.base import OnInnerStep, Sample
 from worker.models.synthetic import SyntheticPipeline, text_of
-from worker.types import DrawSpec, Parameters
+from worker.types import DrawSpec, Parameters, SourceImage
 
 PATIENCE_S = 30.0
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
@@ -33,6 +34,13 @@ Hook = Callable[[list[str]], object]
 def spec(prompt: str = "a cat", **fields: Any) -> DrawSpec:
     seed = fields.pop("seed", 7)
     return DrawSpec(prompt, seed, replace(Parameters(128, 128, steps=4), **fields))
+
+
+def edit(prompt: str = "a cat", strength: float = 0.5, **fields: Any) -> DrawSpec:
+    """From a black picture."""
+    wanted = spec(prompt, strength=strength, **fields)
+    how = wanted.parameters
+    return replace(wanted, source=SourceImage("", np.zeros((how.height, how.width, 3), np.uint8)))
 
 
 def request(*prompts: str, arrived_at: float | None = None, **fields: Any) -> DrawRequest:
@@ -73,6 +81,10 @@ class GatedPipeline(SyntheticPipeline):
 
     def prompts(self, name: str) -> list[list[str]]:
         return [prompts for call, prompts in self.calls if call == name]
+
+    def encode_image(self, spec: DrawSpec) -> None:
+        self._called("image", [spec.prompt])
+        super().encode_image(spec)
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         self._called("start", [each.prompt for each in specs])

@@ -43,7 +43,7 @@ IGNORED = tuple(name for name in _OPENAIS if name not in FIELDS)
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 
-SAID = tuple(name for name in FIELDS if name not in ("width", "height"))
+SAID = tuple(n for n in FIELDS if n not in ("width", "height") and not FIELDS[n].about.edits)
 """Parameters that requests say by their names; the sides are ``size``."""
 
 

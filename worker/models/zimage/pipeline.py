@@ -17,7 +17,7 @@ import torch
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.acceleration.graphs import Graphs
-from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts
+from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts, check_source
 from worker.models.faults import translate
 from worker.models.memory import room_of
 from worker.models.parallel.split import Lead
@@ -25,6 +25,7 @@ from worker.models.parallel.team import Team
 from worker.models.sizes import check_sides
 from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer
+from worker.models.zimage.image_latents import Encoded, ImageEncoder, Kept, cells_drawn, noised
 from worker.models.zimage.latent_preview import LatentPreview
 from worker.models.zimage.prompt_embeddings import PromptEncoder, bucket
 from worker.models.zimage.schedule import Schedule, schedule_of
@@ -40,13 +41,14 @@ class ZImageSample(Sample):
     """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
 
     ``captions``, from a ``PromptEncoder``: the prompt's and, of a guided sample, the negative
-    prompt's.
+    prompt's. ``kept``: what a mask keeps of the picture that it goes on from.
     """
 
     schedule: Schedule
     captions: tuple[torch.Tensor, ...]
     latents: torch.Tensor
     velocity: torch.Tensor | None = None
+    kept: Kept | None = None
 
 
 class ZImageStepwise:
@@ -74,6 +76,7 @@ class ZImageStepwise:
         self._transformer: Transformer = self._lead or dense
         self._captions = PromptEncoder(pipeline, dense, graphs)
         self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
+        self._encode = ImageEncoder(pipeline.vae)
         self._latent_preview = LatentPreview(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
         self.info = replace(
@@ -85,6 +88,7 @@ class ZImageStepwise:
             compiles=plan.kernels or plan.graphs,
             architecture=_architecture(pipeline),
             exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
+            edits=True,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -93,13 +97,26 @@ class ZImageStepwise:
         short enough to be read whole."""
         check_sides(spec, self.info, self._max_side)
         check_prompts(spec, self.info)
+        check_source(spec, self.info)
+
+    @translate
+    @torch.no_grad()
+    def encode_image(self, spec: DrawSpec) -> None:
+        source = spec.source
+        assert source is not None, "nothing to encode"
+        assert source.pixels is not None, "it is encoded"
+        with fixed_kernels(spec.parameters.reproducible):
+            encoded = self._encode(source.pixels)
+        self._synchronise()
+        source.take(encoded)
 
     @translate
     @torch.no_grad()
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
         captions = iter(self._captions([text for spec in specs for text in _texts(spec)]))
-        noises = [self._noise(spec) for spec in specs]  # while the device encodes
-        return [self._started(spec, captions, n) for spec, n in zip(specs, noises, strict=True)]
+        # while the device encodes
+        begins = [self._begin(spec) for spec in specs]
+        return [self._started(spec, captions, b) for spec, b in zip(specs, begins, strict=True)]
 
     @translate
     @torch.no_grad()
@@ -132,9 +149,10 @@ class ZImageStepwise:
         (ours,) = _ours([sample])
         if ours.velocity is None:
             return None
-        return self._latent_preview(
-            ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity
-        )
+        latents = ours.latents - ours.schedule.sigmas[ours.step_index] * ours.velocity
+        if ours.kept:
+            latents = torch.where(ours.kept.drawn, latents, ours.kept.image)
+        return self._latent_preview(latents)
 
     def caption_lookups(self) -> tuple[int, int] | None:
         return self._captions.hits, self._captions.misses
@@ -142,28 +160,45 @@ class ZImageStepwise:
     def close(self) -> None:
         if self._lead:
             self._lead.close()
-        del self._pipeline, self._lead, self._transformer, self._captions, self._decode
+        del self._pipeline, self._lead, self._transformer, self._captions
+        del self._decode, self._encode
         gc.collect()
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
     def _started(
-        self, spec: DrawSpec, following: Iterator[torch.Tensor], noise: torch.Tensor
+        self, spec: DrawSpec, following: Iterator[torch.Tensor], begin: "_Begin"
     ) -> ZImageSample:
         captions = tuple(itertools.islice(following, len(_texts(spec))))
-        latents = noise.to(self._device)
-        image_tokens = (latents.shape[1] // 2) * (latents.shape[2] // 2)
+        noise, image, how = begin.noise.to(self._device), begin.image, spec.parameters
+        image_tokens = (noise.shape[1] // 2) * (noise.shape[2] // 2)
+        schedule = schedule_of(self._scheduler, how.steps, image_tokens).after(how.first_step)
         return ZImageSample(
             spec,
             _group(spec, captions),
-            spec.parameters.steps,
+            how.drawn_steps,
             rows=len(captions),
-            schedule=schedule_of(self._scheduler, spec.parameters.steps, image_tokens),
+            schedule=schedule,
             captions=captions,
-            latents=latents,
+            latents=noise if image is None else noised(image, noise, schedule.sigmas[0]),
+            kept=None if image is None else self._kept(spec, image, noise),
         )
 
-    def _noise(self, spec: DrawSpec) -> torch.Tensor:
-        """On the CPU, in fp32: the same for every device."""
+    def _kept(self, spec: DrawSpec, image: torch.Tensor, noise: torch.Tensor) -> Kept | None:
+        assert spec.source is not None, "the image comes from it"
+        mask = spec.source.mask
+        return None if mask is None else Kept(image, noise, cells_drawn(mask, self._device))
+
+    def _begin(self, spec: DrawSpec) -> "_Begin":
+        """What the seed of ``spec`` says. On the CPU, in fp32: the same for every device."""
+        seed = torch.Generator("cpu").manual_seed(spec.seed)
+        if spec.source is None:
+            return _Begin(self._noise(spec, seed))
+        encoded = spec.source.encoded
+        assert isinstance(encoded, Encoded), "encode_image comes first"
+        image = self._encode.latents(encoded, seed)
+        return _Begin(self._noise(spec, seed), image)
+
+    def _noise(self, spec: DrawSpec, seed: torch.Generator) -> torch.Tensor:
         noise: torch.Tensor = self._pipeline.prepare_latents(
             1,
             self._pipeline.transformer.in_channels,
@@ -171,7 +206,7 @@ class ZImageStepwise:
             spec.parameters.width,
             torch.float32,
             "cpu",
-            torch.Generator("cpu").manual_seed(spec.seed),
+            seed,
         )
         return noise[0]
 
@@ -182,7 +217,8 @@ class ZImageStepwise:
         deltas = self._column([sample.schedule.delta(sample.step_index) for sample in samples])
         velocities = self._velocities(samples)
         latents = torch.stack([sample.latents for sample in samples]) + deltas * velocities
-        return list(zip(samples, latents.unbind(), velocities.unbind(), strict=True))
+        kept = [_with_kept(s, each) for s, each in zip(samples, latents.unbind(), strict=True)]
+        return list(zip(samples, kept, velocities.unbind(), strict=True))
 
     def _velocities(self, samples: Sequence[ZImageSample]) -> torch.Tensor:
         """samples × channels × height / 8 × width / 8, fp32."""
@@ -233,6 +269,21 @@ def _dense(
         ways=optimisations.ways(plan),
         backend=plan.backend,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Begin:
+    """``image``: of what it goes on from."""
+
+    noise: torch.Tensor
+    image: torch.Tensor | None = None
+
+
+def _with_kept(sample: ZImageSample, latents: torch.Tensor) -> torch.Tensor:
+    """``latents`` after the step that ``sample`` is in, with what its mask keeps."""
+    if sample.kept is None:
+        return latents
+    return sample.kept.blended(latents, sample.schedule.sigmas[sample.step_index + 1])
 
 
 def _texts(spec: DrawSpec) -> list[str]:

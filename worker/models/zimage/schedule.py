@@ -19,6 +19,10 @@ class Schedule:
     sigmas: torch.Tensor
     times: torch.Tensor
 
+    def after(self, step: int) -> "Schedule":
+        """From ``step`` on."""
+        return Schedule(self.sigmas[step:], self.times[step:])
+
     def delta(self, step: int) -> torch.Tensor:
         """How far ``step`` goes along the velocity; negative, for sigma falls."""
         return self.sigmas[step + 1] - self.sigmas[step]

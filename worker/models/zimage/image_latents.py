@@ -1,0 +1,71 @@
+"""From pixels to latents: pictures that a drawing goes on from, and what of them stays.
+
+As ``ZImageImg2ImgPipeline`` and ``ZImageInpaintPipeline`` do it, sample by sample. The noise is
+fp32 from a CPU generator, as that of every drawing is.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.types import Mask, Pixels
+
+_CELL = 8  # pixels to a side of a latent
+_HALF = 128  # of 255: from there on a cell is drawn anew
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the encoder says of a picture: a distribution, from which each seed takes its own
+    latents. 1 × channels × height / 8 × width / 8 each, fp32, on the device."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What of a sample stays: where ``drawn`` (height / 8 × width / 8) is False, its latents are
+    those of the ``image``, with as much of its own ``noise`` as belongs to the step."""
+
+    image: torch.Tensor
+    noise: torch.Tensor
+    drawn: torch.Tensor
+
+    def blended(self, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """``latents`` at noise level ``sigma`` with what stays put in."""
+        return torch.where(self.drawn, latents, noised(self.image, self.noise, sigma))
+
+
+class ImageEncoder:
+    """Encodes one picture at a time: the peak of memory does not grow with the batch, and the
+    latents do not depend on it."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def __call__(self, pixels: Pixels) -> Encoded:
+        values = torch.from_numpy(pixels.copy()).to(self._vae.device)
+        image = values.permute(2, 0, 1)[None].float() / 255
+        image = (2 * image - 1).to(self._vae.dtype)
+        found = self._vae.encode(image).latent_dist
+        return Encoded(found.mean.float(), found.std.float())
+
+    def latents(self, encoded: Encoded, seed: torch.Generator) -> torch.Tensor:
+        """channels × height / 8 × width / 8, fp32; takes from ``seed`` what comes before noise."""
+        mean, config = encoded.mean, self._vae.config
+        chance = torch.randn(mean.shape, generator=seed, dtype=torch.float32)
+        sample = mean + encoded.deviation * chance.to(mean.device)
+        latents: torch.Tensor = (sample - config.shift_factor) * config.scaling_factor
+        return latents[0]
+
+
+def noised(image: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """``image`` at noise level ``sigma``, from 1 (nothing but noise) down to 0."""
+    return sigma * noise + (1.0 - sigma) * image
+
+
+def cells_drawn(mask: Mask, device: torch.device) -> torch.Tensor:
+    """Which latents a mask gives away, by the first pixel of each, as diffusers does it."""
+    return torch.from_numpy(mask[::_CELL, ::_CELL] >= _HALF).to(device)
