@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -41,9 +41,9 @@ def shown(cluster: str, hosts: Sequence[Host], now: float, width: int) -> Render
     there = [host for host in hosts if _is_there(host, now)]
     parts: list[RenderableType] = [_headline(cluster, there, now)]
     parts.append(Padding(_table(there, now, width - 2), (1, 0, 0, 2)))
-    notes = [note for host in there if (note := _note(host, now))]
-    if notes:
-        parts.append(Padding(Group(*notes), (1, 0, 0, 2)))
+    notes = _notes(there, now)
+    if notes.row_count:
+        parts.append(Padding(notes, (1, 0, 0, 2)))
     return Group(*parts)
 
 
@@ -126,24 +126,38 @@ def _skew(skew_s: float) -> RenderableType:
     return Text(text, colour if abs(skew_s) > _WARN_SKEW_S else "")
 
 
-def _note(host: Host, now: float) -> Text | None:
+def _notes(hosts: Sequence[Host], now: float) -> Table:
+    """What a person should know of each, under one another however long it is."""
+    notes = Table.grid(padding=(0, 2, 0, 0))
+    notes.add_column(no_wrap=True)
+    notes.add_column(overflow="fold")
+    for host in hosts:
+        for text in _told_of(host, now):
+            notes.add_row(Text(host["id"], "bold"), Text(text, "yellow"))
+    return notes
+
+
+def _told_of(host: Host, now: float) -> Iterator[str]:
     """What somebody wanted of it, or what nobody can have wanted."""
     state = state_of(host, now)
-    why = f": {host['wanted_reason']}" if host["wanted_reason"] else ""
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(host["wanted_at"]))
     if host["facts"].get("twin"):
-        text = f"{host['id']}: two machines write under this name; give one another cluster.host"
-    elif state == "removed":
-        text = f"{host['id']} was removed and still writes: zimage down there"
+        yield "two machines write under this name; give one another cluster.host"
+    if state == "removed":
+        yield "was removed and still writes: zimage down there"
     elif host["wanted"] == "out":
-        text = f"{host['id']} is wanted out since {since}{why}"
-    elif state == "lost":
-        text = f"{host['id']}: no front hears it, last row {output.span(now - host['at'])} ago"
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(host["wanted_at"]))
+        why = f": {host['wanted_reason']}" if host["wanted_reason"] else ""
+        yield f"is wanted out since {since}{why}"
+    if state == "lost":
+        yield f"no front hears it, last row {output.span(now - host['at'])} ago"
     elif state == "silent":
-        text = f"{host['id']} writes nothing: zimage status there"
-    else:
-        return None
-    return Text(text, "yellow", overflow="fold")
+        yield "writes nothing: zimage status there"
+    elif abs(host["skew_s"]) > _WARN_SKEW_S:
+        way = "ahead of" if host["skew_s"] > 0 else "behind"
+        yield f"its clock is {way} the database's: let chrony or systemd-timesyncd set it"
+    upgrade = host["facts"].get("upgrade", {})
+    if upgrade.get("state") == "failed" and upgrade["version"] != host["version"]:
+        yield f"did not take {upgrade['version']}: var/logs/upgrade.log there says why"
 
 
 def _usual_version(hosts: Sequence[Host]) -> str:

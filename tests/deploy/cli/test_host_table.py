@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import asdict
 
 import pytest
@@ -49,12 +50,24 @@ def test_a_line_says_what_draws_and_notes_what_a_person_should_know(
 ) -> None:
     text = shown(HOSTS, 120, monkeypatch)
     assert "studio  5 hosts, 2 fronts  workers 3 of 10  zimage 1.0.0" in text
-    assert "gpu-3 is wanted out since" in text
-    assert "new cards (anna)" in text
-    assert "gpu-4: no front hears it, last row 47 s ago" in text
-    assert "gpu-5 writes nothing" in text
-    assert "stubborn was removed and still writes" in text
+    notes = re.findall(r"^  ([\w-]+) +(is|no|writes|was|its) (.+?) *$", text, re.M)
+    told = {name: f"{verb} {rest}" for name, verb, rest in notes}
+    assert told["gpu-3"].startswith("is wanted out since")
+    assert told["gpu-3"].endswith("new cards (anna)")
+    assert told["gpu-4"] == "no front hears it, last row 47 s ago"
+    assert told["gpu-5"].startswith("writes nothing")
+    assert told["stubborn"].startswith("was removed and still writes")
     assert "gone" not in text
+
+
+def test_a_wrong_clock_and_an_upgrade_that_failed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"upgrade": {"state": "failed", "version": "1.2.0"}}
+    hosts = [host("a", skew_s=300.0), host("b", skew_s=-2.0), host("c", facts=failed)]
+    text = shown(hosts, 100, monkeypatch)
+    assert "a  its clock is ahead of the database's" in text
+    assert "b  its clock is behind the database's" in text
+    assert "c  did not take 1.2.0: var/logs/upgrade.log there says why" in text
+    assert "did not take" not in shown([host("c", facts=failed, version="1.2.0")], 100, monkeypatch)
 
 
 def test_it_fits_a_narrow_terminal_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +81,7 @@ def test_it_fits_a_narrow_terminal_without_addresses(monkeypatch: pytest.MonkeyP
 
 def test_two_machines_of_one_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown([host("a", facts={"twin": True})], 80, monkeypatch)
-    assert "a: two machines write under this name" in text
+    assert "a  two machines write under this name" in text
 
 
 def test_versions_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
