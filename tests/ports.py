@@ -4,13 +4,14 @@ Below those that Linux gives to clients (32,768 and up), so that no connection t
 choice and its use; each once in a process, which has a range for itself while it lives.
 """
 
-import fcntl
 import itertools
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from worker.file_lock import try_lock
 
 _FIRST, _RANGES, _PORTS = 10_000, 22, 1000
 
@@ -25,11 +26,9 @@ def _own_range() -> int:
     for number in range(_RANGES):
         path = Path(tempfile.gettempdir(), f"zimage-test-ports-{os.getuid()}-{number}")
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(lock):
             return number
-        except BlockingIOError:
-            os.close(lock)
+        os.close(lock)
     raise OSError(f"{_RANGES} processes test here already: no ports are left for another")
 
 

@@ -1,12 +1,13 @@
 """The listening socket of a worker and the lock that says whose it is."""
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from worker.file_lock import try_lock
 
 BACKLOG = 1024
 _POLL_S = 0.05
@@ -35,7 +36,7 @@ def listen(path: Path, lock: Path, wait_s: float) -> socket.socket:
 
 def _acquire(lock: Path, deadline: float) -> None:
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    while not _try_lock(fd):
+    while not try_lock(fd):
         if time.monotonic() > deadline:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(fd)
@@ -46,14 +47,6 @@ def _acquire(lock: Path, deadline: float) -> None:
         time.sleep(_POLL_S)
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _bind(path: Path) -> socket.socket:

@@ -1,7 +1,6 @@
 """``python -m deploy.guard <guard.json>``."""
 
 import asyncio
-import fcntl
 import logging
 import signal
 import sys
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 from deploy.guard.guard import Guard
 from deploy.guard.journal import log_to_stdout
 from deploy.guard.settings import GuardSettings, load
+from worker.file_lock import try_lock
 
 _log = logging.getLogger("guard")
 
@@ -54,10 +54,7 @@ def _only_guard(lock: Path, settings_path: Path) -> IO[str]:
     """Wait for a predecessor whose supervisord died: two guards would fight over the gates."""
     file = lock.open("w", encoding="utf-8")
     waited = False
-    while settings_path.exists():
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+    while settings_path.exists() and not try_lock(file):
         if not waited:
             _log.warning("another guard holds %s: waiting for its end", lock)
         waited = True

@@ -1,6 +1,5 @@
 """One command at a time changes a cell, and the others are told which one it is."""
 
-import fcntl
 import json
 import os
 import time
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from worker.file_lock import try_lock
 
 
 class Held(Exception):
@@ -18,10 +19,8 @@ class Held(Exception):
 def exclusive(path: Path, doing: str, user: str) -> Iterator[None]:
     """Hold the lock ``path`` for what ``user`` typed; it goes with its process, however it ends."""
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Held(_holder(file)) from None
+        if not try_lock(file):
+            raise Held(_holder(file))
         said = {"doing": doing, "user": user, "pid": os.getpid(), "since": time.time()}
         _write(file, json.dumps(said))
         try:

@@ -4,7 +4,6 @@ Only what a ``Network`` made is ever touched, and all of it is gone with it. Nee
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from worker.file_lock import try_lock
 
 _BRIDGE = "zi-bridge"
 _ROOT_LINK = "zi-root"
@@ -156,10 +157,8 @@ def network(*names: str) -> Iterator[Network]:
     there can be none."""
     _check()
     with _LOCK.open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NoNetwork("another proof has its network here; wait for its end") from None
+        if not try_lock(lock):
+            raise NoNetwork("another proof has its network here; wait for its end")
         made = Network(names)
         made.end()  # what a killed one has left
         try:

@@ -1,7 +1,6 @@
 """Faults of one worker process. Each is a context: injected on entry, undone on exit."""
 
 import contextlib
-import fcntl
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
 from loadtest.waiting import until
 from worker.coordination.heartbeat import DRAWING, Phase
+from worker.file_lock import try_lock
 
 Undo = Callable[[], None]
 _WAIT_S = 30.0
@@ -111,7 +111,7 @@ def dies_in_warm_up(cell: Cell, worker: str, times: int = 2) -> Iterator[None]:
 def crash_loop(cell: Cell, worker: str) -> Iterator[None]:
     """Every new process of ``worker`` fails to start while this holds its lock."""
     with cell.layout.lock(worker).open("a") as lock:
-        while not _locked(lock.fileno()):
+        while not try_lock(lock):
             # A successor may have been quicker than we were: then it goes too.
             kill(cell, worker)
             time.sleep(0.005)
@@ -203,14 +203,6 @@ def _succeeded(cell: Cell, worker: str, before: int) -> bool:
     with contextlib.suppress(LookupError):
         return cell.pid(worker) != before
     return False
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _send(pid: int, number: signal.Signals) -> None:

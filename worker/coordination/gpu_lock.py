@@ -5,7 +5,6 @@ together each see the room that only one of them can have.
 """
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from worker import log
 from worker.bounds import GIB
+from worker.file_lock import try_lock
 from worker.settings import Settings
 
 _POLL_S = 0.5
@@ -40,7 +40,7 @@ def card(settings: Settings, free_bytes: FreeBytes | None = None, rank: int = 0)
     deadline = time.monotonic() + settings.load_allowance_s
     path = settings.run_dir / f"card-{device.replace('/', '-')}.lock"
     with path.open("a") as lock:
-        _wait(lambda: _locked(lock.fileno()), deadline, f"another worker to load ({path})")
+        _wait(lambda: try_lock(lock), deadline, f"another worker to load ({path})")
         if settings.vram_limit_gib is not None:
             measure = free_bytes or (lambda: _free_bytes(torch_device(device, rank)))
             wanted = int(settings.vram_limit_gib * GIB)
@@ -61,14 +61,6 @@ def _wait(done: Callable[[], bool], deadline: float, what: str) -> None:
             log.event("waiting for the card", what=what, left_s=round(deadline - now, 1))
             report_at = now + _REPORT_S
         time.sleep(_POLL_S)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _free_bytes(device: str) -> int:

@@ -7,7 +7,7 @@ kernel frees it with the process. ``<var_dir>/quota/<key>``: how many pictures o
 """
 
 import asyncio
-import fcntl
+import errno
 import functools
 import hashlib
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from worker import log
 from worker.errors import LimitReached
+from worker.file_lock import try_lock
 from worker.storage.keys import Key
 from worker.types import Parameters
 
@@ -125,12 +126,9 @@ class Quotas:
         self._slots.mkdir(mode=0o700, exist_ok=True)
         for k in range(slots):
             fd = os.open(self._slots / f"{id}.{k}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                continue
-            return fd
+            if try_lock(fd):
+                return fd
+            os.close(fd)
         raise _AllTaken
 
     # In a day
@@ -283,15 +281,10 @@ class _Count:
 def _lock(fd: int) -> None:
     """Wait for the file's lock, but not for ever: its holder may be stopped."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_S)
-        else:
-            return
+    while not try_lock(fd):
+        if time.monotonic() > deadline:
+            raise BlockingIOError(errno.EAGAIN, "locked by another")
+        time.sleep(_POLL_S)
 
 
 def _place(k: int) -> int:

@@ -8,12 +8,10 @@ While the database is away each host knows its own strikes alone.
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import sqlalchemy as sa
 
@@ -21,6 +19,7 @@ from worker import log
 from worker.coordination.heartbeat import digest
 from worker.coordination.poison_requests import PoisonRequests
 from worker.errors import StoreAway
+from worker.file_lock import try_lock
 from worker.storage import strikes
 from worker.storage.database import Database, clock
 from worker.storage.outage import Outage
@@ -88,7 +87,7 @@ class SharedPoison(PoisonRequests):
         """For ever."""
         with (self._run_dir / "strikes.lock").open("a", encoding="utf-8") as lock:
             while True:
-                if _is_mine(lock):
+                if try_lock(lock):
                     await self._try_to_exchange()
                 await asyncio.sleep(_TELL_S)
 
@@ -144,12 +143,3 @@ class SharedPoison(PoisonRequests):
             path.touch()
             made_at = time.time() - max(0.0, now - row.at)
             os.utime(path, (made_at, made_at))
-
-
-def _is_mine(lock: IO[str]) -> bool:
-    """Whether this process is the one that tells; the kernel lets go of it with the process."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

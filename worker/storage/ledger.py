@@ -8,7 +8,6 @@ lock is free. Entering a line twice changes nothing.
 """
 
 import asyncio
-import fcntl
 import os
 import secrets
 import time
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 
 from worker import log
 from worker.errors import StoreAway
+from worker.file_lock import try_lock
 from worker.outbox import LoopOutbox
 from worker.storage import usage
 from worker.storage.database import Database, clock
@@ -124,7 +124,7 @@ class Ledger(LoopOutbox[bytes]):
             # Locked before it has its name: nobody may take it for a dead process's.
             fresh = self._path.with_suffix(".new")
             fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(fd)
             fresh.rename(self._path)
             self._fd = fd
         return self._fd
@@ -151,8 +151,9 @@ class Ledger(LoopOutbox[bytes]):
 
     async def _adopt(self, path: Path) -> None:
         """Enter the journal at ``path`` and delete it, if its process is gone."""
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if not try_lock(file):
+                return
             entered = 0
             while data := await asyncio.to_thread(os.pread, file.fileno(), _BATCH_BYTES, entered):
                 # Of a line that was cut off no answer was sent: it makes no sense, and is left out.

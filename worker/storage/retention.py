@@ -1,7 +1,6 @@
 """Which pictures go, and when: by age, by size, and files that no row names."""
 
 import asyncio
-import fcntl
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import IO
 import sqlalchemy as sa
 
 from worker import log
+from worker.file_lock import try_lock
 from worker.storage import gallery
 from worker.storage.database import Database, clock
 from worker.storage.gallery import StoredImage, images
@@ -218,9 +218,7 @@ def excess(
 def _take(lock: Path) -> IO[str] | None:
     """The lock, to be closed; None while another worker holds it."""
     file = lock.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    if try_lock(file):
+        return file
+    file.close()
+    return None

@@ -7,7 +7,9 @@ import contextlib
 import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+from worker.file_lock import try_lock
 from worker.storage.images import ImageStore, StoredFile, not_stored
 
 _ROOM_BYTES = 16 << 20
@@ -30,7 +32,7 @@ class Spool:
 
     def add(self, pictures: Sequence[tuple[str, bytes]]) -> None:
         """Take pictures, safe on the disk on return; ``StorageFailed`` where they do not fit."""
-        with self._locked("lock"):
+        with self._locked():
             self._require(sum(len(data) for _, data in pictures))
             self.pictures.save_all(pictures)
 
@@ -73,17 +75,15 @@ class Spool:
     @contextlib.contextmanager
     def draining(self) -> Iterator[bool]:
         """Whether it is this process's turn to bring things to the store."""
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(self._locked("drain.lock", fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with self._opened("drain.lock") as file:
+            yield try_lock(file)
 
     @contextlib.contextmanager
-    def _locked(self, name: str, flags: int = 0) -> Iterator[None]:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | flags)
+    def _locked(self) -> Iterator[None]:
+        with self._opened("lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _opened(self, name: str) -> IO[str]:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (self._folder / name).open("a", encoding="utf-8")

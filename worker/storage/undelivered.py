@@ -6,8 +6,6 @@ takes it, which one can, whichever worker that reaches. Names begin with their o
 ``MAX_OF_ONE``; the guard deletes what is older than ``UNDELIVERED_S``.
 """
 
-import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -19,6 +17,7 @@ from pathlib import Path
 import orjson
 
 from worker.bounds import UNDELIVERED_S
+from worker.file_lock import try_lock
 
 MAX_OF_ONE = 4
 MAX = 64
@@ -53,7 +52,7 @@ class Undelivered:
             return None
         path = self._folder / f"{name}.coming"
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if not _lock(fd, fcntl.LOCK_EX) or not _is_still(path, fd):
+        if not try_lock(fd) or not _is_still(path, fd):
             os.close(fd)
             return None
         os.utime(fd)
@@ -67,7 +66,7 @@ class Undelivered:
         except FileNotFoundError:
             return False
         try:
-            if _lock(fd, fcntl.LOCK_SH):  # who drew it has died
+            if try_lock(fd, shared=True):  # who drew it has died
                 path.unlink(missing_ok=True)
                 return False
             os.utime(fd)
@@ -120,13 +119,6 @@ class Held:
         if _is_still(self._path, self._fd):
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
-
-
-def _lock(fd: int, kind: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _is_still(path: Path, fd: int) -> bool:

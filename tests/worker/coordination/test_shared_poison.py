@@ -12,8 +12,9 @@ from tests.worker.processes import WorkerProcess, wait_until, worker
 from tests.worker.storage.test_jobs import Store
 from worker.coordination.heartbeat import Phase, digest
 from worker.coordination.poison_requests import PoisonRequests
-from worker.coordination.shared_poison import SharedPoison, _is_mine
+from worker.coordination.shared_poison import SharedPoison
 from worker.errors import Refused
+from worker.file_lock import try_lock
 from worker.storage import strikes
 from worker.storage.database import Database
 
@@ -79,10 +80,10 @@ async def test_new_requests_hear_of_it_soon_and_nobody_tells_it_back(
 
 def test_one_worker_of_a_host_tells(home: Path) -> None:
     with (home / "lock").open("a") as one, (home / "lock").open("a") as two:
-        assert _is_mine(one)
-        assert not _is_mine(two)
+        assert try_lock(one)
+        assert not try_lock(two)
         one.close()  # as when its process ends
-        assert _is_mine(two)
+        assert try_lock(two)
 
 
 async def test_what_is_forgotten_is_not_heard_of(shared_url: str, home: Path, dead: int) -> None:
