@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from deploy.config import ROOT
@@ -28,9 +29,12 @@ _FORKED.set_forkserver_preload(
         "alembic.script",
         "alembic.runtime.migration",
         "httpx",
+        "packaging.utils",
         "rich.live",
         "typer",
-        "worker.models.base",
+        "worker.models.loading.hub",
+        "worker.models.loading.sources",
+        "worker.storage.bucket_images",
     ]
 )
 _ONE_AT_A_TIME = threading.Lock()
@@ -38,35 +42,110 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def zimage(
-    arguments: tuple[str, ...], environment: Mapping[str, str], timeout_s: float
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+    timeout_s: float,
+    typed: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """What the command said. ``subprocess.TimeoutExpired`` where it had to be killed."""
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "stdout"), Path(folder, "stderr")
-        process = _FORKED.Process(target=_main, args=(arguments, dict(environment), *told))
-        with _ONE_AT_A_TIME:
-            process.start()
-        in_time = bool(connection.wait([process.sentinel], timeout_s))
-        if not in_time:
-            process.kill()
-        with _ONE_AT_A_TIME:
-            process.join()
-            code = process.exitcode
-            process.close()
-        said, complained = (
-            path.read_text(encoding="utf-8") if path.exists() else "" for path in told
+    """What the command said. ``subprocess.TimeoutExpired`` where it had to be killed.
+
+    ``typed``: its standard input.
+    """
+    with started(arguments, environment, typed) as command:
+        code = command.wait(timeout_s)
+        return subprocess.CompletedProcess(
+            command.words, code, command.said(), command.complained()
         )
-    if code is None or not in_time:
-        raise subprocess.TimeoutExpired(["zimage", *arguments], timeout_s, said, complained)
-    return subprocess.CompletedProcess(["zimage", *arguments], code, said, complained)
 
 
-def _main(arguments: tuple[str, ...], environment: dict[str, str], *told: Path) -> None:
+class Command:
+    """One that runs. It ends by itself or by a signal, and with the block of ``started``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        terminal: Path | None,
+    ) -> None:
+        self.words = ["zimage", *arguments]
+        self._told = folder / "stdout", folder / "stderr"
+        files = folder / "stdin", *([terminal] * 2 if terminal else self._told)
+        self._process: BaseProcess = _FORKED.Process(
+            target=_main, args=(arguments, dict(environment), *files)
+        )
+        with _ONE_AT_A_TIME:
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return not connection.wait([self._process.sentinel], 0)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code. ``subprocess.TimeoutExpired`` where it has not ended by then."""
+        if not connection.wait([self._process.sentinel], timeout_s):
+            said, complained = self.said(), self.complained()
+            raise subprocess.TimeoutExpired(self.words, timeout_s, said, complained)
+        with _ONE_AT_A_TIME:
+            self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def said(self) -> str:
+        """What it has printed until now."""
+        return _read(self._told[0])
+
+    def complained(self) -> str:
+        """What it has said on standard error until now."""
+        return _read(self._told[1])
+
+    def end(self) -> None:
+        if self.runs:
+            self._process.kill()
+        with _ONE_AT_A_TIME:
+            self._process.join()
+            self._process.close()
+
+
+@contextlib.contextmanager
+def started(
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+    typed: str = "",
+    terminal: Path | None = None,
+) -> Iterator[Command]:
+    """``zimage`` from its start on, with ``typed`` as its standard input; killed with the block.
+
+    ``terminal``: gets what it says, which is then nowhere else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "stdin").write_text(typed, encoding="utf-8")
+        command = Command(Path(folder), arguments, environment, terminal)
+        try:
+            yield command
+        finally:
+            command.end()
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _main(arguments: tuple[str, ...], environment: dict[str, str], *files: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    for number, path in enumerate(told, start=1):
-        with contextlib.closing(path.open("wb")) as file:
+    for number, path in enumerate(files):
+        with contextlib.closing(path.open("wb" if number else "rb")) as file:
             os.dup2(file.fileno(), number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing left none
     sys.argv = ["zimage", *arguments]
     runpy.run_module("deploy.cli.app", run_name="__main__")

@@ -5,8 +5,7 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
+import select
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from deploy import output
-from deploy.config import ROOT
 from deploy.finding import Finding
 from tests import command_line
 
@@ -42,20 +40,18 @@ def zimage(config: Path, *words: str, **environment: str) -> str:
 def on_a_terminal(config: Path, *words: str) -> str:
     """What a person's terminal gets, colours and all."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "deploy.cli.app", *words, "--config", str(config)]
     environment = {**os.environ, "COLUMNS": "300", "TERM": "xterm-256color"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs):
-        os.close(theirs)
+    arguments, terminal = (*words, "--config", str(config)), Path(os.ttyname(theirs))
+    with command_line.started(arguments, environment, terminal=terminal) as command:
         got = b""
         while True:
-            try:
-                part = os.read(ours, 65_536)
-            except OSError:  # the other end is closed
+            has_ended = not command.runs
+            if select.select([ours], [], [], 0.05)[0]:
+                got += os.read(ours, 65_536)
+            elif has_ended:
                 break
-            if not part:
-                break
-            got += part
     os.close(ours)
+    os.close(theirs)
     return got.decode()
 
 

@@ -61,9 +61,7 @@ def test_wrong_configuration_ends_with_1_and_every_problem(config: Path) -> None
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_has_every_command_whole_in_sections(config: Path, word: str) -> None:
-    command = [sys.executable, "-m", "deploy.cli.app", word]
-    environment = {**os.environ, "COLUMNS": "80"}
-    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    told = command_line.zimage((word,), {**os.environ, "COLUMNS": "80"}, 60.0).stdout
     assert "..." not in told.split("Options:")[1]
     titles = re.findall(r"^([A-Z][\w ]+):$", told, re.M)
     assert titles == ["Options", *VERBS]

@@ -6,14 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from deploy.config import ROOT
 from tests import command_line
 from tests.deploy.processes import wait_until
 from tests.postgres import Server
@@ -52,22 +50,25 @@ class Shell:
         asked = ("database", "move", *options, "--config", str(self.path))
         return command_line.zimage(asked, os.environ, 60.0)
 
+    def moved_rows(self, tables: list[str]) -> dict[str, int]:
+        """How many of each table are on the server."""
+        with self.server.connect("zimage_shell") as admin:
+            counted = {name: admin.execute(f"SELECT count(*) FROM {name}") for name in tables}
+            return {name: int(one.fetchone()[0]) for name, one in counted.items()}  # type: ignore[index]
+
     def killed_at(self, table: str) -> None:
         """Begin, and SIGKILL when it comes to ``table``."""
-        command = [sys.executable, "-m", "deploy.cli.app", "database", "move", self.url]
+        words = ("database", "move", self.url, "--config", str(self.path))
         with psycopg.connect(host=str(self.server.folder), user="zimage", dbname="zimage_shell",
                              application_name="test") as other:  # fmt: skip
             other.execute(f"LOCK TABLE {table} IN SHARE MODE")
-            with subprocess.Popen(
-                [*command, "--config", str(self.path)],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            ) as process:  # fmt: skip
+            with command_line.started(words, os.environ) as command:
                 with self.server.connect("zimage_shell") as admin:
                     wait_until(
-                        lambda: admin.execute(_WAITS).fetchone() == (1,) or process.poll(), table
+                        lambda: admin.execute(_WAITS).fetchone() == (1,) or not command.runs, table
                     )
-                assert process.poll() is None, process.communicate()[0]
-                process.send_signal(signal.SIGKILL)
+                assert command.runs, command.said() + command.complained()
+                command.send_signal(signal.SIGKILL)
         with self.server.connect("zimage_shell") as admin:
             mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'zimage'"
             wait_until(lambda: admin.execute(mine).fetchone() == (0,), "its connection ended")
@@ -102,12 +103,12 @@ def test_whoever_is_killed_at_any_table_goes_on_with_it(shell: Shell) -> None:
     migrate(shell.url)  # so that its tables can be locked
     order = list(states(shell.move(shell.url, "--dry-run")))
     assert len(order) > 10
+    whole = {name: len(contents(shell.file, name)) for name in order}
     for k, table in enumerate(order):
         shell.killed_at(table)
-        assert [len(contents(shell.url, name)) for name in order[:k]] == [
-            len(contents(shell.file, name)) for name in order[:k]
-        ]
-        assert all(len(contents(shell.url, name)) <= 1 for name in order[k:])
+        found = shell.moved_rows(order)
+        assert [found[name] for name in order[:k]] == [whole[name] for name in order[:k]]
+        assert all(found[name] <= 1 for name in order[k:])
     last = shell.move(shell.url)
     assert last.returncode == 0, last.stderr
     assert list(states(last).values()) == ["there already"] * (len(order) - 1) + ["moved"]

@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,8 @@ def row(store: Store, id: str) -> Host:
     return {host.id: host for host in store(hosts.read_all)}[id]
 
 
-def begin(config: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "deploy.cli.app", *arguments, "--config", str(config)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, **pipes, text=True)
+def begin(config: Path, *arguments: str) -> AbstractContextManager[command_line.Command]:
+    return command_line.started((*arguments, "--config", str(config)), os.environ)
 
 
 def test_a_host_is_drained_once_it_has_finished_and_let_in_again(
@@ -75,10 +73,10 @@ def test_a_host_is_drained_once_it_has_finished_and_let_in_again(
         wait_until(lambda: row(store, "a").state == "busy", "busy")
         with begin(config, "hosts", "drain", "a", "--reason", "new cards") as draining:
             wait_until(lambda: row(store, "a").state == "draining", "draining")
-            assert draining.poll() is None  # it waits for the drawing
+            assert draining.runs  # it waits for the drawing
             guard.workers = [cells.worker()]
-            told, _ = draining.communicate(timeout=PATIENCE_S)
-        assert draining.returncode == 0, told
+            code, told = draining.wait(PATIENCE_S), draining.said() + draining.complained()
+        assert code == 0, told
         assert "a: draining, 1 left" in told
         assert "a is drained" in told
         shown = zimage("hosts")

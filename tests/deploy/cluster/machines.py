@@ -3,22 +3,20 @@
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 from deploy.cell import Cell
 from deploy.cluster import certificates
 from deploy.cluster.authority import Authority, Role
 from deploy.cluster.certificates import ROLES
-from deploy.config import ROOT, load
+from deploy.config import load
 from deploy.host import whole_file
 from deploy.layout import Layout
 from tests import command_line
+from tests.deploy.processes import wait_until
 from tests.ports import free_port, free_ports
 
 
@@ -120,34 +118,23 @@ class Machine:
     @contextmanager
     def inviting(self, name: str, *options: str) -> Iterator["Inviting"]:
         """``zimage hosts invite``, which waits."""
-        command = [sys.executable, "-m", "deploy.cli.app", "hosts", "invite", name]
+        words = ("hosts", "invite", name, "--door", f"127.0.0.1:{free_port()}", *options)
         environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
-            process = subprocess.Popen(
-                [*command, "--door", f"127.0.0.1:{free_port()}", *options],
-                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=told, text=True,
-            )  # fmt: skip
-            try:
-                assert process.stdout is not None
-                line = process.stdout.readline().strip()
-                yield Inviting(process, told, line)
-            finally:
-                process.kill()
-                process.communicate()
+        with command_line.started(words, environment) as command:
+            wait_until(lambda: "\n" in command.said() or not command.runs, "invited")
+            yield Inviting(command)
 
 
 class Inviting:
-    def __init__(self, process: "subprocess.Popen[str]", told: IO[str], token: str) -> None:
-        self._process, self._told, self.token = process, told, token
+    def __init__(self, command: command_line.Command) -> None:
+        self._command, self.token = command, command.said().strip()
 
     def end(self) -> tuple[int, str]:
         """Its exit code, and what it told the person."""
-        code = self._process.wait(60)
-        return code, self.told()
+        return self._command.wait(60), self.told()
 
     def told(self) -> str:
-        self._told.seek(0)
-        return self._told.read()
+        return self._command.complained()
 
     def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+        self._command.send_signal(signal.SIGINT)

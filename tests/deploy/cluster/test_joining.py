@@ -8,7 +8,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,9 @@ from deploy.cell import Cell, CellError
 from deploy.cli.joins import join_cluster
 from deploy.cluster import authority, certificates, joining, trust
 from deploy.cluster.invites import Token, TokenError
-from deploy.config import ROOT, load
+from deploy.config import load
 from deploy.layout import Layout
+from tests import command_line
 from tests.deploy.cluster.machines import Inviting, Machine
 from worker.storage import certificates as rows
 from worker.storage.migrations import migrate
@@ -201,10 +201,8 @@ def test_token_reads_as_it_was_written_and_its_secret_is_in_no_message() -> None
 
 
 def up(path: Path, token: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "deploy.cli.app", "up", *words, "--config", str(path)]
-    return subprocess.run(
-        command, cwd=ROOT, input=token, capture_output=True, text=True, timeout=120
-    )
+    arguments = ("up", *words, "--config", str(path))
+    return command_line.zimage(arguments, os.environ, 120.0, typed=token)
 
 
 def test_token_is_not_taken_from_the_command_line(path: Path) -> None:

@@ -1,6 +1,6 @@
 import io
-import subprocess
-import sys
+import os
+import signal
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from deploy.cell import Cell, CellError
-from deploy.config import ROOT, load
+from deploy.config import load
 from deploy.host import processes
 from deploy.rollout import operation
 from deploy.rollout.calibrate import Table, draw_plot, run, shown
+from tests import command_line
 from tests.deploy.processes import wait_until
 from worker.calibration.timings import Measured
 
@@ -58,11 +59,11 @@ def test_a_failed_measurement_is_an_error(tmp_path: Path) -> None:
 
 
 def test_killed_command_leaves_nobody_who_measures(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deploy.cli.app", "calibrate", "--repeats", "100000"]
-    command += ["--sizes", "64x64", "--config", str(cell(tmp_path).config_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as killed:
+    words = ("calibrate", "--repeats", "100000", "--sizes", "64x64")
+    config = ("--config", str(cell(tmp_path).config_path))
+    with command_line.started((*words, *config), os.environ) as killed:
         measuring = wait_until(lambda: children(killed.pid, "worker.calibration"), "measuring")
-        killed.kill()
+        killed.send_signal(signal.SIGKILL)
     assert processes.wait_gone(measuring, 10.0) == []
 
 

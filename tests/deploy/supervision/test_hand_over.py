@@ -118,7 +118,7 @@ def asking(site: Site) -> Iterator[list[str]]:
     done = threading.Event()
 
     def ask() -> None:
-        while not done.is_set():
+        while not done.wait(0.003):
             try:
                 httpx.get(f"http://127.0.0.1:{site.port}").raise_for_status()
             except httpx.HTTPError as error:
