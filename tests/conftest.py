@@ -1,6 +1,7 @@
 """How the tests are shared out among processes that run side by side, and what programs inherit."""
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 
@@ -61,6 +62,10 @@ A_CELL_S = 20
 def pytest_configure() -> None:
     """Programs that tests start die of signals, also where whoever started us ignores some."""
     gc.disable()  # nothing of what is imported now goes away
+    # No test asks the world. A client of httpx would read its authorities for every address, also
+    # without TLS: 16 ms, as long as most requests take. In a folder they are looked for by name.
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = os.devnull
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.
