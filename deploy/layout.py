@@ -213,6 +213,12 @@ class Layout:
     def cache_dir(self) -> Path:
         return self.var_dir / "cache"
 
+    @property
+    def model_caches(self) -> dict[str, str]:
+        """Where models of hubs lie, as the hubs' libraries read it."""
+        caches = {"HF_HOME": "hub", "MODELSCOPE_CACHE": "modelscope"}
+        return {variable: str(self.cache_dir / name) for variable, name in caches.items()}
+
     # HTTPS
     @property
     def tls_dir(self) -> Path:

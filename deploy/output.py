@@ -18,6 +18,14 @@ from typing import Any, Literal
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichProgress
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -202,6 +210,44 @@ class Progress:
             if self._said.get(name) != worker["state"]:
                 self._said[name] = worker["state"]
                 say(f"  {waited_s:5.1f} s  {name}: {worker['state']}")
+
+
+@contextmanager
+def transfer(what: str) -> Iterator["Transfer"]:
+    """How much of a download has come: a bar on a terminal, elsewhere a line now and then."""
+    if not console.is_terminal:
+        yield Transfer(what, None)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console, transient=True) as display:
+        yield Transfer(what, display)
+
+
+class Transfer:
+    """``total``: bytes that are to come; 0: not known yet."""
+
+    _EVERY_S = 30.0
+
+    def __init__(self, what: str, display: RichProgress | None) -> None:
+        self.total = 0
+        self._display = display
+        self._task = display.add_task(plain(what), total=None) if display else None
+        self._said_at = time.monotonic()
+
+    def show(self, come: int) -> None:
+        """``come``: bytes so far."""
+        come = max(0, min(come, self.total))
+        if self._display and self._task is not None:
+            self._display.update(self._task, completed=come, total=self.total or None)
+        elif self.total and time.monotonic() - self._said_at >= self._EVERY_S:
+            self._said_at = time.monotonic()
+            say(f"  {come / 1e9:.1f} of {self.total / 1e9:.1f} GB")
 
 
 def table(*heads: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:

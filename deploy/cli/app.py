@@ -22,6 +22,7 @@ from deploy.cli import (
     jobs,
     keys,
     logs,
+    models,
     status,
     usage,
     versions,
@@ -37,8 +38,8 @@ VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
     "Use it": (keys.app, jobs.app, usage.usage),
     "Configure": (configuration.plan, configuration.render, configuration.reload,
                   configuration.systemd, workers.calibrate),
-    "Keep": (backups.backup, backups.restore, images.app, database.app, versions.upgrade,
-             versions.rollback),
+    "Keep": (backups.backup, backups.restore, images.app, models.app, database.app,
+             versions.upgrade, versions.rollback),
     "Prove": (chaos.chaos, alarms.app),
     "Several hosts": (cluster.app,),
 }  # fmt: skip

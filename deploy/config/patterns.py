@@ -21,6 +21,10 @@ PUBLIC_URL = (
     r"^(https?://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
     r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$"
 )
+MIRROR = (
+    r"^(https?://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
+    r"(/[A-Za-z0-9_.-]+)*/?)?$"
+)
 # Of what nginx takes for words of its own in a map ("default", "~…") none has ://
 ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]_-]+)$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -53,6 +57,7 @@ WORDS = {
     NETWORK: 'must be an IP address or a network such as "10.1.0.0/16"',
     PUBLIC_URL: 'must be the address of the page, such as "https://draw.example.com" or '
     '"https://example.com/draw"',
+    MIRROR: 'must be the address of a hub\'s mirror, such as "https://hf-mirror.com"',
     VARIABLE: "must be the name of an environment variable",
     TRACES_ENDPOINT: 'must be a URL with its path, such as "http://127.0.0.1:4318/v1/traces"',
 }

@@ -152,6 +152,8 @@ class Ops(Table):
 
 class Model(Acceleration, ModelNames):
     source: str = Field("tiny", min_length=1, pattern=tables.LINE)
+    download: bool = True
+    mirror: str = Field("", pattern=patterns.MIRROR)
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 

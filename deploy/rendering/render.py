@@ -238,7 +238,8 @@ def worker_environment(
     cache = layout.cache_dir
     return {
         "HOME": host.home,
-        "HF_HOME": str(cache / "hub"),
+        **layout.model_caches,
+        "HF_HUB_OFFLINE": "1",  # zimage models pull downloads; a start asks no hub
         "OMP_NUM_THREADS": str(worker.threads),
         "PYTHONSAFEPATH": "1",  # its own version's code, not what lies in the working directory
         "PYTHONUNBUFFERED": "1",

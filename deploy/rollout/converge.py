@@ -15,11 +15,23 @@ from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
+from deploy.rendering.plan import model_source
 from deploy.rendering.render import sidecars
-from deploy.rollout import checks, code, files, interrupts, nginx_binary, nginx_digest, roll, wait
+from deploy.rollout import (
+    checks,
+    code,
+    files,
+    interrupts,
+    model_pull,
+    nginx_binary,
+    nginx_digest,
+    roll,
+    wait,
+)
 from deploy.rollout.operation import Rollout
 from deploy.supervision import supervise
 from deploy.supervision.supervise import STOPPED, Changes
+from worker.models.loading.hub import hub_model
 
 _NOTHING = Changes((), (), ())
 _GUARD_TIMEOUT_S = 20.0
@@ -38,6 +50,7 @@ def prepare(cell: Cell) -> dict[str, str]:
     output.findings(bad)
     if any(f.level == "fail" for f in bad):
         raise CellError(_untouched(cell, "this machine cannot run that configuration"))
+    _download_model(cell)
     rendered = cell.render()
     _require_code(cell, rendered)
     cell.layout.create()
@@ -49,6 +62,17 @@ def prepare(cell: Cell) -> dict[str, str]:
     except CellError as error:
         raise CellError(_untouched(cell, str(error))) from None
     return rendered
+
+
+def _download_model(cell: Cell) -> None:
+    """Workers never do: their hub may be silent, and they would do it side by side."""
+    wanted = hub_model(model_source(cell.config))
+    if wanted is None or not (cell.config.model.download and cell.config.cluster.draws):
+        return
+    try:
+        model_pull.ensure(cell, wanted)
+    except CellError as error:
+        raise CellError(_untouched(cell, str(error))) from None
 
 
 def target(rendered: dict[str, str]) -> str:

@@ -69,6 +69,7 @@ def _torch_build() -> str:
 _EXTRAS = {
     "alarms.txt": "apprise",
     "hopper.txt": "flash-attn-4",
+    "modelscope.txt": "modelscope-hub",
     "otel.txt": "opentelemetry-exporter-otlp-proto-http",
     "postgres.txt": "psycopg",
     "s3.txt": "obstore",

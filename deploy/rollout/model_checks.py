@@ -8,10 +8,12 @@ from deploy.finding import Finding
 from deploy.host import processes
 from deploy.layout import under_root
 from deploy.rendering.plan import model_source
+from deploy.rollout import model_pull
 from worker.models.loading import hub
 from worker.models.loading.files import Flaw, flaws
 from worker.models.loading.folder import ModelLoadError
-from worker.models.loading.sources import is_hub_id, local_folder
+from worker.models.loading.hub import HubModel, hub_model
+from worker.models.loading.sources import local_folder
 
 _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 
@@ -28,8 +30,8 @@ def model(cell: Cell) -> Iterator[Finding]:
         return
     if folder is not None:
         yield from _model_files(folder, flaws(folder))
-    elif is_hub_id(source):
-        yield from _hub_model(cell, source)
+    elif wanted := hub_model(source):
+        yield from _hub_model(cell, wanted)
     else:
         yield Finding("ok", "model", source)
 
@@ -41,29 +43,35 @@ def _model_files(folder: Path, found: list[Flaw]) -> Iterator[Finding]:
         yield Finding("fail", "model", flaw.what, flaw.remedy)
 
 
-def _hub_model(cell: Cell, hub_id: str) -> Iterator[Finding]:
-    """A copy in the cache that is whole needs no hub. Without it, the hub is asked."""
-    environment = {"HF_HOME": str(cell.layout.cache_dir / "hub"), **cell.config.environment}
-    folder = hub.cached(hub_id, hub.cache_of(environment))
-    wrong = flaws(folder) if folder else []
-    if folder and not wrong:
-        yield Finding("ok", "model", f"{hub_id} in {folder}")
-    elif folder and (damage := hub.damaged(folder, wrong)):
-        yield Finding("fail", "model", damage.what, damage.remedy)
-    else:
-        have = f"is not whole here ({wrong[0].what})" if wrong else "is not here yet"
-        yield _hub_answer(cell, f"{hub_id} {have}", hub.ask(hub_id, environment))
+def _hub_model(cell: Cell, model: HubModel) -> Iterator[Finding]:
+    """A copy that is whole needs no hub. Without it, the hub is asked."""
+    environment = model_pull.environment(cell.config, cell.layout, model)
+    there = hub.copy_of(model, environment)
+    wrong = list(there.flaws()) if there else []
+    if there and not wrong:
+        yield Finding("ok", "model", f"{model.source} in {there.folder}")
+        return
+    if lasting := [flaw for flaw in wrong if not flaw.is_of_copy]:
+        yield from _model_files(model.home(environment), lasting)
+        return
+    have = f"is not whole here ({wrong[0].what})" if wrong else "is not here yet"
+    text, pull = f"{model.source} {have}", f"zimage models pull {model.source}"
+    if not cell.config.model.download:
+        remedy = f"{pull} downloads it; zimage up may not, for model.download is false"
+        yield Finding("fail", "model", text, remedy)
+        return
+    yield _hub_answer(cell, text, pull, hub.ask(model, environment))
 
 
-def _hub_answer(cell: Cell, text: str, answer: hub.Answer) -> Finding:
+def _hub_answer(cell: Cell, text: str, pull: str, answer: hub.Answer) -> Finding:
     if answer.has_it:
-        return Finding("ok", "model", f"{text}; the first start downloads it from {answer.url}")
+        return Finding("ok", "model", f"{text}; zimage up downloads it from {answer.url}")
     # A cell that stands still may wait for its network; one that draws is not touched for it.
     final = answer.says_no or processes.members(cell.layout.processes)
     return Finding(
         "fail" if final else "warn",
         "model",
         f"{text}, and {answer.url} {answer.text}",
-        "check model.source, the network, HF_ENDPOINT and HF_TOKEN (in [environment]), "
+        f"check model.source, the network, model.mirror and the token, then {pull}; "
         "or copy the model here and name its folder",
     )

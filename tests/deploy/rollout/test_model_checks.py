@@ -61,18 +61,36 @@ def test_a_model_in_the_cache_needs_no_hub(tmp_path: Path, hub: LocalHub) -> Non
     assert hub.asked == []
 
 
-def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, hub: LocalHub) -> None:
+def test_a_damaged_file_in_the_cache_comes_again(tmp_path: Path, hub: LocalHub) -> None:
     weights = cached(tmp_path) / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
+    assert finding.level == "ok"
+    assert "is cut or damaged" in finding.text
+    assert finding.text.endswith(f"zimage up downloads it from {hub.url}")
+
+
+def test_what_no_download_mends_is_refused_without_the_hub(tmp_path: Path, hub: LocalHub) -> None:
+    index = cached(tmp_path) / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace("ZImagePipeline", "ZImageXPipeline"), "utf-8")
+    [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "fail"
-    assert finding.remedy.startswith(f"delete {tmp_path / 'var/cache/hub/hub/models--ours--tiny'}")
+    assert "which the installed diffusers lacks" in finding.text
+    assert hub.asked == []
+
+
+def test_where_up_may_not_download_the_command_is_told(tmp_path: Path, hub: LocalHub) -> None:
+    told = {"source": MODEL, "download": False, "mirror": hub.url}
+    [finding] = model_checks.model(cell(tmp_path, model=told))
+    assert finding.level == "fail"
+    assert f"zimage models pull {MODEL}" in finding.remedy
+    assert hub.asked == []
 
 
 def test_the_hub_is_asked_for_what_is_not_here(tmp_path: Path, hub: LocalHub) -> None:
     [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert finding.level == "ok"
-    assert f"{MODEL} is not here yet; the first start downloads it from {hub.url}" in finding.text
+    assert f"{MODEL} is not here yet; zimage up downloads it from {hub.url}" in finding.text
     (cached(tmp_path) / "vae/config.json").unlink()
     [finding] = model_checks.model(hub_cell(tmp_path, hub.url))
     assert "is not whole here" in finding.text

@@ -25,6 +25,11 @@ _INDEX = re.compile(
     r"(?P<base>diffusion_pytorch_model|model|pytorch_model)"
     r"\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[A-Za-z0-9_]+))?\.json"
 )
+_NOT_LOADED = (
+    *(".safetensors", ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot"),
+    *(".pb", ".pt", ".pth", ".tflite", ".xml", ".gif", ".jpeg", ".jpg", ".mp4", ".png", ".webp"),
+)
+"""Files beside the weights of a model: those of other programs, and pictures."""
 _WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _COPY_AGAIN = "copy the model again, or download it again"
@@ -61,6 +66,11 @@ class Flaw:
     what: str
     remedy: str = _COPY_AGAIN
     missing: bool = False
+
+    @property
+    def is_of_copy(self) -> bool:
+        """Whether another copy of the same model would not have it."""
+        return self.missing or self.remedy in (_COPY_AGAIN, _FETCH_LFS)
 
 
 def flaws(folder: Path) -> list[Flaw]:
@@ -120,6 +130,12 @@ class _Part:
     def needs_vocabulary(self, names: list[str]) -> bool:
         # The tokens of ByT5 are bytes.
         return "tokenizer_config.json" in names and not self.class_name.startswith("ByT5")
+
+
+def part_names(folder: Path) -> list[str]:
+    """Of the parts that ``model_index.json`` in ``folder`` lists; [] where it cannot be read."""
+    found = _json(folder / "model_index.json")
+    return [] if isinstance(found, Flaw) else [part.name for part in _parts(found)]
 
 
 def _parts(index: dict[str, Any]) -> Iterator[_Part]:
@@ -192,15 +208,49 @@ def _quantisation_flaws(path: Path, config: object) -> Iterator[Flaw]:
         yield Flaw(f"{path}: weights are quantised by {method[:40]}, which is unknown", remedy)
 
 
-def _weights_flaws(folder: Path, names: list[str], variant: str | None) -> Iterator[Flaw]:
-    """Of the files that would be loaded: those of ``variant`` where there are any."""
+def needed(paths: Iterable[str], parts: Iterable[str]) -> list[str]:
+    """Which of ``paths``, those of all files of a model at its hub, a pipeline of ``parts`` (names
+    of folders) loads: of weights one variant and one format, and nothing for other frameworks."""
+    folders = {"", *parts}
+    inside = [path for path in paths if path.rpartition("/")[0] in folders]
+    variant = variant_of(inside)
+    # transformers' layout: a part without a folder lies beside model_index.json
+    at_root = bool(folders - {path.rpartition("/")[0] for path in inside})
+    taken = []
+    for folder in sorted(folders):
+        names = [path.rpartition("/")[2] for path in inside if path.rpartition("/")[0] == folder]
+        chosen, index = _loaded(names, variant) if folder or at_root else ([], None)
+        taken += [
+            f"{folder}/{name}" if folder else name
+            for name in names
+            if name in (*chosen, index) or _is_small(name)
+        ]
+    return taken
+
+
+def _is_small(name: str) -> bool:
+    """Settings, vocabularies, licences."""
+    is_weights = _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name)
+    return not (is_weights or name.startswith(".") or name.lower().endswith(_NOT_LOADED))
+
+
+def _loaded(names: list[str], variant: str | None) -> tuple[list[str], str | None]:
+    """Weights that would be loaded, and their index: those of ``variant`` where there are any."""
     for wanted in dict.fromkeys((variant, None)):
         for kind in ("safetensors", "bin"):
             chosen = [n for n in names if _is_weights(n, wanted, kind)]
             index = next((n for n in names if _is_index(n, wanted, kind)), None)
             if chosen or index:
-                yield from _chosen_flaws(folder, chosen, index)
-                return
+                return chosen, index
+    return [], None
+
+
+def _weights_flaws(folder: Path, names: list[str], variant: str | None) -> Iterator[Flaw]:
+    """Of the files that would be loaded."""
+    chosen, index = _loaded(names, variant)
+    if chosen or index:
+        yield from _chosen_flaws(folder, chosen, index)
+        return
     others = [name for name in names if _WEIGHTS.fullmatch(name)]
     if others:
         yield Flaw(

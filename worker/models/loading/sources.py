@@ -4,6 +4,7 @@
 ``tiny``                the model shipped with the kit
 ``./folder``, ``/…``    a local folder in diffusers' layout
 ``owner/name``          a model of the Hugging Face hub, or a folder of that name if there is one
+``modelscope:…``        a model of ModelScope, ``modelscope:owner/name``
 ``random:z-image-turbo``  Z-Image-Turbo's sizes with random weights
 ``synthetic:…``         no model at all; see ``worker.models.synthetic``
 ======================  ======================================================================
@@ -13,6 +14,7 @@ needs them.
 """
 
 import inspect
+import os
 import re
 import time
 from collections.abc import Callable
@@ -51,7 +53,6 @@ TURBO_SHIFT = 3.0
 """By its schedule a Turbo is told from other Z-Images, which want more steps and guidance."""
 
 _VERSION = re.compile(r"[0-9a-f]{12,64}|v?[0-9][0-9._T:Z-]*|snapshots|latest|current")
-_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 _TURBO = Defaults("Z-Image-Turbo", steps=8, guidance_scale=0.0, size=(1024, 1024))
 _KNOWN = {
     "tiny": Defaults("zimage-tiny", steps=8, guidance_scale=0.0, size=(256, 256)),
@@ -72,17 +73,16 @@ def load(settings: Settings) -> Pipeline:
             raise ModelLoadError(f"{settings.model} draws on no device", "name one, such as cpu")
         return SyntheticPipeline(settings.model)
     with quick_imports():
-        return _load(settings, local_folder(settings.model))
+        return _load(settings, _folder(settings.model))
 
 
 def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
     """A helper's part of the pipeline that the lead loads; see ``worker.models.parallel.team``.
     ``on_loaded`` is called before it waits for the others."""
     settings = start.settings
-    local = local_folder(settings.model)
+    folder = _folder(settings.model)
     with quick_imports():
-        loading, ahead = _libraries(settings, local, start.rank)
-        folder = _folder(settings, local)
+        loading, ahead = _libraries(settings, folder, start.rank)
         if folder is not None:
             require_loadable(folder)
         share: HelpersShare = loading.load_share(folder, start, on_loaded, ahead)
@@ -92,7 +92,7 @@ def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
 def _load(settings: Settings, folder: Path | None) -> Pipeline:
     # Beside this process's own imports and weights.
     team = Team.start(settings) if len(settings.devices) > 1 else None
-    if settings.devices[0] != "cpu" and (settings.model == RANDOM or folder is not None):
+    if settings.devices[0] != "cpu":
         prebuild.begin(settings, folder)
     loading, ahead = _libraries(settings, folder)
     return _loaded(settings, folder, partial(loading.load, team=team, ahead=ahead))
@@ -116,15 +116,17 @@ def _libraries(
     return loading, ahead
 
 
-def _folder(settings: Settings, folder: Path | None) -> Path | None:
-    """The local ``folder``, or a downloaded one."""
-    if settings.model != RANDOM and folder is None:
-        return hub.fetch(settings.model)
+def _folder(source: str) -> Path | None:
+    """Where the model lies; None: nowhere, for its weights are random."""
+    model = hub.hub_model(source)
+    if model is None:
+        return local_folder(source)
+    folder = hub.found(model, os.environ)
+    log.event("model found in the cache", model=source, folder=str(folder))
     return folder
 
 
 def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:
-    folder = _folder(settings, folder)
     defaults = _defaults(settings.model, folder)
     if folder is not None:
         require_loadable(folder)
@@ -153,11 +155,6 @@ def defaults_of(source: str) -> Defaults:
     return _defaults(source, folder)
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether ``source``, which names no folder, names a model of the hub."""
-    return _HUB_ID.fullmatch(source) is not None
-
-
 def _is_synthetic(source: str) -> bool:
     return source == "synthetic" or source.startswith("synthetic:")
 
@@ -175,15 +172,13 @@ def local_folder(source: str) -> Path | None:
     if _is_synthetic(source):
         _check_synthetic(source)
         return None
-    if source == RANDOM:
+    if source == RANDOM or hub.hub_model(source):
         return None
     folder = TINY if source == "tiny" else Path(source).expanduser()
-    if folder != TINY and not folder.exists() and is_hub_id(source):
-        return None
     if folder != TINY and not folder.exists() and "/" not in source:
         raise ModelLoadError(
             f"model {source!r} is unknown",
-            "give tiny, a folder (./name), a hub id (owner/name), "
+            "give tiny, a folder (./name), a hub id (owner/name or modelscope:owner/name), "
             f"{RANDOM} or synthetic:key=value,…",
         )
     class_of(folder)
@@ -191,9 +186,11 @@ def local_folder(source: str) -> Path | None:
 
 
 def _defaults(source: str, folder: Path | None) -> Defaults:
+    model = hub.hub_model(source)
+    id = model.id if model else source
     if folder is None:
-        return _KNOWN.get(source, Defaults(source, steps=28, guidance_scale=4.0, size=None))
-    fallback = _KNOWN.get(source) or _unstated(_id_of(source), folder)
+        return _KNOWN.get(id, Defaults(id, steps=28, guidance_scale=4.0, size=None))
+    fallback = _KNOWN.get(id) or _unstated(_id_of(id), folder)
     return defaults_of_folder(folder, fallback)
 
 

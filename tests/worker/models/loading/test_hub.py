@@ -1,74 +1,34 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.worker.models.loading.local_hub import COMMIT, MODEL, LocalHub, local_hub
+from worker.models.loading import hub as hubs
+from worker.models.loading import pulled
+from worker.models.loading.folder import ModelLoadError
+from worker.models.loading.hub import HubModel
+from worker.models.loading.pulled import File, Record
 from worker.models.loading.sources import TINY
 
-_STARTS = """
-import json, os, sys
-from worker.models.loading import folder, hub, imports, sources
+HERE = HubModel(MODEL)
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+_START = """
+import json, sys
+from worker.models.loading import sources
 from worker.settings import Settings
-
-def start(model, what):
-    hub.TIMEOUT_S = 1.0
-    try:
-        if what == "load":
-            return {"found": sources.load(Settings(model=model)).info.id}
-        with imports.quick_imports():
-            return {"found": str(hub.fetch(model))}
-    except folder.ModelLoadError as error:
-        return {"error": str(error)}
-
-# What takes longest, and knows nothing of a hub or its environment.
-with imports.quick_imports():
-    import torch.distributed.tensor
-for line in sys.stdin:
-    wanted = json.loads(line)
-    if os.fork() == 0:
-        os.environ.update(wanted["environment"])
-        told = start(wanted["model"], wanted["what"])
-        print("told " + json.dumps(told), flush=True)
-        os._exit(0)
-    if os.wait()[1]:
-        break
+try:
+    told = {"found": sources.load(Settings(model=sys.argv[1])).info.id}
+except sources.ModelLoadError as error:
+    told = {"error": str(error)}
+print("told " + json.dumps(told))
 """
-Start = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
-    """What a worker's start with a cache, a hub and ``what`` comes to: ``found`` or ``error``."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    timeouts = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", _STARTS],
-        env=environment | timeouts,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    ) as starts:
-        assert starts.stdin is not None
-        assert starts.stdout is not None
-        wanted, lines = starts.stdin, starts.stdout
-
-        def once(cache: Path, url: str, what: str = "fetch") -> dict[str, Any]:
-            here = {"HF_HOME": str(cache), "HF_ENDPOINT": url}
-            wanted.write(json.dumps({"model": MODEL, "what": what, "environment": here}) + "\n")
-            wanted.flush()
-            line = next(line for line in lines if line.startswith("told "))
-            told: dict[str, Any] = json.loads(line.removeprefix("told "))
-            return told
-
-        yield once
 
 
 @pytest.fixture
@@ -77,98 +37,97 @@ def hub() -> Iterator[LocalHub]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def _downloaded(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache = tmp_path_factory.mktemp("downloaded") / "cache"
-    with local_hub(TINY) as server:
-        assert Path(start(cache, server.url)["found"]).name == COMMIT
-    return cache
-
-
 @pytest.fixture
-def cache(_downloaded: Path, tmp_path: Path) -> Path:
-    """With the model in it, whole."""
-    return shutil.copytree(_downloaded, tmp_path / "cache", symlinks=True)
+def cache(tmp_path: Path) -> Path:
+    """With the model in it, whole, as a download leaves it."""
+    home = HERE.home({"HF_HOME": str(tmp_path)})
+    folder = shutil.copytree(TINY, home / "snapshots" / COMMIT)
+    names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    files = {name: File(size=(folder / name).stat().st_size) for name in names}
+    place = f"snapshots/{COMMIT}"
+    record = Record(
+        source=MODEL, hub="http://hub", revision=COMMIT, pulled_at=0.0, folder=place, files=files
+    )
+    pulled.write(home, record)
+    return tmp_path
 
 
-def blob(cache: Path, name: str) -> Path:
-    """The file itself: what lies in a snapshot are links."""
-    (link,) = cache.rglob(f"snapshots/{COMMIT}/{name}")
-    return link.resolve()
+def found(cache: Path) -> Path:
+    return hubs.found(HERE, {"HF_HOME": str(cache)})
 
 
-def test_a_model_in_the_cache_loads_though_the_hub_is_silent(
-    start: Start, hub: LocalHub, cache: Path
-) -> None:
+def started(cache: Path, url: str, model: str = MODEL) -> Any:
+    """What a worker's start comes to: ``found`` or ``error``."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    child = subprocess.run(
+        [sys.executable, "-c", _START, model],
+        env={**own, "HF_HOME": str(cache), "HF_ENDPOINT": url},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=200,
+    )
+    lines = [line for line in child.stdout.splitlines() if line.startswith("told ")]
+    assert lines, child.stderr
+    return json.loads(lines[-1].removeprefix("told "))
+
+
+def test_a_model_in_the_cache_loads_though_the_hub_is_silent(hub: LocalHub, cache: Path) -> None:
     hub.silent = True
-    assert start(cache, hub.url, "load") == {"found": MODEL}
+    assert started(cache, hub.url) == {"found": MODEL}
     assert hub.asked == []
 
 
-def test_a_model_in_the_cache_loads_though_nobody_listens(start: Start, cache: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert "found" in start(cache, f"http://127.0.0.1:{port}")
+def test_a_start_downloads_nothing_and_says_what_does(hub: LocalHub, tmp_path: Path) -> None:
+    error = started(tmp_path, hub.url)["error"]
+    assert f"{MODEL} is not here, in {tmp_path}/hub/models--ours--tiny" in error
+    assert f"zimage models pull {MODEL} downloads it; a start never does" in error
+    assert hub.asked == []
 
 
-def test_a_model_in_the_cache_loads_though_the_hubs_name_is_unknown(
-    start: Start, cache: Path
-) -> None:
-    assert "found" in start(cache, "http://hub.invalid")
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer/chat_template.jinja", "vae/config.json"])
+def test_a_file_that_is_missing_or_cut_is_told_with_the_command(cache: Path, name: str) -> None:
+    path = found(cache) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelLoadError, match=f"{name}.*: zimage models pull {MODEL} "):
+        found(cache)
+    path.unlink()
+    with pytest.raises(ModelLoadError, match=f"(is missing|no weights).*models pull {MODEL} "):
+        found(cache)
 
 
-def test_a_silent_hub_is_given_up_and_named(start: Start, hub: LocalHub, tmp_path: Path) -> None:
-    hub.silent = True
-    error = start(tmp_path, hub.url)["error"]
-    assert f"{MODEL} cannot be downloaded from {hub.url} (ReadTimeout" in error
-    assert "check its name, the network, HF_ENDPOINT and HF_TOKEN" in error
+def test_a_half_pulled_revision_does_not_hide_the_whole_one(cache: Path) -> None:
+    home = HERE.home({"HF_HOME": str(cache)})
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text("d" * 40, "utf-8")
+    (home / "snapshots" / ("d" * 40)).mkdir()
+    assert found(cache).name == COMMIT
 
 
-def test_an_unknown_hub_is_named(start: Start, tmp_path: Path) -> None:
-    error = start(tmp_path, "http://hub.invalid")["error"]
-    assert f"{MODEL} cannot be downloaded from http://hub.invalid (ConnectError" in error
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("owner/name", HubModel("owner/name")),
+        ("modelscope:owner/na.me", HubModel("owner/na.me", "modelscope")),
+        ("tiny", None),
+        ("./owner/name", None),
+        ("/owner/name", None),
+        ("random:z-image-turbo", None),
+    ],
+)
+def test_sources_of_hubs_are_told_from_others(source: str, expected: HubModel | None) -> None:
+    assert hubs.hub_model(source) == expected
+    if expected:
+        assert expected.source == source
 
 
-def test_a_hub_that_cuts_its_files_is_given_up_and_gone_on_with(
-    start: Start, hub: LocalHub, tmp_path: Path
-) -> None:
-    hub.cut_after = 100_000
-    assert "cannot be downloaded" in start(tmp_path, hub.url)["error"]
-    hub.cut_after = None
-    hub.asked.clear()
-    assert Path(start(tmp_path, hub.url)["found"]).name == COMMIT
-    assert not any(path.endswith("/vae/config.json") for path in hub.asked)  # came whole before
+@pytest.mark.parametrize("source", ["modelscope:", "modelscope:name", "modelscope:a/b/c"])
+def test_a_name_that_modelscope_cannot_have_is_refused(source: str) -> None:
+    with pytest.raises(ModelLoadError, match="write it as modelscope:owner/name"):
+        hubs.hub_model(source)
 
 
-def test_a_file_that_is_missing_in_the_cache_is_downloaded(
-    start: Start, hub: LocalHub, cache: Path
-) -> None:
-    name = "vae/diffusion_pytorch_model.safetensors"
-    for path in (blob(cache, name), *cache.rglob(name)):
-        path.unlink()
-    assert "found" in start(cache, hub.url)
-    assert f"/{MODEL}/resolve/{COMMIT}/{name}" in hub.asked
-
-
-def test_a_small_file_that_is_missing_in_the_cache_is_downloaded(
-    start: Start, hub: LocalHub, cache: Path
-) -> None:
-    (link,) = cache.rglob("tokenizer/chat_template.jinja")
-    link.unlink()
-    assert "found" in start(cache, hub.url)
-    assert link.is_file()
-
-
-def test_a_cache_that_nobody_can_complete_says_what_is_missing(start: Start, cache: Path) -> None:
-    blob(cache, "vae/config.json").unlink()
-    assert "vae/config.json is missing" in start(cache, "http://hub.invalid")["error"]
-
-
-def test_a_damaged_file_in_the_cache_is_named_with_what_to_delete(
-    start: Start, hub: LocalHub, cache: Path
-) -> None:
-    weights = blob(cache, "transformer/diffusion_pytorch_model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-100])
-    error = start(cache, hub.url)["error"]
-    assert "transformer/diffusion_pytorch_model.safetensors is cut or damaged" in error
-    assert f"delete {cache / 'hub' / 'models--ours--tiny'}" in error
+def test_a_mirror_is_asked_in_place_of_the_hub(hub: LocalHub) -> None:
+    assert hubs.ask(HERE, {"HF_ENDPOINT": hub.url + "/"}).has_it
+    modelscope = HubModel(MODEL, "modelscope")
+    assert hubs.ask(modelscope, {"MODELSCOPE_ENDPOINT": hub.url}).has_it
+    assert hub.asked == [f"/api/models/{MODEL}", f"/api/v1/models/{MODEL}"]

@@ -134,11 +134,14 @@ def test_defaults_are_known_without_loading(source: str, defaults: Defaults) -> 
     assert defaults_of(source) == defaults
 
 
+@pytest.mark.parametrize(
+    "source", ["Tongyi-MAI/Z-Image-Turbo", "modelscope:Tongyi-MAI/Z-Image-Turbo"]
+)
 def test_a_hub_model_is_loaded_from_where_it_was_downloaded(
-    zimage_folder: Path, monkeypatch: pytest.MonkeyPatch
+    zimage_folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    monkeypatch.setattr(hub, "fetch", lambda _: zimage_folder)
-    info = loaded("Tongyi-MAI/Z-Image-Turbo").info
+    monkeypatch.setattr(hub, "found", lambda *_: zimage_folder)
+    info = loaded(source).info
     assert (info.id, info.default_size) == ("Tongyi-MAI/Z-Image-Turbo", (1024, 1024))
 
 
