@@ -42,11 +42,11 @@ def going_on(cluster: Cluster, check: Callable[[Member, Member], None]) -> Itera
     failures: list[Any] = []
 
     def live(member: Member) -> None:
-        while not over.is_set():
+        while not over.wait(0.01):
             cluster.beat(member)
 
     def watch() -> None:
-        while not over.is_set() and not failures:
+        while not over.wait(0.001) and not failures:
             for pair in itertools.permutations(members, 2):
                 try:
                     check(*pair)
