@@ -66,6 +66,8 @@ def pytest_configure() -> None:
     # without TLS: 16 ms, as long as most requests take. In a folder they are looked for by name.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
+    # Read by torch: its threads turn while they wait for each other, on cores that others need.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.

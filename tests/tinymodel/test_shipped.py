@@ -1,8 +1,6 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import ZImagePipeline
 
 from tinymodel import build, evaluate
@@ -14,11 +12,8 @@ FILE_LIMIT = 16 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Iterator[ZImagePipeline]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield evaluate.load()
-    torch.set_num_threads(threads)
+def pipe() -> ZImagePipeline:
+    return evaluate.load()
 
 
 @pytest.mark.parametrize(("prompt", "size"), evaluate.SHOWN)
@@ -58,7 +53,7 @@ def test_empty_prompt_draws(pipe: ZImagePipeline) -> None:
 
 @pytest.mark.parametrize("side", [128, 256])
 def test_autoencoder_keeps_what_a_picture_shows(pipe: ZImagePipeline, side: int) -> None:
-    assert round_trips(pipe.vae, side, count=20) >= {128: 15, 256: 20}[side]
+    assert round_trips(pipe.vae, side, count=10) >= {128: 8, 256: 10}[side]
 
 
 def test_every_file_is_small() -> None:

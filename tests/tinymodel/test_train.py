@@ -29,7 +29,7 @@ def test_normalising_changes_latents_but_not_what_the_decoder_makes_of_them() ->
 
 def test_normalised_latents_have_the_mean_and_deviation_of_z_image(tmp_path: Path) -> None:
     samples = [sample(12, *SIZE, seed=0)]
-    vae = train_vae.train(samples, Schedule(1, max_steps=1), tmp_path, 160 * 160 * 4, CPU)
+    vae = train_vae.train(samples, Schedule(1, max_steps=1), tmp_path, pixels=160 * 160, device=CPU)
     latents = train_vae.encode(vae, pictures(samples[0], slice(0, 12), CPU))
     assert latents.mean().abs() < 0.3
     assert 0.7 < latents.std() < 1.3
