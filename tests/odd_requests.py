@@ -28,7 +28,7 @@ def try_all(url: str, headers: Mapping[str, str], folder: Path) -> None:
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--checks", ",".join(checks)),
-            *("--max-examples", os.environ.get("ZIMAGE_SCHEMATHESIS_EXAMPLES", "15")),
+            *("--max-examples", os.environ.get("ZIMAGE_SCHEMATHESIS_EXAMPLES", "5")),
             # The events of a paused job have no end.
             *("--exclude-path-regex", "/events$"),
             *("--request-timeout", "60", "--seed", "1", "--no-color", "--continue-on-failure"),
