@@ -18,15 +18,15 @@ class Authority:
         self._revoked: dict[int, float] = {}
 
     def equip(self, layout: Layout, *roles: Role) -> None:
-        """Write what a machine of ``roles`` has."""
+        """Write what a machine of ``roles`` has, which is named so."""
         layout.cluster_dir.mkdir(parents=True, exist_ok=True)
         layout.authority_certificate.write_bytes(self._own.pem)
         layout.revocation_list.write_bytes(self._own.revocation_list(self._revoked))
         if "host" in roles:
             layout.cluster_secret.write_bytes(SECRET)
         for role in roles:
-            request = certificates.pending(layout, role, "machine")
-            signed = self._own.sign(request.csr, "machine", role)
+            request = certificates.pending(layout, role, role)
+            signed = self._own.sign(request.csr, role, role)
             certificates.install(layout, role, certificates.pem(signed))
 
     def revoke(self, certificate: Path) -> None:
