@@ -49,11 +49,14 @@ GUARD_CODE = (
     *("deploy/host/processes.py", "deploy/host/nginx_process.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
     *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
-    "worker/coordination/host_clocks.py",
+    *("worker/coordination/host_clocks.py", "worker/file_lock.py"),
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 
-ALARMS_CODE = ("deploy/alarms", "deploy/host/whole_file.py", "worker/log.py")
+ALARMS_CODE = (
+    *("deploy/alarms", "deploy/host/whole_file.py"),
+    *("worker/log.py", "worker/outbox.py", "worker/errors.py"),
+)
 
 
 @dataclass(frozen=True)

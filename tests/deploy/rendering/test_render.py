@@ -17,6 +17,7 @@ from deploy.layout import Layout
 from deploy.rendering.membership import MEMBERSHIP_CODE
 from deploy.rendering.plan import plan
 from deploy.rendering.render import (
+    ALARMS_CODE,
     GUARD_CODE,
     Host,
     render,
@@ -205,7 +206,11 @@ def test_guard_is_told_no_more_than_it_needs() -> None:
 
 @pytest.mark.parametrize(
     ("program", "counted"),
-    [("deploy/guard/__main__.py", GUARD_CODE), ("deploy/cluster/__main__.py", MEMBERSHIP_CODE)],
+    [
+        ("deploy/guard/__main__.py", GUARD_CODE),
+        ("deploy/cluster/__main__.py", MEMBERSHIP_CODE),
+        ("deploy/alarms/__main__.py", ALARMS_CODE),
+    ],
 )
 def test_all_that_a_program_loads_of_ours_counts_as_its_code(
     program: str, counted: tuple[str, ...]
