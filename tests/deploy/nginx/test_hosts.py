@@ -198,6 +198,15 @@ def test_all_hosts_full_tells_the_wait_of_the_one_that_has_room_first(
         assert asked(a) == of_a
 
 
+def test_reader_hears_the_words_of_a_host_though_spare_gates_are_asked_last(
+    entry: Front, a: Site
+) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        ask(a.layout, "w1", "POST", "/fake/ready?no")
+        replies = [entry.site.client.get("/v1/models") for _ in range(4)]
+    assert {reply.headers["Retry-After"] for reply in replies} == {"7"}
+
+
 def asked(site: Site) -> int:
     """Requests for pictures that it has logged, each after its answer."""
     return site.layout.access_log.read_text().count("generations")

@@ -79,6 +79,17 @@ def test_all_refusing_passes_the_workers_own_words(front: Site) -> None:
         assert front.draw().json()["worker"] == "w2"
 
 
+@pytest.mark.parametrize("name", ["w1", "w2", "w3"])
+def test_closed_gate_that_is_asked_last_hides_no_workers_words(front: Site, name: str) -> None:
+    """The one in the middle is the last of no turn, however often all are asked."""
+    with front.worker(name):
+        ask(front.layout, name, "POST", "/fake/ready?no")
+        drawn = [front.draw() for _ in range(3)]
+        read = [front.client.get("/v1/models") for _ in range(3)]
+    told = {(reply.status_code, reply.headers["Retry-After"]) for reply in (*drawn, *read)}
+    assert told == {(503, "7")}
+
+
 def test_who_is_handed_back_by_the_last_worker_asks_all_once_more(front: Site) -> None:
     first_rounds = set()
     for name in ("w1", "w2", "w3"):
