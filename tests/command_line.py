@@ -1,6 +1,7 @@
 """``zimage`` as a process of its own, forked from one that has imported its libraries already.
 
-The imports are most of what a command costs, and tests run hundreds of commands.
+The imports are most of what a command costs, and tests run hundreds of commands. Other programs of
+the kit can be started so, too.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from deploy.config import ROOT
 
+ZIMAGE = "deploy.cli.app"
 _FORKED = multiprocessing.get_context("forkserver")
 # What looks at the terminal or at the environment as it is imported is not among them.
 _FORKED.set_forkserver_preload(
@@ -30,11 +32,13 @@ _FORKED.set_forkserver_preload(
         "alembic.runtime.migration",
         "httpx",
         "packaging.utils",
+        "prometheus_client",
         "rich.live",
         "typer",
         "worker.models.loading.hub",
         "worker.models.loading.sources",
         "worker.storage.bucket_images",
+        "worker.storage.hosts",
     ]
 )
 _ONE_AT_A_TIME = threading.Lock()
@@ -67,12 +71,13 @@ class Command:
         arguments: tuple[str, ...],
         environment: Mapping[str, str],
         terminal: Path | None,
+        module: str,
     ) -> None:
-        self.words = ["zimage", *arguments]
+        self.words = [module, *arguments]
         self._told = folder / "stdout", folder / "stderr"
         files = folder / "stdin", *([terminal] * 2 if terminal else self._told)
         self._process: BaseProcess = _FORKED.Process(
-            target=_main, args=(arguments, dict(environment), *files)
+            target=_main, args=(module, arguments, dict(environment), *files)
         )
         with _ONE_AT_A_TIME:
             self._process.start()
@@ -121,14 +126,15 @@ def started(
     environment: Mapping[str, str],
     typed: str = "",
     terminal: Path | None = None,
+    module: str = ZIMAGE,
 ) -> Iterator[Command]:
     """``zimage`` from its start on, with ``typed`` as its standard input; killed with the block.
 
-    ``terminal``: gets what it says, which is then nowhere else.
+    ``terminal``: gets what it says, which is then nowhere else. ``module``: another program.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "stdin").write_text(typed, encoding="utf-8")
-        command = Command(Path(folder), arguments, environment, terminal)
+        command = Command(Path(folder), arguments, environment, terminal, module)
         try:
             yield command
         finally:
@@ -139,7 +145,9 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _main(arguments: tuple[str, ...], environment: dict[str, str], *files: Path) -> None:
+def _main(
+    module: str, arguments: tuple[str, ...], environment: dict[str, str], *files: Path
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
@@ -148,4 +156,4 @@ def _main(arguments: tuple[str, ...], environment: dict[str, str], *files: Path)
             os.dup2(file.fileno(), number)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing left none
     sys.argv = ["zimage", *arguments]
-    runpy.run_module("deploy.cli.app", run_name="__main__")
+    runpy.run_module(module, run_name="__main__")

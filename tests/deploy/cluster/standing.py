@@ -1,7 +1,9 @@
 """A machine that stands in a cluster: the real program ``membership``, told by a guard of ours."""
 
+import contextlib
 import json
-import sys
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -9,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import command_line
 from tests.deploy.cluster import cells
-from tests.deploy.processes import running, wait_until
+from tests.deploy.processes import PATIENCE_S, wait_until
 
 _EVERY_S = 0.2
 
@@ -50,16 +53,28 @@ def machine(folder: Path, name: str, url: str, **changes: Any) -> Iterator[Guard
     file.write_text(settings.model_dump_json())
     guard = Guard(settings.cell_json)
     wait_until(settings.cell_json.exists, "written")
-    # As supervisord does: started again when it has ended.
-    program = f"{sys.executable} -m deploy.cluster {file}"
-    again = f"while :; do {program} & pid=$!; echo $pid > {folder}/pid; wait $pid; done"
-    command = ["sh", "-c", f"trap 'kill $pid; wait $pid; exit' TERM; {again}"]
+    ended = threading.Event()
+    program = threading.Thread(target=_run_again_and_again, args=(folder, file, ended))
+    program.start()
     try:
-        with running(command, folder / "log"):
-            wait_until(settings.hosts_json.exists, "listed")
-            yield guard
+        wait_until(settings.hosts_json.exists, "listed")
+        yield guard
     finally:
+        ended.set()
+        program.join()
         guard.end()
+
+
+def _run_again_and_again(folder: Path, file: Path, ended: threading.Event) -> None:
+    """As supervisord does: started when it has ended, until it is asked to end."""
+    while not ended.is_set():
+        with command_line.started((str(file),), os.environ, module="deploy.cluster") as program:
+            (folder / "pid").write_text(str(program.pid))
+            while program.runs and not ended.wait(0.05):
+                pass
+            with contextlib.suppress(ProcessLookupError):
+                program.send_signal(signal.SIGTERM)
+            program.wait(PATIENCE_S)
 
 
 def upgrade_command(folder: Path, name: str, refused: str = "") -> tuple[str, ...]:
