@@ -81,11 +81,7 @@ class Command:
         )
         with _ONE_AT_A_TIME:
             self._process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
+        self.pid = self._process.pid or 0
 
     @property
     def runs(self) -> bool:

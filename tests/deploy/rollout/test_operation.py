@@ -3,38 +3,23 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from deploy import drains, rollout_record
 from deploy.cell import Cell, CellError
-from deploy.config import ROOT, parse
+from deploy.config import parse
 from deploy.host import processes
 from deploy.rollout import operation
 from deploy.rollout.interrupts import Interrupted
 from deploy.rollout_record import Record, Step
+from tests import command_line
 from tests.deploy.processes import wait_until
 
-HOLDER = """
-import signal, sys, time
-from pathlib import Path
-from deploy import drains
-from deploy.cell import Cell
-from deploy.config import parse
-from deploy.rollout import interrupts, operation
-from deploy.rollout_record import Step
-interrupts.install()
-cell = Cell(parse({"cell": {"var_dir": sys.argv[1]}}), Path("cluster.toml"))
-with operation.begin(cell, "restart", "restart --rolling w1 w2", ["w1", "w2"]) as rollout:
-    rollout.enter("w1", Step.DONE)
-    rollout.enter("w2", Step.DRAINING)
-    with drains.held(cell.layout, "w2", "restart"):
-        print(flush=True)
-        time.sleep(60)
-"""
+HOLDER = "tests.deploy.rollout.holder"
 
 
 @pytest.fixture
@@ -56,18 +41,19 @@ def audit(cell: Cell) -> list[tuple[str, str, str]]:
     return [(line["event"], line["outcome"], line["command"]) for line in lines]
 
 
-def holder(cell: Cell) -> "subprocess.Popen[str]":
+@contextmanager
+def holder(cell: Cell) -> Iterator[command_line.Command]:
     """A restart of w1 and w2 that has come to w2."""
-    command = [sys.executable, "-c", HOLDER, str(cell.layout.var_dir)]
-    begun = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert begun.stdout is not None
-    begun.stdout.readline()
-    return begun
+    told = (str(cell.layout.var_dir),)
+    with command_line.started(told, os.environ, module=HOLDER) as begun:
+        wait_until(lambda: begun.said() or not begun.runs, "come to w2")
+        assert begun.runs, begun.complained()
+        yield begun
 
 
 def cut_short(cell: Cell) -> None:
     with holder(cell) as killed:
-        killed.kill()
+        killed.send_signal(signal.SIGKILL)
 
 
 def test_each_step_is_written_down_before_it_is_taken(cell: Cell) -> None:
@@ -146,7 +132,7 @@ def test_second_command_is_told_who_is_at_work(cell: Cell) -> None:
             pass
         with pytest.raises(CellError, match="is under way"):
             operation.unfinished(cell)
-        first.kill()
+        first.send_signal(signal.SIGKILL)
     me = operation.person()
     assert f"`zimage restart --rolling w1 w2` by {me} (process {first.pid}" in str(refused.value)
     assert "zimage up --abort" in str(refused.value)
