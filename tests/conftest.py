@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
@@ -63,9 +64,9 @@ def pytest_configure() -> None:
     """Programs that tests start die of signals, also where whoever started us ignores some."""
     gc.disable()  # nothing of what is imported now goes away
     # No test asks the world. A client of httpx would read its authorities for every address, also
-    # without TLS: 16 ms, as long as most requests take. In a folder they are looked for by name.
-    os.environ.pop("SSL_CERT_FILE", None)
-    os.environ["SSL_CERT_DIR"] = os.devnull
+    # without TLS: 16 ms, as long as most requests take. That of the store takes none for an error.
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
+    os.environ.pop("SSL_CERT_DIR", None)
     # Read by torch: its threads turn while they wait for each other, on cores that others need.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
