@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from worker.coordination.heartbeat import Phase
 from worker.engine.costs import Costs, Kind
 from worker.engine.limits import Limits
-from worker.engine.queue import Picture
+from worker.engine.queue import Picture, rows_of
 
 KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 
@@ -50,7 +50,7 @@ class Allowances:
             self._text_s = max(self._text_s, min(text_s, most_s))
 
     def _likely_s(self, phase: Phase, pictures: Sequence[Picture], kind: Kind) -> float:
-        rows = sum(picture.rows for picture in pictures)
+        rows = rows_of(pictures)
         slack = _SLACK
         if phase is Phase.STEP and not self._stepwise:
             slack = max(slack, _WHOLE_SLACK * pictures[0].spec.parameters.drawn_steps)

@@ -20,7 +20,7 @@ from worker.engine.costs import Costs, Kind
 from worker.engine.forecast import NOBODY, remaining_s
 from worker.engine.heartbeat_writer import IDLE_BEAT_S, HeartbeatWriter
 from worker.engine.oom_tracker import DOUBT_S, OomTracker, Verdict
-from worker.engine.queue import Entry, Picture, Queue, unread
+from worker.engine.queue import Entry, Picture, Queue, any_suspect, rows_of, share, unread
 from worker.engine.request import Drawn, DrawRequest, Partial, Stepped
 from worker.engine.scheduler import Scheduler
 from worker.engine.state import Counters
@@ -168,7 +168,7 @@ class Driver:
     def _attempt(
         self, phase: Phase, part: Sequence[Picture], call: Call, kind: Kind
     ) -> Failure | None:
-        if not _is_suspect(part):
+        if not any_suspect(part):
             return self._attempt_now(phase, part, call, kind)
         with self._apart():
             return self._attempt_now(phase, part, call, kind)
@@ -189,7 +189,7 @@ class Driver:
     def _attempt_now(
         self, phase: Phase, part: Sequence[Picture], call: Call, kind: Kind
     ) -> Failure | None:
-        began, rows = time.monotonic(), 1 if kind == "image" else _rows(part)
+        began, rows = time.monotonic(), 1 if kind == "image" else rows_of(part)
         shape = self._begin(phase, part, rows, began, kind)
         try:
             call(part)
@@ -247,9 +247,7 @@ class Driver:
         _require_as_many(pixels, part)
         now = time.monotonic()
         with self.lock:
-            _share(
-                part, _rows(part), now - began
-            )  # the call is as good as over, and they hear of it now
+            share(part, now - began)  # the call is as good as over, and they hear of it now
             for picture, each in zip(part, pixels, strict=True):
                 picture.done = True
                 self._tell_drawn(picture, each, now)
@@ -273,7 +271,7 @@ class Driver:
         with self.lock:
             self.totals.out_of_memory += failure.memory
             if len(part) > 1:
-                self._fits = _rows(part) // 2 if failure.memory else self._fits
+                self._fits = rows_of(part) // 2 if failure.memory else self._fits
                 return
             if failure.memory:
                 self._fits = None  # it was this picture, not their number
@@ -326,7 +324,7 @@ class Driver:
     ) -> None:
         with self.lock:
             self.scheduler.charge(part, seconds)
-            _share(part, _rows(part), seconds)
+            share(part, seconds)
             if phase is Phase.STEP:
                 self.totals.steps += 1
                 self.batches[len(part)] += 1
@@ -344,7 +342,7 @@ class Driver:
             steps, done = picture.sample.steps, inner or picture.sample.step_index
             if picture.entry.request.watched or picture.entry.request.followed:
                 with self.lock:
-                    left_s = remaining_s(picture, _rows(part), self.costs)
+                    left_s = remaining_s(picture, rows_of(part), self.costs)
                 picture.entry.waiter.post(Stepped(picture.image_index, done, steps, left_s))
             self._preview(picture, done, steps)
 
@@ -355,7 +353,7 @@ class Driver:
         if picture.previews >= wanted or picture.sample is None:
             return
         try:
-            apart = self.pipeline.info.stepwise and _is_suspect([picture])
+            apart = self.pipeline.info.stepwise and any_suspect([picture])
             with self._apart() if apart else nullcontext():
                 # A decoding of its own: with its own time, and nobody else is to blame for it.
                 self._go_on(Phase.DECODE, [picture])
@@ -395,21 +393,6 @@ class Driver:
 
 def _samples(pictures: Sequence[Picture]) -> list[Sample]:
     return [picture.sample for picture in pictures if picture.sample]
-
-
-def _is_suspect(part: Sequence[Picture]) -> bool:
-    return any(picture.entry.request.exclusive for picture in part)
-
-
-def _rows(pictures: Sequence[Picture]) -> int:
-    return sum(picture.rows for picture in pictures)
-
-
-def _share(part: Sequence[Picture], rows: int, seconds: float) -> None:
-    """Write ``seconds`` of the device down to those who used it, by their rows."""
-    each_s = seconds / rows
-    for picture in part:
-        picture.device_s += each_s * picture.rows
 
 
 def _require_as_many(results: Sequence[object], pictures: Sequence[Picture]) -> None:

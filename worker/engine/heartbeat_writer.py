@@ -6,7 +6,7 @@ from math import inf
 
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.engine.limits import Limits
-from worker.engine.queue import Picture
+from worker.engine.queue import Picture, rows_of
 from worker.engine.recently import Recently
 from worker.engine.state import Activity
 
@@ -46,7 +46,7 @@ class HeartbeatWriter:
         """``phase`` begins for ``pictures`` and may last ``allowance_s``, or as many times as long
         as one of their requests is granted; its shape. ``kind``: of the call, where its phase does
         not tell."""
-        rows = sum(picture.rows for picture in pictures)
+        rows = rows_of(pictures)
         shape = _shape(phase, pictures, rows, kind)
         if self._compiles and shape not in self._seen:
             phase, allowance_s = Phase.COMPILE, max(allowance_s, self._limits.compile_allowance_s)

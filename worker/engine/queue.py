@@ -1,7 +1,7 @@
 """The bounded queue: who waits and who is being drawn, in order. It decides nothing."""
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,6 +77,23 @@ class Picture:
 def unread(pictures: Iterable[Picture]) -> list[Picture]:
     """The first of ``pictures`` for each picture that is to be encoded: some share theirs."""
     return list({id(p.spec.source): p for p in reversed([*pictures]) if p.unread}.values())[::-1]
+
+
+def rows_of(pictures: Iterable[Picture]) -> int:
+    """Of a batch that has all of ``pictures``."""
+    return sum(picture.rows for picture in pictures)
+
+
+def share(pictures: Sequence[Picture], seconds: float) -> None:
+    """Write ``seconds`` of the device down to those who used it, by their rows."""
+    each_s = seconds / rows_of(pictures)
+    for picture in pictures:
+        picture.device_s += each_s * picture.rows
+
+
+def any_suspect(pictures: Iterable[Picture]) -> bool:
+    """Whether workers may have died of one of them."""
+    return any(picture.entry.request.exclusive for picture in pictures)
 
 
 def expected_rows(parameters: Parameters) -> int:

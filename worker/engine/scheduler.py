@@ -15,7 +15,7 @@ from math import ceil
 
 from worker.engine.costs import Costs
 from worker.engine.deficit_round_robin import DeficitRoundRobin
-from worker.engine.queue import Entry, Picture, Queue, Size
+from worker.engine.queue import Entry, Picture, Queue, Size, rows_of
 from worker.engine.request import Priority
 
 QUANTUM_S = 0.5
@@ -105,7 +105,7 @@ class Scheduler:
 
     def charge(self, pictures: Sequence[Picture], seconds: float) -> None:
         """Share ``seconds`` of the device among the keys of ``pictures`` by rows."""
-        row_s = seconds / sum(picture.rows for picture in pictures)
+        row_s = seconds / rows_of(pictures)
         for picture in pictures:
             request, used_s = picture.entry.request, row_s * picture.rows
             self._turns[request.priority].charge(request.key, used_s)
