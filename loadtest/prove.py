@@ -109,6 +109,18 @@ LONG = {
         ("loadtest/hosts",),
         12,
     ),
+    "container": Proof(
+        "images are built and run without root and with a read-only root: they draw, and end under "
+        "load without losing a request",
+        (
+            "env",
+            "PROVE=container",
+            "TEST_PROCESSES=0",
+            "scripts/test",
+            "tests/container",
+        ),
+        15,
+    ),
     "overload": Proof(
         "three times the capacity: what is accepted is drawn, the rest is refused honestly",
         _scenario("overload"),

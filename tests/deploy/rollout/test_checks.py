@@ -87,7 +87,9 @@ def test_a_server_is_asked_before_the_cell_is_touched(postgres: Server, tmp_path
     assert '"zimage_checked" does not exist' in gone.text
 
 
-def test_a_password_that_others_may_read_is_refused(tmp_path: Path) -> None:
+def test_a_password_that_others_may_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "password"
     database = {"url": "postgresql://db/zimage", "password_file": str(file)}
     [missing] = checks.database(cell(tmp_path, database=database))
@@ -96,6 +98,9 @@ def test_a_password_that_others_may_read_is_refused(tmp_path: Path) -> None:
     file.chmod(0o644)
     [open_to_all] = checks.database(cell(tmp_path, database=database))
     assert (open_to_all.level, open_to_all.remedy) == ("fail", f"chmod 600 {file}")
+    monkeypatch.setattr(checks, "_SECRETS", tmp_path)  # of a container, whose modes others choose
+    [tried] = checks.database(cell(tmp_path, database=database))
+    assert "may be read by others" not in tried.text
 
 
 def test_a_server_without_its_client_is_refused(
