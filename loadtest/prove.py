@@ -93,6 +93,11 @@ LONG = {
         ),
         2,
     ),
+    "bundle": Proof(
+        "from nothing but a bundle, a bare Debian without any network installs itself and draws",
+        ("env", "PROVE=bundle", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_bundle.py"),
+        6,
+    ),
     "clients": Proof(
         "a dozen libraries of others, unmodified: each draws with its own defaults",
         (

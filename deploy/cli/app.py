@@ -12,6 +12,7 @@ from deploy import installation
 from deploy.cli import (
     alarms,
     backups,
+    bundles,
     cell,
     chaos,
     cluster,
@@ -39,7 +40,7 @@ VERBS: dict[str, tuple[typer.Typer | Callable[..., None], ...]] = {
     "Configure": (configuration.plan, configuration.render, configuration.reload,
                   configuration.systemd, workers.calibrate),
     "Keep": (backups.backup, backups.restore, images.app, models.app, database.app,
-             versions.upgrade, versions.rollback),
+             bundles.bundle, versions.upgrade, versions.rollback),
     "Prove": (chaos.chaos, alarms.app),
     "Several hosts": (cluster.app,),
 }  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 from tests.worker.models.loading.local_hub import COMMIT, MODEL, LocalHub, local_hub
 from worker.models.loading import hub, pulled
+from worker.models.loading.folder import ModelLoadError
 from worker.models.loading.hub import HubModel
 from worker.models.loading.sources import TINY
 
@@ -155,7 +156,7 @@ def test_a_file_with_another_hash_is_refused_and_not_kept(
     assert list(home.rglob(WEIGHTS)) == []
     size = (TINY / WEIGHTS).stat().st_size
     assert all(path.stat().st_size != size for path in home.rglob("*") if path.is_file())
-    with pytest.raises(hub.ModelLoadError, match="zimage models pull"):
+    with pytest.raises(ModelLoadError, match="zimage models pull"):
         hub.found(model, environment)
 
 
@@ -194,8 +195,8 @@ def test_a_disk_that_fills_up_is_told(pull: Pull, model: HubModel) -> None:
 
 
 def test_a_model_that_the_hub_does_not_have_is_named(pull: Pull, server: LocalHub) -> None:
-    for hub_name in ("huggingface", "modelscope"):
-        told = pull(HubModel("ours/other", hub_name))  # type: ignore[arg-type]
+    for other in (HubModel("ours/other"), HubModel("ours/other", "modelscope")):
+        told = pull(other)
         assert "ours/other cannot be downloaded" in told["what"]
 
 

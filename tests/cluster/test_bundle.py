@@ -1,0 +1,103 @@
+"""From nothing but a bundle: a bare Debian without any network draws. `scripts/prove bundle`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ROOT
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif("PROVE" not in os.environ, reason="minutes: scripts/prove bundle"),
+    pytest.mark.skipif(os.getuid() != 0, reason="a machine in a folder is made by root"),
+    pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="no mmdebstrap"),
+]
+
+_INSIDE = """
+set -eu
+test "$(grep -c : /proc/net/dev)" = 1   # lo alone
+cd /srv/zimage
+scripts/up --bundle ../zimage.bundle --signers ../signers
+test ! -e .bundle
+scripts/up
+scripts/zimage down
+"""
+_AROUND = """
+set -eu
+ip link set lo up
+mount -t proc proc "$1/proc"
+mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
+exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 bash -c "$2"
+"""
+
+
+@pytest.fixture(scope="module")
+def signers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("signers")
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True
+    )
+    public = (folder / "key.pub").read_text("utf-8")
+    (folder / "signers").write_text(f'ops namespaces="zimage-bundle" {public}', "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(signers: Path) -> Path:
+    """BUNDLE names one that is there, with ``key`` and ``signers`` beside it."""
+    if given := os.environ.get("BUNDLE"):
+        shutil.copy(Path(given).with_name("signers"), signers / "signers")
+        return Path(given)
+    path = signers / "zimage.bundle"
+    words = ["--model", str(ROOT / "tinymodel" / "weights"), "--torch", "cpu"]
+    words += ["--sign", str(signers / "key"), "--out", str(path)]
+    command = [sys.executable, "-m", "deploy.cli.app", "bundle", *words]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=900)
+    return path
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare one as Debian's installer leaves it, with the client of SSH."""
+    root = tmp_path_factory.mktemp("machine") / "root"
+    said = Path("/etc/os-release").read_text("utf-8")
+    suite = next(
+        line.partition("=")[2] for line in said.splitlines() if line.startswith("VERSION_CODENAME")
+    )
+    options = ["--variant=minbase", "--include=openssh-client", "--skip=cleanup/apt/lists"]
+    subprocess.run(["mmdebstrap", *options, suite, str(root)], check=True, timeout=600)
+    return root
+
+
+def inside(machine: Path, script: str, timeout_s: float = 600) -> str:
+    """What ``script`` says there, with no network but loopback."""
+    away = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
+    done = subprocess.run(
+        [*away, "bash", "-c", _AROUND, "bash", str(machine), script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=timeout_s,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_bare_machine_without_a_network_draws(machine: Path, bundle: Path, signers: Path) -> None:
+    srv = machine / "srv"
+    shutil.copy(bundle, srv / "zimage.bundle")
+    shutil.copy(signers / "signers", srv / "signers")
+    subprocess.run(["tar", "xf", bundle, "-C", srv, "kit"], check=True)
+    (srv / "kit").rename(srv / "zimage")
+    said = inside(machine, _INSIDE)
+    assert "is signed by ops" in said
+    assert "install nginx (apt-get)" in said
+    assert "cluster.toml is made: it draws with models/weights" in said
+    assert " drew " in said
+    assert "nothing to change" in said
