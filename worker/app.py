@@ -16,7 +16,18 @@ from worker.api.middleware.direct import Direct
 from worker.api.middleware.poison import PoisonGuard
 from worker.api.middleware.prefix import OnePrefix
 from worker.api.middleware.request_context import RequestContexts
-from worker.api.routes import admin, files, gallery, health, images, jobs, models, session, usage
+from worker.api.routes import (
+    admin,
+    edits,
+    files,
+    gallery,
+    health,
+    images,
+    jobs,
+    models,
+    session,
+    usage,
+)
 from worker.api.schemas import openapi
 from worker.coordination.host_clocks import HostClocks, host_list
 from worker.errors import ZimageError
@@ -24,9 +35,15 @@ from worker.lifecycle import Lifecycle, Load
 from worker.settings import Settings
 
 _DRAW = Route("/v1/images/generations", images.generate, methods=["POST"])
+_EDIT, _VARY = (
+    Route(path, answer, methods=["POST"])
+    for path, answer in zip(edits.PATHS, (edits.edit, edits.vary), strict=True)
+)
 _READY = Route("/readyz", health.readyz)
 ROUTES = [
     _DRAW,
+    _EDIT,
+    _VARY,
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
     Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
@@ -34,7 +51,7 @@ ROUTES = [
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
-    openapi.route((images, files, gallery, jobs, session, usage, models, health)),
+    openapi.route((images, edits, files, gallery, jobs, session, usage, models, health)),
     _READY,
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),
@@ -42,6 +59,7 @@ ROUTES = [
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]
+_DRAWINGS = frozenset(route.path for route in (_DRAW, _EDIT, _VARY))
 DIRECT = [_DRAW, _READY]
 """What must cost next to nothing: besides its drawing, or because the guard asks it five times a
 second. Middleware sees it like all others."""
@@ -93,7 +111,7 @@ def create_app(settings: Settings, load: Load) -> Application:
                 clocks=_clocks(settings),
             ),
             Middleware(Access, components=built),
-            Middleware(PoisonGuard, components=built, drawings=frozenset({_DRAW.path})),
+            Middleware(PoisonGuard, components=built, drawings=_DRAWINGS),
         ],
         exception_handlers={
             ZimageError: answers.on_zimage_error,

@@ -11,6 +11,9 @@ LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 MAX_JOB_BODY_BYTES = 8 << 20
 """Of a request that makes a job of up to 10,000 prompts."""
 
+MAX_EDIT_BODY_BYTES = 32 << 20
+"""Of a request with a picture to go on from, and its mask."""
+
 MAX_JOB_CHARS = MAX_JOB_BODY_BYTES
 """Of all prompts that a template makes: no more than a list of them could have."""
 

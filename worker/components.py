@@ -46,6 +46,7 @@ from worker.storage.secret import Signing, only, shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.storage.undelivered import Undelivered
 from worker.threads import ThreadPool
+from worker.uploads.sources import Sources
 
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
 _SEARCHES_OF_ONE = 4
@@ -79,6 +80,8 @@ class Components:
     audit: Audit
     traces: Traces
     encoders: Encoders
+    sources: Sources
+    """What becomes of pictures that are sent."""
     heartbeat: HeartbeatFile
     in_flight: InFlight
     """What is being handled outside the engine."""
@@ -147,6 +150,7 @@ def build(settings: Settings, life: Life) -> Components:
         metrics=metrics,
         audit=_audit(settings),
         encoders=Encoders(settings.threads, _labels(settings)),
+        sources=Sources(),
         traces=traces_to(
             settings.traces.endpoint,
             settings.traces.share,

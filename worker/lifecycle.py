@@ -226,6 +226,7 @@ class Lifecycle:
         await built.jobs.close(timeout_s=_CLOSE_S)
         if self._model is not None:
             await self._model.engine.close(timeout_s=_CLOSE_S)
+        await built.sources.close()
         built.encoders.close()
         built.thumbnails.close()
         built.image_threads.close()

@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from worker.bounds import LATENCY_BUCKETS_S
 
 DRAW = "/v1/images/generations"
-_ROUTES = (DRAW, "/v1/images", "/v1/jobs", "/v1/models", "/v1/session", "/v1/usage", "/v1")
+_DRAWINGS = (DRAW, "/v1/images/edits", "/v1/images/variations")
+_ROUTES = (*_DRAWINGS, "/v1/images", "/v1/jobs", "/v1/models", "/v1/session", "/v1/usage", "/v1")
 _CODES = (200, 400, 429, 499, 500, 503, 504)
 _REFUSED = frozenset({429, 503})
 _MAX_READ_BYTES = 8 << 20  # more at once would keep others waiting
@@ -129,7 +130,7 @@ class Traffic:
         self._requests.labels(route, status).inc()
         self._duration.labels(route).observe(seconds)
         self._bytes.inc(int(line["bytes"]))
-        if route == DRAW:
+        if route in _DRAWINGS:
             replays = replays_of(line["upstream_connect_s"])
             self._replays.inc(replays)
             self._note(status, seconds, replays)

@@ -142,6 +142,8 @@ def main() -> int:
     app = Starlette(
         routes=[
             Route("/v1/images/generations", draw, methods=["POST"]),
+            Route("/v1/images/edits", draw, methods=["POST"]),
+            Route("/v1/images/variations", draw, methods=["POST"]),
             Route("/v1/images/files/{name}", file),
             Route("/v1/models", echo),
             Route("/metrics", echo),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.worker.processes import worker
 from worker.models.synthetic import text_of
+from worker.types import Pixels
 
 
 @pytest.fixture
@@ -84,3 +85,66 @@ def test_sdk_raises_the_error_of_a_stream(sdk: openai.OpenAI) -> None:
 def test_sdk_lists_the_model(sdk: openai.OpenAI) -> None:
     assert [model.id for model in sdk.models.list()][:2] == ["synthetic", "dall-e-2"]
     assert sdk.models.retrieve("synthetic").owned_by == "zimage-cluster"
+
+
+def picture(mode: str, colour: tuple[int, ...]) -> tuple[str, bytes, str]:
+    file = io.BytesIO()
+    image = Image.new(mode, (128, 64), colour)
+    if mode == "RGBA":  # the right half is transparent
+        image.paste((0, 0, 0, 0), (64, 0, 128, 64))
+    image.save(file, "png")
+    return "a.png", file.getvalue(), "image/png"
+
+
+def pixels_in(b64: str | None) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64 or ""))))
+
+
+def test_sdk_edits_a_part_of_a_picture(sdk: openai.OpenAI) -> None:
+    answer = sdk.images.edit(
+        image=picture("RGB", (200, 30, 40)),
+        mask=picture("RGBA", (0, 0, 0, 255)),
+        prompt="a fox",
+        n=2,
+        quality="high",
+        input_fidelity="high",
+        extra_body={"seed": 4, "steps": 6},
+    )
+    assert answer.data is not None
+    assert (len(answer.data), answer.size) == (2, "128x64")
+    for image in answer.data:
+        pixels = pixels_in(image.b64_json)
+        assert (pixels[:, :64] == (200, 30, 40)).all()
+        assert (pixels[1:, 64:] != (200, 30, 40)).any()
+
+
+def test_sdk_edits_a_list_of_one_picture(sdk: openai.OpenAI) -> None:
+    answer = sdk.images.edit(
+        image=[picture("RGB", (9, 9, 9))], prompt="a fox", extra_body={"seed": 4, "strength": 0.5}
+    )
+    assert answer.data is not None
+    assert text_in(answer.data[0].b64_json) == "a fox|4|4"
+
+
+def test_sdk_streams_an_edit(sdk: openai.OpenAI) -> None:
+    stream = sdk.images.edit(
+        image=picture("RGB", (9, 9, 9)),
+        prompt="a fox",
+        stream=True,
+        partial_images=1,
+        extra_body={"seed": 4},
+    )
+    events = [event for event in stream if event.type.endswith(("partial_image", "completed"))]
+    assert isinstance(events[0], openai.types.ImageEditPartialImageEvent)
+    assert isinstance(events[-1], openai.types.ImageEditCompletedEvent)
+    assert text_in(events[-1].b64_json) == "a fox|4|5"
+
+
+def test_sdk_makes_variations(sdk: openai.OpenAI) -> None:
+    with pytest.warns(DeprecationWarning):  # of OpenAI's own models
+        answer = sdk.images.create_variation(
+            image=picture("RGB", (9, 9, 9)), n=2, size="256x256", extra_body={"seed": 4}
+        )
+    assert answer.data is not None
+    assert [text_in(image.b64_json) for image in answer.data] == ["|4|5", "|5|5"]
+    assert pixels_in(answer.data[0].b64_json).shape == (256, 256, 3)

@@ -22,15 +22,25 @@ class ClientGone(Exception):
     """The client closed its connection: nobody waits for an answer."""
 
 
+def media_type_of(request: Request) -> str:
+    """What the request says that its body is, in lower case."""
+    return context_of(request).header(b"content-type").partition(";")[0].strip().lower()
+
+
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
     """The body of a JSON request, refused as soon as it is known to be too large."""
-    context = context_of(request)
-    media_type = context.header(b"content-type").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type != "application/json":
         # Being strict also keeps other web pages from posting here behind a visitor's back.
         shown = repr(media_type[:60]) if media_type else "nothing"
         message = f"Content-Type says {shown}: send JSON with Content-Type: application/json."
         raise HTTPException(415, message)
+    return await read_body(request, max_bytes)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, refused as soon as it is known to be too large."""
+    context = context_of(request)
     _check_length(digits_of(context.header(b"content-length")) or 0, max_bytes)
     late = _Interruption()
     timer = context.timers.after(BODY_TIMEOUT_S, late.begin)

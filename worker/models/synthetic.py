@@ -135,7 +135,7 @@ class SyntheticPipeline:
             pixels = np.empty(shape, np.uint8)
             pixels[:] = np.frombuffer(hashlib.sha256(text).digest()[:3], np.uint8)
         if spec.source is not None:
-            under = np.asarray(spec.source.encoded, np.uint8)
+            under = np.asarray(spec.source.encoded, np.uint16)
             over = round(how.strength * 255)
             pixels = ((pixels.astype(np.uint16) * over + under * (255 - over)) // 255).astype("u1")
         row = np.zeros(how.width * 3, np.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.nginx.site import Site, site
-from worker.bounds import MAX_JOB_BODY_BYTES
+from worker.bounds import MAX_EDIT_BODY_BYTES, MAX_JOB_BODY_BYTES
 
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(200)
 MADE_BY_NGINX = (
@@ -56,6 +56,8 @@ def send(site: Site, request: bytes) -> tuple[int, dict[str, str], dict[str, Any
         ("/v1/jobs/job_1", 2048),
         ("/v1/jobs", MAX_JOB_BODY_BYTES),
         ("/v1/jobs/preview?a=b", MAX_JOB_BODY_BYTES),
+        ("/v1/images/edits", MAX_EDIT_BODY_BYTES),
+        ("/v1/v1/images/variations", MAX_EDIT_BODY_BYTES),
     ],
 )
 def test_refused_body_is_told_the_limit_of_its_address(broken: Site, path: str, limit: int) -> None:

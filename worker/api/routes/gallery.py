@@ -5,6 +5,7 @@ Somebody else's picture answers as one that does not exist.
 
 import re
 import time
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -138,6 +139,20 @@ async def delete_image(request: Request) -> Response:
     await components.database.run(lambda c: gallery.delete(c, [picture.id]))
     await components.image_threads.do(lambda: components.images.delete([picture.name]))
     return Response(status_code=204)
+
+
+async def own_file(
+    components: Components, caller: Caller, id: str, param: str
+) -> tuple[StoredImage, bytes]:
+    """A picture of ``caller``, and its file. Nobody else's, whatever may be seen."""
+    picture = await _owned(components, caller, id, param)
+    if picture.owner != caller.owner:
+        raise NotFound(f"There is no picture {id[:70]!r} of yours.", param=param)
+    try:
+        read = partial(components.images.read, picture.name)
+        return picture, await components.image_threads.do(read)
+    except FileNotFoundError:
+        raise lost(components, picture) from None
 
 
 async def address_of(components: Components, name: str) -> str | None:

@@ -20,14 +20,14 @@ async def events(drawing: Drawing, asked: Generation) -> AsyncGenerator[bytes, N
     async with aclosing(drawing.events()) as told:
         async for event in told:
             if not announced and not isinstance(event, Queued):
-                yield _queued(Queued(0, 0.0), drawing, seeds)
+                yield _queued(Queued(0, 0.0), drawing, asked, seeds)
             announced = True
             images += isinstance(event, Finished)
             data = _wire_event(event, drawing, asked, seeds)
             del event  # its file must not wait for the next one
             yield data
     yield sse.event(
-        "image_generation.done",
+        f"{asked.events}.done",
         created=int(time.time()),
         images=images,
         seeds=seeds,
@@ -39,24 +39,24 @@ async def events(drawing: Drawing, asked: Generation) -> AsyncGenerator[bytes, N
 def _wire_event(event: Told, drawing: Drawing, asked: Generation, seeds: list[int]) -> bytes:
     match event:
         case Queued():
-            return _queued(event, drawing, seeds)
+            return _queued(event, drawing, asked, seeds)
         case Stepped():
             return sse.event(
-                "image_generation.step",
+                f"{asked.events}.step",
                 image_index=event.image_index,
                 step=event.step,
                 steps=event.steps,
                 remaining_s=round(event.remaining_s, 3),
             )
         case Preview():
-            kind = "image_generation.partial_image"
+            kind = f"{asked.events}.partial_image"
             fields = {
                 "partial_image_index": event.partial_index,
                 "image_index": event.image_index,
             }
             return _with_picture(kind, event.picture, asked, fields)
         case Finished():
-            kind = "image_generation.completed"
+            kind = f"{asked.events}.completed"
             done = {
                 "image_index": event.image_index,
                 "seed": event.spec.seed,
@@ -65,9 +65,9 @@ def _wire_event(event: Told, drawing: Drawing, asked: Generation, seeds: list[in
             return _with_picture(kind, event.picture, asked, done)
 
 
-def _queued(event: Queued, drawing: Drawing, seeds: list[int]) -> bytes:
+def _queued(event: Queued, drawing: Drawing, asked: Generation, seeds: list[int]) -> bytes:
     return sse.event(
-        "image_generation.queued",
+        f"{asked.events}.queued",
         request_id=drawing.generation.id,
         seeds=seeds,
         position=event.position,

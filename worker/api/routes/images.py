@@ -40,23 +40,28 @@ async def generate(request: Request) -> Response:
     """Draw the pictures of one request; a stream's header is sent only once it is admitted."""
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
-    context = context_of(request)
     try:
         body = await read_json_body(request, components.settings.max_body_bytes)
-        asked = wire.parse(body, components.settings, model.info)
-        if asked.stream:
-            return await while_connected(
-                context, request.receive, _stream(request, model, components, asked)
-            )
-        draw = partial(_drawn, request, model, components, asked)
-        retry = retries.retry_of(request, caller_of(request).turn, asked)
-        if retry is None:
-            answer = await while_connected(context, request.receive, draw())
-        else:
-            answer = await retries.answer_of(request, lifecycle, retry, draw)
-        return await _sent(components, context, answer)
+        return await answer(request, lifecycle, wire.parse(body, components.settings, model.info))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
+
+
+async def answer(request: Request, lifecycle: Lifecycle, asked: wire.Generation) -> Response:
+    """What is drawn as ``asked``. Raises ``ClientGone``."""
+    model, components = lifecycle.require_ready(), lifecycle.components
+    context = context_of(request)
+    if asked.stream:
+        return await while_connected(
+            context, request.receive, _stream(request, model, components, asked)
+        )
+    draw = partial(_drawn, request, model, components, asked)
+    retry = retries.retry_of(request, caller_of(request).turn, asked)
+    if retry is None:
+        drawn = await while_connected(context, request.receive, draw())
+    else:
+        drawn = await retries.answer_of(request, lifecycle, retry, draw)
+    return await _sent(components, context, drawn)
 
 
 async def _stream(

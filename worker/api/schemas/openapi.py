@@ -66,7 +66,7 @@ _MEANINGS = {
     408: "The body did not arrive, or the request's own `timeout_s` has passed.",
     409: "Not possible in the present state.",
     413: "The body is too large.",
-    415: "Send `Content-Type: application/json`.",
+    415: "Send `Content-Type: application/json`, or a form where files are taken.",
     421: "This cell is not for whoever asks under this name or through this proxy.",
     422: "Understood and declined.",
     429: "Too many requests, or over a limit: come back after `Retry-After`.",
@@ -104,11 +104,13 @@ def operation(
     *,
     errors: Iterable[int] = (),
     body: Schema | None = None,
+    form: Schema | None = None,
     parameters: Iterable[Mapping[str, Any]] = (),
     leads_to: Mapping[str, Iterable[tuple[str, str]]] | None = None,
 ) -> dict[str, Any]:
     """One method of a path. ``answers`` by status: the JSON's schema, schemas by media type, or
     nothing for an empty answer. ``errors`` beyond those of every address have the envelope.
+    ``body`` is sent as JSON, ``form`` in its place as multipart form.
     ``leads_to``: by JSON pointer into the first answer, the (method, path) pairs whose ``id``
     stands there."""
     statuses = sorted({*ALWAYS, *errors, *(WITH_BODY if body is not None else ())})
@@ -119,6 +121,8 @@ def operation(
     described: dict[str, Any] = {"summary": summary, "responses": responses}
     if body is not None:
         content = {"application/json": {"schema": body}}
+        if form is not None:
+            content["multipart/form-data"] = {"schema": form}
         described["requestBody"] = {"required": True, "content": content}
     if parameters:
         described["parameters"] = list(parameters)

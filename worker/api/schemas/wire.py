@@ -1,12 +1,19 @@
 """What the images API accepts, checked field by field."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import orjson
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    create_model,
+)
 
 from worker.api.schemas import synonyms
 from worker.api.schemas.fields import bad, bounded, json_object, text_of
@@ -15,9 +22,10 @@ from worker.engine.request import Priority
 from worker.errors import NotFound, ZimageError
 from worker.models.base import ModelInfo
 from worker.settings import Settings
-from worker.types import FIELDS, DrawSpec, Parameters
+from worker.types import FIELDS, DrawSpec, Parameters, SourceImage
 
 A = TypeVar("A", bound="Asked")
+G = TypeVar("G", bound="Generation")
 
 MAX_SEED = 2**32 - 1
 MAX_PARTIAL_IMAGES = 3
@@ -83,6 +91,10 @@ class Generation(Asked):
         "prompt": ("missing: say what to draw", "missing_required_parameter")
     }
     said: ClassVar[tuple[str, ...]] = SAID
+    events: ClassVar[str] = "image_generation"
+    """What the names of its stream's events begin with."""
+
+    _source: SourceImage | None = PrivateAttr(None)
 
     prompts: tuple[str, ...] = Field(alias="prompt")
     n: int = 1
@@ -103,23 +115,30 @@ class Generation(Asked):
         first = default_seed if self.seed is None else self.seed
         prompts = [prompt for prompt in self.prompts for _ in range(self.n)]
         return tuple(
-            DrawSpec(prompt, (first + k) % (MAX_SEED + 1), self.parameters)
+            DrawSpec(prompt, (first + k) % (MAX_SEED + 1), self.parameters, self._source)
             for k, prompt in enumerate(prompts)
         )
 
     def normalised(self) -> bytes:
         """What decides the drawing, in bytes: equal for a request and its resubmission."""
-        parts = (self.prompts, self.n, self.seed, self.parameters.normalised())
+        parts: list[Any] = [self.prompts, self.n, self.seed, self.parameters.normalised()]
+        if self._source is not None:
+            parts.append(self._source.identity)
         return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
 
 
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     """Check ``body`` against this worker's limits and its model's abilities."""
-    said = synonyms.translated(json_object(body), KNOWN)
+    return read(_form(settings, info), KNOWN, json_object(body), settings)
+
+
+def read(form: type[G], known: Collection[str], values: Mapping[str, Any], settings: Settings) -> G:
+    """``values`` as a ``form`` whose fields, synonyms aside, are ``known``."""
+    said = synonyms.translated(values, known)
     if said.values.get("response_format") is None:
         said.values["response_format"] = _usual_answer(said.values)
     try:
-        asked = _form(settings, info).read(said.values)
+        asked = form.read(said.values)
         _check_combinations(asked, settings)
     except ZimageError as error:
         said.rename(error)
@@ -160,17 +179,29 @@ def check_compression(asked: Asked) -> None:
 
 @Once
 def _form(settings: Settings, info: ModelInfo) -> type[Generation]:
+    return generation_form(Generation, settings, info)
+
+
+def generation_form(
+    base: type[G],
+    settings: Settings,
+    info: ModelInfo,
+    ignored: Collection[str] = IGNORED,
+    own: Mapping[str, Any] | None = None,
+) -> type[G]:
+    """``form_of`` a generation. ``ignored``: texts without a meaning here."""
     check = PlainValidator(partial(_prompts, settings, info))
     prompt = prompt_schema(settings, info)
     prompts = {"type": "array", "items": prompt, "minItems": 1, "maxItems": settings.max_images}
     told = WithJsonSchema({"anyOf": [prompt, prompts]})
-    own = {
-        **dict.fromkeys(IGNORED, (str, "")),
+    fields = {
+        **dict.fromkeys(ignored, (str, "")),
         "prompts": (Annotated[tuple[str, ...], check, told], Field(alias="prompt")),
         "n": (Annotated[int, Field(ge=1, le=settings.max_images)], 1),
+        **(own or {}),
     }
     extra: Literal["allow", "forbid"] = "allow" if settings.unknown_fields == "ignore" else "forbid"
-    return form_of(Generation, settings, info, own, extra)
+    return form_of(base, settings, info, fields, extra)
 
 
 def form_of(

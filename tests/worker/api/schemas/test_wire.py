@@ -378,7 +378,7 @@ async def test_wrong_method_names_the_right_one(client: httpx.AsyncClient) -> No
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize("path", ["/v1/images/edits", "/", "/v1/models/"])
+@pytest.mark.parametrize("path", ["/v1/images/upscales", "/", "/v1/models/"])
 async def test_unknown_route_gets_the_envelope(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,141 @@
+"""POST /v1/images/edits and /v1/images/variations: drawings that go on from a picture."""
+
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from worker.api import multipart
+from worker.api.caller import caller_of
+from worker.api.client import ClientGone, media_type_of, read_body
+from worker.api.middleware.request_context import CLIENT_GONE, context_of
+from worker.api.routes import gallery, images
+from worker.api.schemas import edit_wire
+from worker.api.schemas.edit_wire import Edit
+from worker.api.schemas.fields import bad, json_object
+from worker.api.schemas.openapi import Part, operation, ref
+from worker.api.serving import lifecycle_of
+from worker.bounds import MAX_EDIT_BODY_BYTES
+from worker.components import Components, Model
+from worker.lifecycle import Lifecycle
+
+T = TypeVar("T")
+
+PATHS = ("/v1/images/edits", "/v1/images/variations")
+
+
+async def edit(request: Request) -> Response:
+    """Draw from a picture, or a part of one anew."""
+    return await _answer(request, variation=False)
+
+
+async def vary(request: Request) -> Response:
+    """Draw pictures like one."""
+    return await _answer(request, variation=True)
+
+
+async def _answer(request: Request, *, variation: bool) -> Response:
+    lifecycle = lifecycle_of(request)
+    model, components = lifecycle.require_ready(), lifecycle.components
+    try:
+        async with components.sources.reading:
+            asked = await _asked(request, model, components, variation=variation)
+        context_of(request).notes["strength"] = asked.parameters.strength
+        return await images.answer(request, lifecycle, asked)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
+
+
+async def _asked(
+    request: Request, model: Model, components: Components, *, variation: bool
+) -> Edit:
+    settings, info = components.settings, model.info
+    values, files = await _read(request, model, components, variation=variation)
+    asked = edit_wire.parse(values, settings, info, variation=variation)
+    if not info.edits:
+        bad("image", "this model draws from text alone: use /v1/images/generations")
+    image = files.get("image")
+    if (image is None) == (not asked.image):
+        bad("image", *(_TWICE if image else _MISSING))
+    if image is None:
+        image, asked = await _of_gallery(request, components, asked)
+    source = await components.sources.prepare(
+        image, files.get("mask"), asked.placing(settings, info), masked=not variation
+    )
+    assert source.pixels is not None, "they are dropped later"
+    height, width, _ = source.pixels.shape
+    return asked.goes_on_from(source, (width, height))
+
+
+_MISSING = "missing: send the picture to go on from", "missing_required_parameter"
+_TWICE = ("both a file and the id of a picture: leave one out",)
+
+
+async def _read(
+    request: Request, model: Model, components: Components, *, variation: bool
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the body says, and its files."""
+    settings, kind = components.settings, media_type_of(request)
+    if kind == "application/json":
+        return json_object(await read_body(request, settings.max_body_bytes)), {}
+    if kind != multipart.MEDIA_TYPE:
+        shown = repr(kind[:60]) if kind else "nothing"
+        message = f"Content-Type says {shown}: send {multipart.MEDIA_TYPE} or application/json."
+        raise HTTPException(415, message)
+    body = await read_body(request, MAX_EDIT_BODY_BYTES)
+    content_type = request.headers["content-type"]
+    parts = await multipart.parts_of(body, content_type, settings.max_body_bytes)
+    texts = {_single(name): _one(name, said) for name, said in parts.texts.items()}
+    files = _files(parts.files, ("image",) if variation else edit_wire.FILES)
+    return edit_wire.typed(texts, settings, model.info), files
+
+
+def _files(sent: dict[str, list[bytes]], known: tuple[str, ...]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name, several in sent.items():
+        own = _single(name)
+        if own not in known:
+            bad(own[:60], f"no file is taken here but {' and '.join(known)}", "unknown_parameter")
+        if own in files:
+            bad(own, "sent twice: send one")
+        files[own] = _one(name, several)
+    return files
+
+
+def _single(name: str) -> str:
+    """OpenAI's SDK says ``image[]`` where it has a list of them."""
+    return name.removesuffix("[]")
+
+
+def _one(name: str, several: list[T]) -> T:
+    if len(several) > 1:
+        bad(_single(name)[:60], f"{len(several)} of them: one is taken; send one")
+    return several[0]
+
+
+async def _of_gallery(request: Request, components: Components, asked: Edit) -> tuple[bytes, Edit]:
+    """The file of a picture of whoever asks; without a prompt, its own counts."""
+    picture, data = await gallery.own_file(components, caller_of(request), asked.image, "image")
+    if asked.prompts == ("",):
+        asked = asked.model_copy(update={"prompts": (picture.prompt,)})
+    return data, asked
+
+
+def openapi(lifecycle: Lifecycle) -> Part:
+    about = lifecycle.settings, lifecycle.model.info
+    paths, schemas = {}, {}
+    told = {"Edit": edit.__doc__, "Variation": vary.__doc__}
+    for path, (name, summary) in zip(PATHS, told.items(), strict=True):
+        variation = name == "Variation"
+        schemas[name] = edit_wire.schema(*about, variation=variation, files=False)
+        schemas[f"{name}Form"] = edit_wire.schema(*about, variation=variation, files=True)
+        post = operation(
+            f"{summary} With `stream` as server-sent events.",
+            {200: {"application/json": ref("Drawn"), "text/event-stream": ref("Event")}},
+            errors=(404, 422, 507),
+            body=ref(name),
+            form=ref(f"{name}Form"),
+        )
+        paths[path] = {"post": post}
+    return Part(paths, schemas)

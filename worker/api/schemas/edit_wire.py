@@ -1,0 +1,157 @@
+"""What requests with a picture may say beside what all drawings may: files, or ids of pictures."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+
+from worker.api.schemas import synonyms, wire
+from worker.api.schemas.fields import bad, bounded, text_of
+from worker.api.schemas.forms import Once, Schema, names_of
+from worker.models.base import ModelInfo
+from worker.models.sizes import fitted
+from worker.settings import Settings
+from worker.storage.images import ID
+from worker.types import FIELDS, SourceImage
+from worker.uploads.sources import Fit, Placing, Size
+
+STRENGTH = 0.6
+"""Of a picture that may change everywhere, as diffusers has it; of one with a mask 1."""
+FILES = ("image", "mask")
+IGNORED = (*wire.IGNORED, "input_fidelity")
+_EDITS = tuple(name for name, field in FIELDS.items() if field.about.edits)
+_POSITION = re.compile(r"([0-9]{1,5}),([0-9]{1,5})")
+
+
+def _picture_id(value: str) -> str:
+    if re.fullmatch(ID, value):
+        return value
+    if re.match(r"(?i)(https?|data|file):", value):
+        bad("image", "an address: nothing is fetched here; send the file itself, as multipart form")
+    return bad("image", f"{value[:40]!r} is no picture of the gallery: send its id, or a file")
+
+
+def _corner(value: object) -> tuple[int, int] | None:
+    text = text_of("position", value)
+    match = _POSITION.fullmatch(text)
+    if match is None and text != "center":
+        bad("position", f"{text[:40]!r} is neither X,Y in pixels nor 'center'")
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+_Id = Annotated[str, AfterValidator(_picture_id), WithJsonSchema({"type": "string"})]
+_Position = Annotated[
+    tuple[int, int] | None,
+    PlainValidator(_corner),
+    WithJsonSchema({"type": "string", "pattern": "^([0-9]{1,5},[0-9]{1,5}|center)$"}),
+]
+
+
+class Edit(wire.Generation):
+    """A drawing that goes on from a picture. ``image``: the id of one in the gallery; empty: a
+    file came with the request."""
+
+    missing: ClassVar[Mapping[str, tuple[str, str]]] = wire.Generation.missing
+    said: ClassVar[tuple[str, ...]] = (*wire.SAID, *_EDITS)
+    events: ClassVar[str] = "image_edit"
+
+    image: _Id = ""
+    fit: Fit = "cover"
+    position: _Position = None
+
+    def placing(self, settings: Settings, info: ModelInfo) -> Placing:
+        """How its picture becomes as large as it."""
+        auto = "size" not in self.model_fields_set
+
+        def size(of: Size) -> Size:
+            return _size_for(of, settings, info) if auto else self.size
+
+        return Placing(size, self.fit, self.position)
+
+    def goes_on_from(self, source: SourceImage, size: Size) -> "Edit":
+        """This with its picture, and with what that decides where the request does not say it."""
+        strength = 1.0 if source.mask is not None else STRENGTH
+        decided: dict[str, Any] = {"size": size}
+        if "strength" not in self.model_fields_set:
+            decided["strength"] = strength
+        edit = self.model_copy(update=decided)
+        edit._source = source
+        return edit
+
+
+class Variation(Edit):
+    """``prompts``: none is needed."""
+
+
+def _size_for(of: Size, settings: Settings, info: ModelInfo) -> Size:
+    """The nearest that can be drawn."""
+    multiple = info.side_multiple
+    near = [max(info.min_side, round(side / multiple) * multiple) for side in of]
+    width, height = fitted((near[0], near[1]), settings.max_pixels, multiple)
+    return max(width, info.min_side), max(height, info.min_side)
+
+
+@Once
+def _edit(settings: Settings, info: ModelInfo) -> type[Edit]:
+    return wire.generation_form(Edit, settings, info, IGNORED)
+
+
+@Once
+def _variation(settings: Settings, info: ModelInfo) -> type[Variation]:
+    def check(value: object) -> tuple[str, ...]:
+        text = bounded("prompt", text_of("prompt", value), settings.max_prompt_chars)
+        if info.prompt_limit is not None:
+            info.prompt_limit.check("prompt", text)
+        return (text,)
+
+    told = WithJsonSchema({"type": "string", "maxLength": settings.max_prompt_chars})
+    kind = Annotated[tuple[str, ...], PlainValidator(check), told]
+    own = {"prompts": (kind, Field(("",), alias="prompt"))}
+    return wire.generation_form(Variation, settings, info, IGNORED, own)
+
+
+KNOWN = tuple(sorted({*names_of(Edit), *IGNORED, *Edit.said}))
+
+
+def parse(
+    values: Mapping[str, Any], settings: Settings, info: ModelInfo, *, variation: bool
+) -> Edit:
+    """Check ``values`` against this worker's limits and its model's abilities."""
+    form = (_variation if variation else _edit)(settings, info)
+    said = {name: value for name, value in values.items() if (name, value) != ("size", "auto")}
+    asked = wire.read(form, KNOWN, said, settings)
+    if asked.position is not None and asked.fit != "extend":
+        bad("position", "it places a picture that is extended: add fit: extend, or leave it out")
+    if asked.fit == "extend" and "size" not in asked.model_fields_set:
+        bad("size", "missing: say how large the extended picture is", "missing_required_parameter")
+    return asked
+
+
+def typed(texts: Mapping[str, str], settings: Settings, info: ModelInfo) -> dict[str, Any]:
+    """``texts`` of a form as JSON would have them; what is no number stays a text, for whoever
+    reads it to complain."""
+    known = synonyms.schema(_edit(settings, info).schema_of()["properties"], KNOWN)
+    return {name: _typed(text, known.get(name, {}).get("type", ())) for name, text in texts.items()}
+
+
+def _typed(text: str, kinds: Collection[str]) -> Any:
+    if not {"integer", "number", "boolean"} & set([kinds] if isinstance(kinds, str) else kinds):
+        return text
+    try:
+        value = json.loads(text[:40].strip().lower())
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) else text
+
+
+def schema(settings: Settings, info: ModelInfo, *, variation: bool, files: bool) -> Schema:
+    """What ``parse`` takes, as JSON Schema; with ``files``, as a form that carries them."""
+    known = (_variation if variation else _edit)(settings, info).schema_of()
+    properties = synonyms.schema(known["properties"], KNOWN)
+    file = {"type": "string", "format": "binary"}
+    if files:
+        properties |= {"image": file} if variation else dict.fromkeys(FILES, file)
+    needed = [*known.get("required", []), "image"]
+    return {**known, "required": needed, "properties": properties}

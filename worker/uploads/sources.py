@@ -1,0 +1,133 @@
+"""Files that somebody sent become the picture that a drawing goes on from, as large as that."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from worker.errors import InvalidRequest
+from worker.types import Mask, Pixels, SourceImage
+from worker.uploads.decoding import Decoder
+
+MAX_PIXELS = 4096 * 4096
+"""Of a picture that is sent; drawings are smaller."""
+
+_READ_AT_ONCE = 4  # bodies of many MB, and what is decoded from them
+
+Size = tuple[int, int]
+Fit = Literal["cover", "extend"]
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How a picture becomes as large as its drawing, whose width and height ``size`` tells from
+    the picture's. ``cover``: it is scaled until it covers the drawing, and cut evenly. ``extend``:
+    it stays as large as it is, with its corner at ``position`` (None: in the middle), and what is
+    beside it is drawn."""
+
+    size: Callable[[Size], Size]
+    fit: Fit = "cover"
+    position: tuple[int, int] | None = None
+
+
+class Sources:
+    """Decodes in a process of its own (``Decoder``). ``reading`` is held by whoever reads a request
+    with pictures until they are prepared."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+        self.reading = asyncio.Semaphore(_READ_AT_ONCE)
+
+    async def prepare(
+        self, image: bytes, mask: bytes | None, placing: Placing, *, masked: bool = True
+    ) -> SourceImage:
+        """``image`` as ``placing`` says. A ``mask`` is as large as it, and transparent or white
+        where the picture is drawn anew; without one, what is transparent in the image is, unless
+        ``masked`` is False. Raises ``InvalidRequest``, ``Unavailable``."""
+        seen = await self._decoded(image, "image")
+        hidden = None if mask is None else await self._decoded(mask, "mask")
+        placed = await asyncio.to_thread(_placed, seen, hidden, placing, masked)
+        x, y = placing.position or (-1, -1)
+        return SourceImage(
+            hashlib.sha256(image).hexdigest(),
+            *placed,
+            mask_sha256="" if mask is None else hashlib.sha256(mask).hexdigest(),
+            placement="" if placing.fit == "cover" else f"{placing.fit} {x},{y}",
+        )
+
+    async def close(self) -> None:
+        await self._decoder.close()
+
+    async def _decoded(self, data: bytes, field: str) -> npt.NDArray[np.uint8]:
+        """height × width × 4."""
+        return await self._decoder.decode(data, field=field, max_pixels=MAX_PIXELS, alpha=True)
+
+
+def _placed(
+    seen: npt.NDArray[np.uint8],
+    hidden: npt.NDArray[np.uint8] | None,
+    placing: Placing,
+    masked: bool,
+) -> tuple[Pixels, Mask | None]:
+    picture, mask = Image.fromarray(seen), None
+    if hidden is not None:
+        mask = _mask(hidden, picture.size)
+    elif masked and _transparent(picture):
+        mask = ImageOps.invert(picture.getchannel("A"))
+    white = Image.new("RGBA", picture.size, "white")
+    opaque = Image.alpha_composite(white, picture).convert("RGB")
+    size = placing.size(picture.size)
+    if placing.fit == "extend":
+        return _extended(opaque, mask, size, placing.position)
+    pixels = np.asarray(_covering(opaque, size, Image.Resampling.LANCZOS))
+    if mask is None:
+        return pixels, None
+    return pixels, np.asarray(_covering(mask, size, Image.Resampling.BILINEAR))
+
+
+def _mask(hidden: npt.NDArray[np.uint8], size: Size) -> Image.Image:
+    mask = Image.fromarray(hidden)
+    if mask.size != size:
+        raise _wrong("mask", f"it is {_text(mask.size)}, the image {_text(size)}: make both alike")
+    alpha = ImageOps.invert(mask.getchannel("A"))
+    found = alpha if _transparent(mask) else mask.convert("L")
+    if np.asarray(found).max() < 128:
+        raise _wrong("mask", "nothing of it is transparent or white, so nothing would be drawn")
+    return found
+
+
+def _transparent(image: Image.Image) -> bool:
+    return bool(np.asarray(image.getchannel("A")).min() < 255)
+
+
+def _covering(image: Image.Image, size: Size, how: Image.Resampling) -> Image.Image:
+    return image if image.size == size else ImageOps.fit(image, size, how)
+
+
+def _extended(
+    image: Image.Image, mask: Image.Image | None, size: Size, position: tuple[int, int] | None
+) -> tuple[Pixels, Mask]:
+    (width, height), (wide, high) = image.size, size
+    if wide < width or high < height:
+        raise _wrong("size", f"{_text(size)} is smaller than the image, {_text(image.size)}")
+    x, y = position or ((wide - width) // 2, (high - height) // 2)
+    if x + width > wide or y + height > high:
+        raise _wrong("position", f"at {x},{y} the image, {_text(image.size)}, leaves {_text(size)}")
+    around: Any = ((y, high - height - y), (x, wide - width - x))
+    # The border goes on, so that the encoder sees no edge where the picture ends.
+    pixels = np.pad(np.asarray(image), (*around, (0, 0)), "edge")
+    inner = np.zeros((height, width), np.uint8) if mask is None else np.asarray(mask)
+    return pixels, np.pad(inner, around, constant_values=255)
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def _wrong(field: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {why}.", param=field)
