@@ -141,7 +141,7 @@ def test_sdk_streams_an_edit(sdk: openai.OpenAI) -> None:
 
 
 def test_sdk_makes_variations(sdk: openai.OpenAI) -> None:
-    with pytest.warns(DeprecationWarning):  # of OpenAI's own models
+    with pytest.warns(DeprecationWarning, match="deprecated"):  # of OpenAI's own models
         answer = sdk.images.create_variation(
             image=picture("RGB", (9, 9, 9)), n=2, size="256x256", extra_body={"seed": 4}
         )
