@@ -56,7 +56,7 @@ class Drawing:
 
         Raises ``ZimageError``.
         """
-        with self._recording.counted():
+        try:
             ticket = await self._admitted()
             try:
                 if len(self.generation.specs) == 1:  # most have, and need not look at each event
@@ -71,19 +71,25 @@ class Drawing:
                     drawn = [(one, await self._kept(one)) for one in finished]
                 self._admission.drew(len(finished))
                 with self._trace.timed("record"):
-                    self.timings = self._recording.done(*finished, afterwards=self._afterwards)
+                    self.timings = self._recording.done(*finished)
             except asyncio.CancelledError:
                 ticket.cancel()
                 self._recording.left()
                 raise
             finally:
                 await self._admission.release()
+        except Exception as error:
+            self._recording.ended(error)
+            raise
         return drawn
 
     async def admit(self) -> None:
         """Take what the key has left and a place in the queue, or raise why not."""
-        with self._recording.counted():
+        try:
             self._ticket = await self._admitted()
+        except Exception as error:
+            self._recording.ended(error)
+            raise
         self.resume_token = self._admission.resume_token
 
     async def _admitted(self) -> Ticket:
@@ -93,7 +99,7 @@ class Drawing:
     async def events(self) -> AsyncGenerator[Told, None]:
         """Everything that happens until all is drawn. Whoever stops listening stops the drawing."""
         assert self._ticket is not None, "admit comes first"
-        with self._recording.counted():
+        try:
             async with _events(self._ticket) as events:
                 async for event in events:
                     match event:
@@ -109,6 +115,9 @@ class Drawing:
                     del event  # a preview's pixels must not wait for the next one
                     yield told
                     del told
+        except Exception as error:
+            self._recording.ended(error)
+            raise
 
     def _finished(self, one: Finished) -> Finished:
         self._written(one)

@@ -1,10 +1,9 @@
 """What is written down of a generation: metrics, gallery, audit log and the ledger of usage."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from worker import log
 from worker.engine.request import Drawn
@@ -34,8 +33,7 @@ def at_once(work: Callable[[], object]) -> None:
     work()
 
 
-@dataclass(frozen=True)
-class Timings:
+class Timings(NamedTuple):
     """Of a whole generation, in milliseconds. ``batch_size``: most pictures that shared a step."""
 
     queue_ms: int
@@ -132,13 +130,13 @@ class Recording:
             job_number=None if item is None else item.number,
         )
 
-    def done(self, *handed_out: Finished, afterwards: Afterwards = at_once) -> Timings:
+    def done(self, *handed_out: Finished) -> Timings:
         """Count the request, and of its pictures those that are ``handed_out`` with its end."""
         timings = self.account()
-        self._notes |= vars(timings)
+        self._notes |= timings._asdict()
         queue_s = timings.queue_ms / 1000
         self.count(*handed_out, done_after_s=queue_s)
-        afterwards(lambda: self._components.metrics.queued(queue_s))
+        self._components.metrics.queued(queue_s)
         return timings
 
     def account(self) -> Timings:
@@ -158,16 +156,11 @@ class Recording:
             entries.append(self._entry(usage.REQUEST, "done", queue_s=done_after_s))
         return entries
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Whatever ends what is inside with an error is counted as a refusal or a failure."""
-        try:
-            yield
-        except Exception as error:
-            outcome = None if self._generation.item else outcome_of(error)
-            if outcome is not None:
-                self._components.ledger.record(self._entry(usage.REQUEST, outcome))
-            raise
+    def ended(self, error: Exception) -> None:
+        """``error`` ended it: count it as a refusal or a failure."""
+        outcome = None if self._generation.item else outcome_of(error)
+        if outcome is not None:
+            self._components.ledger.record(self._entry(usage.REQUEST, outcome))
 
     def _entry(
         self, index: int, outcome: Outcome, *, drawn: Drawn | None = None, queue_s: float = 0.0

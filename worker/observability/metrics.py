@@ -4,12 +4,15 @@ Handlers say what happened (``answered``, ``drew``, ``queued``); what the engine
 read when somebody asks. No label takes a value that a client can choose.
 """
 
+import collections
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -27,7 +30,6 @@ from worker.engine.state import EngineState
 _PICTURES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 _SIDES = (256, 512, 768, 1024, 1536, 2048)
 LARGER = "larger"
-_MAX_NEWS = 64
 
 
 @dataclass(frozen=True)
@@ -70,44 +72,7 @@ class Metrics:
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "zimage_http_requests",
-            "Requests answered, by route and status (499: the client left).",
-            ("route", "code"),
-            registry=registry,
-        )
-        self._request_seconds = Histogram(
-            "zimage_http_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ("route",),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._images = Counter(
-            "zimage_images_drawn", "Pictures drawn.", ("format",), registry=registry
-        )
-        self._pixels = Counter("zimage_pixels_drawn", "Pixels drawn.", registry=registry)
-        self._queue_seconds = Histogram(
-            "zimage_queue_duration_seconds",
-            "From a request's arrival to the first step of its first picture.",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._inference_seconds = Histogram(
-            "zimage_inference_duration_seconds",
-            "From the first step of a picture to its pixels. size: the side of the smallest of "
-            "some squares that has as many pixels.",
-            ("size",),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._encode_seconds = Histogram(
-            "zimage_encode_duration_seconds",
-            "From pixels to a file and its base64, waiting included.",
-            ("format",),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
+        registry.register(_Happened(self))
         self.pictures_lost = Counter(
             "zimage_pictures_lost",
             "Pictures that were answered but not kept: disk or database were away too long.",
@@ -142,72 +107,109 @@ class Metrics:
         )
         for result in ("done", "failed"):
             self.job_items.labels(result)
-        self._news: list[Callable[[], None]] = []
-        # A series is looked up under a lock, and these on every request.
-        self._answered: dict[tuple[str, object], tuple[Counter, Histogram]] = {}
-        self._drawn: dict[str, tuple[Counter, Histogram]] = {}
-        self._by_size = {s: self._inference_seconds.labels(s) for s in map(str, _SIDES)}
-        self._by_size[LARGER] = self._inference_seconds.labels(LARGER)
+        self.requests = collections.Counter[tuple[str, str]]()
+        """By route and status."""
+        self.request_s = defaultdict[str, Durations](Durations)
+        """By route."""
+        self.queue_s = Durations()
+        self.images = collections.Counter[str]()
+        """By format."""
+        self.encode_s = defaultdict[str, Durations](Durations)
+        """By format."""
+        self.inference_s = {size: Durations() for size in (*map(str, _SIDES), LARGER)}
+        self.pixels = 0
         self.drawn = 0
         """Pictures since the start."""
         registry.register(_Readings(read))
         ProcessCollector(pid=os.getpid, registry=registry)
 
-    def _note(self, count: Callable[[], None]) -> None:
-        """Count soon. The library's code takes a third of the time where it runs many times in a
-        row, and is needed by nobody before the next reading."""
-        self._news.append(count)
-        if len(self._news) >= _MAX_NEWS:
-            self._count()
-
-    def _count(self) -> None:
-        news, self._news = self._news, []
-        for count in news:
-            count()
-
     def answered(self, route: str, status: object, seconds: float) -> None:
         """A request was answered with an HTTP ``status``. ``route`` is a template, never a path."""
-        self._note(partial(self._answered_in, route, status, seconds))
-
-    def _answered_in(self, route: str, status: object, seconds: float) -> None:
-        series = self._answered.get((route, status))
-        if series is None:
-            series = self._requests.labels(route, status), self._request_seconds.labels(route)
-            self._answered[route, status] = series
-        series[0].inc()
-        series[1].observe(seconds)
+        self.requests[route, str(status)] += 1
+        self.request_s[route].add(seconds)
 
     def queued(self, seconds: float) -> None:
         """A request has waited so long for its first step."""
-        self._note(partial(self._queue_seconds.observe, seconds))
+        self.queue_s.add(seconds)
 
     def drew(self, pixels: int, inference_s: float, image_format: str, encode_s: float) -> None:
         """A picture is drawn and is a file."""
         self.drawn += 1
-        self._note(partial(self._drew, pixels, inference_s, image_format, encode_s))
-
-    def _drew(self, pixels: int, inference_s: float, image_format: str, encode_s: float) -> None:
-        series = self._drawn.get(image_format)
-        if series is None:
-            counted = self._images.labels(image_format)
-            series = self._drawn[image_format] = (
-                counted,
-                self._encode_seconds.labels(image_format),
-            )
-        series[0].inc()
-        series[1].observe(encode_s)
-        self._pixels.inc(pixels)
-        self._by_size[size_class(pixels)].observe(inference_s)
+        self.images[image_format] += 1
+        self.encode_s[image_format].add(encode_s)
+        self.pixels += pixels
+        self.inference_s[size_class(pixels)].add(inference_s)
 
     def render(self) -> bytes:
         """The text exposition format."""
-        self._count()
         return generate_latest(self.registry)
+
+
+class Durations:
+    """How many were how long, by ``LATENCY_BUCKETS_S``. Every request adds some, on the event loop;
+    the library's own histogram, which takes locks, takes several times as long."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One was so long."""
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Most seconds, and how many took no longer."""
+        bounds = [*(str(float(most)) for most in LATENCY_BUCKETS_S), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
 
 
 def size_class(pixels: int) -> str:
     """Side of the smallest square of a few that has ``pixels``, or ``larger``."""
     return next((str(side) for side in _SIDES if pixels <= side * side), LARGER)
+
+
+class _Happened(Collector):
+    """What handlers said."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        told = self._metrics
+        text = "Requests answered, by route and status (499: the client left)."
+        yield _counts("http_requests", text, ("route", "code"), told.requests.items())
+        text = "From the first byte of a request to the last of its answer."
+        yield _durations("http_request_duration", text, "route", told.request_s)
+        images = [([image_format], count) for image_format, count in told.images.items()]
+        yield _counts("images_drawn", "Pictures drawn.", ("format",), images)
+        yield _counts("pixels_drawn", "Pixels drawn.", (), [([], told.pixels)])
+        text = "From a request's arrival to the first step of its first picture."
+        yield _durations("queue_duration", text, None, {"": told.queue_s})
+        text = (
+            "From the first step of a picture to its pixels. size: the side of the smallest of "
+            "some squares that has as many pixels."
+        )
+        yield _durations("inference_duration", text, "size", told.inference_s)
+        text = "From pixels to a file and its base64, waiting included."
+        yield _durations("encode_duration", text, "format", told.encode_s)
+
+
+def _counts(
+    name: str, text: str, labels: tuple[str, ...], counts: Iterable[tuple[Sequence[str], int]]
+) -> Metric:
+    family = CounterMetricFamily(f"zimage_{name}", text, labels=labels)
+    for values, count in counts:
+        family.add_metric(values, count)
+    return family
+
+
+def _durations(name: str, text: str, label: str | None, series: Mapping[str, Durations]) -> Metric:
+    labels = () if label is None else (label,)
+    family = HistogramMetricFamily(f"zimage_{name}_seconds", text, labels=labels)
+    for value, durations in series.items():
+        family.add_metric([value][: len(labels)], durations.buckets(), durations.sum_s)
+    return family
 
 
 class _Readings(Collector):

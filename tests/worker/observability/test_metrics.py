@@ -97,3 +97,15 @@ def test_what_happened_is_counted_where_it_belongs() -> None:
 
 def test_a_first_strike_is_an_increase() -> None:
     assert samples(Metrics(reading))["zimage_strikes_total{action=refused}"] == 0
+
+
+def test_a_duration_counts_where_it_is_not_longer_than_the_bound() -> None:
+    metrics = Metrics(reading)
+    for seconds in (0.05, 0.06, 400.0):
+        metrics.queued(seconds)
+    found = samples(metrics)
+    assert found["zimage_queue_duration_seconds_bucket{le=0.05}"] == 1
+    assert found["zimage_queue_duration_seconds_bucket{le=300.0}"] == 2
+    assert found["zimage_queue_duration_seconds_bucket{le=+Inf}"] == 3
+    assert found["zimage_queue_duration_seconds_count"] == 3
+    assert found["zimage_queue_duration_seconds_sum"] == pytest.approx(400.11)
