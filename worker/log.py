@@ -63,8 +63,17 @@ class JsonFormatter(logging.Formatter):
 
     def line(self, at: float, level: str, name: str, fields: Mapping[str, Value]) -> str:
         """One event as JSON; ``at`` in seconds since the epoch."""
-        line = {"at": timestamp(at), "level": level, "worker": self._worker, "event": name}
-        return as_json({key: _bounded(value) for key, value in {**line, **fields}.items()})
+        line = {
+            "at": timestamp(at),
+            "level": level,
+            "worker": self._worker,
+            "event": name,
+            **fields,
+        }
+        for key, value in line.items():
+            if isinstance(value, str):
+                line[key] = value[:MAX_FIELD_CHARS]
+        return as_json(line)
 
 
 class LogWriter(logging.Handler):
@@ -156,7 +165,3 @@ def timestamp(seconds: float) -> str:
 @functools.lru_cache(4)
 def _second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-
-
-def _bounded(value: Value) -> Value:
-    return value[:MAX_FIELD_CHARS] if isinstance(value, str) else value

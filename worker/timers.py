@@ -1,6 +1,7 @@
 """Deadlines that nearly nothing reaches."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 TICK_S = 0.1
@@ -19,10 +20,11 @@ class Timers:
 
     def after(self, seconds: float, call: Callable[[], object]) -> object:
         """Have ``call`` called in ``seconds``; what ``cancel`` takes."""
-        loop, timer = asyncio.get_running_loop(), object()
-        self._all[timer] = loop.time() + seconds, call
+        timer = object()
+        self._all[timer] = time.monotonic() + seconds, call
         if not self._ticking:
             self._ticking = True
+            loop = asyncio.get_running_loop()
             loop.call_later(TICK_S, self._tick, loop)
         return timer
 
@@ -31,7 +33,7 @@ class Timers:
         self._all.pop(timer, None)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+        now = time.monotonic()
         due = [timer for timer, (at, _) in self._all.items() if at <= now]
         self._ticking = len(self._all) > len(due)
         if self._ticking:

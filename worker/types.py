@@ -107,8 +107,11 @@ class Parameters:
     def normalised(self) -> dict[str, Value]:
         """What fingerprints and signatures are made of. A later field at its default is left out,
         so that a version that knows it says the same of a picture as one that does not."""
-        defaults, said = _later_defaults(self._kind), vars(self)
-        return {n: v for n, v in said.items() if n not in defaults or v != defaults[n]}
+        said = dict(vars(self))
+        for name, default in _later_defaults(self._kind).items():
+            if said[name] == default:
+                del said[name]
+        return said
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,9 @@ class Audit:
     def _write(self, entry: Entry | Note) -> None:
         written = False
         try:
-            line = line_of(entry, self._rules)
-            outlet = self._outlet(entry, len(line))
+            at = log.timestamp(entry.at)
+            line = _line(entry, at, self._rules)
+            outlet = self._outlet(entry, at[:10], len(line))
             try:
                 if outlet.needs_a_file(self._day):
                     self._open(outlet)
@@ -144,8 +145,7 @@ class Audit:
         finally:  # whatever went wrong
             self._unwritten += not written
 
-    def _outlet(self, entry: Entry | Note, size: int) -> "_Outlet":
-        day = log.timestamp(entry.at)[:10]
+    def _outlet(self, entry: Entry | Note, day: str, size: int) -> "_Outlet":
         if day != self._day:
             self._day, self._owners = day, {}
         owner = entry.client if entry.owner == EVERYONE else entry.owner
@@ -252,41 +252,46 @@ def append(folder: Path, source: str, note: Note) -> None:
 
 def line_of(entry: Entry | Note, rules: Rules) -> str:
     """``entry`` as it stands in a file."""
-    head = {"at": log.timestamp(entry.at), "event": entry.event}
-    who = {"owner": entry.owner, "name": entry.name, "client": entry.client}
+    return _line(entry, log.timestamp(entry.at), rules)
+
+
+def _line(entry: Entry | Note, at: str, rules: Rules) -> str:
+    fields: dict[str, Any] = {"at": at, "event": entry.event}
+    if isinstance(entry, Entry):
+        fields["image"] = entry.image
+    fields |= {"owner": entry.owner, "name": entry.name, "client": entry.client}
     if isinstance(entry, Note):
-        return log.as_json({**head, **who, **entry.details}) + "\n"
-    fields = {
-        **head,
-        "image": entry.image,
-        **who,
-        "model": entry.model,
-        **({"job": entry.job} if entry.job else {}),
-        **({"previews": entry.previews} if entry.event != "drew" else {}),
-        **_asked(entry.spec, rules),
-    }
+        fields |= entry.details
+    else:
+        _put_picture(fields, entry, rules)
     return log.as_json(fields) + "\n"
 
 
-def _asked(spec: "DrawSpec", rules: Rules) -> dict[str, Any]:
-    texts: dict[str, Any] = {}
-    others: dict[str, Any] = {"seed": spec.seed}
-    if spec.source is not None:
-        others |= spec.source.digests
+def _put_picture(fields: dict[str, Any], entry: Entry, rules: Rules) -> None:
+    fields["model"] = entry.model
+    if entry.job:
+        fields["job"] = entry.job
+    if entry.event != "drew":
+        fields["previews"] = entry.previews
+    spec, others = entry.spec, {}
     for name, value in {"prompt": spec.prompt, **spec.parameters.normalised()}.items():
         if not isinstance(value, str):
             others[name] = value
         elif rules.prompts:
-            texts |= _bounded(name, value, rules.prompt_chars)
-    return texts | others
+            _put_bounded(fields, name, value, rules.prompt_chars)
+    fields["seed"] = spec.seed
+    if spec.source is not None:
+        fields |= spec.source.digests
+    fields |= others
 
 
-def _bounded(key: str, text: str, most: int) -> dict[str, Any]:
+def _put_bounded(fields: dict[str, Any], key: str, text: str, most: int) -> None:
     """``text``, or where it is longer its beginning with what tells whether another text is it."""
-    if len(text) <= most:
-        return {key: text}
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return {key: text[:most], f"{key}_chars": len(text), f"{key}_sha256": digest}
+    fields[key] = text[:most]
+    if len(text) > most:
+        fields[f"{key}_chars"] = len(text)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        fields[f"{key}_sha256"] = digest.hexdigest()
 
 
 def _worth(path: Path) -> tuple[bool, str]:
