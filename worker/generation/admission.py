@@ -6,7 +6,7 @@ from worker import log
 from worker.coordination import quota
 from worker.coordination.quota import Hold
 from worker.coordination.resume_tokens import ResumeToken
-from worker.coordination.strikes import Record, asked_text
+from worker.coordination.strikes import Record
 from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
 from worker.engine.request import DrawRequest
@@ -57,7 +57,7 @@ class Admission:
             await components.image_threads.do(components.images.require_room)
         quarantine = components.quarantine
         clear = quarantine.clear if generation.item is None else quarantine.clear_at_once
-        record = await clear(self._suspect, generation.fingerprint, asked_text(specs[0]))
+        record = await clear(self._suspect, generation.fingerprint, specs[0])
         if self._given_back:
             raise Unavailable("nobody waits for this any more")
         return self._submit(record, finish)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from worker import log
 from worker.coordination.heartbeat import digest
 from worker.coordination.poison_requests import PoisonRequests
-from worker.coordination.strikes import CLEAN, Record
+from worker.coordination.strikes import CLEAN, Record, asked_text
 from worker.coordination.suspect import Suspect
 from worker.errors import Unavailable
 from worker.observability.metrics import Metrics
+from worker.types import DrawSpec
 
 ALONE_WAIT_S = 60.0
 BRIEF_WAIT_S = 20.0  # with a body whose handler waits for it: see BODY_TIMEOUT_S
@@ -34,11 +35,11 @@ class Quarantine:
     require_ready: Callable[[], object]
     """Raises where this worker takes no work: nobody waits here then."""
 
-    async def clear(self, suspect: Suspect, fingerprint: str, asked: str | None) -> Record:
+    async def clear(self, suspect: Suspect, fingerprint: str, asked: DrawSpec | None) -> Record:
         """What is known of the request that ``fingerprint`` stands for; raises ``Refused`` where it
         kills workers. From here on it is known by that. One that is struck has waited for its turn.
 
-        ``asked`` says what is to be drawn, if anything is."""
+        ``asked`` is to be drawn, if anything is."""
         record = await self.look(suspect, fingerprint, asked)
         if record.strikes:
             suspect.handling.pause()  # whoever waits is to blame for nothing
@@ -47,7 +48,7 @@ class Quarantine:
             suspect.handling.resume()
         return record
 
-    async def clear_at_once(self, suspect: Suspect, fingerprint: str, asked: str) -> Record:
+    async def clear_at_once(self, suspect: Suspect, fingerprint: str, asked: DrawSpec) -> Record:
         """``clear`` for somebody who can come again, and is not handled meanwhile: it raises
         ``Unavailable`` instead of waiting."""
         record = await self.look(suspect, fingerprint, asked)
@@ -57,7 +58,7 @@ class Quarantine:
             suspect.handling.call(digest(fingerprint), struck=True)
         return record
 
-    async def look(self, suspect: Suspect, fingerprint: str, asked: str | None) -> Record:
+    async def look(self, suspect: Suspect, fingerprint: str, asked: DrawSpec | None) -> Record:
         """What is known; raises ``Refused`` where it kills workers."""
         record = CLEAN if suspect.clean else await self._record(suspect, fingerprint)
         if not record.strikes:
@@ -66,7 +67,7 @@ class Quarantine:
         suspect.strikes = record.strikes
         if record.refused:
             self.metrics.strikes.labels("too_slow" if record.too_slow else "refused").inc()
-            raise record.refusal(asked)
+            raise record.refusal(None if asked is None else asked_text(asked))
         self.metrics.strikes.labels("alone").inc()
         return record
 

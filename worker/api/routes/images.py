@@ -174,7 +174,7 @@ async def _sent(components: Components, context: RequestContext, answer: Answer)
         name = await asyncio.to_thread(replies.save, context.id, body)
     if name is not None:
         headers["X-Accel-Redirect"], body = REPLIES_LOCATION + name, b""
-    return Response(body, media_type="application/json", headers=headers)
+    return answers.Prepared(body, headers)
 
 
 def default_seed(request_id: str) -> int:

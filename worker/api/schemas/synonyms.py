@@ -12,6 +12,7 @@ FIELDS = {"batch_size": "n", "image_size": "size", "num_inference_steps": "steps
 
 _LONGEST_SIDE = 999_999  # any limit of pixels is far below
 _SIDES = "width, height"
+_OTHER_NAMES = frozenset({*FIELDS, "width", "height"})
 _OTHER_WORDS = ("size", "output_format", "seed")
 """Our fields whose values have synonyms."""
 
@@ -42,6 +43,8 @@ def translated(values: Mapping[str, Any], known: Collection[str]) -> Said:
         if name in ours:
             ours[name] = _value(name, ours[name])
     theirs: dict[str, str] = {}
+    if _OTHER_NAMES.isdisjoint(ours):  # as in most requests
+        return Said(ours, theirs)
 
     def put(own: str, name: str, value: object) -> None:
         if value is None:
