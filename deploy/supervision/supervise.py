@@ -15,7 +15,7 @@ from deploy.layout import Layout
 from deploy.supervision import rpc
 
 STOPPED = frozenset({"STOPPED", "EXITED", "FATAL"})
-_KEPT_VARIABLES = ("PATH", "TZ", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
+KEPT_VARIABLES = ["PATH", "TZ", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE"]
 
 
 class SupervisorError(Exception):
@@ -145,7 +145,7 @@ def environment(home: str, tmp_dir: Path | None = None) -> dict[str, str]:
     ``tmp_dir`` is where temporary files go, such as SQLite's, in a container where /tmp is as
     read-only as all of its file system.
     """
-    kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+    kept = {k: os.environ[k] for k in KEPT_VARIABLES if k in os.environ}
     if tmp_dir is not None and not os.access("/tmp", os.W_OK):
         kept["TMPDIR"] = str(tmp_dir)
     # No bytecode: the cell's umask would make caches in the checkout that nobody else can read.

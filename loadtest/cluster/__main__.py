@@ -10,9 +10,11 @@ var/hosts/report.json, or where --out says.
 import argparse
 import itertools
 import json
+import signal
 import string
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from loadtest.cluster.network import NoNetwork
 from loadtest.cluster.platform import FRONTS, HOSTS, JOINING, WORKERS, Platform, platform
 from loadtest.cluster.scenarios import SCENARIOS, Stage
 
+UPGRADES = {"rolling-upgrade", "broken-upgrade"}
+"""Scenarios of machines that run releases."""
+CUT_SHORT = "cut short"
 WARM = 20
 """Answers before something happens."""
 
@@ -56,6 +61,8 @@ def play(name: str, on: Platform) -> dict[str, Any]:
             stage.load.until_answered(WARM)
     except (Failed, TimeoutError, LookupError, RuntimeError) as problem:
         stage.notes.failures.append(str(problem))
+    except KeyboardInterrupt:
+        stage.notes.failures.append(CUT_SHORT)
     lost = stage.load.lost
     verdict = {
         "name": name,
@@ -72,6 +79,13 @@ def play(name: str, on: Platform) -> dict[str, Any]:
     }
     _tell(verdict)
     return verdict
+
+
+def _played(names: Sequence[str], on: Platform) -> Iterator[dict[str, Any]]:
+    for name in names:
+        yield (verdict := play(name, on))
+        if CUT_SHORT in verdict["failures"]:
+            return
 
 
 def _tell(verdict: dict[str, Any]) -> None:
@@ -110,6 +124,7 @@ def _write(out: Path, found: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     speak_utf8()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it began ends with it
     parser = argparse.ArgumentParser(prog="loadtest/hosts", description=__doc__.split("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)} [all]")
     parser.add_argument(
@@ -121,6 +136,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "hosts" / "report.json")
     parser.add_argument("--scale", action="store_true", help="1 to 100 hosts behind one front")
     parser.add_argument("--leases", action="store_true", help="1 to 100 workers at one database")
+    parser.add_argument("--fronts", type=int, default=len(FRONTS), help="that many of them [2]")
+    parser.add_argument("--workers", type=int, help="of each host")
     given = parser.parse_args()
     if unknown := sorted(set(given.scenario) - SCENARIOS.keys()):
         parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
@@ -131,8 +148,14 @@ def main() -> int:
     chosen = [name for name in SCENARIOS if not given.scenario or name in given.scenario]
     try:
         more = [JOINING] if "joining" in chosen else []
-        with platform(hosts=_names(given.hosts), more=more, workers=_workers(given.hosts)) as on:
-            verdicts = [play(name, on) for name in chosen]
+        with platform(
+            fronts=FRONTS[: given.fronts],
+            hosts=_names(given.hosts),
+            more=more,
+            releases=bool(UPGRADES & set(chosen)),
+            workers=given.workers or _workers(given.hosts),
+        ) as on:
+            verdicts = list(_played(chosen, on))
     except NoNetwork as problem:
         output.say(f"! {problem}")
         return 2

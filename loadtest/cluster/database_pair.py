@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any, LiteralString
 
 from loadtest.cluster.network import Namespace
 from loadtest.cluster.postgres import DEADLINE_S, Server
@@ -71,6 +72,12 @@ class DatabasePair:
         with self.primary.connect() as admin:
             states = admin.execute("SELECT sync_state FROM pg_stat_replication").fetchall()
         return states == [("sync",)]
+
+    def value(self, query: LiteralString, *given: object) -> Any:
+        """The first value of the cluster's rows that ``query`` finds."""
+        with self.primary.connect(DATABASE) as admin:
+            row = admin.execute(query, given).fetchone()
+        return row and row[0]
 
     def lose_the_primary(self) -> None:
         """The machine falls silent, and PostgreSQL ends as in a crash."""

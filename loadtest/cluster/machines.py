@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.config import ROOT
+from deploy.config import ROOT, load
+from deploy.layout import Layout
 from loadtest import waiting
+from loadtest.cluster import wrong_clock
 from loadtest.cluster.network import Namespace
 
 UP_S = 240.0
@@ -26,6 +28,9 @@ class Machine:
 
     def __init__(self, name: str, namespace: Namespace, folder: Path, config: str) -> None:
         self.name = name
+        self.environment: dict[str, str] = {}
+        """Of every command there, beside that of the proof."""
+        self.clock_is_right = True
         self.namespace = namespace
         self.folder = folder
         self.config_path = folder / "cluster.toml"
@@ -36,34 +41,53 @@ class Machine:
     def address(self) -> str:
         return self.namespace.address
 
+    @property
+    def command(self) -> list[str]:
+        """``zimage`` there: of the release that is installed in its folder, else of the checkout
+        that plays."""
+        installed = self.folder / "current" / "bin" / "python"
+        python = str(installed) if installed.exists() else sys.executable
+        module = "deploy.cli.app" if self.clock_is_right else "loadtest.cluster.wrong_clock"
+        return [*self.namespace.prefix, python, "-P", "-m", module]
+
     def zimage(self, *arguments: str, told: str = "", timeout_s: float = UP_S) -> str:
         """Run it there, ``told`` on its standard input; what it said, or ``Failed``."""
-        command = [*self.namespace.prefix, sys.executable, "-m", "deploy.cli.app", *arguments]
         done = subprocess.run(
-            command,
+            [*self.command, *arguments],
             input=told,
             capture_output=True,
             text=True,
             timeout=timeout_s,
             cwd=ROOT,
-            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            env=self._env(),
             check=False,
         )
         if done.returncode:
             raise Failed(f"{self.name}: zimage {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def refused(self, *arguments: str, timeout_s: float = UP_S) -> str:
+        """What it said of why it was not done; ``Failed`` where it was."""
+        try:
+            self.zimage(*arguments, timeout_s=timeout_s)
+        except Failed as refusal:
+            return str(refusal)
+        raise Failed(f"{self.name}: zimage {' '.join(arguments)} was done, and ought not")
+
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, **self.environment, "ZIMAGE_CONFIG": str(self.config_path)}
+
     @contextlib.contextmanager
     def inviting(self, name: str, role: str) -> Iterator[str]:
         """An open invitation of ``name``: its token."""
         arguments = ["hosts", "invite", name, "--role", role, "--door", f"{self.address}:7863"]
         with subprocess.Popen(
-            [*self.namespace.prefix, sys.executable, "-m", "deploy.cli.app", *arguments],
+            [*self.command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "ZIMAGE_CONFIG": str(self.config_path)},
+            env=self._env(),
         ) as invitation:
             assert invitation.stdout is not None
             try:
@@ -96,6 +120,19 @@ class Machine:
             for name, host in self.hosts().items()
             if host.get("link") and pool / f"{host['link']}.sock" not in closed
         }
+
+    def set_clock(self, ahead_s: int) -> None:
+        """Have every process that starts there from now on read a clock that is wrong by that."""
+        self.clock_is_right = not ahead_s
+        for name, value in wrong_clock.variables(self.folder, ahead_s).items():
+            if ahead_s:
+                self.environment[name] = value
+            else:
+                self.environment.pop(name, None)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(load(self.config_path))
 
     def lose_power(self) -> int:
         """Gone from the network at once, and then all its processes; how many there were."""

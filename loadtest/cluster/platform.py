@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy import output
+from deploy.rollout.releases import Releases
 from loadtest.cluster.database_pair import DatabasePair
 from loadtest.cluster.load import Load
 from loadtest.cluster.machines import OPS_PORT, PORT, Machine, until
 from loadtest.cluster.network import Network, network
 from loadtest.cluster.object_store import BUCKET, PORTS, ObjectStore
+from loadtest.cluster.wheels import FIRST, Wheels, install
 
 ADDRESS = "10.77.0.100"
 """That fronts share."""
@@ -31,6 +33,7 @@ BASE = """
 [cell]
 name = "{name}"
 var_dir = "{var_dir}"
+user = "{user}"
 [listen]
 address = "0.0.0.0"
 port = {port}
@@ -80,6 +83,8 @@ class Platform:
     net: Network
     database: DatabasePair
     store: ObjectStore
+    wheels: Wheels | None = None
+    """Machines run releases that are made of them; without them the checkout that plays."""
     workers: int = WORKERS
     fronts: dict[str, Machine] = field(default_factory=dict)
     hosts: dict[str, Machine] = field(default_factory=dict)
@@ -108,8 +113,9 @@ class Platform:
         self.key = _key(self.first.zimage("keys", "create", "proof", "--role", "ops"))
         until(lambda: self.first.in_pool() == set(hosts), 60.0, "every host in the pool")
 
-    def load(self, **options: object) -> Load:
-        return Load(self.url, self.key, **options)  # type: ignore[arg-type]
+    def load(self) -> Load:
+        draw = len(self.hosts) * self.workers
+        return Load(self.url, self.key, waiting=min(16, 3 * draw), following=min(4, draw))
 
     def front_with_the_address(self) -> Machine:
         """The one that clients reach now."""
@@ -126,7 +132,7 @@ class Platform:
             text += FRONT.format(address=ADDRESS)
         else:
             text += CELL.format(workers=self.workers)
-        machine = Machine(name, self.net[name], self.folder / name, text)
+        machine = self._machine(name, text)
         (self.fronts if role == "front" else self.hosts)[name] = machine
         with self.first.inviting(name, role) as token:
             machine.up("--join", "-", told=f"{token}\n")
@@ -151,10 +157,20 @@ class Platform:
         self.store.kill()
         self.database.stop()
 
+    def _machine(self, name: str, text: str) -> Machine:
+        machine = Machine(name, self.net[name], self.folder / name, text)
+        if self.wheels is not None:
+            install(Releases(machine.folder), self.wheels[FIRST], FIRST)
+            self.wheels.be_found_from(machine.folder)
+            machine.environment["HOME"] = str(machine.folder)
+        return machine
+
     def _base(self, name: str) -> str:
         var_dir = self.folder / name / "var"
         ports = {"port": PORT, "ops_port": OPS_PORT}
-        return BASE.format(name=name, var_dir=var_dir, model=MODEL, **ports)
+        # A cell upgrades itself only where its user may write releases.
+        user = "root" if self.wheels is not None else ""
+        return BASE.format(name=name, var_dir=var_dir, user=user, model=MODEL, **ports)
 
     def _found(self, name: str) -> None:
         output.say(f"› {name} founds the cluster")
@@ -169,7 +185,7 @@ class Platform:
             credentials=self.store.credentials,
         )
         text += FRONT.format(address=ADDRESS)
-        machine = Machine(name, self.net[name], self.folder / name, text)
+        machine = self._machine(name, text)
         self.fronts[name] = machine
         machine.zimage("cluster", "init")
         machine.up()
@@ -180,9 +196,11 @@ def platform(
     fronts: Sequence[str] = FRONTS,
     hosts: Sequence[str] = HOSTS,
     more: Sequence[str] = (),
+    releases: bool = False,
     workers: int = WORKERS,
 ) -> Iterator[Platform]:
-    """All of it, ready to draw; ``more`` are machines that may join later. Nothing is left."""
+    """All of it, ready to draw; ``more`` are machines that may join later. ``releases``: each has
+    an installation of its own, which can be upgraded. Nothing is left."""
     folder = Path(tempfile.mkdtemp(prefix="zi-", dir="/tmp"))
     folder.chmod(0o755)
     with ExitStack() as stack:
@@ -191,7 +209,8 @@ def platform(
         database = DatabasePair(folder / "db", net["db1"], net["db2"])
         s3 = net["s3"]
         store = ObjectStore(folder / "s3", _STORE_PORTS, s3.address, s3.prefix)
-        made = Platform(folder, net, database, store, workers)
+        wheels = Wheels(folder / "wheels") if releases else None
+        made = Platform(folder, net, database, store, wheels, workers)
         stack.callback(made.end)
         made.start(fronts, hosts)
         yield made

@@ -1,6 +1,7 @@
 """What may happen to a cluster. Each scenario plays under load and notes what was seen of it."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,11 +12,18 @@ from loadtest.cluster.load import Load
 from loadtest.cluster.machines import Machine, until
 from loadtest.cluster.network import Direction
 from loadtest.cluster.platform import Platform
+from loadtest.cluster.visitor import Visitor
+from loadtest.cluster.wheels import BROKEN, MIGRATING
 
 OUT_S = 1.0
 """So soon a lost host is out of the pool."""
 _CLOSED_S = 20.0
 _BACK_S = 120.0
+_UPGRADE_S = 600.0
+_ROTATION_S = 400.0
+_HAS_TABLE = "SELECT to_regclass(%s) IS NOT NULL"
+_DRAWN = "SELECT count(*) FROM images WHERE prompt LIKE %s"
+_ITEMS = 60
 _MORE = 40
 """Answers after each step, so that the step has been under load."""
 
@@ -64,6 +72,11 @@ class Stage:
             _BACK_S,
             f"{', '.join(names)} back in the pool of every front",
         )
+
+    def client(self) -> httpx.Client:
+        """Somebody with a key, at the address of the fronts."""
+        headers = {"Authorization": f"Bearer {self.platform.key}"}
+        return httpx.Client(base_url=self.platform.url, headers=headers, timeout=120.0)
 
     def draw_on(self) -> None:
         self.load.until_answered(_MORE, 120.0)
@@ -244,6 +257,139 @@ def _steps_of(host: Machine) -> int:
     return sum(worker["steps"] for worker in host.cell()["workers"])
 
 
+def rolling_upgrade(stage: Stage) -> None:
+    """All machines go to a version that adds to the database, one after the other."""
+    platform = stage.platform
+    assert platform.wheels is not None
+    platform.wheels[MIGRATING]
+    began = time.monotonic()
+    platform.first.zimage("hosts", "upgrade", MIGRATING, timeout_s=_UPGRADE_S)
+    stage.notes.measured["all machines upgraded, s"] = round(time.monotonic() - began)
+    _expect_all_at(MIGRATING, stage)
+    stage.notes.expect(platform.database.value(_HAS_TABLE, "of_1_2_0"), "the database is as before")
+    stage.draw_on()
+
+
+def broken_upgrade(stage: Stage) -> None:
+    """A version whose workers do not warm up: the first host takes it back, and nobody follows."""
+    platform = stage.platform
+    assert platform.wheels is not None
+    platform.wheels[BROKEN]
+    before = _versions(platform)
+    told = platform.first.refused("hosts", "upgrade", BROKEN, timeout_s=_UPGRADE_S)
+    stage.notes.expect(f"did not take {BROKEN}" in told, f"{BROKEN}: {told}")
+    stage.notes.expect("stopped here" in told, f"{BROKEN}: {told}")
+    stage.notes.expect(_versions(platform) == before, f"not as before: {_versions(platform)}")
+    stage.back_s(*platform.hosts)
+    stage.draw_on()
+
+
+def _expect_all_at(version: str, stage: Stage) -> None:
+    found = _versions(stage.platform)
+    stage.notes.expect(set(found.values()) == {version}, f"not all at {version}: {found}")
+
+
+def _versions(platform: Platform) -> dict[str, str]:
+    told = json.loads(platform.first.zimage("hosts", "--json"))["hosts"]
+    return {host["id"]: host["version"] for host in told if host["wanted"] != "removed"}
+
+
+def clock_skewed(stage: Stage) -> None:
+    """A host's clock is five minutes ahead, then five behind."""
+    host = stage.any_host()
+    for ahead_s in (300, -300):
+        _boot_at(stage, host, ahead_s)
+        before = _steps_of(host)
+        _draw_job(stage, f"clock {ahead_s:+d}")
+        _draw_in_time(stage)
+        stage.draw_on()
+        stage.notes.expect(_steps_of(host) > before, f"at {ahead_s:+d} s it drew nothing")
+        _look_at(stage, host)
+        _see_skew(stage, host, ahead_s)
+    _boot_at(stage, host, 0)
+
+
+def _boot_at(stage: Stage, host: Machine, ahead_s: int) -> None:
+    host.lose_power()
+    host.set_clock(ahead_s)
+    host.boot()
+    stage.back_s(host.name)
+
+
+def _draw_job(stage: Stage, name: str) -> None:
+    """Each item of a job once, whoever leases it."""
+    body = {"prompts": [f"{name} item {n}" for n in range(_ITEMS)], "size": "64x64", "steps": 8}
+    with stage.client() as client:
+        job = client.post("/v1/jobs", json=body).raise_for_status().json()["id"]
+        until(lambda: client.get(f"/v1/jobs/{job}").json()["finished_at"], 120.0, "the job's end")
+        counts = client.get(f"/v1/jobs/{job}").json()["counts"]
+    stage.notes.expect(counts["done"] == _ITEMS, f"{name}: {counts}")
+    drawn = stage.platform.database.value(_DRAWN, f"{name} item %")
+    stage.notes.expect(drawn == _ITEMS, f"{name}: {drawn} pictures of {_ITEMS} items")
+
+
+def _draw_in_time(stage: Stage) -> None:
+    """Whoever allows a minute gets a picture, of whichever host."""
+    body = {"prompt": "in time", "size": "64x64", "timeout_s": 60}
+    with stage.client() as client:
+        answers = [client.post("/v1/images/generations", json=body) for _ in range(12)]
+    late = [answer.text[:200] for answer in answers if answer.status_code != 200]
+    stage.notes.expect(not late, f"{len(late)} of 12 not within a minute: {late[:1]}")
+
+
+def _look_at(stage: Stage, host: Machine) -> None:
+    """A link that another host has signed leads to its picture on ``host``, too."""
+    body = {"prompt": "a link", "size": "64x64", "response_format": "url"}
+    with stage.client() as client:
+        for _ in range(6):
+            answer = client.post("/v1/images/generations", json=body).raise_for_status()
+            link = httpx.URL(answer.json()["data"][0]["url"])
+            there = f"http://{host.address}:7860{link.raw_path.decode()}"
+            seen = httpx.get(there, timeout=10.0)
+            stage.notes.expect(
+                seen.status_code == 200, f"link: {seen.status_code} {seen.text[:99]}"
+            )
+
+
+def _see_skew(stage: Stage, host: Machine, ahead_s: int) -> None:
+    """Everybody who should know of a wrong clock does."""
+    first = stage.platform.first
+    told = json.loads(first.zimage("hosts", "--json"))["hosts"]
+    skew_s = next(each["skew_s"] for each in told if each["id"] == host.name)
+    stage.notes.expect(abs(skew_s - ahead_s) < 1.0, f"zimage hosts says {skew_s:+.1f} s")
+    table = first.zimage("hosts")
+    stage.notes.expect(f"{ahead_s:+d}.0 s" in table, f"zimage hosts: {table}")
+    diagnosis = host.refused("doctor")
+    stage.notes.expect("clock" in diagnosis, f"zimage doctor: {diagnosis}")
+    metrics = first.layout.membership_metrics.read_text(encoding="utf-8")
+    line = f'zimage_cluster_host_skew_seconds{{host="{host.name}"}} '
+    stage.notes.expect(line in metrics, f"no metric {line}")
+    value = float(metrics.partition(line)[2].split("\n")[0] or 0)
+    stage.notes.expect(abs(value - ahead_s) < 1.0, f"the metric of its clock says {value:+.1f}")
+
+
+def secrets_rotated(stage: Stage) -> None:
+    """All machines sign with a new secret."""
+    _rotate(stage, "secret")
+
+
+def authority_rotated(stage: Stage) -> None:
+    """A new authority, and new certificates for all machines."""
+    _rotate(stage, "authority")
+
+
+def _rotate(stage: Stage, what: str) -> None:
+    first, visitor = stage.platform.first, Visitor(stage.platform.url, stage.platform.key)
+    with visitor.looking():
+        began = time.monotonic()
+        first.zimage("cluster", "rotate", what, timeout_s=_ROTATION_S)
+        stage.notes.measured[f"new {what}, s"] = round(time.monotonic() - began)
+        stage.draw_on()
+    stage.notes.measured["looks of somebody signed in"] = visitor.looks
+    stage.notes.expect(visitor.looks > 0, "nobody looked")
+    stage.notes.failures += visitor.failures[:3]
+
+
 Scenario = Callable[[Stage], None]
 
 SCENARIOS: dict[str, Scenario] = {
@@ -254,6 +400,11 @@ SCENARIOS: dict[str, Scenario] = {
     "drained": drained,
     "poison": poison,
     "joining": joining,
+    "clock-skewed": clock_skewed,
+    "secrets-rotated": secrets_rotated,
+    "authority-rotated": authority_rotated,
+    "rolling-upgrade": rolling_upgrade,
+    "broken-upgrade": broken_upgrade,
     "store-stopped": store_stopped,
     "front-killed": front_killed,
     "primary-lost": primary_lost,
