@@ -1,8 +1,10 @@
-"""Two hosts and a front on this machine, with a real database and a real store: one host is killed
-and the other one, which is a front as well, stopped while clients draw."""
+"""Two hosts and a front on this machine, with a primary, its standby and a real store: one host is
+killed, the other one, which is a front as well, falls silent, the primary is lost and its standby
+promoted, while clients draw. ``loadtest/hosts`` is the long version."""
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -30,13 +32,16 @@ from tests.cluster.test_replay import draw, events
 from tests.deploy.certificates import Authority
 from tests.object_store import ObjectStore
 from tests.ports import free_port
-from tests.postgres import Server
+from tests.postgres import Pair, Server, running_pair
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+QUICK = ("fsync=off", "full_page_writes=off", "autovacuum=off")
+"""No machine loses its power here; what is acknowledged is with the standby."""
 
 
 @dataclass
 class Platform:
+    database: Pair
     front: RunningCell
     hosts: dict[str, RunningCell]
 
@@ -62,13 +67,13 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(postgres: Server, object_store: ObjectStore) -> Iterator[Platform]:
+def platform(object_store: ObjectStore) -> Iterator[Platform]:
     authority = Authority()
-    with postgres.database("hosts_and_front") as url, contextlib.ExitStack() as running:
+    with running_pair(*QUICK) as database, contextlib.ExitStack() as running:
 
         def machine(name: str, role: str) -> RunningCell:
             objects = object_store.objects("hosts/front").model_dump()
-            lines = [f'[database]\nurl = "{url}"', "[objects]"]
+            lines = [f'[database]\nurl = "{database.url}"', "[objects]"]
             lines += [f"{key} = {value!r}" for key, value in objects.items()]
             lines += [f'[cluster]\nname = "studio"\nhost = "{name}"\nrole = "{role}"']
             lines += [f'address = "127.0.0.1:{free_port()}"'] if role != "front" else []
@@ -80,8 +85,7 @@ def platform(postgres: Server, object_store: ObjectStore) -> Iterator[Platform]:
             return cell
 
         hosts = {"a": machine("a", "both"), "b": machine("b", "host")}
-        made = Platform(machine("front", "front"), hosts)
-        yield made
+        yield Platform(database, machine("front", "front"), hosts)
 
 
 async def wait_all_in(platform: Platform) -> None:
@@ -167,6 +171,55 @@ def test_nothing_is_lost_when_a_host_falls_silent(platform: Platform) -> None:
         await wait_all_in(platform)
 
     asyncio.run(scenario())
+
+
+def test_nothing_is_lost_when_the_primary_is_and_its_standby_takes_over(
+    platform: Platform,
+) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        before = pictures(platform.database.primary)
+        async with drawing(platform) as traffic:
+            platform.database.lose_the_primary()
+            await traffic.until_served(16)
+            platform.database.promote()
+        drawn = before + len(traffic.outcomes)
+        await until(lambda: pictures(platform.database.standby) == drawn, 30, "all in the gallery")
+        host = platform.hosts["b"]
+        await until(lambda: host.zimage("hosts").returncode == 0, 30, "hosts listed")
+
+    asyncio.run(scenario())
+
+
+def test_membership_that_dies_comes_back_and_nothing_closes(platform: Platform) -> None:
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        front, b = platform.front, platform.hosts["b"]
+        since, dead = front.state()["at"], membership(b)
+        async with drawing(platform):
+            os.kill(dead, signal.SIGKILL)
+            await until(lambda: membership(b) not in (0, dead), 20, "another membership")
+            began = written_at(front, "b")
+            await until(lambda: written_at(front, "b") > began, 30, "the next row of b")
+        assert not [what for what in platform.events("b", since) if what.startswith("out")]
+        assert platform.host("b")["open"]
+
+    asyncio.run(scenario())
+
+
+def membership(cell: RunningCell) -> int:
+    return Supervisor(cell.layout).states()["membership"].pid
+
+
+def written_at(front: RunningCell, name: str) -> float:
+    """When host ``name`` wrote its row, as the front has last learned."""
+    known = json.loads(front.layout.hosts_json.read_bytes())["hosts"]
+    return next(float(host["at"]) for host in known if host["id"] == name)
+
+
+def pictures(server: Server) -> int:
+    with server.connect() as admin:
+        return int(admin.execute("SELECT count(*) FROM images").fetchall()[0][0])
 
 
 def nginx_processes(cell: RunningCell) -> list[int]:
@@ -273,4 +326,3 @@ def test_a_front_ends_with_its_links(platform: Platform) -> None:
     front = platform.front
     front.down()
     assert process_ids(front.layout.var_dir.parent) == set()
-    front.up()

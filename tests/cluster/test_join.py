@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,25 +66,71 @@ def become_first(cell: RunningCell) -> Machine:
 
 @contextlib.contextmanager
 def second(first: Machine) -> Iterator[tuple[Path, str]]:
-    """``cluster.toml`` of a machine that has joined, and what was said."""
+    """``cluster.toml`` of a machine that has joined by one line in a shell of the first one, as the
+    documents have it, and what was said."""
     folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
     path = folder / "cluster.toml"
     port, ops_port = free_ports(2)
     path.write_text(BARE.format(folder=folder, port=port, ops_port=ops_port))
-    command = [sys.executable, "-m", "deploy.cli.app", "up", "--join", "-"]
-    command += ["--config", str(path), "--address", f"127.0.0.1:{free_port()}"]
+    zimage = f"{shlex.quote(sys.executable)} -m deploy.cli.app"
+    invite = f"{zimage} hosts invite gpu2 --door 127.0.0.1:{free_port()}"
+    up = f"{zimage} up --join - --config {path} --address 127.0.0.1:{free_port()}"
+    there = shlex.quote(f"cd {shlex.quote(str(ROOT))} && COLUMNS=200 {up}")
     try:
-        with first.inviting("gpu2") as inviting:
+        with remote_shell(folder) as ssh:
             done = subprocess.run(
-                command, cwd=ROOT, input=f"{inviting.token}\n", capture_output=True, text=True,
-                timeout=120, env={**os.environ, "COLUMNS": "200"},
+                ["bash", "-o", "pipefail", "-c", f"{invite} | tee {folder}/token | {ssh} {there}"],
+                cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200,
+                env={**os.environ, "ZIMAGE_CONFIG": str(first.config_path), "COLUMNS": "200"},
             )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr + inviting.told()
-            assert inviting.end()[0] == 0
+        assert done.returncode == 0, done.stdout + done.stderr
+        token = (folder / "token").read_text().strip()
+        assert token.startswith("zimage-join.")
+        assert token not in done.stdout + done.stderr
+        assert "gpu2 has joined studio as host" in done.stderr
         yield path, done.stdout
     finally:
         Machine.of(path).run("down")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+SSHD = """
+ListenAddress 127.0.0.1:{port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+StrictModes no
+UsePAM no
+PidFile none
+"""
+
+
+@contextlib.contextmanager
+def remote_shell(folder: Path) -> Iterator[str]:
+    """What a command on another machine begins with: ssh to a server of its own, or where none is
+    installed a shell here."""
+    sshd = shutil.which("sshd", path="/usr/sbin")
+    if sshd is None:
+        yield "sh -c"
+        return
+    port = free_port()
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", folder / name], check=True, timeout=60)
+    (folder / "sshd").write_text(SSHD.format(port=port, folder=folder))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # it asks for one
+    command = [sshd, "-D", "-e", "-f", folder / "sshd"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: listens(port) or server.poll() is not None, "sshd")
+            options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+            yield f"ssh -q {options} -i {folder}/user -p {port} 127.0.0.1"
+        finally:
+            server.terminate()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 def open_hosts(front: RunningCell) -> set[str]:

@@ -11,8 +11,7 @@ from deploy.config import parse
 from deploy.finding import Finding
 from deploy.rollout import address_checks, database_checks
 from tests.deploy.processes import wait_until
-from tests.postgres import Server, short_folder
-from tests.worker.storage.test_failover import Pair
+from tests.postgres import Pair, Server, running_pair
 from worker.storage.migrations import migrate
 
 
@@ -23,12 +22,8 @@ def found(tmp_path: Path, url: str) -> list[Finding]:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    with short_folder() as folder:
-        folder.chmod(0o755)  # the servers are another user's
-        made = Pair(folder)
+    with running_pair() as made:
         yield made
-        made.primary.stop()
-        made.standby.stop()
 
 
 def test_without_a_server_there_is_nothing_to_say(tmp_path: Path) -> None:
