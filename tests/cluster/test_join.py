@@ -118,7 +118,7 @@ def remote_shell(folder: Path) -> Iterator[str]:
     (folder / "sshd").write_text(SSHD.format(port=port, folder=folder))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # it asks for one
-    command = [sshd, "-D", "-e", "-f", folder / "sshd"]
+    command = [sshd, "-D", "-e", "-f", str(folder / "sshd")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: listens(port) or server.poll() is not None, "sshd")
