@@ -1,13 +1,21 @@
 """``results.zip`` can be unpacked while it comes: readers of streams need each size beforehand."""
 
+import http.server
 import shutil
 import struct
+import threading
+import urllib.error
+import urllib.request
+import uuid
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
+from tests.object_store import ObjectStore
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import over, settings_of
 from tests.worker.storage.test_jobs import Store
@@ -15,6 +23,7 @@ from worker.errors import StoreAway
 from worker.jobs import archive as module
 from worker.jobs.archive import archive
 from worker.storage import gallery
+from worker.storage.bucket_images import BucketImages
 from worker.storage.images import Images
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -84,6 +93,59 @@ async def test_a_store_that_fails_a_read_does_not_cut_it(
         with pytest.raises(StoreAway):
             await anext(archive(database, Failing(service.components.images), job))  # type: ignore[arg-type]
     assert list(entries(stream)) == ["0001-a.png", "0002-b.png", "0003-c.png"]
+
+
+class Cutting(http.server.BaseHTTPRequestHandler):
+    """Passes GET on to a store, and breaks off in the middle of the first ``cuts`` answers."""
+
+    store = ""
+    cuts = 0
+
+    def do_GET(self) -> None:
+        asked = urllib.request.Request(f"{self.store}{self.path}", headers=dict(self.headers))
+        try:
+            answer = urllib.request.urlopen(asked, timeout=20)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            data, cls = answer.read(), type(self)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
+                    self.send_header(name, value)
+            self.end_headers()
+        cut, cls.cuts = cls.cuts > 0, max(0, cls.cuts - 1)
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def cutting(object_store: ObjectStore) -> Iterator[type[Cutting]]:
+    handler = type("Handler", (Cutting,), {"store": object_store.endpoint})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        handler.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield handler
+        server.shutdown()
+
+
+@pytest.mark.xdist_group("s3")
+async def test_a_bucket_that_breaks_off_in_the_middle_does_not_cut_it(
+    home: Path, store: Store, object_store: ObjectStore, cutting: Any, tmp_path: Path
+) -> None:
+    prefix = f"archive/{uuid.uuid4()}"
+    whole = BucketImages.of(object_store.objects(prefix), tmp_path / "whole")
+    cut = BucketImages.of(object_store.objects(prefix, endpoint=cutting.url), tmp_path / "cut")
+    async with serving(settings_of(home)) as (service, _):
+        await ready(service)
+        job = await over(store, store.create(prompts=("a", "b", "c")))
+        for file in service.components.images.files():
+            whole.save(file.name, service.components.images.read(file.name))
+        cutting.cuts = 3  # one that its client reads again by itself would show nothing
+        stream = b"".join([chunk async for chunk in archive(service.components.database, cut, job)])
+    assert (len(entries(stream)), cutting.cuts) == (3, 0)
 
 
 def entries(stream: bytes) -> dict[str, bytes]:
