@@ -31,7 +31,7 @@ _writer: "LogWriter | None" = None
 
 def lost() -> int:
     """Lines of this process that were not written."""
-    return 0 if _writer is None else _writer.lost
+    return 0 if _writer is None else _writer.lines.lost
 
 
 def event(name: str, **fields: Value) -> None:
@@ -85,15 +85,12 @@ class LogWriter(logging.Handler):
         # What no line shows need not be looked up: logging's own advice (HOWTO, "Optimization").
         logging._srcfile = None
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-        self._unwritten = 0
         self._json = JsonFormatter(worker)
         self._stdout = sys.stdout
-        self._lines = Outbox[logging.LogRecord | _Event](
-            self._write_out, MAX_QUEUED_LINES, _PAUSE_S
-        )
-        self.put = self._lines.put
+        self.lines = Outbox[logging.LogRecord | _Event](self._write_out, MAX_QUEUED_LINES, _PAUSE_S)
+        self.put = self.lines.put
         """Queue a line, or lose it where too many wait."""
-        threading.Thread(target=self._lines.run, name="log", daemon=True).start()
+        threading.Thread(target=self.lines.run, name="log", daemon=True).start()
         self._take_over()
 
     def _take_over(self) -> None:
@@ -104,11 +101,6 @@ class LogWriter(logging.Handler):
         root.setLevel(logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # we log our own start and end
 
-    @property
-    def lost(self) -> int:
-        """Lines that found the queue full, or that nobody took."""
-        return self._lines.lost + self._unwritten
-
     def emit(self, record: logging.LogRecord) -> None:
         self.put(record)
 
@@ -116,7 +108,7 @@ class LogWriter(logging.Handler):
         """Write what is queued, for at most ``timeout_s``: the reader of stdout may be stopped."""
         global _writer
         _writer = None
-        self._lines.close(timeout_s)
+        self.lines.close(timeout_s)
         super().close()
 
     def _write_out(self, lines: Iterator[logging.LogRecord | _Event]) -> None:
@@ -126,7 +118,7 @@ class LogWriter(logging.Handler):
             self._stdout.write("".join(texts))
             self._stdout.flush()
         except Exception:  # nobody reads, it is closed, or memory is short
-            self._unwritten += len(texts)
+            self.lines.unwritten += len(texts)
 
     def _text(self, line: logging.LogRecord | _Event) -> str:
         try:

@@ -8,7 +8,7 @@ database or disk that may be away: pictures of the gallery, the ledger, the prog
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -36,13 +36,19 @@ class Outbox(Generic[T]):
         self._items: SimpleQueue[T | None] = SimpleQueue()
         self._last = False  # it is behind the last item, None
         self._closing, self._ended = threading.Event(), threading.Event()
-        self.lost = 0
-        """Items that found the queue full."""
+        self._refused = 0
+        self.unwritten = 0
+        """Items that ``write`` took and did not write, as it says itself."""
+
+    @property
+    def lost(self) -> int:
+        """Items that found the queue full, or were not written."""
+        return self._refused + self.unwritten
 
     def put(self, item: T) -> bool:
         """Queue ``item``, unless too many wait; whether it is queued."""
         if self._items.qsize() >= self._max_items:
-            self.lost += 1
+            self._refused += 1
             return False
         self._items.put(item)
         return True
@@ -77,6 +83,7 @@ class LoopOutbox(Generic[T]):
     ``lost`` hears of each loss, the log too: ``says`` that, and when an outage begins.
     """
 
+    _write: Callable[[], Awaitable[None]]
     _pause_s: Callable[[int], float]
 
     def __init__(
@@ -98,9 +105,6 @@ class LoopOutbox(Generic[T]):
         self._waiting_bytes = size
         self._idle.clear()
         self._changed.set()
-
-    async def _write(self) -> None:
-        raise NotImplementedError
 
     async def run(self) -> None:
         """For as long as the worker lives."""
@@ -126,10 +130,9 @@ class LoopOutbox(Generic[T]):
         """Write what waits, as far as disk and database take it now."""
         try:
             await self._write()
+            self._away = ""
         except (StoreAway, OSError) as error:
             self._tell(str(error) or "no answer")
-        else:
-            self._away = ""
 
     def _tell(self, away: str) -> None:
         if away != self._away:
@@ -145,11 +148,10 @@ class LoopOutbox(Generic[T]):
     async def _end(self, timeout_s: float) -> None:
         """Give what waits so long to be written."""
         self._closing.set()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        except TimeoutError:
-            self._lose(len(self._waiting), "the worker ends")
+        self._lose(len(self._waiting), "the worker ends")
 
     def _lose(self, count: int, why: str) -> None:
         if count:

@@ -59,7 +59,7 @@ def test_reader_that_stopped_does_not_stop_the_worker(monkeypatch: pytest.Monkey
     for _ in range(1000):
         log.event("line")
     writer.close(timeout_s=0.5)
-    assert writer.lost == 1000
+    assert writer.lines.lost == 1000
 
 
 def test_nothing_is_lost_where_nobody_writes_lines() -> None:

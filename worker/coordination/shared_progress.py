@@ -9,8 +9,6 @@ import contextlib
 import time
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from worker.coordination.progress import ProgressReader, ProgressWriter, Steps
 from worker.errors import StoreAway
 from worker.storage import job_steps
@@ -69,10 +67,8 @@ class SharedProgressReader(ProgressReader):
         return self._elsewhere | await super().read()
 
     async def _ask(self) -> Steps:
-        def work(connection: sa.Connection) -> Steps:
-            return job_steps.of_others(connection, self._holder, clock(connection))
-
-        try:
-            return await self._database.read(work)
-        except StoreAway:
-            return {}
+        with contextlib.suppress(StoreAway):
+            return await self._database.read(
+                lambda c: job_steps.of_others(c, self._holder, clock(c))
+            )
+        return {}

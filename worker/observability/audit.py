@@ -90,7 +90,6 @@ class Audit:
         self._day = ""
         self._owners: dict[str, int] = {}  # bytes of this day
         self._complained_at = -_COMPLAIN_EVERY_S
-        self._unwritten = 0
         self.bytes = 0
         """Of all workers' files when last looked at."""
         self.deleted_early = 0
@@ -107,7 +106,7 @@ class Audit:
     @property
     def lost(self) -> int:
         """Lines that were not written."""
-        return self._queue.lost + self._unwritten
+        return self._queue.lost
 
     def _put(self, entry: Entry | Note) -> None:
         if self._folder is not None:
@@ -143,7 +142,7 @@ class Audit:
             except OSError as error:
                 self._fail(outlet, error)
         finally:  # whatever went wrong
-            self._unwritten += not written
+            self._queue.unwritten += not written
 
     def _outlet(self, entry: Entry | Note, day: str, size: int) -> "_Outlet":
         if day != self._day:
@@ -163,7 +162,7 @@ class Audit:
                 self._fail(outlet, error)
 
     def _fail(self, outlet: "_Outlet", error: OSError) -> None:
-        self._unwritten += outlet.unwritten
+        self._queue.unwritten += outlet.unwritten
         outlet.close()
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY_S:

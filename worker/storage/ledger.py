@@ -86,8 +86,9 @@ class Ledger(LoopOutbox[bytes]):
             await self._enter(b"".join(lines))
             del self._waiting[: len(lines)]
             self._waiting_bytes -= sum(map(len, lines))
-        for path in await asyncio.to_thread(self._others):
-            await self._adopt(path)
+        for path in await asyncio.to_thread(lambda: list(self._folder.glob("*.journal"))):
+            if path != self._path:
+                await self._adopt(path)
 
     def close(self) -> None:
         """Leave nothing behind where all is entered; else the next worker takes it over."""
@@ -108,15 +109,13 @@ class Ledger(LoopOutbox[bytes]):
             return False
         try:
             fd = self._open()
-            written = os.write(fd, lines)
-            if written < len(lines):  # the disk is full: half a line must not stay
-                os.ftruncate(fd, self._size)
-                return False
+            if os.write(fd, lines) == len(lines):
+                self._size += len(lines)
+                return True
+            os.ftruncate(fd, self._size)  # the disk is full: half a line must not stay
         except OSError as error:
             self._tell(str(error))
-            return False
-        self._size += written
-        return True
+        return False
 
     def _open(self) -> int:
         if self._fd is None:
@@ -145,9 +144,6 @@ class Ledger(LoopOutbox[bytes]):
         for line, error in await self._database.run_each(lines.splitlines(), _apply):
             log.failure("usage that cannot be stored is dropped", error, line=line.decode()[:500])
             self._lose(1, "the database refuses it")
-
-    def _others(self) -> list[Path]:
-        return [path for path in self._folder.glob("*.journal") if path != self._path]
 
     async def _adopt(self, path: Path) -> None:
         """Enter the journal at ``path`` and delete it, if its process is gone."""
