@@ -27,6 +27,7 @@ from worker.tables import (
     Auth,
     Gallery,
     Labels,
+    ModelFiles,
     ModelNames,
     Objects,
     OwnerLimits,
@@ -41,7 +42,14 @@ DOCUMENT = "ZIMAGE_SETTINGS"
 
 
 class Settings(
-    Auth, Acceleration, RequestLimits, WorkerLimits, OwnerLimits, Allowances, BaseSettings
+    Auth,
+    ModelFiles,
+    Acceleration,
+    RequestLimits,
+    WorkerLimits,
+    OwnerLimits,
+    Allowances,
+    BaseSettings,
 ):
     # Most settings stand in the tables: cluster.toml is checked by them, too.
     model_config = SettingsConfigDict(
@@ -80,7 +88,8 @@ class Settings(
     """keys: whoever asks must show an API key or be signed in. Else nobody needs one."""
 
     model: str = "tiny"
-    """``tiny``, a local diffusers folder, a hub id, ``random:z-image-turbo`` or ``synthetic:…``."""
+    """``tiny``, a local diffusers folder, a .safetensors file with ``base``, a hub id,
+    ``random:z-image-turbo`` or ``synthetic:…``."""
     names: ModelNames = ModelNames()
     device: str = "cpu"
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``). Several

@@ -58,6 +58,14 @@ class Acceleration(Table):
     """Which weights of Z-Image are in 8 bits; ``all``: the text encoder's too."""
 
 
+class ModelFiles(Table):
+    """Of ``[model]``: where the parts of a model come from."""
+
+    base: str = Field("", pattern=LINE)
+    """Of a source that is one .safetensors file: the model, as a source names it, that it was made
+    from. What the file does not hold comes from there."""
+
+
 class ModelNames(Table):
     """Of ``[model]``: under which names clients ask for it."""
 

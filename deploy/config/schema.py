@@ -22,6 +22,7 @@ from worker.tables import (
     Audit,
     Auth,
     Labels,
+    ModelFiles,
     ModelNames,
     OwnerLimits,
     Table,
@@ -150,12 +151,26 @@ class Ops(Table):
         return self
 
 
-class Model(Acceleration, ModelNames):
+class Model(Acceleration, ModelFiles, ModelNames):
     source: str = Field("tiny", min_length=1, pattern=tables.LINE)
     download: bool = True
     mirror: str = Field("", pattern=patterns.MIRROR)
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        is_file = self.source.endswith(".safetensors")
+        if is_file and not self.base:
+            raise _problem(
+                "base",
+                "missing: one file holds the transformer alone",
+                'name the model that it was made from, such as "Tongyi-MAI/Z-Image-Turbo"',
+            )
+        if self.base and not is_file:
+            what = "has no meaning unless model.source is a .safetensors file"
+            raise _problem("base", what, "delete it")
+        return self
 
 
 class WorkerGroup(Table):

@@ -115,9 +115,18 @@ def _workers(config: ClusterConfig, machine: Machine) -> tuple[WorkerPlan, ...]:
 
 
 def model_source(config: ClusterConfig) -> str:
-    """What a worker is given: folders absolute, everything else as written."""
-    source = config.model.source
-    return str(under_root(source)) if source.startswith(("/", "./", "../", "~")) else source
+    """What a worker is given: folders and files absolute, everything else as written."""
+    return _absolute(config.model.source)
+
+
+def model_base(config: ClusterConfig) -> str:
+    """The same of ``model.base``."""
+    return _absolute(config.model.base)
+
+
+def _absolute(source: str) -> str:
+    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(".safetensors")
+    return str(under_root(source)) if is_path else source
 
 
 def _groups(config: ClusterConfig, machine: Machine) -> tuple[tuple[WorkerGroup, ...], str]:

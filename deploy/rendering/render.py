@@ -22,7 +22,7 @@ from deploy.layout import Layout, objects_of, under_root
 from deploy.links import HOST_NAME, SOONEST
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
-from deploy.rendering.plan import Plan, WorkerPlan, model_source
+from deploy.rendering.plan import Plan, WorkerPlan, model_base, model_source
 from deploy.rendering.store_address import nameservers_of, store_address
 from worker import code_digest
 from worker.bounds import MAX_EDIT_BODY_BYTES, MAX_JOB_BODY_BYTES
@@ -287,6 +287,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "threads": worker.threads,
         "vram_limit_gib": worker.vram_limit_gib,
         "model": model_source(config),
+        "base": model_base(config),
         "names": model.model_dump(include=set(ModelNames.model_fields)),
         "steps": None if model.steps == "auto" else model.steps,
         "guidance_scale": None if model.guidance_scale == "auto" else model.guidance_scale,

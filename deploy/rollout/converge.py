@@ -15,7 +15,7 @@ from deploy.cell import Cell, CellError
 from deploy.host import orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
-from deploy.rendering.plan import model_source
+from deploy.rendering.plan import model_base, model_source
 from deploy.rendering.render import sidecars
 from deploy.rollout import (
     checks,
@@ -66,13 +66,14 @@ def prepare(cell: Cell) -> dict[str, str]:
 
 def _download_model(cell: Cell) -> None:
     """Workers never do: their hub may be silent, and they would do it side by side."""
-    wanted = hub_model(model_source(cell.config))
-    if wanted is None or not (cell.config.model.download and cell.config.cluster.draws):
+    if not (cell.config.model.download and cell.config.cluster.draws):
         return
-    try:
-        model_pull.ensure(cell, wanted)
-    except CellError as error:
-        raise CellError(_untouched(cell, str(error))) from None
+    for source in (model_source(cell.config), model_base(cell.config)):
+        if wanted := hub_model(source):
+            try:
+                model_pull.ensure(cell, wanted)
+            except CellError as error:
+                raise CellError(_untouched(cell, str(error))) from None
 
 
 def target(rendered: dict[str, str]) -> str:

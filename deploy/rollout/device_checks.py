@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.cell import Cell
 from deploy.finding import Finding
 from deploy.host import machine, processes
-from deploy.rendering.plan import model_source
+from deploy.rendering.plan import model_base, model_source
 
 _Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
 """By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
@@ -51,7 +51,7 @@ def _is_z_image(source: str) -> bool:
 
 
 def _host_gib(cell: Cell, device: str) -> float:
-    source = model_source(cell.config)
+    source = model_base(cell.config) or model_source(cell.config)
     if device != "cpu":
         return _HOST_GIB_OF_GPU_WORKER
     if not _is_z_image(source):
@@ -64,7 +64,8 @@ def _vram(cell: Cell, device: str, limit_gib: float | None, name: str) -> Iterat
     has_gib = limit_gib or gpu.memory_gib
     text = f"{name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
     needs_gib = _Z_IMAGE_GIB[cell.config.model.fp8]
-    if has_gib and _is_z_image(model_source(cell.config)) and has_gib < needs_gib:
+    source = model_base(cell.config) or model_source(cell.config)
+    if has_gib and _is_z_image(source) and has_gib < needs_gib:
         yield Finding("fail", "gpu", text, _more_room(cell.config.model.fp8, has_gib))
     else:
         yield Finding("ok", "gpu", text)

@@ -7,12 +7,13 @@ from deploy.cell import Cell
 from deploy.finding import Finding
 from deploy.host import processes
 from deploy.layout import under_root
-from deploy.rendering.plan import model_source
+from deploy.rendering.plan import model_base, model_source
 from deploy.rollout import model_pull
 from worker.models.loading import hub
 from worker.models.loading.files import Flaw, flaws
 from worker.models.loading.folder import ModelLoadError
 from worker.models.loading.hub import HubModel, hub_model
+from worker.models.loading.single_file import flaws_of_file, is_single_file
 from worker.models.loading.sources import local_folder
 
 _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
@@ -21,16 +22,23 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 def model(cell: Cell) -> Iterator[Finding]:
     """Whether its files can be loaded, as far as names, sizes and heads of files show."""
     source = model_source(cell.config)
+    if is_single_file(source):
+        yield from _model_files(Path(source), list(flaws_of_file(Path(source))))
+        source = model_base(cell.config)
+    yield from _whole_model(cell, source)
+
+
+def _whole_model(cell: Cell, source: str) -> Iterator[Finding]:
     if "/" in source and under_root(source).exists():
         source = str(under_root(source))  # workers start there
     try:
-        folder = local_folder(source)
+        folder, wanted = local_folder(source), hub_model(source)
     except ModelLoadError as error:
         yield Finding("fail", "model", error.what, error.remedy)
         return
     if folder is not None:
         yield from _model_files(folder, flaws(folder))
-    elif wanted := hub_model(source):
+    elif wanted:
         yield from _hub_model(cell, wanted)
     else:
         yield Finding("ok", "model", source)

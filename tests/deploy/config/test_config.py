@@ -127,6 +127,20 @@ WRONG = [
     ),
     ("[listen]\nport = 7861", "ops.port: 7861 is also listen.port; choose another, such as 7862"),
     (
+        '[model]\nsource = "poster.safetensors"',
+        "model.base: missing: one file holds the transformer alone; "
+        'name the model that it was made from, such as "Tongyi-MAI/Z-Image-Turbo"',
+    ),
+    (
+        '[model]\nbase = "tiny"',
+        "model.base: has no meaning unless model.source is a .safetensors file; delete it",
+    ),
+    (
+        '[model]\nmirror = "hf-mirror.com"',
+        "model.mirror: must be the address of a hub's mirror, such as "
+        '"https://hf-mirror.com", not "hf-mirror.com"; the default is ""',
+    ),
+    (
         '[cluster]\naddress = "10.0.0.7:7862"',
         "cluster.address: has no meaning without cluster.name; set that one, too",
     ),

@@ -132,10 +132,11 @@ class _Part:
         return "tokenizer_config.json" in names and not self.class_name.startswith("ByT5")
 
 
-def part_names(folder: Path) -> list[str]:
-    """Of the parts that ``model_index.json`` in ``folder`` lists; [] where it cannot be read."""
+def parts_of(folder: Path) -> dict[str, str]:
+    """The parts that ``model_index.json`` in ``folder`` lists, each with its class's name; none
+    where it cannot be read."""
     found = _json(folder / "model_index.json")
-    return [] if isinstance(found, Flaw) else [part.name for part in _parts(found)]
+    return {} if isinstance(found, Flaw) else {p.name: p.class_name for p in _parts(found)}
 
 
 def _parts(index: dict[str, Any]) -> Iterator[_Part]:
@@ -274,7 +275,7 @@ def _is_index(name: str, variant: str | None, kind: str) -> bool:
 def _chosen_flaws(folder: Path, chosen: list[str], index: str | None) -> Iterator[Flaw]:
     whole = [name for name in chosen if "-of-" not in name]
     if whole:  # goes before an index, for all loaders
-        yield from _file_flaws(folder / whole[0])
+        yield from file_flaws(folder / whole[0])
     elif index is None:
         yield Flaw(f"{folder} has {chosen[0]} and no index of such files", missing=True)
     else:
@@ -297,10 +298,11 @@ def _shard_flaws(folder: Path, index: str) -> Iterator[Flaw]:
         yield Flaw(what, missing=True)
     for name in shards:
         if name not in missing:
-            yield from _file_flaws(folder / name)
+            yield from file_flaws(folder / name)
 
 
-def _file_flaws(path: Path) -> Iterator[Flaw]:
+def file_flaws(path: Path) -> Iterator[Flaw]:
+    """Of one file of weights."""
     if _is_pointer(path):
         yield _pointer(path)
     elif path.stat().st_size == 0:

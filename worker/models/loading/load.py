@@ -22,6 +22,7 @@ from worker.models.loading.files import files_of, variant_of
 from worker.models.loading.folder import Defaults, ModelLoadError, class_of
 from worker.models.loading.random_zimage import TURBO, random_zimage
 from worker.models.loading.read_ahead import ReadAhead, transformer
+from worker.models.loading.single_file import denoiser, is_single_file
 from worker.models.parallel.split import HelpersShare, require_heads
 from worker.models.parallel.team import Start, Team
 from worker.models.sizes import fitted
@@ -54,7 +55,7 @@ def load(
         pipeline = (
             random_zimage(TURBO, device, dtype)
             if folder is None
-            else _from_folder(folder, device, dtype, plan.fp8, ahead=ahead)
+            else _from_folder(folder, device, dtype, plan.fp8, ahead=ahead, source=settings.model)
         )
         if plan.fp8 != "off" and steps_singly(pipeline):
             shrink_pipeline(pipeline, device, plan.fp8)
@@ -63,6 +64,8 @@ def load(
             f"{settings.model} does not fit into the memory of {settings.device}",
             "raise vram_limit_gib, free the card, or name a smaller model",
         ) from error
+    except ModelLoadError:
+        raise
     except Exception as error:
         raise ModelLoadError(
             f"{settings.model} cannot be loaded ({type(error).__name__}: {_first_line(error)})",
@@ -96,7 +99,9 @@ def load_share(
         pipeline = random_zimage(TURBO, device, dtype)
         pipeline.text_encoder = pipeline.vae = None
     else:
-        pipeline = _from_folder(folder, device, dtype, plan.fp8, _OF_THE_LEAD, ahead)
+        pipeline = _from_folder(
+            folder, device, dtype, plan.fp8, _OF_THE_LEAD, ahead, settings.model
+        )
     if not steps_singly(pipeline):
         raise ModelLoadError(f"{settings.model} is no Z-Image", _ONE_DEVICE)
     if plan.fp8 != "off":
@@ -158,7 +163,9 @@ def _from_folder(
     fp8: str,
     without: Sequence[str] = (),
     ahead: ReadAhead | None = None,
+    source: str = "",
 ) -> Any:
+    """``source``: where it is one file, that part of the pipeline comes from there."""
     # On a GPU the weights go there straight from the file, unless they become smaller first;
     # "cuda" is the current device.
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
@@ -166,17 +173,20 @@ def _from_folder(
         options["variant"] = variant
     if device.type == "cuda" and (fp8 == "off" or class_of(folder) != "ZImagePipeline"):
         options["device_map"] = "cuda"
+    parts: dict[str, Any] = dict.fromkeys(without)
+    if is_single_file(source):
+        there = torch.device("cuda" if "device_map" in options else "cpu")
+        parts |= denoiser(Path(source).expanduser(), folder, there, dtype)
     if class_of(folder) == "ZImagePipeline":
-        parts: dict[str, Any] = dict.fromkeys(without)
         if ahead and (weights := ahead.take()) is not None:
             parts["transformer"] = transformer(weights, folder)
         return ZImagePipeline.from_pretrained(str(folder), **parts, **options)
     from diffusers import AutoPipelineForText2Image  # imports dozens of pipelines
 
     try:
-        return AutoPipelineForText2Image.from_pretrained(str(folder), **options)
+        return AutoPipelineForText2Image.from_pretrained(str(folder), **parts, **options)
     except ValueError:  # not among the pipelines that it has a text-to-image class for
-        return DiffusionPipeline.from_pretrained(str(folder), **options)
+        return DiffusionPipeline.from_pretrained(str(folder), **parts, **options)
 
 
 def _own_size(pipeline: Any) -> tuple[int, int]:

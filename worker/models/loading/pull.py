@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from worker.models.loading import pulled
-from worker.models.loading.files import needed, part_names, require_loadable
+from worker.models.loading.files import needed, parts_of, require_loadable
 from worker.models.loading.folder import ModelLoadError, class_of
 from worker.models.loading.hub import HubModel, hub_model
 from worker.models.loading.pulled import File, Record
@@ -155,7 +155,7 @@ def _pulled(model: HubModel, hub: Hub) -> Path:
         )
     _bring(hub, listing.revision, folder, {_INDEX: listing.files[_INDEX]})
     class_of(folder)
-    names = needed(listing.files, part_names(folder))
+    names = needed(listing.files, parts_of(folder))
     files = {name: listing.files[name] for name in names}
     missing = _missing(folder, files)
     need = sum(file.size for file in missing.values())

@@ -5,6 +5,7 @@
 ``./folder``, ``/…``    a local folder in diffusers' layout
 ``owner/name``          a model of the Hugging Face hub, or a folder of that name if there is one
 ``modelscope:…``        a model of ModelScope, ``modelscope:owner/name``
+``….safetensors``       one file with the transformer of the model that ``base`` names
 ``random:z-image-turbo``  Z-Image-Turbo's sizes with random weights
 ``synthetic:…``         no model at all; see ``worker.models.synthetic``
 ======================  ======================================================================
@@ -27,7 +28,7 @@ from worker import log
 from worker.coordination.gpu_lock import torch_device
 from worker.models.acceleration import prebuild
 from worker.models.base import Pipeline
-from worker.models.loading import context, hub
+from worker.models.loading import context, hub, single_file
 from worker.models.loading.files import require_loadable
 from worker.models.loading.folder import (
     Defaults,
@@ -73,14 +74,14 @@ def load(settings: Settings) -> Pipeline:
             raise ModelLoadError(f"{settings.model} draws on no device", "name one, such as cpu")
         return SyntheticPipeline(settings.model)
     with quick_imports():
-        return _load(settings, _folder(settings.model))
+        return _load(settings, _folder(settings))
 
 
 def load_share(start: Start, on_loaded: Callable[[], None]) -> "HelpersShare":
     """A helper's part of the pipeline that the lead loads; see ``worker.models.parallel.team``.
     ``on_loaded`` is called before it waits for the others."""
     settings = start.settings
-    folder = _folder(settings.model)
+    folder = _folder(settings)
     with quick_imports():
         loading, ahead = _libraries(settings, folder, start.rank)
         if folder is not None:
@@ -109,15 +110,24 @@ def _libraries(
     began = time.monotonic()
     from worker.models.loading import read_ahead  # imports torch
 
-    ahead = read_ahead.begin(folder, settings, rank)
+    is_folder = not single_file.is_single_file(settings.model)
+    ahead = read_ahead.begin(folder if is_folder else None, settings, rank)
     from worker.models.loading import load as loading
 
     log.event("libraries imported", seconds=round(time.monotonic() - began, 2))
     return loading, ahead
 
 
-def _folder(source: str) -> Path | None:
+def _folder(settings: Settings) -> Path | None:
     """Where the model lies; None: nowhere, for its weights are random."""
+    source = settings.model
+    if single_file.is_single_file(source):
+        for flaw in single_file.flaws_of_file(Path(source).expanduser()):
+            raise ModelLoadError(flaw.what, flaw.remedy)
+        source = settings.base
+        if not source:
+            remedy = "name in base the model that it was made from"
+            raise ModelLoadError(f"{settings.model} holds the transformer alone", remedy)
     model = hub.hub_model(source)
     if model is None:
         return local_folder(source)
@@ -128,6 +138,8 @@ def _folder(source: str) -> Path | None:
 
 def _loaded(settings: Settings, folder: Path | None, load: Callable[..., Pipeline]) -> Pipeline:
     defaults = _defaults(settings.model, folder)
+    if single_file.is_single_file(settings.model):
+        defaults = replace(_defaults(settings.base, folder), id=Path(settings.model).stem)
     if folder is not None:
         require_loadable(folder)
     pipeline = load(
