@@ -118,7 +118,7 @@ def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path: Path, hub: Loca
 
 def test_a_single_file_and_its_base_are_both_looked_at(tmp_path: Path) -> None:
     weights = ROOT / "tinymodel/weights/transformer/diffusion_pytorch_model.safetensors"
-    file = shutil.copy(weights, tmp_path / "poster.safetensors")
+    file = Path(shutil.copy(weights, tmp_path / "poster.safetensors"))
     told = {"source": str(file), "base": "tiny"}
     assert [f.level for f in model_checks.model(cell(tmp_path, model=told))] == ["ok", "ok"]
     file.write_bytes(file.read_bytes()[:-1])

@@ -81,7 +81,7 @@ def denoiser(
     import diffusers
 
     name, class_name = _denoiser_of(base)
-    kind = getattr(diffusers, class_name, None)
+    kind: Any = getattr(diffusers, class_name, None)
     if not hasattr(kind, "from_single_file"):
         raise ModelLoadError(
             f"diffusers has no way to read a {class_name} from one file",

@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def file(zimage_folder: Path, base: Path, tmp_path: Path) -> Path:
-    return shutil.copy(zimage_folder / TRANSFORMER, tmp_path / "poster.safetensors")
+    return Path(shutil.copy(zimage_folder / TRANSFORMER, tmp_path / "poster.safetensors"))
 
 
 def as_its_authors_have_it(weights: Weights) -> Weights:
@@ -76,7 +76,7 @@ def test_the_unet_of_other_pipelines_comes_from_the_file(
     base = tmp_path / "base"
     stable_diffusion.save_pretrained(base)
     weights = base / "unet/diffusion_pytorch_model.safetensors"
-    file = shutil.copy(weights, tmp_path / "poster.safetensors")
+    file = Path(shutil.copy(weights, tmp_path / "poster.safetensors"))
     expected = drawn(base)[1]
     save_file({name: torch.zeros_like(each) for name, each in load_file(weights).items()}, weights)
     assert not np.array_equal(drawn(base)[1], expected)
