@@ -60,10 +60,12 @@ def pull(cell: Cell, model: HubModel) -> Path:
     # A person's own variables may lead to a proxy; where models lie, cluster.toml says.
     own = {key: value for key, value in os.environ.items() if key not in _PLACES}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "PYTHONUTF8": "1"}
+    # The home of whoever typed it, such as root's, may not be for the cell's user to write in.
+    home = {"MODELSCOPE_HOME": str(cell.layout.cache_dir / "modelscope" / ".home")}
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "worker.models.loading.pull", model.source],
         cwd=ROOT,
-        env={**own, **quiet, **told},
+        env={**own, **quiet, **home, **told},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -26,6 +26,8 @@ class Shell:
     def __init__(self, folder: Path, mirror: str, source: str) -> None:
         self.var = folder / "var"
         self.path = folder / "cluster.toml"
+        self.home = folder / "home"
+        self.home.mkdir()
         self.path.write_text(
             f'[cell]\nvar_dir = "{self.var}"\nuser = "{getpass.getuser()}"\n'
             f'[model]\nsource = "{source}"\nmirror = "{mirror}"\n',
@@ -34,7 +36,7 @@ class Shell:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         asked = ("models", *words, "--config", str(self.path))
-        return command_line.zimage(asked, os.environ, 120.0)
+        return command_line.zimage(asked, {**os.environ, "HOME": str(self.home)}, 120.0)
 
 
 @pytest.mark.parametrize("source", [MODEL, f"modelscope:{MODEL}"])
@@ -46,6 +48,7 @@ def test_a_model_is_pulled_listed_checked_and_deleted(
     assert pulled.returncode == 0, pulled.stderr
     assert f"download {source} from {hub.url}" in pulled.stdout
     assert f"{source}: 11 files, 0.0 GB, each with the hash" in pulled.stdout
+    assert list(zimage.home.iterdir()) == []  # which may be another user's
     hub.silent = True
     [row] = json.loads(zimage("list", "--json").stdout)
     assert (row["source"], row["files"]) == (source, 11)
