@@ -1,4 +1,6 @@
-"""Any diffusers text-to-image pipeline, one whole call at a time."""
+"""Any diffusers text-to-image pipeline, one whole call at a time, and what diffusers itself makes
+of it for pictures and masks.
+"""
 
 import gc
 import inspect
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from worker.errors import InvalidRequest
 from worker.models.acceleration.determinism import fixed_kernels
@@ -36,23 +39,26 @@ class WholeCall:
 
     ``step`` runs one call for samples of one group: a list of prompts with a list of CPU
     generators. What the pipeline's ``__call__`` does not take is left out, and refused where a
-    request asks for it.
+    request asks for it. Drawings from one picture, which share it, are a group of their own.
     """
 
     def __init__(self, pipeline: Any, info: ModelInfo) -> None:
         self._pipeline = pipeline
-        self._accepted = set(inspect.signature(pipeline.__call__).parameters)
+        self._accepted = _accepted(pipeline)
         if missing := REQUIRED - self._accepted:
             raise ModelLoadError(
                 f"{type(pipeline).__name__} does not take {', '.join(sorted(missing))}",
                 "name a text-to-image pipeline",
             )
         pipeline.set_progress_bar_config(disable=True)
+        self._from_image = _sibling("AutoPipelineForImage2Image", pipeline)
+        self._masked = _sibling("AutoPipelineForInpainting", pipeline)
         self.info = replace(
             info,
             side_multiple=side_multiple(pipeline),
             min_side=MIN_SIDE,
             stepwise=False,
+            edits=self._from_image is not None or self._masked is not None,
             default_guidance_scale=info.default_guidance_scale if self._guided else 0.0,
         )
 
@@ -64,17 +70,39 @@ class WholeCall:
         """Sides must be multiples of what the model asks for, and the fields known to it."""
         check_sides(spec, self.info)
         check_prompts(spec, self.info)
-        check_source(spec, self.info)
+        self._check_source(spec)
         if spec.parameters.negative_prompt and "negative_prompt" not in self._accepted:
             raise InvalidRequest("This model takes no negative prompt.", param="negative_prompt")
         if spec.parameters.guidance_scale and not self._guided:
             raise InvalidRequest("This model takes no guidance.", param="guidance_scale")
 
+    def _check_source(self, spec: DrawSpec) -> None:
+        check_source(spec, self.info)
+        how, source = spec.parameters, spec.source
+        if source is None:
+            return
+        if source.mask is None and self._from_image is None:
+            message = "mask: this model changes parts of pictures alone: send a mask."
+            raise InvalidRequest(message, param="mask")
+        if source.mask is not None and self._masked is None:
+            message = "mask: this model has no masks: leave it out."
+            raise InvalidRequest(message, param="mask")
+        if int(how.steps * how.strength) < 1:  # where not ours, they are rounded down
+            raise InvalidRequest(
+                f"strength: {how.strength:g} of {how.steps} steps is less than one: "
+                f"use at least {1 / how.steps:.3g}, or more steps.",
+                param="strength",
+            )
+
     def encode_image(self, spec: DrawSpec) -> None:
-        raise AssertionError("check refuses pictures")
+        """The call itself encodes."""
+        source = spec.source
+        assert source is not None, "nothing to encode"
+        assert source.pixels is not None, "it is encoded"
+        source.take(Image.fromarray(source.pixels))
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
-        return [WholeSample(spec, _group(spec), spec.parameters.steps) for spec in specs]
+        return [WholeSample(spec, _group(spec), spec.parameters.drawn_steps) for spec in specs]
 
     @translate
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
@@ -109,7 +137,7 @@ class WholeCall:
         return None
 
     def close(self) -> None:
-        del self._pipeline
+        del self._pipeline, self._from_image, self._masked
         gc.collect()
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
@@ -119,7 +147,12 @@ class WholeCall:
                 raise _Stopped
             return tensors
 
-        images = self._pipeline(**self._arguments(specs, on_step_end)).images
+        source, pipeline = specs[0].source, self._pipeline
+        if source is not None:
+            pipeline = self._from_image if source.mask is None else self._masked
+        accepted, arguments = _accepted(pipeline), self._arguments(specs, on_step_end)
+        known = {name: value for name, value in arguments.items() if name in accepted}
+        images = pipeline(**known).images
         return [np.asarray(image.convert("RGB")) for image in images]
 
     def _arguments(
@@ -138,7 +171,36 @@ class WholeCall:
         }
         if how.negative_prompt:
             arguments["negative_prompt"] = [spec.parameters.negative_prompt for spec in specs]
-        return {name: value for name, value in arguments.items() if name in self._accepted}
+        return arguments | _of_source(specs)
+
+
+def _accepted(pipeline: Any) -> set[str]:
+    return set(inspect.signature(pipeline.__call__).parameters)
+
+
+def _sibling(kind: str, pipeline: Any) -> Any:
+    """The pipeline of the same parts that diffusers has for ``kind``; None: there is none."""
+    import diffusers  # which imports all of its pipelines for it
+
+    try:
+        found = getattr(diffusers, kind).from_pipe(pipeline)
+    except Exception:  # what else is missing for it, each pipeline says in its own way
+        return None
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def _of_source(specs: Sequence[DrawSpec]) -> dict[str, Any]:
+    source = specs[0].source
+    if source is None:
+        return {}
+    found: dict[str, Any] = {
+        "image": [source.encoded] * len(specs),
+        "strength": specs[0].parameters.strength,
+    }
+    if source.mask is not None:
+        found["mask_image"] = [Image.fromarray(source.mask)] * len(specs)
+    return found
 
 
 def side_multiple(pipeline: Any) -> int:
@@ -154,7 +216,8 @@ def side_multiple(pipeline: Any) -> int:
 def _group(spec: DrawSpec) -> Hashable:
     """All that one call has only one of."""
     how = spec.parameters
-    return (*how.size, how.steps, how.guidance_scale, bool(how.negative_prompt), how.reproducible)
+    text = how.steps, how.guidance_scale, bool(how.negative_prompt), how.reproducible
+    return (*how.size, *text, None if spec.source is None else id(spec.source), how.strength)
 
 
 def _share(on_inner_step: OnInnerStep, number: int, of: int, steps: int) -> OnInnerStep:

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,20 @@ from diffusers import (
     DDIMScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
+from PIL import Image
 
 from tests.worker.models.conftest import DEFAULTS, close, draw, go_on, small_unet, spec
+from tests.worker.models.zimage.test_image_input import drawn, edit, half
 from worker.errors import InvalidRequest
 from worker.models.base import OnInnerStep, OutOfMemory, Pipeline
 from worker.models.loading.folder import ModelLoadError
 from worker.models.loading.load import adapted
 from worker.models.whole import WholeCall
+from worker.types import DrawSpec
 
 
 @pytest.fixture
@@ -184,3 +190,59 @@ def test_info_says_what_the_model_is(whole: Pipeline) -> None:
 
 def test_there_are_no_previews(whole: Pipeline) -> None:
     assert whole.preview(whole.start([spec()])[0]) is None
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_draws_from_a_picture_what_the_pipeline_of_diffusers_draws(
+    whole: Pipeline, stable_diffusion: Any, masked: bool
+) -> None:
+    kind = StableDiffusionInpaintPipeline if masked else StableDiffusionImg2ImgPipeline
+    pipeline = kind(**stable_diffusion.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = edit(mask=half() if masked else None, strength=0.75)
+    source = wanted.source
+    assert source is not None
+    assert source.pixels is not None
+    extra = {"mask_image": Image.fromarray(half()), "width": 64, "height": 64} if masked else {}
+    expected = pipeline(
+        wanted.prompt,
+        image=Image.fromarray(source.pixels),
+        strength=0.75,
+        num_inference_steps=4,
+        guidance_scale=0.0,
+        generator=torch.Generator("cpu").manual_seed(wanted.seed),
+        **extra,
+    ).images[0]
+    assert close(drawn(whole, wanted)[0], np.asarray(expected))
+
+
+def test_variants_of_a_picture_share_a_call_and_others_do_not(
+    whole: Pipeline, stable_diffusion: Any
+) -> None:
+    first = edit()
+    second, other = replace(first, seed=8), edit()
+    for each in (first, other):
+        whole.encode_image(each)
+    one, two, three = whole.start([first, second, other])
+    assert one.group == two.group != three.group != whole.start([spec()])[0].group
+    with forwards(stable_diffusion) as rows:
+        together = draw(whole, first, second)
+    assert set(rows) == {2}
+    assert close(together[1], drawn(whole, edit(seed=8))[0])
+
+
+def refusal(pipeline: Pipeline, wanted: DrawSpec) -> str | None:
+    with pytest.raises(InvalidRequest) as refused:
+        pipeline.check(wanted)
+    return refused.value.param
+
+
+def test_pictures_that_a_model_cannot_draw_from_are_refused_by_name(
+    plain: Pipeline, whole: Pipeline, without_negative: WholeCall
+) -> None:
+    without_negative.check(edit())
+    assert refusal(without_negative, edit(mask=half())) == "mask"
+    assert (plain.info.edits, whole.info.edits) == (False, True)
+    assert refusal(plain, edit()) == "image"
+    assert refusal(whole, edit(strength=0.2)) == "strength"
+    assert refusal(whole, spec(strength=0.2)) == "strength"

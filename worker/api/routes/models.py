@@ -55,11 +55,12 @@ def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:
         "max_prompt_chars": settings.max_prompt_chars,
         "max_prompt_tokens": info.prompt_limit.max_tokens if info.prompt_limit else None,
         "output_formats": list(wire.FORMATS),
+        "edits": info.edits,
     }
 
 
 def openapi(lifecycle: Lifecycle) -> Part:
-    kinds = {int: "integer", float: "number", str: "string", list: "array"}
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
     shown = _describe(lifecycle, lifecycle.model.info.id)
     properties: dict[str, Any] = {
         key: {"type": kinds[type(value)]} for key, value in shown.items() if value is not None

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.worker.models.conftest import close, draw, finish, go_on, spec
 from tests.worker.models.zimage.test_pipeline import forwards
 from worker.errors import InvalidRequest
-from worker.models.base import OutOfMemory
+from worker.models.base import OutOfMemory, Pipeline
 from worker.models.zimage.image_latents import Encoded
 from worker.models.zimage.pipeline import ZImageSample, ZImageStepwise
 from worker.types import DrawSpec, Mask, Pixels, SourceImage
@@ -39,12 +39,12 @@ def edit(
     return replace(wanted, source=SourceImage("digest", picture(how.width, how.height), mask))
 
 
-def drawn(pipeline: ZImageStepwise, *specs: DrawSpec) -> list[Pixels]:
+def drawn(pipeline: Pipeline, *specs: DrawSpec) -> list[Pixels]:
     encode(pipeline, *specs)
     return draw(pipeline, *specs)
 
 
-def encode(pipeline: ZImageStepwise, *specs: DrawSpec) -> None:
+def encode(pipeline: Pipeline, *specs: DrawSpec) -> None:
     for each in specs:
         if each.source is not None and each.source.encoded is None:
             pipeline.encode_image(each)
