@@ -16,7 +16,8 @@ PACKAGES = """
     colorama cryptography diffusers h11 hf-xet httpcore httpcore2 httptools httpx httpx2
     httpx2-jsfetch huggingface-hub idna importlib-metadata isal lazy-importer mako markdown-it-py
     mdurl numpy nvidia-ml-py orjson packaging pillow pip prometheus-client psutil pycparser pydantic
-    pydantic-core pydantic-settings pygments python-dotenv python-multipart pyyaml regex requests rich
+    pydantic-core pydantic-settings pygments python-dotenv python-multipart pyyaml regex requests
+    rich
     safetensors shellingham sqlalchemy starlette supervisor tokenizers tqdm transformers truststore
     typer typing-inspection urllib3 uvicorn uvloop zipp
 """
