@@ -25,7 +25,9 @@ FAULTS = ("kill", "stop", "hang", "kill", "block", "stop", "kill", "hang")
 
 @pytest.fixture
 def both(tmp_path: Path) -> Iterator[tuple[Site, Cell]]:
-    with site(tmp_path) as front, started(front.layout, mass_silence_hold_s=0.0) as cell:
+    # A worker that only waits for a busy machine is not the second one that is out.
+    rules = {"mass_silence_hold_s": 0.0, "silence_s": 1.5}
+    with site(tmp_path) as front, started(front.layout, **rules) as cell:
         yield front, cell
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from deploy.guard import link_program
+from deploy.host import processes
 from deploy.layout import Layout
-from tests.deploy.processes import running
+from tests.deploy.processes import running, wait_until
 
 
 @pytest.fixture
@@ -17,7 +18,14 @@ def process(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
     program = "import time; time.sleep(600)"
     command = [sys.executable, "-c", program, str(layout.link_conf("h1"))]
     with running(command, layout.log("link-h1")) as process:
+        conf = layout.link_conf("h1").name
+        wait_until(lambda: conf in command_of(process.pid), "there by its name")
         yield process
+
+
+def command_of(pid: int) -> str:
+    found = processes.read(pid)
+    return found.command if found is not None else ""
 
 
 def test_a_link_is_ended_by_supervisors_word_or_its_own(
