@@ -49,11 +49,13 @@ def _fill(wheel: Path, folder: Path, requirements: Path) -> None:
     # Without pip of its own: ours puts everything in, and Debian has ensurepip in a package apart.
     _run([sys.executable, "-m", "venv", "--without-pip", str(folder)], _CHECK_TIMEOUT_S)
     into = ("--python", str(folder / "bin" / "python"))
-    for name in (f"torch-{_torch_build()}.txt", "kit.txt", *_extras()):
-        path = requirements / name
-        if not path.is_file():
-            raise CellError(f"{wheel.name} says nothing of its packages: no {_REQUIREMENTS}{name}")
-        _pip(*into, "install", "--no-deps", "--require-hashes", "-r", str(path))
+    for names in ([f"torch-{_torch_build()}.txt"], ["kit.txt", *_extras()]):
+        for name in names:
+            if not (requirements / name).is_file():
+                told = f"{wheel.name} says nothing of its packages: no {_REQUIREMENTS}{name}"
+                raise CellError(told)
+        lists = (word for name in names for word in ("-r", str(requirements / name)))
+        _pip(*into, "install", "--no-deps", "--require-hashes", *lists)
     _pip(*into, "install", "--no-deps", "--no-index", str(wheel.absolute()))
     _pip(*into, "check")
 
