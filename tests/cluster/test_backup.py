@@ -1,16 +1,16 @@
 """Backup of a running cell, restore into one that is down, and a cell as systemd runs it."""
 
 import os
+import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from deploy.config import ROOT
+from deploy.host import processes
 from deploy.rollout.picture import PROMPT
+from tests import command_line
 from tests.cluster.conftest import RunningCell, configured, started
 from tests.deploy.processes import wait_until
 
@@ -33,7 +33,7 @@ def kept(cell: RunningCell) -> list[str]:
 
 def test_running_cell_is_backed_up_and_comes_back_as_it_was(tmp_path: Path) -> None:
     file = str(tmp_path / "cell.tar.gz")
-    with started(model="synthetic:step_ms=1", workers=2) as cell:
+    with started(model="synthetic:step_ms=1", workers=1) as cell:
         draw(cell, "before")
         wait_until(lambda: kept(cell) == ["before"], "kept")
         done = cell.zimage("backup", "--images", file)
@@ -53,33 +53,22 @@ def test_running_cell_is_backed_up_and_comes_back_as_it_was(tmp_path: Path) -> N
         assert kept(cell) == ["before"]
 
 
-def test_cell_of_a_unit_survives_its_killed_supervisord() -> None:
-    """What systemd does: start, notice the failed end, start again; workers draw on."""
-    with configured(workers=2) as cell:
-        command = [sys.executable, "-m", "deploy.cli.app", "up", "--foreground", "--no-draw"]
+def test_cell_of_a_unit_survives_its_killed_supervisord_and_ends_in_order() -> None:
+    """What systemd does: start, notice the failed end, start again, and end it; workers draw on."""
+    ready = re.compile("ready:.*")
+    with configured(workers=1) as cell:
+        words = ("up", "--foreground", "--no-draw")
         environment = {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
-
-        def start() -> "subprocess.Popen[str]":
-            return subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-
-        with start() as first:
-            assert first.stdout is not None
-            assert any("ready:" in line for line in first.stdout)
+        with command_line.started(words, environment) as first:
+            assert cell.url in wait_until(lambda: ready.search(first.said()), "ready")[0]
             os.kill(int(cell.layout.supervisor_pid.read_text()), signal.SIGKILL)
-            assert "workers go on" in first.stdout.read()
-        assert first.returncode == 1
+            assert first.wait(60) == 1
+            assert "workers go on" in first.said() + first.complained()
         draw(cell, "nobody watches")
-        with start() as second:
-            assert second.stdout is not None
-            assert any("ready:" in line for line in second.stdout)
+        with command_line.started(words, environment) as second:
+            wait_until(lambda: ready.search(second.said()), "ready again")
             draw(cell, "watched again")
             second.send_signal(signal.SIGTERM)
-            rest = second.stdout.read()
-        assert (second.returncode, rest.splitlines()[-1]) == (0, "✓ the cell has ended")
+            code = second.wait(60)
+            assert (code, second.said().splitlines()[-1]) == (0, "✓ the cell has ended")
+        assert processes.members(cell.layout.processes) == []

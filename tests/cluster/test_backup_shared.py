@@ -27,7 +27,7 @@ def cell(postgres: Server, object_store: ObjectStore) -> Iterator[RunningCell]:
     more = f'[database]\nurl = "{postgres.url(NAME)}"\n[objects]\n{lines}'
     with (
         postgres.database(NAME),
-        started(auth="keys", model="synthetic:step_ms=30", workers=2, more=more) as running,
+        started(auth="keys", model="synthetic:step_ms=30", workers=1, more=more) as running,
     ):
         yield running
         running.down()  # before its database goes

@@ -47,7 +47,7 @@ def draws(cell: RunningCell) -> bool:
 def test_cell_is_managed_after_a_cleaner_came_by(
     take: Callable[[RunningCell], None], values: dict[str, str]
 ) -> None:
-    with started(workers=2, **values) as cell:
+    with started(workers=1, **values) as cell:
         before = {p.pid for p in processes.members(cell.layout.processes)}
         take(cell)
         wait_until(lambda: draws(cell), "drawing again")

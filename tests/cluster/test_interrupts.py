@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from deploy.config import ROOT
+from tests import command_line
 from tests.cluster.conftest import RunningCell, configured
 from tests.deploy.processes import wait_until
 
@@ -47,17 +48,23 @@ def flags(cell: RunningCell) -> set[str]:
     return {path.name for path in cell.layout.drained_dir.iterdir()}
 
 
-def command(cell: RunningCell, *words: str, terminal: int | None = None) -> "subprocess.Popen[str]":
-    """``zimage``, as the leader of the session of ``terminal`` where there is one."""
+def environment(cell: RunningCell) -> dict[str, str]:
+    return {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)}
 
+
+def command(
+    cell: RunningCell, *words: str
+) -> contextlib.AbstractContextManager[command_line.Command]:
+    return command_line.started(words, environment(cell))
+
+
+def on_a_terminal(cell: RunningCell, terminal: int, *words: str) -> "subprocess.Popen[bytes]":
+    """``zimage`` as the leader of the session of ``terminal``."""
     return subprocess.Popen(
         [sys.executable, "-m", "deploy.cli.app", *words],
         cwd=ROOT,
-        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
-        stdout=None if terminal is not None else subprocess.PIPE,
-        stderr=None if terminal is not None else subprocess.STDOUT,
-        text=True,
-        preexec_fn=None if terminal is None else partial(os.login_tty, terminal),
+        env=environment(cell),
+        preexec_fn=partial(os.login_tty, terminal),
     )
 
 
@@ -67,7 +74,8 @@ def whole(cell: RunningCell) -> None:
 
 def test_terminal_that_dies_in_a_rolling_restart_leaves_nobody_drained(cell: RunningCell) -> None:
     master, slave = os.openpty()
-    with drawing(cell) as statuses, command(cell, "restart", "--rolling", terminal=slave) as left:
+    rolling = ("restart", "--rolling")
+    with drawing(cell) as statuses, on_a_terminal(cell, slave, *rolling) as left:
         os.close(slave)
         wait_until(lambda: flags(cell), "drained")
         os.close(master)
@@ -78,11 +86,10 @@ def test_terminal_that_dies_in_a_rolling_restart_leaves_nobody_drained(cell: Run
 
 def test_asked_to_end_while_it_measures_calibrate_gives_the_worker_back(cell: RunningCell) -> None:
     with command(cell, "calibrate", "w1", "--sizes", "64x64", "--repeats", "100") as ended:
-        assert ended.stdout is not None
-        assert any("measure on" in line for line in ended.stdout)
+        wait_until(lambda: "measure on" in ended.said(), "measuring")
         ended.send_signal(signal.SIGTERM)
-        said = ended.stdout.read()
-    assert (ended.returncode, "interrupted" in said) == (128 + signal.SIGTERM, True)
+        code = ended.wait(60)
+        assert (code, "interrupted" in ended.complained()) == (128 + signal.SIGTERM, True)
     whole(cell)
 
 
@@ -107,16 +114,13 @@ def test_drain_and_restart_know_of_each_other(cell: RunningCell) -> None:
         assert f"(process {restart.pid}, since" in refused.stderr
         aborted = cell.zimage("up", "--abort")
         assert aborted.returncode == 0, aborted.stderr
-        restart.communicate(timeout=60)
-    assert restart.returncode == 128 + signal.SIGTERM
+        assert restart.wait(60) == 128 + signal.SIGTERM
     whole(cell)
 
 
 def test_foreground_obeys_while_workers_load() -> None:
-    with configured(workers=1) as cell:
-        with command(cell, "up", "--foreground") as up:
-            assert up.stdout is not None
-            assert any("waiting for" in line for line in up.stdout)
-            up.send_signal(signal.SIGTERM)
-            rest = up.stdout.read()
-        assert (up.returncode, rest.splitlines()[-1]) == (0, "✓ the cell has ended")
+    with configured(workers=1) as cell, command(cell, "up", "--foreground") as up:
+        wait_until(lambda: "waiting for" in up.said(), "loading")
+        up.send_signal(signal.SIGTERM)
+        code = up.wait(60)
+        assert (code, up.said().splitlines()[-1]) == (0, "✓ the cell has ended")
