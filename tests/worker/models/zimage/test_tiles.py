@@ -78,13 +78,14 @@ def test_parts_are_as_large_as_fit(small_zimage: Any, room_pixels: int, side: in
 def test_only_what_does_not_fit_is_decoded_in_parts(
     small_zimage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = (1 << 20) * bytes_per_pixel(small_zimage.vae)
+    monkeypatch.setattr("worker.models.zimage.decoder.MOST_PIXELS", 512 * 512)
+    room = 512 * 512 * bytes_per_pixel(small_zimage.vae)
     sides: list[int] = []
     decode = PictureDecoder(small_zimage, room_bytes=lambda: room)
     monkeypatch.setattr(decode, "_tiled", _noting(decode._tiled, sides))
-    assert decode(torch.zeros(16, 128, 128)).shape == (1024, 1024, 3)
+    assert decode(torch.zeros(16, 64, 64)).shape == (512, 512, 3)
     assert sides == []
-    assert decode(torch.zeros(16, 192, 128)).shape == (1536, 1024, 3)
+    assert decode(torch.zeros(16, 80, 64)).shape == (640, 512, 3)
     assert sides == [512]
 
 
