@@ -15,6 +15,8 @@ from tests.object_store import ObjectStore, running
 from tests.postgres import postgres  # noqa: F401 — a fixture
 
 CELLS = "tests/cluster/"
+PAGE = "tests/web"
+"""Its tests share a browser."""
 LONG_S = {
     "cell": 200,
     "tests/cluster/test_versions.py": 100,
@@ -24,6 +26,7 @@ LONG_S = {
     "tests/cluster/test_small_pools.py": 80,
     "keyed": 80,
     "slow_cell": 60,
+    PAGE: 150,
     "tests/cluster/test_rollouts.py": 60,
     "tests/cluster/test_large_pictures.py": 60,
     "tests/cluster/test_openapi.py": 30,
@@ -38,17 +41,12 @@ LONG_S = {
     "tests/worker/api/test_odd_requests.py": 30,
     "tests/worker/jobs/test_runner.py": 30,
     "tests/deploy/host/test_utf8.py": 25,
-    "tests/web/test_draw.py": 25,
     "tests/worker/api/middleware/test_access.py": 25,
     "s3": 20,
     "tests/deploy/test_backup_postgres.py": 20,
     "tests/deploy/cluster/test_renewal.py": 20,
     "tests/deploy/cluster/test_welcome.py": 15,
     "tests/deploy/nginx/test_limits.py": 20,
-    "tests/web/test_jobs.py": 20,
-    "tests/web/test_page.py": 20,
-    "tests/web/test_library.py": 15,
-    "tests/web/test_gallery.py": 15,
     "tests/worker/models/loading/test_hub.py": 15,
     "tests/deploy/cli/test_app.py": 15,
     "tests/worker/test_server.py": 15,
@@ -59,6 +57,10 @@ LONG_S = {
 A_CELL_S = 20
 """What a cell takes at least that is not listed: few tests, each of which waits."""
 
+# Before a conftest imports torch, whose threads turn while they wait for each other, on cores that
+# others need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure() -> None:
     """Programs that tests start die of signals, also where whoever started us ignores some."""
@@ -67,8 +69,6 @@ def pytest_configure() -> None:
     # without TLS: 16 ms, as long as most requests take. That of the store takes none for an error.
     os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
     os.environ.pop("SSL_CERT_DIR", None)
-    # Read by torch: its threads turn while they wait for each other, on cores that others need.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             # Ignored still, but by a handler: those, unlike SIG_IGN, end with an exec.
@@ -102,6 +102,8 @@ class Sharing(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(f"{PAGE}/"):
+            return PAGE
         scope = super()._split_scope(nodeid)
         return nodeid.split("::", 1)[0] if scope == nodeid else scope
 

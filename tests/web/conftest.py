@@ -3,9 +3,10 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Frame, Page, expect, sync_playwright
 
 from tests.deploy.processes import wait_until
 from tests.web.fake_cell import FakeCell
@@ -35,12 +36,26 @@ def program() -> str:
     return shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+@contextmanager
+def _started() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """For tests elsewhere: while it runs, nothing async can be tested in this process."""
+    with _started() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """For all tests of the page, which one process runs."""
+    with _started() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -51,14 +66,14 @@ def cell() -> Iterator[FakeCell]:
 
 @pytest.fixture
 def complaints() -> Iterator[list[str]]:
-    """Console errors, page errors and requests to elsewhere. A test removes what it provoked."""
+    """Console errors, page errors and ways to elsewhere. A test removes what it provoked."""
     found: list[str] = []
     yield found
     assert found == []
 
 
 @pytest.fixture
-def open_page(chromium: Browser, cell: FakeCell, complaints: list[str]) -> Iterator[OpenPage]:
+def open_page(browser: Browser, cell: FakeCell, complaints: list[str]) -> Iterator[OpenPage]:
     """Opens the page in a browser of its own; keyword arguments are those of a context.
 
     ``clock_stands``: time passes on the page, which even draws only then, by ``page.clock.run_for``
@@ -68,7 +83,7 @@ def open_page(chromium: Browser, cell: FakeCell, complaints: list[str]) -> Itera
 
     def open_one(*, clock_stands: bool = False, **options: object) -> Page:
         settings = {"locale": "en-GB", "color_scheme": "dark", **DESKTOP, **options}
-        context = chromium.new_context(**settings)  # type: ignore[arg-type]
+        context = browser.new_context(**settings)  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
@@ -89,16 +104,19 @@ def open_page(chromium: Browser, cell: FakeCell, complaints: list[str]) -> Itera
 
 
 def watch(page: Page, home: str, complaints: list[str]) -> None:
+    """A request to elsewhere is an error of the console, by the policy that comes with the page.
+    (Being told of each request takes a twentieth of a second a page.)"""
+
     def on_console(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             complaints.append(message.text)
 
-    def on_request(request: Request) -> None:
-        if not request.url.startswith((home, "blob:", "data:")):
-            complaints.append(f"external request: {request.url}")
+    def on_navigated(frame: Frame) -> None:
+        if not frame.url.startswith((home, "blob:", "about:")):
+            complaints.append(f"left for {frame.url}")
 
     page.on("console", on_console)
-    page.on("request", on_request)
+    page.on("framenavigated", on_navigated)
     page.on("pageerror", lambda error: complaints.append(str(error)))
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import functools
 import itertools
 import json
+import mimetypes
 import re
 import threading
 import time
@@ -17,8 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.web.fake_store import FakeStore
@@ -102,7 +103,7 @@ class FakeCell:
             Route("/v1/models", self._models),
             Route("/cell.json", self._cell),
             *self.store.routes,
-            Mount("/", StaticFiles(directory=WEB, html=True)),
+            Route("/{path:path}", _file),
         ]
         app = _WithPolicy(Starlette(routes=routes))
         config = uvicorn.Config(
@@ -245,6 +246,22 @@ class FakeCell:
     def _picture(body: dict[str, Any], seed: int) -> Any:
         width, height = map(int, re.findall(r"\d+", body["size"]))
         return landscape(body["prompt"], seed, width, height)
+
+
+async def _file(request: Request) -> Response:
+    found = _page().get(request.path_params["path"])
+    return Response(status_code=404) if found is None else Response(found[0], media_type=found[1])
+
+
+@functools.cache
+def _page() -> dict[str, tuple[bytes, str | None]]:
+    """The page's files and their types by path, read once: a page asks for fifty."""
+    files = [path for path in WEB.rglob("*") if path.is_file()]
+    by_path = {path.relative_to(WEB).as_posix(): path for path in files}
+    by_path |= {name.removesuffix("index.html"): path for name, path in by_path.items()}
+    return {
+        name: (path.read_bytes(), mimetypes.guess_type(path)[0]) for name, path in by_path.items()
+    }
 
 
 class _WithPolicy:

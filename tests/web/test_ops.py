@@ -66,11 +66,11 @@ OpenOps = Callable[..., Page]
 
 
 @pytest.fixture
-def open_ops(ops: Ops, chromium: Browser, complaints: list[str]) -> Iterator[OpenOps]:
+def open_ops(ops: Ops, browser: Browser, complaints: list[str]) -> Iterator[OpenOps]:
     contexts = []
 
     def open_one(**options: Any) -> Page:
-        context = chromium.new_context(**{"locale": "en-GB", **DESKTOP, **options})
+        context = browser.new_context(**{"locale": "en-GB", **DESKTOP, **options})
         contexts.append(context)
         context.set_default_timeout(15_000)
         page = context.new_page()

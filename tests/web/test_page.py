@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 from playwright.sync_api import expect
 
-from tests.web.conftest import PHONE, OpenPage
+from tests.web.conftest import PHONE, OpenPage, forgive
 from tests.web.fake_cell import WEB, FakeCell
 from tests.web.test_draw import draw
 
@@ -32,6 +32,14 @@ def test_a_picture_is_drawn_with_the_keyboard_alone(cell: FakeCell, open_page: O
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
     assert len(cell.requests) == 1
+
+
+def test_what_would_come_from_elsewhere_is_complained_of(
+    open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    page.evaluate("new Image().src = 'http://elsewhere.invalid/a.png'")
+    forgive(page, complaints, "Content Security Policy")
 
 
 def test_focus_is_visible_on_every_control(open_page: OpenPage) -> None:
