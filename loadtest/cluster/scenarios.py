@@ -24,6 +24,8 @@ _ROTATION_S = 400.0
 _HAS_TABLE = "SELECT to_regclass(%s) IS NOT NULL"
 _DRAWN = "SELECT count(*) FROM images WHERE prompt LIKE %s"
 _ITEMS = 60
+_DOUBT_S = 3.0
+"""Of a busy machine, which takes its time to compare two clocks."""
 _MORE = 40
 """Answers after each step, so that the step has been under load."""
 
@@ -356,16 +358,16 @@ def _see_skew(stage: Stage, host: Machine, ahead_s: int) -> None:
     first = stage.platform.first
     told = json.loads(first.zimage("hosts", "--json"))["hosts"]
     skew_s = next(each["skew_s"] for each in told if each["id"] == host.name)
-    stage.notes.expect(abs(skew_s - ahead_s) < 1.0, f"zimage hosts says {skew_s:+.1f} s")
-    table = first.zimage("hosts")
-    stage.notes.expect(f"{ahead_s:+d}.0 s" in table, f"zimage hosts: {table}")
+    stage.notes.expect(abs(skew_s - ahead_s) < _DOUBT_S, f"zimage hosts says {skew_s:+.1f} s")
+    way = "ahead of" if ahead_s > 0 else "behind"
+    stage.notes.expect(f"clock is {way} the database's" in first.zimage("hosts"), "no note of it")
     diagnosis = host.refused("doctor")
     stage.notes.expect("clock" in diagnosis, f"zimage doctor: {diagnosis}")
     metrics = first.layout.membership_metrics.read_text(encoding="utf-8")
     line = f'zimage_cluster_host_skew_seconds{{host="{host.name}"}} '
     stage.notes.expect(line in metrics, f"no metric {line}")
     value = float(metrics.partition(line)[2].split("\n")[0] or 0)
-    stage.notes.expect(abs(value - ahead_s) < 1.0, f"the metric of its clock says {value:+.1f}")
+    stage.notes.expect(abs(value - ahead_s) < _DOUBT_S, f"its metric says {value:+.1f}")
 
 
 def secrets_rotated(stage: Stage) -> None:
