@@ -104,7 +104,7 @@ def _unpacked(wheel: Path, into: Path) -> Path:
 
 
 def _pip(*arguments: str) -> None:
-    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    options = ["--no-input", "--disable-pip-version-check", "--no-color"]
     _run([sys.executable, "-m", "pip", *options, *arguments], _TIMEOUT_S)
 
 
@@ -125,6 +125,6 @@ def _run(command: list[str], timeout_s: float) -> None:
     except subprocess.TimeoutExpired:
         raise CellError(f"`{' '.join(command[1:5])} …` took longer than {timeout_s:g} s") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-_LINES:]
+        said = (done.stdout + done.stderr).strip().splitlines()[-_LINES:]
         words = "\n".join(f"  | {line}" for line in said)
         raise CellError(f"`{' '.join(command[1:5])} …` failed:\n{words}")

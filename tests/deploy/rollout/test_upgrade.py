@@ -1,10 +1,11 @@
+import venv
 from pathlib import Path
 
 import pytest
 
 from deploy.cell import Cell, CellError
 from deploy.config import load
-from deploy.rollout import operation, releases, upgrade
+from deploy.rollout import environment, operation, releases, upgrade
 from deploy.rollout.releases import Releases
 
 
@@ -40,6 +41,16 @@ def test_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CellError, match="is no wheel that can be read"):
         upgrade.upgrade(str(wheel), tmp_path / "cluster.toml", installed)
     assert not installed.folder("1.0.0").exists()
+
+
+def test_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    venv.create(tmp_path)
+    packages = next((tmp_path / "lib").glob("python*")) / "site-packages"
+    (packages / "odd-1.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: odd\nVersion: 1\nRequires-Dist: nowhere-to-be-found\n"
+    (packages / "odd-1.dist-info" / "METADATA").write_text(metadata)
+    with pytest.raises(CellError, match="odd 1 requires nowhere-to-be-found"):
+        environment._pip("--python", str(tmp_path / "bin" / "python"), "check")
 
 
 def test_rollback_without_a_version_before_says_so(tmp_path: Path) -> None:
