@@ -16,7 +16,6 @@ from worker.storage.database import Database, clock
 from worker.storage.gallery import StoredImage, images
 from worker.storage.images import Images, StoredFile
 from worker.storage.locks import lock
-from worker.storage.lost_hosts import is_first
 
 ABANDONED_S = 600.0
 """An unfinished file this old belongs to a dead worker."""
@@ -88,9 +87,7 @@ class Sweeper:
         return gone
 
     async def _strays(self) -> int:
-        shared = not self._host or await self._database.read(
-            lambda c: is_first(c, self._host, clock(c))
-        )
+        shared = not self._host or await self._database.read(self._is_first)
         found = await asyncio.to_thread(lambda: self._store.files(shared=shared))
         strays = await self._without_row(found)
         now = await self._database.read(clock)
@@ -103,6 +100,11 @@ class Sweeper:
         await asyncio.to_thread(self._store.delete, [file.name for file in gone])
         await asyncio.to_thread(self._store.remove_empty_days, now)
         return len(gone)
+
+    def _is_first(self, connection: sa.Connection) -> bool:
+        from worker.storage.lost_hosts import is_first  # which a host of its own needs not
+
+        return is_first(connection, self._host, clock(connection))
 
     async def _without_row(self, files: Sequence[StoredFile]) -> list[StoredFile]:
         ids = sorted({file.id for file in files})
