@@ -148,10 +148,11 @@ class Engine:
 
 LOCKED = (
     "--read-only", "--read-only-tmpfs=false", "--shm-size", "1m",
+    "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
     "--network", "host", "--cgroups", "disabled",
     "--ulimit", "nofile=20000:20000", "--ulimit", "nproc=16384:16384",
 )  # fmt: skip
-"""What stands in no image: how it is run here. Nothing but the volume can be written to."""
+"""How images are run here: without any capability, and nothing but the volume can be written to."""
 
 
 def run(command: list[str], timeout_s: float) -> str:

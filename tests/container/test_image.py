@@ -236,7 +236,7 @@ def test_a_front_hands_requests_to_a_cell(rootful: Engine, postgres: Server) -> 
         more = (
             f'[database]\nurl = "{url}"\n[objects]\n{told}\n'
             '[cluster]\nname = "studio"\nhost = "gpu1"\nrole = "host"\n'
-            f'address = "127.0.0.1:{free_port()}"\n'
+            f'address = "127.0.0.1:{free_port()}"\n[[workers]]\ndevice = "cpu"\n'
         )
         shared = ("-v", f"{postgres.folder}:{postgres.folder}", "-v", f"{s3}:/run/secrets/s3:ro")
         with (
