@@ -30,7 +30,7 @@ FORMAT = "1"
 
 _SYSTEM = ("nginx", "libnginx-mod-stream")
 _PYTHON = ("python3", "python3-venv")
-_BUILD = ("editables", "hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
+_BUILD = ("editables", "hatchling")
 """What makes the kit itself a package of its environment."""
 _LISTS = ROOT / "deploy" / "requirements"
 _TIMEOUT_S = 3600.0
@@ -84,14 +84,11 @@ def _kit() -> Iterator[tuple[str, Path]]:
 def _wheels(into: Path, torch: str, extras: Iterable[str]) -> list[str]:
     lists = [f"torch-{torch}", "kit", *extras]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--dest", str(into)]
-    pip += ["--disable-pip-version-check", "--only-binary", ":all:", "--no-deps"]
+    pip += ["--disable-pip-version-check", "--only-binary", ":all:"]
     _require_lists(lists)
     for name in lists:
-        _run([*pip, "--require-hashes", "-r", str(_LISTS / f"{name}.txt")])
-    pinned = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()[1:]
-    )
-    _run([*pip, *(f"{name}=={pinned[name]}" for name in _BUILD)])
+        _run([*pip, "--no-deps", "--require-hashes", "-r", str(_LISTS / f"{name}.txt")])
+    _run([*pip, "-c", str(ROOT / "constraints.txt"), *_BUILD])
     return [path.name for path in into.iterdir()]
 
 

@@ -31,6 +31,7 @@ _AROUND = """
 set -eu
 ip link set lo up
 mount -t proc proc "$1/proc"
+mount -t devpts devpts "$1/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
 exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 bash -c "$2"
 """
