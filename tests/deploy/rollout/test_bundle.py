@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -51,10 +52,7 @@ def made(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     monkeypatch.setattr(bundle, "_wheels", files)
     monkeypatch.setattr(bundle, "_debs", files)
 
-    def make(key: str = "ours", about: str = "", model: Path | None = None) -> Path:
-        if about:
-            told = bundle._about("cpu", model)
-            monkeypatch.setattr(bundle, "_about", lambda *_: told + about)
+    def make(key: str = "ours", model: Path | None = None) -> Path:
         out = tmp_path / "zimage.bundle"
         bundle.make(out, "cpu", (), model, keys / key if key else None)
         return out
@@ -233,6 +231,27 @@ def test_names_outside_of_the_folder_are_refused(
     changed(file, "SHA256SUMS", lambda data: data + b"0" * 64 + b"  ../cluster.toml\n")
     code, said = unpack(checkout, file, "--unsigned")
     assert (code, "names files outside of its folder" in said) == (1, True)
+
+
+@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="no nginx")
+def test_up_leaves_nothing_of_a_bundle_that_does_not_fit(
+    made: Made, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = re.sub("(PYTHON|SYSTEM)=.*", r"\1=9.9", bundle._about("cpu", None))
+    monkeypatch.setattr(bundle, "_about", lambda *_: told)
+    up = [checkout / "scripts/up", "--bundle", made(key=""), "--unsigned"]
+    done = subprocess.run(up, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 1
+    assert "wheels are for Python 9.9" in done.stderr
+    assert not (checkout / ".bundle").exists()
+
+
+@pytest.mark.parametrize("words", [("--unsigned",), ("--signers", "x"), ("--bundle",)])
+def test_words_about_a_bundle_need_one(checkout: Path, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [checkout / "scripts/up", *words], capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert (done.returncode, "FILE" in done.stderr or "name the file" in done.stderr) == (2, True)
 
 
 def env(checkout: Path, **about: str) -> subprocess.CompletedProcess[str]:
