@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from deploy.rendering.plan import model_source
+from deploy.rendering.plan import model_base, model_source
 from deploy.rollout import model_pull
 from worker.models.loading import hub, pulled
 from worker.models.loading.folder import ModelLoadError
@@ -45,7 +46,7 @@ def pull(source: Source = "", config: Config = None) -> None:
     record = pulled.read(model.home(model_pull.environments(cell)))
     assert record is not None
     output.done(
-        f"{model.source}: {len(record.files)} files, {record.bytes / 1e9:.1f} GB, each with the "
+        f"{model.source}: {len(record.files)} files, {decimal(record.bytes)}, each with the "
         f"hash that {record.hub} names"
     )
     output.say(f"  revision {record.revision}")
@@ -66,15 +67,15 @@ def list_models(config: Config = None, as_json: AsJson = False) -> None:
     if not found:
         output.say("no model was pulled yet; zimage models pull OWNER/NAME")
         return
-    named = model_source(cell.config)
+    named = _named(cell)
     shown = output.table("model", "size", "revision", "pulled", "", right=("size",))
     for _, record in found:
         shown.add_row(
             record.source,
-            f"{record.bytes / 1e9:.1f} GB",
+            decimal(record.bytes),
             record.revision[:12],
             time.strftime("%Y-%m-%d %H:%M", time.localtime(record.pulled_at)),
-            "model.source" if record.source == named else "",
+            named.get(record.source, ""),
         )
     output.console.print(shown)
 
@@ -115,17 +116,21 @@ def remove(
     """Delete a model from this machine."""
     cell = open_cell(config)
     model = _of_hub(cell, source)
-    if model_source(cell.config) == model.source:
-        raise CellError(
-            f"{model.source} is what this cell draws with; name another model.source first"
-        )
+    if key := _named(cell).get(model.source):
+        raise CellError(f"{model.source} is what this cell draws with; name another {key} first")
     home = model.home(model_pull.environments(cell))
     if not home.is_dir():
         raise CellError(f"{model.source} is not here; zimage models list says what is")
     size = model_pull.occupied(home)
     (home / pulled.NAME).unlink(missing_ok=True)  # first: half of it is no model
     shutil.rmtree(home)
-    output.done(f"{model.source} is deleted: {size / 1e9:.1f} GB")
+    output.done(f"{model.source} is deleted: {decimal(size)}")
+
+
+def _named(cell: Cell) -> dict[str, str]:
+    """Models that cluster.toml names, each with its key."""
+    config = cell.config
+    return {model_base(config): "model.base", model_source(config): "model.source"}
 
 
 def _of_hub(cell: Cell, source: str) -> HubModel:

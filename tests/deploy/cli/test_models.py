@@ -47,7 +47,7 @@ def test_a_model_is_pulled_listed_checked_and_deleted(
     pulled = zimage("pull")
     assert pulled.returncode == 0, pulled.stderr
     assert f"download {source} from {hub.url}" in pulled.stdout
-    assert f"{source}: 11 files, 0.0 GB, each with the hash" in pulled.stdout
+    assert f"{source}: 11 files, 15.8 MB, each with the hash" in pulled.stdout
     assert list(zimage.home.iterdir()) == []  # which may be another user's
     hub.silent = True
     [row] = json.loads(zimage("list", "--json").stdout)
@@ -64,7 +64,10 @@ def test_a_model_is_pulled_listed_checked_and_deleted(
     refused = zimage("remove", source)
     assert refused.returncode == 1
     assert "is what this cell draws with" in refused.stderr
-    zimage.path.write_text(zimage.path.read_text("utf-8").replace(source, "tiny"), "utf-8")
+    text = zimage.path.read_text("utf-8").replace(f'"{source}"', '"x.safetensors"')
+    zimage.path.write_text(f'{text}base = "{source}"\n', "utf-8")
+    assert "name another model.base first" in zimage("remove", source).stderr
+    zimage.path.write_text(f'[cell]\nvar_dir = "{zimage.var}"\n', "utf-8")
     removed = zimage("remove", source)
     assert removed.returncode == 0, removed.stderr
     assert not weights.exists()
