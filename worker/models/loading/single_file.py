@@ -100,8 +100,8 @@ def denoiser(
             device=str(device),
             local_files_only=True,
         )
-    except (NotImplementedError, ValueError, RuntimeError) as error:
-        if isinstance(error, NotImplementedError) or "size" in str(error) or "shape" in str(error):
+    except (NotImplementedError, ValueError) as error:
+        if isinstance(error, NotImplementedError) or "shape" in str(error):
             raise unlike from error  # a weight that the file lacks, or of another shape
         raise
     # What has no place in the model, such as layers too many, is left out without a word.
