@@ -17,7 +17,7 @@ from worker.uploads.decoding import Decoder
 MAX_PIXELS = 4096 * 4096
 """Of a picture that is sent; drawings are smaller."""
 
-_READ_AT_ONCE = 4  # bodies of many MB, and what is decoded from them
+_READ_AT_ONCE = 2  # bodies of many MB; each largest picture takes some 200 MiB while it is placed
 
 Size = tuple[int, int]
 Fit = Literal["cover", "extend"]
@@ -79,8 +79,9 @@ def _placed(
         mask = _mask(hidden, picture.size)
     elif masked and _transparent(picture):
         mask = ImageOps.invert(picture.getchannel("A"))
-    white = Image.new("RGBA", picture.size, "white")
-    opaque = Image.alpha_composite(white, picture).convert("RGB")
+    if _transparent(picture):
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    opaque = picture.convert("RGB")
     size = placing.size(picture.size)
     if placing.fit == "extend":
         return _extended(opaque, mask, size, placing.position)

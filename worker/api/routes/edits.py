@@ -39,12 +39,22 @@ async def _answer(request: Request, *, variation: bool) -> Response:
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
     try:
-        async with components.sources.reading:
-            asked = await _asked(request, model, components, variation=variation)
+        asked = await _in_turn(request, model, components, variation=variation)
         context_of(request).notes["strength"] = asked.parameters.strength
         return await images.answer(request, lifecycle, asked)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
+
+
+async def _in_turn(
+    request: Request, model: Model, components: Components, *, variation: bool
+) -> Edit:
+    suspect = context_of(request).suspect
+    assert suspect is not None, "the middleware comes first"
+    suspect.handling.pause()  # whoever waits is to blame for nothing
+    async with components.sources.reading:
+        suspect.handling.resume()
+        return await _asked(request, model, components, variation=variation)
 
 
 async def _asked(

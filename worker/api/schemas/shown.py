@@ -5,7 +5,7 @@ from typing import Any
 
 from worker.api.schemas.openapi import Schema
 from worker.storage.parameters import stored, values
-from worker.types import Parameters, Value
+from worker.types import FIELDS, Parameters, Value
 
 _TYPES: Mapping[type[Value], str] = {
     int: "integer",
@@ -21,7 +21,11 @@ PICTURES: Mapping[str, Schema] = {
 
 JOBS: Mapping[str, Schema] = {
     "size": {"type": "string"},
-    **{name: about for name, about in PICTURES.items() if name not in ("width", "height")},
+    **{
+        name: about
+        for name, about in PICTURES.items()
+        if name not in ("width", "height") and not FIELDS[name].about.edits
+    },
 }
 """Schemas of what ``as_asked`` shows of a job, by name."""
 

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.worker.api.middleware.test_access import Keyed, keyed  # noqa: F401 — a fixture
 from tests.worker.api.routes.test_gallery import file_of, listed
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.storage.conftest import picture
 from worker.models.synthetic import text_of
+from worker.storage import gallery
+from worker.storage.keys import Role
 from worker.types import Pixels
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -248,3 +252,40 @@ async def test_a_body_that_is_too_large_is_refused_by_its_length(
 ) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(1 << 30)}
     assert (await client.post(EDITS, content=b"x", headers=headers)).status_code == 413
+
+
+async def test_a_part_of_a_picture_of_the_gallery_is_drawn_anew(
+    client: httpx.AsyncClient, home: Path
+) -> None:
+    """As a page does it that has no file of it, but a mask."""
+    await client.post(
+        "/v1/images/generations", json={"prompt": "a fox", "seed": 1, "size": "128x96"}
+    )
+    (first,) = await listed(client, 1)
+    before = np.asarray(Image.open(io.BytesIO(file_of(home, await client.get(first["url"])))))
+    answer = await sent(client, {"prompt": "a cat", "image": first["id"]}, mask=mask())
+    pixels = pixels_in(answer)
+    assert np.array_equal(pixels[:, :64], before[:, :64])
+    assert (pixels[1:, 64:] != before[1:, 64:]).any()
+
+
+@pytest.mark.parametrize("role", ["user", "ops"])
+async def test_pictures_are_their_owners_only(
+    keyed: Keyed,  # noqa: F811
+    role: Role,
+) -> None:
+    """Whoever may see everybody's draws from none of them either."""
+    ada, as_ada = await keyed.make("ada")
+    _, as_eve = await keyed.make("eve", role=role)
+    stored = picture("a", owner=ada.id)
+    components = keyed.service.components
+    await components.database.run(lambda c: gallery.insert(c, stored))
+    components.images.save(stored.name, png())
+    for token, status in ((as_ada, 200), (as_eve, 404)):
+        answer = await keyed.client.post(
+            EDITS,
+            json={"prompt": "a cat", "image": stored.id},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == "image"
