@@ -4,11 +4,14 @@ As ``ZImageImg2ImgPipeline`` and ``ZImageInpaintPipeline`` do it, sample by samp
 fp32 from a CPU generator, as that of every drawing is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from worker.models.acceleration.graphs import MOST_PIXELS
+from worker.models.zimage.decoder import bytes_per_pixel
 from worker.types import Mask, Pixels
 
 _CELL = 8  # pixels to a side of a latent
@@ -40,17 +43,30 @@ class Kept:
 
 class ImageEncoder:
     """Encodes one picture at a time: the peak of memory does not grow with the batch, and the
-    latents do not depend on it."""
+    latents do not depend on it. ``room_bytes``: what encoding may take now; a picture for which
+    that is too little is encoded in parts, by the autoencoder's own tiling, which is close."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, room_bytes: Callable[[], int] | None = None) -> None:
         self._vae = vae
+        self._room_bytes = room_bytes
 
     def __call__(self, pixels: Pixels) -> Encoded:
         values = torch.from_numpy(pixels.copy()).to(self._vae.device)
         image = values.permute(2, 0, 1)[None].float() / 255
         image = (2 * image - 1).to(self._vae.dtype)
-        found = self._vae.encode(image).latent_dist
+        before, self._vae.use_tiling = self._vae.use_tiling, self._too_large(image)
+        try:
+            found = self._vae.encode(image).latent_dist
+        finally:
+            self._vae.use_tiling = before
         return Encoded(found.mean.float(), found.std.float())
+
+    def _too_large(self, image: torch.Tensor) -> bool:
+        pixels = image.shape[2] * image.shape[3]
+        if self._room_bytes is None or pixels <= MOST_PIXELS:
+            return False
+        # An encoder is as wide at full size as half of a decoder; twice its need is spare.
+        return pixels * bytes_per_pixel(self._vae) > self._room_bytes()
 
     def latents(self, encoded: Encoded, seed: torch.Generator) -> torch.Tensor:
         """channels × height / 8 × width / 8, fp32; takes from ``seed`` what comes before noise."""

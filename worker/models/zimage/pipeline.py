@@ -75,8 +75,9 @@ class ZImageStepwise:
         dense = self._lead.share if self._lead else _dense(pipeline.transformer, plan, graphs)
         self._transformer: Transformer = self._lead or dense
         self._captions = PromptEncoder(pipeline, dense, graphs)
-        self._decode = PictureDecoder(pipeline, graphs, room_of(self._device))
-        self._encode = ImageEncoder(pipeline.vae)
+        room_bytes = room_of(self._device)
+        self._decode = PictureDecoder(pipeline, graphs, room_bytes)
+        self._encode = ImageEncoder(pipeline.vae, room_bytes)
         self._latent_preview = LatentPreview(pipeline.vae)
         multiple = pipeline.vae_scale_factor * 2
         self.info = replace(
