@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.worker.api.middleware.test_access import Keyed, keyed  # noqa: F401 — a fixture
 from tests.worker.api.routes.test_gallery import file_of, listed
+from tests.worker.api.routes.test_images import events_of
+from tests.worker.api.test_resuming import noted
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from tests.worker.storage.conftest import picture
 from worker.models.synthetic import text_of
@@ -289,3 +291,34 @@ async def test_pictures_are_their_owners_only(
         )
         assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == "image"
+
+
+@pytest.mark.parametrize(("colour", "resumed"), [(RED, True), ((1, 2, 3), False)])
+async def test_a_stream_that_was_cut_goes_on_with_the_same_picture_alone(
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+    colour: tuple[int, int, int],
+    resumed: bool,
+) -> None:
+    fields = {"prompt": "a", "stream": "true", "seed": "7"}
+    first = events_of((await sent(client, fields, image=png())).text)[0]
+    again = {**fields, "resume": first["resume"]}
+    with caplog.at_level("INFO"):
+        assert (await sent(client, again, image=png(colour=colour))).status_code == 200
+    note = noted(caplog)
+    assert ("resumed_after_s" in note, note.get("resume")) == (
+        resumed,
+        None if resumed else "ignored",
+    )
+
+
+async def test_another_worker_draws_the_same(home: Path) -> None:
+    """As nginx sends it there, with the id of the first attempt, where one dies."""
+    headers, pictures = {"X-Request-ID": "0123456789abcdef" * 2}, []
+    for name in ("w1", "w2"):
+        async with serving(migrated(settings_in(home / name))) as (service, client):
+            await ready(service)
+            files = {"image": png(), "mask": mask()}
+            answer = await client.post(EDITS, data={"prompt": "a"}, files=files, headers=headers)
+            pictures.append(answer.json()["data"])
+    assert pictures[0] == pictures[1]
