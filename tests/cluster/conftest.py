@@ -107,14 +107,16 @@ class RunningCell(Cell):
         """Wait until every worker is in the pool; the seconds it took."""
         return await until(self.is_whole, timeout_s, "every worker in the pool")
 
-    def is_whole(self) -> bool:
-        """Every gate is open, and not because the guard has yet to notice a death."""
-        beats = [read_heartbeat(self.layout.heartbeat(worker)) for worker in self.workers()]
+    def is_whole(self, *, without: str = "") -> bool:
+        """Every gate is open, and not because the guard has yet to notice a death; that of worker
+        ``without`` is closed."""
+        workers = set(self.workers()) - {without}
+        beats = [read_heartbeat(self.layout.heartbeat(worker)) for worker in workers]
         alive = all(
             heartbeat is not None and is_alive(heartbeat.pid, heartbeat.since)
             for heartbeat in beats
         )
-        return alive and self.open() == set(self.workers())
+        return alive and self.open() == workers
 
     async def closed(self, worker: str, timeout_s: float = 10.0) -> float:
         """Wait until ``worker`` is out of the pool; the seconds it took."""

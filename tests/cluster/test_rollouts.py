@@ -22,6 +22,7 @@ from deploy.host import processes
 from deploy.rollout_record import Step
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults import process_ids
+from tests import command_line
 from tests.cluster.conftest import STEPS, RunningCell, edit, note, started
 from tests.deploy.processes import wait_until
 
@@ -38,15 +39,10 @@ def cell() -> Iterator[RunningCell]:
         yield running
 
 
-def begin(cell: RunningCell, *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli.app", *words],
-        cwd=ROOT,
-        env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def begin(
+    cell: RunningCell, *words: str
+) -> contextlib.AbstractContextManager[command_line.Command]:
+    return command_line.started(words, {**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)})
 
 
 def record(cell: RunningCell) -> rollout_record.Record:
@@ -68,8 +64,8 @@ def ended_at(
 
         assert processes.wait_for(reached, 120.0, every_s=0.01), step
         strike(cell)
-        said, _ = command.communicate(timeout=200)
-    return subprocess.CompletedProcess(words, command.returncode, said, "")
+        code = command.wait(200)
+        return subprocess.CompletedProcess(words, code, command.said(), command.complained())
 
 
 def killed_at(cell: RunningCell, step: Step, *words: str) -> None:
@@ -170,7 +166,7 @@ def test_rollout_without_supervisord_says_what_to_do_and_up_does_it(
                 ended_at, cell, step, kill_supervisord, "restart", "--rolling"
             )
             assert failed.returncode == 1, failed.stdout
-            last = failed.stdout.splitlines()[-1]
+            last = failed.stderr.splitlines()[-1]
             assert "supervisord" in last
             assert "zimage up" in last
             done = await cell.run("up", "--no-draw")
@@ -227,8 +223,8 @@ def struck(
         for strike in strikes:
             with contextlib.suppress(ProcessLookupError):
                 strike(cell)
-        said, _ = command.communicate(timeout=120)
-    return said
+        command.wait(120)
+        return command.said() + command.complained()
 
 
 @long
@@ -350,7 +346,14 @@ def test_full_disk_touches_nobody_and_says_so_in_one_line(
 ) -> None:
     pids = {worker: cell.pid(worker) for worker in cell.workers()}
     with no_room():
-        command = begin(cell, *words)
+        command = subprocess.Popen(  # a child of ours
+            [sys.executable, "-m", "deploy.cli.app", *words],
+            cwd=ROOT,
+            env={**os.environ, "ZIMAGE_CONFIG": str(cell.config_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     said, _ = command.communicate(timeout=90)
     assert command.returncode == 1, said
     assert "Traceback" not in said
@@ -396,3 +399,13 @@ def test_changed_program_of_nginx_takes_over_and_nobody_is_refused(
         assert cell.layout.nginx_pid.read_text() != before
         assert "nothing to change" in cell.zimage("up", "--no-draw").stdout
     assert cell.zimage("up", "--no-draw").returncode == 0
+
+
+# The last: it ends the cell.
+def test_down_leaves_no_process_even_of_a_killed_supervisord(cell: RunningCell) -> None:
+    kill_supervisord(cell)
+    done = cell.zimage("down")
+    assert done.returncode == 0, done.stderr
+    assert "none is left" in done.stdout
+    assert processes.members(cell.layout.processes) == []
+    assert cell.zimage("status").returncode == 1
