@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 def play(cell: RunningCell, *arguments: str, key: str = "") -> tuple[str, Path]:
     """Run a scenario; what it said, and the folder of its report."""
+    reports = cell.layout.var_dir / "reports"
+    before = set(reports.iterdir()) if reports.exists() else set()
     done = subprocess.run(
         [sys.executable, "-m", "loadtest.cli", *arguments, "--config", str(cell.config_path)],
         cwd=ROOT,
@@ -28,17 +30,17 @@ def play(cell: RunningCell, *arguments: str, key: str = "") -> tuple[str, Path]:
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr + cell.story()
-    (folder,) = (cell.layout.var_dir / "reports").iterdir()
+    (folder,) = set(reports.iterdir()) - before
     return done.stdout, folder
 
 
-def test_failover_is_not_seen_by_twenty_users() -> None:
-    with started() as cell:
-        faults = ("kill", "pause", "descriptors", "malformed-bodies")
-        said, folder = play(
-            cell, "failover", "--duration-s", "30", "--every-s", "6", "--faults", *faults
-        )
-        run, records = run_file.load(folder)
+@pytest.mark.xdist_group("cell")
+def test_failover_is_not_seen_by_twenty_users(cell: RunningCell) -> None:
+    faults = ("kill", "pause", "descriptors", "malformed-bodies")
+    said, folder = play(
+        cell, "failover", "--duration-s", "30", "--every-s", "6", "--faults", *faults
+    )
+    run, records = run_file.load(folder)
     assert "✓ passed" in said
     assert len(run.faults) >= 3
     assert {r.user for r in records} == {"Designer", "Program", "Batch"}
