@@ -100,6 +100,7 @@ async def test_a_key_at_its_daily_limit_holds_up_nobody(keyed: Keyed, store: Sto
     second = store.create("2" * 32, owner=other.id, prompts=("o",) * 32)
     assert (await over(store, second)).counts["done"] == 32
     await eventually(lambda: store.job(first.id).held == "limit")
+    await eventually(lambda: store.job(first.id).counts["running"] == 0)
     held = store.job(first.id)
     assert (held.counts["done"], held.counts["waiting"]) == (2, 254)
     # Nearly nothing of it was leased in vain.
