@@ -69,6 +69,8 @@ class Parameters:
     def first_step(self) -> int:
         """A picture that is given is made as noisy as it is before this step: 0, to nothing but
         noise. Counted as diffusers counts it."""
+        if self.strength == 1.0:  # nearly always, and asked for at each step
+            return 0
         return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
 
     @property

@@ -76,7 +76,8 @@ class Picture:
 
 def unread(pictures: Iterable[Picture]) -> list[Picture]:
     """The first of ``pictures`` for each picture that is to be encoded: some share theirs."""
-    return list({id(p.spec.source): p for p in reversed([*pictures]) if p.unread}.values())[::-1]
+    found = [picture for picture in pictures if picture.unread]
+    return list({id(p.spec.source): p for p in reversed(found)}.values())[::-1] if found else []
 
 
 def rows_of(pictures: Iterable[Picture]) -> int:

@@ -50,9 +50,10 @@ def parameters_text(spec: DrawSpec, model: str) -> str:
 
 
 def _source(spec: DrawSpec) -> str:
-    digests = {} if spec.source is None else spec.source.digests
+    if spec.source is None:
+        return ""
     names = {"image_sha256": "Image SHA-256", "mask_sha256": "Mask SHA-256"}
-    return "".join(f"{names[name]}: {digest}, " for name, digest in digests.items())
+    return "".join(f"{names[name]}: {digest}, " for name, digest in spec.source.digests.items())
 
 
 def _later(how: Parameters) -> str:
