@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, WithJsonSchema
 
 from worker.api.schemas import synonyms, wire
 from worker.api.schemas.fields import bad, bounded, text_of
@@ -57,9 +57,15 @@ class Edit(wire.Generation):
     said: ClassVar[tuple[str, ...]] = (*wire.SAID, *_EDITS)
     events: ClassVar[str] = "image_edit"
 
+    _source: SourceImage | None = PrivateAttr(None)
+
     image: _Id = ""
     fit: Fit = "cover"
     position: _Position = None
+
+    @property
+    def source(self) -> SourceImage | None:
+        return self._source
 
     def placing(self, settings: Settings, info: ModelInfo) -> Placing:
         """How its picture becomes as large as it."""
