@@ -18,7 +18,7 @@ BASE = "localhost/zimage-base"
 MIRROR = "http://deb.debian.org/debian"
 _REQUIREMENTS = ROOT / "deploy" / "requirements"
 _LISTS = ("torch-cpu", "kit", "alarms", "otel", "postgres", "s3")
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+_TORCH_INDEX = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
 _CGROUP2 = (
     "mount --make-rprivate / && umount -Rl /sys/fs/cgroup && "
     'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
@@ -134,15 +134,17 @@ class Engine:
         folder = self.folder / "wheels"
         lists = [word for name in _LISTS for word in ("-r", str(_REQUIREMENTS / f"{name}.txt"))]
         options = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        index = ["--extra-index-url", _TORCH_INDEX]
-        python = "3.11"  # of the base
         if sys.version_info[:2] != (3, 11):
-            options += ["--python-version", python]
+            options += ["--python-version", "3.11"]  # of the base
         pip = [sys.executable, "-m", "pip", "--quiet", "download", *options, *lists]
-        try:
-            run([*pip, "--no-index", "--find-links", str(folder), "-d", str(folder)], 600.0)
-        except EngineError:
-            run([*pip, *index, "-d", str(folder)], 1800.0)
+        # What is there already; as this machine's pip is set up; from the authors of torch.
+        for more in (["--no-index", "--find-links", str(folder)], [], _TORCH_INDEX):
+            try:
+                run([*pip, *more, "-d", str(folder)], 900.0)
+                break
+            except EngineError:
+                if more is _TORCH_INDEX:
+                    raise
         return folder
 
 
