@@ -239,8 +239,8 @@ def test_up_leaves_nothing_of_a_bundle_that_does_not_fit(
 ) -> None:
     told = re.sub("(PYTHON|SYSTEM)=.*", r"\1=9.9", bundle._about("cpu", None))
     monkeypatch.setattr(bundle, "_about", lambda *_: told)
-    up = [checkout / "scripts/up", "--bundle", made(key="")]
-    done = subprocess.run([*up, "--unsigned"], capture_output=True, encoding="utf-8", timeout=60)
+    up = [str(checkout / "scripts/up"), "--bundle", str(made(key="")), "--unsigned"]
+    done = subprocess.run(up, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 1
     assert "wheels are for Python 9.9" in done.stderr
     assert not (checkout / ".bundle").exists()
