@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from deploy import output
 from deploy.rollout.releases import Releases
 from loadtest.cluster.database_pair import DatabasePair
@@ -112,6 +114,7 @@ class Platform:
             self.share_the_address(name)
         self.key = _key(self.first.zimage("keys", "create", "proof", "--role", "ops"))
         until(lambda: self.first.in_pool() == set(hosts), 60.0, "every host in the pool")
+        until(lambda: all(map(self._knows_the_key, self.hosts.values())), 30.0, "the key known")
 
     def load(self) -> Load:
         draw = len(self.hosts) * self.workers
@@ -171,6 +174,15 @@ class Platform:
         # A cell upgrades itself only where its user may write releases.
         user = "root" if self.wheels is not None else ""
         return BASE.format(name=name, var_dir=var_dir, user=user, model=MODEL, **ports)
+
+    def _knows_the_key(self, host: Machine) -> bool:
+        """Each learns of a new one within a second; until then it refuses it."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        url = f"http://{host.address}:{PORT}/v1/models"
+        try:
+            return httpx.get(url, headers=headers, timeout=5.0).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def _found(self, name: str) -> None:
         output.say(f"› {name} founds the cluster")
