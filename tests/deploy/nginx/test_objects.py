@@ -20,7 +20,7 @@ from tests.deploy.nginx.site import (
 )
 from tests.object_store import ObjectStore
 from tests.worker.storage.conftest import DAY
-from worker.storage.bucket import Bucket
+from worker.storage.bucket import LINK_S, Bucket
 from worker.storage.bucket_images import LOCATION
 from worker.tables import Objects
 
@@ -107,7 +107,7 @@ def test_an_address_that_was_tampered_with_is_refused_by_the_store(
     front: Site, bucket: Bucket
 ) -> None:
     other = signed(bucket).replace("img_fox", "img_page")
-    longer = signed(bucket).replace("Expires=60", "Expires=600")
+    longer = signed(bucket).replace(f"Expires={LINK_S}", f"Expires={10 * LINK_S}")
     for at in (other, longer, LOCATION + NAME):
         reply = ask(front, at)
         assert reply.status_code == 503

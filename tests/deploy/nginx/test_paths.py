@@ -31,7 +31,7 @@ def test_azures_address_of_a_model_is_a_drawing(front: Site, root: str) -> None:
     assert reply.json()["headers"]["x-again"] == "1"
 
 
-@pytest.mark.parametrize("prefix", ["/v1", "/v1/v1", "//v1", "/v1/deployments/dall-e-2"])
+@pytest.mark.parametrize("prefix", ["/v1", "/v1//v1", "/v1/deployments/dall-e-2"])
 @pytest.mark.parametrize("verb", ["edits", "variations"])
 def test_pictures_of_some_mb_are_sent_again_where_a_worker_dies(
     front: Site, prefix: str, verb: str
