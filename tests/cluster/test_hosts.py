@@ -272,8 +272,13 @@ def test_stream_of_a_lost_host_goes_on_as_the_same_picture_on_another(platform: 
             if event.event == "image_generation.step" and event.json()["step"] == 2:
                 await asyncio.to_thread(end_link_that_is_used, platform)
 
+    def nobody_draws() -> bool:
+        return {connections(pid) for pid in link_pids(platform)} == {1}
+
     async def scenario() -> None:
         await wait_all_in(platform)
+        # nginx keeps connections of requests before for a while.
+        await until(nobody_draws, 30, "the guard's connections alone")
         async with httpx.AsyncClient(timeout=60) as http:
             with pytest.raises(httpx.RemoteProtocolError):
                 await watch_until_cut(http)
@@ -289,8 +294,15 @@ def test_stream_of_a_lost_host_goes_on_as_the_same_picture_on_another(platform: 
 
 def end_link_that_is_used(platform: Platform) -> None:
     """Beside the guard's connection, that of the stream goes through it."""
-    pids = [program.pid for program in links_of(platform.front).values()]
-    os.kill(max(pids, key=lambda pid: len(psutil.Process(pid).net_connections("tcp"))), 9)
+    os.kill(max(link_pids(platform), key=connections), 9)
+
+
+def link_pids(platform: Platform) -> list[int]:
+    return [program.pid for program in links_of(platform.front).values()]
+
+
+def connections(pid: int) -> int:
+    return len(psutil.Process(pid).net_connections("tcp"))
 
 
 def test_verbs_of_a_cell_work_on_a_front(platform: Platform) -> None:
