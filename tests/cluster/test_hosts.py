@@ -28,6 +28,7 @@ from deploy.host import processes
 from deploy.supervision.supervise import ProgramState, Supervisor
 from loadtest.faults import process_ids
 from loadtest.traffic import Traffic, pixels_of
+from loadtest.waiting import until as blocking_until
 from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, ended
 from tests.cluster.test_replay import draw, events
@@ -56,9 +57,10 @@ class Platform:
         return all(self.host(name)["open"] for name in self.hosts)
 
     def drawn_by(self, request_id: str) -> str:
-        """Which host answered, by the front's log."""
-        log = self.front.layout.access_log.read_text()
-        line = next(line for line in log.splitlines() if request_id in line)
+        """Which host answered, by the front's log, where a line stands once the answer is sent."""
+        log = self.front.layout.access_log
+        blocking_until(lambda: request_id in log.read_text(), 10, "logged")
+        line = next(line for line in log.read_text().splitlines() if request_id in line)
         link = re.findall(r"/(h\d+)(?:-read)?\.sock", line)[-1]
         hosts = self.front.state()["hosts"]
         return str(next(host["name"] for host in hosts if host["link"] == link))
