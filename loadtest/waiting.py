@@ -1,8 +1,10 @@
 """Waiting until something holds, with a deadline: every loop of load tests that looks again."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 _PAUSE_S = 0.02
 
@@ -35,3 +37,15 @@ def _looks(timeout_s: float) -> Iterator[float]:
     began = time.monotonic()
     while (passed_s := time.monotonic() - began) <= timeout_s:
         yield passed_s
+
+
+@contextmanager
+def beside(watch: Callable[[], None], over: threading.Event) -> Iterator[None]:
+    """``watch`` runs in a thread of its own until it sees ``over``, which is set at the end."""
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

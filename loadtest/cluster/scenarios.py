@@ -11,7 +11,7 @@ import httpx
 from loadtest.cluster.load import Load
 from loadtest.cluster.machines import Machine, until
 from loadtest.cluster.network import Direction
-from loadtest.cluster.platform import Platform
+from loadtest.cluster.platform import JOINING, Platform
 from loadtest.cluster.visitor import Visitor
 from loadtest.cluster.wheels import BROKEN, MIGRATING
 
@@ -242,16 +242,16 @@ def _deaths(platform: Platform) -> int:
 def joining(stage: Stage) -> None:
     """A new host joins, draws, is drained and leaves."""
     platform = stage.platform
-    host = platform.join("d", "host")
-    stage.back_s("d")
+    host = platform.join(JOINING, "host")
+    stage.back_s(JOINING)
     since, before = time.monotonic(), _steps_of(host)
     first_s = until(lambda: _steps_of(host) > before, 60.0, "a step of the new host")
     stage.notes.measured["in the pool, its first step after, s"] = round(first_s, 3)
-    platform.first.zimage("hosts", "drain", "d")
-    platform.first.zimage("hosts", "remove", "d")
-    stage.out_s("d", since)
+    platform.first.zimage("hosts", "drain", JOINING)
+    platform.first.zimage("hosts", "remove", JOINING)
+    stage.out_s(JOINING, since)
     stage.draw_on()
-    del platform.hosts["d"]
+    del platform.hosts[JOINING]
     host.namespace.kill_all()
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from loadtest.waiting import beside
+
 _EVERY_S = 0.5
 _TIMEOUT_S = 10.0
 
@@ -36,13 +38,8 @@ class Visitor:
                     self._look(page, "/v1/models", bearer)
                     self._look(page, link, {})
 
-            looking = threading.Thread(target=look)
-            looking.start()
-            try:
+            with beside(look, over):
                 yield
-            finally:
-                over.set()
-                looking.join()
 
     def _look(self, page: httpx.Client, path: str, headers: dict[str, str]) -> None:
         self.looks += 1

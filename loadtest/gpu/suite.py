@@ -36,6 +36,7 @@ from loadtest.faults import Cell
 from loadtest.faults.workers import kill
 from loadtest.gpu import gradio_load, power
 from loadtest.gpu.served import Load
+from loadtest.waiting import beside
 from worker.coordination.processes import GROUP, PARENT, STATE, stat
 from worker.models.loading.sources import RANDOM
 
@@ -611,20 +612,8 @@ def watched_memory(card: str) -> Iterator[list[int]]:
             text = subprocess.run(query, text=True, capture_output=True, check=False).stdout
             most[0] = max(most[0], int(text or 0))
 
-    with _beside(watch, over):
+    with beside(watch, over):
         yield most
-
-
-@contextlib.contextmanager
-def _beside(watch: Callable[[], None], over: threading.Event) -> Iterator[None]:
-    """``watch`` runs in a thread of its own until it sees ``over``, which is set at the end."""
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextlib.contextmanager
@@ -641,7 +630,7 @@ def process_memory() -> Iterator[dict[int, int]]:
                 for each in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
                     most[each.pid] = max(most.get(each.pid, 0), each.usedGpuMemory or 0)
 
-    with _beside(watch, over):
+    with beside(watch, over):
         yield most
 
 

@@ -150,12 +150,17 @@ def test_a_changed_file_is_refused(
     assert said in text
 
 
+def add(file: Path, name: str) -> None:
+    """An empty file of that name, at the end."""
+    with tarfile.open(file, "a") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+
+
 def test_a_file_that_nobody_signed_for_is_not_unpacked(
     made: Made, keys: Path, checkout: Path
 ) -> None:
     file = made()
-    with tarfile.open(file, "a") as archive:
-        archive.addfile(tarfile.TarInfo("wheels/evil-1.whl"))
+    add(file, "wheels/evil-1.whl")
     assert unpack(checkout, file, "--signers", keys / "signers")[0] == 0
     assert not (checkout / ".bundle/wheels/evil-1.whl").exists()
 
@@ -164,8 +169,7 @@ def test_a_second_file_of_one_name_does_not_pass_for_the_first(
     made: Made, keys: Path, checkout: Path
 ) -> None:
     file = made()
-    with tarfile.open(file, "a") as archive:
-        archive.addfile(tarfile.TarInfo("kit/scripts/up"))
+    add(file, "kit/scripts/up")
     code, text = unpack(checkout, file, "--signers", keys / "signers")
     assert (code, "kit/scripts/up: FAILED" in text) == (1, True)
 
