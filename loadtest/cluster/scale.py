@@ -21,7 +21,6 @@ from deploy import output
 from deploy.cluster import authority
 from deploy.cluster.certificates import new_request
 from deploy.config import ROOT
-from deploy.layout import Layout
 from loadtest.cluster.ghosts import Ghost, Settings
 from loadtest.cluster.machines import PORT, Machine, until
 from loadtest.cluster.platform import Platform
@@ -98,8 +97,7 @@ def _one(on: Platform, machine: str, count: int) -> Measured:
 
 
 def _known(front: Machine) -> int:
-    layout = Layout(front.folder / "var", front.folder / "var" / "run")
-    hosts = json.loads(layout.hosts_json.read_text(encoding="utf-8"))["hosts"]
+    hosts = json.loads(front.layout.hosts_json.read_text(encoding="utf-8"))["hosts"]
     return sum(host["role"] != "front" for host in hosts)
 
 
@@ -140,7 +138,7 @@ def _ghosts(on: Platform, machine: str, count: int) -> Iterator[Path]:
 
 
 def _settings(on: Platform, folder: Path, addresses: Sequence[str]) -> Settings:
-    layout = Layout(on.first.folder / "var", on.first.folder / "var" / "run")
+    layout = on.first.layout
     request = new_request("ghosts")
     signed = authority.load(layout)[0].sign(request.csr, "ghosts", "host")
     (folder / "host.crt").write_bytes(signed.public_bytes(Encoding.PEM))

@@ -85,24 +85,20 @@ def read_context(
     request_id = headers.get(b"x-request-id", b"").decode("latin-1")
     if not _ID.fullmatch(request_id):
         request_id = secrets.token_hex(16)
-    arrived_at = _arrival(headers.get(b"x-request-start", b""), _front(headers), clocks)
+    arrived_at = _arrival(headers, clocks)
     address = headers.get(b"x-real-ip", b"local").decode("latin-1")[:64]
     again = headers.get(b"x-again", b"").decode("latin-1")
     again = again if _TURN.fullmatch(again) else ""
     return RequestContext(request_id, arrived_at, address, again, headers, timers=timers)
 
 
-def _front(headers: Mapping[bytes, bytes]) -> str:
-    return headers.get(b"x-front", b"").decode("latin-1")
-
-
-def _arrival(text: bytes, front: str, clocks: HostClocks | None) -> float:
+def _arrival(headers: Mapping[bytes, bytes], clocks: HostClocks | None) -> float:
     now = time.time()
     try:
-        at = float(text)
+        at = float(headers.get(b"x-request-start", b""))
     except ValueError:
         return now
-    if clocks is not None and front:
+    if clocks is not None and (front := headers.get(b"x-front", b"").decode("latin-1")):
         at = clocks.here(at, front)
     return at if math.isfinite(at) and now - _MAX_AGE_S < at < now else now
 
