@@ -23,6 +23,13 @@ _END_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+_COLUMNS = """
+    SELECT version_num, '', '' FROM alembic_version
+    UNION ALL SELECT c.relname::text, a.attname::text, a.atttypid::regtype::text
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0
+    ORDER BY 1, 2, 3
+"""
 
 
 def url_of(home: Path) -> str:
@@ -56,6 +63,8 @@ class Emptied:
         migrate(url)
         self._server, self._url = server, url
         self._name = sa.make_url(url).database or ""
+        with server.connect(self._name) as admin:
+            self._schema = _schema(admin)
 
     def use(self, home: Path) -> Iterator[str]:
         (home / _TOLD).write_text(self._url)
@@ -67,6 +76,7 @@ class Emptied:
                 for table in set(_tables(admin)) - kept:
                     admin.execute(f"DELETE FROM {table}")
                 admin.execute("UPDATE keys_state SET version = 0, secret_check = NULL")
+            assert _schema(admin) == self._schema, "others share this database: use one of its own"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -74,6 +84,11 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if "url" in metafunc.fixturenames:
         only = metafunc.definition.get_closest_marker("sqlite")
         metafunc.parametrize("url", KINDS[:1] if only else KINDS, indirect=True)
+
+
+def _schema(connection: "psycopg.Connection[Any]") -> list[tuple[Any, ...]]:
+    """Its revision, and its columns."""
+    return connection.execute(_COLUMNS).fetchall()
 
 
 def _tables(connection: "psycopg.Connection[Any]") -> list[str]:

@@ -14,6 +14,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from tests.postgres import Server
+from tests.worker import databases
 from worker.storage import (
     certificates,
     gallery,
@@ -192,6 +194,19 @@ def upgrade() -> None:
 """
 
 
+@pytest.fixture(params=databases.KINDS)
+def own_url(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """A migrated database that no other test sees: what is taken from it stays away."""
+    if request.param == "sqlite":
+        databases.prepare(databases.url_of(home))
+        yield databases.url_of(home)
+    else:
+        postgres: Server = request.getfixturevalue("postgres")
+        with postgres.database("zimage_contracting") as url:
+            migrate(url)
+            yield url
+
+
 @pytest.fixture
 def contracting(tmp_path: Path) -> Path:
     """The revisions of this version, and one that takes away what older versions use."""
@@ -215,21 +230,21 @@ def _hosts_of(url: str, **versions: str) -> Iterator[sa.Connection]:
 
 
 def test_revision_that_takes_away_is_refused_while_a_host_uses_it(
-    url: str, contracting: Path
+    own_url: str, contracting: Path
 ) -> None:
-    with _hosts_of(url, gpu1="1.3.0", gpu2="1.2.0") as connection:
+    with _hosts_of(own_url, gpu1="1.3.0", gpu2="1.2.0") as connection:
         with pytest.raises(OldHosts, match=r"before 1\.3\.0 use, and such a one runs on gpu2 \(1"):
-            migrate(url, contracting)
+            migrate(own_url, contracting)
         with connection.begin():
             assert sa.inspect(connection).has_table("strikes")
             hosts.want(connection, "gpu2", "removed", "", 2.0)
-        migrate(url, contracting)
+        migrate(own_url, contracting)
         assert not sa.inspect(connection).has_table("strikes")
 
 
 def test_revision_that_takes_away_runs_where_all_hosts_do_without(
-    url: str, contracting: Path
+    own_url: str, contracting: Path
 ) -> None:
-    with _hosts_of(url, gpu1="1.3.0", gpu2="1.10.0") as connection:
-        migrate(url, contracting)
+    with _hosts_of(own_url, gpu1="1.3.0", gpu2="1.10.0") as connection:
+        migrate(own_url, contracting)
         assert not sa.inspect(connection).has_table("strikes")
