@@ -37,10 +37,12 @@ class Tools:
 
 @dataclass(eq=False)
 class Held:
-    """An item in this worker's hands. ``begun``: it has been in a step; ``revoked``: its lease has
-    ended, and whatever becomes of it counts for nothing."""
+    """An item in this worker's hands. ``admitted``: what its key may draw today has it; ``begun``:
+    it has been in a step; ``revoked``: its lease has ended, and whatever becomes of it counts for
+    nothing."""
 
     item: Leased
+    admitted: bool = False
     begun: bool = False
     revoked: bool = False
     used: tuple[usage.Entry, ...] = ()
@@ -69,6 +71,7 @@ async def draw(held: Held, components: Components, tools: Tools) -> StoredImage:
     drawing = held.drawing = Drawing(generation, suspect, components, trace=trace)
     try:
         await drawing.admit()
+        held.admitted = True
         image, used = await drawing.save(await _followed(held, drawing, tools.steps))
     finally:
         suspect.close()

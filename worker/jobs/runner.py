@@ -212,12 +212,16 @@ class Runner:
         components.encoders.require_room()
         await components.image_threads.do(components.images.require_home)
         self._renewed_at = self._renewed_at if self._held else now
+        # Before what is left is read: one that is admitted between would count for nothing.
+        not_counted = self._not_counted(offer.owner)
         left = await self._left_today(offer.owner)
 
         def most(chosen: Offer) -> int:
             # Whoever has none left is refused when it is drawn: another owner's are not asked for.
             room = self._room(engine, workers, chosen)
-            return room if left is None or chosen.owner != offer.owner else min(left, room)
+            if left is None or chosen.owner != offer.owner:
+                return room
+            return max(0, min(left - not_counted, room))
 
         taken = await self._database.run(
             lambda c: leases.take(c, self._holder, _new_lease, most, clock(c))
@@ -259,6 +263,10 @@ class Runner:
             await self._hold_owner(offer.owner, _DAY_S - now % _DAY_S)
             return False
         return True
+
+    def _not_counted(self, owner: str) -> int:
+        """Items of ``owner`` in this worker's hands that what is left today does not know of."""
+        return sum(held.item.owner == owner and not held.admitted for held in self._held.values())
 
     async def _left_today(self, owner: str) -> int | None:
         """Pictures that ``owner`` may draw today; None: any number."""
