@@ -16,7 +16,7 @@ from tests.object_store import ObjectStore
 from tests.postgres import Server
 from worker.storage.bucket import Bucket
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 NAME = "zimage_lost"
 
 

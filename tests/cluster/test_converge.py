@@ -12,7 +12,7 @@ from deploy.supervision.supervise import Supervisor
 from tests.cluster.conftest import RunningCell, edit
 from tests.deploy.processes import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cell")]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cell"), pytest.mark.long]
 
 
 def pids(cell: RunningCell) -> dict[str, int]:

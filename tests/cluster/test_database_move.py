@@ -11,7 +11,7 @@ from tests.cluster.test_keys import bearer, known_after_s, make
 from tests.deploy.processes import wait_until
 from tests.postgres import Server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 @pytest.fixture

@@ -12,7 +12,12 @@ from loadtest import faults
 from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("cell")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("cell"),
+    pytest.mark.long,
+]
 OUT_S = 1.5
 """Before the step's allowance of 2 s is over. ``scripts/prove basics`` wants a second."""
 

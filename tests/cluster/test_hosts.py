@@ -37,7 +37,7 @@ from tests.object_store import ObjectStore
 from tests.ports import free_port
 from tests.postgres import Pair, Server, running_pair
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 QUICK = ("fsync=off", "full_page_writes=off", "autovacuum=off")
 """No machine loses its power here; what is acknowledged is with the standby."""
 

@@ -25,7 +25,7 @@ from tests.ports import free_port, free_ports
 from tests.postgres import Server
 from worker.storage import hosts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 BARE = """
 [cell]
 name = "second"

@@ -13,7 +13,7 @@ from tests.cluster.conftest import RunningCell, started
 from tests.worker.models.parallel.test_helper import helper_of
 from worker.coordination.processes import is_alive
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 BOTH = '[[workers]]\ndevices = "cpu,cpu"\nthreads = 1\n'
 FAULTS = (signal.SIGKILL, signal.SIGSTOP)
 """A killed lead takes its helper along (tests/worker/models/parallel/test_helper), and is a killed

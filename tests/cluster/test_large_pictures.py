@@ -7,7 +7,7 @@ import pytest
 
 from tests.cluster.conftest import RunningCell, started
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400), pytest.mark.long]
 DRAW = "/v1/images/generations"
 
 

@@ -14,7 +14,7 @@ from loadtest.faults import process_ids
 from tests.cluster.conftest import RunningCell, started
 from tests.cluster.test_keys import known_after_s, make
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 def play(cell: RunningCell, *arguments: str, key: str = "") -> tuple[str, Path]:

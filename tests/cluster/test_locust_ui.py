@@ -23,6 +23,7 @@ __all__ = ["chromium"]
 pytestmark = [
     *(pytest.mark.cluster, pytest.mark.browser),
     *(pytest.mark.timeout(300), pytest.mark.xdist_group("cell")),
+    pytest.mark.long,
 ]
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.conftest import RunningCell, started
 from tests.odd_requests import try_all
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.long]
 
 # Small pictures: what is tried are the requests.
 LIMITS = "max_pixels = 16_384\nmax_images = 2\nmax_steps = 4\n"

@@ -26,7 +26,7 @@ from tests import command_line
 from tests.cluster.conftest import STEPS, RunningCell, edit, note, started
 from tests.deploy.processes import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 long = pytest.mark.skipif(not os.environ.get("PROVE"), reason="minutes: scripts/prove rollouts")

@@ -8,7 +8,7 @@ import pytest
 from loadtest.faults.workers import kill
 from tests.cluster.conftest import SHARED, STEPS, edit, started
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 DRAW = "/v1/images/generations"
 MODEL = f"{STEPS},load_ms=3000"
 SLOW = "synthetic:step_ms=60,row_ms=40,load_ms=3000"

@@ -24,7 +24,7 @@ from loadtest.cluster.wheels import MIGRATES, SHARED, Wheels, copy_of_the_code, 
 from tests.cluster.conftest import RunningCell, ended, note
 
 prove = pytest.mark.skipif("PROVE" not in os.environ, reason="long: scripts/prove versions")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 class Installed(RunningCell):

@@ -27,7 +27,7 @@ from worker.app import ROUTES
 from worker.storage import keys
 from worker.storage.secret import shared_secret
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.long]
 
 DRAW = {"prompt": "a", "size": "64x64"}
 JOB = {"prompts": ["a"], "size": "64x64", "steps": 2}

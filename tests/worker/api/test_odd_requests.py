@@ -20,7 +20,7 @@ from worker.storage import keys
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.secret import shared_secret
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 
 class Counted:
