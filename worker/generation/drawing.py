@@ -12,7 +12,7 @@ from worker.engine.request import Event, Partial, Queued, Stepped
 from worker.generation.admission import Admission
 from worker.generation.components import Components
 from worker.generation.encoding import Encoding, Finished, Preview
-from worker.generation.recording import Afterwards, Recording, Timings, at_once
+from worker.generation.recording import Recording, Timings
 from worker.generation.request import Generation
 from worker.observability.traces import OFF, Trace
 from worker.storage.gallery import StoredImage
@@ -24,8 +24,8 @@ Told = Queued | Stepped | Preview | Finished
 class Drawing:
     """``draw`` it; or ``admit`` it, read its ``events`` and ``end`` or ``close`` it.
 
-    ``timings`` are there once all is drawn. ``notes`` are for the log line of the request. What may
-    come after the answer of ``draw`` is given to ``afterwards``.
+    ``timings`` are there once all is drawn. ``notes`` are for the log line of the request. After
+    ``draw`` comes ``publish``, which no answer needs to wait for.
     """
 
     timings: Timings
@@ -39,7 +39,6 @@ class Drawing:
         components: Components,
         notes: dict[str, log.Value] | None = None,
         trace: Trace = OFF,
-        afterwards: Afterwards = at_once,
     ) -> None:
         notes = {} if notes is None else notes
         self.generation = generation
@@ -48,7 +47,6 @@ class Drawing:
         self._encoding = Encoding(generation, suspect, components)
         self._recording = Recording(generation, components, notes)
         self._trace = trace
-        self._afterwards = afterwards
         self._ticket: Ticket | None = None
 
     async def draw(self) -> list[tuple[Finished, StoredImage | None]]:
@@ -61,7 +59,7 @@ class Drawing:
             try:
                 if len(self.generation.specs) == 1:  # most have, and need not look at each event
                     finished = cast(list[Finished], await ticket.result())
-                    self._written(*finished, afterwards=self._afterwards)
+                    self._written(*finished)
                 else:
                     finished = await self._all(ticket)
                 drawn: list[tuple[Finished, StoredImage | None]]
@@ -82,6 +80,10 @@ class Drawing:
             self._recording.ended(error)
             raise
         return drawn
+
+    def publish(self) -> None:
+        """Put what is drawn into metrics, audit log and gallery, unless it is there."""
+        self._recording.publish()
 
     async def admit(self) -> None:
         """Take what the key has left and a place in the queue, or raise why not."""
@@ -121,6 +123,7 @@ class Drawing:
 
     def _finished(self, one: Finished) -> Finished:
         self._written(one)
+        self.publish()
         if self.generation.item is None:
             self._admission.drew(1)
             with self._trace.timed("record"):
@@ -130,10 +133,10 @@ class Drawing:
                     self._recording.count(one)
         return one
 
-    def _written(self, *pictures: Finished, afterwards: Afterwards = at_once) -> None:
+    def _written(self, *pictures: Finished) -> None:
         for one in pictures:
             self._trace.drew(one, one.encode_s)
-        self._recording.finished(*pictures, afterwards=afterwards)
+        self._recording.finished(*pictures)
 
     def end(self) -> None:
         """Stop drawing, if there is anything left to draw, and give back what the key holds."""
@@ -159,6 +162,7 @@ class Drawing:
             async for event in events:
                 if isinstance(event, Finished):
                     self._written(event)
+                    self.publish()
                     finished[event.image_index] = event
         return [finished[k] for k in range(len(finished))]
 

@@ -1,8 +1,6 @@
 """What is written down of a generation: metrics, gallery, audit log and the ledger of usage."""
 
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from worker import log
@@ -24,14 +22,6 @@ from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.usage import Outcome
 
-Afterwards = Callable[[Callable[[], object]], object]
-"""Takes what nobody's answer waits for."""
-
-
-def at_once(work: Callable[[], object]) -> None:
-    """``Afterwards`` for those who have no answer to send first."""
-    work()
-
 
 class Timings(NamedTuple):
     """Of a whole generation, in milliseconds. ``batch_size``: most pictures that shared a step."""
@@ -51,6 +41,7 @@ class Recording:
         self._components = components
         self._notes = notes
         self._unfinished = dict.fromkeys(range(len(generation.specs)), 0)  # and previews of them
+        self._unpublished: list[Finished] = []
         self._queue_ms: list[float] = []
         self._done_ms: list[float] = []
         self._batch_size = 0
@@ -64,17 +55,20 @@ class Recording:
         """Whether every picture is finished."""
         return not self._unfinished
 
-    def finished(self, *ones: Finished, afterwards: Afterwards = at_once) -> None:
-        """``ones`` are files: count them, write them down and put them into the gallery."""
+    def finished(self, *ones: Finished) -> None:
+        """``ones`` are files, and how long they took is known: ``publish`` them soon."""
         for one in ones:
-            self._finished(one)
-            afterwards(partial(self._publish, one))
+            self._queue_ms.append(one.queue_ms)
+            self._done_ms.append(one.queue_ms + one.inference_ms)
+            self._batch_size = max(self._batch_size, one.batch_size)
+            self._unfinished.pop(one.image_index, None)
+        self._unpublished += ones
 
-    def _finished(self, one: Finished) -> None:
-        self._queue_ms.append(one.queue_ms)
-        self._done_ms.append(one.queue_ms + one.inference_ms)
-        self._batch_size = max(self._batch_size, one.batch_size)
-        self._unfinished.pop(one.image_index, None)
+    def publish(self) -> None:
+        """Count what is finished, write it down and put it into the gallery, each once."""
+        finished, self._unpublished = self._unpublished, []
+        for one in finished:
+            self._publish(one)
 
     def _publish(self, one: Finished) -> None:
         generation, metrics = self._generation, self._components.metrics

@@ -143,8 +143,8 @@ class RequestContexts:
                 raise  # the server cuts the connection: a half answer must not look whole
             await answers.of_bug()(scope, receive, answer.send)
         finally:
-            context.end()
             self._account(scope, context, answer, time.monotonic() - began)
+            context.end()
 
     def _account(
         self, scope: Scope, context: RequestContext, answer: "_Answer", seconds: float

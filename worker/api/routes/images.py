@@ -48,8 +48,8 @@ async def generate(request: Request) -> Response:
 
 
 async def answer(request: Request, lifecycle: Lifecycle, asked: wire.Generation) -> Response:
-    """What is drawn as ``asked``. Raises ``ClientGone``."""
-    model, components = lifecycle.require_ready(), lifecycle.components
+    """What is drawn as ``asked``, by a worker that was ready. Raises ``ClientGone``."""
+    model, components = lifecycle.model, lifecycle.components
     context = context_of(request)
     if asked.stream:
         return await while_connected(
@@ -79,7 +79,11 @@ async def _drawn(
     request: Request, model: Model, components: Components, asked: wire.Generation
 ) -> Answer:
     drawing = _drawing(request, model, components, asked)
-    return _whole(request, components, asked, drawing, await drawing.draw())
+    try:
+        drawn = await drawing.draw()
+    finally:
+        context_of(request).afterwards(drawing.publish)
+    return _whole(request, components, asked, drawing, drawn)
 
 
 def _drawing(
@@ -113,14 +117,7 @@ def _drawing(
         "steps": asked.parameters.steps,
         "stream": asked.stream,
     }
-    return Drawing(
-        generation,
-        context.suspect,
-        model.drawing,
-        context.notes,
-        context.trace,
-        context.afterwards,
-    )
+    return Drawing(generation, context.suspect, model.drawing, context.notes, context.trace)
 
 
 def _whole(
