@@ -1,6 +1,7 @@
 """``zimage cluster``: what several hosts share, and who may join them."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -97,3 +98,50 @@ def init(
     for path in told.keep:
         output.say(f"           {path}")
     output.say("  next     zimage up · zimage hosts invite NAME")
+
+
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="With ca.key, key-secret and secret of the cluster."),
+]
+
+
+@app.command()
+def authority(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="To write them into.")],
+    name: Annotated[str, typer.Option(help="Of the cluster.")] = "zimage",
+) -> None:
+    """Make an authority and secrets as files, for a cluster of pods (Kubernetes)."""
+    from deploy.cluster import enrolment
+
+    made = enrolment.make(folder, name)
+    output.done(f"made {', '.join(path.name for path in made)} in {folder}")
+    output.say("  back up  where no host is, and as secret as the keys to the building")
+    output.say(f"  next     kubectl create secret generic NAME --from-file={folder}")
+
+
+@app.command()
+def enrol(folder: Folder, config: Config = None) -> None:
+    """Take this machine into its cluster by the authority's own key, as pods do at their start."""
+    from deploy.cluster import enrolment
+
+    cell = open_member(config, create=True)
+    cell.layout.create()
+    store.migrate(cell)
+    signed = enrolment.enrol(cell, folder)
+    own = cell.config.cluster
+    if signed:
+        roles = " and ".join(f"as {role}" for role in signed)
+        output.done(f"signed the certificate of {own.host_id} {roles}")
+    else:
+        output.done(f"nothing to change: {own.host_id} belongs to {own.name}")
+
+
+@app.command()
+def sign(folder: Folder, config: Config = None) -> None:
+    """Sign the certificates that machines ask for, where none has the authority's key."""
+    from deploy.cluster import enrolment
+
+    cell = open_member(config, create=True)
+    cell.layout.create()
+    output.done(f"certificates signed: {enrolment.sign(cell, folder)}")

@@ -32,6 +32,8 @@ Timeout = Annotated[
 _LOOK_S = 1.0
 _RESTART_S = 60.0
 """An upgrade restarts the program that speaks for a host."""
+_LEAVE_S = 10.0
+"""Fronts hear of a wish within five seconds."""
 _MARGIN_S = 30.0
 """What a host and the fronts need to learn of a wish, beyond the drawing itself."""
 
@@ -86,6 +88,24 @@ def undrain(name: HostName, config: Config = None, timeout_s: Timeout = None) ->
     _decide(cell, lambda wishes, c: wishes.undrain(c, name))
     _wait(cell, name, "taking requests", _is_let_in, _limit_s(cell, timeout_s))
     output.done(f"{name} takes requests")
+
+
+@app.command()
+def leave(config: Config = None) -> None:
+    """Take this machine out before its own end, without a word to operators: a pod's last act."""
+    from deploy.cluster import hearing, wishes
+
+    cell = open_member(config)
+    own = cell.config.cluster.host_id
+    store.run(cell, lambda connection: wishes.leave(connection, own))
+    end = time.monotonic() + _LEAVE_S
+    while time.monotonic() < end:
+        rows, at = store.run(cell, wishes.read)
+        if hearing.is_shut_out(rows, own, at):
+            output.done(f"no front sends requests to {own} any more")
+            return
+        time.sleep(_LOOK_S)
+    output.warn(f"fronts may send requests to {own} still, and repeat them elsewhere")
 
 
 @app.command()

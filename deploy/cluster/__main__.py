@@ -45,12 +45,14 @@ def main(arguments: list[str]) -> int:
 async def _take_part(settings: MembershipSettings) -> None:
     database = Database(settings.database_url, _TIMEOUT_S)
     member = Member(Layout(settings.var_dir, settings.run_dir), settings.host, settings.role)
-    task = asyncio.gather(Membership(settings, database).run(), keep(member, database))
+    membership = Membership(settings, database)
+    task = asyncio.gather(membership.run(), keep(member, database))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     _log.info("%s takes part in %s as %s", settings.host, settings.cluster, settings.role)
     with suppress(asyncio.CancelledError):
         await task
+    await membership.end()
     database.close()
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
@@ -118,6 +119,11 @@ def load(layout: Layout) -> list[Authority]:
             f"no key of the cluster's authority on this machine ({path}); use the one where "
             "zimage cluster init ran"
         ) from None
+    return parse(pem, path)
+
+
+def parse(pem: bytes, path: Path) -> list[Authority]:
+    """What ``save`` has written. ``AuthorityError`` names ``path``."""
     try:
         found = [Authority(*pair) for pair in zip(_certificates(pem), _keys(pem), strict=True)]
     except ValueError:
@@ -129,9 +135,13 @@ def load(layout: Layout) -> list[Authority]:
 
 def save(layout: Layout, authorities: Iterable[Authority]) -> None:
     """All in one file, with their certificates, so that a crash leaves no halves."""
+    whole_file.write(layout.authority_key, text(authorities), 0o600)
+
+
+def text(authorities: Iterable[Authority]) -> bytes:
+    """As ``parse`` reads it (PEM)."""
     form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    pems = (each.key.private_bytes(_PEM, form, plain) + each.pem for each in authorities)
-    whole_file.write(layout.authority_key, b"".join(pems), 0o600)
+    return b"".join(each.key.private_bytes(_PEM, form, plain) + each.pem for each in authorities)
 
 
 def has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> bool:

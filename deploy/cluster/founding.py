@@ -39,7 +39,7 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
     made = _make_authority(cell, anew=new_authority)
     authorities = authority.load(layout)
     host, roles = cell.config.cluster.host_id, certificates.roles_of(cell.config.cluster.role)
-    due = tuple(role for role in roles if _is_missing(cell, role, authorities))
+    due = tuple(role for role in roles if is_missing(cell, role, authorities))
 
     def work(connection: "Connection") -> tuple[dict[Role, bytes], Trust]:
         from worker.storage import certificates as rows
@@ -90,7 +90,8 @@ def _make_authority(cell: Cell, *, anew: bool) -> bool:
     return True
 
 
-def _is_missing(cell: Cell, role: Role, authorities: list[Authority]) -> bool:
+def is_missing(cell: Cell, role: Role, authorities: list[Authority]) -> bool:
+    """Whether this machine needs a certificate as ``role``."""
     certificates.settle(cell.layout, role)
     present = certificates.installed(cell.layout, role)
     return present is None or (

@@ -97,7 +97,7 @@ def settle(layout: Layout, joined: Joined) -> None:
         whole_file.write(layout.cluster_dir / _NAMES[name], text.encode(), 0o600)
     trust.write_trust(layout, Trust(welcome.authorities, welcome.revocations))
     secrets = Secrets.of_json(welcome.secrets.encode())
-    _keep_own(layout.key_secret, secrets.key_secret)
+    keep_own(layout.key_secret, secrets.key_secret)
     trust.write_secrets(layout, secrets)
     for role in certificates.roles_of(welcome.role):
         whole_file.write(layout.cluster_key(role), joined.requests[role].key, 0o600)
@@ -108,7 +108,7 @@ def settle(layout: Layout, joined: Joined) -> None:
     whole_file.write(_mark(layout), json.dumps(mark).encode(), 0o600)
 
 
-def _keep_own(path: Path, fresh: bytes) -> None:
+def keep_own(path: Path, fresh: bytes) -> None:
     """A cell that was here had keys of its own, which fit no other secret."""
     if path.exists() and (own := path.read_bytes()) != fresh:
         kept = path.with_name(f"{path.name}.before-joining")

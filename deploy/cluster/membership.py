@@ -21,6 +21,7 @@ from deploy.cluster import exposition, hearing
 from deploy.cluster.report import Cell, fresh, is_empty, report
 from deploy.cluster.settings import MembershipSettings
 from deploy.cluster.upgrading import Upgrades
+from deploy.cluster.wishes import LEAVING
 from worker.errors import StoreAway
 from worker.storage import hosts
 from worker.storage.database import Database, clock
@@ -67,6 +68,12 @@ class Membership:
             began = time.monotonic()
             await self.beat()
             await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - began)))
+
+    async def end(self) -> None:
+        """Where this host has said that it leaves, it is listed no more."""
+        with suppress(StoreAway):
+            host = self._settings.host
+            await self._database.run(lambda connection: hosts.forget(connection, host, LEAVING))
 
     async def beat(self) -> bool:
         """Tell and learn once; False where the database is away, or the disk full."""

@@ -18,6 +18,10 @@ SEEN_S = 10.0
 """A host that has written nothing for so long says nothing of the present; it writes every 2 s."""
 
 
+LEAVING = "it ends"
+"""Why a host is out that has said so itself; with its end it is listed no more."""
+
+
 class Refused(Exception):
     """It is not done, and why not."""
 
@@ -41,6 +45,26 @@ def undrain(connection: sa.Connection, id: str) -> float:
         raise Refused(f"{id} was removed; it comes back by joining again")
     hosts.want(connection, id, "in", "", clock(connection))
     return _known(hosts.read_all(connection), id).wanted_at
+
+
+def leave(connection: sa.Connection, id: str) -> None:
+    """Host ``id``, also the last one, goes out by its own wish, until it ends or comes back. What
+    operators want of it stays."""
+    _change(connection, id, ("in", ""), "out", LEAVING)
+
+
+def come_back(connection: sa.Connection, id: str) -> None:
+    """Host ``id`` begins anew: where it was about to leave, it is in again."""
+    _change(connection, id, ("out", LEAVING), "in", "")
+
+
+def _change(
+    connection: sa.Connection, id: str, before: tuple[str, str], wanted: hosts.Wanted, reason: str
+) -> None:
+    hosts.lock_wishes(connection)
+    host = hosts.find(connection, id)
+    if host is not None and (host.wanted, host.wanted_reason) == before:
+        hosts.want(connection, id, wanted, reason, clock(connection))
 
 
 def remove(connection: sa.Connection, id: str, reason: str, *, force: bool = False) -> float:

@@ -136,6 +136,12 @@ def want(connection: sa.Connection, id: str, wanted: Wanted, reason: str, now: f
     return connection.execute(hosts.update().where(hosts.c.id == id).values(wish)).rowcount == 1
 
 
+def forget(connection: sa.Connection, id: str, reason: str) -> bool:
+    """Delete the row of host ``id`` where it is wanted out for ``reason``; whether it was."""
+    leaving = hosts.c.id == id, hosts.c.wanted == "out", hosts.c.wanted_reason == reason
+    return connection.execute(hosts.delete().where(*leaving)).rowcount == 1
+
+
 def want_version(connection: sa.Connection, id: str, version: str, now: float) -> bool:
     """Host ``id`` is to take ``version``, also where it has tried before; False where there is
     none."""

@@ -14,6 +14,7 @@ import pytest
 
 from deploy.cluster.membership import Membership
 from deploy.cluster.settings import MembershipSettings
+from deploy.cluster.wishes import LEAVING
 from tests.deploy.cluster import cells
 from tests.deploy.processes import PATIENCE_S, running, wait_until
 from tests.postgres import Server
@@ -232,6 +233,16 @@ def logged(tmp_path: Path, what: str) -> Callable[[], bool]:
 
 def at(settings: MembershipSettings) -> float:
     return float(json.loads(settings.hosts_json.read_text())["at"])
+
+
+@pytest.mark.parametrize(("reason", "stays"), [(LEAVING, False), ("new cards", True)])
+def test_a_host_that_leaves_is_listed_no_more_with_its_end(
+    program: "subprocess.Popen[bytes]", store: Store, reason: str, stays: bool
+) -> None:
+    decide(store, "a", "out", reason)
+    program.terminate()
+    assert program.wait(PATIENCE_S) == 0
+    assert [host.id for host in store(hosts.read_all)] == ["a"] * stays
 
 
 def test_it_goes_on_without_its_database_and_with_it_again(

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from deploy.cell import Cell
-from deploy.config import ROOT, load
+from deploy.config import ROOT, load, patterns
 from deploy.rollout.down import end_timeout_s
 
 FOLDER = ROOT / "deploy" / "container"
@@ -149,6 +149,8 @@ class Started:
             '#!/bin/sh\necho "$*" >>"$HOME/calls"\n[ "$1 $2" != "${FAILS:-}" ] || exit 3\n'
             'case "$*" in\n*--join*) cat >"$HOME/token"; echo "$ZIMAGE_CONFIG" >"$HOME/config" ;;\n'
             "esac\n"
+            'while [ "$1" = up ] && ! grep -q "${WAITS_FOR:-}" "$HOME/calls"; do sleep 0.01; done\n'
+            '[ "$1" != reload ] || kill -TERM $PPID\n'
         )
         zimage.chmod(0o755)
         self._environment = {
@@ -158,9 +160,9 @@ class Started:
             "ZIMAGE_CONFIG": str(self.config),
         }
 
-    def __call__(self, *words: str, **environment: str) -> list[str]:
+    def __call__(self, *words: str, program: str = "entrypoint", **environment: str) -> list[str]:
         self.code = subprocess.run(
-            [FOLDER / "entrypoint", *words], env={**self._environment, **environment}
+            [FOLDER / program, *words], env={**self._environment, **environment}
         ).returncode
         calls = self.home / "calls"
         text = calls.read_text()
@@ -185,6 +187,14 @@ def test_nothing_starts_where_the_key_is_none(start: Started) -> None:
     assert start.code == 3
 
 
+def test_a_renewed_certificate_is_looked_for(start: Started) -> None:
+    assert sorted(start("up", ZIMAGE_RELOAD_S="0.01", WAITS_FOR="reload")) == [
+        FIRST_KEY,
+        "reload",
+        UP,
+    ]
+
+
 def test_what_is_no_start_is_a_command(start: Started) -> None:
     assert start("doctor") == ["doctor"]
     assert start("zimage", "keys", "list") == ["keys list"]
@@ -201,3 +211,31 @@ def test_a_token_makes_it_part_of_a_cluster_with_settings_of_its_own(start: Star
     own.write_text("[cell]\nname = 'joined'\n")
     start("up")
     assert "joined" in own.read_text()  # what joining has written stays
+
+
+@pytest.mark.parametrize(
+    ("pod", "ip", "host", "address"),
+    [
+        ("zimage-cell-0", "10.1.2.3", "zimage-cell-0", "10.1.2.3:7862"),
+        ("zimage-cell-0", "fd00::7", "zimage-cell-0", "[fd00::7]:7862"),
+        (
+            "a-release-whose-name-is-long-zimage-front-7d9c8b6f5d-x7k2p",
+            "10.1.2.3",
+            "front-7d9c8b6f5d-x7k2p",
+            "10.1.2.3:7862",
+        ),
+    ],
+)
+def test_a_pod_has_its_own_name_and_address(
+    start: Started, pod: str, ip: str, host: str, address: str
+) -> None:
+    template, own = start.home / "template", start.home / "own"
+    template.write_text('host = "POD_NAME"\naddress = "POD_ADDRESS:7862"\n')
+    environment = {"POD_NAME": pod, "POD_IP": ip, "ZIMAGE_CONFIG": str(own)}
+    words = ("enrol", str(template), "/run/secrets/authority")
+    assert start(*words, program="pod", **environment) == ["cluster enrol /run/secrets/authority"]
+    found = dict(line.replace('"', "").split(" = ") for line in own.read_text().splitlines())
+    assert found["address"] == address
+    assert found["host"].endswith(host)
+    assert re.fullmatch(patterns.NAME, found["host"])
+    assert re.fullmatch(patterns.HOST_AND_PORT, found["address"])
