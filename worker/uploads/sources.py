@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, Overloaded
 from worker.types import Mask, Pixels, SourceImage
 from worker.uploads.decoding import Decoder
 
 MAX_PIXELS = 4096 * 4096
 """Of a picture that is sent; drawings are smaller."""
 
-_READ_AT_ONCE = 2  # bodies of many MB; each largest picture takes some 200 MiB while it is placed
+READ_AT_ONCE = 2
+"""Bodies of many MB; each largest picture takes some 200 MiB while it is placed."""
+MAX_WAITING = 16
+"""Requests that wait to be read. Each is read in a fraction of a second."""
+TURN_S = 10.0
+"""How long one of them waits."""
 
 Size = tuple[int, int]
 Fit = Literal["cover", "extend"]
@@ -36,12 +43,41 @@ class Placing:
 
 
 class Sources:
-    """Decodes in a process of its own (``Decoder``). ``reading`` is held by whoever reads a request
-    with pictures until they are prepared."""
+    """Decodes in a process of its own (``Decoder``)."""
 
     def __init__(self) -> None:
         self._decoder = Decoder()
-        self.reading = asyncio.Semaphore(_READ_AT_ONCE)
+        self._turns = asyncio.Semaphore(READ_AT_ONCE)
+        self._waiting = 0
+        self._read_s = 0.2  # of late, on average
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Held by whoever reads a request with pictures until they are prepared. Raises
+        ``Overloaded`` where too many wait already, or its turn does not come in ``TURN_S``."""
+        if self._waiting >= MAX_WAITING:
+            raise self._crowded()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise self._crowded() from None
+        finally:
+            self._waiting -= 1
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._turns.release()
+            self._read_s += (time.monotonic() - began - self._read_s) / 8
+
+    def _crowded(self) -> Overloaded:
+        """Come again when those who wait now will have been read."""
+        wait_s = self._read_s * (self._waiting + READ_AT_ONCE) / READ_AT_ONCE
+        return Overloaded(
+            "Many requests with pictures are being read: try again.", retry_after_s=max(1.0, wait_s)
+        )
 
     async def prepare(
         self, image: bytes, mask: bytes | None, placing: Placing, *, masked: bool = True

@@ -52,7 +52,7 @@ async def _in_turn(
     suspect = context_of(request).suspect
     assert suspect is not None, "the middleware comes first"
     suspect.handling.pause()  # whoever waits is to blame for nothing
-    async with components.sources.reading:
+    async with components.sources.reading():
         suspect.handling.resume()
         return await _asked(request, model, components, variation=variation)
 

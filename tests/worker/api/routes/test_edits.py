@@ -1,9 +1,11 @@
 """Drawings that go on from a picture, as they are asked for over HTTP."""
 
+import asyncio
 import base64
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from worker.models.synthetic import text_of
 from worker.storage import gallery
 from worker.storage.keys import Role
 from worker.types import Pixels
+from worker.uploads.sources import MAX_WAITING, READ_AT_ONCE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
@@ -322,3 +325,19 @@ async def test_another_worker_draws_the_same(home: Path) -> None:
             answer = await client.post(EDITS, data={"prompt": "a"}, files=files, headers=headers)
             pictures.append(answer.json()["data"])
     assert pictures[0] == pictures[1]
+
+
+async def test_where_too_many_are_read_another_worker_is_asked(home: Path) -> None:
+    async with serving(migrated(settings_in(home))) as (service, client), AsyncExitStack() as stack:
+        await ready(service)
+        reading = service.components.sources.reading
+        for _ in range(READ_AT_ONCE):
+            await stack.enter_async_context(reading())
+        waiting = [
+            asyncio.create_task(stack.enter_async_context(reading())) for _ in range(MAX_WAITING)
+        ]
+        answer = await sent(client, {"prompt": "a"}, image=png())
+        for task in waiting:
+            task.cancel()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert int(answer.headers["Retry-After"]) >= 1
