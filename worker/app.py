@@ -26,6 +26,7 @@ from worker.api.routes import (
     jobs,
     models,
     session,
+    uploads,
     usage,
 )
 from worker.api.schemas import openapi
@@ -46,12 +47,13 @@ ROUTES = [
     _VARY,
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
+    *uploads.ROUTES,
     Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
     Route("/v1/usage", usage.get_usage),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
-    openapi.route((images, edits, files, gallery, jobs, session, usage, models, health)),
+    openapi.route((images, edits, uploads, files, gallery, jobs, session, usage, models, health)),
     _READY,
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

@@ -46,6 +46,7 @@ from worker.storage.secret import Signing, only, shared_secret
 from worker.storage.thumbnails import Thumbnails
 from worker.storage.undelivered import Undelivered
 from worker.threads import ThreadPool
+from worker.uploads.named import NamedPictures
 from worker.uploads.sources import Sources
 
 _SEARCHES = 8  # at a time: the last of them waits for some seconds at most
@@ -82,6 +83,8 @@ class Components:
     encoders: Encoders
     sources: Sources
     """What becomes of pictures that are sent."""
+    named: NamedPictures
+    """Those that are there already."""
     heartbeat: HeartbeatFile
     in_flight: InFlight
     """What is being handled outside the engine."""
@@ -113,6 +116,15 @@ class Components:
     sharing: Mapping[str, Loop]
     """What runs for ever because other hosts share the database, by name."""
 
+    @property
+    def shares_pictures(self) -> bool:
+        """Whether other hosts have the same store, which may lack what one has just drawn."""
+        return _shares_pictures(self.settings)
+
+
+def _shares_pictures(settings: Settings) -> bool:
+    return bool(settings.host and settings.objects.on)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -141,6 +153,7 @@ def build(settings: Settings, life: Life) -> Components:
     if settings.objects.on:
         images = bucket = BucketImages.of(settings.objects, var_dir)
         spool_drain = SpoolDrain(bucket)
+    threads = ThreadPool(_IMAGE_THREADS, "images")
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s, signing)
     tools = Tools(metrics, coordination.steps, quotas, keys.known)
     keep_s = settings.job_keep_days * 86_400
@@ -151,6 +164,7 @@ def build(settings: Settings, life: Life) -> Components:
         audit=_audit(settings),
         encoders=Encoders(settings.threads, _labels(settings)),
         sources=Sources(),
+        named=NamedPictures(database, images, threads, shared=_shares_pictures(settings)),
         traces=traces_to(
             settings.traces.endpoint,
             settings.traces.share,
@@ -171,7 +185,7 @@ def build(settings: Settings, life: Life) -> Components:
         resume_tokens=ResumeTokens(links),
         database=database,
         images=images,
-        image_threads=ThreadPool(_IMAGE_THREADS, "images"),
+        image_threads=threads,
         spool_drain=spool_drain,
         thumbnails=Thumbnails(images),
         gallery_writer=GalleryWriter(images, database, metrics.pictures_lost.inc),

@@ -107,7 +107,7 @@ class WorkerLimits(Table):
 
 
 class OwnerLimits(Table):
-    """``[limits.owner]``: of one key's jobs or, without keys, of everybody's together."""
+    """``[limits.owner]``: of one key's jobs and uploads or, without keys, of everybody's."""
 
     job_keep_days: float = Field(30.0, gt=0)
     """Jobs are forgotten so long after they were finished; their pictures stay."""
@@ -117,6 +117,8 @@ class OwnerLimits(Table):
     """Pictures of jobs that wait or are drawn."""
     max_job_mib: int = Field(256, ge=1)
     """What all jobs may take in the database, those that are over included."""
+    max_upload_mib: int = Field(512, ge=1)
+    """What uploads may take on the disk or in the bucket; each is kept for a day."""
 
 
 class Gallery(Table):

@@ -17,7 +17,8 @@ from worker.bounds import LATENCY_BUCKETS_S
 
 DRAW = "/v1/images/generations"
 _DRAWINGS = (DRAW, "/v1/images/edits", "/v1/images/variations")
-_ROUTES = (*_DRAWINGS, "/v1/images", "/v1/jobs", "/v1/models", "/v1/session", "/v1/usage", "/v1")
+_OTHERS = ("images", "jobs", "models", "session", "uploads", "usage")
+_ROUTES = (*_DRAWINGS, *(f"/v1/{name}" for name in _OTHERS), "/v1")
 _CODES = (200, 400, 429, 499, 500, 503, 504)
 _REFUSED = frozenset({429, 503})
 _MAX_READ_BYTES = 8 << 20  # more at once would keep others waiting

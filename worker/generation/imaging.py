@@ -25,7 +25,8 @@ from worker.types import DrawSpec, Parameters, Pixels, fields_of
 DEFAULT_QUALITY = {"jpeg": 92, "webp": 90}
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_WAITING_PICTURES = 64
-_UP, _RGB = 2, 2  # PNG: the filter "difference to the row above"; three channels
+_UP = 2  # PNG: the filter "difference to the row above"
+_COLOURS = {3: 2, 4: 6}  # PNG's numbers for RGB and RGBA
 _MAX_EXIF_BYTES = 60_000  # one JPEG segment holds 64 KiB
 
 
@@ -73,7 +74,8 @@ def _quoted(text: str) -> str:
 def encode(
     pixels: Pixels, image_format: str, quality: int | None, parameters: str, xmp: bytes = b""
 ) -> bytes:
-    """The file's bytes. ``quality`` 0 to 100 is for JPEG and WebP, ``xmp`` a packet of metadata."""
+    """The file's bytes. ``quality`` 0 to 100 is for JPEG and WebP, ``xmp`` a packet of metadata.
+    A PNG may have a fourth channel, alpha; what is empty is left out of it."""
     if image_format == "png":
         return _png(pixels, parameters, xmp)
     options: dict[str, Any] = {
@@ -91,9 +93,9 @@ def encode(
 
 def _png(pixels: Pixels, parameters: str, xmp: bytes) -> bytes:
     # Pillow takes twelve times as long for the same size: see docs/performance.md.
-    height, width, _ = pixels.shape
-    rows = pixels.reshape(height, width * 3)
-    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    height, width, channels = pixels.shape
+    rows = pixels.reshape(height, width * channels)
+    filtered = np.empty((height, 1 + width * channels), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
@@ -101,8 +103,8 @@ def _png(pixels: Pixels, parameters: str, xmp: bytes) -> bytes:
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _RGB, 0, 0, 0)),
-            _text(b"parameters", said),
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOURS[channels], 0, 0, 0)),
+            _text(b"parameters", said) if said else b"",
             _text(b"XML:com.adobe.xmp", xmp) if xmp else b"",
             _chunk(b"IDAT", isal_zlib.compress(filtered, 1)),
             _chunk(b"IEND", b""),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import StorageFailed
+from worker.errors import NotFound, PictureElsewhere, StorageFailed, ZimageError
 from worker.storage.secret import Signing
 
 MIN_FREE_BYTES = 64 << 20
@@ -27,8 +27,12 @@ ID = r"(?:[0-9a-f]{32}-\d{1,4}|img_[0-9A-Za-z_-]{1,60})"
 """``<request id>-<k>``, or the name that a job gives its picture."""
 LOCATION = "/internal/images/"
 """Where nginx finds the files of ``ImageStore``."""
+_MAY_BE_ELSEWHERE_S = 86_400.0
+"""So long a missing picture may wait on another host for the store; after that it is taken for
+lost."""
 _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp)")
-_FILE = re.compile(rf"\d{{4}}-\d\d-\d\d/{ID}\.(png|jpeg|webp|thumb\.webp)")
+_UPLOAD = r"upload_[0-9a-f]{32}\.png"
+_FILE = re.compile(rf"\d{{4}}-\d\d-\d\d/(?:{ID}\.(png|jpeg|webp|thumb\.webp)|{_UPLOAD})")
 
 
 @dataclass(frozen=True)
@@ -266,8 +270,16 @@ def is_picture(name: str) -> bool:
 
 
 def is_file(name: str) -> bool:
-    """Whether a finished picture or thumbnail could be called ``name``."""
+    """Whether a finished picture, thumbnail or upload could be called ``name``."""
     return _FILE.fullmatch(name) is not None
+
+
+def lost(id: str, created_at: float, remedy: str, *, shared: bool) -> ZimageError:
+    """What to say of picture ``id``, which has a row, and whose file is not to be found.
+    ``shared``: it may lie with another host, which has not brought it to the store yet."""
+    if shared and time.time() - created_at < _MAY_BE_ELSEWHERE_S:
+        return PictureElsewhere(id)
+    return NotFound(f"The file of picture {id} is gone: {remedy}.")
 
 
 def not_stored(why: str | None) -> StorageFailed:

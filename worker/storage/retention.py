@@ -1,9 +1,10 @@
-"""Which pictures go, and when: by age, by size, and files that no row names."""
+"""Which pictures go, and when: by age, by size, uploads by their time, files that no row names."""
 
 import asyncio
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -11,11 +12,12 @@ import sqlalchemy as sa
 
 from worker import log
 from worker.file_lock import try_lock
-from worker.storage import gallery
+from worker.storage import gallery, uploads
 from worker.storage.database import Database, clock
 from worker.storage.gallery import StoredImage, images
 from worker.storage.images import Images, StoredFile
 from worker.storage.locks import lock
+from worker.storage.uploads import Upload
 
 ABANDONED_S = 600.0
 """An unfinished file this old belongs to a dead worker."""
@@ -66,7 +68,7 @@ class Sweeper:
         if held is None:
             return 0
         with held:
-            deleted = await self._rows()
+            deleted = await self._rows() + await self._uploads()
             if not self._gallery or time.monotonic() > self._strays_at:
                 self._strays_at = time.monotonic() + STRAYS_EVERY_S
                 deleted += await self._strays()
@@ -85,6 +87,13 @@ class Sweeper:
         if gone:
             gallery.delete(connection, [picture.id for picture in gone])
         return gone
+
+    async def _uploads(self) -> int:
+        deleted = 0
+        while gone := await self._database.run(_forget_uploads):
+            await asyncio.to_thread(self._store.delete, [upload.name for upload in gone])
+            deleted += len(gone)
+        return deleted
 
     async def _strays(self) -> int:
         shared = not self._host or await self._database.read(self._is_first)
@@ -111,8 +120,19 @@ class Sweeper:
         there: set[str] = set()
         for k in range(0, len(ids), _AT_ONCE):
             some = ids[k : k + _AT_ONCE]
-            there |= await self._database.read(lambda c, some=some: gallery.known(c, some))  # type: ignore[misc]
+            there |= await self._database.read(partial(_known, ids=some))
         return [file for file in files if file.id not in there]
+
+
+def _known(connection: sa.Connection, ids: Collection[str]) -> set[str]:
+    return gallery.known(connection, ids) | uploads.known(connection, ids)
+
+
+def _forget_uploads(connection: sa.Connection) -> list[Upload]:
+    gone = uploads.expired(connection, clock(connection))
+    if gone:
+        uploads.delete(connection, [upload.id for upload in gone])
+    return gone
 
 
 def doomed(connection: sa.Connection, retention: Retention, now: float) -> list[StoredImage]:

@@ -31,6 +31,19 @@ Fit = Literal["cover", "extend"]
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A file, and the SHA-256 in hex of what its sender has: of an upload that is kept without
+    what was beside its pixels, another one's."""
+
+    data: bytes
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "Sent":
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
 class Placing:
     """How a picture becomes as large as its drawing, whose width and height ``size`` tells from
     the picture's. ``cover``: it is scaled until it covers the drawing, and cut evenly. ``extend``:
@@ -80,21 +93,28 @@ class Sources:
         )
 
     async def prepare(
-        self, image: bytes, mask: bytes | None, placing: Placing, *, masked: bool = True
+        self, image: Sent, mask: Sent | None, placing: Placing, *, masked: bool = True
     ) -> SourceImage:
         """``image`` as ``placing`` says. A ``mask`` is as large as it, and transparent or white
         where the picture is drawn anew; without one, what is transparent in the image is, unless
         ``masked`` is False. Raises ``InvalidRequest``, ``Unavailable``."""
-        seen = await self._decoded(image, "image")
-        hidden = None if mask is None else await self._decoded(mask, "mask")
+        seen = await self._decoded(image.data, "image")
+        hidden = None if mask is None else await self._decoded(mask.data, "mask")
         placed = await asyncio.to_thread(_placed, seen, hidden, placing, masked)
         x, y = placing.position or (-1, -1)
         return SourceImage(
-            hashlib.sha256(image).hexdigest(),
+            image.sha256,
             *placed,
-            mask_sha256="" if mask is None else hashlib.sha256(mask).hexdigest(),
+            mask_sha256="" if mask is None else mask.sha256,
             placement="" if placing.fit == "cover" else f"{placing.fit} {x},{y}",
         )
+
+    async def pixels(self, data: bytes, field: str) -> Pixels:
+        """(height, width, 3), or 4 where something of it is transparent, for whoever keeps them.
+        Raises as ``prepare``."""
+        seen = await self._decoded(data, field)
+        opaque = await asyncio.to_thread(lambda: bool(seen[..., 3].min() == 255))
+        return seen[..., :3] if opaque else seen
 
     async def close(self) -> None:
         await self._decoder.close()

@@ -57,6 +57,7 @@ def send(site: Site, request: bytes) -> tuple[int, dict[str, str], dict[str, Any
         ("/v1/jobs", MAX_JOB_BODY_BYTES),
         ("/v1/jobs/preview?a=b", MAX_JOB_BODY_BYTES),
         ("/v1/images/edits", MAX_EDIT_BODY_BYTES),
+        ("/v1/uploads", MAX_EDIT_BODY_BYTES),
         ("/v1/v1/images/variations", MAX_EDIT_BODY_BYTES),
     ],
 )

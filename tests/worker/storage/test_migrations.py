@@ -26,6 +26,7 @@ from worker.storage import (
     keys,
     search,
     strikes,
+    uploads,
     usage,
 )
 from worker.storage.database import create_engine
@@ -52,6 +53,7 @@ TABLES = (
     key_limits.slots,
     search.numbers,
     strikes.strikes,
+    uploads.uploads,
     usage.entries,
     usage.days,
 )

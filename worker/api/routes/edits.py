@@ -1,6 +1,8 @@
 """POST /v1/images/edits and /v1/images/variations: drawings that go on from a picture."""
 
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,7 +12,7 @@ from worker.api import multipart
 from worker.api.caller import caller_of
 from worker.api.client import ClientGone, media_type_of, read_body
 from worker.api.middleware.request_context import CLIENT_GONE, context_of
-from worker.api.routes import gallery, images
+from worker.api.routes import images
 from worker.api.schemas import edit_wire
 from worker.api.schemas.edit_wire import Edit
 from worker.api.schemas.fields import bad, json_object
@@ -19,6 +21,7 @@ from worker.api.serving import lifecycle_of
 from worker.bounds import MAX_EDIT_BODY_BYTES
 from worker.components import Components, Model
 from worker.lifecycle import Lifecycle
+from worker.uploads.sources import Sent
 
 T = TypeVar("T")
 
@@ -39,22 +42,23 @@ async def _answer(request: Request, *, variation: bool) -> Response:
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
     try:
-        asked = await _in_turn(request, model, components, variation=variation)
+        async with reading(request, components):
+            asked = await _asked(request, model, components, variation=variation)
         context_of(request).notes["strength"] = asked.parameters.strength
         return await images.answer(request, lifecycle, asked)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
 
-async def _in_turn(
-    request: Request, model: Model, components: Components, *, variation: bool
-) -> Edit:
+@asynccontextmanager
+async def reading(request: Request, components: Components) -> AsyncIterator[None]:
+    """A turn to read a request with pictures: see ``Sources.reading``."""
     suspect = context_of(request).suspect
     assert suspect is not None, "the middleware comes first"
     suspect.handling.pause()  # whoever waits is to blame for nothing
     async with components.sources.reading():
         suspect.handling.resume()
-        return await _asked(request, model, components, variation=variation)
+        yield
 
 
 async def _asked(
@@ -65,21 +69,43 @@ async def _asked(
     asked = edit_wire.parse(values, settings, info, variation=variation)
     if not info.edits:
         bad("image", "this model draws from text alone: use /v1/images/generations")
-    image = files.get("image")
-    if (image is None) == (not asked.image):
-        bad("image", *(_TWICE if image else _MISSING))
-    if image is None:
-        image, asked = await _of_gallery(request, components, asked)
+    given = await _given(request, components, asked, files)
+    if asked.prompts == ("",) and given.prompt:
+        asked = asked.model_copy(update={"prompts": (given.prompt,)})
     source = await components.sources.prepare(
-        image, files.get("mask"), asked.placing(settings, info), masked=not variation
+        given.image, given.mask, asked.placing(settings, info), masked=not variation
     )
     assert source.pixels is not None, "they are dropped later"
     height, width, _ = source.pixels.shape
     return asked.goes_on_from(source, (width, height))
 
 
+class _Given(NamedTuple):
+    """``prompt``: of the image, where it is of the gallery."""
+
+    image: Sent
+    mask: Sent | None
+    prompt: str
+
+
+async def _given(
+    request: Request, components: Components, asked: Edit, files: dict[str, bytes]
+) -> _Given:
+    """Files of the request, or of whoever asks by their ids."""
+    ids = {name: id for name, id in (("image", asked.image), ("mask", asked.mask)) if id}
+    for name in ids.keys() & files.keys():
+        bad(name, "both a file and the id of a picture: leave one out")
+    sent, prompt = {name: Sent.of(data) for name, data in files.items()}, ""
+    if "image" not in sent.keys() | ids.keys():
+        bad("image", *_MISSING)
+    for name, id in ids.items():
+        named = await components.named.find(caller_of(request).owner, id, name)
+        sent[name] = await components.named.read(named)
+        prompt = named.prompt if name == "image" else prompt
+    return _Given(sent["image"], sent.get("mask"), prompt)
+
+
 _MISSING = "missing: send the picture to go on from", "missing_required_parameter"
-_TWICE = ("both a file and the id of a picture: leave one out",)
 
 
 async def _read(
@@ -122,14 +148,6 @@ def _one(name: str, several: list[T]) -> T:
     if len(several) > 1:
         bad(_single(name)[:60], f"{len(several)} of them: one is taken; send one")
     return several[0]
-
-
-async def _of_gallery(request: Request, components: Components, asked: Edit) -> tuple[bytes, Edit]:
-    """The file of a picture of whoever asks; without a prompt, its own counts."""
-    picture, data = await gallery.own_file(components, caller_of(request), asked.image, "image")
-    if asked.prompts == ("",):
-        asked = asked.model_copy(update={"prompts": (picture.prompt,)})
-    return data, asked
 
 
 def openapi(lifecycle: Lifecycle) -> Part:

@@ -4,8 +4,6 @@ Somebody else's picture answers as one that does not exist.
 """
 
 import re
-import time
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -25,7 +23,7 @@ from worker.api.schemas.fields import Fields, bad, bounded, json_object, refuse_
 from worker.api.schemas.openapi import Part, operation, parameter, ref
 from worker.api.serving import components_of
 from worker.components import Components
-from worker.errors import NotFound, PictureElsewhere, ZimageError
+from worker.errors import NotFound, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
 from worker.lifecycle import Lifecycle
 from worker.storage import gallery, images, parameters, thumbnails
@@ -37,9 +35,6 @@ MAX_QUERY_WORDS = 16
 
 _QUERIES = ("after", "favourite", "job", "limit", "q")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
-_MAY_BE_ELSEWHERE_S = 86_400.0
-"""So long a missing picture may wait on another host for the store; after that it is taken for
-lost."""
 # A picture never changes under its id.
 _CACHE = {"Cache-Control": "private, max-age=2592000, immutable"}
 
@@ -141,20 +136,6 @@ async def delete_image(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def own_file(
-    components: Components, caller: Caller, id: str, param: str
-) -> tuple[StoredImage, bytes]:
-    """A picture of ``caller``, and its file. Nobody else's, whatever may be seen."""
-    picture = await _owned(components, caller, id, param)
-    if picture.owner != caller.owner:
-        raise NotFound(f"There is no picture {id[:70]!r} of yours.", param=param)
-    try:
-        read = partial(components.images.read, picture.name)
-        return picture, await components.image_threads.do(read)
-    except FileNotFoundError:
-        raise lost(components, picture) from None
-
-
 async def address_of(components: Components, name: str) -> str | None:
     """Where nginx finds picture ``name``; None: it is gone."""
     images = components.images
@@ -206,10 +187,8 @@ async def _owned(
 
 def lost(components: Components, picture: StoredImage) -> ZimageError:
     """What to say of a picture in the gallery whose file is not to be found."""
-    young = time.time() - picture.created_at < _MAY_BE_ELSEWHERE_S
-    if components.settings.host and components.settings.objects.on and young:
-        return PictureElsewhere(picture.id)
-    return NotFound(f"The file of picture {picture.id} is gone: draw it again with its seed.")
+    remedy = "draw it again with its seed"
+    return images.lost(picture.id, picture.created_at, remedy, shared=components.shares_pictures)
 
 
 def _wanted(query: QueryParams, caller: Caller) -> Wanted:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, WithJsonSchema
@@ -13,8 +13,8 @@ from worker.api.schemas.forms import Once, Schema, names_of
 from worker.models.base import ModelInfo
 from worker.models.sizes import fitted
 from worker.settings import Settings
-from worker.storage.images import ID
 from worker.types import FIELDS, SourceImage
+from worker.uploads.named import is_address, is_id
 from worker.uploads.sources import Fit, Placing, Size
 
 STRENGTH = 0.6
@@ -22,15 +22,22 @@ STRENGTH = 0.6
 FILES = ("image", "mask")
 IGNORED = (*wire.IGNORED, "input_fidelity")
 _EDITS = tuple(name for name, field in FIELDS.items() if field.about.edits)
+_NOT_FETCHED = (
+    "an address: nothing is fetched here; send the file itself as multipart form, or the id that "
+    "POST /v1/uploads gives it"
+)
 _POSITION = re.compile(r"([0-9]{1,5}),([0-9]{1,5})")
 
 
-def _picture_id(value: str) -> str:
-    if re.fullmatch(ID, value):
-        return value
-    if re.match(r"(?i)(https?|data|file):", value):
-        bad("image", "an address: nothing is fetched here; send the file itself, as multipart form")
-    return bad("image", f"{value[:40]!r} is no picture of the gallery: send its id, or a file")
+def _id_for(name: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if is_id(value):
+            return value
+        if is_address(value):
+            bad(name, _NOT_FETCHED)
+        return bad(name, f"{value[:40]!r} is no id of a picture or upload: send its id, or a file")
+
+    return check
 
 
 def _corner(value: object) -> tuple[int, int] | None:
@@ -41,7 +48,9 @@ def _corner(value: object) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
-_Id = Annotated[str, AfterValidator(_picture_id), WithJsonSchema({"type": "string"})]
+_TEXT = WithJsonSchema({"type": "string"})
+ImageId = Annotated[str, AfterValidator(_id_for("image")), _TEXT]
+MaskId = Annotated[str, AfterValidator(_id_for("mask")), _TEXT]
 _Position = Annotated[
     tuple[int, int] | None,
     PlainValidator(_corner),
@@ -50,8 +59,8 @@ _Position = Annotated[
 
 
 class Edit(wire.Generation):
-    """A drawing that goes on from a picture. ``image``: the id of one in the gallery; empty: a
-    file came with the request."""
+    """A drawing that goes on from a picture. ``image``, ``mask``: ids of pictures in the gallery or
+    of uploads; empty: a file came with the request, or none."""
 
     missing: ClassVar[Mapping[str, tuple[str, str]]] = wire.Generation.missing
     said: ClassVar[tuple[str, ...]] = (*wire.SAID, *_EDITS)
@@ -59,7 +68,8 @@ class Edit(wire.Generation):
 
     _source: SourceImage | None = PrivateAttr(None)
 
-    image: _Id = ""
+    image: ImageId = ""
+    mask: MaskId = ""
     fit: Fit = "cover"
     position: _Position = None
 
@@ -128,6 +138,8 @@ def parse(
     form = (_variation if variation else _edit)(settings, info)
     said = {name: value for name, value in values.items() if (name, value) != ("size", "auto")}
     asked = wire.read(form, KNOWN, said, settings)
+    if variation and asked.mask:
+        bad("mask", "variations have none: use /v1/images/edits", "unknown_parameter")
     if asked.position is not None and asked.fit != "extend":
         bad("position", "it places a picture that is extended: add fit: extend, or leave it out")
     if asked.fit == "extend" and "size" not in asked.model_fields_set:
@@ -157,6 +169,8 @@ def schema(settings: Settings, info: ModelInfo, *, variation: bool, files: bool)
     known = (_variation if variation else _edit)(settings, info).schema_of()
     properties = synonyms.schema(known["properties"], KNOWN)
     file = {"type": "string", "format": "binary"}
+    if variation:
+        del properties["mask"]
     if files:
         properties |= {"image": file} if variation else dict.fromkeys(FILES, file)
     needed = [*known.get("required", []), "image"]

@@ -56,6 +56,7 @@ EVENT = {
 
 _MEANINGS = {
     200: "Done.",
+    201: "Made.",
     202: "Accepted.",
     204: "Done; there is nothing to say.",
     400: "A field is wrong: `param` names it.",
@@ -105,25 +106,27 @@ def operation(
     errors: Iterable[int] = (),
     body: Schema | None = None,
     form: Schema | None = None,
+    files: Mapping[str, Schema] | None = None,
     parameters: Iterable[Mapping[str, Any]] = (),
     leads_to: Mapping[str, Iterable[tuple[str, str]]] | None = None,
 ) -> dict[str, Any]:
     """One method of a path. ``answers`` by status: the JSON's schema, schemas by media type, or
     nothing for an empty answer. ``errors`` beyond those of every address have the envelope.
-    ``body`` is sent as JSON, ``form`` in its place as multipart form.
+    ``body`` is sent as JSON, ``form`` in its place as multipart form, ``files`` by media type.
     ``leads_to``: by JSON pointer into the first answer, the (method, path) pairs whose ``id``
     stands there."""
-    statuses = sorted({*ALWAYS, *errors, *(WITH_BODY if body is not None else ())})
+    content = dict(files or {})
+    content |= {"application/json": body} if body is not None else {}
+    content |= {"multipart/form-data": form} if form is not None else {}
+    statuses = sorted({*ALWAYS, *errors, *(WITH_BODY if content else ())})
     responses = {str(status): _answer(status, schema) for status, schema in answers.items()}
     responses |= {str(status): _answer(status, ref("Error")) for status in statuses}
     if leads_to:
         responses[str(next(iter(answers)))]["links"] = _links(leads_to)
     described: dict[str, Any] = {"summary": summary, "responses": responses}
-    if body is not None:
-        content = {"application/json": {"schema": body}}
-        if form is not None:
-            content["multipart/form-data"] = {"schema": form}
-        described["requestBody"] = {"required": True, "content": content}
+    if content:
+        told = {media_type: {"schema": schema} for media_type, schema in content.items()}
+        described["requestBody"] = {"required": True, "content": told}
     if parameters:
         described["parameters"] = list(parameters)
     return described
