@@ -155,7 +155,9 @@ def build(settings: Settings, life: Life) -> Components:
         spool_drain = SpoolDrain(bucket)
     threads = ThreadPool(_IMAGE_THREADS, "images")
     keys = KeyRing(database, var_dir / "key-secret", settings.key_cache_s, signing)
-    tools = Tools(metrics, coordination.steps, quotas, keys.known)
+    sources = Sources()
+    named = NamedPictures(database, images, threads, shared=_shares_pictures(settings))
+    tools = Tools(metrics, coordination.steps, quotas, keys.known, sources, named)
     keep_s = settings.job_keep_days * 86_400
     lock = run_dir / "images-sweep.lock"
     return Components(
@@ -163,8 +165,8 @@ def build(settings: Settings, life: Life) -> Components:
         metrics=metrics,
         audit=_audit(settings),
         encoders=Encoders(settings.threads, _labels(settings)),
-        sources=Sources(),
-        named=NamedPictures(database, images, threads, shared=_shares_pictures(settings)),
+        sources=sources,
+        named=named,
         traces=traces_to(
             settings.traces.endpoint,
             settings.traces.share,

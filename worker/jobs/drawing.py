@@ -21,7 +21,9 @@ from worker.storage import usage
 from worker.storage.gallery import StoredImage
 from worker.storage.keys import Key
 from worker.storage.leases import Leased, Offer
-from worker.types import DrawSpec
+from worker.types import DrawSpec, SourceImage
+from worker.uploads.named import NamedPictures
+from worker.uploads.sources import Placing, Sent, Sources
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Tools:
     quotas: Quotas
     key_of: Callable[[str], Key | None]
     """The key that an owner is, if any."""
+    sources: Sources
+    named: NamedPictures
 
 
 @dataclass(eq=False)
@@ -63,10 +67,11 @@ async def draw(held: Held, components: Components, tools: Tools) -> StoredImage:
     item = held.item
     key = tools.key_of(item.owner)
     require_allowed(key, item)
+    source = await _source(item, tools)
     if held.revoked:
         raise Unavailable("the lease has ended")
     suspect = Suspect(_name(item), components.in_flight)
-    generation = _generation(item, key)
+    generation = _generation(item, key, source)
     trace = components.traces.begin("item", generation.arrived_at, "", item.traceparent)
     drawing = held.drawing = Drawing(generation, suspect, components, trace=trace)
     try:
@@ -89,7 +94,23 @@ def require_allowed(key: Key | None, item: Leased | Offer) -> None:
         raise Refused(error.message, param=error.param, code=error.code) from None
 
 
-def _generation(item: Leased, key: Key | None) -> Generation:
+async def _source(item: Leased, tools: Tools) -> SourceImage | None:
+    """What it goes on from, read anew for each item: their owner may have deleted it. Raises
+    ``NotFound``."""
+    if item.image is None:
+        return None
+    placing = Placing.of_row(item.fit, item.position, item.parameters.size)
+    async with tools.sources.reading():
+        image = await _sent(item.owner, item.image, "image", tools.named)
+        mask = await _sent(item.owner, item.mask, "mask", tools.named) if item.mask else None
+        return await tools.sources.prepare(image, mask, placing)
+
+
+async def _sent(owner: str, id: str, field: str, named: NamedPictures) -> Sent:
+    return await named.read(await named.find(owner, id, field))
+
+
+def _generation(item: Leased, key: Key | None, source: SourceImage | None) -> Generation:
     # Jobs do not take its slots, and rows know an owner and whose turn it was.
     day = None if key is None else replace(key, concurrency=None)
     return Generation(
@@ -98,7 +119,7 @@ def _generation(item: Leased, key: Key | None) -> Generation:
         arrived_at=time.time(),
         caller=Caller(item.owner, item.turn, item.owner, key=day),
         client=item.turn,
-        specs=(DrawSpec(item.prompt, item.seed, item.parameters),),
+        specs=(DrawSpec(item.prompt, item.seed, item.parameters, source),),
         fingerprint=_fingerprint(item),
         output=Output(item.output_format, item.quality, inline=False, gallery=False),
         priority=Priority(item.priority),

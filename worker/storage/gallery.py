@@ -36,6 +36,9 @@ images = sa.Table(
     sa.Column("favourite", sa.Boolean, nullable=False),
     sa.Column("job_id", sa.String(64)),
     sa.Column("job_number", sa.Integer),
+    # Of what it was drawn from, in hex.
+    sa.Column("image_sha256", sa.String(64)),
+    sa.Column("mask_sha256", sa.String(64)),
     sa.Index(None, "owner", "created_at", "id"),
     sa.Index(None, "created_at", "id"),
     sa.Index(None, "job_id", "job_number"),
@@ -46,6 +49,7 @@ images = sa.Table(
 class StoredImage:
     """One picture of the gallery. ``created_at``: seconds since the epoch, of a request its
     arrival, so that a replay stores the same row and file. ``job_number`` is its place in the job.
+    The digests are those of what it was drawn from.
     """
 
     id: str
@@ -60,11 +64,14 @@ class StoredImage:
     favourite: bool = False
     job_id: str | None = None
     job_number: int | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
 
     @classmethod
     def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
         """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
-        return cls(prompt=spec.prompt, seed=spec.seed, parameters=spec.parameters, **rest)
+        own = {"prompt": spec.prompt, "seed": spec.seed, "parameters": spec.parameters}
+        return cls(**own, **(spec.source.digests if spec.source else {}), **rest)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from worker.storage import keys, parameters
 from worker.storage.database import clock
 from worker.storage.locks import lock
 from worker.storage.schema import metadata
-from worker.types import Parameters
+from worker.types import PICTURES_SINCE, Parameters
 
 MAX_ITEMS = 10_000
 SEEDS = 2**32
@@ -59,6 +59,11 @@ jobs = sa.Table(
     sa.Column("quality", sa.Integer),
     sa.Column("stored_bytes", sa.BigInteger),
     sa.Column("traceparent", sa.String(55)),  # of the request that made it, for its items
+    # What its items go on from, by id: of the gallery or of uploads. And how it becomes as large.
+    sa.Column("image", sa.String(64)),
+    sa.Column("mask", sa.String(64)),
+    sa.Column("fit", sa.String(8)),
+    sa.Column("position", sa.String(16)),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at", "owner", "created_at"),
     sa.Index("ix_jobs_state_priority_turn_created_at", "state", "priority", "turn", "created_at"),
@@ -135,7 +140,9 @@ NO_LEASE: Mapping[str, None] = {"lease": None, "holder": None, "lease_until": No
 @dataclass(frozen=True)
 class JobSpec:
     """A checked job. ``prompts`` has one for each item; item k is drawn with seed ``first_seed`` +
-    k, wrapping. ``digest`` stands for all that was asked."""
+    k, wrapping. ``digest`` stands for all that was asked. ``image``, ``mask``: ids of pictures to
+    go on from, ``fit`` and ``position`` as requests say them; ``undecided``: parameters that the
+    picture decides."""
 
     name: str
     prompts: tuple[str, ...]
@@ -147,6 +154,16 @@ class JobSpec:
     idempotency_key: str | None
     digest: str
     traceparent: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    fit: str | None = None
+    position: str | None = None
+    undecided: frozenset[str] = frozenset()
+
+    @property
+    def needs(self) -> int:
+        """The migration that a worker must know to draw it: see ``Parameters.needs``."""
+        return max(self.parameters.needs, PICTURES_SINCE if self.image else 0)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,10 @@ class Job:
     output_format: str
     counts: Mapping[ItemState, int]
     held: str = ""
+    image: str | None = None
+    mask: str | None = None
+    fit: str | None = None
+    position: str | None = None
 
     @property
     def over(self) -> bool:
@@ -221,7 +242,7 @@ def create(
         jobs.insert().values(
             **values,
             **parameters.values(wish.parameters),
-            needs=wish.parameters.needs,
+            needs=wish.needs,
             id=job_id,
             owner=owner,
             turn=turn,
@@ -402,3 +423,12 @@ def with_counts(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
         for job_id, state, count in connection.execute(some):
             counts[job_id][state] = count
     return [Job(**parameters.gathered(row), counts=counts[row["id"]]) for row in rows]
+
+
+def pictures_in_use() -> sa.Select[tuple[str]]:
+    """Ids of what jobs that are not over draw from."""
+    is_open = jobs.c.finished_at.is_(None)
+    images = sa.select(jobs.c.image).where(is_open, jobs.c.image.is_not(None))
+    masks = sa.select(jobs.c.mask).where(is_open, jobs.c.mask.is_not(None))
+    both = images.union_all(masks).subquery()
+    return sa.select(both.c.image)

@@ -49,6 +49,10 @@ class Leased:
     quality: int | None
     tries: int
     traceparent: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    fit: str | None = None
+    position: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from worker.errors import LimitReached
 from worker.storage.images import day
+from worker.storage.jobs import pictures_in_use
 from worker.storage.locks import lock
 from worker.storage.schema import metadata
 
@@ -104,8 +105,9 @@ def of_owner(connection: sa.Connection, owner: str) -> list[Upload]:
 
 
 def expired(connection: sa.Connection, now: float) -> list[Upload]:
-    """Some whose time is over."""
-    query = sa.select(uploads).where(uploads.c.expires_at < now)
+    """Some whose time is over. What an open job draws from stays until it is over."""
+    free = uploads.c.id.not_in(pictures_in_use())
+    query = sa.select(uploads).where(uploads.c.expires_at < now, free)
     query = query.order_by(uploads.c.expires_at).limit(_AT_ONCE)
     return [Upload(**row._mapping) for row in connection.execute(query)]
 

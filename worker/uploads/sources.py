@@ -54,6 +54,13 @@ class Placing:
     fit: Fit = "cover"
     position: tuple[int, int] | None = None
 
+    @classmethod
+    def of_row(cls, fit: str | None, position: str | None, size: Size) -> "Placing":
+        """As a job's row has it, whose pictures have ``size``."""
+        x, _, y = (position or "").partition(",")
+        fits: Fit = "extend" if fit == "extend" else "cover"
+        return cls(lambda _: size, fits, (int(x), int(y)) if position else None)
+
 
 class Sources:
     """Decodes in a process of its own (``Decoder``)."""
@@ -147,10 +154,27 @@ def _placed(
     return pixels, np.asarray(_covering(mask, size, Image.Resampling.BILINEAR))
 
 
+def check_mask(mask: Size, image: Size) -> None:
+    """Raise ``InvalidRequest`` unless both are equally large."""
+    if mask != image:
+        raise _wrong("mask", f"it is {_text(mask)}, the image {_text(image)}: make both alike")
+
+
+def corner(image: Size, size: Size, position: tuple[int, int] | None) -> tuple[int, int]:
+    """Where the upper left corner of a picture is that is extended to ``size``; raises
+    ``InvalidRequest`` where it does not fit."""
+    (width, height), (wide, high) = image, size
+    if wide < width or high < height:
+        raise _wrong("size", f"{_text(size)} is smaller than the image, {_text(image)}")
+    x, y = position or ((wide - width) // 2, (high - height) // 2)
+    if x + width > wide or y + height > high:
+        raise _wrong("position", f"at {x},{y} the image, {_text(image)}, leaves {_text(size)}")
+    return x, y
+
+
 def _mask(hidden: npt.NDArray[np.uint8], size: Size) -> Image.Image:
     mask = Image.fromarray(hidden)
-    if mask.size != size:
-        raise _wrong("mask", f"it is {_text(mask.size)}, the image {_text(size)}: make both alike")
+    check_mask(mask.size, size)
     alpha = ImageOps.invert(mask.getchannel("A"))
     found = alpha if _transparent(mask) else mask.convert("L")
     if np.asarray(found).max() < 128:
@@ -170,11 +194,7 @@ def _extended(
     image: Image.Image, mask: Image.Image | None, size: Size, position: tuple[int, int] | None
 ) -> tuple[Pixels, Mask]:
     (width, height), (wide, high) = image.size, size
-    if wide < width or high < height:
-        raise _wrong("size", f"{_text(size)} is smaller than the image, {_text(image.size)}")
-    x, y = position or ((wide - width) // 2, (high - height) // 2)
-    if x + width > wide or y + height > high:
-        raise _wrong("position", f"at {x},{y} the image, {_text(image.size)}, leaves {_text(size)}")
+    x, y = corner(image.size, size, position)
     around: Any = ((y, high - height - y), (x, wide - width - x))
     # The border goes on, so that the encoder sees no edge where the picture ends.
     pixels = np.pad(np.asarray(image), (*around, (0, 0)), "edge")

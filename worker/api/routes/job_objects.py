@@ -37,8 +37,22 @@ def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
         "predicted_finish_at": None if end is None else round(end, 1),
         "priority": job_wire.PRIORITY_NAMES[job.priority],
         "revision": job.revision,
-        "parameters": {**shown.as_asked(job.parameters), "output_format": job.output_format},
+        "parameters": {
+            **shown.as_asked(job.parameters),
+            "output_format": job.output_format,
+            **_picture(job),
+        },
     }
+
+
+def _picture(job: Job) -> dict[str, Any]:
+    """What its items go on from, and how, as its request may say it."""
+    if job.image is None:
+        return {}
+    how = {"strength": job.parameters.strength, "fit": job.fit}
+    others = {"mask": job.mask, "position": job.position}
+    said = {name: value for name, value in others.items() if value is not None}
+    return {"image": job.image, **said, **how}
 
 
 def describe_item(
@@ -85,6 +99,9 @@ def schemas() -> dict[str, Schema]:
     """Of what ``describe`` and ``describe_item`` give."""
     text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
     when, optional_text = {"type": ["number", "null"]}, {"type": ["string", "null"]}
+    parameters = object_of(**shown.JOBS, output_format=text)
+    picture = {**dict.fromkeys(("image", "mask", "fit", "position"), text), "strength": number}
+    parameters["properties"] |= picture
     job = object_of(
         id=text,
         object={"const": "job"},
@@ -98,7 +115,7 @@ def schemas() -> dict[str, Schema]:
         predicted_finish_at=when,
         priority=text,
         revision=whole,
-        parameters=object_of(**shown.JOBS, output_format=text),
+        parameters=parameters,
     )
     item = object_of(
         number=whole,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import sqlalchemy as sa
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -48,7 +49,7 @@ from worker.storage.database import clock
 from worker.storage.gallery import StoredImage
 from worker.storage.job_items import Item
 from worker.storage.jobs import ITEM_STATES, JOB_STATES, Job, JobSpec, Share
-from worker.types import DrawSpec
+from worker.types import DrawSpec, SourceImage
 
 MAX_JOBS = 100
 PREVIEWED = 100
@@ -62,6 +63,7 @@ async def create(request: Request) -> Response:
     caller, context = caller_of(request), context_of(request)
     try:
         async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
+            wish = await _drawn_from(components, model.info, caller, wish)
             quota.require_size(caller.key, wish.parameters)
             wish = replace(
                 wish,
@@ -95,8 +97,25 @@ async def _wish_of(
         components.reading_job.release()
 
 
+async def _drawn_from(
+    components: Components, info: ModelInfo, caller: Caller, wish: JobSpec
+) -> JobSpec:
+    """``wish`` with what its pictures decide, which are the caller's."""
+    if wish.image is None:
+        return wish
+    find = components.named.find
+    image = await find(caller.owner, wish.image, "image")
+    mask = await find(caller.owner, wish.mask, "mask") if wish.mask else None
+    return job_wire.drawn_from(wish, image, mask, components.settings, info)
+
+
 def _first(wish: JobSpec) -> DrawSpec:
-    return DrawSpec(wish.prompts[0], wish.first_seed, wish.parameters)
+    """Enough of its first item to be checked: its picture is read when it is drawn."""
+    source = None
+    if wish.image is not None:
+        masked = wish.mask is not None or wish.fit == "extend"
+        source = SourceImage("", None, np.zeros((0, 0), np.uint8) if masked else None)
+    return DrawSpec(wish.prompts[0], wish.first_seed, wish.parameters, source)
 
 
 async def _created(components: Components, wish: JobSpec, caller: Caller, request_id: str) -> Job:

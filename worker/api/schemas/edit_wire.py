@@ -21,7 +21,7 @@ STRENGTH = 0.6
 """Of a picture that may change everywhere, as diffusers has it; of one with a mask 1."""
 FILES = ("image", "mask")
 IGNORED = (*wire.IGNORED, "input_fidelity")
-_EDITS = tuple(name for name, field in FIELDS.items() if field.about.edits)
+EDITS = tuple(name for name, field in FIELDS.items() if field.about.edits)
 _NOT_FETCHED = (
     "an address: nothing is fetched here; send the file itself as multipart form, or the id that "
     "POST /v1/uploads gives it"
@@ -51,7 +51,7 @@ def _corner(value: object) -> tuple[int, int] | None:
 _TEXT = WithJsonSchema({"type": "string"})
 ImageId = Annotated[str, AfterValidator(_id_for("image")), _TEXT]
 MaskId = Annotated[str, AfterValidator(_id_for("mask")), _TEXT]
-_Position = Annotated[
+Position = Annotated[
     tuple[int, int] | None,
     PlainValidator(_corner),
     WithJsonSchema({"type": "string", "pattern": "^([0-9]{1,5},[0-9]{1,5}|center)$"}),
@@ -63,7 +63,7 @@ class Edit(wire.Generation):
     of uploads; empty: a file came with the request, or none."""
 
     missing: ClassVar[Mapping[str, tuple[str, str]]] = wire.Generation.missing
-    said: ClassVar[tuple[str, ...]] = (*wire.SAID, *_EDITS)
+    said: ClassVar[tuple[str, ...]] = (*wire.SAID, *EDITS)
     events: ClassVar[str] = "image_edit"
 
     _source: SourceImage | None = PrivateAttr(None)
@@ -71,7 +71,7 @@ class Edit(wire.Generation):
     image: ImageId = ""
     mask: MaskId = ""
     fit: Fit = "cover"
-    position: _Position = None
+    position: Position = None
 
     @property
     def source(self) -> SourceImage | None:
@@ -82,7 +82,7 @@ class Edit(wire.Generation):
         auto = "size" not in self.model_fields_set
 
         def size(of: Size) -> Size:
-            return _size_for(of, settings, info) if auto else self.size
+            return size_for(of, settings, info) if auto else self.size
 
         return Placing(size, self.fit, self.position)
 
@@ -101,8 +101,8 @@ class Variation(Edit):
     """``prompts``: none is needed."""
 
 
-def _size_for(of: Size, settings: Settings, info: ModelInfo) -> Size:
-    """The nearest that can be drawn."""
+def size_for(of: Size, settings: Settings, info: ModelInfo) -> Size:
+    """The nearest to a picture's that can be drawn."""
     multiple = info.side_multiple
     near = [max(info.min_side, round(side / multiple) * multiple) for side in of]
     width, height = fitted((near[0], near[1]), settings.max_pixels, multiple)
@@ -140,11 +140,16 @@ def parse(
     asked = wire.read(form, KNOWN, said, settings)
     if variation and asked.mask:
         bad("mask", "variations have none: use /v1/images/edits", "unknown_parameter")
-    if asked.position is not None and asked.fit != "extend":
-        bad("position", "it places a picture that is extended: add fit: extend, or leave it out")
-    if asked.fit == "extend" and "size" not in asked.model_fields_set:
-        bad("size", "missing: say how large the extended picture is", "missing_required_parameter")
+    check_fit(asked.fit, asked.position, sized="size" in asked.model_fields_set)
     return asked
+
+
+def check_fit(fit: Fit, position: tuple[int, int] | None, *, sized: bool) -> None:
+    """Raise ``InvalidRequest`` where they do not go together. ``sized``: a size was said."""
+    if position is not None and fit != "extend":
+        bad("position", "it places a picture that is extended: add fit: extend, or leave it out")
+    if fit == "extend" and not sized:
+        bad("size", "missing: say how large the extended picture is", "missing_required_parameter")
 
 
 def typed(texts: Mapping[str, str], settings: Settings, info: ModelInfo) -> dict[str, Any]:

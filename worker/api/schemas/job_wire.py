@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from worker.api.schemas import synonyms, wire
+from worker.api.schemas import edit_wire, synonyms, wire
+from worker.api.schemas.edit_wire import ImageId, MaskId, Position
 from worker.api.schemas.fields import bad, bounded, json_object, kind_of, text_of
 from worker.api.schemas.forms import Once, Schema, names_of
 from worker.api.schemas.wire import Asked
@@ -19,7 +21,10 @@ from worker.models.prompt_limit import refuse
 from worker.settings import Settings
 from worker.storage.jobs import MAX_ITEMS, JobSpec
 from worker.types import FIELDS
+from worker.uploads.named import Named
+from worker.uploads.sources import Fit, Placing, check_mask, corner
 
+_OF_A_PICTURE = {"mask", "fit", "position", *edit_wire.EDITS}
 MAX_NAME_CHARS = 200
 MAX_VARIABLES = 20
 PRIORITY_NAMES = {int(value): name for name, value in wire.PRIORITIES.items()}
@@ -31,7 +36,9 @@ Texts = Annotated[Any, WithJsonSchema({})]
 class JobForm(Asked):
     """What a job may say."""
 
-    said: ClassVar[tuple[str, ...]] = tuple(n for n in wire.SAID if FIELDS[n].about.jobs)
+    said: ClassVar[tuple[str, ...]] = tuple(
+        name for name in (*wire.SAID, *edit_wire.EDITS) if FIELDS[name].about.jobs
+    )
 
     name: str = Field("", max_length=MAX_NAME_CHARS)
     prompts: Texts = None
@@ -40,6 +47,10 @@ class JobForm(Asked):
     variants: int = Field(1, ge=1, le=MAX_ITEMS)
     urgency: Literal["interactive", "batch"] = Field("batch", alias="priority")
     idempotency_key: str | None = Field(None, max_length=200)
+    image: ImageId = ""
+    mask: MaskId = ""
+    fit: Fit = "cover"
+    position: Position = None
 
 
 @Once
@@ -56,6 +67,7 @@ def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -
     try:
         asked = _form(settings, info).read(said.values)
         wire.check_compression(asked)
+        _check_picture(asked)
         prompts = _prompts(asked, settings)
         _require_read_whole(prompts, asked.prompts is not None, info)
     except ZimageError as error:
@@ -71,7 +83,48 @@ def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -
         priority=asked.priority,
         idempotency_key=asked.idempotency_key,
         digest=_digest(said.values),
+        **_picture(asked),
     )
+
+
+def _check_picture(asked: JobForm) -> None:
+    if not asked.image:
+        for name in sorted(_OF_A_PICTURE & asked.model_fields_set):
+            bad(name, "it belongs to a picture: add image, or leave it out")
+        return
+    edit_wire.check_fit(asked.fit, asked.position, sized="size" in asked.model_fields_set)
+
+
+def _picture(asked: JobForm) -> dict[str, Any]:
+    """What a ``JobSpec`` says of the picture to go on from."""
+    if not asked.image:
+        return {}
+    at = asked.position
+    return {
+        "image": asked.image,
+        "mask": asked.mask or None,
+        "fit": asked.fit,
+        "position": None if at is None else f"{at[0]},{at[1]}",
+        "undecided": frozenset({"size", "strength"} - asked.model_fields_set),
+    }
+
+
+def drawn_from(
+    wish: JobSpec, image: Named, mask: Named | None, settings: Settings, info: ModelInfo
+) -> JobSpec:
+    """``wish`` with what its pictures decide. Raises ``InvalidRequest`` where they do not fit."""
+    if mask is not None:
+        check_mask(mask.size, image.size)
+    how = wish.parameters
+    if "size" in wish.undecided:
+        width, height = edit_wire.size_for(image.size, settings, info)
+        how = replace(how, width=width, height=height)
+    if wish.fit == "extend":
+        corner(image.size, how.size, Placing.of_row(wish.fit, wish.position, how.size).position)
+    whole = mask is None and wish.fit == "cover" and not image.transparent
+    if "strength" in wish.undecided and whole:
+        how = replace(how, strength=edit_wire.STRENGTH)
+    return replace(wish, parameters=how)
 
 
 def _prompts(asked: JobForm, settings: Settings) -> list[str]:
