@@ -5,6 +5,8 @@
 interface Elements {
   "#account": HTMLDetailsElement;
   "#advanced": HTMLDetailsElement;
+  "#choice": HTMLDialogElement;
+  "#choice-image": HTMLImageElement;
   "#draw": HTMLButtonElement;
   "#file": HTMLInputElement;
   "#form": HTMLFormElement;
@@ -17,7 +19,9 @@ interface Elements {
   "#prompt": HTMLTextAreaElement;
   "#search": HTMLInputElement;
   "#sign-in": HTMLDialogElement;
+  "#source-image": HTMLImageElement;
   "#steps": HTMLInputElement;
+  "#strength": HTMLInputElement;
   "#template": HTMLTextAreaElement;
   "#usage-by": HTMLSelectElement;
   "#viewer": HTMLDialogElement;
@@ -67,6 +71,20 @@ type Settings = {
   format: string;
   guidance: number | null;
   negative: string;
+  origin?: Origin | null;
+};
+
+/** A picture that a drawing goes on from, and how: `file` and `mask` are keys of stash.js, `id` is of the gallery.
+ * `like`: a variation. */
+type Origin = {
+  file: string | null;
+  id: string | null;
+  mask: string | null;
+  strength: number | null;
+  fit: "cover" | "extend";
+  width: number;
+  height: number;
+  like?: boolean;
 };
 
 /** A checked form. */
@@ -244,6 +262,7 @@ type ModelEntry = {
   max_images?: number;
   max_prompt_chars?: number;
   max_prompt_tokens?: number | null;
+  edits?: boolean;
 };
 
 type SessionAnswer = {

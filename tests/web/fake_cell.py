@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import functools
+import io
 import itertools
 import json
 import mimetypes
@@ -10,13 +11,15 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import uvicorn
+from PIL import Image, ImageOps
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -75,7 +78,8 @@ class FakeCell:
     """``faults`` are used up one a request; ``hold_before_step`` stops every stream there, of the
     picture ``hold_at_picture``.
 
-    ``requests`` has the JSON bodies in order of arrival, ``left`` counts clients that hung up.
+    ``requests`` has the bodies in order of arrival, ``paths`` where they were sent to,
+    ``files`` those of the last form; ``left`` counts clients that hung up.
     """
 
     steps: int = 4
@@ -84,6 +88,9 @@ class FakeCell:
     max_pixels: int = 1024 * 1024
     faults: deque[Refuse | Cut] = field(default_factory=deque)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    edits: bool = True
     cell_polls: int = 0
     open_streams: int = 0
     most_open_streams: int = 0
@@ -99,7 +106,10 @@ class FakeCell:
 
     def __enter__(self) -> Self:
         routes = [
-            Route("/v1/images/generations", self._generate, methods=["POST"]),
+            *(
+                Route(f"/v1/images/{kind}", self._generate, methods=["POST"])
+                for kind in ("generations", "edits", "variations")
+            ),
             Route("/v1/models", self._models),
             Route("/cell.json", self._cell),
             *self.store.routes,
@@ -154,6 +164,7 @@ class FakeCell:
             "max_images": 10,
             "max_prompt_chars": 4000,
             "max_prompt_tokens": self.max_prompt_tokens,
+            "edits": self.edits,
         }
         return JSONResponse({"object": "list", "data": [entry]})
 
@@ -168,16 +179,20 @@ class FakeCell:
         return JSONResponse({"at": 0, "ready": True, "pool": pool, "workers": workers})
 
     async def _generate(self, request: Request) -> Response:
-        body = await request.json()
+        body, files = await _body_of(request)
         if not self.store.lets_in(request):
             return _refusal(NEEDS_KEY)
         self.requests.append(body)
+        self.paths.append(request.url.path)
+        self.files = files
         first_seed = body.get("seed", FIRST_SEED + 100 * len(self.requests))
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, Refuse):
             return _refusal(fault)
         request_id = f"{len(self.requests):032x}"
-        events = self._counted(self._events(body, first_seed, request_id), fault)
+        source = None if request.url.path.endswith("generations") else self._source(body, files)
+        kind = "image_edit" if source else "image_generation"
+        events = self._counted(self._events(body, first_seed, request_id, source, kind), fault)
         headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
@@ -202,7 +217,15 @@ class FakeCell:
             self.open_streams -= 1
             self.left += not finished
 
-    async def _events(self, body: dict[str, Any], seed: int, request_id: str) -> AsyncIterator[str]:
+    async def _events(
+        self,
+        body: dict[str, Any],
+        seed: int,
+        request_id: str,
+        source: Image.Image | None,
+        kind: str,
+    ) -> AsyncIterator[str]:
+        _event = functools.partial(_event_of, kind)
         n = body.get("n", 1)
         seeds = [(seed + k) % 2**32 for k in range(n)]
         steps = body.get("steps", self.steps)
@@ -216,7 +239,7 @@ class FakeCell:
             fields["picture_s"] = self.picture_s
             yield _event("queued", position=position, wait_s=wait_s, **fields)
             await self._pace(0)
-        pictures = [self._picture(body, one) for one in seeds]
+        pictures = [self._picture(body, one, source) for one in seeds]
         for step in range(1, steps + 1):
             for index in range(n):
                 if index == self.hold_at_picture:
@@ -225,16 +248,15 @@ class FakeCell:
                 yield _event("step", image_index=index, step=step, steps=steps, remaining_s=left_s)
                 if step < steps and step in (steps // 3, 2 * steps // 3):
                     part = 0 if step == steps // 3 else 1
-                    yield _picture_event(
+                    yield _event(
                         "partial_image",
-                        preview(pictures[index], part, 2),
-                        body,
+                        **_b64(preview(pictures[index], part, 2), body),
                         image_index=index,
                         partial_image_index=part,
                     )
         for index, picture in enumerate(pictures):
             self.store.keep(f"{request_id}-{index}", body, seeds[index], steps)
-            yield _picture_event("completed", picture, body, image_index=index, seed=seeds[index])
+            yield _event("completed", **_b64(picture, body), image_index=index, seed=seeds[index])
         yield _event("done", created=0, images=n, seeds=seeds, queue_ms=1, inference_ms=2)
 
     async def _pace(self, step: int) -> None:
@@ -242,10 +264,26 @@ class FakeCell:
         while self.hold_before_step is not None and step >= self.hold_before_step:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # a test in another thread releases it
 
-    @staticmethod
-    def _picture(body: dict[str, Any], seed: int) -> Any:
+    def _source(self, body: dict[str, Any], files: dict[str, bytes]) -> Image.Image:
+        if "image" in files:
+            return Image.open(io.BytesIO(files["image"])).convert("RGB")
+        stored = self.store.pictures[body["image"]]
+        return landscape(stored["prompt"], stored["seed"], stored["width"], stored["height"])
+
+    def _picture(self, body: dict[str, Any], seed: int, source: Image.Image | None) -> Any:
+        """From a picture, one that shimmers through as much as strength says, or around a mask."""
         width, height = map(int, re.findall(r"\d+", body["size"]))
-        return landscape(body["prompt"], seed, width, height)
+        drawn = landscape(body["prompt"], seed, width, height)
+        if source is None:
+            return drawn
+        if body.get("fit") == "extend":
+            drawn.paste(source, ((width - source.width) // 2, (height - source.height) // 2))
+            return drawn
+        under = ImageOps.fit(source, (width, height))
+        if "mask" in self.files:
+            mask = Image.open(io.BytesIO(self.files["mask"])).convert("L")
+            return Image.composite(drawn, under, mask.resize((width, height)))
+        return Image.blend(under, drawn, body.get("strength", 0.6))
 
 
 async def _file(request: Request) -> Response:
@@ -279,15 +317,29 @@ class _WithPolicy:
         await self.app(scope, receive, with_policy)
 
 
-def _event(name: str, **fields: Any) -> str:
-    kind = f"image_generation.{name}"
+async def _body_of(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """As JSON would have it, and the files of a form."""
+    if not request.headers["content-type"].startswith("multipart/"):
+        return await request.json(), {}
+    async with request.form() as form:
+        files = {k: await v.read() for k, v in form.items() if isinstance(v, UploadFile)}
+        return _typed({k: v for k, v in form.items() if isinstance(v, str)}), files
+
+
+def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
+    words = {"prompt", "size", "image", "output_format", "negative_prompt", "resume", "fit"}
+    return {k: text if k in words else json.loads(text) for k, text in texts.items()}
+
+
+def _event_of(kind: str, name: str, **fields: Any) -> str:
+    kind = f"{kind}.{name}"
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
-def _picture_event(name: str, picture: Any, body: dict[str, Any], **fields: Any) -> str:
+def _b64(picture: Any, body: dict[str, Any]) -> dict[str, str]:
     output_format = body.get("output_format", "png")
     b64_json = base64.b64encode(encoded(picture, output_format)).decode()
-    return _event(name, b64_json=b64_json, output_format=output_format, **fields)
+    return {"b64_json": b64_json, "output_format": output_format}
 
 
 def _refusal(fault: Refuse) -> Response:

@@ -131,6 +131,21 @@ def test_earlier_prompts_can_be_taken_up_again(open_page: OpenPage) -> None:
     expect(page.locator("#prompt")).to_have_value("a fox")
 
 
+def drop(page: Page, data: bytes) -> None:
+    """A file, as if it came from a folder."""
+    page.evaluate(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "picture", { type: "image/png" }));
+            const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
+            const event = (name) => new DragEvent(name, options);
+            document.body.dispatchEvent(event("dragover"));
+            document.body.dispatchEvent(event("drop"));
+        }""",
+        list(data),
+    )
+
+
 SPEC = DrawSpec(
     "一座山, at dusk: Steps: none", 4_100_000_007, Parameters(128, 64, 6, 2.5, "雾, grey")
 )
@@ -143,17 +158,8 @@ def test_a_dropped_picture_brings_its_settings_back(
     page = open_page()
     pixels = np.zeros((64, 128, 3), np.uint8)
     data = encode(pixels, image_format, None, parameters_text(SPEC, "tiny"))
-    page.evaluate(
-        """(bytes) => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([new Uint8Array(bytes)], "picture"));
-            const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
-            const event = (name) => new DragEvent(name, options);
-            document.body.dispatchEvent(event("dragover"));
-            document.body.dispatchEvent(event("drop"));
-        }""",
-        list(data),
-    )
+    drop(page, data)
+    page.get_by_role("button", name="Use its settings").click()
     expect(page.locator("#prompt")).to_have_value(SPEC.prompt)
     expect(page.get_by_label("Seed", exact=True)).to_have_value("4100000007")
     expect(page.get_by_label("Steps", exact=True)).to_have_value("6")
@@ -170,14 +176,16 @@ def test_a_dropped_folder_is_no_picture(open_page: OpenPage, tmp_path: Path) -> 
     for kind in ("dragEnter", "dragOver", "drop"):
         event = {"type": kind, "x": 200, "y": 200, "data": data}
         browser.send("Input.dispatchDragEvent", event)
-    expect(page.locator("#toasts")).to_contain_text("does not say how it was drawn")
+    expect(page.locator("#toasts")).to_contain_text("no picture")
 
 
-def test_a_picture_can_be_chosen_and_may_say_nothing(open_page: OpenPage, tmp_path: Path) -> None:
+def test_a_picture_can_be_chosen_and_may_say_nothing(
+    cell: FakeCell, open_page: OpenPage, tmp_path: Path
+) -> None:
+    cell.edits = False
     page = open_page()
     file = tmp_path / "cut.png"
     file.write_bytes(encode(np.zeros((64, 64, 3), np.uint8), "png", None, "a hill")[:60])
-    page.locator("#advanced summary").click()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Settings from a picture").click()
     chooser.value.set_files(file)

@@ -39,25 +39,24 @@ const signedOut = new EventTarget();
 export const onSignedOut = (listener) => signedOut.addEventListener("out", listener);
 
 /**
- * A picture request's events, up to and including `image_generation.done`.
- * @param {object} body
+ * A picture request's events, up to and including `….done`; without what their names begin with.
+ * @param {string} path
+ * @param {object | FormData} body
  * @param {AbortSignal} signal
  */
-export async function* drawEvents(body, signal) {
-  const response = await untilCut(
-    fetch("v1/images/generations", {
-      method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-      body: JSON.stringify(body),
-      signal,
-    }),
-  );
+export async function* drawEvents(path, body, signal) {
+  const form = body instanceof FormData;
+  const headers = new Headers({ Accept: "text/event-stream" });
+  if (!form) headers.set("Content-Type", "application/json");
+  const sent = form ? body : JSON.stringify(body);
+  const response = await untilCut(fetch(path, { method: "POST", headers, body: sent, signal }));
   if (!response.ok) throw await errorOf(response);
   if (!response.body) throw new StreamCut();
   for await (const event of eventsOf(response.body)) {
     if (event.type === "error") throw new ApiError(event.error);
-    yield event;
-    if (event.type === "image_generation.done") return;
+    const name = event.type.replace(/^image_(generation|edit)\./, "");
+    yield { ...event, name };
+    if (name === "done") return;
   }
   throw new StreamCut();
 }

@@ -2,6 +2,7 @@
 
 import { ApiError, createJob } from "./api.js";
 import { messageOf } from "./card.js";
+import { choose } from "./choice.js";
 import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
 import { fileNameOf } from "./drag.js";
@@ -14,10 +15,12 @@ import { Job, OPEN } from "./job.js";
 import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
 import { settingsOf } from "./metadata.js";
+import { originOf, rememberOrigin } from "./origins.js";
 import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
 import { limitsOf } from "./sizes.js";
+import { originOfFile } from "./source.js";
 import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
 import { toast } from "./toast.js";
 import { offerUndo, settleActs } from "./undo.js";
@@ -144,6 +147,8 @@ function finish(shot) {
   const url = `v1/images/${id}`;
   const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
   const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", blob: shot.blob };
+  const { origin } = shot.job.settings;
+  if (origin) rememberOrigin(id, origin);
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });
   shot.blob = null;
   progress.done += 1;
@@ -203,7 +208,7 @@ function dismiss(item) {
 
 /** @param {Drawn} item */
 function again({ picture }) {
-  form.fill(picture);
+  form.fill(picture, originOf(picture.id));
 }
 
 /** @param {Drawn} item */
@@ -273,8 +278,11 @@ function remove({ picture }) {
 /** @param {File} file */
 async function takeUp(file) {
   const settings = await settingsOf(file);
-  if (!settings) return toast(t("noSettings"));
-  form.fill(settings);
+  const origin = model?.edits ? await originOfFile(file) : null;
+  if (!settings && !origin) return toast(t(model?.edits ? "noPicture" : "noSettings"));
+  const use = !origin ? "settings" : !settings ? "draw" : await choose(file);
+  if (use === "settings" && settings) form.fill(settings);
+  if (use === "draw" && origin) form.drawFrom(origin, settings?.prompt);
 }
 
 // What is on show
@@ -323,6 +331,8 @@ function useModel(entry) {
 
 function renderModel() {
   setText($("#model"), model?.id?.split("/").pop() ?? "");
+  setText($("#from-file-label"), t(model?.edits ? "fromPicture" : "settingsFromPicture"));
+  setText($("#drop-words"), t(model?.edits ? "dropHere" : "dropForSettings"));
   const examples = EXAMPLES[/tiny/.test(model?.id ?? "") ? "tiny" : "any"].map(inLanguage);
   /** @param {string} text */
   const chip = (text) => h("button", { type: "button", class: "chip", onclick: () => form.setPrompt(text) }, text);

@@ -1,4 +1,4 @@
-/** A picture that is dropped on the page, pasted or chosen brings its settings back. */
+/** Pictures that are dropped on the page, pasted or chosen. */
 
 import { $ } from "./dom.js";
 

@@ -5,6 +5,7 @@ import { $, h, setText } from "./dom.js";
 import { History } from "./history.js";
 import { t } from "./i18n.js";
 import { load, save } from "./settings.js";
+import { Source } from "./source.js";
 import { LIMITS, RATIOS, fit, ratioOf, sizeOf } from "./sizes.js";
 import { TemplateEditor } from "./template.js";
 import { offerUndo } from "./undo.js";
@@ -14,17 +15,20 @@ export const MAX_STREAMED = 10;
 const MAX_PICTURES = 10_000;
 const MAX_SEED = 2 ** 32 - 1;
 const FIELDS = [
-  "prompt", "template", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
+  "prompt", "template", "image", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
 ];
 const ADVANCED = new Set(["steps", "output_format", "guidance_scale", "name", "negative_prompt"]);
 /** @type {Record<string, string>} */
-const ALIASES = { prompts: "prompt", variables: "template", variants: "n" };
+const ALIASES = {
+  prompts: "prompt", variables: "template", variants: "n", mask: "image", strength: "image", fit: "size", position: "size",
+};
 const BLANK = {
   mode: "prompts", prompt: "", template: "", n: 1, ratio: "1:1", width: "", height: "", seed: "", steps: "",
   format: "png", guidance: "", negative: "", name: "",
 };
 const NAMES = /** @type {(keyof FormState)[]} */ (Object.keys(BLANK));
 const QUICK = [1, 4, 10];
+const AS_SOURCE = "source"; // in place of a ratio
 
 /** @param {string} prompt */
 const linesOf = (prompt) => prompt.split("\n").map((line) => line.trim()).filter(Boolean);
@@ -43,6 +47,7 @@ export class Form {
   #counter = new Counter();
   #template = new TemplateEditor(() => (this.#errors(false).length ? null : this.#body()));
   #history = new History((prompt) => this.setPrompt(prompt));
+  #source = new Source(() => this.#sourceChanged());
 
   /**
    * `onDraw` gets checked values, `onJob` the body of a job.
@@ -53,6 +58,7 @@ export class Form {
     this.onDraw = onDraw;
     this.onJob = onJob;
     this.#buildRatios();
+    if (!this.#source.origin && this.#state.ratio === AS_SOURCE) this.#state.ratio = BLANK.ratio;
     this.#write();
     this.#bind();
     this.render();
@@ -67,8 +73,9 @@ export class Form {
   /**
    * Take over the settings of one picture: drawing now gives the same picture again.
    * @param {Recipe} recipe
+   * @param {Origin | null} origin what it was drawn from
    */
-  fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }) {
+  fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }, origin = null) {
     const sized = width && height;
     const ratio = sized ? ratioOf(width, height, this.#limits) ?? "custom" : this.#state.ratio;
     const size = ratio === "custom" && sized ? { width, height } : {};
@@ -76,7 +83,7 @@ export class Form {
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
     const words = prompt.replaceAll("\n", " ");
-    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused");
+    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused", origin);
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
   }
@@ -93,16 +100,38 @@ export class Form {
    * Fill in `values`, and tell by `words` how to have back what stood there.
    * @param {Partial<FormState>} values
    * @param {Words} words
+   * @param {Origin | null} origin
    */
-  #replace(values, words) {
+  #replace(values, words, origin = this.#source.origin) {
     const before = { ...this.#state };
+    const from = this.#source.origin;
+    if (origin !== from) this.#source.use(origin);
     this.#change(values);
     const undo = () => {
+      this.#source.use(from);
       const since = this.#state.prompt.trim();
       if (since && since !== values.prompt) this.#history.add(since); // that was typed, too
       this.#change(before);
     };
     offerUndo({ words, undo });
+  }
+
+  /**
+   * The next drawing goes on from `origin`, at its size; `prompt` is what it shows.
+   * @param {Origin} origin
+   * @param {string} prompt
+   */
+  drawFrom(origin, prompt = "") {
+    this.#source.use(origin);
+    const words = this.#state.prompt.trim() ? {} : { prompt: prompt.replaceAll("\n", " ") };
+    this.#change({ mode: "prompts", ratio: AS_SOURCE, ...words });
+    $("#source").scrollIntoView({ block: "nearest" });
+    this.focus();
+  }
+
+  #sourceChanged() {
+    if (!this.#source.origin && this.#state.ratio === AS_SOURCE) this.#change({ ratio: BLANK.ratio });
+    else this.render();
   }
 
   focus() {
@@ -129,6 +158,7 @@ export class Form {
   render() {
     const { ratio, prompt, mode } = this.#state;
     const lines = linesOf(prompt).length;
+    this.#source.render();
     this.#counter.update(linesOf(prompt), this.#limits);
     $("[data-field=prompt]").hidden = mode !== "prompts";
     $("[data-field=template]").hidden = mode !== "template";
@@ -165,6 +195,7 @@ export class Form {
 
   get #asJob() {
     const { mode, n } = this.#state;
+    if (this.#source.origin) return false;
     return mode === "template" || this.#count > MAX_STREAMED || Number(n) > this.#limits.maxImages;
   }
 
@@ -185,9 +216,9 @@ export class Form {
   }
 
   #buildRatios() {
-    const tiles = [...RATIOS, "custom"].map((ratio) => {
+    const tiles = [AS_SOURCE, ...RATIOS, "custom"].map((ratio) => {
       const shape = h("span", { class: "shape", "aria-hidden": "true" });
-      const [across, down] = ratio === "custom" ? [1, 1] : ratio.split(":").map(Number);
+      const [across, down] = ratio.includes(":") ? ratio.split(":").map(Number) : [1, 1];
       shape.style.setProperty("--w", String(across / Math.max(across, down)));
       shape.style.setProperty("--h", String(down / Math.max(across, down)));
       const input = h("input", { type: "radio", name: "ratio", value: ratio });
@@ -202,8 +233,10 @@ export class Form {
     for (const tile of $("#ratios").children) {
       const ratio = tile.getAttribute("data-ratio") ?? "";
       const custom = ratio === "custom";
-      setText($(".name", tile), custom ? t("custom") : ratio);
-      setText($(".pixels", tile), custom ? "" : sizeOf(ratio, this.#limits).join(" × "));
+      const asSource = ratio === AS_SOURCE;
+      tile.toggleAttribute("hidden", asSource && !this.#source.origin);
+      setText($(".name", tile), asSource ? t("asSource") : custom ? t("custom") : ratio);
+      setText($(".pixels", tile), custom ? "" : this.#sizeAt(ratio).join(" × "));
     }
   }
 
@@ -286,6 +319,7 @@ export class Form {
       width,
       height,
       format,
+      origin: this.#source.origin,
     };
   }
 
@@ -306,7 +340,14 @@ export class Form {
   /** @returns {number[]} */
   #size() {
     const { ratio, width, height } = this.#state;
-    return ratio === "custom" ? [Number(width), Number(height)] : sizeOf(ratio, this.#limits);
+    return ratio === "custom" ? [Number(width), Number(height)] : this.#sizeAt(ratio);
+  }
+
+  /** @param {string} ratio */
+  #sizeAt(ratio) {
+    const origin = this.#source.origin;
+    if (ratio !== AS_SOURCE) return sizeOf(ratio, this.#limits);
+    return origin ? fit(origin.width, origin.height, this.#limits) : [0, 0];
   }
 
   /**
@@ -318,7 +359,7 @@ export class Form {
     const { maxSteps } = this.#limits;
     /** @type {[string, string | false][]} */
     const checks = [
-      ...(asked ? this.#promptErrors() : []),
+      ...(asked ? [...this.#promptErrors(), ...this.#sourceErrors()] : []),
       ["size", this.#sizeError()],
       ["n", !isWhole(String(n), 1, MAX_PICTURES) && t("errorCount", { max: MAX_PICTURES.toLocaleString() })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
@@ -344,6 +385,17 @@ export class Form {
       ["prompt", long !== undefined && this.#tooLong(long)],
       ["prompt", !linesOf(this.#state.prompt).length && t("errorPromptEmpty")],
       ["prompt", all > MAX_PICTURES && t("errorTooMany", { n: all, max: MAX_PICTURES })],
+    ];
+  }
+
+  /** @returns {[string, string | false][]} */
+  #sourceErrors() {
+    if (!this.#source.origin) return [];
+    const max = Math.min(MAX_STREAMED, this.#limits.maxImages);
+    const many = this.#count > MAX_STREAMED || Number(this.#state.n) > max;
+    return [
+      ["image", this.#state.mode === "template" && t("errorSourceTemplate")],
+      ["n", this.#state.mode !== "template" && many && t("errorSourceMany", { max })],
     ];
   }
 

@@ -10,6 +10,7 @@
  */
 
 import { ApiError, blobOf, drawEvents } from "./api.js";
+import { formOf, pathFor } from "./edits.js";
 import { StreamCut } from "./sse.js";
 
 export const OPEN = new Set(["waiting", "sending", "queued", "drawing", "paused"]);
@@ -24,7 +25,8 @@ const SILENCE_S = 900; // above every phase a worker is allowed, compiling inclu
 
 export class Job {
   /**
-   * `settings`: {prompt, width, height, steps, format, negative, guidance}; `shots`: [{id, seed}], seeds all or none.
+   * `settings`: {prompt, width, height, steps, format, negative, guidance, origin}; `shots`: [{id, seed}], seeds all or
+   * none.
    * @param {SavedJob} saved
    */
   constructor({ settings, shots, batchAt, line = null, resume = null }) {
@@ -75,6 +77,12 @@ export class Job {
     if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
     return { ...body, stream: true, partial_images: PREVIEWS };
   }
+
+  /** @param {Slots} slots */
+  async request(slots) {
+    const { origin } = this.settings;
+    return origin ? formOf(origin, this.body(slots)) : this.body(slots);
+  }
 }
 
 /**
@@ -109,7 +117,8 @@ async function attempt(job, tries, changed) {
   each(job, changed, { state: "sending", step: 0, until: null });
   const silence = watch(job.abort.signal);
   try {
-    for await (const event of drawEvents(job.body(slots), silence.signal)) {
+    const request = await job.request(slots);
+    for await (const event of drawEvents(pathFor(job.settings.origin), request, silence.signal)) {
       silence.reset();
       take(event, slots, tries, changed);
     }
@@ -182,15 +191,14 @@ function lineUp(slots, position, wait_s) {
 }
 
 /**
- * @param {{ type: string } & any} event
+ * @param {{ name: string } & any} event
  * @param {Slots} slots
  * @param {Tries} tries
  * @param {(shot: Shot) => void} changed
  */
 function take(event, slots, tries, changed) {
-  const name = event.type.replace("image_generation.", "");
-  if (!Object.hasOwn(HANDLERS, name)) return; // `done`, and whatever later versions add
-  const handler = HANDLERS[/** @type {keyof DrawEvents} */ (name)];
+  if (!Object.hasOwn(HANDLERS, event.name)) return; // `done`, and whatever later versions add
+  const handler = HANDLERS[/** @type {keyof DrawEvents} */ (event.name)];
   const touched = handler(event, slots, { tries, format: jobOf(slots).settings.format });
   for (const shot of touched) if (shot) changed(shot);
 }

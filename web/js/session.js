@@ -3,6 +3,9 @@
 import { ApiError, getSession, onSignedOut, signIn, signOut } from "./api.js";
 import { $, setText } from "./dom.js";
 import { t } from "./i18n.js";
+import { forgetOrigins } from "./origins.js";
+import { save } from "./settings.js";
+import { emptyStash } from "./stash.js";
 import { toast } from "./toast.js";
 import { whyNot } from "./why.js";
 
@@ -77,6 +80,7 @@ export class Session {
   // The pictures of one key must not stay on show for the next person.
   async #leave() {
     await signOut().catch(() => null);
+    await forgetPictures();
     location.reload();
   }
 
@@ -87,6 +91,13 @@ export class Session {
     } catch (error) {
       return toast(t("signOutFailed", { why: whyNot(error) }));
     }
+    await forgetPictures();
     location.reload();
   }
+}
+
+async function forgetPictures() {
+  save("source", null);
+  forgetOrigins();
+  await emptyStash();
 }

@@ -1,0 +1,129 @@
+"""Drawings that go on from a picture: one that is dropped, or one of the gallery."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.web.conftest import PHONE, OpenPage
+from tests.web.fake_cell import FIRST_SEED, FakeCell
+from tests.web.landscapes import encoded, landscape
+from tests.web.test_draw import draw
+from tests.web.test_library import SPEC, drop
+from tests.web.test_page import AXE, RUN
+from worker.generation.imaging import encode, parameters_text
+
+pytestmark = pytest.mark.browser
+
+STREET = encoded(landscape("a street", 1, 320, 192))
+
+
+def set_strength(page: Page, strength: str) -> None:
+    page.get_by_label("Strength").evaluate(
+        """(slider, value) => {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
+        }""",
+        strength,
+    )
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(data)).size
+
+
+def test_a_dropped_picture_is_drawn_from_as_it_was_sent(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    drop(page, STREET)
+    expect(page.locator("#source")).to_contain_text("320 × 192")
+    expect(page.locator("#strength-value")).to_have_text("60 %")
+    draw(page, "snow", n=2)
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    set_strength(page, "0.3")
+    draw(page, "rain")
+    expect(page.locator("[data-face=picture]")).to_have_count(3)
+    common = {"size": "320x192", "output_format": "png", "stream": True, "partial_images": 3}
+    assert cell.requests == [
+        {"prompt": "snow", "n": 2, **common},
+        {"prompt": "rain", "n": 1, "strength": 0.3, **common},
+    ]
+    assert set(cell.paths) == {"/v1/images/edits"}
+    assert cell.files == {"image": STREET}
+    page.get_by_role("button", name="Draw without the picture").click()
+    draw(page, "sun")
+    expect(page.locator("[data-face=picture]")).to_have_count(4)
+    assert (cell.paths[-1], cell.requests[-1]["size"]) == ("/v1/images/generations", "256x256")
+
+
+def test_a_picture_that_tells_its_settings_is_asked_about(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    data = encode(pixels, "png", None, parameters_text(SPEC, "tiny"))
+    drop(page, data)
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator("#prompt")).to_have_value("")
+    expect(page.locator("#source")).to_be_hidden()
+    drop(page, data)
+    page.get_by_role("button", name="Draw from it").click()
+    expect(page.locator("#prompt")).to_have_value(SPEC.prompt)
+    assert page.evaluate(RUN) == []
+    page.locator("#draw").click()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert (cell.files, cell.requests[0]["size"]) == ({"image": data}, "128x64")
+
+
+def test_picture_and_drawing_outlive_a_reload(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    drop(page, STREET)
+    cell.hold_before_step = 2
+    draw(page, "snow")
+    expect(page.locator("[data-state=drawing]")).to_have_count(1)
+    page.reload()
+    cell.release()
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert [body.get("seed") for body in cell.requests] == [None, FIRST_SEED + 100]
+    assert (cell.paths[1], cell.files) == ("/v1/images/edits", {"image": STREET})
+    draw(page, "rain")
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    assert cell.files == {"image": STREET}
+
+
+def test_a_picture_larger_than_is_taken_is_made_smaller(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    large = io.BytesIO()
+    Image.new("L", (5000, 3400), 90).save(large, "png")
+    drop(page, large.getvalue())
+    expect(page.locator("#source")).to_be_visible()
+    draw(page, "snow")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    width, height = size_of(cell.files["image"])
+    assert width * height <= 4096 * 4096
+    assert width / height == pytest.approx(5000 / 3400, abs=0.01)
+
+
+def test_what_cannot_be_drawn_from_a_picture_is_said_before_it_is_sent(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page(locale="zh-CN", **PHONE)
+    drop(page, STREET)
+    expect(page.locator("#source")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.locator("#prompt").fill("snow")
+    page.locator("#n").fill("11")
+    page.locator("#draw").tap()
+    expect(page.locator("#error-n")).to_have_text("以图作画一次最多 10 张。")
+    page.locator("#modes label").nth(1).tap()
+    page.locator("#template-example").tap()
+    page.locator("#draw").tap()
+    expect(page.locator("#error-image")).to_contain_text("模板只能由文字生成")
+    assert cell.requests == []

@@ -1,0 +1,39 @@
+/** How a drawing that goes on from a picture is asked for. */
+
+import { ApiError } from "./api.js";
+import { t } from "./i18n.js";
+import { find } from "./stash.js";
+
+/** As the API has it: of a picture that may change everywhere, and of one with a part to be drawn. */
+export const STRENGTH = 0.6;
+export const STRENGTH_OF_PART = 1;
+
+/** @param {Origin} origin */
+export const defaultStrength = ({ mask, fit }) => (mask || fit === "extend" ? STRENGTH_OF_PART : STRENGTH);
+
+/** @param {Origin | null | undefined} origin */
+export const pathFor = (origin) => `v1/images/${!origin ? "generations" : origin.like ? "variations" : "edits"}`;
+
+/**
+ * `body` and the picture, as a form; throws `ApiError` where this browser has it no more.
+ * @param {Origin} origin
+ * @param {Record<string, unknown>} body
+ */
+export async function formOf(origin, body) {
+  const { file, id, mask, strength, fit } = origin;
+  const form = new FormData();
+  for (const [name, value] of Object.entries(body)) form.append(name, String(value));
+  if (strength !== null) form.append("strength", String(strength));
+  if (fit === "extend") form.append("fit", fit);
+  if (file) form.append("image", await found(file), "image");
+  else form.append("image", String(id));
+  if (mask) form.append("mask", await found(mask), "mask.png");
+  return form;
+}
+
+/** @param {string} key */
+async function found(key) {
+  const blob = await find(key);
+  if (!blob) throw new ApiError({ status: 410, code: "picture_lost", param: "image", message: t("error_picture_lost") });
+  return blob;
+}

@@ -1,0 +1,129 @@
+/** The picture in the form that the next drawing goes on from, and how far it may leave it. */
+
+import { $, setText } from "./dom.js";
+import { defaultStrength } from "./edits.js";
+import { seenAt } from "./origins.js";
+import { load, save } from "./settings.js";
+import { keep } from "./stash.js";
+
+// What the server takes of a file; a larger picture is made smaller here.
+const MAX_PIXELS = 4096 * 4096;
+const MAX_BYTES = 24 * 2 ** 20;
+const KINDS = new Set(["image/png", "image/jpeg", "image/webp"]);
+
+export class Source {
+  /** @type {Origin | null} */
+  #origin = load("source");
+  #shown = "";
+
+  /**
+   * `changed()` after every change but of the strength.
+   * @param {() => void} changed
+   */
+  constructor(changed) {
+    this.changed = changed;
+    $("#strength").addEventListener("input", () => this.#set({ strength: Number($("#strength").value) }));
+    $("#source-remove").addEventListener("click", () => (this.use(null), $("#from-file").focus()));
+  }
+
+  get origin() {
+    return this.#origin;
+  }
+
+  /** @param {Origin | null} origin */
+  use(origin) {
+    this.#origin = origin;
+    save("source", origin);
+    this.changed();
+  }
+
+  /** @param {Partial<Origin>} change */
+  #set(change) {
+    if (!this.#origin) return;
+    this.#origin = { ...this.#origin, ...change };
+    save("source", this.#origin);
+    this.render();
+  }
+
+  render() {
+    const origin = this.#origin;
+    $("#source").hidden = !origin;
+    $("#from-file").hidden = Boolean(origin);
+    if (!origin) {
+      this.#shown = "";
+      return;
+    }
+    const strength = origin.strength ?? defaultStrength(origin);
+    $("#strength").value = String(strength);
+    setText($("#strength-value"), `${Math.round(strength * 100)} %`);
+    $("#strength").setAttribute("aria-valuetext", `${Math.round(strength * 100)} %`);
+    setText($("#source-size"), `${origin.width} × ${origin.height}`);
+    this.#show(origin);
+  }
+
+  /** @param {Origin} origin */
+  async #show(origin) {
+    const shown = origin.file ?? origin.id ?? "";
+    if (shown === this.#shown) return;
+    this.#shown = shown;
+    const url = await seenAt(origin);
+    if (this.#shown !== shown) return;
+    if (url) $("#source-image").src = url;
+    else this.use(null); // the browser has forgotten it
+  }
+}
+
+/**
+ * A file as something to draw from, or null where it is no picture that can be.
+ * @param {Blob} file
+ * @returns {Promise<Origin | null>}
+ */
+export async function originOfFile(file) {
+  try {
+    const bitmap = await createImageBitmap(file); // turned as its EXIF says, as the server turns it
+    const { width, height } = bitmap;
+    const fits = KINDS.has(file.type) && file.size <= MAX_BYTES && width * height <= MAX_PIXELS;
+    // A copy: the file may change before it is sent.
+    if (fits) return originAs(new Blob([await file.arrayBuffer()], { type: file.type }), width, height);
+    const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / 4 / (width * height)));
+    const kind = file.type === "image/jpeg" ? file.type : "image/png";
+    return await redrawn(bitmap, Math.floor(width * shrink), Math.floor(height * shrink), kind);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * @param {Picture} picture
+ * @returns {Origin}
+ */
+export function originOfPicture({ id, blob, width, height }) {
+  if (blob) return originAs(blob, width, height); // the gallery has it a moment later, or never
+  return { ...PLAIN, file: null, id, width, height };
+}
+
+/** @type {Pick<Origin, "mask" | "strength" | "fit">} */
+const PLAIN = { mask: null, strength: null, fit: "cover" };
+
+/**
+ * @param {Blob} blob
+ * @param {number} width
+ * @param {number} height
+ * @returns {Origin}
+ */
+const originAs = (blob, width, height) => ({ ...PLAIN, file: keep(blob), id: null, width, height });
+
+/**
+ * @param {ImageBitmap} bitmap
+ * @param {number} width
+ * @param {number} height
+ * @param {string} kind
+ */
+async function redrawn(bitmap, width, height, kind) {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width, height });
+  canvas.getContext("2d")?.drawImage(bitmap, 0, 0, width, height);
+  /** @type {Blob | null} */
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, kind, 0.95));
+  return blob && originAs(blob, width, height);
+}
