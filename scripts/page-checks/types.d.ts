@@ -6,6 +6,8 @@ interface Elements {
   "#account": HTMLDetailsElement;
   "#advanced": HTMLDetailsElement;
   "#choice": HTMLDialogElement;
+  "#compare-before": HTMLImageElement;
+  "#compare-divider": HTMLInputElement;
   "#choice-image": HTMLImageElement;
   "#draw": HTMLButtonElement;
   "#file": HTMLInputElement;
@@ -211,6 +213,8 @@ interface Place {
 /** What can be done with items; what lacks is not offered. */
 interface Actions {
   favourite(item: Drawn): void;
+  alike?(item: Drawn): void;
+  drawFrom?(item: Drawn): void;
   again(item: Drawn): void;
   download(item: Drawn): void;
   copyPrompt(item: Drawn): void;

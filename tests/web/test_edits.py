@@ -127,3 +127,72 @@ def test_what_cannot_be_drawn_from_a_picture_is_said_before_it_is_sent(
     page.locator("#draw").tap()
     expect(page.locator("#error-image")).to_contain_text("模板只能由文字生成")
     assert cell.requests == []
+
+
+def test_before_and_after_are_compared_in_the_full_view(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    drop(page, STREET)
+    draw(page, "snow")
+    page.locator("#grid .open").click()
+    page.keyboard.press("b")
+    divider = page.get_by_label("How much of the picture before is seen")
+    expect(divider).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(divider).to_have_value("49")
+    shown = page.locator("#compare-before").evaluate("i => [i.naturalWidth, i.naturalHeight]")
+    assert shown == [320, 192]
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []
+    page.keyboard.press("b")
+    expect(divider).to_be_hidden()
+    page.reload()  # the gallery's pictures know it, too
+    page.locator("#grid .open").click()
+    page.get_by_role("button", name="Before / after").click()
+    expect(divider).to_be_visible()
+
+
+def test_more_like_a_picture_are_drawn_from_its_id_and_settings(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    cell.store.keep("f" * 32 + "-0", {"prompt": "a fox", "size": "64x96"}, 5, 8)
+    page = open_page()
+    page.locator("#grid .frame").hover()
+    page.get_by_role("button", name="More like this").click()
+    expect(page.locator("[data-face=picture]")).to_have_count(5)
+    assert cell.paths == ["/v1/images/variations"]
+    like = {"image": "f" * 32 + "-0", "prompt": "a fox", "n": 4, "size": "64x96", "steps": 8}
+    assert cell.requests[0].items() >= like.items()
+    assert "seed" not in cell.requests[0]
+
+
+def test_a_picture_of_the_gallery_is_drawn_from(cell: FakeCell, open_page: OpenPage) -> None:
+    cell.store.keep("f" * 32 + "-0", {"prompt": "a fox", "size": "64x96"}, 5, 8)
+    page = open_page()
+    page.locator("#grid .open").click()
+    page.keyboard.press("e")
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#prompt")).to_have_value("a fox")
+    shown = page.locator("#source-image")
+    assert shown.evaluate("i => i.decode().then(() => i.naturalHeight)") == 96
+    draw(page, "a wolf")
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    assert (cell.requests[0]["image"], cell.files) == ("f" * 32 + "-0", {})
+    page.locator("#grid .open").first.click()
+    page.keyboard.press("r")
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator("#source")).to_be_visible()
+
+
+def test_what_the_model_cannot_do_is_not_offered(cell: FakeCell, open_page: OpenPage) -> None:
+    cell.edits = False
+    cell.store.keep("f" * 32 + "-0", {"prompt": "a fox", "size": "64x96"}, 5, 8)
+    page = open_page()
+    page.locator("#grid .frame").hover()
+    expect(page.get_by_role("button", name="Reuse settings")).to_be_visible()
+    expect(page.get_by_role("button", name="More like this")).to_have_count(0)
+    drop(page, STREET)
+    expect(page.locator("#toasts")).to_contain_text("does not say how it was drawn")
+    expect(page.locator("#source")).to_be_hidden()

@@ -20,7 +20,7 @@ import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
 import { limitsOf } from "./sizes.js";
-import { originOfFile } from "./source.js";
+import { originOfFile, originOfPicture } from "./source.js";
 import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
 import { toast } from "./toast.js";
 import { offerUndo, settleActs } from "./undo.js";
@@ -29,6 +29,7 @@ import { Viewer } from "./viewer.js";
 import { whyNot } from "./why.js";
 
 const SEARCH_WAIT_MS = 300;
+const ALIKE = 4; // pictures at a time
 
 /** @type {JobActions} */
 const forPictures = { favourite, again, download, copyPrompt, remove, open: (item, where) => viewer.open(item, where) };
@@ -212,6 +213,19 @@ function again({ picture }) {
 }
 
 /** @param {Drawn} item */
+function drawFrom({ picture }) {
+  form.drawFrom(originOfPicture(picture), picture.prompt);
+}
+
+/** @param {Drawn} item */
+function alike({ picture }) {
+  const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative } = picture;
+  const settings = { width, height, steps, format, guidance, negative };
+  const n = Math.min(ALIKE, model?.max_images ?? ALIKE);
+  draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...originOfPicture(picture), like: true } });
+}
+
+/** @param {Drawn} item */
 function download({ picture }) {
   const href = picture.blob ? URL.createObjectURL(picture.blob) : `${picture.url}?download=1`;
   h("a", { href, download: fileNameOf(picture) }).click();
@@ -324,9 +338,21 @@ function renderProgress() {
 
 /** @param {ModelEntry} entry */
 function useModel(entry) {
+  const edited = model?.edits;
   model = entry;
   form.setLimits(limitsOf(entry));
   renderModel();
+  if (edited !== entry.edits) offerEdits(entry.edits === true);
+}
+
+/**
+ * What the model cannot do is not offered.
+ * @param {boolean} able
+ */
+function offerEdits(able) {
+  const offered = able ? { alike, drawFrom } : { alike: undefined, drawFrom: undefined };
+  for (const some of [forPictures, actions, jobView.gallery.actions]) Object.assign(some, offered);
+  for (const part of [gallery, jobView, viewer]) part.render();
 }
 
 function renderModel() {

@@ -102,12 +102,12 @@ export class Card {
 
 /**
  * @param {Card} card
- * @param {"favourite" | "download" | "again" | "copyPrompt"} name
+ * @param {"favourite" | "download" | "alike" | "again" | "copyPrompt"} name
  * @param {string} iconName
  * @param {Record<string, string>} extra
  */
 function button(card, name, iconName, extra = {}) {
-  const run = () => card.actions[name](drawnOf(card));
+  const run = () => card.actions[name]?.(drawnOf(card));
   return tool(t(name), iconName, run, extra);
 }
 
@@ -146,8 +146,9 @@ function buildPicture(card) {
     { class: "tools" },
     star,
     button(card, "download", "download", { class: "tool download" }),
+    ...(card.actions.alike ? [button(card, "alike", "alike")] : []),
     button(card, "again", "again"),
-    button(card, "copyPrompt", "copy"),
+    button(card, "copyPrompt", "copy", { class: "tool copy" }),
   );
   const meta = h("p", { class: "meta" }, h("span", {}, `${width} × ${height}`), h("span", {}, `#${seed}`));
   if (card.item.shot?.reconnected) meta.append(h("span", { class: "badge" }, t("reconnected")));

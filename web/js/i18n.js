@@ -247,6 +247,11 @@ export const STRINGS = {
   gone: ["Picture is gone", "图片已不在"],
   goneText: ["Its file was deleted or lost. “Reuse settings” draws it again.", "文件已被删除或丢失。点击“复用参数”可以重新绘制。"],
 
+  alike: ["More like this", "更多相似图"],
+  compare: ["Before / after", "前后对比"],
+  compareLabel: ["How much of the picture before is seen", "原图显示的比例"],
+  before: ["Before", "原图"],
+  after: ["After", "结果"],
   viewer: ["Picture", "图片"],
   previous: ["Previous picture", "上一张"],
   next: ["Next picture", "下一张"],

@@ -32,8 +32,9 @@ export function keep(blob) {
  * @returns {Promise<Blob | null>}
  */
 export async function find(key) {
-  const blob = kept.get(key) ?? (await within("readonly", (store) => store.get(key))) ?? null;
-  if (blob) kept.set(key, blob);
+  const blob = kept.get(key) ?? (await within("readonly", (store) => store.get(key)));
+  if (!(blob instanceof Blob)) return null;
+  kept.set(key, blob);
   return blob;
 }
 

@@ -1,5 +1,6 @@
 /** One picture over the whole window: arrow keys and swipes walk, Escape and Back close. */
 
+import { Compare } from "./compare.js";
 import { $, h, icon, setText, stepOf } from "./dom.js";
 import { dragOriginal } from "./drag.js";
 import { t } from "./i18n.js";
@@ -7,9 +8,11 @@ import { Stored } from "./stored.js";
 import { placeToasts } from "./toast.js";
 
 const SWIPE_PX = 50;
-/** @type {("favourite" | "download" | "again" | "copyPrompt" | "remove")[]} */
-const ACTIONS = ["favourite", "download", "again", "copyPrompt", "remove"];
-const KEYS = ["f", "d", "r", "c", "delete"]; // of the actions, in their order
+/** @typedef {"favourite" | "download" | "alike" | "drawFrom" | "again" | "copyPrompt" | "remove"} Name */
+/** @type {Record<Name | "compare", string>} */
+const KEYS = {
+  favourite: "f", download: "d", compare: "b", alike: "m", drawFrom: "e", again: "r", copyPrompt: "c", remove: "delete",
+};
 
 export class Viewer {
   #dialog = $("#viewer");
@@ -18,9 +21,10 @@ export class Viewer {
   /** @type {Drawn | null} */
   #item = null;
   #stored = new Stored($("#viewer-image"));
+  #compare = new Compare();
   #leaving = false; // it goes back in the history by itself
 
-  /** @param {Pick<Actions, typeof ACTIONS[number]>} actions */
+  /** @param {Pick<Actions, Name>} actions */
   constructor(actions) {
     this.actions = actions;
     $(".viewer-picture").append(this.#stored.words);
@@ -91,19 +95,22 @@ export class Viewer {
     const items = this.#gallery?.pictures ?? [];
     const more = this.#gallery?.source?.hasMore ? "+" : ""; // on the server, and not shown yet
     setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}${more}`);
+    this.#compare.keepFor(item.picture);
     const actions = $("#viewer-actions");
-    const focused = [...actions.children].indexOf(/** @type {Element} */ (document.activeElement));
+    const focused = actions.contains(document.activeElement) && document.activeElement?.getAttribute("data-action");
     const star = this.#action("favourite", "star");
     star.classList.add("star");
     star.setAttribute("aria-pressed", String(Boolean(favourite)));
     actions.replaceChildren(
       star,
       this.#action("download", "download"),
+      ...(Compare.can(item.picture) ? [this.#comparing(item)] : []),
+      ...(this.actions.alike ? this.#further() : []),
       this.#action("again", "again", () => this.#dialog.close()),
       this.#action("copyPrompt", "copy"),
       this.#action("remove", "trash", () => this.#leave()),
     );
-    this.#button(focused)?.focus();
+    if (focused) this.#button(focused)?.focus();
     $("#viewer-prev").disabled = !this.#neighbour(-1);
     $("#viewer-next").disabled = !this.#neighbour(+1) && !more;
     // A button that is disabled gives the focus away, and with it the keys.
@@ -112,25 +119,50 @@ export class Viewer {
   }
 
   /**
-   * @param {typeof ACTIONS[number]} name
+   * @param {Name} name
    * @param {string} iconName
    */
   #action(name, iconName, before = () => {}) {
-    const run = () => {
+    return this.#tool(name, iconName, () => {
       const item = this.#item;
       if (!item) return;
       before();
-      this.actions[name](item);
-    };
-    const key = KEYS[ACTIONS.indexOf(name)];
-    const shortcut = { "aria-keyshortcuts": key, title: `${t(name)} (${key.toUpperCase()})` };
-    const words = h("span", {}, t(name));
-    return h("button", { type: "button", class: `ghost ${name}`, onclick: run, ...shortcut }, icon(iconName), words);
+      this.actions[name]?.(item);
+    });
   }
 
-  /** @param {number} place */
-  #button(place) {
-    return /** @type {HTMLElement | undefined} */ ($("#viewer-actions").children[place]);
+  // Both are done in the page behind.
+  #further() {
+    const close = () => this.#dialog.close();
+    return [this.#action("alike", "alike", close), this.#action("drawFrom", "brush", close)];
+  }
+
+  /** @param {Drawn} item */
+  #comparing({ picture }) {
+    const button = this.#tool("compare", "compare", async () => {
+      await this.#compare.toggle(picture);
+      button.setAttribute("aria-pressed", String(this.#compare.shown));
+    });
+    button.setAttribute("aria-pressed", String(this.#compare.shown));
+    return button;
+  }
+
+  /**
+   * @param {keyof typeof KEYS} name
+   * @param {string} iconName
+   * @param {() => void} run
+   */
+  #tool(name, iconName, run) {
+    const key = KEYS[name];
+    const shortcut = { "aria-keyshortcuts": key, title: `${t(name)} (${key.toUpperCase()})` };
+    const words = h("span", {}, t(name));
+    const named = { class: `ghost ${name}`, "data-action": name };
+    return h("button", { type: "button", ...named, onclick: run, ...shortcut }, icon(iconName), words);
+  }
+
+  /** @param {string} name */
+  #button(name) {
+    return /** @type {HTMLElement | null} */ ($("#viewer-actions").querySelector(`[data-action=${name}]`));
   }
 
   /**
@@ -163,7 +195,8 @@ export class Viewer {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const by = stepOf(event.key);
     if (by) return this.#walk(by);
-    const chosen = this.#button(KEYS.indexOf(event.key.toLowerCase()));
+    const [name] = Object.entries(KEYS).find(([, key]) => key === event.key.toLowerCase()) ?? [];
+    const chosen = name ? this.#button(name) : null;
     if (!chosen?.checkVisibility()) return;
     event.preventDefault(); // the key may move the focus to the form, and would be typed there
     if (!event.repeat) chosen.click();
@@ -171,6 +204,7 @@ export class Viewer {
 
   // `again` has moved the focus to the form already.
   #closed() {
+    this.#compare.hide();
     if (history.state?.viewer) {
       this.#leaving = true;
       history.back();
