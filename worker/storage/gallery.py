@@ -70,8 +70,13 @@ class StoredImage:
     @classmethod
     def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
         """What was drawn as ``spec`` says; ``rest`` are the fields that it does not have."""
-        own = {"prompt": spec.prompt, "seed": spec.seed, "parameters": spec.parameters}
-        return cls(**own, **(spec.source.digests if spec.source else {}), **rest)
+        own: dict[str, Any] = {
+            "prompt": spec.prompt,
+            "seed": spec.seed,
+            "parameters": spec.parameters,
+        }
+        own |= spec.source.digests if spec.source else {}
+        return cls(**own, **rest)
 
     @property
     def name(self) -> str:
