@@ -98,6 +98,12 @@ LONG = {
         ("env", "PROVE=bundle", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_bundle.py"),
         6,
     ),
+    "chart": Proof(
+        "two cells and a front run as the chart's pods would, draw, survive the loss of one, and "
+        "end within their grace",
+        ("env", "PROVE=chart", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_chart.py"),
+        2,
+    ),
     "clients": Proof(
         "a dozen libraries of others, unmodified: each draws with its own defaults",
         (
