@@ -45,24 +45,27 @@ def make(folder: Path, cluster: str) -> list[Path]:
 
 def enrol(cell: Cell, folder: Path) -> tuple[Role, ...]:
     """Sign this machine's certificates and take over the secrets; the roles whose certificates are
-    new. A repetition changes nothing. ``CellError``."""
-    layout = cell.layout
+    new. A repetition changes nothing. A machine that was removed, or whose disk was lost, is in
+    again, and what its name had before is revoked. ``CellError``."""
+    layout, host = cell.layout, cell.config.cluster.host_id
     authorities = _authorities(folder)
     _take_secrets(cell, folder)
-    due = tuple(
-        role
-        for role in certificates.roles_of(cell.config.cluster.role)
-        if founding.is_missing(cell, role, authorities)
-    )
+    roles = certificates.roles_of(cell.config.cluster.role)
+    lacks = any(founding.is_missing(cell, role, authorities) for role in roles)
+    present = {role: certificates.installed(layout, role) for role in roles}
+    serials = {certificates.serial(each) for each in present.values() if each}
 
     def work(connection: "Connection") -> tuple[dict[Role, bytes], Trust]:
+        from worker.storage import certificates as rows
+
         _require_own(connection, authorities, folder)
         signed: dict[Role, bytes] = {}
-        for role in due:
-            host = cell.config.cluster.host_id
-            csr = certificates.pending(layout, role, host).csr
-            signed[role] = trust.issue(connection, authorities[0], csr, host, role)
-        wishes.come_back(connection, cell.config.cluster.host_id)
+        if lacks or not serials <= {row.serial for row in rows.of_host(connection, host)}:
+            rows.revoke(connection, host)
+            for role in roles:
+                csr = certificates.pending(layout, role, host).csr
+                signed[role] = trust.issue(connection, authorities[0], csr, host, role)
+        wishes.come_back(connection, host)
         renewal.serve(connection, layout, authorities)
         return signed, trust.publish_trust(connection, layout, authorities)
 
@@ -72,7 +75,7 @@ def enrol(cell: Cell, folder: Path) -> tuple[Role, ...]:
         certificates.install(layout, role, pem)
     for document in store.run(cell, trust.read_documents):
         trust.note(layout, document)
-    return due
+    return tuple(signed)
 
 
 def sign(cell: Cell, folder: Path) -> int:

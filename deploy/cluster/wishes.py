@@ -54,8 +54,11 @@ def leave(connection: sa.Connection, id: str) -> None:
 
 
 def come_back(connection: sa.Connection, id: str) -> None:
-    """Host ``id`` begins anew: where it was about to leave, it is in again."""
+    """Host ``id`` joins anew: where it was about to leave, or was removed, it is in again."""
     _change(connection, id, ("out", LEAVING), "in", "")
+    host = hosts.find(connection, id)
+    if host is not None and host.wanted == "removed":
+        hosts.want(connection, id, "in", "", clock(connection))
 
 
 def _change(

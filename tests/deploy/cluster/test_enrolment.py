@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from deploy import store
 from deploy.cluster import authority, certificates, renewal, trust, wishes
@@ -163,3 +164,33 @@ def test_what_an_operator_wants_outlasts_a_restart(folder: Path, tmp_path: Path,
     assert not store.run(machine.cell, lambda c: hosts.forget(c, "cell-0", wishes.LEAVING))
     machine.zimage("cluster", "enrol", str(folder))
     assert wanted(machine) == ("out", "new card")
+
+
+def test_a_machine_that_was_removed_or_lost_its_disk_joins_anew(
+    folder: Path, tmp_path: Path, url: str
+) -> None:
+    machine = Machine(tmp_path / "a", url, host="cell-0", role="host")
+    machine.zimage("cluster", "enrol", str(folder))
+    reported(machine)
+    first = certificates.installed(machine.layout, "host")
+    assert first is not None
+
+    store.run(machine.cell, lambda c: wishes.remove(c, "cell-0", "broken into", force=True))
+    store.run(machine.cell, lambda c: rows.revoke(c, "cell-0"))
+    assert "signed the certificate" in machine.zimage("cluster", "enrol", str(folder))
+    assert wanted(machine) == ("in", "")
+    second = certificates.installed(machine.layout, "host")
+    assert second is not None
+
+    anew = Machine(tmp_path / "b", url, host="cell-0", role="host")
+    anew.zimage("cluster", "enrol", str(folder))
+    third = certificates.installed(anew.layout, "host")
+    assert third is not None
+    known = store.run(anew.cell, lambda c: rows.of_host(c, "cell-0"))
+    assert [row.serial for row in known] == [certificates.serial(third)]
+    revoked = store.run(anew.cell, rows.revoked)
+    assert {first.serial_number, second.serial_number} == set(revoked)
+    lists = anew.layout.revocation_list.read_bytes()
+    assert x509.load_pem_x509_crl(lists).get_revoked_certificate_by_serial_number(
+        second.serial_number
+    )
