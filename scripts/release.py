@@ -1,12 +1,14 @@
 """Builds a release; see scripts/release."""
 
 import argparse
+import gzip
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -77,6 +79,26 @@ def bill_of_materials(source: Path, to: Path, epoch: str) -> Path:
     return to
 
 
+def chart(source: Path, to: Path, epoch: str) -> Path:
+    """The chart in one file, as helm installs it: the same bytes again, which ``helm package`` does
+    not give."""
+    folder = source / "deploy" / "chart"
+    about = (folder / "Chart.yaml").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^(name|version): (\S+)$", about, re.M))
+    made = to / f"{told['name']}-{told['version']}.tgz"
+    with (
+        made.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=int(epoch)) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = tarfile.TarInfo(f"{told['name']}/{path.relative_to(folder)}")
+            entry.size, entry.mtime, entry.mode = path.stat().st_size, int(epoch), 0o644
+            with path.open("rb") as file:
+                archive.addfile(entry, file)
+    return made
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Build a release of the version in pyproject.toml."
@@ -96,6 +118,7 @@ def main() -> int:
     shutil.rmtree(options.to, ignore_errors=True)
     made = build(ROOT, options.to, epoch)
     made.append(bill_of_materials(ROOT, options.to / f"zimage_cluster-{version}.cdx.json", epoch))
+    made.append(chart(ROOT, options.to, epoch))
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made]
     (options.to / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
     for path in made:

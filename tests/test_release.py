@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helm_python import Chart
 
 from deploy.rollout import environment
 
@@ -113,6 +114,16 @@ def test_wheel_has_all_that_runs_a_cell(built: list[list[Path]]) -> None:
     assert set(wanted) - there == set()
     assert {"docs/runbook.md", "docs/runbook.zh-CN.md"} <= there
     assert not any(name.startswith(("tests/", "scripts/", ".venv")) for name in there)
+
+
+def test_the_chart_is_one_file_that_helm_takes_and_the_same_again(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    first = release.chart(ROOT, tmp_path, EPOCH)
+    assert release.chart(ROOT, tmp_path / "again", EPOCH).read_bytes() == first.read_bytes()
+    with Chart.load(first) as chart:
+        assert chart.metadata["appVersion"] == VERSION
+        assert chart.metadata["version"] in first.name
+        assert "StatefulSet" in chart.render(name="zimage")["zimage/templates/cell.yaml"]
 
 
 def test_bill_of_materials_names_each_package_with_hashes(tmp_path: Path) -> None:
