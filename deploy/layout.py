@@ -12,7 +12,7 @@ from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.coordination import host_drain
 from worker.coordination.host_clocks import host_list
-from worker.tables import Objects
+from worker.tables import Loras, Objects
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
 
@@ -447,6 +447,13 @@ def objects_of(config: ClusterConfig) -> Objects:
     told = config.objects
     path = str(under_root(told.credentials_file)) if told.on else ""
     return Objects(**{**told.model_dump(), "credentials_file": path})
+
+
+def loras_of(config: ClusterConfig) -> Loras:
+    """``[loras]`` as workers have it: with an absolute path, or none."""
+    told = config.loras
+    folder = str(under_root(told.folder)) if told.folder else ""
+    return Loras(**{**told.model_dump(), "folder": folder})
 
 
 def _postgres_url(config: ClusterConfig) -> str:

@@ -27,6 +27,7 @@ from worker.tables import (
     Auth,
     Gallery,
     Labels,
+    Loras,
     ModelFiles,
     ModelNames,
     Objects,
@@ -109,6 +110,7 @@ class Settings(
     gallery: Gallery = Gallery()
     objects: Objects = Objects()
     labels: Labels = Labels()
+    loras: Loras = Loras()
     audit: Audit = Audit()
     traces: Traces = Traces()
     usage: Usage = Usage()
@@ -151,6 +153,11 @@ class Settings(
     @property
     def heartbeat(self) -> Path:
         return self.run_dir / f"{self.name}.beat"
+
+    @property
+    def lora_dir(self) -> Path:
+        """Where adapters lie."""
+        return Path(self.loras.folder) if self.loras.folder else self.var_dir / "loras"
 
     @property
     def lock(self) -> Path:

@@ -168,6 +168,14 @@ class Labels(Table):
     """Who offers the service, for the ``AIGC`` record in every file. Empty: no record."""
 
 
+class Loras(Table):
+    folder: str = Field("", pattern=LINE)
+    """Where adapters lie that requests may name. Empty: ``<var_dir>/loras``."""
+    device_gib: float = Field(1.0, gt=0)
+    """Most of a worker's memory that adapters may take, those of one request together; the least
+    recently used go first."""
+
+
 class Audit(Table):
     log: bool = True
     """Write who drew what to ``var_dir/audit``."""

@@ -22,6 +22,7 @@ from worker.tables import (
     Audit,
     Auth,
     Labels,
+    Loras,
     ModelFiles,
     ModelNames,
     OwnerLimits,
@@ -437,6 +438,7 @@ class ClusterConfig(Table):
     model: Model = Model()
     limits: Limits = Limits()
     labels: Labels = Labels()
+    loras: Loras = Loras()
     gallery: Gallery = Gallery()
     audit: Audit = Audit()
     traces: Traces = Traces()

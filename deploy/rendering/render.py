@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy import installation
 from deploy.config import ClusterConfig
-from deploy.layout import Layout, objects_of, under_root
+from deploy.layout import Layout, loras_of, objects_of, under_root
 from deploy.links import HOST_NAME, SOONEST
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
@@ -300,6 +300,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         **config.limits.owner.model_dump(),
         "gallery": config.gallery.model_dump(),
         "labels": config.labels.model_dump(),
+        "loras": loras_of(config).model_dump(),
         **({"objects": objects_of(config).model_dump()} if config.objects.on else {}),
         "audit": config.audit.model_dump(),
         "usage": config.usage.model_dump(),

@@ -1,0 +1,186 @@
+"""``zimage loras``: the adapters that requests may name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.filesize import decimal
+
+from deploy import output
+from deploy.cell import Cell, CellError
+from deploy.cli.options import AsJson, Config, open_cell
+from deploy.layout import loras_of
+from deploy.rendering.plan import model_base, model_source
+from deploy.rollout import model_pull
+from worker.bounds import GIB
+from worker.models.loading import hub
+from worker.models.loading.folder import ModelLoadError, class_of
+from worker.models.loading.hub import hub_model
+from worker.models.loading.single_file import is_single_file
+from worker.models.loading.sources import RANDOM, local_folder
+from worker.models.loras import folder as folders
+from worker.models.loras.folder import LoraFolder, StoredLora
+from worker.models.loras.head import UnusableLora
+
+if TYPE_CHECKING:
+    from worker.models.loras.conversion import Layers
+
+app = typer.Typer(
+    name="loras",
+    help="Adapters that requests may name: add, list, check, remove.",
+    no_args_is_help=True,
+)
+
+_ADAPTED = "ZImagePipeline"
+_BYTES = 2  # of a value on a GPU
+
+Name = Annotated[str, typer.Argument(help="As zimage loras list shows it.")]
+
+
+@app.callback()
+def loras() -> None:
+    """Adapters that requests may name: add, list, check, remove."""
+
+
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A LoRA as .safetensors, of whatever trainer.")],
+    name: Annotated[
+        str, typer.Option(help="What requests call it. [default: the file's name]")
+    ] = "",
+    config: Config = None,
+) -> None:
+    """Check an adapter against this cell's model and keep it. Workers know it at once."""
+    path = file.expanduser().absolute()
+    name = name or path.stem.lower()
+    cell = open_cell(config, create=True)
+    try:
+        folders.require_name(name)
+        added = _added(cell, path, name)
+    except UnusableLora as error:
+        raise CellError(f"{file}: {error}") from None
+    output.done(
+        f"{added.name}: rank {added.rank}, {len(added.shapes)} layers, "
+        f"{decimal(added.elements * _BYTES)} on a GPU"
+    )
+    output.say(f"  SHA-256  {added.sha256}")
+    output.say(f'  next     "lora": [{{"name": "{added.name}", "scale": 1.0}}] in a request')
+
+
+@app.command(name="list")
+def list_loras(config: Config = None, as_json: AsJson = False) -> None:
+    """Adapters that requests may name."""
+    folder = _folder(open_cell(config))
+    found = list(folder.all().values())
+    if as_json:
+        output.as_json([_told(lora) for lora in found])
+        return
+    for file, why in folder.problems().items():
+        output.warn(f"{file}: {why}")
+    if not found:
+        output.say("no adapter was added yet; zimage loras add FILE")
+        return
+    shown = output.table("name", "rank", "layers", "on a GPU", "SHA-256", "file", right=("rank",))
+    for lora in found:
+        shown.add_row(
+            lora.name,
+            str(lora.rank),
+            str(len(lora.shapes)),
+            decimal(lora.elements * _BYTES),
+            lora.sha256[:12],
+            lora.source,
+        )
+    output.console.print(shown)
+
+
+@app.command()
+def check(config: Config = None) -> None:
+    """Compare each adapter with its hash, and with the layers of this cell's model."""
+    cell = open_cell(config)
+    folder = _folder(cell)
+    problems, layers = folder.problems(), None
+    if found := folder.all():
+        layers = _layers(cell)
+    for lora in found.values():
+        if why := _wrong(lora, layers):
+            problems[lora.path.name] = why
+    for file, why in problems.items():
+        output.fail(f"{file}: {why}")
+    if problems:
+        raise CellError(f"{len(problems)} of the files in {folder.path} cannot be used")
+    output.done(f"{len(found)} adapters in {folder.path} are what was added, and fit the model")
+
+
+@app.command()
+def remove(name: Name, config: Config = None) -> None:
+    """Delete an adapter. Items of jobs that name it fail from now on, and say so."""
+    folder = _folder(open_cell(config))
+    lora = folder.all().get(name)
+    if lora is None:
+        raise CellError(f"no adapter {name}; zimage loras list says what is here")
+    lora.path.unlink()
+    output.done(f"{name} is deleted")
+
+
+def _added(cell: Cell, path: Path, name: str) -> StoredLora:
+    folder = _folder(cell)
+    if len(folder.all()) >= folders.MAX_LORAS:
+        raise UnusableLora(
+            f"there are {folders.MAX_LORAS} adapters", "zimage loras remove what nobody uses"
+        )
+    layers = _layers(cell)
+    from worker.models.loras import adding  # torch, which no other verb here needs
+
+    if cell.layout.var_dir in folder.path.parents:
+        cell.layout.create()
+    most = int(cell.config.loras.device_gib * GIB) // _BYTES
+    return adding.add(path, name, folder.path, layers, most)
+
+
+def _wrong(lora: StoredLora, layers: "Layers | None") -> str | None:
+    try:
+        if layers is not None:
+            from worker.models.loras.conversion import require_fits
+
+            require_fits(lora.shapes, layers)
+        if folders.values_digest(lora) != lora.values_sha256:
+            return "its values are not those that were added: remove it and add it again"
+    except UnusableLora as error:
+        return str(error)
+    return None
+
+
+def _layers(cell: Cell) -> "Layers | None":
+    """Of this cell's model; None where any adapter will do."""
+    source = model_source(cell.config)
+    if is_single_file(source):
+        source = model_base(cell.config)
+    try:
+        model = hub_model(source)
+        folder = hub.found(model, model_pull.environments(cell)) if model else local_folder(source)
+        if folder is None and source != RANDOM:
+            return None  # synthetic
+        if folder is not None and class_of(folder) != _ADAPTED:
+            raise CellError(f"{source} is no Z-Image, and only that takes adapters here")
+    except ModelLoadError as error:
+        raise CellError(str(error)) from None
+    from worker.models.loras.conversion import layers_of_folder
+
+    return layers_of_folder(folder)
+
+
+def _folder(cell: Cell) -> LoraFolder:
+    told = loras_of(cell.config).folder
+    return LoraFolder(Path(told) if told else cell.layout.var_dir / "loras")
+
+
+def _told(lora: StoredLora) -> dict[str, Any]:
+    return {
+        "name": lora.name,
+        "sha256": lora.sha256,
+        "rank": lora.rank,
+        "layers": len(lora.shapes),
+        "device_bytes": lora.elements * _BYTES,
+        "source": lora.source,
+        "path": str(lora.path),
+    }
