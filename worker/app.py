@@ -24,6 +24,7 @@ from worker.api.routes import (
     health,
     images,
     jobs,
+    loras,
     models,
     session,
     uploads,
@@ -50,10 +51,13 @@ ROUTES = [
     *uploads.ROUTES,
     Route("/v1/session", session.session, methods=["GET", "POST", "DELETE"]),
     Route("/v1/usage", usage.get_usage),
+    Route("/v1/loras", loras.list_loras),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{id:path}", models.get_model),
     *jobs.ROUTES,
-    openapi.route((images, edits, uploads, files, gallery, jobs, session, usage, models, health)),
+    openapi.route(
+        (images, edits, uploads, files, gallery, jobs, session, usage, models, loras, health)
+    ),
     _READY,
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),

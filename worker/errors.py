@@ -2,6 +2,7 @@
 
 ZimageError
 ├── InvalidRequest      a field is wrong: ``param`` names it, the message says the remedy
+│   └── UnknownLora     an adapter that is not here, or not for who asks
 ├── Unauthenticated     no good key came with it
 ├── Forbidden           a good key, but not for this; or another site's page
 ├── LimitReached        over a limit of the key or the address
@@ -55,6 +56,19 @@ class ZimageError(Exception):
 
 class InvalidRequest(ZimageError):
     code = "invalid_value"
+
+
+class UnknownLora(InvalidRequest):
+    """``name`` is no adapter here, or none for who asks: nobody can tell which."""
+
+    code = "unknown_lora"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"lora: there is no adapter {name[:80]!r} for you: GET /v1/loras lists those that "
+            "there are.",
+            param="lora",
+        )
 
 
 class Unauthenticated(ZimageError):

@@ -1,10 +1,10 @@
 """What everybody speaks of: what is to be drawn, and what comes out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Annotated, Any, get_type_hints
+from functools import cache, lru_cache
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,44 @@ Mask = npt.NDArray[np.uint8]
 """Of a picture, height × width: 0 where it stays, 255 where it is drawn anew; between, both."""
 
 Value = int | float | str | bool
+
+
+class Lora(NamedTuple):
+    """An adapter that a drawing asks for. ``sha256``: of its file, in hex."""
+
+    name: str
+    scale: float
+    sha256: str
+
+
+class ChosenLoras(str):
+    """The adapters of a drawing as tables, logs and files of pictures keep them:
+    ``name*scale@sha256``, with ``;`` between. Empty: none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, loras: Iterable[Lora]) -> "ChosenLoras":
+        """``loras``, in one order whatever theirs is."""
+        return cls(";".join(f"{name}*{scale:g}@{digest}" for name, scale, digest in sorted(loras)))
+
+    @property
+    def each(self) -> tuple[Lora, ...]:
+        """What the text says, in its order."""
+        return _loras_of(str(self))
+
+
+NO_LORAS = ChosenLoras()
+
+
+@lru_cache(maxsize=256)
+def _loras_of(text: str) -> tuple[Lora, ...]:
+    found = []
+    for part in filter(None, text.split(";")):
+        asked, _, digest = part.partition("@")
+        name, _, scale = asked.partition("*")
+        found.append(Lora(name, float(scale), digest))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -56,6 +94,7 @@ class Parameters:
     strength: Annotated[
         float, Declared(low=0, high=1, edits=True, since=11, label="Denoising strength")
     ] = 1.0
+    lora: Annotated[ChosenLoras, Declared(since=14, label="Lora")] = NO_LORAS
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from rich.table import Table
 from deploy import output, store
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
+from worker.models.loras.folder import require_name
+from worker.models.loras.head import UnusableLora
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -69,6 +71,12 @@ class Limits:
     max_steps: Annotated[
         int | None, typer.Option(min=0, help="Of one picture. 0: the cell's limit.")
     ] = None
+    loras: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Adapters that it may use; all, or none. [default: all]"
+        ),
+    ] = None
     expires: Annotated[
         str | None,
         typer.Option(
@@ -83,10 +91,13 @@ class Limits:
         if self.expires is not None:
             del named["expires"]
             named["expires_at"] = _moment(self.expires)
-        return {
+        columns = {
             key: value.value if isinstance(value, StrEnum) else value or None
             for key, value in named.items()
         }
+        if self.loras is not None:
+            columns["loras"] = _loras(self.loras)
+        return columns
 
 
 def with_limits(command: Callable[..., None]) -> Callable[..., None]:
@@ -305,6 +316,23 @@ def _moment(text: str) -> float | None:
         raise typer.BadParameter(f"--expires {text}: write it as 2027-12-31") from None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return (at + timedelta(days=1) if len(text) == 10 else at).timestamp()
+
+
+def _loras(text: str) -> str | None:
+    """Names as they are stored; None: all. Those that are not here yet may come."""
+    names = sorted({name.strip() for name in text.split(",")} - {""})
+    if names == ["all"]:
+        return None
+    if names == ["none"]:
+        return ""
+    for name in names:
+        try:
+            require_name(name)
+        except UnusableLora as error:
+            raise typer.BadParameter(f"--loras: {error}") from None
+    if not names:
+        raise typer.BadParameter("--loras: name adapters, or all, or none")
+    return ",".join(names)
 
 
 def _find(cell: Cell, name: str) -> "Key":

@@ -17,6 +17,7 @@ from tests.worker import databases
 from worker.app import create_app
 from worker.lifecycle import Lifecycle
 from worker.models.base import Pipeline
+from worker.models.loras.folder import LoraFolder
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
@@ -78,7 +79,7 @@ def migrated(settings: Settings) -> Settings:
 
 
 def load_synthetic(settings: Settings) -> Pipeline:
-    return SyntheticPipeline(settings.model)
+    return SyntheticPipeline(settings.model, LoraFolder(settings.lora_dir))
 
 
 @asynccontextmanager

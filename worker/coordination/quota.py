@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from worker import log
-from worker.errors import LimitReached
+from worker.errors import LimitReached, UnknownLora
 from worker.file_lock import try_lock
 from worker.storage.keys import Key
 from worker.types import Parameters
@@ -229,6 +229,18 @@ def require_size(key: Key | None, how: Parameters) -> None:
             retry_after_s=_NEVER_RETRY_S,
             param="steps",
         )
+
+
+def require_loras(key: Key | None, how: Parameters) -> None:
+    """Raise ``UnknownLora`` for an adapter that ``key`` may not use."""
+    for lora in how.lora.each if key is not None and key.loras is not None else ():
+        if not allows(key, lora.name):
+            raise UnknownLora(lora.name)
+
+
+def allows(key: Key | None, lora: str) -> bool:
+    """Whether ``key`` may use an adapter of that name."""
+    return key is None or key.loras is None or lora in key.loras.split(",")
 
 
 class _AllTaken(Exception):

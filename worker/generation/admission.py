@@ -49,6 +49,7 @@ class Admission:
         generation, components = self._generation, self._components
         key, specs = generation.caller.key, generation.specs
         quota.require_size(key, specs[0].parameters)
+        quota.require_loras(key, specs[0].parameters)
         if generation.resume:
             self._resume(generation.resume)
         self._hold = await components.quotas.hold(key, generation.id, self._since, len(specs))

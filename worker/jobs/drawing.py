@@ -10,7 +10,7 @@ from worker.coordination.progress import ProgressWriter
 from worker.coordination.quota import Quotas
 from worker.coordination.suspect import Suspect
 from worker.engine.request import Priority, Stepped
-from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable
+from worker.errors import DrawingFailed, LimitReached, Refused, Unavailable, UnknownLora
 from worker.generation.caller import Caller
 from worker.generation.components import Components
 from worker.generation.drawing import Drawing
@@ -90,7 +90,8 @@ def require_allowed(key: Key | None, item: Leased | Offer) -> None:
     """Raise ``Refused`` where the key of an item's owner, as it is now, may not draw it at all."""
     try:
         quota.require_size(key, item.parameters)
-    except LimitReached as error:
+        quota.require_loras(key, item.parameters)
+    except (LimitReached, UnknownLora) as error:
         raise Refused(error.message, param=error.param, code=error.code) from None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from worker.errors import InvalidRequest
+from worker.models.loras.shelf import LoraShelf
 from worker.models.prompt_limit import PromptLimit
 from worker.types import DrawSpec, Pixels
 
@@ -34,6 +35,7 @@ class ModelInfo:
     architecture: str = ""  # digest of what its layers are; "": unknown
     exchange_bytes: int = 0  # of the device's memory, through which several devices draw together
     edits: bool = False  # draws from pictures, too
+    loras: LoraShelf | None = field(default=None, compare=False)  # None: it takes no adapters
 
 
 @dataclass(eq=False)
@@ -79,6 +81,16 @@ def check_source(spec: DrawSpec, info: ModelInfo) -> None:
     if how.drawn_steps < 1:
         message = f"strength: {how.strength:g} leaves the picture as it is: use more, up to 1."
         raise InvalidRequest(message, param="strength")
+
+
+def check_loras(spec: DrawSpec, info: ModelInfo) -> None:
+    """Raise ``InvalidRequest`` where an adapter of ``spec`` is not here as it was asked for."""
+    if not (loras := spec.parameters.lora):
+        return
+    if info.loras is None:
+        message = "lora: this model takes no adapters: leave the field out."
+        raise InvalidRequest(message, param="lora")
+    info.loras.require(loras.each)
 
 
 class Pipeline(Protocol):

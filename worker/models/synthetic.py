@@ -3,8 +3,8 @@
 Source ``synthetic:`` with options, for example ``synthetic:step_ms=50,row_ms=10,noise=1``. Each
 picture is one colour taken from a digest of prompt, seed and steps, and its first row spells
 ``prompt|seed|steps done`` in UTF-8, one byte a channel, ended by a zero: a reader can prove that
-this request drew this picture. A step takes ``step_ms``, ``row_ms`` for each row and
-``megapixel_ms`` for each megapixel of all rows; text and decode take ``encode_ms`` and
+this request drew this picture. Adapters stand behind it. A step takes ``step_ms``, ``row_ms`` for
+each row and ``megapixel_ms`` for each megapixel of all rows; text and decode take ``encode_ms`` and
 ``decode_ms`` a picture. ``noise=1`` fills the rest with noise of the seed, so that a PNG
 has the size of a photograph's. ``max_tokens=20`` refuses longer prompts; a token is a word.
 Samples are independent: batches equal solo runs bit by bit. A picture to go on from takes
@@ -31,9 +31,12 @@ from worker.models.base import (
     OnInnerStep,
     OutOfMemory,
     Sample,
+    check_loras,
     check_prompts,
     check_source,
 )
+from worker.models.loras.folder import LoraFolder
+from worker.models.loras.shelf import LoraShelf
 from worker.models.prompt_limit import PromptLimit
 from worker.types import DrawSpec, Pixels
 
@@ -68,7 +71,7 @@ def parse_source(source: str) -> dict[str, float]:
 class SyntheticPipeline:
     """See the module. ``max_rows`` is where ``OutOfMemory`` begins."""
 
-    def __init__(self, source: str = "synthetic:") -> None:
+    def __init__(self, source: str = "synthetic:", loras: LoraFolder | None = None) -> None:
         self.options = parse_source(source)
         self.info = ModelInfo(
             id="synthetic",
@@ -79,6 +82,7 @@ class SyntheticPipeline:
             min_side=64,
             stepwise=True,
             edits=True,
+            loras=None if loras is None else LoraShelf(loras),
             prompt_limit=_words_limit(int(self.options["max_tokens"])),
         )
         time.sleep(self.options["load_ms"] / 1000)
@@ -86,6 +90,7 @@ class SyntheticPipeline:
     def check(self, spec: DrawSpec) -> None:
         check_prompts(spec, self.info)
         check_source(spec, self.info)
+        check_loras(spec, self.info)
 
     def encode_image(self, spec: DrawSpec) -> None:
         assert spec.source is not None, "nothing to encode"
@@ -127,7 +132,8 @@ class SyntheticPipeline:
 
     def _picture(self, sample: Sample) -> Pixels:
         spec, how = sample.spec, sample.spec.parameters
-        text = f"{spec.prompt}|{spec.seed}|{sample.step_index}".encode()
+        adapters = f"|{how.lora}" if how.lora else ""
+        text = f"{spec.prompt}|{spec.seed}|{sample.step_index}{adapters}".encode()
         shape = (how.height, how.width, 3)
         if self.options["noise"]:
             pixels = _noise(spec.seed, how.pixels * 3).reshape(shape)

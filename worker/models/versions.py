@@ -18,6 +18,7 @@ SHARED = (
     "acceleration",
     "base.py",
     "faults.py",
+    "loras",
     "memory.py",
     "parallel",
     "prompt_limit.py",

@@ -15,7 +15,14 @@ from PIL import Image
 
 from worker.errors import InvalidRequest
 from worker.models.acceleration.determinism import fixed_kernels
-from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts, check_source
+from worker.models.base import (
+    ModelInfo,
+    OnInnerStep,
+    Sample,
+    check_loras,
+    check_prompts,
+    check_source,
+)
 from worker.models.faults import translate
 from worker.models.loading.folder import ModelLoadError
 from worker.models.sizes import check_sides
@@ -71,6 +78,7 @@ class WholeCall:
         check_sides(spec, self.info)
         check_prompts(spec, self.info)
         self._check_source(spec)
+        check_loras(spec, self.info)
         if spec.parameters.negative_prompt and "negative_prompt" not in self._accepted:
             raise InvalidRequest("This model takes no negative prompt.", param="negative_prompt")
         if spec.parameters.guidance_scale and not self._guided:

@@ -274,7 +274,7 @@ def _put_picture(fields: dict[str, Any], entry: Entry, rules: Rules) -> None:
         fields["previews"] = entry.previews
     spec, others = entry.spec, {}
     for name, value in {"prompt": spec.prompt, **spec.parameters.normalised()}.items():
-        if not isinstance(value, str):
+        if type(value) is not str:  # of a kind of its own, such as adapters
             others[name] = value
         elif rules.prompts:
             _put_bounded(fields, name, value, rules.prompt_chars)

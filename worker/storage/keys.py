@@ -41,6 +41,7 @@ keys = sa.Table(
     sa.Column("concurrency", sa.Integer),
     sa.Column("max_pixels", sa.Integer),
     sa.Column("max_steps", sa.Integer),
+    sa.Column("loras", sa.Text),
     sa.Column("expires_at", sa.Double),
     sa.Column("disabled", sa.Boolean, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
@@ -70,7 +71,8 @@ keys_state = sa.Table(
 
 @dataclass(frozen=True)
 class Key:
-    """One key without its secret. Limits: None is no limit of its own.
+    """One key without its secret. Limits: None is no limit of its own. ``loras``: the adapters
+    that it may use, with commas between.
 
     ``version`` counts what ends the sign-ins of before (a new secret, switching off).
     ``expires_at`` and ``created_at`` are seconds since the epoch.
@@ -86,6 +88,7 @@ class Key:
     concurrency: int | None = None
     max_pixels: int | None = None
     max_steps: int | None = None
+    loras: str | None = None
     expires_at: float | None = None
     disabled: bool = False
     version: int = 1

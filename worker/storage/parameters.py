@@ -9,13 +9,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.types import KNOWN, Field, Parameters, fields_of
+from worker.types import KNOWN, ChosenLoras, Field, Parameters, fields_of
 
 _TYPES: Mapping[type, type[sa.types.TypeEngine[Any]]] = {
     int: sa.Integer,
     float: sa.Double,
     str: sa.Text,
     bool: sa.Boolean,
+    ChosenLoras: sa.Text,
 }
 
 
@@ -47,6 +48,8 @@ def gathered(row: sa.RowMapping, kind: type[Parameters] = Parameters) -> dict[st
     rest = dict(row)
     found = {name: rest.pop(name) for name in stored(kind)}
     known = {name: value for name, value in found.items() if value is not None}
+    if "lora" in known:
+        known["lora"] = ChosenLoras(known["lora"])
     return {**rest, "parameters": kind(**known)}
 
 

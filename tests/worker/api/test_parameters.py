@@ -13,10 +13,12 @@ from PIL import Image
 from tests.worker.api.routes.test_gallery import file_of, listed
 from tests.worker.api.routes.test_jobs import finished
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.loras import SHA256, put_lora
 from worker.models.base import Sample
+from worker.models.loras.folder import LoraFolder
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
-from worker.types import FIELDS, DrawSpec, Field, Parameters
+from worker.types import FIELDS, ChosenLoras, DrawSpec, Field, Lora, Parameters
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -24,6 +26,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 def other(field: Field) -> Any:
     """A value that is no default."""
     match field.name, field.kind.__name__:
+        case "lora", _:
+            return ChosenLoras.of([Lora("ink", 0.5, SHA256)])
         case "width" | "height" as side, _:
             return {"width": 128, "height": 64}[side]
         case _, "int":
@@ -38,15 +42,16 @@ def other(field: Field) -> Any:
 
 ASKED = {name: other(field) for name, field in FIELDS.items() if not field.about.edits}
 STORED = {name: value for name, value in ASKED.items() if FIELDS[name].about.jobs}
-BODY = {name: value for name, value in ASKED.items() if name not in ("width", "height")}
+LORA = {"lora": [{"name": "ink", "scale": 0.5, "sha256": SHA256}]}
+BODY = {name: value for name, value in ASKED.items() if name not in ("width", "height")} | LORA
 BODY["size"] = f"{ASKED['width']}x{ASKED['height']}"
 
 
 class Recording(SyntheticPipeline):
     """Keeps what it is given to draw."""
 
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
+    def __init__(self, source: str, loras: LoraFolder) -> None:
+        super().__init__(source, loras)
         self.given: list[DrawSpec] = []
 
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
@@ -58,7 +63,9 @@ class Cell:
     """A worker that draws with a ``Recording``."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.pipeline = home, Recording("synthetic:step_ms=0")
+        put_lora(home / "loras")
+        self.home = home
+        self.pipeline = Recording("synthetic:step_ms=0", LoraFolder(home / "loras"))
 
     def load(self, _: Settings) -> Recording:
         return self.pipeline
@@ -88,7 +95,7 @@ async def said_in(cell: Cell, client: httpx.AsyncClient, picture: dict[str, Any]
 
 def require_told(text: str, picture: dict[str, Any]) -> None:
     """``picture`` and the ``text`` in its file have all that is kept of the parameters."""
-    assert picture.items() >= STORED.items()
+    assert picture.items() >= {**STORED, **LORA}.items()
     for name, value in STORED.items():
         if name not in ("width", "height"):
             assert f"{FIELDS[name].about.label}: {value}" in text

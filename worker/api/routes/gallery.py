@@ -26,7 +26,7 @@ from worker.components import Components
 from worker.errors import NotFound, ZimageError
 from worker.generation.imaging import MEDIA_TYPES
 from worker.lifecycle import Lifecycle
-from worker.storage import gallery, images, parameters, thumbnails
+from worker.storage import gallery, images, thumbnails
 from worker.storage.gallery import StoredImage, Wanted
 
 MAX_LIMIT = 200
@@ -49,7 +49,7 @@ def describe(picture: StoredImage, root: str) -> dict[str, Any]:
         "created_at": round(picture.created_at, 3),
         "prompt": picture.prompt,
         "seed": picture.seed,
-        **parameters.values(picture.parameters),
+        **shown.of_picture(picture.parameters),
         "image_sha256": picture.image_sha256,
         "mask_sha256": picture.mask_sha256,
         "model": picture.model,

@@ -65,6 +65,7 @@ async def create(request: Request) -> Response:
         async with _wish_of(request, components, model.info, default_seed(context.id)) as wish:
             wish = await _drawn_from(components, model.info, caller, wish)
             quota.require_size(caller.key, wish.parameters)
+            quota.require_loras(caller.key, wish.parameters)
             wish = replace(
                 wish,
                 priority=priority_of(caller.key, wish.priority),

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, WithJsonSchema
@@ -160,6 +161,9 @@ def typed(texts: Mapping[str, str], settings: Settings, info: ModelInfo) -> dict
 
 
 def _typed(text: str, kinds: Collection[str]) -> Any:
+    if "array" in kinds and text.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
     if not {"integer", "number", "boolean"} & set([kinds] if isinstance(kinds, str) else kinds):
         return text
     try:

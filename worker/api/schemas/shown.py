@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from worker.api.schemas import lora_wire
 from worker.api.schemas.openapi import Schema
 from worker.storage.parameters import stored, values
-from worker.types import FIELDS, Parameters, Value
+from worker.types import FIELDS, ChosenLoras, Parameters, Value
 
 _TYPES: Mapping[type[Value], str] = {
     int: "integer",
@@ -15,9 +16,10 @@ _TYPES: Mapping[type[Value], str] = {
 }
 
 PICTURES: Mapping[str, Schema] = {
-    name: {"type": _TYPES[field.kind]} for name, field in stored().items()
+    name: lora_wire.SHOWN if field.kind is ChosenLoras else {"type": _TYPES[field.kind]}
+    for name, field in stored().items()
 }
-"""Schemas of what ``values`` shows of a picture, by name."""
+"""Schemas of what ``of_picture`` shows, by name."""
 
 JOBS: Mapping[str, Schema] = {
     "size": {"type": "string"},
@@ -30,7 +32,12 @@ JOBS: Mapping[str, Schema] = {
 """Schemas of what ``as_asked`` shows of a job, by name."""
 
 
+def of_picture(parameters: Parameters) -> dict[str, Any]:
+    """What is kept of ``parameters``, by name."""
+    return values(parameters) | {"lora": lora_wire.as_asked(parameters.lora)}
+
+
 def as_asked(parameters: Parameters) -> dict[str, Any]:
     """``parameters`` of a job as its request says them."""
-    known = values(parameters) | {"size": parameters.size_text}
+    known = of_picture(parameters) | {"size": parameters.size_text}
     return {name: known[name] for name in JOBS}

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 import orjson
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, create_model
 
-from worker.api.schemas import synonyms
+from worker.api.schemas import lora_wire, synonyms
 from worker.api.schemas.fields import bad, bounded, json_object, text_of
 from worker.api.schemas.forms import Form, Once, Schema, names_of
 from worker.engine.request import Priority
 from worker.errors import NotFound, ZimageError
 from worker.models.base import ModelInfo
 from worker.settings import Settings
-from worker.types import FIELDS, DrawSpec, Parameters, SourceImage
+from worker.types import FIELDS, ChosenLoras, DrawSpec, Parameters, SourceImage
 
 A = TypeVar("A", bound="Asked")
 G = TypeVar("G", bound="Generation")
@@ -219,6 +219,8 @@ def form_of(
 def _parameter(name: str, settings: Settings, info: ModelInfo) -> tuple[Any, Any]:
     """Type and default of a field of ``Parameters``."""
     field, guidance = FIELDS[name], settings.guidance_scale
+    if field.kind is ChosenLoras:
+        return lora_wire.kind(info), Field(default_factory=ChosenLoras)
     models = {
         "steps": settings.steps or info.default_steps,
         "guidance_scale": info.default_guidance_scale if guidance is None else guidance,

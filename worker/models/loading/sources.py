@@ -38,6 +38,7 @@ from worker.models.loading.folder import (
     scheduler_shift,
 )
 from worker.models.loading.imports import quick_imports
+from worker.models.loras.folder import LoraFolder
 from worker.models.parallel.team import Start, Team
 from worker.models.synthetic import SyntheticPipeline, parse_source
 from worker.settings import Settings
@@ -72,7 +73,7 @@ def load(settings: Settings) -> Pipeline:
         _check_synthetic(settings.model)
         if len(settings.devices) > 1:
             raise ModelLoadError(f"{settings.model} draws on no device", "name one, such as cpu")
-        return SyntheticPipeline(settings.model)
+        return SyntheticPipeline(settings.model, LoraFolder(settings.lora_dir))
     with quick_imports():
         return _load(settings, _folder(settings))
 

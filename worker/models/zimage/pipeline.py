@@ -17,7 +17,14 @@ import torch
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.determinism import fixed_kernels
 from worker.models.acceleration.graphs import Graphs
-from worker.models.base import ModelInfo, OnInnerStep, Sample, check_prompts, check_source
+from worker.models.base import (
+    ModelInfo,
+    OnInnerStep,
+    Sample,
+    check_loras,
+    check_prompts,
+    check_source,
+)
 from worker.models.faults import translate
 from worker.models.memory import room_of
 from worker.models.parallel.split import Lead
@@ -99,6 +106,7 @@ class ZImageStepwise:
         check_sides(spec, self.info, self._max_side)
         check_prompts(spec, self.info)
         check_source(spec, self.info)
+        check_loras(spec, self.info)
 
     @translate
     @torch.no_grad()

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from loadtest.waiting import until_async as until
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from tests.worker.databases import away
+from tests.worker.loras import put_lora
 from worker.accounts import tokens
 from worker.accounts.keyring import KeyRing
 from worker.api.cookies import COOKIE, SECURE_COOKIE
@@ -723,6 +724,31 @@ async def test_pictures_over_the_keys_limits_are_refused(
     _, token = await keyed.make("ada", **limits)
     refused = await keyed.draw(token)
     assert (refused.status_code, refused.json()["error"]["param"]) == (429, param)
+
+
+async def test_a_key_may_use_and_see_its_own_adapters_alone(keyed: Keyed) -> None:
+    folder = keyed.service.components.settings.lora_dir
+    put_lora(folder, "ink")
+    put_lora(folder, "wash")
+    _, of_all = await keyed.make("ada")
+    _, of_ink = await keyed.make("bob", loras="ink")
+    _, of_none = await keyed.make("eve", loras="")
+    unknown = []
+    for token, names in ((of_all, ["ink", "wash"]), (of_ink, ["ink"]), (of_none, [])):
+        proof = {"Authorization": f"Bearer {token}"}
+        listed = (await keyed.client.get("/v1/loras", headers=proof)).json()["data"]
+        assert [lora["name"] for lora in listed] == names
+        for name in ("ink", "wash", "nowhere"):
+            body = {"prompt": "a", "size": "64x64", "lora": [{"name": name}]}
+            answer = await keyed.client.post(DRAW, json=body, headers=proof)
+            assert answer.status_code == (200 if name in names else 400)
+            if name not in names:
+                unknown.append(answer.json()["error"]["message"].replace(name, "…"))
+            made = await keyed.client.post(
+                "/v1/jobs", json={"prompts": ["a"], "lora": [{"name": name}]}, headers=proof
+            )
+            assert made.status_code == (202 if name in names else 400)
+    assert len(set(unknown)) == 1  # nobody can tell what is not there from what is another's
 
 
 async def test_usage_is_ones_own_and_ops_see_all(keyed: Keyed) -> None:

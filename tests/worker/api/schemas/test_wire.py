@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.anyio
 URL = "/v1/images/generations"
 KNOWN = (
-    "background, complexity, guidance_scale, model, moderation, n, negative_prompt, "
+    "background, complexity, guidance_scale, lora, model, moderation, n, negative_prompt, "
     "output_compression, output_format, partial_images, priority, prompt, quality, reproducible, "
     "response_format, resume, safety_identifier, seed, size, steps, store, stream, style, "
     "timeout_s, user"
