@@ -5,11 +5,11 @@ Both are kept by size and rows: unlike the group, the size is known before a pro
 """
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from worker.engine.batch_cap_probe import BatchCapProbe
-from worker.engine.queue import Size
+from worker.engine.queue import Picture, Size, lora_rows_of, rows_of
 from worker.engine.recently import Recently
 
 Kind = Literal["encode", "image", "step", "decode"]
@@ -21,6 +21,9 @@ _Call = tuple[Kind, Size, int]  # with its rows
 
 # Only before anything was measured; the warm-up measures.
 _PRIOR_S: dict[Kind, float] = {"encode": 0.05, "image": 0.1, "step": 0.1, "decode": 0.1}
+_LORA_SHARE = 0.15
+"""A step of rows that all have adapters takes so much longer, before any was timed."""
+_MOST_LORA_SHARE = 4.0
 _WEIGHT = 0.2  # of a new measurement in the running average
 _HICCUP = 1.5
 _HICCUP_WEIGHT = 0.05
@@ -55,6 +58,7 @@ class Costs:
         self.memory_limit = memory_limit
         self._max_batch = max_batch
         self._fits: Recently[Size, int] = Recently(MAX_SIZES)
+        self._lora_share = _LORA_SHARE
         self._times: dict[Kind, Recently[Size, dict[int, float]]] = {
             kind: Recently(MAX_SIZES) for kind in _ALL_KINDS
         }
@@ -79,6 +83,27 @@ class Costs:
             weight = 1.0  # it was the former one that was held up
         times[rows] = before + weight * (min(seconds, 4 * before) - before)
         self._renew((kind, size, rows), times[rows])
+
+    def record_call(
+        self, kind: Kind, pictures: Sequence[Picture], rows: int, seconds: float
+    ) -> None:
+        """One call took ``seconds`` for ``pictures`` of one size. What adapters add to a step is
+        learnt apart, over all sizes: other steps are predicted without it."""
+        size, adapted = pictures[0].size, lora_rows_of(pictures)
+        plain_s = self.predict_s(kind, size, rows)
+        if kind != "step" or not adapted or not self.timed(size) or plain_s <= 0:
+            self.record(kind, size, rows, seconds)
+            return
+        more = min(max(0.0, seconds / plain_s - 1) * rows / adapted, _MOST_LORA_SHARE)
+        self._lora_share += _WEIGHT * (more - self._lora_share)
+
+    def call_s(self, kind: Kind, pictures: Sequence[Picture]) -> float:
+        """Seconds of one call for ``pictures`` of one size, their adapters included."""
+        rows = 1 if kind == "image" else rows_of(pictures)
+        seconds = self.predict_s(kind, pictures[0].size, rows)
+        if kind != "step":
+            return seconds
+        return seconds * (1 + self._lora_share * lora_rows_of(pictures) / rows)
 
     def _renew(self, call: _Call, seconds: float) -> None:
         told = self._told.get(call)
@@ -110,6 +135,7 @@ class Costs:
         for size, peaks in other._peaks.items():
             self._peaks[size] = peaks
         self._resident = other._resident
+        self._lora_share = other._lora_share
         self._forget_rooms()
         for known in (self._predicted, self._told, self._caps, self._checked):
             known.clear()
@@ -264,6 +290,7 @@ class Costs:
         return {
             "caps": {_name(size): cap for size, cap in self._fits.items()},
             "resident": self._resident,
+            "lora_share": self._lora_share,
             "peaks": {_name(size): _texts(peaks) for size, peaks in self._peaks.items()},
             **{
                 kind: {_name(size): _texts(times) for size, times in sizes.items()}
@@ -280,6 +307,7 @@ class Costs:
         for name, cap in data["caps"].items():
             costs._fits[_size(name)] = int(cap)
         costs._resident = int(data["resident"])
+        costs._lora_share = float(data.get("lora_share", _LORA_SHARE))
         for name, peaks in data["peaks"].items():
             costs._peaks[_size(name)] = {int(n): int(b) for n, b in peaks.items()}
         for kind in _ALL_KINDS:

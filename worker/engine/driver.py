@@ -212,7 +212,7 @@ class Driver:
     ) -> Hashable:
         with self.lock:
             allowance_s = self.allowances.allowance_s(phase, part, kind)
-            seconds = self.costs.predict_s(kind, part[0].size, rows)
+            seconds = self.costs.call_s(kind, part)
             if phase is Phase.STEP and not self.pipeline.info.stepwise:
                 seconds *= part[0].spec.parameters.drawn_steps
             self.announcements.running = kind, part, began + seconds
@@ -330,7 +330,7 @@ class Driver:
                 self.batches[len(part)] += 1
                 seconds /= 1 if self.pipeline.info.stepwise else part[0].spec.parameters.drawn_steps
             if typical and (phase is not Phase.STEP or self._alive(part)):
-                self.costs.record(kind, part[0].size, rows, seconds)
+                self.costs.record_call(kind, part, rows, seconds)
                 if kind != "image":
                     self.allowances.learn(phase, part, seconds)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from worker.engine.costs import Costs, Kind
-from worker.engine.queue import Entry, Picture, Queue, Size, rows_of, unread
+from worker.engine.queue import Entry, Picture, Queue, Size, unread
 from worker.engine.request import Event, Queued
 from worker.engine.scheduler import Scheduler
 from worker.errors import ZimageError
@@ -153,14 +153,12 @@ class _Ahead:
         left = [picture.steps_left for picture in batch]
         if not self.stepwise:
             return max(left)
-        rows = rows_of(batch)
-        step_s = self._costs.predict_s("step", batch[0].size, rows)
+        step_s = self._costs.call_s("step", batch)
         steady_s = self.scheduler.steady_s(batch)
         return min(left) if steady_s > min(left) * step_s else max(1, ceil(steady_s / step_s))
 
     def _spend(self, kind: Kind, pictures: list[Picture], calls: int = 1) -> float:
-        rows = 1 if kind == "image" else rows_of(pictures)
-        seconds = calls * self._costs.predict_s(kind, pictures[0].size, rows)
+        seconds = calls * self._costs.call_s(kind, pictures)
         self.scheduler.charge(pictures, seconds)
         self._at += seconds
         return seconds

@@ -85,6 +85,11 @@ def rows_of(pictures: Iterable[Picture]) -> int:
     return sum(picture.rows for picture in pictures)
 
 
+def lora_rows_of(pictures: Iterable[Picture]) -> int:
+    """Those of ``rows_of`` that have adapters."""
+    return sum(picture.rows for picture in pictures if picture.spec.parameters.lora)
+
+
 def share(pictures: Sequence[Picture], seconds: float) -> None:
     """Write ``seconds`` of the device down to those who used it, by their rows."""
     each_s = seconds / rows_of(pictures)

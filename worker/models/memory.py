@@ -50,11 +50,13 @@ class NoMemory:
 @dataclass(frozen=True)
 class CudaMemory:
     """The present CUDA device, in whose process the model is loaded. ``resident_bytes``: what it
-    takes without any call; ``exchange_bytes``: what torch's allocator does not know of."""
+    takes without any call; ``exchange_bytes``: what torch's allocator does not know of;
+    ``lora_bytes``: what is left free for adapters."""
 
     vram_limit_gib: float | None
     resident_bytes: int
     exchange_bytes: int = 0
+    lora_bytes: int = 0
 
     @property
     def device_name(self) -> str:
@@ -74,7 +76,8 @@ class CudaMemory:
 
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         limit = total if self.vram_limit_gib is None else int(self.vram_limit_gib * GIB)
-        return min(limit, total) - int(CONTEXT_GIB * GIB) - self.exchange_bytes
+        own_bytes = self.exchange_bytes + self.lora_bytes
+        return min(limit, total) - int(CONTEXT_GIB * GIB) - own_bytes
 
     def reset_peak(self) -> None:
         import torch
@@ -121,4 +124,5 @@ def memory_of(info: ModelInfo, vram_limit_gib: float | None) -> Memory:
     import torch
 
     resident = int(torch.cuda.memory_allocated())
-    return CudaMemory(vram_limit_gib, resident, info.exchange_bytes)
+    lora_bytes = info.loras.stored_bytes if info.loras else 0
+    return CudaMemory(vram_limit_gib, resident, info.exchange_bytes, lora_bytes)

@@ -3,7 +3,11 @@ import json
 
 import pytest
 
+from tests.worker.engine.fakes import request, spec
 from worker.engine.costs import Costs
+from worker.engine.forecast import NOBODY
+from worker.engine.queue import Entry
+from worker.types import NO_LORAS, ChosenLoras
 
 SIZE = (128, 128)
 
@@ -222,3 +226,22 @@ def test_what_was_measured_again_is_predicted_at_once() -> None:
     costs.take(peaks_of(300, resident=200))
     assert costs.predict_peak(SIZE, 1) == 300
     assert costs.predict_s("step", SIZE, 1) == 0.3
+
+
+def test_what_adapters_add_is_learnt_apart_and_by_the_rows_that_have_them() -> None:
+    plain, adapted = (
+        Entry(request(specs=(spec(lora=lora),)), NOBODY, 0, 0.0).pictures[0]
+        for lora in (NO_LORAS, ChosenLoras("ink*1@0"))
+    )
+    costs = Costs()
+    costs.record("step", SIZE, 1, 0.1)
+    costs.record("step", SIZE, 2, 0.2)
+    for _ in range(50):
+        costs.record_call("step", [adapted], 1, 0.14)
+        costs.record_call("step", [plain, adapted], 2, 0.24)
+    assert costs.predict_s("step", SIZE, 1) == pytest.approx(0.1)
+    assert costs.call_s("step", [plain]) == pytest.approx(0.1)
+    assert costs.call_s("step", [adapted]) == pytest.approx(0.14, rel=0.01)
+    assert costs.call_s("step", [plain, adapted]) == pytest.approx(0.24, rel=0.01)
+    again = Costs.load(json.loads(json.dumps(costs.dump())))
+    assert again.call_s("step", [adapted]) == costs.call_s("step", [adapted])

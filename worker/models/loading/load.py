@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 from worker import log
+from worker.bounds import GIB
 from worker.models.acceleration import optimisations
 from worker.models.acceleration.fp8 import shrink_pipeline
 from worker.models.base import ModelInfo, Pipeline
@@ -23,6 +24,8 @@ from worker.models.loading.folder import Defaults, ModelLoadError, class_of
 from worker.models.loading.random_zimage import TURBO, random_zimage
 from worker.models.loading.read_ahead import ReadAhead, transformer
 from worker.models.loading.single_file import denoiser, is_single_file
+from worker.models.loras.folder import LoraFolder
+from worker.models.loras.shelf import LoraShelf
 from worker.models.parallel.split import HelpersShare, require_heads
 from worker.models.parallel.team import Start, Team
 from worker.models.sizes import fitted
@@ -72,7 +75,9 @@ def load(
             "check that all files of the model are there, and copy or download it again",
         ) from error
     seconds = round(time.monotonic() - began, 2)
-    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan, team)
+    room_bytes = int(settings.loras.device_gib * GIB)
+    shelf = LoraShelf(LoraFolder(settings.lora_dir), room_bytes=room_bytes)
+    adapted_pipeline = adapted(pipeline, defaults, settings.max_pixels, plan, team, shelf)
     if folder is None:  # it understands no words, and its tokenizer makes a token of each byte
         adapted_pipeline.info = replace(adapted_pipeline.info, prompt_limit=None)
     if exchange_bytes := adapted_pipeline.info.exchange_bytes:
@@ -122,6 +127,7 @@ def adapted(
     max_pixels: int,
     plan: optimisations.Optimisations = optimisations.NONE,
     team: Team | None = None,
+    loras: LoraShelf | None = None,
 ) -> Pipeline:
     """``ZImageStepwise`` for what it is proved for, ``WholeCall`` for everything else.
 
@@ -141,7 +147,7 @@ def adapted(
     )
     if steps_singly(pipeline):
         limit = chat_limit(pipeline.tokenizer, MAX_TOKENS)
-        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit), plan, team)
+        return ZImageStepwise(pipeline, replace(info, prompt_limit=limit, loras=loras), plan, team)
     if team is not None:
         raise ModelLoadError(f"{defaults.id} is no Z-Image", _ONE_DEVICE)
     return WholeCall(pipeline, replace(info, prompt_limit=whole_limit(pipeline)))

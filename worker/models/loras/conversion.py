@@ -18,7 +18,7 @@ from worker.models.loras.head import MAX_ELEMENTS, Head, UnusableLora
 Layers = Mapping[str, tuple[int, int]]
 """Inputs and outputs of a model's linear layers, by name."""
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _PREFIXES = ("base_model.model.", "transformer.")
 _MODULE = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -35,7 +35,7 @@ def converted(head: Head, values: bytes, layers: Layers | None) -> dict[str, Pai
     for, None: of any. Raises ``UnusableLora``."""
     state = {
         name: torch.frombuffer(
-            bytearray(values[tensor.begin : tensor.end]), dtype=_DTYPES[tensor.dtype]
+            bytearray(values[tensor.begin : tensor.end]), dtype=DTYPES[tensor.dtype]
         ).view(tensor.shape)
         for name, tensor in head.tensors.items()
     }

@@ -29,6 +29,15 @@ class LoraShelf:
         self.room_bytes = room_bytes
         self._value_bytes = value_bytes
 
+    def of_model(self, layers: Mapping[str, tuple[int, int]], value_bytes: int) -> "LoraShelf":
+        """The same folder and room, for a model that is loaded now."""
+        return LoraShelf(self._folder, layers, self.room_bytes, value_bytes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What all of them would take, and at most the room."""
+        return min(self.room_bytes, sum(map(self.bytes_of, self.all().values())))
+
     def all(self) -> dict[str, StoredLora]:
         """Those that fit the model, by name."""
         return {name: lora for name, lora in self._folder.all().items() if self._fits(lora)}

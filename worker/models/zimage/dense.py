@@ -6,8 +6,8 @@ the same order with the same numbers.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from worker.models.acceleration.graphs import MOST_PIXELS, Graphs
+from worker.models.zimage.low_rank import Row, added
 from worker.models.zimage.rotary import real_table
 
 TOKENS_PER_BUCKET = 32
@@ -41,12 +42,24 @@ class DenseTransformer:
     ) -> None:
         self._model = transformer
         self._backend = backend
-        self._layers: Callable[..., torch.Tensor] = (
-            partial(fused_layers, **(ways or {})) if kernels else own_layers
-        )
+        self._layers = self._usual_layers = _layers(kernels, ways or {})
+        # What goes around the layers' own calls knows nothing of adapters.
+        plain = {name: way for name, way in (ways or {}).items() if name == "attend"}
+        self._adapted_layers = _layers(kernels, plain)
         self._graphs = graphs
         self._tables: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
         self._text_tables: dict[int, torch.Tensor] = {}  # a graph may read each: none ever goes
+
+    @contextmanager
+    def adapted(self, rows: Sequence[Row]) -> Iterator[None]:
+        """While it lasts, calls with a batch of these ``rows`` are with their adapters: through
+        the layers themselves, and through no graph, whose recording would keep the tensors."""
+        graphs, self._graphs, self._layers = self._graphs, None, self._adapted_layers
+        try:
+            with added(self._model, rows):
+                yield
+        finally:
+            self._graphs, self._layers = graphs, self._usual_layers
 
     def captions(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """What the layers see of prompts: rows × padded tokens × width, the same at every step.
@@ -121,6 +134,10 @@ class DenseTransformer:
     def _angles(self, positions: torch.Tensor) -> torch.Tensor:
         frequencies = self._model.rope_embedder(positions.to(self._model.device))
         return real_table(frequencies).contiguous()
+
+
+def _layers(kernels: bool, ways: Mapping[str, Any]) -> Callable[..., torch.Tensor]:
+    return partial(fused_layers, **ways) if kernels else own_layers
 
 
 def own_layers(

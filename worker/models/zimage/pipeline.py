@@ -9,6 +9,7 @@ import gc
 import hashlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,8 @@ from worker.models.base import (
     check_source,
 )
 from worker.models.faults import translate
+from worker.models.loras.conversion import layers_of
+from worker.models.loras.device import DeviceLoras, LoraFile
 from worker.models.memory import room_of
 from worker.models.parallel.split import Lead
 from worker.models.parallel.team import Team
@@ -34,11 +37,15 @@ from worker.models.zimage.decoder import PictureDecoder
 from worker.models.zimage.dense import DenseTransformer
 from worker.models.zimage.image_latents import Encoded, ImageEncoder, Kept, cells_drawn, noised
 from worker.models.zimage.latent_preview import LatentPreview
+from worker.models.zimage.low_rank import Row, Scaled, of_captions
 from worker.models.zimage.prompt_embeddings import PromptEncoder, bucket
 from worker.models.zimage.schedule import Schedule, schedule_of
 from worker.types import DrawSpec, Pixels
 
 Transformer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+Files = tuple[tuple[LoraFile, float], ...]
+"""Adapters of a sample, each with its scale."""
 
 MIN_SIDE = 64
 
@@ -48,7 +55,8 @@ class ZImageSample(Sample):
     """``latents`` and ``velocity`` (the last step's): channels × height / 8 × width / 8, fp32.
 
     ``captions``, from a ``PromptEncoder``: the prompt's and, of a guided sample, the negative
-    prompt's. ``kept``: what a mask keeps of the picture that it goes on from.
+    prompt's. ``kept``: what a mask keeps of the picture that it goes on from. ``loras``: its
+    adapters, each with its scale.
     """
 
     schedule: Schedule
@@ -56,6 +64,7 @@ class ZImageSample(Sample):
     latents: torch.Tensor
     velocity: torch.Tensor | None = None
     kept: Kept | None = None
+    loras: Files = ()
 
 
 class ZImageStepwise:
@@ -81,6 +90,8 @@ class ZImageStepwise:
         self._lead = Lead(pipeline.transformer, plan, team, graphs) if team else None
         dense = self._lead.share if self._lead else _dense(pipeline.transformer, plan, graphs)
         self._transformer: Transformer = self._lead or dense
+        self._dense = dense
+        self._loras = _device_loras(pipeline.transformer, info, self._lead)
         self._captions = PromptEncoder(pipeline, dense, graphs)
         room_bytes = room_of(self._device)
         self._decode = PictureDecoder(pipeline, graphs, room_bytes)
@@ -97,6 +108,7 @@ class ZImageStepwise:
             architecture=_architecture(pipeline),
             exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
             edits=True,
+            loras=None if self._loras is None else self._loras.shelf,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
@@ -122,16 +134,23 @@ class ZImageStepwise:
     @translate
     @torch.no_grad()
     def start(self, specs: Sequence[DrawSpec]) -> list[Sample]:
-        captions = iter(self._captions([text for spec in specs for text in _texts(spec)]))
+        loras = [self._files(spec) for spec in specs]
+        texts = [
+            (text, each) for spec, each in zip(specs, loras, strict=True) for text in _texts(spec)
+        ]
+        captions = iter(self._encoded_texts(texts))
         # while the device encodes
         begins = [self._begin(spec) for spec in specs]
-        return [self._started(spec, captions, b) for spec, b in zip(specs, begins, strict=True)]
+        return [
+            self._started(spec, captions, begin, files)
+            for spec, begin, files in zip(specs, begins, loras, strict=True)
+        ]
 
     @translate
     @torch.no_grad()
     def step(self, samples: Sequence[Sample], on_inner_step: OnInnerStep) -> None:
         advanced: list[tuple[ZImageSample, torch.Tensor, torch.Tensor]] = []
-        for batch in _batches(samples):
+        for batch in _batches(samples, self._loras.room_bytes if self._loras else 0):
             with fixed_kernels(batch[0].spec.parameters.reproducible):
                 advanced += self._advanced(batch)
         self._synchronise()
@@ -175,7 +194,7 @@ class ZImageStepwise:
         torch.cuda.empty_cache()  # without CUDA it does nothing
 
     def _started(
-        self, spec: DrawSpec, following: Iterator[torch.Tensor], begin: "_Begin"
+        self, spec: DrawSpec, following: Iterator[torch.Tensor], begin: "_Begin", loras: Files
     ) -> ZImageSample:
         captions = tuple(itertools.islice(following, len(_texts(spec))))
         noise, image, how = begin.noise.to(self._device), begin.image, spec.parameters
@@ -190,7 +209,35 @@ class ZImageStepwise:
             captions=captions,
             latents=noise if image is None else noised(image, noise, schedule.sigmas[0]),
             kept=None if image is None else self._kept(spec, image, noise),
+            loras=loras,
         )
+
+    # Adapters
+
+    def _files(self, spec: DrawSpec) -> Files:
+        loras = spec.parameters.lora
+        if not loras:
+            return ()
+        assert self._loras is not None, "check refuses it"
+        files = self._loras.opened(loras.each)
+        return tuple(zip(files, (lora.scale for lora in loras.each), strict=True))
+
+    def _encoded_texts(self, texts: Sequence[tuple[str, Files]]) -> list[torch.Tensor]:
+        if not any(files for _, files in texts):
+            return self._captions([text for text, _ in texts])
+        captions = []
+        for text, files in texts:  # one after the other: together they may have no room
+            (row,) = self._rows_of([files])
+            captions += self._captions([text], [of_captions(row)])
+        return captions
+
+    def _rows_of(self, loras: Sequence[Files]) -> list[Row]:
+        """On the device; those of one batch have room together: see ``_batches``."""
+        if not any(loras):
+            return [()] * len(loras)
+        assert self._loras is not None, "they were opened"
+        placed = self._loras.placed(file for files in loras for file, _ in files)
+        return [tuple(Scaled(placed[file], scale) for file, scale in files) for files in loras]
 
     def _kept(self, spec: DrawSpec, image: torch.Tensor, noise: torch.Tensor) -> Kept | None:
         assert spec.source is not None, "the image comes from it"
@@ -251,7 +298,9 @@ class ZImageStepwise:
     ) -> torch.Tensor:
         times = torch.stack([sample.schedule.times[sample.step_index] for sample in samples])
         latents = torch.stack([sample.latents for sample in samples]).to(self._dtype)
-        return self._transformer(latents, times.to(self._device), torch.stack(list(captions)))
+        rows = self._rows_of([sample.loras for sample in samples])
+        with self._dense.adapted(rows) if any(rows) else nullcontext():
+            return self._transformer(latents, times.to(self._device), torch.stack(list(captions)))
 
     def _column(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack(list(values)).to(self._device).view(-1, 1, 1, 1)
@@ -312,9 +361,30 @@ def _ours(samples: Sequence[Sample]) -> list[ZImageSample]:
     return ours
 
 
-def _batches(samples: Sequence[Sample]) -> list[list[ZImageSample]]:
-    """Reproducible samples each alone, whatever the engine put together."""
+def _batches(samples: Sequence[Sample], lora_bytes: int) -> list[list[ZImageSample]]:
+    """Reproducible samples each alone, whatever the engine put together; of others, so many in one
+    that their adapters have room in ``lora_bytes``."""
     ours = _ours(samples)
     if ours[0].spec.parameters.reproducible:
         return [[sample] for sample in ours]
-    return [ours]
+    if not any(sample.loras for sample in ours):
+        return [ours]
+    batches: list[list[ZImageSample]] = [[]]
+    files: set[LoraFile] = set()
+    for sample in ours:
+        together = files | {file for file, _ in sample.loras}
+        if batches[-1] and sum(file.bytes for file in together) > lora_bytes:
+            batches.append([])
+            together -= files - {file for file, _ in sample.loras}
+        batches[-1].append(sample)
+        files = together
+    return batches
+
+
+def _device_loras(transformer: Any, info: ModelInfo, lead: Lead | None) -> DeviceLoras | None:
+    """None where the model is told of no folder, or draws on several devices."""
+    if info.loras is None or lead is not None:
+        return None
+    dtype: torch.dtype = transformer.dtype
+    shelf = info.loras.of_model(layers_of(transformer), dtype.itemsize)
+    return DeviceLoras(shelf, transformer.device, dtype)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from worker.models.acceleration.graphs import Graphs
 from worker.models.tokens import chat
 from worker.models.zimage.dense import TOKENS_PER_BUCKET, DenseTransformer, padded
+from worker.models.zimage.low_rank import Row, key_of
 
 MAX_TOKENS = 512
 """With what stands around a prompt, as in ``ZImagePipeline``. Longer ones are refused before; those
@@ -20,6 +21,7 @@ _TOGETHER = 256
 """Tokens of the prompts that share a call, which mostly waits for the encoder's weights."""
 
 Tokens = tuple[int, ...]
+_Key = tuple[Tokens, Hashable]
 
 
 def bucket(caption: torch.Tensor) -> int:
@@ -47,22 +49,35 @@ class PromptEncoder:
         self._device: torch.device = pipeline.transformer.device
         self._graphs = graphs if _looks_back_only(pipeline.text_encoder) else None
         self._room = kept_tokens
-        self._kept: OrderedDict[Tokens, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self.hits = 0
         self.misses = 0
 
-    def __call__(self, prompts: Sequence[str]) -> list[torch.Tensor]:
-        """padded tokens × width of the transformer for each, on the device."""
-        asked = [self._tokens(prompt) for prompt in prompts]
-        new = [tokens for tokens in dict.fromkeys(asked) if tokens not in self._kept]
+    def __call__(
+        self, prompts: Sequence[str], loras: Sequence[Row] | None = None
+    ) -> list[torch.Tensor]:
+        """padded tokens × width of the transformer for each, on the device. ``loras``: the adapters
+        of each that change it."""
+        loras = [()] * len(prompts) if loras is None else loras
+        asked = [(self._tokens(p), key_of(row)) for p, row in zip(prompts, loras, strict=True)]
+        rows = dict(zip(asked, loras, strict=True))
+        new = [key for key in rows if key not in self._kept]
         self.hits += len(asked) - len(new)
         self.misses += len(new)
-        self._kept.update(zip(new, self._encoded(new), strict=True))
-        for tokens in asked:
-            self._kept.move_to_end(tokens)
-        captions = [self._kept[tokens] for tokens in asked]
+        plain = [key for key in new if not rows[key]]
+        encoded = self._encoded([tokens for tokens, _ in plain])
+        self._kept.update(zip(plain, encoded, strict=True))
+        self._kept.update({key: self._adapted(key[0], rows[key]) for key in new if rows[key]})
+        for key in asked:
+            self._kept.move_to_end(key)
+        captions = [self._kept[key] for key in asked]
         self._make_room()
         return captions
+
+    def _adapted(self, tokens: Tokens, row: Row) -> torch.Tensor:
+        """By itself, and through no graph."""
+        with self._transformer.adapted([row]):
+            return self._captions(*self._rows([tokens], len(tokens)))[0]
 
     def _tokens(self, prompt: str) -> Tokens:
         tokenizer = self._pipeline.tokenizer
