@@ -8,9 +8,13 @@ import torch
 
 from tests.worker.models.conftest import INTERPRETED, SMALL, needs_triton
 from tests.worker.models.conftest import KERNEL_DEVICE as DEVICE
+from tests.worker.models.loras.made import tensors
 from worker.models.acceleration import fp8, optimisations
 from worker.models.loading.random_zimage import random_zimage
+from worker.models.loras.conversion import Pair, layers_of
+from worker.models.loras.device import OnDevice
 from worker.models.zimage.dense import DenseTransformer
+from worker.models.zimage.low_rank import Scaled, added
 
 fused = pytest.importorskip("worker.models.acceleration.fused", exc_type=ImportError)
 pytestmark = needs_triton
@@ -92,3 +96,40 @@ def test_gating_writes_8_bits_itself() -> None:
     wanted = torch.nn.functional.silu(gate) * value
     off = (wide(fused.gated_narrow(both)) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     assert off.max() < (0.2 if INTERPRETED else 0.04)
+
+
+@torch.no_grad()
+def test_rows_with_adapters_are_the_same_too(pipeline: Any) -> None:
+    optimisations.apply(optimisations.NONE, pipeline)
+    layers = layers_of(pipeline.transformer)
+    names = ("layers.0.attention.to_k", "layers.1.feed_forward.w2", "layers.1.adaLN_modulation.0")
+    pairs = {n: Pair(*(side.to(DEVICE) for side in ab)) for n, ab in tensors(layers, names).items()}
+    rows = [(), (Scaled(OnDevice("x", pairs, 0), 1.5),)]
+    latents = torch.randn(2, 16, 6, 10, device=DEVICE)
+    times = torch.tensor([0.1, 0.9], device=DEVICE)
+    captions = torch.randn(2, 32, 96, device=DEVICE)
+    plain = DenseTransformer(pipeline.transformer)
+    # Packed products would not hear of adapters.
+    ways = {"multiply": None, "gate": None, "projecting": None}
+    fast = DenseTransformer(pipeline.transformer, kernels=True, ways=ways)
+    with plain.adapted(rows):
+        wanted = plain(latents, times, captions)
+    with fast.adapted(rows):
+        assert torch.allclose(fast(latents, times, captions), wanted, atol=1e-5)
+    without = plain(latents, times, captions)
+    assert torch.allclose(without[0], wanted[0], atol=1e-5)
+    assert not torch.allclose(without[1], wanted[1], atol=1e-2)
+
+
+def test_what_is_added_to_a_product_of_8_bits_is_not_passed_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = fp8.Fp8Linear(torch.nn.Linear(16, 8, device=DEVICE), DEVICE, multiply=True)
+    nothing = torch.zeros(1, 3, 8, device=DEVICE)
+    monkeypatch.setattr(fp8.Fp8Linear, "product", lambda *_: nothing.clone())
+    inputs = torch.ones(1, 3, 16, device=DEVICE)
+    pair = Pair(torch.ones(2, 16, device=DEVICE), torch.ones(8, 2, device=DEVICE))
+    model = torch.nn.Sequential(layer)
+    assert torch.equal(fused.products(inputs, layer)[0], nothing)
+    with torch.no_grad(), added(model, [(Scaled(OnDevice("x", {"0": pair}, 0), 0.5),)]):
+        assert torch.equal(fused.products(inputs, layer)[0], nothing + 16)
