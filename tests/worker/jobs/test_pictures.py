@@ -24,7 +24,7 @@ from worker.coordination import host_drain
 from worker.lifecycle import Lifecycle
 from worker.models.synthetic import text_of
 from worker.storage.jobs import jobs
-from worker.types import KNOWN, Pixels
+from worker.types import PICTURES_SINCE, Pixels
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 JOBS = "/v1/jobs"
@@ -202,7 +202,7 @@ async def test_a_worker_that_knows_no_pictures_draws_none_of_it(
     masked = await made(client, image=upload["id"], strength=1.0)
     query = sa.select(jobs.c.id, jobs.c.needs)
     needs = dict(await life.components.database.read(lambda c: c.execute(query).all()))
-    assert needs == {plain["id"]: 0, masked["id"]: KNOWN}
+    assert needs == {plain["id"]: 0, masked["id"]: PICTURES_SINCE}
 
 
 @pytest.mark.xdist_group("s3")
