@@ -100,9 +100,9 @@ LONG = {
     ),
     "chart": Proof(
         "two cells and a front run as the chart's pods would, draw, survive the loss of one, and "
-        "end within their grace",
+        "end within their grace; one pod of default values draws",
         ("env", "PROVE=chart", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_chart.py"),
-        2,
+        3,
     ),
     "clients": Proof(
         "a dozen libraries of others, unmodified: each draws with its own defaults",

@@ -5,6 +5,7 @@ renders. No kubelet runs them: tests/cluster/pods.py says what takes its place."
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from loadtest.cluster.load import Load
 from loadtest.cluster.network import Network, network
 from loadtest.cluster.object_store import PORTS, ObjectStore
 from loadtest.cluster.postgres import Server
+from loadtest.traffic import check_picture
 from loadtest.waiting import until
 from tests.cluster.pods import PROGRAMS, Objects, Pod
 from tests.deploy.chart.rendering import (
@@ -45,6 +47,7 @@ pytestmark = [
 ]
 
 PORT, METRICS_PORT = 7860, 9464
+MACHINES = ("cell0", "cell1", "cell2", "front", "job", "lone", "db", "s3")
 CELLS = ("zimage-cell-0", "zimage-cell-1")
 FRONT = "zimage-front-7d9c8b6f5d-x7k2p"
 JOB = "zimage-renewal-29000000-abcde"
@@ -141,7 +144,7 @@ def kubernetes() -> Iterator[Kubernetes]:
         folder = Path(tempfile.mkdtemp(prefix="zi-", dir="/tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
-        net = stack.enter_context(network("cell0", "cell1", "cell2", "front", "job", "db", "s3"))
+        net = stack.enter_context(network(*MACHINES))
         (folder / "db").mkdir()
         listen = f"listen_addresses={net['db'].address}"
         options = (listen, "max_connections=200", "fsync=off")
@@ -245,3 +248,36 @@ def test_a_pod_ends_in_its_grace_and_leaves_nobody_behind(kubernetes: Kubernetes
     kubernetes.front.end()
     left = kubernetes.pods[CELLS[1]].exec("zimage", "hosts", "--json", may_fail=True)
     assert [host["id"] for host in json.loads(left)["hosts"]] == [CELLS[1]]
+
+
+def test_the_default_pod_draws_with_the_key_that_it_prints(kubernetes: Kubernetes) -> None:
+    """With no value, no Secret and no database; and its probes say what its states mean."""
+    found = documents()
+    folder, machine = kubernetes.folder / "lone", kubernetes.net["lone"]
+    own = pod(found, "cell"), Objects.of(found, {})
+    lone = Pod(CELLS[0], *own, machine, folder, kubernetes.folder / "claims" / "lone")
+    kubernetes.every.append(lone)
+    lone.start()
+    assert not lone.probe("startupProbe")  # loading
+    lone.wait_ready()
+    [key] = re.findall(r"\bzimage_[\w-]{43}\b", lone.log())
+    answer = httpx.post(
+        f"http://{machine.address}:{PORT}/v1/images/generations",
+        json={"prompt": "a large red circle on a white background", "size": "256x256"},
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=120,
+    )
+    assert answer.status_code == 200, answer.text
+    assert check_picture(answer.json()["data"][0], {"size": "256x256"}, synthetic=False) == ""
+
+    lone.exec("zimage", "drain", "w1")  # one worker less is none less for those who come
+    assert lone.probe("readinessProbe")
+    lone.exec("zimage", "drain", "w2")
+    lone.exec("zimage", "drain", "w3")
+    assert not lone.probe("readinessProbe")  # draining
+    assert lone.probe("livenessProbe")
+    lone.exec("zimage", "undrain", "w1")
+    until(lambda: lone.probe("readinessProbe"), 30.0, "ready again", 0.2)
+
+    lone.exec("sh", "-c", "kill -KILL $(cat /var/lib/zimage/state/supervisord.pid)")  # dead
+    assert lone.running["zimage"].wait(60) == 1  # and a kubelet starts the container again
