@@ -46,6 +46,7 @@ LONG_S = {
     "tests/deploy/test_backup_postgres.py": 20,
     "tests/deploy/cluster/test_renewal.py": 20,
     "tests/deploy/cluster/test_welcome.py": 15,
+    "tests/deploy/cluster/test_enrolment.py": 15,
     "tests/deploy/nginx/test_limits.py": 20,
     "tests/worker/models/loading/test_hub.py": 15,
     "tests/deploy/cli/test_app.py": 15,

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _AUTHORITY, _KEY_SECRET, _SECRET = "ca.key", "key-secret", "secret"
 _OTHERS = (
-    "the cluster has another authority than the one in {path}: give the folder of the one that it "
-    "has; or, where that is lost for good, another database"
+    "the cluster has another authority than the one in {path}: give the folder of its own; or, to "
+    "put this one in its place, write both into that file, this one first, until all machines have "
+    "certificates of it"
 )
 
 

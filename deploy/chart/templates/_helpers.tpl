@@ -41,8 +41,11 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- end }}
 
 {{- define "zimage.speaksTls" -}}
+{{- $v := .root.Values -}}
 {{- $entrance := eq .role (include "zimage.entrance" .root) -}}
-{{- if and $entrance (include "zimage.tlsSecret" .root) (not .root.Values.ingress.enabled) -}}true{{- end -}}
+{{- if and $entrance (include "zimage.tlsSecret" .root) (not (or $v.ingress.enabled $v.gateway.enabled)) -}}
+true
+{{- end -}}
 {{- end }}
 
 {{- /* nginx and then all workers may take as long as docs/install.md says. */}}

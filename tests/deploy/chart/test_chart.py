@@ -284,6 +284,14 @@ def test_behind_an_ingress_the_certificate_is_the_ingress_own() -> None:
     assert front["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
 
 
+def test_behind_a_gateway_pods_speak_as_its_route_does() -> None:
+    found = documents(merged(PLATFORM, GATEWAY, CERT_MANAGER))
+    front = container(pod(found, "front"))
+    assert front["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
+    assert "[tls]" not in cluster_toml(found, "front")
+    assert one(found, "Certificate", "zimage")["spec"]["dnsNames"] == ["draw.example.com"]
+
+
 def test_gpus_are_asked_for_by_value() -> None:
     limits = container(pod(documents(GPU), "cell"))["resources"]["limits"]
     assert limits == {"memory": "256Gi", "nvidia.com/gpu": 8}

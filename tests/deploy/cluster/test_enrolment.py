@@ -194,3 +194,33 @@ def test_a_machine_that_was_removed_or_lost_its_disk_joins_anew(
     assert x509.load_pem_x509_crl(lists).get_revoked_certificate_by_serial_number(
         second.serial_number
     )
+
+
+def test_another_authority_takes_the_place_of_the_first(
+    folder: Path, tmp_path: Path, url: str
+) -> None:
+    """Both in one file, the new one first, until all have its certificates; then it alone."""
+    machine = Machine(tmp_path / "a", url, host="cell-0", role="host")
+    machine.zimage("cluster", "enrol", str(folder))
+    job = Machine(tmp_path / "f", url, host="job", role="front")
+    job.zimage("cluster", "authority", str(tmp_path / "fresh"))
+    old, new = ((each / "ca.key").read_bytes() for each in (folder, tmp_path / "fresh"))
+    [fresh] = authority.parse(new, tmp_path)
+    member, database = Member(machine.layout, "cell-0", "host"), Database(url, 2.0)
+
+    (folder / "ca.key").write_bytes(new + old)
+    job.zimage("cluster", "sign", str(folder))
+    asyncio.run(renewal.beat(member, database))  # trusts both
+    asyncio.run(renewal.beat(member, database))  # asks the new one
+    assert "certificates signed: 1" in job.zimage("cluster", "sign", str(folder))
+    asyncio.run(renewal.beat(member, database))
+    found = certificates.installed(machine.layout, "host")
+    assert found is not None
+    assert authority.has_signed(fresh.certificate, found)
+
+    (folder / "ca.key").write_bytes(new)
+    job.zimage("cluster", "sign", str(folder))
+    asyncio.run(renewal.beat(member, database))
+    database.close()
+    assert trust.trusted_here(machine.layout) == [fresh.certificate]
+    assert "nothing to change" in machine.zimage("cluster", "enrol", str(folder))
