@@ -62,6 +62,7 @@ ROUTES = [
     Route("/livez", health.livez),
     Route("/metrics", health.metrics),
     Route("/admin/ops", admin.ops),
+    Route("/admin/key", admin.key),
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]

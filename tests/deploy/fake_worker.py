@@ -29,6 +29,7 @@ STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
 heartbeat = HeartbeatFile(RUN_DIR / f"{NAME}.beat")
 state = {"ready": True, "draining": False, "running": 0}
 hung = asyncio.Event()
+keys_asked: list[dict[str, object]] = []
 
 
 def enter(phase: Phase, allowance_s: float) -> None:
@@ -44,7 +45,8 @@ def not_ready() -> JSONResponse | None:
 
 
 async def draw(request: Request) -> Response:
-    asked = json.loads(await request.body())
+    body = await request.body()
+    asked = json.loads(body) if body[:1] == b"{" else {"direct": True, "body": len(body)}
     if refusal := not_ready():
         return refusal
     state["running"] += 1
@@ -132,6 +134,22 @@ async def file(request: Request) -> Response:
     return Response(media_type="image/png", headers={"X-Accel-Redirect": at, **more})
 
 
+async def key(request: Request) -> Response:
+    """Whether the key is good; what came with the question is for the test to look at."""
+    keys_asked.append({"method": request.method, "bytes": len(await request.body())})
+    if refusal := not_ready():
+        return refusal
+    token = request.headers.get("authorization", "").removeprefix("Bearer ")
+    return Response(status_code={"good": 204, "many": 429}.get(token, 401))
+
+
+async def asked(_: Request) -> Response:
+    """Questions for keys since the last time."""
+    told = JSONResponse(keys_asked)
+    keys_asked.clear()
+    return told
+
+
 async def echo(request: Request) -> Response:
     return not_ready() or PlainTextResponse(f"{NAME} {request.url.path}")
 
@@ -146,6 +164,11 @@ def main() -> int:
             Route("/v1/images/variations", draw, methods=["POST"]),
             Route("/v1/images/files/{name}", file),
             Route("/v1/models", echo),
+            Route("/admin/key", key),
+            Route("/fake/asked", asked),
+            Route("/v1/jobs", draw, methods=["POST"]),
+            Route("/v1/uploads", draw, methods=["POST"]),
+            Route("/v1/session", draw, methods=["POST"]),
             Route("/metrics", echo),
             Route("/readyz", readyz),
             Route("/fake/anew", anew, methods=["POST"]),

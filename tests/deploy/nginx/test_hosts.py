@@ -13,6 +13,7 @@ import pytest
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.cluster import Front, front, host
 from tests.deploy.nginx.site import Site
+from tests.deploy.nginx.test_keys import begun
 from tests.deploy.processes import ask, wait_until
 from tests.ports import free_port
 
@@ -88,6 +89,19 @@ def test_front_draws_through_a_host(entry: Front, a: Site) -> None:
     assert reply.headers.get_list("X-Content-Type-Options") == ["nosniff"]
     assert "X-Accel-Redirect" not in reply.headers
     assert entry.site.layout.nginx_error_log.read_text() == ""  # of the gates that are closed
+
+
+def test_a_front_asks_a_host_for_the_key_before_it_takes_a_body(
+    authority: Authority, a: Site, tmp_path: Path
+) -> None:
+    listen = {"port": free_port(), "auth": "keys"}
+    with front(tmp_path, authority, listen=listen) as keyed, a.worker("w1"), keyed.link("h1", a):
+        path, about = "/v1/images/edits", {"Content-Type": "application/json"}
+        told = begun(keyed.site, path, "Content-Length: 8388608")
+        assert told.startswith("HTTP/1.1 401 ")
+        good = {"Authorization": "Bearer good", **about}
+        reply = keyed.site.client.post(path, content=b"x" * 8_000_000, headers=good)
+        assert (reply.status_code, reply.json()["asked"]["body"]) == (200, 8_000_000)
 
 
 def test_only_the_front_says_who_asks_and_since_when(entry: Front, a: Site) -> None:

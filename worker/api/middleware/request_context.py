@@ -18,7 +18,7 @@ from worker.observability.metrics import Metrics
 from worker.observability.traces import OFF, Trace, Traces
 from worker.timers import Timers
 
-QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops"})
+QUIET = frozenset({"/readyz", "/livez", "/metrics", "/admin/ops", "/admin/key"})
 """Routes that are asked all the time: not logged, not counted."""
 
 CLIENT_GONE = 499

@@ -26,6 +26,11 @@ async def ops(request: Request) -> Response:
     return Response(status_code=204)
 
 
+async def key(_: Request) -> Response:
+    """204 for a good key: nginx asks before it takes a large body."""
+    return Response(status_code=204)
+
+
 async def undrain(request: Request) -> Response:
     """Take work again."""
     lifecycle = lifecycle_of(request)

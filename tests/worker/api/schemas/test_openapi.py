@@ -16,7 +16,7 @@ from worker.errors import ZimageError
 from worker.models.synthetic import SyntheticPipeline
 from worker.settings import Settings
 
-FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain", "/admin/ops"}
+FOR_OPERATORS = {"/livez", "/metrics", "/admin/drain", "/admin/undrain", "/admin/ops", "/admin/key"}
 SETTINGS = Settings(model="synthetic:")
 INFO = SyntheticPipeline("synthetic:").info
 
