@@ -1,6 +1,12 @@
-"""Numbers that workers share with what stands before and around them: nginx, guard, commands."""
+"""What workers share with what stands before and around them: nginx, guard, commands."""
 
 GIB = 1 << 30
+
+GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
+VARIATIONS = "/v1/images/variations"
+DRAWINGS = (GENERATIONS, EDITS, VARIATIONS)
+"""Where drawings are asked for: what counts them counts them all."""
 
 MAX_SOCKET_PATH_BYTES = 107
 """Linux keeps a unix socket's path in 108 bytes, the last one a zero."""

@@ -13,12 +13,10 @@ from typing import IO, Any
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from worker.bounds import LATENCY_BUCKETS_S
+from worker.bounds import DRAWINGS, LATENCY_BUCKETS_S
 
-DRAW = "/v1/images/generations"
-_DRAWINGS = (DRAW, "/v1/images/edits", "/v1/images/variations")
 _OTHERS = ("images", "jobs", "models", "session", "uploads", "usage")
-_ROUTES = (*_DRAWINGS, *(f"/v1/{name}" for name in _OTHERS), "/v1")
+_ROUTES = (*DRAWINGS, *(f"/v1/{name}" for name in _OTHERS), "/v1")
 _CODES = (200, 400, 429, 499, 500, 503, 504)
 _REFUSED = frozenset({429, 503})
 _MAX_READ_BYTES = 8 << 20  # more at once would keep others waiting
@@ -108,8 +106,9 @@ class Traffic:
             registry=registry,
         )
         self._bytes = Counter("zimage_front_sent_bytes", "Bytes sent.", registry=registry)
-        for code in _CODES:
-            self._requests.labels(DRAW, code)  # from zero on: a first refusal is an increase
+        for route in DRAWINGS:
+            for code in _CODES:
+                self._requests.labels(route, code)  # from zero on: a first refusal is an increase
 
     def read(self) -> None:
         """Count what nginx has written since the last call. Blocks."""
@@ -131,7 +130,7 @@ class Traffic:
         self._requests.labels(route, status).inc()
         self._duration.labels(route).observe(seconds)
         self._bytes.inc(int(line["bytes"]))
-        if route in _DRAWINGS:
+        if route in DRAWINGS:
             replays = replays_of(line["upstream_connect_s"])
             self._replays.inc(replays)
             self._note(status, seconds, replays)

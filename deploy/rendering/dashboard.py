@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-_DRAW = 'cell=~"$cell", route="/v1/images/generations"'
+from worker.bounds import DRAWINGS
+
+_DRAW = f'cell=~"$cell", route=~"{"|".join(DRAWINGS)}"'
 _CELL = 'cell=~"$cell"'
 _WIDE, _HIGH = 8, 7
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}

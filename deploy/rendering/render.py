@@ -25,7 +25,7 @@ from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
 from deploy.rendering.plan import Plan, WorkerPlan, model_base, model_source
 from deploy.rendering.store_address import nameservers_of, store_address
 from worker import code_digest
-from worker.bounds import MAX_EDIT_BODY_BYTES, MAX_JOB_BODY_BYTES
+from worker.bounds import DRAWINGS, MAX_EDIT_BODY_BYTES, MAX_JOB_BODY_BYTES
 from worker.tables import Acceleration, Allowances, ModelNames
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -118,6 +118,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "nginx_version": host.nginx_version,
         "ops": endpoint(config.ops.address, config.ops.port),
         "root": installation.BASE,
+        "drawings": "|".join(DRAWINGS),
         "job_body_bytes": MAX_JOB_BODY_BYTES,
         "edit_body_bytes": MAX_EDIT_BODY_BYTES,
         "store": store_address(config.objects, host.nameservers),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.guard.traffic import DRAW, AccessLog, Traffic, replays_of, route_of
+from deploy.guard.traffic import AccessLog, Traffic, replays_of, route_of
+from worker.bounds import GENERATIONS as DRAW
 
 
 def line(status: int = 200, seconds: float = 1.0, path: str = DRAW, connects: str = "0.0") -> str:

@@ -18,14 +18,14 @@ from worker.api.schemas.edit_wire import Edit
 from worker.api.schemas.fields import bad, json_object
 from worker.api.schemas.openapi import Part, operation, ref
 from worker.api.serving import lifecycle_of
-from worker.bounds import MAX_EDIT_BODY_BYTES
+from worker.bounds import EDITS, MAX_EDIT_BODY_BYTES, VARIATIONS
 from worker.components import Components, Model
 from worker.lifecycle import Lifecycle
 from worker.uploads.sources import Sent
 
 T = TypeVar("T")
 
-PATHS = ("/v1/images/edits", "/v1/images/variations")
+PATHS = (EDITS, VARIATIONS)
 
 
 async def edit(request: Request) -> Response:
