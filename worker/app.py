@@ -37,15 +37,11 @@ from worker.lifecycle import Lifecycle, Load
 from worker.settings import Settings
 
 _DRAW = Route("/v1/images/generations", images.generate, methods=["POST"])
-_EDIT, _VARY = (
-    Route(path, answer, methods=["POST"])
-    for path, answer in zip(edits.PATHS, (edits.edit, edits.vary), strict=True)
-)
+_EDITS = [Route(path, answer, methods=["POST"]) for path, answer in edits.ANSWERS.items()]
 _READY = Route("/readyz", health.readyz)
 ROUTES = [
     _DRAW,
-    _EDIT,
-    _VARY,
+    *_EDITS,
     Route(files.ROUTE + "/{name:path}", files.get_file),
     *gallery.ROUTES,
     *uploads.ROUTES,
@@ -66,7 +62,7 @@ ROUTES = [
     Route("/admin/drain", admin.drain, methods=["POST"]),
     Route("/admin/undrain", admin.undrain, methods=["POST"]),
 ]
-_DRAWINGS = frozenset(route.path for route in (_DRAW, _EDIT, _VARY))
+_DRAWINGS = frozenset(route.path for route in (_DRAW, *_EDITS))
 DIRECT = [_DRAW, _READY]
 """What must cost next to nothing: besides its drawing, or because the guard asks it five times a
 second. Middleware sees it like all others."""

@@ -5,7 +5,8 @@ GIB = 1 << 30
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 VARIATIONS = "/v1/images/variations"
-DRAWINGS = (GENERATIONS, EDITS, VARIATIONS)
+UPSCALE = "/v1/images/upscale"
+DRAWINGS = (GENERATIONS, EDITS, VARIATIONS, UPSCALE)
 """Where drawings are asked for: what counts them counts them all."""
 
 MAX_SOCKET_PATH_BYTES = 107

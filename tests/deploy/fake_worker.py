@@ -162,6 +162,7 @@ def main() -> int:
             Route("/v1/images/generations", draw, methods=["POST"]),
             Route("/v1/images/edits", draw, methods=["POST"]),
             Route("/v1/images/variations", draw, methods=["POST"]),
+            Route("/v1/images/upscale", draw, methods=["POST"]),
             Route("/v1/images/files/{name}", file),
             Route("/v1/models", echo),
             Route("/admin/key", key),

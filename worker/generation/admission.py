@@ -80,7 +80,7 @@ class Admission:
         timeout_s = generation.timeout_s
         request = DrawRequest(
             id=generation.id,
-            specs=self._generation.specs,
+            specs=generation.drawn_specs,
             arrived_at=self._since,
             key=generation.caller.turn,
             fingerprint=generation.fingerprint,

@@ -8,7 +8,7 @@ from typing import cast
 from worker import log
 from worker.coordination.suspect import Suspect
 from worker.engine import Ticket
-from worker.engine.request import Event, Partial, Queued, Stepped
+from worker.engine.request import Drawn, Event, Partial, Queued, Stepped
 from worker.generation.admission import Admission
 from worker.generation.components import Components
 from worker.generation.encoding import Encoding, Finished, Preview
@@ -58,7 +58,7 @@ class Drawing:
             ticket = await self._admitted()
             try:
                 if len(self.generation.specs) == 1:  # most have, and need not look at each event
-                    finished = cast(list[Finished], await ticket.result())
+                    finished = _whole(await ticket.result())
                     self._written(*finished)
                 else:
                     finished = await self._all(ticket)
@@ -105,13 +105,18 @@ class Drawing:
             async with _events(self._ticket) as events:
                 async for event in events:
                     match event:
-                        case Queued() | Stepped():
+                        case Queued():
                             told: Told = event
+                        case Stepped():
+                            tiling = self.generation.tiling
+                            told = event if tiling is None else tiling.followed(event)
                         case Finished():
                             told = self._finished(event)
                         case Partial():
                             told = await self._encoding.preview(event)
                             self._recording.previewed(event.image_index)
+                        case Drawn() if self.generation.tiling is not None:
+                            continue  # a tile
                         case _:
                             raise AssertionError("every picture is encoded first")
                     del event  # a preview's pixels must not wait for the next one
@@ -188,6 +193,13 @@ class Drawing:
     def note(self, image: StoredImage) -> None:
         """Put an item's picture into the audit log."""
         self._recording.note(0, at=image.created_at)
+
+
+def _whole(drawn: list[Drawn]) -> list[Finished]:
+    """Without the tiles, where there are such."""
+    if len(drawn) > 1:
+        return [one for one in drawn if isinstance(one, Finished)]
+    return cast(list[Finished], drawn)
 
 
 @asynccontextmanager

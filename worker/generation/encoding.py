@@ -59,7 +59,12 @@ class Encoding:
 
     def _finish(self, drawn: Drawn, ticket: Ticket, began: float) -> None:
         output = self._generation.output
+        tiling = self._generation.tiling
         try:
+            drawn = drawn if tiling is None else tiling.take(drawn)
+            if drawn.pixels is NO_PIXELS:
+                ticket.deliver(drawn)  # a tile
+                return
             source = drawn.spec.source
             picture = self._encoders.encoded(
                 drawn.pixels if source is None else source.pasted(drawn.pixels),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from worker.engine.request import Priority
 from worker.generation.caller import Caller
+from worker.generation.tiling import Tiling
 from worker.storage.keys import Key
 from worker.types import DrawSpec
 
@@ -38,7 +39,8 @@ class Generation(NamedTuple):
     from the arrival, None: no limit of its own. ``client`` is the caller as the audit log names it.
     ``fingerprint`` stands for who asks and for what, ``priority`` is what was asked for.
     ``stream``: somebody reads events, and part of the answer is sent once it is admitted.
-    ``resume``: the place of a stream that was cut, or empty.
+    ``resume``: the place of a stream that was cut, or empty. ``tiling``: its one picture is drawn
+    in tiles.
     """
 
     id: str
@@ -54,6 +56,12 @@ class Generation(NamedTuple):
     partial_images: int = 0
     resume: str = ""
     item: Item | None = None
+    tiling: Tiling | None = None
+
+    @property
+    def drawn_specs(self) -> tuple[DrawSpec, ...]:
+        """What the engine draws."""
+        return self.specs if self.tiling is None else self.tiling.specs
 
     def image_id(self, index: int) -> str:
         """Names picture ``index`` for ever."""

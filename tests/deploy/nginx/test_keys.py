@@ -12,6 +12,7 @@ from tests.deploy.processes import ask
 from tests.ports import free_port
 
 DRAW, EDITS = "/v1/images/generations", "/v1/images/edits"
+PICTURES = (EDITS, "/v1/images/variations", "/v1/images/upscale", "/v1/uploads")
 JSON = {"Content-Type": "application/json"}
 GOOD = {"Authorization": "Bearer good"}
 KIB_64 = 64 << 10
@@ -43,7 +44,7 @@ def asked(site: Site) -> list[dict[str, Any]]:
     return list(ask(site.layout, "w1", "GET", "/fake/asked").json())
 
 
-@pytest.mark.parametrize("path", [EDITS, "/v1/images/variations", "/v1/uploads", "/v1/jobs"])
+@pytest.mark.parametrize("path", [*PICTURES, "/v1/jobs"])
 @pytest.mark.parametrize(
     "length", ["Content-Length: 8388608", "Transfer-Encoding: chunked", "Content-Length: 70000"]
 )
@@ -66,7 +67,7 @@ def test_a_keyless_body_of_8_mib_is_refused_before_it_is_taken(keyed: Site) -> N
         assert bytes_on_disk(keyed) == 0
 
 
-@pytest.mark.parametrize("path", [EDITS, "/v1/images/variations", "/v1/uploads", "/v1/jobs"])
+@pytest.mark.parametrize("path", [*PICTURES, "/v1/jobs"])
 def test_a_good_keys_body_arrives_whole(keyed: Site, path: str) -> None:
     with keyed.worker("w1"):
         reply = keyed.client.post(path, content=b"x" * 8_000_000, headers=GOOD)

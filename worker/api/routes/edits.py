@@ -1,7 +1,9 @@
-"""POST /v1/images/edits and /v1/images/variations: drawings that go on from a picture."""
+"""POST /v1/images/edits, variations and upscale: drawings that go on from a picture."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -14,36 +16,45 @@ from worker.api.client import ClientGone, media_type_of, read_body
 from worker.api.middleware.request_context import CLIENT_GONE, context_of
 from worker.api.routes import images
 from worker.api.schemas import edit_wire
-from worker.api.schemas.edit_wire import Edit
+from worker.api.schemas.edit_wire import Edit, Kind, Upscale
 from worker.api.schemas.fields import bad, json_object
 from worker.api.schemas.openapi import Part, operation, ref
 from worker.api.serving import lifecycle_of
-from worker.bounds import EDITS, MAX_EDIT_BODY_BYTES, VARIATIONS
+from worker.bounds import EDITS, MAX_EDIT_BODY_BYTES, UPSCALE, VARIATIONS
 from worker.components import Components, Model
+from worker.generation.tiling import Tiles
 from worker.lifecycle import Lifecycle
 from worker.uploads.sources import Sent
 
 T = TypeVar("T")
 
-PATHS = (EDITS, VARIATIONS)
+PATHS: Mapping[Kind, str] = {"edit": EDITS, "variation": VARIATIONS, "upscale": UPSCALE}
 
 
 async def edit(request: Request) -> Response:
     """Draw from a picture, or a part of one anew."""
-    return await _answer(request, variation=False)
+    return await _answer(request, "edit")
 
 
 async def vary(request: Request) -> Response:
     """Draw pictures like one."""
-    return await _answer(request, variation=True)
+    return await _answer(request, "variation")
 
 
-async def _answer(request: Request, *, variation: bool) -> Response:
+async def upscale(request: Request) -> Response:
+    """Draw a picture anew, twice as large, with finer detail."""
+    return await _answer(request, "upscale")
+
+
+ANSWERS = {EDITS: edit, VARIATIONS: vary, UPSCALE: upscale}
+
+
+async def _answer(request: Request, kind: Kind) -> Response:
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
     try:
         async with reading(request, components):
-            asked = await _asked(request, model, components, variation=variation)
+            asked = await _asked(request, model, components, kind)
         context_of(request).notes["strength"] = asked.parameters.strength
         return await images.answer(request, lifecycle, asked)
     except ClientGone:
@@ -61,23 +72,27 @@ async def reading(request: Request, components: Components) -> AsyncIterator[Non
         yield
 
 
-async def _asked(
-    request: Request, model: Model, components: Components, *, variation: bool
-) -> Edit:
+async def _asked(request: Request, model: Model, components: Components, kind: Kind) -> Edit:
     settings, info = components.settings, model.info
-    values, files = await _read(request, model, components, variation=variation)
-    asked = edit_wire.parse(values, settings, info, variation=variation)
+    values, files = await _read(request, model, components, kind)
+    asked = edit_wire.parse(values, settings, info, kind)
     if not info.edits:
         bad("image", "this model draws from text alone: use /v1/images/generations")
     given = await _given(request, components, asked, files)
     if asked.prompts == ("",) and given.prompt:
         asked = asked.model_copy(update={"prompts": (given.prompt,)})
     source = await components.sources.prepare(
-        given.image, given.mask, asked.placing(settings, info), masked=not variation
+        given.image, given.mask, asked.placing(settings, info), masked=kind == "edit"
     )
     assert source.pixels is not None, "they are dropped later"
     height, width, _ = source.pixels.shape
-    return asked.goes_on_from(source, (width, height))
+    size = width, height
+    if not isinstance(asked, Upscale):
+        return asked.goes_on_from(source, size)
+    source.placement = f"upscale {edit_wire.SCALE}"
+    most = edit_wire.tile_of(settings, info)
+    cut = partial(Tiles.of, source, most, info.side_multiple)
+    return asked.in_tiles(source, size, await asyncio.to_thread(cut))
 
 
 class _Given(NamedTuple):
@@ -109,21 +124,21 @@ _MISSING = "missing: send the picture to go on from", "missing_required_paramete
 
 
 async def _read(
-    request: Request, model: Model, components: Components, *, variation: bool
+    request: Request, model: Model, components: Components, kind: Kind
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What the body says, and its files."""
-    settings, kind = components.settings, media_type_of(request)
-    if kind == "application/json":
+    settings, media_type = components.settings, media_type_of(request)
+    if media_type == "application/json":
         return json_object(await read_body(request, settings.max_body_bytes)), {}
-    if kind != multipart.MEDIA_TYPE:
-        shown = repr(kind[:60]) if kind else "nothing"
+    if media_type != multipart.MEDIA_TYPE:
+        shown = repr(media_type[:60]) if media_type else "nothing"
         message = f"Content-Type says {shown}: send {multipart.MEDIA_TYPE} or application/json."
         raise HTTPException(415, message)
     body = await read_body(request, MAX_EDIT_BODY_BYTES)
     content_type = request.headers["content-type"]
     parts = await multipart.parts_of(body, content_type, settings.max_body_bytes)
     texts = {_single(name): _one(name, said) for name, said in parts.texts.items()}
-    files = _files(parts.files, ("image",) if variation else edit_wire.FILES)
+    files = _files(parts.files, edit_wire.files_of(kind))
     return edit_wire.typed(texts, settings, model.info), files
 
 
@@ -153,13 +168,12 @@ def _one(name: str, several: list[T]) -> T:
 def openapi(lifecycle: Lifecycle) -> Part:
     about = lifecycle.settings, lifecycle.model.info
     paths, schemas = {}, {}
-    told = {"Edit": edit.__doc__, "Variation": vary.__doc__}
-    for path, (name, summary) in zip(PATHS, told.items(), strict=True):
-        variation = name == "Variation"
-        schemas[name] = edit_wire.schema(*about, variation=variation, files=False)
-        schemas[f"{name}Form"] = edit_wire.schema(*about, variation=variation, files=True)
+    for kind, path in PATHS.items():
+        name = kind.capitalize()
+        schemas[name] = edit_wire.schema(*about, kind, files=False)
+        schemas[f"{name}Form"] = edit_wire.schema(*about, kind, files=True)
         post = operation(
-            f"{summary} With `stream` as server-sent events.",
+            f"{ANSWERS[path].__doc__} With `stream` as server-sent events.",
             {200: {"application/json": ref("Drawn"), "text/event-stream": ref("Event")}},
             errors=(404, 422, 507),
             body=ref(name),

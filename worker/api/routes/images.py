@@ -22,6 +22,7 @@ from worker.components import Components, Model
 from worker.generation.drawing import Drawing
 from worker.generation.encoding import Finished
 from worker.generation.request import Generation, Output
+from worker.generation.tiling import Tiling
 from worker.lifecycle import Lifecycle
 from worker.storage.gallery import StoredImage
 from worker.storage.undelivered import Answer
@@ -92,12 +93,13 @@ def _drawing(
     context, caller = context_of(request), caller_of(request)
     gallery = asked.store and components.settings.gallery.enabled
     assert context.suspect is not None, "the middleware comes first"
+    specs = asked.specs(default_seed(context.id))
     generation = Generation(
         id=context.id,
         arrived_at=context.arrived_at,
         caller=caller,
         client=context.key,
-        specs=asked.specs(default_seed(context.id)),
+        specs=specs,
         fingerprint=fingerprint_of(caller.turn, asked),
         output=Output(
             asked.output_format,
@@ -110,6 +112,7 @@ def _drawing(
         stream=asked.stream,
         partial_images=asked.partial_images,
         resume=asked.resume,
+        tiling=None if asked.tiles is None else Tiling(specs[0], asked.tiles),
     )
     context.notes |= {
         "images": len(generation.specs),

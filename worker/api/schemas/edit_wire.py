@@ -4,22 +4,27 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, WithJsonSchema
 
 from worker.api.schemas import synonyms, wire
 from worker.api.schemas.fields import bad, bounded, text_of
 from worker.api.schemas.forms import Once, Schema, names_of
+from worker.generation.tiling import Tiles
 from worker.models.base import ModelInfo
 from worker.models.sizes import fitted
 from worker.settings import Settings
 from worker.types import FIELDS, SourceImage
 from worker.uploads.named import is_address, is_id
-from worker.uploads.sources import Fit, Placing, Size
+from worker.uploads.sources import MAX_PIXELS, Fit, Placing, Size
 
 STRENGTH = 0.6
 """Of a picture that may change everywhere, as diffusers has it; of one with a mask 1."""
+UPSCALE_STRENGTH = 0.25
+SCALE = 2
+Kind = Literal["edit", "variation", "upscale"]
+V = TypeVar("V", bound="Edit")
 FILES = ("image", "mask")
 IGNORED = (*wire.IGNORED, "input_fidelity")
 EDITS = tuple(name for name, field in FIELDS.items() if field.about.edits)
@@ -66,6 +71,7 @@ class Edit(wire.Generation):
     missing: ClassVar[Mapping[str, tuple[str, str]]] = wire.Generation.missing
     said: ClassVar[tuple[str, ...]] = (*wire.SAID, *EDITS)
     events: ClassVar[str] = "image_edit"
+    usual_strength: ClassVar[float] = STRENGTH
 
     _source: SourceImage | None = PrivateAttr(None)
 
@@ -87,9 +93,9 @@ class Edit(wire.Generation):
 
         return Placing(size, self.fit, self.position)
 
-    def goes_on_from(self, source: SourceImage, size: Size) -> "Edit":
+    def goes_on_from(self, source: SourceImage, size: Size) -> Self:
         """This with its picture, and with what that decides where the request does not say it."""
-        strength = 1.0 if source.mask is not None else STRENGTH
+        strength = 1.0 if source.mask is not None else self.usual_strength
         decided: dict[str, Any] = {"size": size}
         if "strength" not in self.model_fields_set:
             decided["strength"] = strength
@@ -102,11 +108,50 @@ class Variation(Edit):
     """``prompts``: none is needed."""
 
 
+class Upscale(Variation):
+    """A picture twice as large on each side."""
+
+    usual_strength: ClassVar[float] = UPSCALE_STRENGTH
+
+    _tiles: Tiles | None = PrivateAttr(None)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        return self._tiles
+
+    def placing(self, settings: Settings, info: ModelInfo) -> Placing:
+        most = min(4 * settings.max_pixels, MAX_PIXELS)
+
+        def size(of: Size) -> Size:
+            width, height = (_near(SCALE * side, info) for side in of)
+            if width * height > most:
+                told = f"{of[0]}×{of[1]} would become {width}×{height}"
+                bad("image", f"{told}, more than {most:,} pixels: send a smaller one")
+            return width, height
+
+        return Placing(size)
+
+    def in_tiles(self, source: SourceImage, size: Size, tiles: Tiles) -> "Upscale":
+        """``goes_on_from``, in tiles."""
+        edit = self.goes_on_from(source, size)
+        edit._tiles = tiles
+        return edit
+
+
+def tile_of(settings: Settings, info: ModelInfo) -> Size:
+    """The largest tile: what the model draws best, and a worker draws at all."""
+    return fitted(info.default_size, settings.max_pixels, info.side_multiple)
+
+
+def _near(side: int, info: ModelInfo) -> int:
+    multiple = info.side_multiple
+    return max(info.min_side, round(side / multiple) * multiple)
+
+
 def size_for(of: Size, settings: Settings, info: ModelInfo) -> Size:
     """The nearest to a picture's that can be drawn."""
-    multiple = info.side_multiple
-    near = [max(info.min_side, round(side / multiple) * multiple) for side in of]
-    width, height = fitted((near[0], near[1]), settings.max_pixels, multiple)
+    near = _near(of[0], info), _near(of[1], info)
+    width, height = fitted(near, settings.max_pixels, info.side_multiple)
     return max(width, info.min_side), max(height, info.min_side)
 
 
@@ -117,6 +162,15 @@ def _edit(settings: Settings, info: ModelInfo) -> type[Edit]:
 
 @Once
 def _variation(settings: Settings, info: ModelInfo) -> type[Variation]:
+    return _unprompted(Variation, settings, info)
+
+
+@Once
+def _upscale(settings: Settings, info: ModelInfo) -> type[Upscale]:
+    return _unprompted(Upscale, settings, info)
+
+
+def _unprompted(base: type[V], settings: Settings, info: ModelInfo) -> type[V]:
     def check(value: object) -> tuple[str, ...]:
         text = bounded("prompt", text_of("prompt", value), settings.max_prompt_chars)
         if info.prompt_limit is not None:
@@ -126,23 +180,45 @@ def _variation(settings: Settings, info: ModelInfo) -> type[Variation]:
     told = WithJsonSchema({"type": "string", "maxLength": settings.max_prompt_chars})
     kind = Annotated[tuple[str, ...], PlainValidator(check), told]
     own = {"prompts": (kind, Field(("",), alias="prompt"))}
-    return wire.generation_form(Variation, settings, info, IGNORED, own)
+    return wire.generation_form(base, settings, info, IGNORED, own)
+
+
+_FORMS: Mapping[Kind, Callable[[Settings, ModelInfo], type[Edit]]] = {
+    "edit": _edit,
+    "variation": _variation,
+    "upscale": _upscale,
+}
+_NOT_TAKEN: Mapping[Kind, Mapping[str, str]] = {
+    "edit": {},
+    "variation": {"mask": "variations have none: use /v1/images/edits"},
+    "upscale": {
+        "mask": "a picture is made larger as a whole: leave it out",
+        "partial_images": "there are no previews of tiles: leave it out",
+        **dict.fromkeys(("size", "fit", "position"), "it becomes twice as large: leave it out"),
+        "n": "one picture becomes one: leave it out",
+    },
+}
 
 
 KNOWN = tuple(sorted({*names_of(Edit), *IGNORED, *Edit.said}))
 
 
 def parse(
-    values: Mapping[str, Any], settings: Settings, info: ModelInfo, *, variation: bool
+    values: Mapping[str, Any], settings: Settings, info: ModelInfo, kind: Kind = "edit"
 ) -> Edit:
     """Check ``values`` against this worker's limits and its model's abilities."""
-    form = (_variation if variation else _edit)(settings, info)
+    form = _FORMS[kind](settings, info)
     said = {name: value for name, value in values.items() if (name, value) != ("size", "auto")}
     asked = wire.read(form, KNOWN, said, settings)
-    if variation and asked.mask:
-        bad("mask", "variations have none: use /v1/images/edits", "unknown_parameter")
+    for name, why in _NOT_TAKEN[kind].items():
+        if name in asked.model_fields_set and getattr(asked, name) != _default(form, name):
+            bad(name, why, "unknown_parameter")
     check_fit(asked.fit, asked.position, sized="size" in asked.model_fields_set)
     return asked
+
+
+def _default(form: type[Edit], name: str) -> Any:
+    return form.model_fields[name].default
 
 
 def check_fit(fit: Fit, position: tuple[int, int] | None, *, sized: bool) -> None:
@@ -151,6 +227,11 @@ def check_fit(fit: Fit, position: tuple[int, int] | None, *, sized: bool) -> Non
         bad("position", "it places a picture that is extended: add fit: extend, or leave it out")
     if fit == "extend" and not sized:
         bad("size", "missing: say how large the extended picture is", "missing_required_parameter")
+
+
+def files_of(kind: Kind) -> tuple[str, ...]:
+    """Which files such a request may carry."""
+    return FILES if kind == "edit" else ("image",)
 
 
 def typed(texts: Mapping[str, str], settings: Settings, info: ModelInfo) -> dict[str, Any]:
@@ -173,14 +254,14 @@ def _typed(text: str, kinds: Collection[str]) -> Any:
     return value if isinstance(value, int | float) else text
 
 
-def schema(settings: Settings, info: ModelInfo, *, variation: bool, files: bool) -> Schema:
+def schema(settings: Settings, info: ModelInfo, kind: Kind, *, files: bool) -> Schema:
     """What ``parse`` takes, as JSON Schema; with ``files``, as a form that carries them."""
-    known = (_variation if variation else _edit)(settings, info).schema_of()
+    known = _FORMS[kind](settings, info).schema_of()
     properties = synonyms.schema(known["properties"], KNOWN)
     file = {"type": "string", "format": "binary"}
-    if variation:
-        del properties["mask"]
+    for name in _NOT_TAKEN[kind]:
+        del properties[name]
     if files:
-        properties |= {"image": file} if variation else dict.fromkeys(FILES, file)
+        properties |= dict.fromkeys(files_of(kind), file)
     needed = [*known.get("required", []), "image"]
     return {**known, "required": needed, "properties": properties}

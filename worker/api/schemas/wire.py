@@ -13,6 +13,7 @@ from worker.api.schemas.fields import bad, bounded, json_object, text_of
 from worker.api.schemas.forms import Form, Once, Schema, names_of
 from worker.engine.request import Priority
 from worker.errors import NotFound, ZimageError
+from worker.generation.tiling import Tiles
 from worker.models.base import ModelInfo
 from worker.settings import Settings
 from worker.types import FIELDS, ChosenLoras, DrawSpec, Parameters, SourceImage
@@ -105,6 +106,11 @@ class Generation(Asked):
     def source(self) -> SourceImage | None:
         """The picture that it goes on from."""
         return None  # kept by those that have one: a private attribute costs each request 5 µs
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """What its one picture is drawn in."""
+        return None
 
     def specs(self, default_seed: int) -> tuple[DrawSpec, ...]:
         """The pictures in order: all n of the first prompt, then the next; seed + k, wrapping."""

@@ -12,6 +12,9 @@ from tests.worker.models.conftest import draw
 from tinymodel import evaluate
 from tinymodel.captions import scene_of
 from tinymodel.judge import judge
+from worker.api.schemas.edit_wire import UPSCALE_STRENGTH
+from worker.engine.request import Drawn
+from worker.generation.tiling import Tiles, Tiling
 from worker.models.loading.folder import Defaults
 from worker.models.loading.load import adapted
 from worker.models.zimage.pipeline import ZImageStepwise
@@ -98,3 +101,33 @@ def test_what_is_around_an_extended_picture_fits_it(drawing: Draw, before: Pixel
     picture = drawing(BEFORE, 5, SourceImage("", canvas, right_half()))
     assert np.array_equal(picture[:, : SIDE // 2], star)
     assert shows(picture, BEFORE)
+
+
+def test_a_picture_twice_as_large_shows_the_same_and_no_seam(drawing: Draw, before: Pixels) -> None:
+    larger = Image.fromarray(before).resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
+    source = SourceImage("", np.asarray(larger))
+    how = Parameters(2 * SIDE, 2 * SIDE, 8, strength=UPSCALE_STRENGTH)
+    tiles = Tiles.of(source, (SIDE, SIDE), 16)
+    tiling = Tiling(DrawSpec(BEFORE, 3, how, source), tiles)
+    pasted = np.asarray(larger).copy()
+    for index, spec in enumerate(tiling.specs):
+        tile = drawing(BEFORE, spec.seed, spec.source, strength=UPSCALE_STRENGTH)
+        row, column = divmod(index, len(tiles.across.starts))
+        y, x = tiles.down.starts[row], tiles.across.starts[column]
+        pasted[y : y + SIDE, x : x + SIDE] = tile
+        whole = tiling.take(Drawn(index, spec, tile, 0.0, 0.0, 1)).pixels
+    assert shows(whole, BEFORE)
+    assert alike(whole, np.asarray(larger)) > 0.8
+    edges = {*tiles.across.starts, *(start + SIDE for start in tiles.across.starts)}
+    edges -= {0, 2 * SIDE}
+    assert worst_edge(pasted, edges) > 2 > 0.5 > worst_edge(whole, edges)
+
+
+def worst_edge(pixels: Pixels, edges: set[int]) -> float:
+    """By how many of 255 levels neighbours differ more across one of ``edges``, rows and columns,
+    than beside it."""
+    found = []
+    for turned in (pixels, pixels.transpose(1, 0, 2)):
+        steps = np.abs(np.diff(turned.astype(int), axis=1)).mean(axis=(0, 2))
+        found += [steps[x - 1] - np.delete(steps[x - 7 : x + 6], 6).mean() for x in edges]
+    return float(max(found))
