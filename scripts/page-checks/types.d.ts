@@ -17,11 +17,19 @@ interface Elements {
   "#height": HTMLInputElement;
   "#history": HTMLDetailsElement;
   "#key": HTMLInputElement;
+  "#mask-canvas": HTMLCanvasElement;
+  "#mask-editor": HTMLDialogElement;
+  "#mask-erase": HTMLInputElement;
+  "#mask-image": HTMLImageElement;
+  "#mask-redo": HTMLButtonElement;
+  "#mask-size": HTMLInputElement;
+  "#mask-undo": HTMLButtonElement;
   "#n": HTMLInputElement;
   "#prompt": HTMLTextAreaElement;
   "#search": HTMLInputElement;
   "#sign-in": HTMLDialogElement;
   "#source-image": HTMLImageElement;
+  "#source-mask": HTMLImageElement;
   "#steps": HTMLInputElement;
   "#strength": HTMLInputElement;
   "#template": HTMLTextAreaElement;
@@ -88,6 +96,10 @@ type Origin = {
   height: number;
   like?: boolean;
 };
+
+/** A line of the brush; `radius` and `points` in pixels of the canvas. */
+type Stroke = { kind: "stroke"; erase: boolean; radius: number; points: [number, number][] };
+type Operation = Stroke | { kind: "clear" } | { kind: "invert" };
 
 /** A checked form. */
 type Values = Omit<Settings, "prompt"> & { lines: string[]; n: number; seed: number | null };

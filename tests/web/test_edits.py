@@ -196,3 +196,98 @@ def test_what_the_model_cannot_do_is_not_offered(cell: FakeCell, open_page: Open
     drop(page, STREET)
     expect(page.locator("#toasts")).to_contain_text("does not say how it was drawn")
     expect(page.locator("#source")).to_be_hidden()
+
+
+def painting(page: Page) -> None:
+    """The editor of a picture that was dropped."""
+    drop(page, STREET)
+    page.get_by_role("button", name="Paint a part").click()
+    expect(page.get_by_label("The picture to paint on")).to_be_focused()
+
+
+def mask_sent(page: Page, cell: FakeCell) -> np.ndarray:
+    page.get_by_role("button", name="Done").click()
+    expect(page.locator("#mask-editor")).to_be_hidden()
+    expect(page.locator("#strength-value")).to_have_text("100 %")
+    drawn = page.locator("[data-face=picture]")
+    before = drawn.count()
+    draw(page, "a tram")
+    expect(drawn).to_have_count(before + 1)
+    image = Image.open(io.BytesIO(cell.files["mask"]))
+    assert (image.size, image.getextrema()[3:]) == ((320, 192), ((255, 255),))  # opaque
+    return np.asarray(image.convert("L"))
+
+
+def test_what_a_pointer_paints_is_white_in_the_mask(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    painting(page)
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []
+    box = page.locator("#mask-canvas").bounding_box()
+    assert box
+
+    def stroke(y: float) -> None:
+        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] * y)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 3 / 4, box["y"] + box["height"] * y, steps=4)
+        page.mouse.up()
+
+    stroke(0.25)
+    stroke(0.75)
+    page.keyboard.press("Control+z")
+    expect(page.get_by_role("status").get_by_text("is drawn anew")).to_be_visible()
+    mask = mask_sent(page, cell)
+    assert (mask[48, 90:230] == 255).all()  # the stroke that stands
+    assert (mask[140:] == 0).all()  # the one that was undone
+    assert (mask[:, :40] == 0).all()
+    page.reload()  # the mask is painted on after a reload, too
+    expect(page.locator("#source-mask")).to_be_visible()
+    page.get_by_role("button", name="Paint a part").click()
+    page.get_by_role("button", name="Invert").click()
+    turned = mask_sent(page, cell).astype(int)
+    assert np.abs(turned + mask - 255).max() <= 2
+    page.get_by_role("button", name="Paint a part").click()
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#mask-told")).to_have_text("Nothing is painted yet")
+    page.keyboard.press("Escape")
+    expect(page.locator("#source-mask")).to_be_hidden()
+    expect(page.locator("#strength-value")).to_have_text("60 %")
+
+
+def test_keys_alone_paint_a_mask(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    painting(page)
+    keys = page.keyboard
+    for key in ["]", "]", "ArrowUp", "Shift+ArrowLeft"]:
+        keys.press(key)
+    keys.down(" ")
+    keys.press("Shift+ArrowRight")
+    keys.up(" ")
+    keys.press("Shift+ArrowRight")  # the brush is up again
+    for _ in range(2):
+        keys.press("Control+z")
+        expect(page.locator("#mask-undo")).to_be_disabled()
+        keys.press("Control+Shift+z")
+        expect(page.locator("#mask-redo")).to_be_disabled()
+    mask = mask_sent(page, cell)
+    radius = 30 / 400 * 320
+    row = round(96 - radius / 2)
+    left = round(160 - 2 * radius)
+    assert (mask[row, left:160] == 255).all()
+    assert (mask[row, 190:] == 0).all()
+
+
+def test_a_finger_paints_on_a_phone_without_sideways_scrolling(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page(locale="zh-CN", **PHONE)
+    drop(page, STREET)
+    page.locator("#source-paint").tap()
+    expect(page.locator("#mask-canvas")).to_be_focused()
+    assert page.evaluate("document.querySelector('#mask-editor').scrollWidth") == 360
+    small = page.locator("#mask-editor button:visible").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect()).filter((r) => r.height < 40)"
+    )
+    assert small == []
+    page.locator("#mask-canvas").tap()
+    expect(page.locator("#mask-told")).to_contain_text("将重绘")

@@ -2,9 +2,10 @@
 
 import { $, setText } from "./dom.js";
 import { defaultStrength } from "./edits.js";
+import { MaskEditor } from "./mask-editor.js";
 import { seenAt } from "./origins.js";
 import { load, save } from "./settings.js";
-import { keep } from "./stash.js";
+import { keep, urlOf } from "./stash.js";
 
 // What the server takes of a file; a larger picture is made smaller here.
 const MAX_PIXELS = 4096 * 4096;
@@ -15,6 +16,7 @@ export class Source {
   /** @type {Origin | null} */
   #origin = load("source");
   #shown = "";
+  #editor = new MaskEditor();
 
   /**
    * `changed()` after every change but of the strength.
@@ -23,6 +25,7 @@ export class Source {
   constructor(changed) {
     this.changed = changed;
     $("#strength").addEventListener("input", () => this.#set({ strength: Number($("#strength").value) }));
+    $("#source-paint").addEventListener("click", () => this.#paint());
     $("#source-remove").addEventListener("click", () => (this.use(null), $("#from-file").focus()));
   }
 
@@ -45,6 +48,12 @@ export class Source {
     this.render();
   }
 
+  async #paint() {
+    const from = this.#origin;
+    const mask = from && (await this.#editor.edit(from));
+    if (mask !== undefined && this.#origin === from) this.#set({ mask });
+  }
+
   render() {
     const origin = this.#origin;
     $("#source").hidden = !origin;
@@ -63,13 +72,17 @@ export class Source {
 
   /** @param {Origin} origin */
   async #show(origin) {
-    const shown = origin.file ?? origin.id ?? "";
+    const shown = [origin.file, origin.id, origin.mask].join();
     if (shown === this.#shown) return;
     this.#shown = shown;
     const url = await seenAt(origin);
+    const mask = origin.mask && (await urlOf(origin.mask));
     if (this.#shown !== shown) return;
-    if (url) $("#source-image").src = url;
-    else this.use(null); // the browser has forgotten it
+    if (!url) return this.use(null); // the browser has forgotten it
+    $("#source-image").src = url;
+    $("#source-mask").hidden = !mask;
+    if (mask) $("#source-mask").src = mask;
+    if (origin.mask && !mask) this.#set({ mask: null });
   }
 }
 
