@@ -36,6 +36,7 @@ class ModelInfo:
     exchange_bytes: int = 0  # of the device's memory, through which several devices draw together
     edits: bool = False  # draws from pictures, too
     loras: LoraShelf | None = field(default=None, compare=False)  # None: it takes no adapters
+    masks: bool = False  # draws parts of pictures anew
 
 
 @dataclass(eq=False)

@@ -83,6 +83,7 @@ class SyntheticPipeline:
             stepwise=True,
             edits=True,
             loras=None if loras is None else LoraShelf(loras),
+            masks=True,
             prompt_limit=_words_limit(int(self.options["max_tokens"])),
         )
         time.sleep(self.options["load_ms"] / 1000)

@@ -66,6 +66,7 @@ class WholeCall:
             min_side=MIN_SIDE,
             stepwise=False,
             edits=self._from_image is not None or self._masked is not None,
+            masks=self._masked is not None,
             default_guidance_scale=info.default_guidance_scale if self._guided else 0.0,
         )
 

@@ -243,6 +243,7 @@ def test_pictures_that_a_model_cannot_draw_from_are_refused_by_name(
     without_negative.check(edit())
     assert refusal(without_negative, edit(mask=half())) == "mask"
     assert (plain.info.edits, whole.info.edits) == (False, True)
+    assert (plain.info.masks, whole.info.masks) == (False, True)
     assert refusal(plain, edit()) == "image"
     assert refusal(whole, edit(strength=0.2)) == "strength"
     assert refusal(whole, spec(strength=0.2)) == "strength"

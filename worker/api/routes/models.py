@@ -56,6 +56,7 @@ def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:
         "max_prompt_tokens": info.prompt_limit.max_tokens if info.prompt_limit else None,
         "output_formats": list(wire.FORMATS),
         "edits": info.edits,
+        "masks": info.masks,
     }
 
 

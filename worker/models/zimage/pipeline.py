@@ -109,6 +109,7 @@ class ZImageStepwise:
             exchange_bytes=self._lead.exchange_bytes if self._lead else 0,
             edits=True,
             loras=None if self._loras is None else self._loras.shelf,
+            masks=True,
         )
         self._max_side = min(pipeline.transformer.config.axes_lens[1:]) * multiple
 
