@@ -70,6 +70,8 @@ type Limits = {
   maxImages: number;
   maxChars: number | null;
   maxTokens: number | null;
+  edits: boolean;
+  masks: boolean;
 };
 
 /** What one picture is drawn with; null: as the model has it. */
@@ -279,6 +281,7 @@ type ModelEntry = {
   max_prompt_chars?: number;
   max_prompt_tokens?: number | null;
   edits?: boolean;
+  masks?: boolean;
 };
 
 type SessionAnswer = {

@@ -91,6 +91,7 @@ class FakeCell:
     paths: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     edits: bool = True
+    masks: bool = True
     cell_polls: int = 0
     open_streams: int = 0
     most_open_streams: int = 0
@@ -165,6 +166,7 @@ class FakeCell:
             "max_prompt_chars": 4000,
             "max_prompt_tokens": self.max_prompt_tokens,
             "edits": self.edits,
+            "masks": self.masks,
         }
         return JSONResponse({"object": "list", "data": [entry]})
 

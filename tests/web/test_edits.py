@@ -198,6 +198,25 @@ def test_what_the_model_cannot_do_is_not_offered(cell: FakeCell, open_page: Open
     expect(page.locator("#source")).to_be_hidden()
 
 
+def test_what_was_set_for_a_model_that_could_is_not_sent_to_one_that_cannot(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    page = open_page()
+    drop(page, STREET)
+    expect(page.get_by_role("button", name="Paint a part")).to_be_visible()
+    cell.masks = False
+    page.reload()
+    expect(page.locator("#model")).not_to_be_empty()
+    expect(page.locator("#source")).to_be_visible()
+    expect(page.get_by_role("button", name="Paint a part")).to_be_hidden()
+    cell.edits = False
+    page.reload()
+    expect(page.locator("#source")).to_be_hidden()
+    draw(page, "snow")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert (cell.paths, cell.requests[0]["size"]) == (["/v1/images/generations"], "256x256")
+
+
 def painting(page: Page) -> None:
     """The editor of a picture that was dropped."""
     drop(page, STREET)
@@ -291,3 +310,48 @@ def test_a_finger_paints_on_a_phone_without_sideways_scrolling(
     assert small == []
     page.locator("#mask-canvas").tap()
     expect(page.locator("#mask-told")).to_contain_text("将重绘")
+
+
+def test_a_picture_is_extended_by_what_is_around_it(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    drop(page, STREET)
+    page.get_by_role("radio", name="Extend the picture").check()
+    expect(page.locator("#strength-value")).to_have_text("100 %")
+    expect(page.locator(".ratio:has(:checked)")).to_have_text("All around400 × 240")
+    draw(page, "a wide street")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    page.get_by_role("radio", name="1:1").check(force=True)
+    draw(page, "a high street")
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    assert [(b["fit"], b["size"]) for b in cell.requests] == [
+        ("extend", "400x240"),
+        ("extend", "320x320"),
+    ]
+    page.evaluate(AXE)
+    assert page.evaluate(RUN) == []
+    page.locator(".ratio", has_text="Custom").click()
+    page.get_by_label("Width").fill("320")
+    page.get_by_label("Height").fill("192")
+    page.locator("#draw").click()
+    expect(page.locator("#error-size")).to_contain_text("Nothing is left around")
+    page.get_by_role("radio", name="Fill the size").check()
+    page.locator("#draw").click()
+    expect(page.locator("[data-face=picture]")).to_have_count(3)
+    assert "fit" not in cell.requests[2]
+
+
+def test_a_picture_without_room_around_it_is_made_smaller(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    cell.max_pixels = 256 * 256
+    page = open_page()
+    drop(page, STREET)
+    page.get_by_role("radio", name="Extend the picture").check()
+    expect(page.locator("#source-size")).not_to_have_text("320 × 192")
+    draw(page, "a wide street")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    width, height = map(int, cell.requests[0]["size"].split("x"))
+    wide, high = size_of(cell.files["image"])
+    assert wide < width
+    assert high < height
+    assert width * height <= cell.max_pixels

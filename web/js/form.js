@@ -6,7 +6,7 @@ import { History } from "./history.js";
 import { t } from "./i18n.js";
 import { load, save } from "./settings.js";
 import { Source } from "./source.js";
-import { LIMITS, RATIOS, fit, ratioOf, sizeOf } from "./sizes.js";
+import { LIMITS, RATIOS, around, fit, ratioOf, sizeOf } from "./sizes.js";
 import { TemplateEditor } from "./template.js";
 import { offerUndo } from "./undo.js";
 
@@ -67,7 +67,8 @@ export class Form {
   /** @param {Limits} limits */
   setLimits(limits) {
     this.#limits = limits;
-    this.render();
+    this.#source.limits = limits;
+    this.#sourceChanged();
   }
 
   /**
@@ -77,7 +78,7 @@ export class Form {
    */
   fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }, origin = null) {
     const sized = width && height;
-    const ratio = sized ? ratioOf(width, height, this.#limits) ?? "custom" : this.#state.ratio;
+    const ratio = this.#ratioFor(width, height, origin);
     const size = ratio === "custom" && sized ? { width, height } : {};
     const rest = format ? { format } : {};
     const guidance = guidance_scale ? String(guidance_scale) : "";
@@ -86,6 +87,18 @@ export class Form {
     this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused", origin);
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
+  }
+
+  /**
+   * @param {number | null} width
+   * @param {number | null} height
+   * @param {Origin | null} origin
+   */
+  #ratioFor(width, height, origin) {
+    const { ratio } = this.#state;
+    if (!width || !height) return ratio === AS_SOURCE && !origin ? BLANK.ratio : ratio;
+    if (origin?.fit === "extend") return "custom"; // the others go by the picture
+    return ratioOf(width, height, this.#limits) ?? "custom";
   }
 
   /** @param {string} prompt */
@@ -235,7 +248,8 @@ export class Form {
       const custom = ratio === "custom";
       const asSource = ratio === AS_SOURCE;
       tile.toggleAttribute("hidden", asSource && !this.#source.origin);
-      setText($(".name", tile), asSource ? t("asSource") : custom ? t("custom") : ratio);
+      const own = t(this.#source.origin?.fit === "extend" ? "allAround" : "asSource");
+      setText($(".name", tile), asSource ? own : custom ? t("custom") : ratio);
       setText($(".pixels", tile), custom ? "" : this.#sizeAt(ratio).join(" × "));
     }
   }
@@ -346,7 +360,9 @@ export class Form {
   /** @param {string} ratio */
   #sizeAt(ratio) {
     const origin = this.#source.origin;
-    if (ratio !== AS_SOURCE) return sizeOf(ratio, this.#limits);
+    const given = ratio === AS_SOURCE ? null : ratio;
+    if (origin?.fit === "extend") return around(given, origin.width, origin.height, this.#limits);
+    if (given) return sizeOf(given, this.#limits);
     return origin ? fit(origin.width, origin.height, this.#limits) : [0, 0];
   }
 
@@ -413,6 +429,12 @@ export class Form {
     const [w, h] = fit(width, height, this.#limits);
     if (width % multiple || height % multiple) return t("errorSide", { m: multiple, w, h });
     if (Math.min(width, height) < minSide) return t("errorSmall", { min: minSide });
+    const origin = this.#source.origin;
+    if (origin?.fit === "extend") {
+      if (width < origin.width || height < origin.height) return t("errorAround", { w: origin.width, h: origin.height });
+      if (width === origin.width && height === origin.height) return t("errorNothingAround");
+      if (width * height > maxPixels) return t("errorAroundPixels", { max: maxPixels.toLocaleString() });
+    }
     return width * height > maxPixels && t("errorPixels", { max: maxPixels.toLocaleString(), w, h });
   }
 

@@ -18,6 +18,8 @@ export const LIMITS = {
   maxImages: 10,
   maxChars: null,
   maxTokens: null,
+  edits: true,
+  masks: true,
 };
 
 /**
@@ -28,7 +30,7 @@ export const LIMITS = {
 export function limitsOf(entry) {
   const { default_size, default_steps, default_guidance_scale, side_multiple, min_side, max_pixels, max_steps, max_images } =
     entry;
-  const { max_prompt_chars, max_prompt_tokens } = entry;
+  const { max_prompt_chars, max_prompt_tokens, edits = false, masks = edits } = entry;
   const [width, height] = String(default_size ?? "").match(/\d+/g)?.map(Number) ?? [];
   return {
     width: number(width) ?? LIMITS.width,
@@ -42,6 +44,8 @@ export function limitsOf(entry) {
     maxImages: Math.min(number(max_images) ?? LIMITS.maxImages, 10),
     maxChars: number(max_prompt_chars),
     maxTokens: number(max_prompt_tokens),
+    edits,
+    masks,
   };
 }
 
@@ -59,6 +63,33 @@ export function sizeOf(ratio, limits) {
   const width = Math.sqrt((area * across) / down);
   return fit(width, area / width, limits);
 }
+
+const BORDER = 1.25;
+
+/**
+ * [width, height] around a picture of `width` × `height`: in the given ratio, or without one, all around it.
+ * May be more than `maxPixels`.
+ * @param {string | null} ratio
+ * @param {number} width
+ * @param {number} height
+ * @param {Pick<Limits, "multiple" | "minSide">} limits
+ */
+export function around(ratio, width, height, { multiple, minSide }) {
+  const [across, down] = ratio ? ratio.split(":").map(Number) : [width, height];
+  const wide = ratio ? Math.max(width, (height * across) / down) : width * BORDER;
+  /** @param {number} side */
+  const up = (side) => Math.max(minSide, Math.ceil(side / multiple) * multiple);
+  return [up(wide), up((wide * down) / across)];
+}
+
+/**
+ * By how much to make a picture of `width` × `height` smaller, so that there is room around it.
+ * @param {number} width
+ * @param {number} height
+ * @param {Pick<Limits, "maxPixels">} limits
+ */
+export const shrinkToExtend = (width, height, { maxPixels }) =>
+  Math.min(1, Math.sqrt(maxPixels / (width * height)) / BORDER ** 2);
 
 /**
  * The nearest size that is allowed: sides are multiples, and not too many pixels.

@@ -5,6 +5,7 @@ import { defaultStrength } from "./edits.js";
 import { MaskEditor } from "./mask-editor.js";
 import { seenAt } from "./origins.js";
 import { load, save } from "./settings.js";
+import { LIMITS, shrinkToExtend } from "./sizes.js";
 import { keep, urlOf } from "./stash.js";
 
 // What the server takes of a file; a larger picture is made smaller here.
@@ -17,6 +18,7 @@ export class Source {
   #origin = load("source");
   #shown = "";
   #editor = new MaskEditor();
+  limits = LIMITS;
 
   /**
    * `changed()` after every change but of the strength.
@@ -26,11 +28,15 @@ export class Source {
     this.changed = changed;
     $("#strength").addEventListener("input", () => this.#set({ strength: Number($("#strength").value) }));
     $("#source-paint").addEventListener("click", () => this.#paint());
+    for (const radio of radios()) radio.addEventListener("change", () => this.#fit(/** @type {Origin["fit"]} */ (radio.value)));
     $("#source-remove").addEventListener("click", () => (this.use(null), $("#from-file").focus()));
   }
 
+  /** As far as the model can draw from it. */
   get origin() {
-    return this.#origin;
+    const { edits, masks } = this.limits;
+    if (!edits || !this.#origin) return null;
+    return masks ? this.#origin : { ...this.#origin, mask: null, fit: /** @type {const} */ ("cover") };
   }
 
   /** @param {Origin | null} origin */
@@ -48,6 +54,20 @@ export class Source {
     this.render();
   }
 
+  /**
+   * To be extended, a picture must leave room around it.
+   * @param {Origin["fit"]} fit
+   */
+  async #fit(fit) {
+    if (!this.#origin) return;
+    const from = { ...this.#origin, fit };
+    this.use(from);
+    const shrink = shrinkToExtend(from.width, from.height, this.limits);
+    if (fit !== "extend" || shrink === 1) return;
+    const smaller = await shrunk(from, shrink);
+    if (smaller && this.#origin === from) this.use({ ...smaller, strength: from.strength, fit });
+  }
+
   async #paint() {
     const from = this.#origin;
     const mask = from && (await this.#editor.edit(from));
@@ -55,7 +75,10 @@ export class Source {
   }
 
   render() {
-    const origin = this.#origin;
+    const { origin } = this;
+    $("#source-paint").hidden = !this.limits.masks;
+    $("#fits").hidden = !origin || !this.limits.masks;
+    for (const radio of radios()) radio.checked = radio.value === origin?.fit;
     $("#source").hidden = !origin;
     $("#from-file").hidden = Boolean(origin);
     if (!origin) {
@@ -85,6 +108,9 @@ export class Source {
     if (origin.mask && !mask) this.#set({ mask: null });
   }
 }
+
+/** @returns {NodeListOf<HTMLInputElement>} */
+const radios = () => $("#fits").querySelectorAll("input");
 
 /**
  * A file as something to draw from, or null where it is no picture that can be.
@@ -127,7 +153,20 @@ const PLAIN = { mask: null, strength: null, fit: "cover" };
 const originAs = (blob, width, height) => ({ ...PLAIN, file: keep(blob), id: null, width, height });
 
 /**
- * @param {ImageBitmap} bitmap
+ * The picture of `origin` alone, made smaller.
+ * @param {Origin} origin
+ * @param {number} shrink
+ */
+async function shrunk(origin, shrink) {
+  const url = await seenAt(origin);
+  const image = Object.assign(new Image(), { src: url ?? "" });
+  const there = await image.decode().then(() => true, () => false);
+  const [width, height] = [origin.width, origin.height].map((side) => Math.floor(side * shrink));
+  return there ? redrawn(image, width, height, "image/png") : null;
+}
+
+/**
+ * @param {ImageBitmap | HTMLImageElement} bitmap
  * @param {number} width
  * @param {number} height
  * @param {string} kind
