@@ -1,5 +1,6 @@
 """Adapters that requests and jobs name."""
 
+import asyncio
 import base64
 import io
 from pathlib import Path
@@ -13,7 +14,13 @@ from PIL import Image
 from tests.worker.api.routes.test_jobs import finished
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from tests.worker.loras import SHA256, put_lora
+from tinymodel import build, train_loras
+from tinymodel.captions import scene_of
+from tinymodel.judge import judge
 from worker.coordination import host_drain
+from worker.models.loading.sources import load
+from worker.models.loras.adding import add
+from worker.models.loras.conversion import layers_of_folder
 from worker.models.synthetic import text_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -117,3 +124,32 @@ async def test_an_adapter_that_changed_fails_the_items_of_jobs_that_want_the_old
         service.components.jobs.notify()
         spoilt, fine = [await finished(client, job) for job in made]
     assert (spoilt["counts"]["failed"], fine["counts"]["done"]) == (1, 1)
+
+
+async def test_the_shipped_model_draws_each_request_with_its_own_adapter(home: Path) -> None:
+    asked = "a large yellow heart on a green background"
+    wanted = scene_of(asked)
+    assert wanted is not None
+    for name in train_loras.CHANGES:
+        file = train_loras.FOLDER / f"{name}.safetensors"
+        add(file, name, home / "loras", layers_of_folder(build.WEIGHTS))
+    async with serving(migrated(settings_in(home, model="tiny")), load) as (service, client):
+        await ready(service)
+        listed = (await client.get("/v1/loras")).json()["data"]
+        assert [lora["name"] for lora in listed] == ["night", "stars"]
+
+        async def drawn(*names: str) -> tuple[Image.Image, str]:
+            loras = [{"name": name} for name in names]
+            request = {"prompt": asked, "seed": 1, "size": "128x128", "lora": loras}
+            answer = await client.post(URL, json=request)
+            assert answer.status_code == 200, answer.text
+            data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+            image = Image.open(io.BytesIO(data))
+            return image.convert("RGB"), str(image.info["parameters"])
+
+        pictures = await asyncio.gather(drawn(), drawn("night"), drawn("stars"))
+    changes = [lambda scene: scene, train_loras.night, train_loras.stars]
+    for (image, _), change in zip(pictures, changes, strict=True):
+        assert judge(image, change(wanted)).ok
+    assert "Lora" not in pictures[0][1]
+    assert f"Lora: night*1@{listed[0]['sha256']}" in pictures[1][1]

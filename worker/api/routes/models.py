@@ -57,6 +57,7 @@ def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:
         "output_formats": list(wire.FORMATS),
         "edits": info.edits,
         "masks": info.masks,
+        "loras": info.loras is not None,
     }
 
 

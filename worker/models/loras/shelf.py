@@ -28,6 +28,7 @@ class LoraShelf:
         self._layers = layers
         self.room_bytes = room_bytes
         self._value_bytes = value_bytes
+        self._fitting: dict[tuple[str, str], bool] = {}
 
     def of_model(self, layers: Mapping[str, tuple[int, int]], value_bytes: int) -> "LoraShelf":
         """The same folder and room, for a model that is loaded now."""
@@ -74,4 +75,9 @@ class LoraShelf:
 
     def _fits(self, lora: StoredLora) -> bool:
         layers = self._layers
-        return layers is None or all(layers.get(n) == shape for n, shape in lora.shapes.items())
+        if layers is None:
+            return True
+        key = lora.sha256, lora.values_sha256  # hundreds of layers are compared once
+        if key not in self._fitting:
+            self._fitting[key] = all(layers.get(n) == shape for n, shape in lora.shapes.items())
+        return self._fitting[key]

@@ -388,4 +388,5 @@ def _device_loras(transformer: Any, info: ModelInfo, lead: Lead | None) -> Devic
         return None
     dtype: torch.dtype = transformer.dtype
     shelf = info.loras.of_model(layers_of(transformer), dtype.itemsize)
+    shelf.all()  # here, while the model is loaded: later, requests would wait for so many files
     return DeviceLoras(shelf, transformer.device, dtype)

@@ -184,6 +184,7 @@ async def test_models_are_listed_with_their_limits(client: httpx.AsyncClient) ->
     assert listed["data"][0]["default_size"] == "256x256"
     assert listed["data"][0]["max_prompt_tokens"] is None  # it has none
     assert (listed["data"][0]["edits"], listed["data"][0]["masks"]) == (True, True)
+    assert listed["data"][0]["loras"] is True
     unknown = await client.get("/v1/models/gpt-4")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
