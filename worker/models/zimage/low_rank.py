@@ -1,6 +1,6 @@
 """Adapters of the rows of a batch: to the outputs of linear layers is added what each row's say.
 
-y += s · (x Aᵀ) Bᵀ, with A and B of the rows stacked and filled up with zeros to the largest rank,
+y += s (x Aᵀ) Bᵀ, with A and B of the rows stacked and filled up with zeros to the largest rank,
 so that rows with different adapters, and with none, share a step (as Punica and S-LoRA do it for
 language models). No weight is changed: a batch without adapters runs what it would run.
 """
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from worker.models.loras.conversion import Pair
 from worker.models.loras.device import OnDevice
 
 _OF_CAPTIONS = ("context_refiner.", "cap_embedder.")
@@ -41,8 +42,9 @@ def added(model: torch.nn.Module, rows: Sequence[Row]) -> Iterator[None]:
     """While it lasts, calls of ``model``'s linear layers with a batch of these ``rows`` give what
     they give with each row's adapters. Layers must be called as modules."""
     names = {name for row in rows for each in row for name in each.lora.pairs}
-    modules = dict(model.named_modules())
-    handles = [modules[n].register_forward_hook(_Delta.of(n, rows)) for n in sorted(names)]
+    modules, places = dict(model.named_modules()), _Places()
+    deltas = {name: _delta(name, rows, places) for name in sorted(names)}
+    handles = [modules[name].register_forward_hook(delta) for name, delta in deltas.items()]
     try:
         yield
     finally:
@@ -51,66 +53,78 @@ def added(model: torch.nn.Module, rows: Sequence[Row]) -> Iterator[None]:
 
 
 class _Part(NamedTuple):
-    """Of a row at one layer: rank × inputs, outputs × rank, a factor for each of the rank."""
+    """Of a row at one layer: what its adapters say there, each with its scale."""
 
-    a: torch.Tensor
-    b: torch.Tensor
+    pairs: tuple[Pair, ...]
     scales: tuple[float, ...]
+
+    @property
+    def rank(self) -> int:
+        return sum(len(pair.a) for pair in self.pairs)
+
+
+class _Places:
+    """Rows as an index on their device. Most layers ask for the same one, and each copy to a card
+    would have the launching thread wait for all that is under way."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def __call__(self, places: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        if places not in self._known:
+            self._known[places] = torch.tensor(places, device=device)
+        return self._known[places]
+
+
+def _delta(name: str, rows: Sequence[Row], places: _Places) -> "_Delta":
+    """Of layer ``name``."""
+    known: dict[Hashable, _Part] = {}  # rows with the same adapters have the same part
+    parts, having = [], []
+    for place, row in enumerate(rows):
+        if own := tuple(each for each in row if name in each.lora.pairs):
+            pairs = tuple(each.lora.pairs[name] for each in own)
+            part = _Part(pairs, tuple(each.scale for each in own))
+            parts.append(known.setdefault(key_of(own), part))
+            having.append(place)
+    return _Delta(parts, None if len(having) == len(rows) else tuple(having), places)
 
 
 class _Delta:
-    """A forward hook. ``places``: rows that have something for this layer; None: all have."""
+    """A forward hook. ``having``: rows that have a part of ``parts`` each; None: all have."""
 
-    def __init__(self, parts: Sequence[_Part], places: Sequence[int] | None) -> None:
+    def __init__(
+        self, parts: Sequence[_Part], having: tuple[int, ...] | None, places: _Places
+    ) -> None:
         self._parts = parts
+        self._having = having
         self._places = places
-
-    @classmethod
-    def of(cls, name: str, rows: Sequence[Row]) -> "_Delta":
-        """Of layer ``name``."""
-        known: dict[Hashable, _Part] = {}  # rows with the same adapters have the same tensors
-        parts, places = [], []
-        for place, row in enumerate(rows):
-            having = tuple(each for each in row if name in each.lora.pairs)
-            if having:
-                parts.append(known.setdefault(key_of(having), _part(name, having)))
-                places.append(place)
-        return cls(parts, None if len(places) == len(rows) else places)
 
     def __call__(self, module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> torch.Tensor:
         given: torch.Tensor = inputs[0]
         result: torch.Tensor = output
         wide, sums = (given[:, None], result[:, None]) if given.ndim == 2 else (given, result)
-        if self._places is not None:
-            at = torch.tensor(self._places, device=wide.device)
-            sums.index_add_(0, at, self._products(wide[at]).to(sums.dtype))
-        else:
+        if self._having is None:
             sums += self._products(wide).to(sums.dtype)
+        else:
+            at = self._places(self._having, wide.device)
+            sums.index_add_(0, at, self._products(wide[at]).to(sums.dtype))
         return result
 
     def _products(self, rows: torch.Tensor) -> torch.Tensor:
         first = self._parts[0]
-        rows = rows.to(first.a.dtype)
-        rank = max(len(part.scales) for part in self._parts)
-        scales = torch.tensor(
-            [[*part.scales, *[0.0] * (rank - len(part.scales))] for part in self._parts],
-            device=rows.device,
-            dtype=rows.dtype,
-        )[:, None]
+        rows = rows.to(first.pairs[0].a.dtype)
         if all(part is first for part in self._parts):  # nothing to stack
-            return rows @ first.a.T * scales @ first.b.T
+            each = zip(first.pairs, first.scales, strict=True)
+            products = [(rows @ a.T) * scale @ b.T for (a, b), scale in each]
+            return torch.stack(products).sum(0) if len(products) > 1 else products[0]
+        rank = max(part.rank for part in self._parts)
         a = rows.new_zeros(len(rows), rank, rows.shape[-1])
-        b = rows.new_zeros(len(rows), len(first.b), rank)
+        b = rows.new_zeros(len(rows), len(first.pairs[0].b), rank)
         for place, part in enumerate(self._parts):
-            a[place, : len(part.scales)] = part.a
-            b[place, :, : len(part.scales)] = part.b
-        return torch.bmm(torch.bmm(rows, a.mT) * scales, b.mT)
-
-
-def _part(name: str, row: Row) -> _Part:
-    """Several adapters of one row are one of all their ranks."""
-    pairs = [each.lora.pairs[name] for each in row]
-    scales = tuple(each.scale for each in row for _ in range(len(each.lora.pairs[name].a)))
-    if len(pairs) == 1:
-        return _Part(pairs[0].a, pairs[0].b, scales)
-    return _Part(torch.cat([p.a for p in pairs]), torch.cat([p.b for p in pairs], 1), scales)
+            at = 0
+            for pair, scale in zip(part.pairs, part.scales, strict=True):
+                end = at + len(pair.a)
+                torch.mul(pair.a, scale, out=a[place, at:end])
+                b[place, :, at:end] = pair.b
+                at = end
+        return torch.bmm(torch.bmm(rows, a.mT), b.mT)
