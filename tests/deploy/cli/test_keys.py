@@ -152,6 +152,16 @@ def test_every_change_of_a_key_is_in_the_audit_log(zimage: Zimage, tmp_path: Pat
     assert token not in text
 
 
+def test_a_key_may_be_allowed_all_some_or_no_adapters(zimage: Zimage) -> None:
+    assert answer(zimage("create", "ada", "--json"))["key"]
+    for said, stored in (("wash, ink", "ink,wash"), ("none", ""), ("all", None)):
+        assert zimage("change", "ada", "--loras", said).returncode == 0
+        assert answer(zimage("show", "ada", "--json"))["loras"] == stored
+    refused = zimage("change", "ada", "--loras", "../ink")
+    assert refused.returncode == 2
+    assert "is no name for an adapter" in refused.stderr
+
+
 def test_every_limit_is_an_option_of_create_and_of_change() -> None:
     group = cast("Any", typer.main.get_command(commands.app))
     limits = {field.name for field in fields(commands.Limits)}
