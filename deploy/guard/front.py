@@ -350,7 +350,7 @@ class _Soonest:
             self._lead(self._layout.closed_socket)
             return
         best = min(open_ones, key=lambda watch: watch.said.wait_s or 0.0)
-        self._lead(self._layout.link_socket(best.link))
+        self._lead(self._layout.link_entrance(best.link))
 
     def _lead(self, target: Path) -> None:
         if target == self._target:
@@ -388,6 +388,6 @@ def _row(host: dict[str, Any], at: float) -> HostRow:
 
 
 def _gates(layout: Layout, link: str) -> tuple[Gate, Gate]:
-    socket, closed = layout.link_socket(link), layout.closed_socket
-    reading = Gate(layout.gate(links.reading(link)), socket, closed)
-    return Gate(layout.gate(link), socket, closed), reading
+    entrance, closed = layout.link_entrance(link), layout.closed_socket
+    reading = Gate(layout.gate(links.reading(link)), entrance, closed)
+    return Gate(layout.gate(link), entrance, closed), reading

@@ -55,9 +55,9 @@ class HostWatch:
     def __init__(self, link: str, row: HostRow, layout: Layout, interval_s: float) -> None:
         self.link = link
         self.row = row
-        socket, closed = layout.link_socket(link), layout.closed_socket
-        self.gate = Gate(layout.gate(link), socket, closed)
-        self.reading = Gate(layout.gate(links.reading(link)), socket, closed)
+        entrance, closed = layout.link_entrance(link), layout.closed_socket
+        self.gate = Gate(layout.gate(link), entrance, closed)
+        self.reading = Gate(layout.gate(links.reading(link)), entrance, closed)
         self.state: HostState = "unknown"
         self.why = "not heard yet"
         self.since = time.time()
@@ -68,7 +68,7 @@ class HostWatch:
         self.endings = 0
         """Of its link, because it was lost."""
         self.said = _Said()
-        self._connection = HostConnection(socket)
+        self._connection = HostConnection(layout.link_socket(link))
         self._interval_s = interval_s
         self._answer: Answer | None = None
         self._began = self._heard_at = time.monotonic()

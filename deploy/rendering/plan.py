@@ -43,10 +43,12 @@ class WorkerPlan:
 
 @dataclass(frozen=True)
 class LinkPlan:
-    """A place for a host in a front's pool. ``weight``: how many workers it has."""
+    """A place for a host in a front's pool. ``weight``: how many workers it has. ``spare``: no host
+    had it when this was planned."""
 
     name: str
     weight: int
+    spare: bool = False
 
     @property
     def reading(self) -> str:
@@ -99,7 +101,7 @@ def _links(used: Mapping[str, int], waiting: int) -> tuple[LinkPlan, ...]:
     fresh = itertools.islice(free, SPARE_LINKS + waiting)
     weights = {**used, **dict.fromkeys(fresh, usual)}
     by_number = sorted(weights, key=lambda name: int(name[1:]))
-    return tuple(LinkPlan(name, max(1, weights[name])) for name in by_number)
+    return tuple(LinkPlan(name, max(1, weights[name]), name not in used) for name in by_number)
 
 
 def _workers(config: ClusterConfig, machine: Machine) -> tuple[WorkerPlan, ...]:

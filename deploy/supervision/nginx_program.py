@@ -13,6 +13,9 @@ more than a child of supervisord's, for two things that clients must not notice:
 
 Which nginx is ours, RECORD says: the file of the cell's sessions, with the start times of their
 leaders. The number in a pid file may be somebody else's by now, or that of another's group.
+
+A fifth argument is the pattern of the files at which it listens. One that was killed has left them,
+and they would be in the way of the next.
 """
 
 import hashlib
@@ -41,14 +44,17 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGUSR1, *_ENDING)
 
 
 def main(arguments: list[str]) -> int:
-    nginx, var_dir, conf, record = arguments
+    nginx, var_dir, conf, record, *sockets = arguments
     command = [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"]
-    return Attendant(command, conf, Path(record)).attend()
+    return Attendant(command, conf, Path(record), *map(Path, sockets)).attend()
 
 
 class Attendant:
-    def __init__(self, command: list[str], conf: str, record: Path) -> None:
+    def __init__(
+        self, command: list[str], conf: str, record: Path, sockets: Path | None = None
+    ) -> None:
         self._command, self._conf, self._record = command, conf, record
+        self._sockets = sockets
         self._master: Process | None = None
         self._told_to_end = False
         self._told_to_hand_over = False
@@ -75,6 +81,9 @@ class Attendant:
             self._adopt(masters)
             return 0
         release_port(self._record)
+        if self._sockets is not None:
+            for left in self._sockets.parent.glob(self._sockets.name):
+                left.unlink(missing_ok=True)
         note(self._record, Path(self._command[0]))
         code = _start(self._command)
         masters = running_masters(self._record, self._conf)

@@ -122,7 +122,7 @@ class Entry:
     def is_open(self, name: str, *, reading: bool = False) -> bool:
         link = self.host(name).get("link", "none")
         gate = self.layout.gate(LinkPlan(link, 1).reading if reading else link)
-        return gate.is_symlink() and gate.readlink() == self.layout.link_socket(link)
+        return gate.is_symlink() and gate.readlink() == self.layout.link_entrance(link)
 
     def wait_open(self, *names: str) -> None:
         wait_until(lambda: all(self.is_open(name) for name in names), f"open: {names}")
@@ -131,10 +131,10 @@ class Entry:
         wait_until(lambda: self.host(name).get("state") == state, f"{name} {state}")
 
     def connect(self, name: str) -> socket.socket:
-        """As nginx does for a request."""
+        """As nginx does behind the gate, for a request."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(PATIENCE_S)
-        connection.connect(str(self.layout.gate(self.host(name)["link"])))
+        connection.connect(str(self.layout.link_socket(self.host(name)["link"])))
         return connection
 
     def alarms(self) -> set[str]:
@@ -245,7 +245,7 @@ def test_full_host_is_out_for_drawing_alone(entry: Entry, hosts: Pair) -> None:
     b.workers = [{**WORKER, "full": True, "predicted_wait_s": 125.0}, {**WORKER, "open": False}]
     entry.wait_state("b", "full")
     soonest = entry.layout.gate("soonest")
-    wait_until(lambda: soonest.readlink() == entry.layout.link_socket("h2"), "b has room first")
+    wait_until(lambda: soonest.readlink() == entry.layout.link_entrance("h2"), "b has room first")
     a.workers, b.workers = [dict(WORKER)], [dict(WORKER)]
     entry.wait_open("a", "b")
 

@@ -24,6 +24,7 @@ SHARED = {
         "credentials_file": "nowhere",
     },
 }
+USED = ("h1", "h2")
 
 
 @dataclasses.dataclass
@@ -59,11 +60,13 @@ class Front:
     def gates(self, name: str) -> list[Gate]:
         layout = self.site.layout
         names = (name, LinkPlan(name, 1).reading)
-        return [Gate(layout.gate(n), layout.link_socket(name), layout.closed_socket) for n in names]
+        return [
+            Gate(layout.gate(n), layout.link_entrance(name), layout.closed_socket) for n in names
+        ]
 
     def lead_soonest_to(self, name: str) -> None:
         self.soonest.unlink(missing_ok=True)
-        self.soonest.symlink_to(self.site.layout.link_socket(name))
+        self.soonest.symlink_to(self.site.layout.link_entrance(name))
 
 
 @contextlib.contextmanager
@@ -75,10 +78,11 @@ def host(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Site]
 
 @contextlib.contextmanager
 def front(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Front]:
-    told = {"name": "studio", "role": "front"}
-    with site(var_dir, authority=authority, **{**SHARED, "cluster": told, **sections}) as here:
+    """``h1`` and ``h2`` have had hosts when it was rendered, ``h3`` and all others are spare."""
+    told = {**SHARED, "cluster": {"name": "studio", "role": "front"}, **sections}
+    with site(var_dir, authority=authority, links=dict.fromkeys(USED, 3), **told) as here:
         made = Front(here)
-        for number in range(1, SPARE_LINKS + 1):
+        for number in range(1, len(USED) + SPARE_LINKS + 1):
             for gate in made.gates(f"h{number}"):
                 gate.prepare()
         made.soonest.symlink_to(here.layout.closed_socket)

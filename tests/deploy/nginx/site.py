@@ -6,7 +6,7 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ def files(
     version: tuple[int, int, int] = (1, 22, 0),
     user: str = "",
     nameservers: tuple[str, ...] = (),
+    links: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
+    """``links``: that a front has in use, with the workers of each host."""
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
     nginx = str(nginx_path())
     host = Host(
@@ -127,7 +129,7 @@ def files(
         "packages",
         nameservers,
     )
-    return render(config, plan(config, machine), layout, host)
+    return render(config, plan(config, machine, links), layout, host)
 
 
 def write(layout: Layout, texts: dict[str, str]) -> None:
@@ -145,12 +147,16 @@ def nginx_command(layout: Layout, *options: str) -> list[str]:
 
 @contextlib.contextmanager
 def site(
-    var_dir: Path, slot: str = "", authority: Authority | None = None, **sections: dict[str, Any]
+    var_dir: Path,
+    slot: str = "",
+    authority: Authority | None = None,
+    links: Mapping[str, int] | None = None,
+    **sections: dict[str, Any],
 ) -> Iterator[Site]:
     """``slot`` stands in the public server, beside its locations. ``authority``: of a cluster."""
     config = configuration(var_dir, **sections)
     layout = SiteLayout(var_dir, var_dir / "run")
-    texts = files(config, layout)
+    texts = files(config, layout, links=links)
     texts["conf.d/locations.conf"] += slot
     write(layout, texts)
     if authority is not None:

@@ -1,6 +1,10 @@
 """Two floors of real nginxes: a front hands requests to hosts, and a host to its workers."""
 
 import contextlib
+import json
+import os
+import re
+import signal
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +15,7 @@ import httpx
 import pytest
 
 from tests.deploy.certificates import Authority
-from tests.deploy.nginx.cluster import Front, front, host
+from tests.deploy.nginx.cluster import USED, Front, front, host
 from tests.deploy.nginx.site import Site
 from tests.deploy.nginx.test_keys import begun
 from tests.deploy.processes import ask, wait_until
@@ -25,6 +29,8 @@ FORGED = {
     "X-Forwarded-Proto": "https",
     "X-Front": "another",
 }
+WARM = 16
+"""Requests after which each process of a front has asked."""
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +76,59 @@ def accepted(site: Site) -> int:
     return int(status.splitlines()[2].split()[0])
 
 
-def test_requests_that_follow_each_other_share_a_handshake(entry: Front, a: Site) -> None:
-    with a.worker("w1"), entry.link("h1", a):
-        entry.site.draw(prompt="x")
+def test_requests_share_handshakes_however_long_they_draw(entry: Front, a: Site) -> None:
+    def round_of(seconds: float) -> None:
+        replies = list(pool.map(lambda _: entry.site.draw(seconds=seconds), range(8)))
+        assert {reply.status_code for reply in replies} == {200}
+
+    with a.worker("w1"), entry.link("h1", a), ThreadPoolExecutor(8) as pool:
+        for seconds in (0.1, 0.1, 0.1, 0.1, 2.1):  # each process of the front asks
+            round_of(seconds)
         before = accepted(a)
-        for _ in range(10):
-            assert entry.site.draw(prompt="x").status_code == 200
-        # One for each of the front's processes at most, and the question itself.
-        assert accepted(a) - before <= 5
+        round_of(2.1)
+        assert accepted(a) - before < 8
+
+
+def test_a_gate_that_closes_holds_for_the_next_request(entry: Front, a: Site, b: Site) -> None:
+    """Connections to its host are kept, and lie behind it."""
+    with a.worker("w1"), b.worker("w2"), entry.link("h1", a), entry.link("h2", b):
+        assert {entry.site.draw(prompt="x").json()["worker"] for _ in range(8)} == {"w1", "w2"}
+        for gate in entry.gates("h1"):
+            gate.close()
+        assert {entry.site.draw(prompt="x").json()["worker"] for _ in range(8)} == {"w2"}
+        assert entry.site.client.get("/v1/models").text == "w2 /v1/models"
+
+
+def test_nothing_is_lost_when_a_host_closes_what_a_front_keeps(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        for _ in range(WARM):
+            entry.site.draw(prompt="x")
+        nginx = int(a.layout.nginx_pid.read_text())
+        for _ in range(5):
+            os.kill(nginx, signal.SIGHUP)
+            replies = [entry.site.draw(prompt="x") for _ in range(20)]
+            assert {reply.status_code for reply in replies} == {200}
+
+
+def test_a_spare_link_costs_no_try_with_each_request(entry: Front, a: Site) -> None:
+    with a.worker("w1"), entry.link("h1", a):
+        replies = [entry.site.draw(prompt="x") for _ in range(400)]
+    ids = {reply.json()["headers"]["x-request-id"] for reply in replies}
+    entry.site.log_of(replies[-1].json()["headers"]["x-request-id"])
+    lines = map(json.loads, entry.site.layout.access_log.read_text().splitlines())
+    tried = [
+        re.findall(r"/(h\d+)\.sock", li["upstream_addr"]) for li in lines if li["request_id"] in ids
+    ]
+    spare = sum(link not in USED for links in tried for link in links)
+    assert spare <= 8 * 20 < len(replies)
+
+
+def test_the_first_host_that_takes_a_spare_link_is_asked_at_once(entry: Front, a: Site) -> None:
+    for _ in range(20):  # nobody is there: by now every spare link is out for a second
+        assert entry.site.draw(prompt="x").status_code == 503
+    with a.worker("w1"), entry.link("h3", a):
+        entry.lead_soonest_to("h3")
+        assert entry.site.draw(prompt="x").status_code == 200
 
 
 def test_front_draws_through_a_host(entry: Front, a: Site) -> None:
@@ -185,11 +236,10 @@ def test_request_of_a_lost_host_is_drawn_by_another_as_the_same(
             told = reply.result().json()
     assert told["worker"] == "w2"
     log = entry.site.log_of(told["headers"]["x-request-id"])
-    tried = log["upstream_addr"].split(", ")  # and gates of no host, which refuse
-    assert [addr[-8:] for addr in tried if "/h1." in addr or "/h2." in addr] == [
-        "/h1.sock",
-        "/h2.sock",
-    ]
+    asked = re.findall(
+        r"/(h[12])\.sock", log["upstream_addr"]
+    )  # and gates of no host, which refuse
+    assert (asked[-1], set(asked)) == ("h2", {"h1", "h2"})
     start = float(told["headers"]["x-request-start"])
     assert start <= log["end"] - log["seconds"] + 0.1  # when it came, not when it was repeated
 
