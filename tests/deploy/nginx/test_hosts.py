@@ -82,7 +82,7 @@ def test_requests_share_handshakes_however_long_they_draw(entry: Front, a: Site)
         assert {reply.status_code for reply in replies} == {200}
 
     with a.worker("w1"), entry.link("h1", a), ThreadPoolExecutor(8) as pool:
-        for seconds in (0.1, 0.1, 0.1, 0.1, 2.1):  # each process of the front asks
+        for seconds in (0.1, 0.1, 0.1, 2.1, 2.1):  # each process of the front asks
             round_of(seconds)
         before = accepted(a)
         round_of(2.1)
