@@ -28,7 +28,8 @@ def cell() -> Iterator[RunningCell]:
 def meadow() -> np.ndarray:
     """Every value of it differs from its neighbours: what is scaled or packed lossily shows."""
     noise = np.random.default_rng(7).integers(0, 60, (256, 256, 3), np.uint8)
-    return np.array([40, 120, 60], np.uint8) + noise
+    green: np.ndarray = np.array([40, 120, 60], np.uint8) + noise
+    return green
 
 
 def png(pixels: np.ndarray) -> bytes:

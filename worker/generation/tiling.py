@@ -162,4 +162,5 @@ def _tones(pixels: Pixels, side: int) -> Tones:
     """Of squares with ``side`` pixels to a side."""
     height, width, _ = pixels.shape
     squares = pixels.reshape(height // side, side, width // side, side, 3)
-    return squares.mean(axis=(1, 3), dtype=np.float32)
+    means: Tones = squares.mean(axis=(1, 3), dtype=np.float32)
+    return means
