@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from worker.coordination.heartbeat import Phase
 from worker.engine.costs import Costs, Kind
 from worker.engine.limits import Limits
-from worker.engine.queue import Picture, rows_of
+from worker.engine.queue import Picture, lora_rows_of, rows_of
 
 KINDS: dict[Phase, Kind] = {Phase.ENCODE: "encode", Phase.STEP: "step", Phase.DECODE: "decode"}
 
@@ -19,6 +19,9 @@ _SLACK = 10.0
 cost more than their area says (attention grows with its square)."""
 _WHOLE_SLACK = 2.0
 """Times a drawing of one call: its text and its decoding happen beside its steps, unmeasured."""
+_LORA_READING_S = 30.0
+"""For adapters, which are read and checked as their drawing is started: up to a gigabyte, perhaps
+from a disk that is cold."""
 _SHORT_TEXT = 64  # characters: a shorter text takes as long
 
 
@@ -39,7 +42,8 @@ class Allowances:
         if not self._costs.knows(kind):
             # Nothing says yet whether this machine takes milliseconds or minutes.
             return max(self._limits.step_allowance_s, self._limits.compile_allowance_s)
-        return max(self._limits.step_allowance_s, self._likely_s(phase, pictures, kind))
+        reading_s = _LORA_READING_S if kind == "encode" and lora_rows_of(pictures) else 0.0
+        return reading_s + max(self._limits.step_allowance_s, self._likely_s(phase, pictures, kind))
 
     def learn(self, phase: Phase, pictures: Sequence[Picture], seconds: float) -> None:
         """A call took ``seconds``. Texts differ in length, and a cached one takes no time: their

@@ -91,6 +91,8 @@ class Costs:
         learnt apart, over all sizes: other steps are predicted without it."""
         size, adapted = pictures[0].size, lora_rows_of(pictures)
         plain_s = self.predict_s(kind, size, rows)
+        if kind == "encode" and adapted and self.knows(kind):
+            return  # how long its adapters were read says nothing of the next text
         if kind != "step" or not adapted or not self.timed(size) or plain_s <= 0:
             self.record(kind, size, rows, seconds)
             return

@@ -6,7 +6,7 @@ from math import inf
 
 from worker.coordination.heartbeat import HeartbeatFile, Phase, Running, digest
 from worker.engine.limits import Limits
-from worker.engine.queue import Picture, rows_of
+from worker.engine.queue import Picture, lora_rows_of, rows_of
 from worker.engine.recently import Recently
 from worker.engine.state import Activity
 
@@ -79,6 +79,7 @@ def _shape(
 ) -> Hashable:
     if kind == "image":  # encoded one by one
         return kind, pictures[0].size
+    adapted = lora_rows_of(pictures) > 0  # goes another way, with kernels of its own
     if phase is Phase.ENCODE:  # of any text: only the first call of all sets the device up
-        return phase
-    return phase, pictures[0].sample and pictures[0].sample.group, rows
+        return phase, adapted
+    return phase, pictures[0].sample and pictures[0].sample.group, rows, adapted

@@ -6,6 +6,7 @@ from worker.engine.allowance import Allowances
 from worker.engine.costs import KINDS, Costs
 from worker.engine.limits import Limits
 from worker.engine.queue import Picture
+from worker.types import ChosenLoras
 
 LIMITS = Limits(step_allowance_s=5.0, compile_allowance_s=600.0)
 CALLS = (Phase.ENCODE, Phase.STEP, Phase.DECODE)
@@ -68,3 +69,11 @@ def test_a_drawing_of_one_call_may_spend_it_on_its_text_or_its_decoding() -> Non
     whole = Allowances(LIMITS, measured(0.5), stepwise=False)
     assert whole.allowance_s(Phase.STEP, [picture(steps=50)]) == pytest.approx(50.0)
     assert whole.allowance_s(Phase.STEP, [picture(steps=1)]) == 5.0
+
+
+def test_adapters_may_come_from_a_cold_disk_as_their_drawing_is_started() -> None:
+    allowances = stepwise(measured(0.1))
+    asked = spec(width=256, height=256, lora=ChosenLoras("ink*1@0"))
+    adapted = entry(specs=(asked,)).pictures
+    assert allowances.allowance_s(Phase.ENCODE, adapted) == 35.0
+    assert allowances.allowance_s(Phase.STEP, adapted) == 5.0

@@ -245,3 +245,11 @@ def test_what_adapters_add_is_learnt_apart_and_by_the_rows_that_have_them() -> N
     assert costs.call_s("step", [plain, adapted]) == pytest.approx(0.24, rel=0.01)
     again = Costs.load(json.loads(json.dumps(costs.dump())))
     assert again.call_s("step", [adapted]) == costs.call_s("step", [adapted])
+
+
+def test_reading_adapters_is_not_taken_for_the_time_of_texts() -> None:
+    costs = Costs()
+    (adapted,) = Entry(request(specs=(spec(lora=ChosenLoras("ink*1@0")),)), NOBODY, 0, 0.0).pictures
+    costs.record("encode", SIZE, 1, 0.01)
+    costs.record_call("encode", [adapted], 1, 3.0)
+    assert costs.call_s("encode", [adapted]) == 0.01

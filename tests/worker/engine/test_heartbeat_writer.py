@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.engine.fakes import entry
+from tests.worker.engine.fakes import entry, spec
 from worker.coordination.heartbeat import (
     Heartbeat,
     HeartbeatFile,
@@ -13,6 +13,7 @@ from worker.coordination.heartbeat import (
 )
 from worker.engine.heartbeat_writer import HeartbeatWriter
 from worker.engine.limits import Limits
+from worker.types import ChosenLoras
 
 LIMITS = Limits(step_allowance_s=5.0, compile_allowance_s=600.0)
 
@@ -71,6 +72,18 @@ def test_first_step_of_a_shape_may_compile_on_a_gpu(heartbeat: HeartbeatFile, re
     assert read().phase is Phase.STEP
     heartbeat_writer.enter(Phase.STEP, pictures[:1], 0.1)
     assert read().phase is Phase.COMPILE
+
+
+def test_first_step_with_adapters_may_compile_too(heartbeat: HeartbeatFile, read: Read) -> None:
+    heartbeat_writer = HeartbeatWriter(heartbeat, LIMITS, compiles=True)
+    plain = entry("a", "b").pictures
+    heartbeat_writer.learn(heartbeat_writer.enter(Phase.STEP, plain, 0.1))
+    (adapted,) = entry(specs=(spec(lora=ChosenLoras("ink*1@0")),)).pictures
+    shape = heartbeat_writer.enter(Phase.STEP, [plain[0], adapted], 0.1)
+    assert read().phase is Phase.COMPILE
+    heartbeat_writer.learn(shape)
+    heartbeat_writer.enter(Phase.STEP, [adapted, plain[0]], 0.1)
+    assert read().phase is Phase.STEP
 
 
 def test_nothing_compiles_on_a_cpu(heartbeat: HeartbeatFile, read: Read) -> None:
