@@ -46,7 +46,8 @@ class Cell:
         if not self.config.cluster.fronts:
             return plan(self.config, self.machine)
         used, waiting = links.in_use(self.layout), links.waiting(self.layout)
-        return plan(self.config, self.machine, used, waiting)
+        out = links.read(self.layout).keys() - used.keys()
+        return plan(self.config, self.machine, used, waiting, out)
 
     @property
     def has(self) -> str:

@@ -380,6 +380,11 @@ class Layout:
         """Which host has which link."""
         return self.links_dir / "links.json"
 
+    @property
+    def links_begun(self) -> Path:
+        """Changed when the guard last had links made."""
+        return self.links_dir / "begun"
+
     def link_conf(self, link: str) -> Path:
         return self.links_dir / f"{link}.conf"
 

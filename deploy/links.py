@@ -15,8 +15,8 @@ HOST_NAME = "zimage-host"
 """In the certificate of every host of a cluster: fronts ask for it, whatever the address."""
 
 GONE_AFTER_S = 60.0
-"""A host that is out for so long has no place in the next rendering: a closed gate is tried, and
-costs."""
+"""A host that is out for so long has the place of a spare one in the next rendering: another closed
+gate is tried with each request, and costs."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def write(layout: Layout, links: Mapping[str, Link]) -> None:
 
 
 def in_use(layout: Layout) -> dict[str, int]:
-    """What the next rendering keeps a place for: workers by link."""
+    """Which the next rendering takes for busy: workers by link."""
     oldest = time.time() - GONE_AFTER_S
     return {
         name: link.workers

@@ -61,6 +61,7 @@ class Pair:
             admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             admin.execute("SELECT pg_reload_conf()")
             _wait_until_synchronous(admin)
+        self.writable = self.primary
 
     @property
     def url(self) -> str:
@@ -75,6 +76,7 @@ class Pair:
             admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
             admin.execute("SELECT pg_reload_conf()")
             assert admin.execute("SELECT pg_promote()").fetchone() == (True,)
+        self.writable = self.standby
 
 
 def _wait_until_synchronous(admin: "psycopg.Connection[tuple[object, ...]]") -> None:

@@ -11,7 +11,7 @@ import typer
 from deploy import links, output
 from deploy.cell import CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from deploy.rollout import converge, files, operation
+from deploy.rollout import converge, files, operation, relink
 from deploy.rollout.unit import render_unit
 
 
@@ -67,9 +67,19 @@ def render(
         output.done(f"{cell.layout.render_dir} is up to date")
 
 
-def reload(config: Config = None) -> None:
+def reload(
+    config: Config = None,
+    links_only: Annotated[
+        bool,
+        typer.Option("--links", help="Make links for hosts that joined, as fronts do themselves."),
+    ] = False,
+) -> None:
     """Take on a renewed certificate (certbot's deploy hook). Nothing restarts or ends."""
     cell = open_cell(config)
+    if links_only:
+        changed = relink.relink(cell)
+        output.done("links made" if changed else "each host has its link, and spare ones are left")
+        return
     if cell.certificate is None:
         raise CellError("tls: this cell speaks plain http; see [tls] in deploy/cluster.toml")
     with operation.begin(cell, "reload", "reload"):

@@ -20,6 +20,7 @@ from deploy.guard.host_judge import HostVerdict, judge
 from deploy.guard.host_watch import HostRow, HostWatch
 from deploy.guard.journal import Journal
 from deploy.guard.programs import Programs
+from deploy.guard.relinking import Relinking
 from deploy.guard.settings import FrontSettings, GuardSettings
 from deploy.guard.troubles import Troubles
 from deploy.layout import Layout
@@ -30,7 +31,6 @@ _TICK_S = 0.1
 _EMPTY_S = 10.0
 _MOST_WORKERS = 128
 """In the state file, which is written every second."""
-_FEW_LINKS = 2
 
 
 class Front:
@@ -130,7 +130,13 @@ class Front:
     @property
     def loops(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on beside each other, by name."""
-        return {"following the hosts": self._follow, "judging the hosts": self._judge_for_ever}
+        return {
+            "following the hosts": self._follow,
+            "judging the hosts": self._judge_for_ever,
+            "making links": Relinking(
+                self._rules, self._layout, self._journal, lambda: self.watches
+            ).follow,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """For the state file. The pool of a front is that of all hosts: their workers."""
@@ -174,7 +180,6 @@ class Front:
                 age_s = max(0.0, told["at"] - watch.row.at)
                 watch.row = replace(watch.row, gone=True, age_s=age_s)
         self._read = status.st_mtime_ns, status.st_ino  # not before: a full disk may be in the way
-        self._tell_of_spares()
 
     def _update(self, watch: HostWatch, row: HostRow) -> None:
         if row.address != watch.row.address:
@@ -240,11 +245,6 @@ class Front:
             with self._troubles.survived("writing down the links"):
                 links.write(self._layout, held)
                 self._stored = held
-
-    def _tell_of_spares(self) -> None:
-        spare = len(self._rules.links) - len(self._watches)
-        text = f"{spare} links for new hosts are left: zimage up makes more"
-        self._journal.set("few_links", spare < _FEW_LINKS, text)
 
     # Certificates
 

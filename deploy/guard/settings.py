@@ -61,6 +61,16 @@ class FrontSettings(Front):
 
     links: tuple[str, ...]
     """Those that nginx knows, spare ones included."""
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Of those that had a host when they were rendered: how many workers."""
+    relink_command: tuple[str, ...] = ()
+    """Renders links anew; empty: nobody does."""
+    relink_calm_s: float = Field(5.0, gt=0)
+    """The list of hosts stands still for so long before that: several may join at once."""
+    relink_every_s: float = Field(60.0, gt=0)
+    """At most once in so many seconds, for a reload of nginx makes new processes."""
+    relink_again_s: float = Field(600.0, gt=0)
+    """So long after one that failed, and before weights alone are set right."""
     stream_module: str = ""
     """The file that the nginx of a link loads; empty where that is built in."""
     idle_timeout_s: int = Field(780, gt=0)

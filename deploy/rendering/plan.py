@@ -1,7 +1,7 @@
 """Which workers run where, and why: configuration and machine in, a list out. Pure."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -85,23 +85,29 @@ def plan(
     machine: Machine,
     used: Mapping[str, int] | None = None,
     waiting: int = 0,
+    out: Collection[str] = (),
 ) -> Plan:
     """``ConfigError`` where the file asks for what the machine does not have. ``used``: the links
-    that a front has in use, with the number of the host's workers; ``waiting``: hosts without."""
-    front = _links(used or {}, waiting) if config.cluster.fronts else ()
+    that a front has in use, with the number of the host's workers; ``out``: those of hosts that are
+    out for long; ``waiting``: hosts without."""
+    front = _links(used or {}, waiting, out) if config.cluster.fronts else ()
     return Plan(_workers(config, machine) if config.cluster.draws else (), front)
 
 
-def _links(used: Mapping[str, int], waiting: int) -> tuple[LinkPlan, ...]:
-    """Those in use, one for each host that waits, and the spare ones; a host like most others
-    takes one of these."""
-    usual = median_low(used.values()) if used else 1
+def _links(used: Mapping[str, int], waiting: int, out: Collection[str]) -> tuple[LinkPlan, ...]:
+    """Those that have a host, one for each host that waits, and the spare ones."""
     names = (f"h{number}" for number in itertools.count(1))
-    free = (name for name in names if name not in used)
-    fresh = itertools.islice(free, SPARE_LINKS + waiting)
-    weights = {**used, **dict.fromkeys(fresh, usual)}
-    by_number = sorted(weights, key=lambda name: int(name[1:]))
-    return tuple(LinkPlan(name, max(1, weights[name]), name not in used) for name in by_number)
+    free = (name for name in names if name not in used and name not in out)
+    return link_plans([*used, *out, *itertools.islice(free, SPARE_LINKS + waiting)], used)
+
+
+def link_plans(names: Iterable[str], used: Mapping[str, int]) -> tuple[LinkPlan, ...]:
+    """Of ``names``, by number. A host like most others takes one of those that are not ``used``."""
+    usual = median_low(used.values()) if used else 1
+    return tuple(
+        LinkPlan(name, max(1, used.get(name, usual)), name not in used)
+        for name in sorted(names, key=lambda name: int(name[1:]))
+    )
 
 
 def _workers(config: ClusterConfig, machine: Machine) -> tuple[WorkerPlan, ...]:

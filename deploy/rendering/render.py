@@ -214,10 +214,18 @@ def _front_settings(config: ClusterConfig, plan: Plan, host: Host) -> dict[str, 
     return {
         **config.front.model_dump(),
         "links": [link.name for link in plan.links],
+        "weights": {link.name: link.weight for link in plan.links if not link.spare},
+        "relink_command": relink_command(host),
         "stream_module": host.stream_module,
         # Longer than a front waits for an answer: nobody else ends a connection early.
         "idle_timeout_s": math.ceil(waits_s) + 60,
     }
+
+
+def relink_command(host: Host) -> list[str]:
+    """By which a front's guard has links made."""
+    zimage = [host.python, "-P", "-m", "deploy.cli.app"]
+    return [*zimage, "reload", "--links", "--config", host.config_path]
 
 
 def sidecars(config: ClusterConfig) -> tuple[str, ...]:

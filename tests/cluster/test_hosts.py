@@ -24,12 +24,13 @@ import pytest
 from deploy.cluster import certificates
 from deploy.config import load
 from deploy.host import processes
+from deploy.rendering.plan import SPARE_LINKS
 from deploy.supervision.supervise import ProgramState, Supervisor
 from loadtest.faults import process_ids
 from loadtest.traffic import Traffic, pixels_of
 from loadtest.waiting import until as blocking_until
 from loadtest.waiting import until_async as until
-from tests.cluster.conftest import RunningCell, ended
+from tests.cluster.conftest import RunningCell, edit, ended
 from tests.cluster.test_replay import draw, events
 from tests.deploy.certificates import Authority
 from tests.deploy.processes import ask
@@ -342,6 +343,65 @@ def test_nothing_is_lost_when_the_supervisord_of_a_front_is_followed_by_another(
 def links_of(front: RunningCell) -> dict[str, ProgramState]:
     states = Supervisor(front.layout).states()
     return {name: state for name, state in states.items() if state.pid and "link-" in name}
+
+
+def test_a_front_makes_links_for_hosts_that_join_beyond_its_spare_ones(
+    platform: Platform,
+) -> None:
+    front = platform.front
+    joining = [f"late{number}" for number in range(SPARE_LINKS)]
+
+    def links() -> list[str]:
+        found = json.loads(front.layout.guard_json.read_bytes())["front"]["links"]
+        return [str(link) for link in found]
+
+    async def scenario() -> None:
+        await wait_all_in(platform)
+        before, reload = links(), nginx_configuration(front)
+        async with drawing(platform):
+            with listed(platform.database, joining):
+                await until(lambda: nginx_configuration(front) != reload, 60, "nginx reloaded")
+                await until(lambda: len(known(front)) == len(joining) + 2, 30, "a link for each")
+                assert len(links()) == len(joining) + 2 + SPARE_LINKS > len(before)
+                assert platform.all_in()
+        assert "few_links" not in {alarm["name"] for alarm in front.state()["alarms"]}
+
+    asyncio.run(scenario())
+
+
+def test_a_change_that_nobody_has_taken_on_is_left_to_zimage_up(platform: Platform) -> None:
+    front = platform.front
+    undo = edit(front, "[nginx]", "[nginx]\nworker_connections = 4096")
+    try:
+        refused = front.zimage("reload", "--links")
+    finally:
+        undo()
+    assert refused.returncode == 1
+    assert "waits for: zimage up" in refused.stderr
+    assert "worker_connections 4096" not in front.layout.nginx_conf.read_text()
+
+
+@contextlib.contextmanager
+def listed(database: Pair, names: list[str]) -> Iterator[None]:
+    """Hosts that say what b does, at an address where nobody is."""
+    with database.writable.connect() as admin:
+        for name in names:
+            told = json.dumps({"id": name, "address": "127.0.0.1:9"})
+            row = "(jsonb_populate_record(h, %s::jsonb)).*"
+            admin.execute(f"INSERT INTO hosts SELECT {row} FROM hosts h WHERE id = 'b'", (told,))
+    try:
+        yield
+    finally:
+        with database.writable.connect() as admin:
+            admin.execute("DELETE FROM hosts WHERE id = ANY(%s)", (names,))
+
+
+def known(front: RunningCell) -> list[str]:
+    return [str(host["name"]) for host in front.state()["hosts"]]
+
+
+def nginx_configuration(front: RunningCell) -> str:
+    return httpx.get(f"http://127.0.0.1:{front.ops_port}/nginx/configuration").text
 
 
 def test_a_front_ends_with_its_links(platform: Platform) -> None:
