@@ -12,6 +12,8 @@ from pathlib import Path
 
 import apprise
 
+from deploy.host import private_file
+
 _MOST = 32
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -35,7 +37,7 @@ def read(path: Path) -> list[Destination]:
     """All of ``path``, in its order. Empty lines and those that begin with # are none."""
     try:
         with path.open(encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & _OTHERS:
+            if private_file.is_exposed(path, os.fstat(file.fileno()).st_mode, _OTHERS):
                 raise DestinationsError(f"other users may read {path}; chmod 600 {path}")
             lines = enumerate(file.read().splitlines(), start=1)
     except (OSError, UnicodeDecodeError) as error:

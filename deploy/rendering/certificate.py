@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.config import ClusterConfig, Tls
-from deploy.host import whole_file
+from deploy.host import private_file, whole_file
 from deploy.layout import Layout, under_root
 
 WARN_BEFORE = timedelta(days=21)
@@ -85,7 +85,7 @@ def read(tls: Tls) -> Source:
         return Source()
     try:
         certificate, key = under_root(tls.certificate), under_root(tls.key)
-        if key.stat().st_mode & _OTHERS_MAY_READ:
+        if private_file.is_exposed(key, key.stat().st_mode, _OTHERS_MAY_READ):
             problem = CertificateError(f"tls.key: every user may read {key}", f"chmod 600 {key}")
             return Source(problem=problem)
         return Source(certificate.read_bytes(), key.read_bytes())

@@ -54,7 +54,7 @@ GUARD_CODE = (
 """All that the guard loads of ours: a change of it restarts the guard."""
 
 ALARMS_CODE = (
-    *("deploy/alarms", "deploy/host/whole_file.py"),
+    *("deploy/alarms", "deploy/host/private_file.py", "deploy/host/whole_file.py"),
     *("worker/log.py", "worker/outbox.py", "worker/errors.py"),
 )
 

@@ -1,7 +1,6 @@
 """Whether pictures can go into the bucket of ``[objects]``, each finding with its remedy."""
 
 import secrets
-import stat
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from deploy.cell import Cell
 from deploy.finding import Finding
+from deploy.host import private_file
 from deploy.layout import objects_of
 from deploy.rendering.store_address import CA_BUNDLE
 from worker.errors import ObjectsAway
@@ -47,7 +47,7 @@ def before_up(cell: Cell) -> Iterator[Finding]:
         remedy = "write [default] with aws_access_key_id and aws_secret_access_key into it"
         yield Finding("fail", "objects", str(error), remedy)
         return
-    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    if private_file.is_exposed(path, path.stat().st_mode, 0o044):
         yield Finding("warn", "objects", f"others may read {path}", f"chmod 600 {path}")
 
 

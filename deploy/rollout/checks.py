@@ -17,7 +17,7 @@ from deploy import store
 from deploy.cell import Cell, CellError
 from deploy.config import ROOT, is_plain_path
 from deploy.finding import Finding
-from deploy.host import machine, processes
+from deploy.host import machine, private_file, processes
 from deploy.layout import under_root
 from deploy.rendering.certificate import WARN_BEFORE, CertificateError
 from deploy.rendering.render import sidecars
@@ -40,8 +40,6 @@ MIN_NGINX = (1, 22, 0)
 MIN_POSTGRES = 13
 CONNECTIONS = 7
 """Of one worker."""
-_SECRETS = Path("/run/secrets")
-"""Where engines of containers put secrets: for this container alone, with a mode of their own."""
 
 
 def before_up(cell: Cell) -> list[Finding]:
@@ -205,7 +203,7 @@ def _password_file(cell: Cell) -> tuple[str, str] | None:
         path.read_bytes()
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})", "mend database.password_file"
-    if mode & 0o077 and not path.is_relative_to(_SECRETS):
+    if private_file.is_exposed(path, mode, 0o077):
         return f"{path} may be read by others", f"chmod 600 {path}"
     return None
 

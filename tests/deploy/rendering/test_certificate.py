@@ -16,6 +16,7 @@ from deploy.cell import Cell
 from deploy.config import parse
 from deploy.finding import Finding
 from deploy.guard.housekeeping import days_of_certificate
+from deploy.host import private_file
 from deploy.layout import Layout
 from deploy.rendering import certificate
 from deploy.rendering.certificate import CertificateError, check, install, read, self_signed
@@ -83,6 +84,15 @@ def readable_key(tmp_path: Path) -> dict[str, str]:
     pair = write_pair(tmp_path / "a")
     Path(pair["key"]).chmod(0o644)
     return pair
+
+
+def test_a_key_among_the_secrets_of_a_container_has_their_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = readable_key(tmp_path)
+    assert finding(tmp_path, pair).level == "fail"
+    monkeypatch.setattr(private_file, "SECRETS", tmp_path)
+    assert finding(tmp_path, pair).level == "ok"
 
 
 def missing(tmp_path: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.cell import Cell
 from deploy.config import parse
+from deploy.host import private_file
 from deploy.rollout import bucket_checks
 from tests.object_store import ObjectStore
 from tests.ports import free_port
@@ -62,7 +63,9 @@ def test_a_store_that_is_away_fails_the_doctor_and_not_the_start(
     assert (level, "error sending request" in text) == ("fail", True)
 
 
-def test_credentials_are_there_and_nobody_elses(tmp_path: Path, object_store: ObjectStore) -> None:
+def test_credentials_are_there_and_nobody_elses(
+    tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing = cell(tmp_path, object_store, credentials_file=str(tmp_path / "none"))
     [finding] = bucket_checks.before_up(missing)
     assert (finding.level, "cannot be read" in finding.text) == ("fail", True)
@@ -71,6 +74,12 @@ def test_credentials_are_there_and_nobody_elses(tmp_path: Path, object_store: Ob
     own.chmod(0o644)
     [finding] = bucket_checks.before_up(cell(tmp_path, object_store, credentials_file=str(own)))
     assert (finding.level, finding.remedy) == ("warn", f"chmod 600 {own}")
+    monkeypatch.setattr(
+        private_file, "SECRETS", tmp_path
+    )  # of a container, whose modes others choose
+    assert not list(
+        bucket_checks.before_up(cell(tmp_path, object_store, credentials_file=str(own)))
+    )
 
 
 def test_without_the_extra_the_start_is_refused(

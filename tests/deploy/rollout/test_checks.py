@@ -7,7 +7,7 @@ import pytest
 
 from deploy.cell import Cell
 from deploy.config import parse
-from deploy.host import machine
+from deploy.host import machine, private_file
 from deploy.rollout import address_checks, checks, device_checks, model_checks
 from tests.postgres import Server
 from worker.storage import migrations
@@ -98,7 +98,9 @@ def test_a_password_that_others_may_read_is_refused(
     file.chmod(0o644)
     [open_to_all] = checks.database(cell(tmp_path, database=database))
     assert (open_to_all.level, open_to_all.remedy) == ("fail", f"chmod 600 {file}")
-    monkeypatch.setattr(checks, "_SECRETS", tmp_path)  # of a container, whose modes others choose
+    monkeypatch.setattr(
+        private_file, "SECRETS", tmp_path
+    )  # of a container, whose modes others choose
     [tried] = checks.database(cell(tmp_path, database=database))
     assert "may be read by others" not in tried.text
 
