@@ -169,7 +169,6 @@ def main() -> int:
             Route("/fake/asked", asked),
             Route("/v1/jobs", draw, methods=["POST"]),
             Route("/v1/uploads", draw, methods=["POST"]),
-            Route("/v1/session", draw, methods=["POST"]),
             Route("/metrics", echo),
             Route("/readyz", readyz),
             Route("/fake/anew", anew, methods=["POST"]),
