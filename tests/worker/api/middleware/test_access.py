@@ -297,6 +297,15 @@ async def test_operators_are_told_apart_for_nginx(keyed: Keyed) -> None:
     assert codes == [403, 204]
 
 
+async def test_nginx_is_told_whether_a_key_is_good_before_it_takes_a_body(keyed: Keyed) -> None:
+    _, good = await keyed.make("una")
+    _, off = await keyed.make("off", disabled=True)
+    for token, status in ((good, 204), (off, 401), ("wrong", 401)):
+        proof = {"Authorization": f"Bearer {token}"}
+        assert (await keyed.client.get("/admin/key", headers=proof)).status_code == status
+    assert (await keyed.with_cookie(await keyed.cookie(good), "GET", "/admin/key")).is_success
+
+
 # Signing in
 
 

@@ -127,12 +127,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("fields", "param", "why"), REFUSED.values(), ids=REFUSED)
-async def test_what_has_no_meaning_is_refused(
-    client: httpx.AsyncClient, fields: dict[str, Any], param: str, why: str
-) -> None:
-    told, message = refusal(await upscaled(client, **fields))
-    assert (told, why in message) == (param, True), message
+async def test_what_has_no_meaning_is_refused(client: httpx.AsyncClient) -> None:
+    for name, (fields, param, why) in REFUSED.items():
+        told, message = refusal(await upscaled(client, **fields))
+        assert (told, why in message) == (param, True), (name, message)
 
 
 async def test_masks_and_what_becomes_too_large_are_refused(client: httpx.AsyncClient) -> None:
