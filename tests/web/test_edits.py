@@ -310,6 +310,9 @@ def test_a_finger_paints_on_a_phone_without_sideways_scrolling(
     assert small == []
     page.locator("#mask-canvas").tap()
     expect(page.locator("#mask-told")).to_contain_text("将重绘")
+    page.go_back()  # leaves the editor, and keeps what is painted
+    expect(page.locator("#mask-editor")).to_be_hidden()
+    expect(page.locator("#source-mask")).to_be_visible()
 
 
 def test_a_picture_is_extended_by_what_is_around_it(cell: FakeCell, open_page: OpenPage) -> None:
@@ -355,3 +358,25 @@ def test_a_picture_without_room_around_it_is_made_smaller(
     assert wide < width
     assert high < height
     assert width * height <= cell.max_pixels
+    page.get_by_role("radio", name="Fill the size").check()
+    expect(page.locator("#source-size")).to_have_text("320 × 192")
+
+
+def test_old_pictures_go_but_never_the_forms_own(cell: FakeCell, open_page: OpenPage) -> None:
+    page = open_page()
+    drop(page, STREET)
+    expect(page.locator("#source")).to_be_visible()
+    old = page.evaluate(
+        """async () => {
+            const { keep } = await import("/js/stash.js");
+            const old = await keep(new Blob(["old"]));
+            for (let k = 0; k < 45; k++) await keep(new Blob(["mask"]));
+            return old;
+        }"""
+    )
+    page.reload()
+    find = "async (key) => (await import('/js/stash.js')).find(key)"
+    assert page.evaluate(find, old) is None
+    draw(page, "snow")
+    expect(page.locator("[data-face=picture]")).to_have_count(1)
+    assert cell.files == {"image": STREET}

@@ -213,16 +213,16 @@ function again({ picture }) {
 }
 
 /** @param {Drawn} item */
-function drawFrom({ picture }) {
-  form.drawFrom(originOfPicture(picture), picture.prompt);
+async function drawFrom({ picture }) {
+  form.drawFrom(await originOfPicture(picture), picture.prompt);
 }
 
 /** @param {Drawn} item */
-function alike({ picture }) {
+async function alike({ picture }) {
   const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative } = picture;
   const settings = { width, height, steps, format, guidance, negative };
   const n = Math.min(ALIKE, model?.max_images ?? ALIKE);
-  draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...originOfPicture(picture), like: true } });
+  draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...(await originOfPicture(picture)), like: true } });
 }
 
 /** @param {Drawn} item */
@@ -291,6 +291,7 @@ function remove({ picture }) {
 
 /** @param {File} file */
 async function takeUp(file) {
+  if ($("#mask-editor").open) return;
   const settings = await settingsOf(file);
   const origin = model?.edits ? await originOfFile(file) : null;
   if (!settings && !origin) return toast(t(model?.edits ? "noPicture" : "noSettings"));

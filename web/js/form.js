@@ -39,6 +39,16 @@ const linesOf = (prompt) => prompt.split("\n").map((line) => line.trim()).filter
  */
 const isWhole = (text, least, most) => /^\d+$/.test(text) && +text >= least && +text <= most;
 
+/**
+ * @param {string} field
+ * @returns {HTMLElement[]}
+ */
+const controlsOf = (field) => [...$(`[data-field=${field}]`).querySelectorAll("textarea,input,select")].map(
+  (control) => /** @type {HTMLElement} */ (control),
+);
+/** @param {HTMLElement} control */
+const isOffered = (control) => !control.closest("[hidden]");
+
 export class Form {
   #limits = LIMITS;
   /** @type {FormState} */
@@ -314,7 +324,7 @@ export class Form {
     FIELDS.forEach((field) => this.#clearError(field));
     const errors = this.#errors();
     for (const [field, message] of errors) this.showError(field, message);
-    if (errors.length) return $("textarea,input,select", $(`[data-field=${errors[0][0]}]`)).focus();
+    if (errors.length) return controlsOf(errors[0][0]).find(isOffered)?.focus();
     if (this.#state.mode === "prompts") this.#history.add(this.#state.prompt.trim());
     if (this.#asJob) this.onJob(this.#body());
     else this.onDraw(this.#values());
@@ -443,8 +453,8 @@ export class Form {
    * @param {boolean} wrong
    */
   #mark(field, wrong) {
-    for (const control of $(`[data-field=${field}]`).querySelectorAll("textarea,input,select")) {
-      if (wrong) control.setAttribute("aria-invalid", "true");
+    for (const control of controlsOf(field)) {
+      if (wrong && isOffered(control)) control.setAttribute("aria-invalid", "true");
       else control.removeAttribute("aria-invalid");
     }
   }

@@ -25,6 +25,8 @@ export class MaskEditor {
     for (const name of /** @type {const} */ (["undo", "redo", "invert", "clear"])) {
       $(`#mask-${name}`).addEventListener("click", () => this.#act(name));
     }
+    this.#dialog.addEventListener("close", () => history.state?.mask && history.back());
+    addEventListener("popstate", () => this.#dialog.close());
     for (const id of ["#mask-done", "#mask-close"]) $(id).addEventListener("click", () => this.#dialog.close());
     $("#mask-size").addEventListener("input", () => this.#moveTo(this.#at.x, this.#at.y));
     this.#dialog.addEventListener("keydown", (event) => this.#shortcut(event));
@@ -51,6 +53,7 @@ export class MaskEditor {
     const before = origin.mask && (await find(origin.mask));
     if (before) await mask.load(before);
     this.#dialog.showModal();
+    history.pushState({ mask: true }, ""); // whoever goes back leaves the editor, not the page
     this.#canvas.focus();
     this.#moveTo(this.#canvas.width / 2, this.#canvas.height / 2);
     this.#tell();

@@ -6,7 +6,7 @@ import { MaskEditor } from "./mask-editor.js";
 import { seenAt } from "./origins.js";
 import { load, save } from "./settings.js";
 import { LIMITS, shrinkToExtend } from "./sizes.js";
-import { keep, urlOf } from "./stash.js";
+import { hold, keep, urlOf } from "./stash.js";
 
 // What the server takes of a file; a larger picture is made smaller here.
 const MAX_PIXELS = 4096 * 4096;
@@ -16,6 +16,8 @@ const KINDS = new Set(["image/png", "image/jpeg", "image/webp"]);
 export class Source {
   /** @type {Origin | null} */
   #origin = load("source");
+  /** @type {Origin | null} */
+  #whole = null; // before it was made smaller, to be extended
   #shown = "";
   #editor = new MaskEditor();
   limits = LIMITS;
@@ -26,6 +28,7 @@ export class Source {
    */
   constructor(changed) {
     this.changed = changed;
+    this.#put(this.#origin);
     $("#strength").addEventListener("input", () => this.#set({ strength: Number($("#strength").value) }));
     $("#source-paint").addEventListener("click", () => this.#paint());
     for (const radio of radios()) radio.addEventListener("change", () => this.#fit(/** @type {Origin["fit"]} */ (radio.value)));
@@ -41,17 +44,23 @@ export class Source {
 
   /** @param {Origin | null} origin */
   use(origin) {
-    this.#origin = origin;
-    save("source", origin);
+    this.#whole = null;
+    this.#put(origin);
     this.changed();
   }
 
   /** @param {Partial<Origin>} change */
   #set(change) {
     if (!this.#origin) return;
-    this.#origin = { ...this.#origin, ...change };
-    save("source", this.#origin);
+    this.#put({ ...this.#origin, ...change });
     this.render();
+  }
+
+  /** @param {Origin | null} origin */
+  #put(origin) {
+    this.#origin = origin;
+    hold([origin, this.#whole].flatMap((one) => (one ? [one.file, one.mask] : [])));
+    save("source", origin);
   }
 
   /**
@@ -60,12 +69,15 @@ export class Source {
    */
   async #fit(fit) {
     if (!this.#origin) return;
-    const from = { ...this.#origin, fit };
+    const { strength } = this.#origin;
+    const from = { ...(this.#whole ?? this.#origin), strength, fit };
     this.use(from);
     const shrink = shrinkToExtend(from.width, from.height, this.limits);
-    if (fit !== "extend" || shrink === 1) return;
-    const smaller = await shrunk(from, shrink);
-    if (smaller && this.#origin === from) this.use({ ...smaller, strength: from.strength, fit });
+    const smaller = fit === "extend" && shrink < 1 ? await shrunk(from, shrink) : null;
+    if (!smaller || this.#origin !== from) return;
+    this.#whole = from;
+    this.#put(smaller);
+    this.changed();
   }
 
   async #paint() {
@@ -123,10 +135,12 @@ export async function originOfFile(file) {
     const { width, height } = bitmap;
     const fits = KINDS.has(file.type) && file.size <= MAX_BYTES && width * height <= MAX_PIXELS;
     // A copy: the file may change before it is sent.
-    if (fits) return originAs(new Blob([await file.arrayBuffer()], { type: file.type }), width, height);
+    if (fits) return await originAs(new Blob([await file.arrayBuffer()], { type: file.type }), width, height);
     const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / 4 / (width * height)));
     const kind = file.type === "image/jpeg" ? file.type : "image/png";
-    return await redrawn(bitmap, Math.floor(width * shrink), Math.floor(height * shrink), kind);
+    const [wide, high] = [width, height].map((side) => Math.floor(side * shrink));
+    const blob = await redrawn(bitmap, wide, high, kind);
+    return blob && (await originAs(blob, wide, high));
   } catch {
     return null;
   }
@@ -134,9 +148,9 @@ export async function originOfFile(file) {
 
 /**
  * @param {Picture} picture
- * @returns {Origin}
+ * @returns {Promise<Origin>}
  */
-export function originOfPicture({ id, blob, width, height }) {
+export async function originOfPicture({ id, blob, width, height }) {
   if (blob) return originAs(blob, width, height); // the gallery has it a moment later, or never
   return { ...PLAIN, file: null, id, width, height };
 }
@@ -148,21 +162,32 @@ const PLAIN = { mask: null, strength: null, fit: "cover" };
  * @param {Blob} blob
  * @param {number} width
  * @param {number} height
- * @returns {Origin}
+ * @returns {Promise<Origin>}
  */
-const originAs = (blob, width, height) => ({ ...PLAIN, file: keep(blob), id: null, width, height });
+const originAs = async (blob, width, height) => ({ ...PLAIN, file: await keep(blob), id: null, width, height });
 
 /**
- * The picture of `origin` alone, made smaller.
+ * `origin` with picture and mask made smaller; null where they are gone.
  * @param {Origin} origin
  * @param {number} shrink
+ * @returns {Promise<Origin | null>}
  */
 async function shrunk(origin, shrink) {
-  const url = await seenAt(origin);
-  const image = Object.assign(new Image(), { src: url ?? "" });
-  const there = await image.decode().then(() => true, () => false);
   const [width, height] = [origin.width, origin.height].map((side) => Math.floor(side * shrink));
-  return there ? redrawn(image, width, height, "image/png") : null;
+  /** @param {string | null} url */
+  const smaller = async (url) => {
+    const image = Object.assign(new Image(), { src: url ?? "" });
+    await image.decode();
+    const blob = await redrawn(image, width, height, "image/png");
+    return blob && keep(blob);
+  };
+  try {
+    const mask = origin.mask && (await smaller(await urlOf(origin.mask)));
+    const file = await smaller(await seenAt(origin));
+    return file ? { ...origin, file, id: null, mask, width, height } : null;
+  } catch {
+    return null;
+  }
 }
 
 /**
@@ -170,12 +195,11 @@ async function shrunk(origin, shrink) {
  * @param {number} width
  * @param {number} height
  * @param {string} kind
+ * @returns {Promise<Blob | null>}
  */
-async function redrawn(bitmap, width, height, kind) {
+function redrawn(bitmap, width, height, kind) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
   canvas.getContext("2d")?.drawImage(bitmap, 0, 0, width, height);
-  /** @type {Blob | null} */
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, kind, 0.95));
-  return blob && originAs(blob, width, height);
+  return new Promise((resolve) => canvas.toBlob(resolve, kind, 0.95));
 }

@@ -2,25 +2,39 @@
 
 const NAME = "zimage";
 const STORE = "pictures";
+const PATIENCE_MS = 5000; // some browsers never answer
 const MOST = 40; // each up to 24 MiB; the oldest go
 
 /** @type {Map<string, Blob>} */
 const kept = new Map();
 /** @type {Map<string, string>} */
 const urls = new Map();
+/** @type {Set<string | null>} */
+let held = new Set();
+
+/**
+ * These are kept, however old they are.
+ * @param {(string | null)[]} keys
+ */
+export function hold(keys) {
+  held = new Set(keys);
+}
+
+/** @param {string[]} keys */
+const tooMany = (keys) => keys.filter((key) => !held.has(key)).slice(0, -MOST);
 
 /**
  * The key by which `blob` is found again, also after a reload where the browser stores such.
  * @param {Blob} blob
  */
-export function keep(blob) {
+export async function keep(blob) {
   const key = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 10)}`; // by age, as text
   kept.set(key, blob);
-  for (const old of [...kept.keys()].slice(0, -MOST)) forget(old);
-  within("readwrite", (store) => {
+  for (const old of tooMany([...kept.keys()])) forget(old);
+  await within("readwrite", (store) => {
     store.put(blob, key);
     const all = store.getAllKeys();
-    all.onsuccess = () => all.result.slice(0, -MOST).forEach((old) => store.delete(old));
+    all.onsuccess = () => tooMany(all.result.map(String)).forEach((old) => store.delete(old));
     return all;
   });
   return key;
@@ -80,15 +94,24 @@ function opened() {
  * @returns {Promise<any>}
  */
 async function within(mode, work) {
+  const late = new Promise((_, reject) => setTimeout(reject, PATIENCE_MS));
+  return Promise.race([done(mode, work), late]).catch(() => undefined);
+}
+
+/**
+ * @param {IDBTransactionMode} mode
+ * @param {(store: IDBObjectStore) => IDBRequest} work
+ */
+async function done(mode, work) {
+  const database = await opened();
   try {
-    const database = await opened();
     const transaction = database.transaction(STORE, mode);
     const request = work(transaction.objectStore(STORE));
     return await new Promise((resolve, reject) => {
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => reject(transaction.error);
-    }).finally(() => database.close());
-  } catch {
-    return undefined;
+    });
+  } finally {
+    database.close();
   }
 }
