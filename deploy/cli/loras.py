@@ -9,9 +9,9 @@ from rich.filesize import decimal
 from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from deploy.layout import loras_of
 from deploy.rendering.plan import model_base, model_source
 from deploy.rollout import model_pull
+from deploy.rollout.lora_checks import folder_of
 from worker.bounds import GIB
 from worker.models.loading import hub
 from worker.models.loading.folder import ModelLoadError, class_of
@@ -19,7 +19,7 @@ from worker.models.loading.hub import hub_model
 from worker.models.loading.single_file import is_single_file
 from worker.models.loading.sources import RANDOM, local_folder
 from worker.models.loras import folder as folders
-from worker.models.loras.folder import LoraFolder, StoredLora
+from worker.models.loras.folder import StoredLora
 from worker.models.loras.head import UnusableLora
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def add(
 @app.command(name="list")
 def list_loras(config: Config = None, as_json: AsJson = False) -> None:
     """Adapters that requests may name."""
-    folder = _folder(open_cell(config))
+    folder = folder_of(open_cell(config))
     found = list(folder.all().values())
     if as_json:
         output.as_json([_told(lora) for lora in found])
@@ -97,7 +97,7 @@ def list_loras(config: Config = None, as_json: AsJson = False) -> None:
 def check(config: Config = None) -> None:
     """Compare each adapter with its hash, and with the layers of this cell's model."""
     cell = open_cell(config)
-    folder = _folder(cell)
+    folder = folder_of(cell)
     problems, layers = folder.problems(), None
     if found := folder.all():
         layers = _layers(cell)
@@ -114,7 +114,7 @@ def check(config: Config = None) -> None:
 @app.command()
 def remove(name: Name, config: Config = None) -> None:
     """Delete an adapter. Items of jobs that name it fail from now on, and say so."""
-    folder = _folder(open_cell(config))
+    folder = folder_of(open_cell(config))
     lora = folder.all().get(name)
     if lora is None:
         raise CellError(f"no adapter {name}; zimage loras list says what is here")
@@ -123,7 +123,7 @@ def remove(name: Name, config: Config = None) -> None:
 
 
 def _added(cell: Cell, path: Path, name: str) -> StoredLora:
-    folder = _folder(cell)
+    folder = folder_of(cell)
     if len(folder.all()) >= folders.MAX_LORAS:
         raise UnusableLora(
             f"there are {folders.MAX_LORAS} adapters", "zimage loras remove what nobody uses"
@@ -137,16 +137,16 @@ def _added(cell: Cell, path: Path, name: str) -> StoredLora:
     return adding.add(path, name, folder.path, layers, most)
 
 
-def _wrong(lora: StoredLora, layers: "Layers | None") -> str | None:
+def _wrong(lora: StoredLora, layers: "Layers | None") -> UnusableLora | None:
     try:
         if layers is not None:
             from worker.models.loras.conversion import require_fits
 
             require_fits(lora.shapes, layers)
         if folders.values_digest(lora) != lora.values_sha256:
-            return "its values are not those that were added: remove it and add it again"
+            return UnusableLora("its values are not those that were added", "add it again")
     except UnusableLora as error:
-        return str(error)
+        return error
     return None
 
 
@@ -167,11 +167,6 @@ def _layers(cell: Cell) -> "Layers | None":
     from worker.models.loras.conversion import layers_of_folder
 
     return layers_of_folder(folder)
-
-
-def _folder(cell: Cell) -> LoraFolder:
-    told = loras_of(cell.config).folder
-    return LoraFolder(Path(told) if told else cell.layout.var_dir / "loras")
 
 
 def _told(lora: StoredLora) -> dict[str, Any]:

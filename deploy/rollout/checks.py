@@ -30,6 +30,7 @@ from deploy.rollout import (
     database_checks,
     device_checks,
     front_checks,
+    lora_checks,
     model_checks,
 )
 from deploy.rollout.proxy_checks import proxies
@@ -56,9 +57,9 @@ def before_up(cell: Cell) -> list[Finding]:
 def doctor(cell: Cell) -> list[Finding]:
     """``before_up`` and the health of what runs."""
     loads = code.loads(str(Path.home()), sidecars=sidecars(cell.config))
-    stores = (disk, database_checks.doctor, bucket_checks.doctor, alarm_checks.doctor)
+    stores = (disk, database_checks.doctor, bucket_checks.doctor, lora_checks.doctor)
     cluster = (cluster_checks.doctor, cluster_checks.certificates)
-    ours = (who_may_draw, proxies, *stores, health, *cluster, optimisations)
+    ours = (who_may_draw, proxies, *stores, alarm_checks.doctor, health, *cluster, optimisations)
     return [*before_up(cell), loads, *(found for check in ours for found in check(cell))]
 
 

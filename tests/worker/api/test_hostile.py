@@ -240,6 +240,7 @@ FIELDS = {
         *("stream", "partial_images", "user", "seed", "steps", "guidance_scale", "model"),
         *("negative_prompt", "priority", "timeout_s", "idempotency_key", "place", "quality"),
         "background",
+        "lora",
     ),
     "/v1/jobs": (
         *("prompts", "variables", "variants", "name", "seed", "size", "steps", "guidance_scale"),

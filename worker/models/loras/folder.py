@@ -72,14 +72,14 @@ class LoraFolder:
                 self._known, self._seen = self._scanned(), seen
             return self._known
 
-    def problems(self) -> dict[str, str]:
+    def problems(self) -> dict[str, UnusableLora]:
         """What is in the folder and cannot be used, by file name, and why."""
         found = {}
         for path in self._paths():
             try:
                 stored_in(path)
             except UnusableLora as error:
-                found[path.name] = str(error)
+                found[path.name] = error
         return found
 
     def _scanned(self) -> dict[str, StoredLora]:

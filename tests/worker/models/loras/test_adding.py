@@ -200,7 +200,7 @@ def test_the_folder_tells_of_what_is_there_now(
     (folder.path / "BAD NAME.safetensors").write_bytes(file.read_bytes())
     assert set(folder.all()) == {"ink"}
     problems = folder.problems()
-    assert "was put here by hand" in problems["by-hand.safetensors"]
-    assert "is no name for an adapter" in problems["BAD NAME.safetensors"]
+    assert "was put here by hand" in problems["by-hand.safetensors"].what
+    assert "is no name for an adapter" in problems["BAD NAME.safetensors"].what
     ink.path.unlink()
     assert folder.all() == {}
