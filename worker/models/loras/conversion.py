@@ -20,6 +20,7 @@ Layers = Mapping[str, tuple[int, int]]
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _PREFIXES = ("base_model.model.", "transformer.")
+_OUT = re.compile(r"\.attention\.out\.")
 _MODULE = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -93,7 +94,11 @@ def layers_of_folder(folder: Path | None) -> dict[str, tuple[int, int]]:
 def _diffusers_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from diffusers.loaders.lora_pipeline import ZImageLoraLoaderMixin
 
-    plain = {_without_prefix(name): tensor for name, tensor in state.items()}
+    # The converters rename an alpha so, but not the sides that it belongs to.
+    plain = {
+        _OUT.sub(".attention.to_out.0.", _without_prefix(name)): tensor
+        for name, tensor in state.items()
+    }
     try:
         found: Any = ZImageLoraLoaderMixin.lora_state_dict(plain)
     except (ValueError, KeyError, RuntimeError, IndexError) as error:
@@ -134,8 +139,6 @@ def _split(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
         if last == "qkv" and len(pair.b) % 3 == 0:
             for name, part in zip("qkv", pair.b.chunk(3), strict=True):
                 found[f"{block}.to_{name}"] = Pair(pair.a, part.contiguous())
-        elif last == "out" and block.endswith(".attention"):
-            found[f"{block}.to_out.0"] = pair
         else:
             found[module] = pair
     if sum(a.numel() + b.numel() for a, b in found.values()) > MAX_ELEMENTS:

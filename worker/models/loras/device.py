@@ -49,8 +49,8 @@ class LoraFile:
 
 
 class DeviceLoras:
-    """``place`` what a step needs: at most ``room_bytes`` stay, the least recently used go first.
-    Of the thread that draws alone."""
+    """Has ``placed`` what a step needs: at most ``room_bytes`` stay, the least recently used go
+    first. Of the thread that draws alone."""
 
     def __init__(self, shelf: LoraShelf, device: torch.device, dtype: torch.dtype) -> None:
         self.room_bytes = shelf.room_bytes

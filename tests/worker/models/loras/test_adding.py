@@ -47,30 +47,24 @@ def test_names_and_alphas_of_each_trainer_become_one_form(
         torch.testing.assert_close(product, b @ a * (2.0 / 4))
 
 
+@pytest.mark.parametrize("names", [made.kohya, made.comfy])
+@pytest.mark.parametrize("alpha", [None, 2.0])
 def test_the_one_layer_of_queries_keys_and_values_becomes_three(
-    tmp_path: Path, layers: dict[str, tuple[int, int]]
+    tmp_path: Path, layers: dict[str, tuple[int, int]], names: made.Names, alpha: float | None
 ) -> None:
-    a, b = torch.randn(4, 96), torch.randn(3 * 96, 4)
-    c, d = torch.randn(4, 96), torch.randn(96, 4)
-    block = "diffusion_model.layers.0.attention"
-    file = tmp_path / "x.safetensors"
-    save_file(
-        {
-            f"{block}.qkv.lora_A.weight": a,
-            f"{block}.qkv.lora_B.weight": b,
-            f"{block}.out.lora_A.weight": c,
-            f"{block}.out.lora_B.weight": d,
-        },
-        file,
-    )
-    kept = load_file(add(file, "x", tmp_path / "loras", layers).path)
     own = "layers.0.attention"
-    parts = [
-        kept[f"{own}.to_{n}.lora_B.weight"] @ kept[f"{own}.to_{n}.lora_A.weight"] for n in "qkv"
-    ]
-    torch.testing.assert_close(torch.cat(parts), b @ a)
-    out = kept[f"{own}.to_out.0.lora_B.weight"] @ kept[f"{own}.to_out.0.lora_A.weight"]
-    torch.testing.assert_close(out, d @ c)
+    shapes = {f"{own}.qkv": (96, 3 * 96), f"{own}.out": (96, 96)}
+    pairs = made.tensors(shapes, tuple(shapes))
+    file = made.write(tmp_path / "x.safetensors", pairs, names, alpha)
+    kept = load_file(add(file, "x", tmp_path / "loras", layers).path)
+
+    def product(module: str) -> torch.Tensor:
+        return kept[f"{own}.{module}.lora_B.weight"] @ kept[f"{own}.{module}.lora_A.weight"]
+
+    factor = 1.0 if alpha is None else alpha / 4
+    for parts, module in ((("to_q", "to_k", "to_v"), "qkv"), (("to_out.0",), "out")):
+        a, b = pairs[f"{own}.{module}"]
+        torch.testing.assert_close(torch.cat(list(map(product, parts))), b @ a * factor)
 
 
 def _kind(name: str, *shape: int) -> dict[str, torch.Tensor]:
