@@ -39,8 +39,9 @@ from tests.ports import free_port
 from tests.postgres import Pair, Server, running_pair
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
-QUICK = ("fsync=off", "full_page_writes=off", "autovacuum=off")
+UNSAFE = ("fsync=off", "full_page_writes=off", "autovacuum=off")
 """No machine loses its power here; what is acknowledged is with the standby."""
+QUICK = "synthetic:step_ms=40"
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Platform:
 @pytest.fixture(scope="module")
 def platform(object_store: ObjectStore) -> Iterator[Platform]:
     authority = Authority()
-    with running_pair(*QUICK) as database, contextlib.ExitStack() as running:
+    with running_pair(*UNSAFE) as database, contextlib.ExitStack() as running:
 
         def machine(name: str, role: str) -> RunningCell:
             objects = object_store.objects("hosts/front").model_dump()
@@ -83,7 +84,7 @@ def platform(object_store: ObjectStore) -> Iterator[Platform]:
             lines += [f'[cluster]\nname = "studio"\nhost = "{name}"\nrole = "{role}"']
             lines += [f'address = "127.0.0.1:{free_port()}"'] if role != "front" else []
             folder = Path(tempfile.mkdtemp(prefix="zc-", dir="/tmp"))
-            cell = RunningCell(folder, name=name, workers=1, more="\n".join(lines))
+            cell = RunningCell(folder, name=name, workers=1, model=QUICK, more="\n".join(lines))
             running.enter_context(ended(cell, folder))
             authority.equip(cell.layout, *certificates.roles_of(role))
             return cell
@@ -97,7 +98,7 @@ def platform(object_store: ObjectStore) -> Iterator[Platform]:
 
 
 def up(cell: RunningCell) -> subprocess.CompletedProcess[str]:
-    return cell.zimage("up", timeout_s=240)
+    return cell.zimage("up", "--no-draw", timeout_s=240)
 
 
 async def wait_all_in(platform: Platform) -> None:
@@ -308,12 +309,11 @@ def test_verbs_of_a_cell_work_on_a_front(platform: Platform) -> None:
         await front.run("up")  # hosts have taken spare links, so there are new ones
         again = await front.run("up")
         assert "nothing to change" in again.stdout, again.stdout + again.stderr
-        status = await front.run("status")
+        asked = (front.run("status"), front.run("drain", "w1"), front.run("doctor"))
+        status, refused, doctor = await asyncio.gather(*asked)
         assert status.returncode == 0, status.stdout + status.stderr
         assert re.search(r"\ba +ready\b.*1 of 1", status.stdout)
-        refused = await front.run("drain", "w1")
         assert (refused.returncode, "front" in refused.stderr) == (2, True)
-        doctor = await front.run("doctor")
         assert "links to hosts" in doctor.stdout
 
     asyncio.run(scenario())
