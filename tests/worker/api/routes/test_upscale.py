@@ -1,5 +1,6 @@
 """A picture is drawn anew, twice as large, in tiles that nobody sees."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.worker.api.routes.test_gallery import listed
 from tests.worker.api.routes.test_images import events_of
 from tests.worker.api.routes.test_uploads import uploaded
 from tests.worker.conftest import migrated, ready, serving, settings_in
+from tests.worker.jobs.conftest import eventually
 from worker.generation.tiling import Axis
 from worker.lifecycle import Lifecycle
 
@@ -139,3 +141,19 @@ async def test_masks_and_what_becomes_too_large_are_refused(client: httpx.AsyncC
     large = {"image": png((512, 512))}
     param, message = refusal(await client.post(UPSCALE, files=large))
     assert (param, "512×512 would become 1024×1024" in message) == ("image", True)
+
+
+async def test_others_are_drawn_between_its_tiles(home: Path) -> None:
+    settings = settings_in(
+        home, max_pixels=256 * 256 * 2, max_batch=1, model="synthetic:step_ms=40"
+    )
+    async with serving(migrated(settings)) as (service, client):
+        await ready(service)
+        large = asyncio.create_task(upscaled(client, strength="1"))  # some seconds of steps
+        await eventually(lambda: service.model.engine.state().running == 1)
+        small = {"prompt": "a", "size": "64x64", "steps": 1}
+        stranger = {"X-Real-IP": "192.0.2.7"}
+        answer = await client.post("/v1/images/generations", json=small, headers=stranger)
+        assert answer.status_code == 200
+        assert not large.done()
+        assert (await large).status_code == 200
