@@ -60,7 +60,8 @@ def write(
             state[f"diffusion_model.{module}.alpha"] = torch.tensor(alpha)
     if alpha is not None and names is peft:
         rank = next(iter(pairs.values()))[0].shape[0]
-        about = {"transformer.r": rank, "transformer.lora_alpha": alpha}
+        config = {"r": rank, "lora_alpha": alpha, "target_modules": [*pairs]}
+        about = {f"transformer.{name}": value for name, value in config.items()}
         metadata["lora_adapter_metadata"] = json.dumps(about)
     save_file({k: v.contiguous() for k, v in state.items()}, path, metadata or None)
     return path

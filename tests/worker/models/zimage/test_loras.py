@@ -52,7 +52,7 @@ class Shelf:
         narrow = made.tensors(layers, BLOCKS[:3], rank=2, seed=2, strength=0.15)
         self.files = {
             "wide": made.write(home / "wide.safetensors", wide, made.kohya, alpha=2.0),
-            "narrow": made.write(home / "narrow.safetensors", narrow),
+            "narrow": made.write(home / "narrow.safetensors", narrow, alpha=3.0),
         }
         self.stored = {
             name: add(file, name, self.folder.path, layers) for name, file in self.files.items()
