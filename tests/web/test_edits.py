@@ -99,11 +99,12 @@ def test_picture_and_drawing_outlive_a_reload(cell: FakeCell, open_page: OpenPag
 def test_a_picture_larger_than_is_taken_is_made_smaller(
     cell: FakeCell, open_page: OpenPage
 ) -> None:
+    cell.max_pixels = 256 * 256  # what is drawn is small
     page = open_page()
     large = io.BytesIO()
     Image.new("L", (5000, 3400), 90).save(large, "png")
     drop(page, large.getvalue())
-    expect(page.locator("#source")).to_be_visible()
+    expect(page.locator("#source")).to_be_visible(timeout=60_000)  # 17 megapixels
     draw(page, "snow")
     expect(page.locator("[data-face=picture]")).to_have_count(1)
     width, height = size_of(cell.files["image"])
