@@ -17,7 +17,12 @@ from tests import command_line
 from tests.cluster.conftest import RunningCell, configured
 from tests.deploy.processes import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("slow_cell"),
+    pytest.mark.long,
+]
 
 
 @pytest.fixture

@@ -21,7 +21,12 @@ from worker.models.synthetic import text_of
 
 __all__ = ["chromium"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    pytest.mark.long,
+]
 
 DEADLINE_MS = 240_000
 COLOURS = ["red", "green", "blue", "yellow", "white"]

@@ -13,7 +13,12 @@ from loadtest.traffic import check_picture, pixels_of
 from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, started
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.xdist_group("slow_cell")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("slow_cell"),
+    pytest.mark.long,
+]
 SIZE = "256x256"
 
 

@@ -15,6 +15,7 @@ from tests.worker.processes import WorkerProcess, wait_until, worker
 from worker import exits
 from worker.coordination.processes import PARENT, is_alive, stat
 
+pytestmark = pytest.mark.long
 LOADED_S = 120.0  # both processes import torch, at worst on one core
 
 
