@@ -183,6 +183,9 @@ async def test_another_host_draws_it_again_and_gives_it_once(
         assert answer.json()["data"][0]["seed"] == default_seed(answer.headers["X-Request-ID"])
         await until(lambda: hosts.finished() == 2)
         there = hosts.services[0].components.undelivered
+        await until(
+            lambda: any((home / "undelivered").glob("*.answer"))
+        )  # counted before it is kept
         [name] = [p.stem for p in (home / "undelivered").glob("*.answer")]
         kept = there.take(name)
         assert kept is not None
