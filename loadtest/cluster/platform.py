@@ -25,6 +25,8 @@ CLUSTER = "studio"
 HOST_PORT = 7862
 MODEL = "synthetic:step_ms=20"
 WORKERS = 2
+_USERS_A_WORKER = 10
+"""Who wait, beside those who follow steps: together fewer than wait at one worker at most."""
 FRONTS, HOSTS = ("f1", "f2"), ("a", "b", "c")
 JOINING = "d"
 """A host that joins later."""
@@ -118,7 +120,8 @@ class Platform:
 
     def load(self) -> Load:
         draw = len(self.hosts) * self.workers
-        return Load(self.url, self.key, waiting=min(16, 3 * draw), following=min(4, draw))
+        alone = _USERS_A_WORKER * self.workers  # the last host of all has room for everybody
+        return Load(self.url, self.key, waiting=min(16, 3 * draw, alone), following=min(4, draw))
 
     def front_with_the_address(self) -> Machine:
         """The one that clients reach now."""
