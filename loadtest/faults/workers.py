@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.config import ROOT
 from deploy.supervision.supervise import Supervisor
 from loadtest.faults.cell import Cell
-from loadtest.waiting import until
+from loadtest.waiting import beside, until
 from worker.coordination.heartbeat import DRAWING, Phase
 from worker.file_lock import try_lock
 
@@ -66,13 +66,10 @@ def slow(cell: Cell, worker: str, share: float = 0.1, period_s: float = 0.2) -> 
             _send(pid, signal.SIGCONT)
             over.wait(period_s * share)
 
-    thread = threading.Thread(target=throttle, daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(throttle, over):
+            yield
     finally:
-        over.set()
-        thread.join()
         _send(pid, signal.SIGCONT)
 
 
