@@ -63,19 +63,13 @@ def enrol(cell: Cell, folder: Path) -> tuple[Role, ...]:
         signed: dict[Role, bytes] = {}
         if lacks or not serials <= {row.serial for row in rows.of_host(connection, host)}:
             rows.revoke(connection, host)
-            for role in roles:
-                csr = certificates.pending(layout, role, host).csr
-                signed[role] = trust.issue(connection, authorities[0], csr, host, role)
+            signed = founding.sign_own(cell, connection, authorities[0], roles)
         wishes.come_back(connection, host)
         renewal.serve(connection, layout, authorities)
         return signed, trust.publish_trust(connection, layout, authorities)
 
     signed, trusted = store.run(cell, work)
-    trust.write_trust(layout, trusted)
-    for role, pem in signed.items():
-        certificates.install(layout, role, pem)
-    for document in store.run(cell, trust.read_documents):
-        trust.note(layout, document)
+    founding.settle(cell, signed, trusted)
     return tuple(signed)
 
 

@@ -1,5 +1,6 @@
 """The first machine of a cluster: it has the authority, and what all others get by joining."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
     _take_secrets(cell)
     made = _make_authority(cell, anew=new_authority)
     authorities = authority.load(layout)
-    host, roles = cell.config.cluster.host_id, certificates.roles_of(cell.config.cluster.role)
+    roles = certificates.roles_of(cell.config.cluster.role)
     due = tuple(role for role in roles if is_missing(cell, role, authorities))
 
     def work(connection: "Connection") -> tuple[dict[Role, bytes], Trust]:
@@ -48,22 +49,35 @@ def found(cell: Cell, *, new_authority: bool = False) -> Founded:
         known = rows.document(connection, TRUST)
         if known is not None and not new_authority and not trust.is_of(authorities, known):
             raise CellError(_OTHERS.format(path=layout.authority_key))
-        signed = {}
-        for role in due:
-            csr = certificates.pending(layout, role, host).csr
-            signed[role] = trust.issue(connection, authorities[0], csr, host, role)
+        signed = sign_own(cell, connection, authorities[0], due)
         trusted = trust.publish_trust(connection, layout, authorities)
         trust.publish_secrets(connection, layout, authorities)
         return signed, trusted
 
-    signed, trusted = store.run(cell, work)
-    trust.write_trust(layout, trusted)
-    for role, pem in signed.items():
-        certificates.install(layout, role, pem)
-    for document in store.run(cell, trust.read_documents):
-        trust.note(layout, document)
+    settle(cell, *store.run(cell, work))
     keep = (layout.authority_key, layout.key_secret, layout.cluster_secret)
     return Founded(made, due, keep)
+
+
+def sign_own(
+    cell: Cell, connection: "Connection", signer: Authority, roles: Iterable[Role]
+) -> dict[Role, bytes]:
+    """A certificate of this machine for each of ``roles`` (PEM), by ``signer``."""
+    layout, host = cell.layout, cell.config.cluster.host_id
+    signed = {}
+    for role in roles:
+        csr = certificates.pending(layout, role, host).csr
+        signed[role] = trust.issue(connection, signer, csr, host, role)
+    return signed
+
+
+def settle(cell: Cell, signed: Mapping[Role, bytes], trusted: Trust) -> None:
+    """Put what was ``signed`` and whom to trust on this machine's disk, as the database has it."""
+    trust.write_trust(cell.layout, trusted)
+    for role, pem in signed.items():
+        certificates.install(cell.layout, role, pem)
+    for document in store.run(cell, trust.read_documents):
+        trust.note(cell.layout, document)
 
 
 def _take_secrets(cell: Cell) -> None:
