@@ -32,6 +32,7 @@ import torch
 
 from deploy.cli.trace import counters
 from deploy.config import ROOT, load
+from deploy.host import processes
 from loadtest.faults import Cell
 from loadtest.faults.workers import kill
 from loadtest.gpu import gradio_load, power
@@ -41,6 +42,8 @@ from worker.coordination.processes import GROUP, PARENT, STATE, stat
 from worker.models.loading.sources import RANDOM
 
 FAULTY = Path(__file__).parent / "faulty"
+STARTED_S = 21.0
+"""``startsecs`` of a worker in ``supervisord.conf``, and one."""
 BACK_S = 150.0
 """A worker that is not ready again by then has failed the stage."""
 MIXED_LENGTHS = (1, 8, 20)
@@ -196,6 +199,7 @@ def restart(suite: Suite, times: int = 1) -> None:
     """SIGKILL to ready, with nothing else to do and all caches warm."""
     cell = suite.up("served")
     for _ in range(times):
+        settle(cell, "w1")
         began = time.monotonic()
         dead = kill(cell, "w1")
         await_back(cell, "w1", dead)
@@ -641,6 +645,14 @@ def await_open(cell: Cell, workers: set[str]) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"{sorted(cell.open())} take requests, not {sorted(workers)}")
         time.sleep(0.05)
+
+
+def settle(cell: Cell, worker: str) -> None:
+    """Until supervisor counts the worker's start as one: whoever ends before is started again later
+    each time."""
+    process = processes.read(cell.pid(worker))
+    if process is not None:
+        time.sleep(max(0.0, STARTED_S - processes.age_s(process)))
 
 
 def await_serving(cell: Cell, worker: str) -> None:
