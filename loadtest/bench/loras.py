@@ -5,11 +5,12 @@ as if every adapter waited for its turn. The last against the third is what shar
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,15 @@ def step_s(pipeline: ZImageStepwise, groups: Sequence[Sequence[DrawSpec]], round
 
 
 def measured(
-    pipeline: ZImageStepwise, loras: Sequence[StoredLora], options: Any
+    pipeline: ZImageStepwise, loras: Sequence[StoredLora], rows: int, side: int, rounds: int
 ) -> dict[str, float]:
     """Seconds of a step by how the rows are drawn."""
-    rows, side = options.rows, options.side
 
     def specs(chosen: Sequence[StoredLora | None]) -> list[DrawSpec]:
         found = []
         for seed, lora in enumerate(chosen):
             asked = [] if lora is None else [Lora(lora.name, 1.0, lora.sha256)]
-            how = Parameters(side, side, WARM_UPS + options.rounds, lora=ChosenLoras.of(asked))
+            how = Parameters(side, side, WARM_UPS + rounds, lora=ChosenLoras.of(asked))
             found.append(DrawSpec("a red circle", seed, how))
         return found
 
@@ -81,11 +81,12 @@ def measured(
         "all different": [different],
         "one after the other": [[each] for each in different],
     }
-    return {name: step_s(pipeline, groups, options.rounds) for name, groups in ways.items()}
+    return {name: step_s(pipeline, groups, rounds) for name, groups in ways.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+@contextlib.contextmanager
+def loaded(options: Any, count: int) -> Iterator[tuple[ZImageStepwise, list[StoredLora]]]:
+    """The pipeline that ``options`` name and ``count`` adapters of it, which end with it."""
     with tempfile.TemporaryDirectory() as home:
         settings = Settings(
             model=options.model,
@@ -98,13 +99,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = load(settings)
         if not isinstance(pipeline, ZImageStepwise):
             raise SystemExit(f"{options.model} is no Z-Image: name one")
-        loras = random_loras(pipeline, Path(home), options.rows, options.rank)
-        found = measured(pipeline, loras, options)
+        yield pipeline, random_loras(pipeline, Path(home), count, options.rank)
+
+
+def table(found: Mapping[str, float]) -> str:
+    """Of what ``measured`` gave."""
     plain = found["no adapter"]
-    print(f"{options.model}, {options.rows} × {options.side}², rank {options.rank}\n")
-    print("| a step | ms | of no adapter |\n| --- | ---: | ---: |")
+    lines = ["| a step | ms | of no adapter |", "| --- | ---: | ---: |"]
     for name, seconds in found.items():
-        print(f"| {name} | {seconds * 1000:.1f} | {seconds / plain:.2f} |")
+        lines.append(f"| {name} | {seconds * 1000:.1f} | {seconds / plain:.2f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    with loaded(options, options.rows) as (pipeline, loras):
+        found = measured(pipeline, loras, options.rows, options.side, options.rounds)
+    print(f"{options.model}, {options.rows} × {options.side}², rank {options.rank}\n")
+    print(table(found))
     ratio = found["one after the other"] / found["all different"]
     print(
         f"\nTogether, {options.rows} adapters are {ratio:.2f} times as fast as one after the other."
@@ -113,17 +125,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="loadtest/loras", description=__doc__)
+    add_options(parser)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What ``loaded`` needs."""
     parser.add_argument("--model", default="tiny", help="or random:z-image-turbo [default: tiny]")
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda:0" [default: cpu]')
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fp8", choices=("off", "transformer", "all"), default="off")
-    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device-gib", type=float, default=4.0)
-    return parser
 
 
 if __name__ == "__main__":
