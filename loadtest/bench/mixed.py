@@ -31,7 +31,6 @@ import numpy as np
 from loadtest.bench import loras
 from loadtest.bench.encoders import photo_like
 from loadtest.drawing import request
-from worker.api.schemas.edit_wire import STRENGTH
 from worker.calibration import tables
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.engine import Costs, Engine, Limits
@@ -382,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--loras", type=int, choices=range(1, 9), default=4, help="different ones [default: 4]")
     add("--steps", type=int, default=0, help="of the schedule [default: the model's own]")
-    add("--strength", type=float, default=STRENGTH, help="of image [default: the API's]")
+    add("--strength", type=float, default=0.6, help="of image [default: 0.6, the API's]")
     add("--clients", type=int, default=8, help="who always wait for a picture [default: 8]")
     add("--max-batch", type=int, default=4)
     add("--full-batches", action="store_true", help="whether they pay here or not")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.mixed import KINDS, Call, Report, Times, Wishes, main
+from loadtest.bench.mixed import KINDS, Call, Report, Times, Wishes, _parser, main
+from worker.api.schemas.edit_wire import STRENGTH
 
 OPTIONS = argparse.Namespace(
     model="tiny", side=64, fp8="off", steps=8, strength=0.6, out=None, loras=1
@@ -67,6 +68,10 @@ def test_steps_that_take_twice_as_long_in_the_mix_show_in_its_throughput() -> No
 def test_a_picture_to_go_on_from_takes_the_steps_of_its_strength() -> None:
     wishes = Wishes(OPTIONS, [])
     assert [wishes.steps(kind) for kind in KINDS] == [8, 5, 8, 8]
+
+
+def test_pictures_are_left_as_far_as_the_api_leaves_them() -> None:
+    assert _parser().parse_args([]).strength == STRENGTH
 
 
 def test_kinds_are_what_they_are_called() -> None:
