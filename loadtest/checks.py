@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from worker.models.synthetic import text_of
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 MAX_SEED = 2**32
+TINY = "zimage-tiny"
+"""The id of the model that is shipped."""
 TINY_SIDE, TINY_STEPS = 256, 8
 """From here on the tiny model can be trusted with colours; below, one in ten is off."""
 
@@ -96,13 +99,28 @@ class Checker:
             if spelled != expected:
                 return f"picture of {spelled!r} instead of {expected!r}"
         drawn_well = min(image.size) >= TINY_SIDE and body.get("steps", TINY_STEPS) >= TINY_STEPS
-        if self.model == "tiny" and drawn_well and (colour := colour_of(prompt)):
+        if self.model == TINY and drawn_well and (colour := colour_of(prompt)):
             seen = colour_at_centre(image)
             if seen != colour:
                 return f"{seen} instead of {colour} for {prompt!r}, seed {seed}"
         if "seed" not in body:
             return ""
         return self.album.compare(f"{prompt!r}, {image.width}x{image.height}, seed {seed}", pixels)
+
+
+@dataclass
+class Shown(Checker):
+    """Of pictures that are drawn from more than their text: ``drawn_from`` names it, and ``wrong``
+    says what is wrong with one."""
+
+    drawn_from: str = ""
+    wrong: Callable[[Pixels], str] = field(kw_only=True)
+
+    def _content(self, image: Image.Image, prompt: str, seed: int, body: dict[str, Any]) -> str:
+        pixels = np.asarray(image)
+        name = f"{prompt!r} from {self.drawn_from}, {image.width}x{image.height}, seed {seed}"
+        problem = self.wrong(pixels)
+        return f"{name}: {problem}" if problem else self.album.compare(name, pixels)
 
 
 def refusal(status: int, headers: dict[str, str], content: bytes) -> str:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from loadtest.chaos import Injected
@@ -46,6 +47,12 @@ def of_users(records: Sequence[Record], duration_s: float) -> dict[str, float]:
         "requests_per_s": len(ok) / duration_s,
         "pictures_per_s": sum(r.pictures for r in ok) / duration_s,
     }
+
+
+def by_kind(records: Sequence[Record], kinds: Iterable[str]) -> dict[str, float]:
+    """How many of each of ``kinds`` were answered."""
+    answered = Counter(r.kind for r in records if r.result == "ok")
+    return {f"answered_{kind}": float(answered[kind]) for kind in kinds}
 
 
 def of_pieces(

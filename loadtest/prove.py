@@ -66,6 +66,12 @@ LONG = {
         _scenario("failover"),
         3,
     ),
+    "mixed": Proof(
+        "pictures from text, from pictures, within masks and with adapters while a worker is "
+        "killed, hangs, is drained, and all are restarted: each is right, no request is lost",
+        _scenario("mixed"),
+        4,
+    ),
     "faults": Proof("what users see of each fault", _scenario("faults"), 15),
     "rolling": Proof(
         "a rolling restart and two new configurations lose nothing", _scenario("rolling"), 7

@@ -16,7 +16,7 @@ class Record:
     """Seconds since the epoch at which it was sent."""
     user: str
     kind: str
-    """draw or stream."""
+    """draw, stream or upload; of a mixed load also what it is drawn from."""
     seconds: float = 0.0
     result: Result = "failed"
     status: int = 0

@@ -1,14 +1,17 @@
 """The scenarios. Each plays on a stage and leaves figures in ``stage.measured``."""
 
+import contextlib
 import itertools
 import re
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loadtest import gradio_server, measures, shapes
+from deploy.config import ROOT
+from deploy.host import processes
+from loadtest import gradio_server, measures, mixture, shapes
 from loadtest.client import session_of
 from loadtest.faults import Cell
 from loadtest.run_file import Part
@@ -77,6 +80,41 @@ def basics(stage: Runner) -> None:
         stage.stop_load()
     stage.measured |= measures.of_faults(stage.faults)
     stage.measured["changes_failed"] = float(sum(bool(mark.error) for mark in stage.marks))
+
+
+def mixed(stage: Runner) -> None:
+    """Pictures from text, from pictures, within masks and with adapters, while a worker is killed,
+    hangs, is drained, and all are restarted: nothing is lost, and each is the right one."""
+    duration_s = stage.options.duration_s or 3600.0
+    with adapters(stage), stage.load(
+        stage.options.users or 8, duration_s, "Mixed", file="mixed_users.py"
+    ) as part:  # fmt: skip
+        part.name = "mixed"
+        _wait_for_records(stage, part)
+        stage.inject_each("kill", "step-hangs")
+        worker = stage.cell.workers()[0]
+        stage.zimage(f"drain {worker}", "drain", worker)
+        stage.zimage(f"undrain {worker}", "undrain", worker)
+        stage.zimage("rolling restart", "restart", "--rolling")
+        stage.stop_load()
+    stage.measured |= measures.of_faults(stage.faults)
+    stage.measured |= measures.by_kind(stage.records(), (*mixture.KINDS, "upload"))
+    stage.measured["changes_failed"] = float(sum(bool(mark.error) for mark in stage.marks))
+
+
+@contextlib.contextmanager
+def adapters(stage: Runner) -> Iterator[None]:
+    """The cell has those of the mixture, under names of its own."""
+    try:
+        for file, name in mixture.ADAPTERS.items():
+            path = str(ROOT / "tinymodel" / "loras" / f"{file}.safetensors")
+            mark = stage.zimage(f"adapter {name}", "loras", "add", path, "--name", name)
+            if mark.error:
+                raise RunnerError(mark.error)
+        yield
+    finally:
+        for name in mixture.ADAPTERS.values():
+            stage.zimage(f"without {name}", "loras", "remove", name)
 
 
 def rolling(stage: Runner) -> None:
@@ -200,6 +238,7 @@ SCENARIOS: dict[str, Callable[[Runner], None]] = {
     "failover": failover,
     "faults": faults,
     "basics": basics,
+    "mixed": mixed,
     "rolling": rolling,
     "overload": overload,
     "soak": soak,
@@ -232,12 +271,16 @@ def edited(text: str, table: str, key: str, value: float) -> str:
     return f"{text[: head.end()]}{key} = {value}\n{without}{rest[len(body) :]}"
 
 
+def _wait_for_records(stage: Runner, part: Part, timeout_s: float = 60.0) -> None:
+    """Until the first user has an answer."""
+    part_file = stage.folder / f"part-{stage.parts.index(part)}.jsonl"
+    if not processes.wait_for(part_file.exists, timeout_s):
+        raise RunnerError(f"no answer after {timeout_s:g} s: see {stage.folder}/locust.log")
+
+
 def _wait_for_arrivals(stage: Runner, part: Part, duration_s: float) -> None:
     """Until the crowd has sent its last: ``duration_s`` after Locust sent its first."""
-    deadline = time.time() + 60
-    part_file = stage.folder / f"part-{stage.parts.index(part)}.jsonl"
-    while not part_file.exists() and time.time() < deadline:
-        time.sleep(_POLL_S)
+    _wait_for_records(stage, part)
     time.sleep(max(0.0, part.start + duration_s + 2.0 - time.time()))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loadtest.checks import Album, Checker, colour_of, refusal
+from loadtest.checks import TINY, Album, Checker, colour_of, refusal
+from worker.models.loading.sources import defaults_of
 from worker.models.synthetic import SyntheticPipeline
 from worker.types import DrawSpec, Parameters
 
@@ -62,19 +63,23 @@ def test_every_prompt_of_a_list_has_its_pictures() -> None:
     assert Checker("synthetic").pictures(items[::-1], body) != ""
 
 
+def test_the_shipped_model_is_known_by_the_id_that_it_has() -> None:
+    assert defaults_of("tiny").id == TINY
+
+
 def test_tiny_model_must_draw_the_colour_that_was_asked_for() -> None:
     item, body = red(256), {**BODY, "size": "256x256"}
     prompt = "a large {} circle in the centre, white background"
-    wrong = Checker("tiny").pictures([item], {**body, "prompt": prompt.format("blue")})
+    wrong = Checker(TINY).pictures([item], {**body, "prompt": prompt.format("blue")})
     assert "red instead of blue" in wrong
-    assert Checker("tiny").pictures([item], {**body, "prompt": prompt.format("red")}) == ""
+    assert Checker(TINY).pictures([item], {**body, "prompt": prompt.format("red")}) == ""
 
 
 @pytest.mark.parametrize(("side", "steps"), [(64, 8), (256, 2)])
 def test_tiny_model_is_not_held_to_colours_where_it_was_not_trained(side: int, steps: int) -> None:
     prompt = "a large blue circle in the centre, white background"
     body = {**BODY, "size": f"{side}x{side}", "steps": steps, "prompt": prompt}
-    checker = Checker("tiny")
+    checker = Checker(TINY)
     assert checker.pictures([red(side)], body) == ""
     other = {"b64_json": png(np.zeros((side, side, 3), np.uint8)), "seed": 5}
     assert "differs" in checker.pictures([other], body)

@@ -13,6 +13,7 @@ from deploy.config import ROOT
     [
         ("locustfile.py", ["Batch", "Designer", "Program"]),
         ("arrivals.py", ["Crowd", "Single"]),
+        ("mixed_users.py", ["Mixed"]),
         ("gradio_users.py", ["GradioSingle"]),
     ],
 )
