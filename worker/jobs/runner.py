@@ -282,7 +282,7 @@ class Runner:
         key, held_s = self._tools.key_of(owner), min(wait_s, _LOOK_AT_LIMITS_S)
 
         def work(connection: sa.Connection) -> None:
-            if key != keys.find(connection, owner):
+            if key != keys.find(connection, owner, lock=True):
                 raise Unavailable("The limits of a key have just been changed.")
             job_turns.hold(connection, owner, clock(connection) + held_s)
 

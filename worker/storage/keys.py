@@ -203,9 +203,10 @@ def end_sessions(connection: sa.Connection, key_id: str) -> None:
     _changed(connection)
 
 
-def find(connection: sa.Connection, name: str) -> Key | None:
-    """By name or id."""
+def find(connection: sa.Connection, name: str, *, lock: bool = False) -> Key | None:
+    """By name or id. With ``lock``, nobody changes it until the transaction ends."""
     wanted = sa.select(keys).where(sa.or_(keys.c.name == name, keys.c.id == name))
+    wanted = wanted.with_for_update(read=True) if lock else wanted
     row = connection.execute(wanted).mappings().first()
     return None if row is None else Key(**row)
 

@@ -5,7 +5,7 @@ import multiprocessing
 import random
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from tests.worker.storage.test_jobs import SHARE, Store
 from worker.errors import LimitReached
-from worker.storage import jobs, leases, usage
+from worker.storage import jobs, keys, leases, usage
 from worker.storage.database import create_engine, sqlite_url
 from worker.storage.jobs import Job
 from worker.storage.migrations import migrate
@@ -28,6 +28,7 @@ PROCESSES = 6
 ITEMS = 600
 PICTURE = Entry("r", 0, "image", 1_800_000_000.0, "k1", "tiny", 512, 256, 1.0, 0.5)
 MAY_HAVE = 5
+SECRET = b"s" * 32
 PATIENCE_S = 60.0  # SQLite lets writers wait in no order
 
 
@@ -134,3 +135,18 @@ def test_all_may_migrate_at_once(kind: str, tmp_path: Path, request: pytest.Fixt
         with engine.connect() as connection:
             assert connection.scalar(sa.select(sa.func.count()).select_from(jobs.jobs)) == 0
         engine.dispose()
+
+
+def test_a_key_is_not_read_for_a_hold_while_it_is_changed(url: str) -> None:
+    """Else it would be held by its old limit, with nobody left to end that."""
+    store = Store(url, PATIENCE_S)
+    key, _ = keys.new_key(SECRET, "k", images_per_day=1)
+    store(keys.insert, key, SECRET)
+    with ThreadPoolExecutor() as pool:
+        with store.engine.begin() as connection:
+            keys.change(connection, key.id, images_per_day=3)
+            found = pool.submit(store, partial(keys.find, lock=True), key.id)
+            with pytest.raises(TimeoutError):
+                found.result(0.3)
+        assert found.result(PATIENCE_S).images_per_day == 3
+    store.engine.dispose()
