@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadGroupScheduling
@@ -13,6 +14,10 @@ from xdist.workermanage import WorkerController
 
 from tests.object_store import ObjectStore, running
 from tests.postgres import postgres  # noqa: F401 — a fixture
+
+# A busy machine may stop a process for longer than any example may take.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 CELLS = "tests/cluster/"
 PAGE = "tests/web"

@@ -1,14 +1,12 @@
-import contextlib
 import json
 import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.deploy.nginx.site import Site
@@ -133,15 +131,14 @@ def test_drawings_go_to_the_least_busy(front: Site) -> None:
 
 @pytest.mark.parametrize("size", [12_000_000, 30_000_000])
 def test_reply_to_a_slow_reader_survives_its_worker(front: Site, size: int) -> None:
-    with front.worker("w1") as worker:
-        idle = _sockets(worker.pid)
-        with _slow_reader(front, {"bytes": size, "direct": True}) as connection:
-            got = connection.recv(1000)
-            wait_until(lambda: _sockets(worker.pid) == idle, "taken off the worker")
-            worker.send_signal(signal.SIGKILL)
-            worker.wait()
-            while part := connection.recv(1 << 20):
-                got += part
+    asked = {"bytes": size, "direct": True}
+    with front.worker("w1") as worker, _slow_reader(front, asked) as connection:
+        got = connection.recv(1000)
+        wait_until(lambda: not _accepted(front, "w1", worker.pid), "taken off the worker")
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        while part := connection.recv(1 << 20):
+            got += part
     head, _, body = got.partition(b"\r\n\r\n")
     assert f"content-length: {len(body)}".encode() in head.lower()
     assert len(json.loads(body)["filler"]) == size
@@ -160,14 +157,10 @@ def test_events_pass_unbuffered_and_a_killed_stream_is_cut_visibly(front: Site) 
             next(parts)
 
 
-def _sockets(pid: int) -> int:
-    return sum(name.startswith("socket:") for name in _open_files(pid))
-
-
-def _open_files(pid: int) -> Iterator[str]:
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since
-            yield str(fd.readlink())
+def _accepted(site: Site, worker: str, pid: int) -> int:
+    """Open connections that the worker has accepted; its listening socket has the same name."""
+    name = str(site.layout.socket(worker))
+    return sum(c.laddr == name for c in psutil.Process(pid).net_connections("unix")) - 1
 
 
 def _slow_reader(site: Site, asked: dict[str, int]) -> socket.socket:

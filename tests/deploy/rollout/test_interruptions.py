@@ -36,7 +36,7 @@ def no_network() -> None:
     import sqlalchemy  # noqa: F401
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(commands)
 @example([({"w1": "v2"}, (40, "killed"))])
 @example([({"w1": "v2", "w2": "v2"}, (25, "asked to end")), (None, (30, "killed"))])

@@ -22,7 +22,7 @@ from worker.models.synthetic import SyntheticPipeline, text_of
 from worker.types import DrawSpec, Parameters, SourceImage
 
 PATIENCE_S = 30.0
-fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
+fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")))
 """For property tests; ``scripts/fuzz`` asks for more."""
 
 _numbers = itertools.count()
