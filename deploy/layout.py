@@ -392,17 +392,12 @@ class Layout:
         return self.links_dir / f"{link}.pid"
 
     def link_socket(self, link: str) -> Path:
-        """Where a link to a host listens: it passes TLS on as it comes."""
+        """Where a link to a host takes the guard's connections, and passes TLS on as it comes."""
         return self.run_dir / f"{link}.sock"
 
     def link_entrance(self, link: str) -> Path:
-        """Where nginx takes requests for a host itself; ``gate(link)`` leads there."""
-        return self.run_dir / f"{link}-in.sock"
-
-    @property
-    def link_entrances(self) -> str:
-        """The pattern of all of them, those of former links included."""
-        return f"{self.run_dir}/h*-in.sock"
+        """Where a link takes requests; ``gate(link)`` leads there."""
+        return self.run_dir / f"{link}-http.sock"
 
     @property
     def directories(self) -> tuple[Path, ...]:

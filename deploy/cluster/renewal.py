@@ -212,17 +212,18 @@ def _take_over(member: Member, found: _Found) -> None:
 
 
 def reload_if_changed(layout: Layout) -> bool:
-    """Have nginx read certificates and lists again where they are newer than what it has read; a
-    crash in between loses nothing. Whether it was told."""
+    """Have nginx and a front's links read certificates and lists again where these are newer than
+    what was read; a crash in between loses nothing. Whether any was told."""
     mark = layout.cluster_dir / "nginx-told"
     files = [layout.authority_certificate, layout.revocation_list]
     files += [layout.cluster_certificate(role) for role in certificates.ROLES]
-    if max(map(_changed_at, files)) <= max(_changed_at(mark), _changed_at(layout.nginx_pid)):
-        return False
-    if not nginx_process.tell(layout.nginx_pid, layout.nginx_conf, signal.SIGHUP):
-        return False
-    mark.touch()
-    return True
+    changed_at, told_at = max(map(_changed_at, files)), _changed_at(mark)
+    nginxes = [(layout.nginx_pid, layout.nginx_conf), *nginx_process.links_of(layout)]
+    old = [each for each in nginxes if changed_at > max(told_at, _changed_at(each[0]))]
+    told = [nginx_process.tell(*each, signal.SIGHUP) for each in old]
+    if any(told):
+        mark.touch()
+    return any(told)
 
 
 def _changed_at(path: Path) -> float:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import signal
 import ssl
 import time
 from collections.abc import Callable, Coroutine
@@ -23,6 +24,7 @@ from deploy.guard.programs import Programs
 from deploy.guard.relinking import Relinking
 from deploy.guard.settings import FrontSettings, GuardSettings
 from deploy.guard.troubles import Troubles
+from deploy.host import nginx_process
 from deploy.layout import Layout
 from deploy.links import GONE_AFTER_S, Link
 
@@ -195,24 +197,29 @@ class Front:
             self._take(free[0], row)
 
     def _take(self, link: str, row: HostRow) -> None:
-        self._write_conf(link, row.address)
+        if self._write_conf(link, row.address):
+            # One of the guard before, which may have written it otherwise.
+            pid, conf = self._layout.link_pid(link), self._layout.link_conf(link)
+            nginx_process.tell(pid, conf, signal.SIGHUP)
         watch = HostWatch(link, row, self._layout, self._interval_s)
         watch.gate.prepare()
         watch.reading.prepare()
         self._watches[link] = watch
         self.programs.poke()
 
-    def _write_conf(self, link: str, address: str) -> None:
+    def _write_conf(self, link: str, address: str) -> bool:
+        """Whether it is another one."""
         text = link_program.configuration(
             self._layout, link, address, self._rules.stream_module, self._rules.idle_timeout_s
         )
         path = self._layout.link_conf(link)
         with suppress(FileNotFoundError):
             if path.read_text(encoding="utf-8") == text:
-                return
+                return False
         fresh = path.with_suffix(".new")
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
+        return True
 
     def _release_gone(self) -> None:
         """Give back the links of hosts that nobody wants in, once what they had is finished."""

@@ -1,8 +1,8 @@
-"""The nginx of one link: it carries connections from a socket to one host.
+"""The nginx of one link: it hands requests to one host over connections that it keeps.
 
-A process for each host, because ending a process is how to end its connections: whoever waits for
-a host that is lost is answered by another one at once, and no privilege is needed for it. TLS goes
-through it, from the front's nginx to the host's.
+A process group for each host, because ending it is how to end its connections: whoever waits for
+a host that is lost is answered by another one at once, and no privilege is needed for it. The
+guard's own questions go through it as they are, TLS from end to end.
 """
 
 import os
@@ -16,6 +16,7 @@ from worker.coordination.processes import START_TIME, stat
 
 _CONNECT_TIMEOUT_S = 1
 _CONNECTIONS = 8192  # of both sides
+_KEPT = 256
 
 
 def configuration(
@@ -26,11 +27,14 @@ def configuration(
     if not address or not re.fullmatch(patterns.HOST_AND_PORT, address):
         raise ValueError(f"{address!r} is no address of a host")
     load = f'load_module "{stream_module}";\n' if stream_module else ""
+    # Otherwise root's nginx would give its worker process to "nobody".
+    user = "user root;\n" if os.geteuid() == 0 else ""
     return f"""{load}daemon off;
-# Whoever ends this process ends all of it.
-master_process off;
+{user}worker_processes 1;
+# As long as anything is on its way over what was read before a reload.
+worker_shutdown_timeout {idle_timeout_s}s;
 pid "{layout.link_pid(link)}";
-# A host that is away would write a line for each question of the guard.
+# A host that is away would write a line for each request and question.
 error_log stderr crit;
 worker_rlimit_nofile {_CONNECTIONS + 64};
 
@@ -38,6 +42,24 @@ events {{
     worker_connections {_CONNECTIONS};
 }}
 
+# Requests, which a gate lets in.
+http {{
+    access_log off;
+    upstream host {{
+        server {address} max_fails=0;
+        # Idle ones. For less long than the host keeps them (fronts.conf), so that it seldom closes
+        # one under a request.
+        keepalive {_KEPT};
+        keepalive_timeout 30s;
+        keepalive_requests 10000;
+    }}
+    server {{
+        listen "unix:{layout.link_entrance(link)}" backlog=4096;
+        include "{layout.render_dir}/cluster.d/link.conf";
+    }}
+}}
+
+# The guard's questions.
 stream {{
     server {{
         listen "unix:{layout.link_socket(link)}" backlog=4096;
@@ -72,6 +94,6 @@ def _process(layout: Layout, link: str, pid: int) -> Process | None:
     except OSError:
         return None
     fields = stat(pid)
-    if fields is None or os.fsencode(layout.link_conf(link)) not in command.split(b"\0"):
+    if fields is None or os.fsencode(layout.link_conf(link)) not in command:
         return None
     return Process(pid, int(fields[START_TIME]))

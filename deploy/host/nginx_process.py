@@ -1,7 +1,9 @@
-"""Signals for the nginx of one cell, and for no other process."""
+"""Signals for the nginx of one cell and its links, and for no other process."""
 
 import os
 from pathlib import Path
+
+from deploy.layout import Layout
 
 
 def tell(pid_file: Path, conf: Path, signal: int) -> bool:
@@ -16,3 +18,9 @@ def tell(pid_file: Path, conf: Path, signal: int) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def links_of(layout: Layout) -> list[tuple[Path, Path]]:
+    """The pid file and configuration of each link that a front has or had."""
+    confs = sorted(layout.links_dir.glob("h*.conf"))
+    return [(layout.link_pid(conf.stem), conf) for conf in confs]

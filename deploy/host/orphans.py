@@ -21,7 +21,8 @@ class Orphans:
     """Of an nginx that was adopted: each passes on to it whatever signal but SIGKILL it gets."""
     workers: dict[str, Process]
     links: tuple[Process, ...]
-    """Of a front, to hosts. One that ends in order takes away the socket that its successor has."""
+    """Of a front, to hosts, each with its worker process. One that ends in order takes away the
+    sockets that its successor has."""
     others: tuple[Process, ...]
 
     @property
@@ -37,10 +38,11 @@ def find(layout: Layout) -> Orphans:
     if leader is not None:
         living = [p for p in living if p.session != leader.pid]
     guards = [p for p in living if "deploy.guard" in p.command]
-    nginxes = [p for p in living if p.command.startswith("nginx:")]
     attendants = [p for p in living if "deploy.supervision.nginx_program" in p.command]
     workers = {_name(p): p for p in living if p.pid == p.group and "-m worker" in p.command}
-    links = [p for p in living if f"{layout.links_dir}/" in p.command]
+    of_links = {p.group for p in living if f"{layout.links_dir}/" in p.command}
+    links = [p for p in living if p.group in of_links]
+    nginxes = [p for p in living if p.command.startswith("nginx:") and p not in links]
     known = {p.pid for p in (*guards, *nginxes, *attendants, *workers.values(), *links)}
     others = [p for p in living if p.pid not in known]
     nginx = tuple(nginxes), tuple(attendants)

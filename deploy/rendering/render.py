@@ -155,7 +155,7 @@ def _serves_fronts(config: ClusterConfig) -> bool:
 
 def _is_wanted(name: str, config: ClusterConfig) -> bool:
     """Of the files of nginx, what is for hosts and fronts is rendered there alone."""
-    if name == "cluster.d/hosts.conf":
+    if name in ("cluster.d/hosts.conf", "cluster.d/link.conf"):
         return config.cluster.fronts
     return not name.startswith("cluster.d/") or _serves_fronts(config)
 

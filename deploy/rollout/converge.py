@@ -12,7 +12,7 @@ from typing import Any
 
 from deploy import drains, links, output, store
 from deploy.cell import Cell, CellError
-from deploy.host import orphans, processes
+from deploy.host import nginx_process, orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
 from deploy.rendering.plan import model_base, model_source
@@ -228,12 +228,15 @@ def _replace_links(cell: Cell, left: Orphans) -> None:
             cell.supervisor.start(links.program(link))
             processes.wait_for(partial(_is_new, cell, link, old.get(link)), _LINK_TIMEOUT_S)
         if link in old:
-            _end(cell, processes.end([old[link]], _LINK_TIMEOUT_S, signal.SIGKILL))
+            group = [p for p in left.links if p.group == old[link].group]
+            _end(cell, processes.end(group, _LINK_TIMEOUT_S, signal.SIGKILL))
     _end(cell, processes.end(left.links, _LINK_TIMEOUT_S, signal.SIGKILL))
 
 
 def _leads(cell: Cell, link: str, process: processes.Process) -> bool:
-    return str(cell.layout.link_conf(link)) in process.command
+    """Whether it is the master of ``link``."""
+    leads = process.pid == process.group
+    return leads and str(cell.layout.link_conf(link)) in process.command
 
 
 def _is_new(cell: Cell, link: str, old: processes.Process | None) -> bool:
@@ -420,6 +423,8 @@ def _update_nginx(rollout: Rollout, changes: Changes) -> bool:
         _await_nginx(cell)
         reloaded_at = nginx_digest.errors_bytes(cell)
         cell.supervisor.signal("nginx", "HUP")
+        for link in nginx_process.links_of(cell.layout):
+            nginx_process.tell(*link, signal.SIGHUP)
     nginx_digest.require(cell, reloaded_at=reloaded_at)
     return True
 

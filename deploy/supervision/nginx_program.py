@@ -14,8 +14,8 @@ more than a child of supervisord's, for two things that clients must not notice:
 Which nginx is ours, RECORD says: the file of the cell's sessions, with the start times of their
 leaders. The number in a pid file may be somebody else's by now, or that of another's group.
 
-A fifth argument is the pattern of the files at which it listens. One that was killed has left them,
-and they would be in the way of the next.
+A front has a small nginx for each host beside it, its links: whatever is in the process group of a
+master with another CONF is none of ours.
 """
 
 import hashlib
@@ -44,17 +44,14 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGUSR1, *_ENDING)
 
 
 def main(arguments: list[str]) -> int:
-    nginx, var_dir, conf, record, *sockets = arguments
+    nginx, var_dir, conf, record = arguments
     command = [nginx, "-p", f"{var_dir}/", "-c", conf, "-e", "stderr"]
-    return Attendant(command, conf, Path(record), *map(Path, sockets)).attend()
+    return Attendant(command, conf, Path(record)).attend()
 
 
 class Attendant:
-    def __init__(
-        self, command: list[str], conf: str, record: Path, sockets: Path | None = None
-    ) -> None:
+    def __init__(self, command: list[str], conf: str, record: Path) -> None:
         self._command, self._conf, self._record = command, conf, record
-        self._sockets = sockets
         self._master: Process | None = None
         self._told_to_end = False
         self._told_to_hand_over = False
@@ -80,10 +77,7 @@ class Attendant:
         if masters:
             self._adopt(masters)
             return 0
-        release_port(self._record)
-        if self._sockets is not None:
-            for left in self._sockets.parent.glob(self._sockets.name):
-                left.unlink(missing_ok=True)
+        release_port(self._record, self._conf)
         note(self._record, Path(self._command[0]))
         code = _start(self._command)
         masters = running_masters(self._record, self._conf)
@@ -139,7 +133,8 @@ class Attendant:
         return any(not p.command.startswith(("nginx: worker", "nginx: cache")) for p in children)
 
     def _serves(self, master: Process) -> bool:
-        return any(p.parent == master.pid for p in _nginxes(self._record, "worker"))
+        living = processes.members(self._record)
+        return any(p.parent == master.pid and _is(p, "worker") for p in living)
 
     def _finish(self, masters: list[Process]) -> None:
         for master in masters:
@@ -173,11 +168,14 @@ def note(record: Path, nginx: Path) -> None:
         noted(record).write_text(digest(nginx), encoding="utf-8")
 
 
-def release_port(record: Path) -> None:
+def release_port(record: Path, conf: str) -> None:
     """Worker processes whose master is gone: finish what is open, listen no more."""
-    if _nginxes(record, "master"):
+    living = processes.members(record)
+    masters = [p for p in living if _is(p, "master")]
+    if any(conf in p.command for p in masters):
         return
-    left = _nginxes(record, "worker")
+    of_others = {p.group for p in masters}
+    left = [p for p in living if _is(p, "worker") and p.group not in of_others]
     for process in left:
         process.send(signal.SIGQUIT)
     if left:
@@ -212,10 +210,6 @@ def _until_it_runs(command: list[str]) -> int:
 def _title(pid: int) -> str:
     found = processes.read(pid)
     return found.command if found is not None else ""
-
-
-def _nginxes(record: Path, kind: str) -> list[Process]:
-    return [p for p in processes.members(record) if _is(p, kind)]
 
 
 def _is(process: Process, kind: str) -> bool:

@@ -295,7 +295,7 @@ def end_link_that_is_used(platform: Platform) -> None:
     """To the host that draws."""
     [busy] = [name for name, host in platform.hosts.items() if is_drawing(host)]
     link = platform.host(busy)["link"]
-    os.kill(links_of(platform.front)[f"link-{link}"].pid, signal.SIGKILL)
+    os.killpg(links_of(platform.front)[f"link-{link}"].pid, signal.SIGKILL)
 
 
 def is_drawing(host: RunningCell) -> bool:

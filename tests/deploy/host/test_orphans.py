@@ -25,6 +25,11 @@ def commands(layout: Layout) -> set[str]:
     return {process.command for process in processes.members(layout.processes)}
 
 
+def nginxes(layout: Layout) -> list[str]:
+    found = (process.command for process in processes.members(layout.processes))
+    return [command for command in found if command.startswith("nginx:")]
+
+
 def test_each_is_known_by_what_it_runs(tmp_path: Path) -> None:
     layout = Layout(tmp_path, tmp_path / "run")
     layout.create()
@@ -38,6 +43,37 @@ def test_each_is_known_by_what_it_runs(tmp_path: Path) -> None:
             leader.kill()
             leader.wait(10)
             assert named(orphans.find(layout)) == wanted
+        finally:
+            for process in orphans.find(layout).all:
+                process.send(signal.SIGKILL)
+
+
+GROUPS = """
+set -m
+for title in "$1" "$2"; do
+    bash -c '(exec -a "nginx: worker process" sleep 60) & exec -a "$0" sleep 60' "$title" &
+done
+exec sleep 60
+"""
+
+
+def test_the_nginx_of_a_link_is_none_of_clients(tmp_path: Path) -> None:
+    """Each has a worker process, whose name does not tell whose it is."""
+    layout = Layout(tmp_path, tmp_path / "run")
+    layout.create()
+    master = "nginx: master process /usr/sbin/nginx -c"
+    titles = f"{master} {layout.nginx_conf}", f"{master} {layout.link_conf('h1')}"
+    command = ["/bin/bash", "-c", GROUPS, "groups", *titles]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as leader:
+        try:
+            processes.record(layout.processes, leader.pid)
+            wait_until(lambda: len(nginxes(layout)) == 4, "there")
+            leader.kill()
+            leader.wait(10)
+            found = orphans.find(layout)
+            for nginx, title in ((found.nginxes, titles[0]), (found.links, titles[1])):
+                told = sorted(process.command for process in nginx)
+                assert told == [f"{title} 60", "nginx: worker process 60"]
         finally:
             for process in orphans.find(layout).all:
                 process.send(signal.SIGKILL)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deploy.guard import link_program
 from deploy.guard.gate import Gate
-from deploy.guard.link_program import configuration
 from deploy.host.machine import stream_module
 from deploy.rendering.plan import SPARE_LINKS, LinkPlan
 from tests.deploy.certificates import Authority
@@ -42,10 +42,11 @@ class Front:
         """A link to ``host``, with both its gates open."""
         layout, address = self.site.layout, host.config.cluster.address
         layout.links_dir.mkdir(exist_ok=True)
-        layout.link_socket(name).unlink(missing_ok=True)
+        for left in (layout.link_socket(name), layout.link_entrance(name)):
+            left.unlink(missing_ok=True)
         module = stream_module(nginx_path()) or ""
         conf = layout.link_conf(name)
-        conf.write_text(configuration(layout, name, address, module, 60))
+        conf.write_text(link_program.configuration(layout, name, address, module, 60))
         command = [str(nginx_path()), "-p", f"{layout.var_dir}/", "-c", str(conf), "-e", "stderr"]
         with running(command, layout.log(f"link-{name}")) as process:
             wait_until(lambda: listens(layout, name), "listening")
@@ -63,6 +64,10 @@ class Front:
         return [
             Gate(layout.gate(n), layout.link_entrance(name), layout.closed_socket) for n in names
         ]
+
+    def end_link(self, name: str) -> None:
+        """As the guard does of a host that is lost."""
+        assert link_program.end(self.site.layout, name, 0)
 
     def lead_soonest_to(self, name: str) -> None:
         self.soonest.unlink(missing_ok=True)

@@ -46,11 +46,12 @@ def body_begun(site: Site, head: str, body: bytes) -> Iterator[None]:
 
 
 def nginx_workers(site: Site) -> list[int]:
-    pid = site.layout.nginx_pid.read_text(encoding="utf-8").strip()
-    return [
-        int(pid)
-        for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    ]
+    return children_of(int(site.layout.nginx_pid.read_text(encoding="utf-8")))
+
+
+def children_of(pid: int) -> list[int]:
+    told = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+    return [int(child) for child in told.split()]
 
 
 def memory_kib(site: Site) -> int:
@@ -64,8 +65,13 @@ def memory_kib(site: Site) -> int:
 
 def bytes_on_disk(site: Site) -> int:
     """Of bodies that nginx holds as files, which have no name any more."""
+    return bytes_in_files(site, nginx_workers(site))
+
+
+def bytes_in_files(site: Site, pids: list[int]) -> int:
+    """The same of processes ``pids``."""
     folder, total = str(site.layout.tmp_dir / "body"), 0
-    for pid in nginx_workers(site):
+    for pid in pids:
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed since
                 total += fd.stat().st_size if str(fd.readlink()).startswith(folder) else 0

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.cluster.renewal import reload_if_changed
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.cluster import USED, Front, front, host
 from tests.deploy.nginx.site import Site
+from tests.deploy.nginx.test_bodies import bytes_in_files, bytes_on_disk, children_of
 from tests.deploy.nginx.test_keys import begun
 from tests.deploy.processes import ask, wait_until
 from tests.ports import free_port
@@ -223,16 +226,33 @@ def test_front_gives_nothing_to_who_is_no_host_of_the_cluster(
         assert not stranger.layout.access_log.read_text().count("generations")
 
 
+def test_a_link_that_runs_gives_nothing_more_to_a_host_that_was_removed(tmp_path: Path) -> None:
+    authority, listen = Authority(), {"auth": "none", "port": free_port()}
+    with (
+        host(tmp_path / "in", authority) as removed,
+        front(tmp_path / "out", authority, listen=listen) as here,
+        removed.worker("w1"),
+        here.link("h1", removed),
+    ):
+        assert here.site.draw(prompt="x").status_code == 200
+        assert not reload_if_changed(here.site.layout)
+        authority.revoke(removed.layout.cluster_certificate("host"))
+        authority.equip(here.site.layout)
+        assert reload_if_changed(here.site.layout)
+        wait_until(lambda: here.site.draw(prompt="x").status_code == 503, "refused")
+        assert not reload_if_changed(here.site.layout)
+
+
 def test_request_of_a_lost_host_is_drawn_by_another_as_the_same(
     entry: Front, a: Site, b: Site
 ) -> None:
-    with a.worker("w1"), entry.link("h1", a) as link, ThreadPoolExecutor() as pool:
+    with a.worker("w1"), entry.link("h1", a), ThreadPoolExecutor() as pool:
         reply = pool.submit(entry.site.draw, prompt="hang w1")
         wait_until(lambda: is_drawing(a), "drawing")
         with b.worker("w2"), entry.link("h2", b):
             for gate in entry.gates("h1"):
                 gate.close()
-            link.kill()
+            entry.end_link("h1")
             told = reply.result().json()
     assert told["worker"] == "w2"
     log = entry.site.log_of(told["headers"]["x-request-id"])
@@ -294,13 +314,62 @@ def test_reads_go_to_full_hosts_too(entry: Front, a: Site) -> None:
     assert entry.site.client.get("/readyz").status_code == 503
 
 
+def test_front_that_ends_in_order_finishes_what_has_not_come_whole_yet(
+    authority: Authority, a: Site, tmp_path: Path
+) -> None:
+    listen, body = {"port": free_port(), "auth": "none"}, b'{"direct": true, "filler": "x"}'
+    address = ("127.0.0.1", listen["port"])
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with (
+        front(tmp_path, authority, listen=listen) as leaving,
+        a.worker("w1"),
+        leaving.link("h1", a),
+        socket.create_connection(address, timeout=30) as late,
+    ):
+        late.sendall(f"{head}Connection: close\r\n\r\n".encode() + body[:9])
+        wait_until(lambda: being_answered(leaving.site) == 1, "begun")
+        os.kill(int(leaving.site.layout.nginx_pid.read_text()), signal.SIGQUIT)
+        wait_until(lambda: refuses(address), "no newcomer is taken")
+        late.sendall(body[9:])
+        assert late.makefile("rb").read().startswith(b"HTTP/1.1 200 ")
+
+
+def being_answered(site: Site) -> int:
+    """Requests whose head was read, but this question."""
+    told = site.ops.get("/nginx_status").text
+    return int(told.partition("Writing: ")[2].split()[0]) - 1
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_large_body_is_one_file_of_a_front(entry: Front, a: Site) -> None:
+    """However many nginxes it passes there."""
+    size = 4_000_000
+    body = b'{"prompt": "hang w1", "x": "%b"}' % (b"x" * size)
+    about = {"Content-Type": "application/json"}
+    with a.worker("w1") as worker, entry.link("h1", a) as link, ThreadPoolExecutor() as pool:
+        edit = partial(entry.site.client.post, "/v1/images/edits", content=body, headers=about)
+        reply = pool.submit(edit)
+        wait_until(lambda: is_drawing(a), "drawing")
+        held = bytes_on_disk(entry.site) + bytes_in_files(entry.site, children_of(link.pid))
+        assert size <= held < 1.1 * size
+        worker.kill()
+        assert reply.result().status_code == 503
+
+
 def test_stream_of_a_lost_host_ends_as_a_cut_one(entry: Front, a: Site) -> None:
-    with a.worker("w1"), entry.link("h1", a) as link:
+    with a.worker("w1"), entry.link("h1", a):
         asked = {"prompt": "x", "stream": True}
         with entry.site.client.stream("POST", "/v1/images/generations", json=asked) as reply:
             events = reply.iter_text()
             assert next(events) == "event: one\n\n"
-            link.kill()
+            entry.end_link("h1")
             with pytest.raises(httpx.RemoteProtocolError):
                 next(events)
 

@@ -29,7 +29,7 @@ http {{
     access_log off;
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
     uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{ listen 127.0.0.1:{port}; listen unix:{folder}/h1-in.sock; return 200 $pid; }}
+    server {{ listen 127.0.0.1:{port}; return 200 $pid; }}
 }}
 """
 # A session as supervisord's: each line starts the program anew.
@@ -46,7 +46,7 @@ class Site:
         self.conf.write_text(CONF.format(folder=folder, port=self.port))
         shutil.copy2(shutil.which("nginx") or "/usr/sbin/nginx", self.nginx)
         program = [sys.executable, "-P", "-m", "deploy.supervision.nginx_program", str(self.nginx)]
-        files = self.conf, self.record, folder / "h*-in.sock"
+        files = self.conf, self.record
         self.leader = subprocess.Popen(
             ["/bin/bash", "-c", SESSION, "session", *program, folder, *files],
             cwd=ROOT,
@@ -78,14 +78,8 @@ class Site:
         return masters[-1] if masters else None
 
     def answers(self) -> bool:
-        """On its port and on its socket."""
-        path = str(self.conf.with_name("h1-in.sock"))
-        with (
-            contextlib.suppress(httpx.HTTPError),
-            httpx.Client(transport=httpx.HTTPTransport(uds=path)) as inside,
-        ):
-            replies = [httpx.get(f"http://127.0.0.1:{self.port}"), inside.get("http://nginx/")]
-            return {reply.status_code for reply in replies} == {200}
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{self.port}").status_code == 200
         return False
 
     def change_program(self) -> None:
@@ -153,16 +147,6 @@ def test_changed_program_takes_over_and_nobody_is_refused(site: Site) -> None:
     assert site.answers()
     os.kill(attendant, signal.SIGQUIT)
     wait_until(lambda: site.master() is None, "ended in order")
-
-
-def test_sockets_that_a_killed_nginx_has_left_are_not_in_the_way_of_the_next(site: Site) -> None:
-    site.start()
-    wait_until(site.answers, "serving")
-    for process in processes.members(site.record):
-        if process.command.startswith("nginx:"):
-            process.send(signal.SIGKILL)
-    site.start()
-    wait_until(site.answers, "serving again")
 
 
 def test_program_that_does_not_start_leaves_the_old_one_alone(site: Site) -> None:

@@ -69,7 +69,7 @@ def test_worker_that_was_just_forked_is_no_master(tmp_path: Path) -> None:
 def test_workers_of_a_dead_master_leave_and_nobody_else_does(tmp_path: Path) -> None:
     record = tmp_path / "processes.json"
     with session(None, WORKER) as theirs, session(record, WORKER, WORKER) as ours:
-        release_port(record)
+        release_port(record, CONF)
         wait_until(lambda: not of(ours, WORKER), "gone")
         assert len(of(theirs, WORKER)) == 1
 
@@ -80,12 +80,22 @@ def test_number_of_a_former_session_is_somebody_elses_by_now(tmp_path: Path) -> 
         started = processes.read(theirs.pid)
         assert started is not None
         record.write_text(record.read_text().replace(str(started.started), "1"))
-        release_port(record)
+        release_port(record, CONF)
         assert len(of(theirs, WORKER)) == 1
+
+
+def test_workers_of_a_front_without_its_master_leave_and_links_stay(tmp_path: Path) -> None:
+    record = tmp_path / "processes.json"
+    link = MASTER.replace(CONF, "/srv/var/links/h1.conf")
+    with session(record, WORKER) as front, session(record, link, WORKER) as links:
+        processes.record(record, front.pid)
+        release_port(record, CONF)
+        wait_until(lambda: not of(front, WORKER), "gone")
+        assert len(of(links, "nginx:")) == 2
 
 
 def test_workers_of_a_living_master_stay(tmp_path: Path) -> None:
     record = tmp_path / "processes.json"
     with session(record, MASTER, WORKER) as ours:
-        release_port(record)
+        release_port(record, CONF)
         assert len(of(ours, "nginx:")) == 2
