@@ -33,6 +33,7 @@ from rich.text import Text
 from deploy.cell import Cell
 from deploy.finding import Finding
 
+_NO_WIDTH = 100_000
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all controls but tab and newline; \x9b begins sequences, too
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text
@@ -60,7 +61,11 @@ class _Console(Console):
 
 
 def _console(*, stderr: bool = False) -> Console:
-    return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=stderr)
+    """Tables are cut for terminals alone: a pipe has no width, unless somebody sets COLUMNS."""
+    made = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=stderr)
+    if not made.is_terminal and not os.environ.get("COLUMNS"):
+        made.width = _NO_WIDTH
+    return made
 
 
 console = _console()
@@ -263,6 +268,11 @@ def table(*heads: str, right: Collection[str] = (), fold: Collection[str] = ()) 
     return shown
 
 
+def below(part: RenderableType) -> Padding:
+    """After an empty line, and a little to the right."""
+    return Padding(part, (1, 0, 0, 2), expand=False)
+
+
 def worker_table(workers: list[dict[str, Any]]) -> Table:
     numbers = ("for", "queue", "wait", "memory", "restarts")
     shown = table("worker", "state", "for", "phase", *numbers[1:], "device", right=numbers)
@@ -321,13 +331,13 @@ def status(state: dict[str, Any]) -> RenderableType:
     if rollout := (state.get("rollout") or {}).get("text"):
         parts.append(Text(f"rollout  {rollout}", "yellow"))
     if state.get("hosts"):
-        parts.append(Padding(host_table(state["hosts"]), (1, 0, 0, 2)))
+        parts.append(below(host_table(state["hosts"])))
     if state["workers"]:
-        parts.append(Padding(worker_table(state["workers"]), (1, 0, 0, 2)))
+        parts.append(below(worker_table(state["workers"])))
     # Not a column: they are long, and most of the time there is none.
     faults = [_last_fault(w) for w in state["workers"] if w.get("last_fault")]
     if faults:
-        parts.append(Padding(Group(Text("last faults", "dim"), *faults), (1, 0, 0, 2)))
+        parts.append(below(Group(Text("last faults", "dim"), *faults)))
     return Group(*parts)
 
 

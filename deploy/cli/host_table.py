@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -40,10 +39,10 @@ def shown(cluster: str, hosts: Sequence[Host], now: float, width: int) -> Render
     of the database's clock; ``width``: of the terminal."""
     there = [host for host in hosts if _is_there(host, now)]
     parts: list[RenderableType] = [_headline(cluster, there, now)]
-    parts.append(Padding(_table(there, now, width - 2), (1, 0, 0, 2)))
+    parts.append(output.below(_table(there, now, width - 2)))
     notes = _notes(there, now)
     if notes.row_count:
-        parts.append(Padding(notes, (1, 0, 0, 2)))
+        parts.append(output.below(notes))
     return Group(*parts)
 
 
@@ -73,7 +72,7 @@ def _headline(cluster: str, hosts: Sequence[Host], now: float) -> Text:
 def _table(hosts: Sequence[Host], now: float, width: int) -> Table:
     """Without addresses where they do not fit: they are the same from day to day."""
     whole = _filled(hosts, now, addresses=True)
-    fits = output.console.measure(whole).maximum <= width or not output.console.is_terminal
+    fits = output.console.measure(whole).maximum <= width
     return whole if fits else _filled(hosts, now, addresses=False)
 
 

@@ -77,6 +77,12 @@ def test_names_of_keys_print_as_they_are(config: Path) -> None:
     assert {key["name"] for key in json.loads(listed)} >= {"[red]", evil}
 
 
+def test_tables_are_whole_for_a_pipe(config: Path) -> None:
+    name = "a name that people know wherever they are, and far beyond it"
+    assert "key of" in zimage(config, "keys", "create", name)
+    assert name in zimage(config, "keys", "list", COLUMNS="")
+
+
 def test_logs_cannot_steer_the_terminal(config: Path) -> None:
     logs = config.parent / "var" / "logs"
     logs.mkdir(parents=True)

@@ -79,6 +79,19 @@ def test_it_fits_a_narrow_terminal_without_addresses(monkeypatch: pytest.MonkeyP
         assert head in narrow
 
 
+def test_it_is_whole_for_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(output, "console", output._console())
+    hosts = [asdict(host) for host in [*HOSTS, host("x" * 60, address="10.0.0.109:7862")]]
+    output.console.print(host_table.shown("studio", hosts, NOW, output.console.width))
+    told = capsys.readouterr().out
+    assert "x" * 60 in told
+    assert "10.0.0.109:7862" in told
+    assert max(map(len, told.splitlines())) < 200
+
+
 def test_two_machines_of_one_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown([host("a", facts={"twin": True})], 80, monkeypatch)
     assert "a  two machines write under this name" in text
