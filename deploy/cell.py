@@ -63,8 +63,7 @@ class Cell:
             raise CellError(
                 f'nginx.binary: no "{self.config.nginx.binary}" here; apt-get install nginx'
             )
-        module = machine.stream_module(nginx.path) if self.config.cluster.fronts else ""
-        found = Host.current(nginx.path, nginx.version, self.machine.cores, module or "")
+        found = Host.current(nginx.path, nginx.version, self.machine.cores)
         return replace(found, config_path=str(self.config_path))
 
     @cached_property

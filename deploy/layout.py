@@ -392,11 +392,7 @@ class Layout:
         return self.links_dir / f"{link}.pid"
 
     def link_socket(self, link: str) -> Path:
-        """Where a link to a host takes the guard's connections, and passes TLS on as it comes."""
-        return self.run_dir / f"{link}.sock"
-
-    def link_entrance(self, link: str) -> Path:
-        """Where a link takes requests; ``gate(link)`` leads there."""
+        """Where a link to a host takes requests; ``gate(link)`` leads there."""
         return self.run_dir / f"{link}-http.sock"
 
     @property

@@ -56,6 +56,7 @@ class Front:
         self._interval_s = settings.guard.probe_interval_s
         self._watches: dict[str, HostWatch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._masters: dict[str, int] = {}
         self._soonest = _Soonest(layout)
         self._read: tuple[int, int] | None = None
         self._stored: dict[str, Link] = {}
@@ -105,6 +106,8 @@ class Front:
                 with self._troubles.survived("reading the list of hosts"):
                     self._read_hosts()
                 self._release_gone()
+                with self._troubles.survived("ending what is left of links"):
+                    self._end_left()
                 self._start_tasks()
                 self._store()
                 await asyncio.sleep(_READ_INTERVAL_S)
@@ -209,9 +212,7 @@ class Front:
 
     def _write_conf(self, link: str, address: str) -> bool:
         """Whether it is another one."""
-        text = link_program.configuration(
-            self._layout, link, address, self._rules.stream_module, self._rules.idle_timeout_s
-        )
+        text = link_program.configuration(self._layout, link, address)
         path = self._layout.link_conf(link)
         with suppress(FileNotFoundError):
             if path.read_text(encoding="utf-8") == text:
@@ -231,6 +232,13 @@ class Front:
                 if link in self._tasks:
                     self._tasks.pop(link).cancel()
                 self.programs.poke()
+
+    def _end_left(self) -> None:
+        for link in self._rules.links:
+            pid, before = self.programs.pid(links.program(link)), self._masters.get(link, 0)
+            if before and pid != before:
+                link_program.end_left(self._layout, link, before)
+            self._masters[link] = pid
 
     def _start_tasks(self) -> None:
         if self._tls is None:
@@ -357,7 +365,7 @@ class _Soonest:
             self._lead(self._layout.closed_socket)
             return
         best = min(open_ones, key=lambda watch: watch.said.wait_s or 0.0)
-        self._lead(self._layout.link_entrance(best.link))
+        self._lead(self._layout.link_socket(best.link))
 
     def _lead(self, target: Path) -> None:
         if target == self._target:
@@ -395,6 +403,6 @@ def _row(host: dict[str, Any], at: float) -> HostRow:
 
 
 def _gates(layout: Layout, link: str) -> tuple[Gate, Gate]:
-    entrance, closed = layout.link_entrance(link), layout.closed_socket
+    entrance, closed = layout.link_socket(link), layout.closed_socket
     reading = Gate(layout.gate(links.reading(link)), entrance, closed)
     return Gate(layout.gate(link), entrance, closed), reading

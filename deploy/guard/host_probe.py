@@ -1,4 +1,4 @@
-"""Ask a host over TLS, through the socket of its link: a connection that is kept, small answers.
+"""Ask a host over TLS, at its address: a connection that is kept, small answers.
 
 A handshake for each question would cost a front of a hundred hosts half a core, so a connection is
 kept for some questions and then made anew, as those of requests are. Bare streams instead of an
@@ -9,7 +9,6 @@ import asyncio
 import json
 import ssl
 from contextlib import suppress
-from pathlib import Path
 
 from deploy.guard.probe import Answer, NoAnswer, NobodyListens
 from deploy.layout import Layout
@@ -38,14 +37,17 @@ def context(layout: Layout) -> ssl.SSLContext:
 class HostConnection:
     """``ask`` is called by one task at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
+        self._address = ""
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._left = 0
 
-    async def ask(self, url: str, tls: ssl.SSLContext, timeout_s: float) -> Answer:
-        """The answer to GET ``url``. ``NobodyListens``: it cannot be reached; ``NoAnswer``: it is
-        silent, or says what is not HTTP; ``Untrusted``."""
+    async def ask(self, address: str, url: str, tls: ssl.SSLContext, timeout_s: float) -> Answer:
+        """The answer of ``address`` to GET ``url``. ``NobodyListens``: it cannot be reached;
+        ``NoAnswer``: it is silent, or says what is not HTTP; ``Untrusted``."""
+        if address != self._address:
+            self.close()
+            self._address = address
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._ask(url, tls)
@@ -75,8 +77,9 @@ class HostConnection:
             with suppress(OSError, EOFError):
                 return await self._exchange(url)
             self.close()
-        self._streams = await asyncio.open_unix_connection(
-            self._path, ssl=tls, server_hostname=HOST_NAME, limit=_MAX_BODY_BYTES
+        host, _, port = self._address.rpartition(":")
+        self._streams = await asyncio.open_connection(
+            host.strip("[]"), int(port), ssl=tls, server_hostname=HOST_NAME, limit=_MAX_BODY_BYTES
         )
         self._left = _QUESTIONS
         return await self._exchange(url)

@@ -1,6 +1,9 @@
 """One host as a front's guard has seen it so far: its answers, its row, its link and both gates."""
 
 import asyncio
+import errno
+import os
+import socket
 import ssl
 import time
 from collections import Counter
@@ -55,7 +58,7 @@ class HostWatch:
     def __init__(self, link: str, row: HostRow, layout: Layout, interval_s: float) -> None:
         self.link = link
         self.row = row
-        entrance, closed = layout.link_entrance(link), layout.closed_socket
+        entrance, closed = layout.link_socket(link), layout.closed_socket
         self.gate = Gate(layout.gate(link), entrance, closed)
         self.reading = Gate(layout.gate(links.reading(link)), entrance, closed)
         self.state: HostState = "unknown"
@@ -68,7 +71,8 @@ class HostWatch:
         self.endings = 0
         """Of its link, because it was lost."""
         self.said = _Said()
-        self._connection = HostConnection(layout.link_socket(link))
+        self._connection = HostConnection()
+        self._entrance = entrance
         self._interval_s = interval_s
         self._answer: Answer | None = None
         self._began = self._heard_at = time.monotonic()
@@ -98,7 +102,8 @@ class HostWatch:
         try:
             while True:
                 before, asked_at = self._outcome(), time.monotonic()
-                await self._ask(tls())
+                if (count % _STATE_EVERY and not self._unreachable) or self._has_link():
+                    await self._ask(tls())
                 if count % _STATE_EVERY == 0 and self._heard_at >= asked_at:
                     await self._ask_state(tls())
                 count += 1
@@ -160,9 +165,20 @@ class HostWatch:
         status = self._answer.status if self._answer else None
         return status, bool(self._unreachable), self.said.full
 
+    def _has_link(self) -> bool:
+        """Whether its link takes requests: a host that answers is of no use without."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            error = probe.connect_ex(str(self._entrance))
+        takes = error in (0, errno.EAGAIN)  # later: many wait there
+        if not takes:
+            self._unreachable = f"its link does not run ({os.strerror(error)})"
+        return takes
+
     async def _ask(self, tls: ssl.SSLContext) -> None:
+        address = self.row.address
         try:
-            self._answer = await self._connection.ask("/readyz", tls, _PROBE_TIMEOUT_S)
+            self._answer = await self._connection.ask(address, "/readyz", tls, _PROBE_TIMEOUT_S)
             self._unreachable = self._untrusted = ""
             self._heard_at, self.freed = time.monotonic(), False
         except NobodyListens as error:
@@ -174,7 +190,9 @@ class HostWatch:
 
     async def _ask_state(self, tls: ssl.SSLContext) -> None:
         try:
-            answer = await self._connection.ask("/cell.json", tls, _PROBE_TIMEOUT_S)
+            answer = await self._connection.ask(
+                self.row.address, "/cell.json", tls, _PROBE_TIMEOUT_S
+            )
         except (NobodyListens, NoAnswer, Untrusted):
             return  # the next question will tell
         now, at = time.monotonic(), answer.body.get("at")

@@ -1,8 +1,7 @@
 """The nginx of one link: it hands requests to one host over connections that it keeps.
 
 A process group for each host, because ending it is how to end its connections: whoever waits for
-a host that is lost is answered by another one at once, and no privilege is needed for it. The
-guard's own questions go through it as they are, TLS from end to end.
+a host that is lost is answered by another one at once, and no privilege is needed for it.
 """
 
 import os
@@ -12,29 +11,23 @@ from pathlib import Path
 from deploy.config import patterns
 from deploy.guard.process import Process
 from deploy.layout import Layout
-from worker.coordination.processes import START_TIME, stat
+from worker.coordination.processes import GROUP, START_TIME, stat
 
-_CONNECT_TIMEOUT_S = 1
 _CONNECTIONS = 8192  # of both sides
 _KEPT = 256
 
 
-def configuration(
-    layout: Layout, link: str, address: str, stream_module: str, idle_timeout_s: int
-) -> str:
+def configuration(layout: Layout, link: str, address: str) -> str:
     """The text of its configuration; ValueError where ``address`` is none."""
     # It comes from the database, where other hosts write.
     if not address or not re.fullmatch(patterns.HOST_AND_PORT, address):
         raise ValueError(f"{address!r} is no address of a host")
-    load = f'load_module "{stream_module}";\n' if stream_module else ""
     # Otherwise root's nginx would give its worker process to "nobody".
     user = "user root;\n" if os.geteuid() == 0 else ""
-    return f"""{load}daemon off;
+    return f"""daemon off;
 {user}worker_processes 1;
-# As long as anything is on its way over what was read before a reload.
-worker_shutdown_timeout {idle_timeout_s}s;
 pid "{layout.link_pid(link)}";
-# A host that is away would write a line for each request and question.
+# A host that is away would write a line for each request.
 error_log stderr crit;
 worker_rlimit_nofile {_CONNECTIONS + 64};
 
@@ -42,7 +35,6 @@ events {{
     worker_connections {_CONNECTIONS};
 }}
 
-# Requests, which a gate lets in.
 http {{
     access_log off;
     upstream host {{
@@ -54,20 +46,8 @@ http {{
         keepalive_requests 10000;
     }}
     server {{
-        listen "unix:{layout.link_entrance(link)}" backlog=4096;
-        include "{layout.render_dir}/cluster.d/link.conf";
-    }}
-}}
-
-# The guard's questions.
-stream {{
-    server {{
         listen "unix:{layout.link_socket(link)}" backlog=4096;
-        proxy_pass {address};
-        proxy_connect_timeout {_CONNECT_TIMEOUT_S}s;
-        proxy_timeout {idle_timeout_s}s;
-        proxy_socket_keepalive on;
-        proxy_buffer_size 64k;
+        include "{layout.render_dir}/cluster.d/link.conf";
     }}
 }}
 """
@@ -78,6 +58,24 @@ def end(layout: Layout, link: str, pid: int) -> bool:
     supervisor's, which starts another. Another one may have been left by a dead supervisor."""
     found = [_process(layout, link, each) for each in {pid, _written(layout, link)}]
     return sum(process.kill() for process in found if process is not None) > 0
+
+
+def end_left(layout: Layout, link: str, master: int) -> None:
+    """End the worker process of ``link`` where its master has died without it: it goes on with what
+    it has, and nobody could end that."""
+    if _process(layout, link, master) is not None:
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = stat(int(folder.name))
+        if fields is not None and int(fields[GROUP]) == master and _is_worker(folder):
+            Process(int(folder.name), int(fields[START_TIME])).kill()
+
+
+def _is_worker(folder: Path) -> bool:
+    try:
+        return (folder / "cmdline").read_bytes().startswith(b"nginx: worker")
+    except OSError:
+        return False
 
 
 def _written(layout: Layout, link: str) -> int:

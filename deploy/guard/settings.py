@@ -71,10 +71,6 @@ class FrontSettings(Front):
     """At most once in so many seconds, for a reload of nginx makes new processes."""
     relink_again_s: float = Field(600.0, gt=0)
     """So long after one that failed, and before weights alone are set right."""
-    stream_module: str = ""
-    """The file that the nginx of a link loads; empty where that is built in."""
-    idle_timeout_s: int = Field(780, gt=0)
-    """A connection on which nothing comes for so long is ended."""
 
 
 class GuardSettings(_Frozen):

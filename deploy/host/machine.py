@@ -77,17 +77,6 @@ def find_nginx(binary: str) -> NginxBinary | None:
     return NginxBinary(Path(path), (major, minor, patch))
 
 
-def stream_module(nginx: Path) -> str | None:
-    """The file that ``nginx`` loads to pass on TCP connections; "" where that is built in, None
-    where it is missing."""
-    built = output_of(str(nginx), "-V")
-    if re.search(r"--with-stream(\s|$)", built):
-        return ""
-    folder = re.search(r"--modules-path=(\S+)", built)
-    path = Path(folder[1] if folder else "/usr/lib/nginx/modules", "ngx_stream_module.so")
-    return str(path) if path.is_file() else None
-
-
 def file_system(path: Path) -> str:
     """Kind of the file system where ``path`` lies or would lie, such as ``ext4`` or ``nfs4``."""
     place = next(p for p in (path, *path.parents) if p.exists()).resolve()

@@ -8,7 +8,6 @@ import functools
 import getpass
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,8 +78,6 @@ class Host:
     membership_code: str = ""
     config_path: str = ""
     alarms_code: str = ""
-    stream_module: str = ""
-    """The file that nginx loads for links to hosts; "" where it has that built in, or no links."""
 
     @classmethod
     def current(
@@ -88,7 +85,6 @@ class Host:
         nginx_path: Path,
         version: tuple[int, int, int],
         cores: int,
-        stream_module: str = "",
     ) -> "Host":
         return cls(
             nginx_path=str(nginx_path),
@@ -104,7 +100,6 @@ class Host:
             nameservers=nameservers_of(_text(_RESOLV_CONF)),
             membership_code=code_digest.of(*MEMBERSHIP_CODE),
             alarms_code=code_digest.of(*ALARMS_CODE),
-            stream_module=stream_module,
         )
 
 
@@ -210,15 +205,11 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout, host: Host
 
 
 def _front_settings(config: ClusterConfig, plan: Plan, host: Host) -> dict[str, Any]:
-    waits_s = config.limits.worker.max_queue_wait_s + config.timeouts.longest_draw_s
     return {
         **config.front.model_dump(),
         "links": [link.name for link in plan.links],
         "weights": {link.name: link.weight for link in plan.links if not link.spare},
         "relink_command": relink_command(host),
-        "stream_module": host.stream_module,
-        # Longer than a front waits for an answer: nobody else ends a connection early.
-        "idle_timeout_s": math.ceil(waits_s) + 60,
     }
 
 

@@ -28,7 +28,7 @@ NAMESPACE = "zimage-bundle"
 SUMS = "SHA256SUMS"
 FORMAT = "1"
 
-_SYSTEM = ("nginx", "libnginx-mod-stream")
+_SYSTEM = ("nginx",)
 _PYTHON = ("python3", "python3-venv")
 _BUILD = ("editables", "hatchling")
 """What makes the kit itself a package of its environment."""

@@ -8,7 +8,6 @@ from cryptography import x509
 
 from deploy.cell import Cell
 from deploy.finding import Finding
-from deploy.host import machine
 
 _WARN_BEFORE = timedelta(days=14)
 
@@ -20,8 +19,6 @@ def before_up(cell: Cell) -> Iterator[Finding]:
     roles = [*(["host"] if cluster.draws else []), *(["front"] if cluster.fronts else [])]
     for role in roles:
         yield _certificate(cell, role)
-    if cluster.fronts:
-        yield _links(cell)
 
 
 def _certificate(cell: Cell, role: str) -> Finding:
@@ -52,14 +49,3 @@ def _validity(subject: str, path: Path) -> Finding:
     if left < _WARN_BEFORE:
         return Finding("warn", subject, text, "it did not renew; see zimage logs membership")
     return Finding("ok", subject, text)
-
-
-def _links(cell: Cell) -> Finding:
-    """Whether nginx can carry connections to hosts."""
-    found = machine.find_nginx(cell.config.nginx.binary)
-    module = machine.stream_module(found.path) if found else None
-    if module is None:
-        text = "nginx has no stream module, by which a front reaches hosts"
-        remedy = "apt-get install libnginx-mod-stream, or take an nginx built --with-stream"
-        return Finding("fail", "links to hosts", text, remedy)
-    return Finding("ok", "links to hosts", module or "built into nginx")

@@ -68,9 +68,9 @@ end
 @dataclass(frozen=True)
 class Turn:
     """Of drawings: ``handshakes`` a request, ``resumed`` of a session, and the CPU of the front's
-    nginx and links in ms, the guard's questions included. ``short_``: of requests that take no
-    time, one after the other, with the median through the front and at a host's own port.
-    ``asking_ms_per_s``: what the guard's questions to all hosts cost the guard."""
+    nginx and links in ms, which carry the guard's questions in older checkouts. ``short_``: of
+    requests that take no time, one after the other, with the median through the front and at a
+    host's own port. ``asking_ms_per_s``: what the guard's questions to all hosts cost the guard."""
 
     drawings: int
     failed: int
@@ -127,9 +127,9 @@ class Site:
         self.layout = Layout(folder, folder / "run")
         binary = machine.find_nginx("nginx")
         assert binary is not None, "nginx is missing"
-        self.nginx, self.module = binary.path, machine.stream_module(binary.path) or ""
+        self.nginx = binary.path
         here = machine.read()
-        host = Host.current(binary.path, binary.version, here.cores, self.module)
+        host = Host.current(binary.path, binary.version, here.cores)
         self.layout.create()
         for name, text in render(config, plan(config, here, used), self.layout, host).items():
             path = self.layout.render_dir / name
@@ -200,7 +200,8 @@ def cluster(folder: Path, hosts: int) -> Iterator["Cluster"]:
             processes.append(running.enter_context(_link(entry, f"h{number}", site)))
         for path in _gates(entry.layout, [f"h{n}" for n in range(hosts + 1, hosts + 9)]):
             path.close()
-        guard = running.enter_context(_child(_ask, entry.layout, hosts))
+        addresses = [f"127.0.0.1:{site.cluster_port}" for site in sites]
+        guard = running.enter_context(_child(_ask, entry.layout, addresses))
         yield Cluster(entry, sites, processes, psutil.Process(guard.pid), draw_s)
 
 
@@ -209,7 +210,7 @@ def _link(entry: Site, name: str, host: Site) -> Iterator[psutil.Process]:
     layout = entry.layout
     layout.links_dir.mkdir(exist_ok=True)
     address = f"127.0.0.1:{host.cluster_port}"
-    text = link_program.configuration(layout, name, address, entry.module, _IDLE_TIMEOUT_S)
+    text = _link_configuration(entry, name, address)
     layout.link_conf(name).write_text(text, encoding="utf-8")
     with entry.process(layout.link_conf(name)) as process:
         until(lambda: layout.link_socket(name).is_socket(), "link listens")
@@ -227,8 +228,17 @@ def _gates(layout: Layout, names: Sequence[str]) -> list[Gate]:
 
 
 def _entrance(layout: Layout, name: str) -> Path:
-    """Where a gate leads; before there were kept connections behind it, to the link."""
+    """Where a gate leads. In older checkouts links carry nginx's own connections, and those that it
+    keeps are behind a socket of its own."""
     return getattr(layout, "link_entrance", layout.link_socket)(name)
+
+
+def _link_configuration(entry: Site, name: str, address: str) -> str:
+    make: Callable[..., str] = link_program.configuration
+    stream_module = getattr(machine, "stream_module", None)
+    if stream_module is None:
+        return make(entry.layout, name, address)
+    return make(entry.layout, name, address, stream_module(entry.nginx) or "", _IDLE_TIMEOUT_S)
 
 
 # Processes beside
@@ -269,11 +279,12 @@ def _work(sockets: Sequence[Path], draw_s: Any) -> None:
     uvloop.run(run())
 
 
-def _ask(layout: Layout, hosts: int) -> None:
+def _ask(layout: Layout, addresses: Sequence[str]) -> None:
     """What the guard asks of each host."""
     tls = host_probe.context(layout)
     watches = [
-        HostWatch(f"h{n}", HostRow(f"h{n}", "", WORKERS), layout, 0.2) for n in range(1, hosts + 1)
+        HostWatch(f"h{n}", HostRow(f"h{n}", address, WORKERS), layout, 0.2)
+        for n, address in enumerate(addresses, start=1)
     ]
 
     async def run() -> None:

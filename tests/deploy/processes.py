@@ -82,9 +82,9 @@ def ask(
             raise httpx.TransportError(str(problem)) from problem
 
 
-def listens(layout: Layout, name: str) -> bool:
+def listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(layout.socket(name))) == 0
+        return probe.connect_ex(str(path)) == 0
 
 
 def cell_state(layout: Layout) -> dict[str, Any]:

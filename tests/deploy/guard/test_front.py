@@ -17,13 +17,14 @@ import pytest
 
 from deploy import links
 from deploy.guard.gate import make_closed_socket
-from deploy.host.machine import stream_module
+from deploy.host import processes
 from deploy.layout import Layout
 from deploy.rendering.plan import LinkPlan
 from deploy.supervision.supervise import Supervisor
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.cluster import SHARED
-from tests.deploy.nginx.site import configuration, files, nginx_path, write
+from tests.deploy.nginx.site import configuration, files, write
+from tests.deploy.nginx.test_bodies import children_of
 from tests.deploy.processes import PATIENCE_S, cell_state, running, wait_until
 from tests.ports import free_port
 
@@ -122,7 +123,7 @@ class Entry:
     def is_open(self, name: str, *, reading: bool = False) -> bool:
         link = self.host(name).get("link", "none")
         gate = self.layout.gate(LinkPlan(link, 1).reading if reading else link)
-        return gate.is_symlink() and gate.readlink() == self.layout.link_entrance(link)
+        return gate.is_symlink() and gate.readlink() == self.layout.link_socket(link)
 
     def wait_open(self, *names: str) -> None:
         wait_until(lambda: all(self.is_open(name) for name in names), f"open: {names}")
@@ -149,9 +150,6 @@ def entry_of(var_dir: Path, authority: Authority) -> Iterator[Entry]:
     layout = Layout(var_dir, var_dir / "run")
     told = {"name": "studio", "role": "front"}
     texts = files(configuration(var_dir, **SHARED, cluster=told), layout)
-    guard = json.loads(texts["guard.json"])
-    guard["front"]["stream_module"] = stream_module(nginx_path()) or ""
-    texts["guard.json"] = json.dumps(guard)
     write(layout, texts)
     authority.equip(layout, "front")
     make_closed_socket(layout.closed_socket)
@@ -245,7 +243,7 @@ def test_full_host_is_out_for_drawing_alone(entry: Entry, hosts: Pair) -> None:
     b.workers = [{**WORKER, "full": True, "predicted_wait_s": 125.0}, {**WORKER, "open": False}]
     entry.wait_state("b", "full")
     soonest = entry.layout.gate("soonest")
-    wait_until(lambda: soonest.readlink() == entry.layout.link_entrance("h2"), "b has room first")
+    wait_until(lambda: soonest.readlink() == entry.layout.link_socket("h2"), "b has room first")
     a.workers, b.workers = [dict(WORKER)], [dict(WORKER)]
     entry.wait_open("a", "b")
 
@@ -280,8 +278,22 @@ def test_host_without_a_row_goes_out_but_never_the_last(entry: Entry, hosts: Pai
 
 def test_killed_link_comes_back(entry: Entry) -> None:
     pid = entry.pid("a")
+    left = children_of(pid)
     entry.supervisor.signal("link-h1", "KILL")
     wait_until(lambda: entry.pid("a") not in (0, pid), "started again")
+    entry.wait_open("a", "b")
+    wait_until(lambda: not any(map(processes.read, left)), "nothing of it is left")
+
+
+def test_host_whose_link_does_not_run_is_out(entry: Entry) -> None:
+    """Though it answers the guard."""
+    conf = entry.layout.link_conf("h1")
+    text = conf.read_text()
+    conf.write_text("broken")
+    entry.supervisor.signal("link-h1", "KILL")
+    wait_until(lambda: not entry.is_open("a"), "out")
+    wait_until(lambda: "link does not run" in entry.host("a")["why"], "told")
+    conf.write_text(text)
     entry.wait_open("a", "b")
 
 

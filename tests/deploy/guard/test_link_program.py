@@ -1,7 +1,6 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -50,12 +49,10 @@ def test_a_number_that_another_process_has_by_now_ends_nobody(
 )
 def test_what_is_no_address_gets_into_no_configuration(layout: Layout, address: str) -> None:
     with pytest.raises(ValueError, match="no address"):
-        link_program.configuration(layout, "h1", address, "", 60)
+        link_program.configuration(layout, "h1", address)
 
 
-def test_the_module_is_loaded_where_it_is_a_file(tmp_path: Path) -> None:
-    layout = Layout(tmp_path, tmp_path / "run")
-    text = link_program.configuration(layout, "h1", "gpu-1.lan:7862", "/m/stream.so", 60)
-    assert text.startswith('load_module "/m/stream.so";\n')
-    assert "proxy_pass gpu-1.lan:7862;" in text
-    assert "load_module" not in link_program.configuration(layout, "h1", "[fd00::7]:1", "", 60)
+def test_a_host_may_have_a_name_or_an_address(layout: Layout) -> None:
+    for address in ("gpu-1.lan:7862", "[fd00::7]:1"):
+        text = link_program.configuration(layout, "h1", address)
+        assert f"server {address} max_fails=0;" in text

@@ -9,7 +9,6 @@ from typing import Any
 
 from deploy.guard import link_program
 from deploy.guard.gate import Gate
-from deploy.host.machine import stream_module
 from deploy.rendering.plan import SPARE_LINKS, LinkPlan
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.site import Site, nginx_path, site
@@ -42,14 +41,12 @@ class Front:
         """A link to ``host``, with both its gates open."""
         layout, address = self.site.layout, host.config.cluster.address
         layout.links_dir.mkdir(exist_ok=True)
-        for left in (layout.link_socket(name), layout.link_entrance(name)):
-            left.unlink(missing_ok=True)
-        module = stream_module(nginx_path()) or ""
+        layout.link_socket(name).unlink(missing_ok=True)
         conf = layout.link_conf(name)
-        conf.write_text(link_program.configuration(layout, name, address, module, 60))
+        conf.write_text(link_program.configuration(layout, name, address))
         command = [str(nginx_path()), "-p", f"{layout.var_dir}/", "-c", str(conf), "-e", "stderr"]
         with running(command, layout.log(f"link-{name}")) as process:
-            wait_until(lambda: listens(layout, name), "listening")
+            wait_until(lambda: listens(layout.link_socket(name)), "listening")
             for gate in self.gates(name):
                 gate.open()
             try:
@@ -61,9 +58,7 @@ class Front:
     def gates(self, name: str) -> list[Gate]:
         layout = self.site.layout
         names = (name, LinkPlan(name, 1).reading)
-        return [
-            Gate(layout.gate(n), layout.link_entrance(name), layout.closed_socket) for n in names
-        ]
+        return [Gate(layout.gate(n), layout.link_socket(name), layout.closed_socket) for n in names]
 
     def end_link(self, name: str) -> None:
         """As the guard does of a host that is lost."""
@@ -71,7 +66,7 @@ class Front:
 
     def lead_soonest_to(self, name: str) -> None:
         self.soonest.unlink(missing_ok=True)
-        self.soonest.symlink_to(self.site.layout.link_entrance(name))
+        self.soonest.symlink_to(self.site.layout.link_socket(name))
 
 
 @contextlib.contextmanager

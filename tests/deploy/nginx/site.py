@@ -56,7 +56,7 @@ class Site:
                 until_its_end.enter_context(fake_worker(self.layout, name)),
                 until_its_end,
             )
-            wait_until(lambda: listens(self.layout, name), "listening")
+            wait_until(lambda: listens(self.layout.socket(name)), "listening")
         self.gate(name).open()
         try:
             yield self._workers[name][0]

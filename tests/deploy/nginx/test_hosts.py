@@ -317,8 +317,8 @@ def test_reads_go_to_full_hosts_too(entry: Front, a: Site) -> None:
 def test_front_that_ends_in_order_finishes_what_has_not_come_whole_yet(
     authority: Authority, a: Site, tmp_path: Path
 ) -> None:
-    listen, body = {"port": free_port(), "auth": "none"}, b'{"direct": true, "filler": "x"}'
-    address = ("127.0.0.1", listen["port"])
+    address, body = ("127.0.0.1", free_port()), b'{"direct": true, "filler": "x"}'
+    listen = {"port": address[1], "auth": "none"}
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     with (
         front(tmp_path, authority, listen=listen) as leaving,

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from deploy.cell import Cell
 from deploy.config import parse
-from deploy.host import machine
 from deploy.rollout import front_checks
 from tests.deploy.certificates import Authority
 from tests.deploy.nginx.cluster import SHARED
@@ -23,10 +20,10 @@ def levels(cell: Cell) -> dict[str, str]:
     return {finding.subject: finding.level for finding in front_checks.before_up(cell)}
 
 
-def test_each_role_needs_its_certificate_and_fronts_nginxs_stream_module(tmp_path: Path) -> None:
+def test_each_role_needs_its_certificate(tmp_path: Path) -> None:
     both = cell(tmp_path, "both")
     missing = {"certificate of a host": "fail", "certificate of a front": "fail"}
-    assert levels(both) == {**missing, "links to hosts": "ok"}
+    assert levels(both) == missing
     authority = Authority()
     authority.equip(both.layout, "host")
     assert levels(both)["certificate of a host"] == "ok"
@@ -35,16 +32,6 @@ def test_each_role_needs_its_certificate_and_fronts_nginxs_stream_module(tmp_pat
     authority.equip(both.layout, "host", "front")
     assert set(levels(both).values()) == {"ok"}
     assert levels(cell(tmp_path, "host")).keys() == {"certificate of a host"}
-
-
-def test_a_front_without_the_module_is_told_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    front = cell(tmp_path, "front")
-    Authority().equip(front.layout, "front")
-    monkeypatch.setattr(machine, "stream_module", lambda nginx: None)
-    [found] = [f for f in front_checks.before_up(front) if f.level != "ok"]
-    assert "libnginx-mod-stream" in found.remedy
 
 
 def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
@@ -57,20 +44,3 @@ def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
 def test_a_machine_of_its_own_is_asked_for_nothing(tmp_path: Path) -> None:
     alone = Cell(parse({"cell": {"var_dir": str(tmp_path)}}), tmp_path / "cluster.toml")
     assert levels(alone) == {}
-
-
-@pytest.mark.parametrize(
-    ("built", "found"),
-    [
-        ("configure arguments: --with-stream --with-threads", ""),
-        ("configure arguments: --with-threads --with-stream", ""),
-        ("--modules-path=/nowhere --with-stream=dynamic --with-stream_ssl_module", None),
-        ("configure arguments: --with-threads", None),
-    ],
-)
-def test_the_stream_module_is_built_in_or_a_file(
-    built: str, found: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "output_of", lambda *command: built)
-    monkeypatch.setattr(Path, "is_file", lambda self: False)
-    assert machine.stream_module(Path("/usr/sbin/nginx")) == found
