@@ -17,6 +17,8 @@ interface Elements {
   "#height": HTMLInputElement;
   "#history": HTMLDetailsElement;
   "#key": HTMLInputElement;
+  "#lora-add": HTMLDetailsElement;
+  "#lora-find": HTMLInputElement;
   "#mask-canvas": HTMLCanvasElement;
   "#mask-editor": HTMLDialogElement;
   "#mask-erase": HTMLInputElement;
@@ -72,6 +74,7 @@ type Limits = {
   maxTokens: number | null;
   edits: boolean;
   masks: boolean;
+  loras: boolean;
 };
 
 /** What one picture is drawn with; null: as the model has it. */
@@ -83,8 +86,12 @@ type Settings = {
   format: string;
   guidance: number | null;
   negative: string;
+  lora?: Lora[];
   origin?: Origin | null;
 };
+
+/** An adapter of a drawing; `sha256`: of its file, where that is known. */
+type Lora = { name: string; scale: number; sha256?: string };
 
 /** A picture that a drawing goes on from, and how: `file` and `mask` are keys of stash.js, `id` is of the gallery.
  * `like`: a variation. */
@@ -133,6 +140,7 @@ type Recipe = {
   width: number | null;
   height: number | null;
   format?: string;
+  lora?: Lora[];
 };
 
 /** `resume`: its place in the queue. */
@@ -282,7 +290,11 @@ type ModelEntry = {
   max_prompt_tokens?: number | null;
   edits?: boolean;
   masks?: boolean;
+  loras?: boolean;
 };
+
+/** Of `GET /v1/loras`. */
+type LoraEntry = { name: string; sha256: string; rank: number };
 
 type SessionAnswer = {
   auth: string;

@@ -79,7 +79,8 @@ class FakeCell:
     picture ``hold_at_picture``.
 
     ``requests`` has the bodies in order of arrival, ``paths`` where they were sent to,
-    ``files`` those of the last form; ``left`` counts clients that hung up.
+    ``files`` those of the last form; ``left`` counts clients that hung up. ``loras``: SHA-256 of
+    adapters by name.
     """
 
     steps: int = 4
@@ -92,6 +93,8 @@ class FakeCell:
     files: dict[str, bytes] = field(default_factory=dict)
     edits: bool = True
     masks: bool = True
+    takes_loras: bool = True
+    loras: dict[str, str] = field(default_factory=dict)
     cell_polls: int = 0
     open_streams: int = 0
     most_open_streams: int = 0
@@ -112,6 +115,7 @@ class FakeCell:
                 for kind in ("generations", "edits", "variations")
             ),
             Route("/v1/models", self._models),
+            Route("/v1/loras", self._loras),
             Route("/cell.json", self._cell),
             *self.store.routes,
             Route("/{path:path}", _file),
@@ -167,8 +171,19 @@ class FakeCell:
             "max_prompt_tokens": self.max_prompt_tokens,
             "edits": self.edits,
             "masks": self.masks,
+            "loras": self.takes_loras,
         }
         return JSONResponse({"object": "list", "data": [entry]})
+
+    async def _loras(self, request: Request) -> Response:
+        if not self.store.lets_in(request):
+            return _refusal(NEEDS_KEY)
+        data = [
+            {"name": name, "object": "lora", "sha256": digest, "rank": 4}
+            for name, digest in self.loras.items()
+        ]
+        most = 4 if self.takes_loras else 0
+        return JSONResponse({"object": "list", "max_loras": most, "max_scale": 4.0, "data": data})
 
     async def _cell(self, _: Request) -> Response:
         self.cell_polls += 1

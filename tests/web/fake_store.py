@@ -97,6 +97,8 @@ class FakeStore:
             "height": height,
             "steps": steps,
             "guidance_scale": body.get("guidance_scale", 0.0),
+            "strength": 1.0,
+            "lora": [{"sha256": "0" * 64, **lora} for lora in body.get("lora", [])],
             "model": "fake",
             "format": body.get("output_format", "png"),
             "bytes": 1,

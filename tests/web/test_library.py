@@ -13,7 +13,7 @@ from tests.web.conftest import OpenPage, forgive
 from tests.web.fake_cell import FakeCell
 from tests.web.test_draw import draw
 from worker.generation.imaging import encode, parameters_text
-from worker.types import DrawSpec, Parameters
+from worker.types import ChosenLoras, DrawSpec, Lora, Parameters
 
 pytestmark = pytest.mark.browser
 
@@ -147,7 +147,9 @@ def drop(page: Page, data: bytes) -> None:
 
 
 SPEC = DrawSpec(
-    "一座山, at dusk: Steps: none", 4_100_000_007, Parameters(128, 64, 6, 2.5, "雾, grey")
+    "一座山, at dusk: Steps: none",
+    4_100_000_007,
+    Parameters(128, 64, 6, 2.5, "雾, grey", lora=ChosenLoras.of([Lora("ink", -0.5, "1" * 64)])),
 )
 
 
@@ -166,6 +168,7 @@ def test_a_dropped_picture_brings_its_settings_back(
     expect(page.get_by_label("Guidance")).to_have_value("2.5")
     expect(page.get_by_label("Negative prompt")).to_have_value("雾, grey")
     expect(page.get_by_label("Width")).to_have_value("128")
+    expect(page.locator("#lora-chips")).to_contain_text("ink-0.5")
     expect(page.locator("#drop")).to_be_hidden()
 
 

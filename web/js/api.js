@@ -115,6 +115,8 @@ const query = (values) => {
 
 /** @returns {Promise<{ data?: ModelEntry[] } | null>} */
 export const getModels = () => get("v1/models");
+/** @returns {Promise<{ data: LoraEntry[], max_loras: number, max_scale: number } | null>} */
+export const getLoras = () => get("v1/loras");
 /** @returns {Promise<CellState | null>} */
 export const getCell = () => get("cell.json");
 

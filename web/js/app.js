@@ -143,11 +143,11 @@ function finish(shot) {
   const card = gallery.card(shot.id);
   const id = shot.imageId;
   if (!card || !id) return;
-  const { prompt, width, height, steps, format, guidance, negative } = shot.job.settings;
+  const { prompt, width, height, steps, format, guidance, negative, lora } = shot.job.settings;
   const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? shot.steps ?? null };
   const url = `v1/images/${id}`;
   const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
-  const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", blob: shot.blob };
+  const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", lora, blob: shot.blob };
   const { origin } = shot.job.settings;
   if (origin) rememberOrigin(id, origin);
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });
@@ -219,8 +219,8 @@ async function drawFrom({ picture }) {
 
 /** @param {Drawn} item */
 async function alike({ picture }) {
-  const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative } = picture;
-  const settings = { width, height, steps, format, guidance, negative };
+  const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative, lora } = picture;
+  const settings = { width, height, steps, format, guidance, negative, lora };
   const n = Math.min(ALIKE, model?.max_images ?? ALIKE);
   draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...(await originOfPicture(picture)), like: true } });
 }

@@ -11,6 +11,12 @@ export const STRENGTH_OF_PART = 1;
 /** @param {Origin} origin */
 export const defaultStrength = ({ mask, fit }) => (mask || fit === "extend" ? STRENGTH_OF_PART : STRENGTH);
 
+/**
+ * As requests name them: what a name stands for now is drawn with.
+ * @param {Lora[]} loras
+ */
+export const asked = (loras) => loras.map(({ name, scale }) => ({ name, scale }));
+
 /** @param {Origin | null | undefined} origin */
 export const pathFor = (origin) => `v1/images/${!origin ? "generations" : origin.like ? "variations" : "edits"}`;
 
@@ -22,7 +28,9 @@ export const pathFor = (origin) => `v1/images/${!origin ? "generations" : origin
 export async function formOf(origin, body) {
   const { file, id, mask, strength, fit } = origin;
   const form = new FormData();
-  for (const [name, value] of Object.entries(body)) form.append(name, String(value));
+  for (const [name, value] of Object.entries(body)) {
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
+  }
   if (strength !== null) form.append("strength", String(strength));
   if (fit === "extend") form.append("fit", fit);
   if (file) form.append("image", await found(file), "image");

@@ -2,8 +2,10 @@
 
 import { Counter, charsIn } from "./counter.js";
 import { $, h, setText } from "./dom.js";
+import { asked } from "./edits.js";
 import { History } from "./history.js";
 import { t } from "./i18n.js";
+import { Loras } from "./loras.js";
 import { load, save } from "./settings.js";
 import { Source } from "./source.js";
 import { LIMITS, RATIOS, around, fit, ratioOf, sizeOf } from "./sizes.js";
@@ -15,7 +17,7 @@ export const MAX_STREAMED = 10;
 const MAX_PICTURES = 10_000;
 const MAX_SEED = 2 ** 32 - 1;
 const FIELDS = [
-  "prompt", "template", "image", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
+  "prompt", "template", "image", "lora", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
 ];
 const ADVANCED = new Set(["steps", "output_format", "guidance_scale", "name", "negative_prompt"]);
 /** @type {Record<string, string>} */
@@ -58,6 +60,7 @@ export class Form {
   #template = new TemplateEditor(() => (this.#errors(false).length ? null : this.#body()));
   #history = new History((prompt) => this.setPrompt(prompt));
   #source = new Source(() => this.#sourceChanged());
+  #loras = new Loras(() => (this.#clearError("lora"), this.render()));
 
   /**
    * `onDraw` gets checked values, `onJob` the body of a job.
@@ -78,6 +81,7 @@ export class Form {
   setLimits(limits) {
     this.#limits = limits;
     this.#source.limits = limits;
+    this.#loras.setAble(limits.loras);
     this.#sourceChanged();
   }
 
@@ -86,7 +90,8 @@ export class Form {
    * @param {Recipe} recipe
    * @param {Origin | null} origin what it was drawn from
    */
-  fill({ prompt, width, height, seed, steps, format, guidance_scale, negative_prompt }, origin = null) {
+  fill(recipe, origin = null) {
+    const { prompt, width, height, seed, steps, format, guidance_scale, negative_prompt, lora = [] } = recipe;
     const sized = width && height;
     const ratio = this.#ratioFor(width, height, origin);
     const size = ratio === "custom" && sized ? { width, height } : {};
@@ -94,7 +99,8 @@ export class Form {
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
     const words = prompt.replaceAll("\n", " ");
-    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused", origin);
+    const reused = lora.length && !this.#limits.loras ? "reusedWithoutLoras" : "reused";
+    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, reused, { origin, lora });
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
   }
@@ -114,7 +120,7 @@ export class Form {
   /** @param {string} prompt */
   setPrompt(prompt) {
     const typed = this.#state.prompt.trim();
-    if (typed && typed !== prompt) this.#replace({ mode: "prompts", prompt }, "replaced");
+    if (typed && typed !== prompt) this.#replace({ mode: "prompts", prompt }, "replaced", {});
     else this.#change({ mode: "prompts", prompt });
     this.focus();
   }
@@ -123,15 +129,18 @@ export class Form {
    * Fill in `values`, and tell by `words` how to have back what stood there.
    * @param {Partial<FormState>} values
    * @param {Words} words
-   * @param {Origin | null} origin
+   * @param {{ origin?: Origin | null, lora?: Lora[] }} beside what is no field of text
    */
-  #replace(values, words, origin = this.#source.origin) {
+  #replace(values, words, { origin, lora }) {
     const before = { ...this.#state };
     const from = this.#source.origin;
-    if (origin !== from) this.#source.use(origin);
+    const styles = this.#loras.all;
+    if (origin !== undefined && origin !== from) this.#source.use(origin);
+    if (lora) this.#loras.use(lora);
     this.#change(values);
     const undo = () => {
       this.#source.use(from);
+      this.#loras.use(styles);
       const since = this.#state.prompt.trim();
       if (since && since !== values.prompt) this.#history.add(since); // that was typed, too
       this.#change(before);
@@ -169,12 +178,13 @@ export class Form {
    * @param {string} message
    */
   showError(param, message) {
-    const asked = param?.match(/^\w+/)?.[0] ?? "";
-    let name = FIELDS.find((field) => field === (ALIASES[asked] ?? asked)) ?? "form";
+    const told = param?.match(/^\w+/)?.[0] ?? "";
+    let name = FIELDS.find((field) => field === (ALIASES[told] ?? told)) ?? "form";
     if ($(`[data-field=${name}]`).hidden) name = "form";
     setText($(`#error-${name}`), message);
     this.#mark(name, true);
     if (ADVANCED.has(name)) $("#advanced").open = true;
+    if (told === "lora") this.#loras.ask(); // others than were known
   }
 
   /** Everything that depends on language or limits. */
@@ -182,6 +192,7 @@ export class Form {
     const { ratio, prompt, mode } = this.#state;
     const lines = linesOf(prompt).length;
     this.#source.render();
+    this.#loras.render();
     this.#counter.update(linesOf(prompt), this.#limits);
     $("[data-field=prompt]").hidden = mode !== "prompts";
     $("[data-field=template]").hidden = mode !== "template";
@@ -343,13 +354,14 @@ export class Form {
       width,
       height,
       format,
+      lora: this.#loras.chosen,
       origin: this.#source.origin,
     };
   }
 
   /** What `POST /v1/jobs` takes. */
   #body() {
-    const { lines, n, seed, steps, guidance, negative, width, height, format } = this.#values();
+    const { lines, n, seed, steps, guidance, negative, width, height, format, lora } = this.#values();
     const { mode, name } = this.#state;
     /** @type {Record<string, unknown>} */
     const body = { variants: n, size: `${width}x${height}`, output_format: format };
@@ -358,6 +370,7 @@ export class Form {
     if (steps !== null) body.steps = steps;
     if (guidance !== null) body.guidance_scale = guidance;
     if (negative) body.negative_prompt = negative;
+    if (lora?.length) body.lora = asked(lora);
     return { ...body, ...(mode === "template" ? this.#template.body : { prompts: lines }) };
   }
 
@@ -377,15 +390,15 @@ export class Form {
   }
 
   /**
-   * [[field, message], …] in the order of the form; without `asked`, of the settings alone.
+   * [[field, message], …] in the order of the form; without `whole`, of the settings alone.
    * @returns {[field: string, message: string][]}
    */
-  #errors(asked = true) {
+  #errors(whole = true) {
     const { n, seed, steps, guidance } = this.#state;
     const { maxSteps } = this.#limits;
     /** @type {[string, string | false][]} */
     const checks = [
-      ...(asked ? [...this.#promptErrors(), ...this.#sourceErrors()] : []),
+      ...(whole ? [...this.#promptErrors(), ...this.#sourceErrors(), ...this.#loraErrors()] : []),
       ["size", this.#sizeError()],
       ["n", !isWhole(String(n), 1, MAX_PICTURES) && t("errorCount", { max: MAX_PICTURES.toLocaleString() })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
@@ -412,6 +425,12 @@ export class Form {
       ["prompt", !linesOf(this.#state.prompt).length && t("errorPromptEmpty")],
       ["prompt", all > MAX_PICTURES && t("errorTooMany", { n: all, max: MAX_PICTURES })],
     ];
+  }
+
+  /** @returns {[string, string | false][]} */
+  #loraErrors() {
+    const names = this.#loras.missing.map(({ name }) => name).join(t("and"));
+    return [["lora", names !== "" && t("errorLora", { names })]];
   }
 
   /** @returns {[string, string | false][]} */

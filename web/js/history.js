@@ -1,6 +1,7 @@
 /** Prompts that were drawn, newest first, to be taken up again. */
 
 import { $, h } from "./dom.js";
+import { closesByItself } from "./popover.js";
 import { load, save } from "./settings.js";
 
 const MOST = 40;
@@ -17,14 +18,7 @@ export class History {
   constructor(take) {
     this.take = take;
     this.#box.addEventListener("toggle", () => this.#box.open && this.#show());
-    document.addEventListener("click", (event) => {
-      if (!this.#box.contains(/** @type {Node} */ (event.target))) this.#box.open = false;
-    });
-    this.#box.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
-      this.#box.open = false;
-      $("summary", this.#box).focus();
-    });
+    closesByItself(this.#box);
   }
 
   /** @param {string} prompt */

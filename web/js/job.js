@@ -10,7 +10,7 @@
  */
 
 import { ApiError, blobOf, drawEvents } from "./api.js";
-import { formOf, pathFor } from "./edits.js";
+import { asked, formOf, pathFor } from "./edits.js";
 import { StreamCut } from "./sse.js";
 
 export const OPEN = new Set(["waiting", "sending", "queued", "drawing", "paused"]);
@@ -25,8 +25,8 @@ const SILENCE_S = 900; // above every phase a worker is allowed, compiling inclu
 
 export class Job {
   /**
-   * `settings`: {prompt, width, height, steps, format, negative, guidance, origin}; `shots`: [{id, seed}], seeds all or
-   * none.
+   * `settings`: {prompt, width, height, steps, format, negative, guidance, lora, origin}; `shots`: [{id, seed}], seeds
+   * all or none.
    * @param {SavedJob} saved
    */
   constructor({ settings, shots, batchAt, line = null, resume = null }) {
@@ -66,7 +66,7 @@ export class Job {
 
   /** @param {Slots} slots */
   body(slots) {
-    const { prompt, width, height, steps, format, negative, guidance } = this.settings;
+    const { prompt, width, height, steps, format, negative, guidance, lora } = this.settings;
     /** @type {Record<string, unknown>} */
     const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
     const seed = slots[0]?.seed ?? null;
@@ -75,6 +75,7 @@ export class Job {
     if (steps) body.steps = steps;
     if (negative) body.negative_prompt = negative;
     if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
+    if (lora?.length) body.lora = asked(lora);
     return { ...body, stream: true, partial_images: PREVIEWS };
   }
 

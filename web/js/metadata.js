@@ -165,6 +165,8 @@ function userComment(exif) {
   return texts.find((text) => /Steps: \d/.test(text)) ?? null;
 }
 
+const MAX_LORA_CHARS = 1000;
+const MAX_LORAS = 4; // of a drawing
 const NEGATIVE = "Negative prompt: ";
 
 /**
@@ -193,5 +195,16 @@ function parse(text) {
     seed: number("Seed"),
     width: width || null,
     height: height || null,
+    ...(facts.Lora ? { lora: lorasIn(facts.Lora) } : {}),
   };
 }
+
+/**
+ * Adapters as files tell them: `name*scale@sha256`, with `;` between.
+ * @param {string} text
+ * @returns {Lora[]}
+ */
+const lorasIn = (text) => text.slice(0, MAX_LORA_CHARS).split(";").flatMap((part) => {
+  const [, name, scale, sha256] = part.match(/^([a-z0-9._-]{1,64})\*(-?\d[\d.]*)@([0-9a-f]{64})$/) ?? [];
+  return name ? [{ name, scale: Number(scale), sha256 }] : [];
+}).slice(0, MAX_LORAS);

@@ -20,6 +20,7 @@ export const LIMITS = {
   maxTokens: null,
   edits: true,
   masks: true,
+  loras: true,
 };
 
 /**
@@ -30,7 +31,7 @@ export const LIMITS = {
 export function limitsOf(entry) {
   const { default_size, default_steps, default_guidance_scale, side_multiple, min_side, max_pixels, max_steps, max_images } =
     entry;
-  const { max_prompt_chars, max_prompt_tokens, edits = false, masks = edits } = entry;
+  const { max_prompt_chars, max_prompt_tokens, edits = false, masks = edits, loras = false } = entry;
   const [width, height] = String(default_size ?? "").match(/\d+/g)?.map(Number) ?? [];
   return {
     width: number(width) ?? LIMITS.width,
@@ -46,6 +47,7 @@ export function limitsOf(entry) {
     maxTokens: number(max_prompt_tokens),
     edits,
     masks,
+    loras,
   };
 }
 

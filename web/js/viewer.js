@@ -4,6 +4,7 @@ import { Compare } from "./compare.js";
 import { $, h, icon, setText, stepOf } from "./dom.js";
 import { dragOriginal } from "./drag.js";
 import { t } from "./i18n.js";
+import { wordsOf } from "./loras.js";
 import { Stored } from "./stored.js";
 import { placeToasts } from "./toast.js";
 
@@ -84,11 +85,12 @@ export class Viewer {
   /** @param {Drawn} item */
   #show(item) {
     this.#item = item;
-    const { prompt, seed, width, height, steps, format, negative_prompt, favourite } = item.picture;
+    const { prompt, seed, width, height, steps, format, negative_prompt, favourite, lora } = item.picture;
     $("#viewer-image").alt = prompt;
     $("#viewer-image").style.setProperty("--ratio", String(width / height));
     this.#stored.show(this.#gallery?.card(item.id)?.url ?? item.picture.url);
     const facts = [`${width} × ${height}`, t("meta", { seed }), steps ? t("metaSteps", { n: steps }) : ""];
+    if (lora?.length) facts.push(t("metaLoras", { n: lora.length, names: wordsOf(lora) }));
     if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
     setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
