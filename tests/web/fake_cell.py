@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import mimetypes
 import re
 import threading
@@ -257,6 +258,7 @@ class FakeCell:
             yield _event("queued", position=position, wait_s=wait_s, **fields)
             await self._pace(0)
         pictures = [self._picture(body, one, source) for one in seeds]
+        asked, steps = steps, steps if source is None else math.ceil(steps * _strength_of(body))
         for step in range(1, steps + 1):
             for index in range(n):
                 if index == self.hold_at_picture:
@@ -272,7 +274,7 @@ class FakeCell:
                         partial_image_index=part,
                     )
         for index, picture in enumerate(pictures):
-            self.store.keep(f"{request_id}-{index}", body, seeds[index], steps)
+            self.store.keep(f"{request_id}-{index}", body, seeds[index], asked)
             yield _event("completed", **_b64(picture, body), image_index=index, seed=seeds[index])
         yield _event("done", created=0, images=n, seeds=seeds, queue_ms=1, inference_ms=2)
 
@@ -300,7 +302,7 @@ class FakeCell:
         if "mask" in self.files:
             mask = Image.open(io.BytesIO(self.files["mask"])).convert("L")
             return Image.composite(drawn, under, mask.resize((width, height)))
-        return Image.blend(under, drawn, body.get("strength", 0.6))
+        return Image.blend(under, drawn, _strength_of(body))
 
 
 async def _file(request: Request) -> Response:
@@ -346,6 +348,10 @@ async def _body_of(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
     words = {"prompt", "size", "image", "output_format", "negative_prompt", "resume", "fit"}
     return {k: text if k in words else json.loads(text) for k, text in texts.items()}
+
+
+def _strength_of(body: dict[str, Any]) -> float:
+    return float(body.get("strength", 0.6))
 
 
 def _event_of(kind: str, name: str, **fields: Any) -> str:

@@ -137,6 +137,7 @@ def test_before_and_after_are_compared_in_the_full_view(
     drop(page, STREET)
     draw(page, "snow")
     page.locator("#grid .open").click()
+    expect(page.locator("#viewer-meta")).to_contain_text("4 steps")  # three of them were drawn
     page.keyboard.press("b")
     divider = page.get_by_label("How much of the picture before is seen")
     expect(divider).to_be_focused()

@@ -144,11 +144,13 @@ function finish(shot) {
   const id = shot.imageId;
   if (!card || !id) return;
   const { prompt, width, height, steps, format, guidance, negative, lora } = shot.job.settings;
-  const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? shot.steps ?? null };
+  const { origin } = shot.job.settings;
+  // From a picture, a part of the steps is drawn, as strength says.
+  const usual = origin ? model?.default_steps : shot.steps;
+  const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? usual ?? null };
   const url = `v1/images/${id}`;
   const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
   const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", lora, blob: shot.blob };
-  const { origin } = shot.job.settings;
   if (origin) rememberOrigin(id, origin);
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });
   shot.blob = null;
