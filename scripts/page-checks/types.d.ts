@@ -94,7 +94,7 @@ type Settings = {
 type Lora = { name: string; scale: number; sha256?: string };
 
 /** A picture that a drawing goes on from, and how: `file` and `mask` are keys of stash.js, `id` is of the gallery.
- * `like`: a variation. */
+ * `as`: an edit, where nothing is said. With both, `file` may be gone. */
 type Origin = {
   file: string | null;
   id: string | null;
@@ -103,7 +103,7 @@ type Origin = {
   fit: "cover" | "extend";
   width: number;
   height: number;
-  like?: boolean;
+  as?: "like" | "upscale";
 };
 
 /** A line of the brush; `radius` and `points` in pixels of the canvas. */
@@ -232,11 +232,13 @@ interface Place {
   marking?: boolean;
 }
 
-/** What can be done with items; what lacks is not offered. */
+/** What can be done with items; what lacks is not offered, nor what `can` says no to. */
 interface Actions {
+  can(name: "alike" | "drawFrom" | "upscale", picture: Picture): boolean;
   favourite(item: Drawn): void;
-  alike?(item: Drawn): void;
-  drawFrom?(item: Drawn): void;
+  alike(item: Drawn): void;
+  drawFrom(item: Drawn): void;
+  upscale(item: Drawn): void;
   again(item: Drawn): void;
   download(item: Drawn): void;
   copyPrompt(item: Drawn): void;

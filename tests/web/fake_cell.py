@@ -113,7 +113,7 @@ class FakeCell:
         routes = [
             *(
                 Route(f"/v1/images/{kind}", self._generate, methods=["POST"])
-                for kind in ("generations", "edits", "variations")
+                for kind in ("generations", "edits", "variations", "upscale")
             ),
             Route("/v1/models", self._models),
             Route("/v1/loras", self._loras),
@@ -210,6 +210,8 @@ class FakeCell:
         request_id = f"{len(self.requests):032x}"
         source = None if request.url.path.endswith("generations") else self._source(body, files)
         kind = "image_edit" if source else "image_generation"
+        if source and request.url.path.endswith("upscale"):
+            body = {"strength": 0.25, "prompt": "", "size": _twice(source), **body}
         events = self._counted(self._events(body, first_seed, request_id, source, kind), fault)
         headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -348,6 +350,10 @@ async def _body_of(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
     words = {"prompt", "size", "image", "output_format", "negative_prompt", "resume", "fit"}
     return {k: text if k in words else json.loads(text) for k, text in texts.items()}
+
+
+def _twice(source: Image.Image) -> str:
+    return f"{2 * source.width}x{2 * source.height}"
 
 
 def _strength_of(body: dict[str, Any]) -> float:

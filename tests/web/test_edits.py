@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.web.conftest import PHONE, OpenPage
-from tests.web.fake_cell import FIRST_SEED, FakeCell
+from tests.web.conftest import PHONE, OpenPage, forgive
+from tests.web.fake_cell import FIRST_SEED, FakeCell, Refuse
 from tests.web.landscapes import encoded, landscape
 from tests.web.test_draw import draw
 from tests.web.test_library import SPEC, drop
@@ -18,6 +18,9 @@ from worker.generation.imaging import encode, parameters_text
 pytestmark = pytest.mark.browser
 
 STREET = encoded(landscape("a street", 1, 320, 192))
+
+
+INK = {"name": "ink", "scale": 0.5}
 
 
 def set_strength(page: Page, strength: str) -> None:
@@ -169,6 +172,41 @@ def test_more_like_a_picture_are_drawn_from_its_id_and_settings(
     assert "seed" not in cell.requests[0]
 
 
+def test_a_picture_is_made_twice_as_large(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    cell.max_pixels = 64 * 96
+    small = "f" * 32 + "-0"
+    cell.store.keep(small, {"prompt": "a fox", "size": "64x96", "lora": [INK]}, 5, 8)
+    page = open_page()
+    page.locator("#grid .open").click()
+    cell.position, cell.hold_before_step = 1, 0
+    page.keyboard.press("u")
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator(".card").first).to_contain_text("1 ahead in the queue")
+    expect(page.locator(".card").first).to_contain_text("about 6 s")
+    cell.release()
+    expect(page.locator("[data-face=picture]")).to_have_count(2)
+    said = {"image": small, "prompt": "a fox", "output_format": "png", "stream": True}
+    assert cell.requests == [{**said, "guidance_scale": 0.0, "lora": [INK]}]
+    assert cell.paths == ["/v1/images/upscale"]
+    page.locator("#grid .open").first.click()
+    expect(page.locator("#viewer-meta")).to_contain_text("128 × 192")
+    page.keyboard.press("b")
+    shown = page.locator("#compare-before")
+    assert shown.evaluate("i => i.decode().then(() => i.naturalHeight)") == 96
+    expect(page.get_by_role("button", name="Upscale 2×")).to_have_count(0)  # 4 times as large
+    page.keyboard.press("r")
+    expect(page.locator(".ratio:has(:checked)")).to_contain_text("64 × 96")  # what can be drawn
+    expect(page.locator("#source")).to_be_hidden()
+    page.locator("#grid .open").last.click()
+    cell.faults.append(Refuse(400, "It is gone.", param="image"))
+    page.get_by_role("button", name="Upscale 2×").click()
+    expect(page.locator("[data-face=failed]")).to_contain_text("It is gone.")
+    expect(page.locator("#error-image")).to_be_empty()  # the form has not asked for it
+    forgive(page, complaints, "400")
+
+
 def test_a_picture_of_the_gallery_is_drawn_from(cell: FakeCell, open_page: OpenPage) -> None:
     cell.store.keep("f" * 32 + "-0", {"prompt": "a fox", "size": "64x96"}, 5, 8)
     page = open_page()
@@ -195,6 +233,10 @@ def test_what_the_model_cannot_do_is_not_offered(cell: FakeCell, open_page: Open
     page.locator("#grid .frame").hover()
     expect(page.get_by_role("button", name="Reuse settings")).to_be_visible()
     expect(page.get_by_role("button", name="More like this")).to_have_count(0)
+    page.locator("#grid .open").click()
+    expect(page.get_by_role("button", name="Delete")).to_be_visible()
+    expect(page.get_by_role("button", name="Upscale 2×")).to_have_count(0)
+    page.keyboard.press("Escape")
     drop(page, STREET)
     expect(page.locator("#toasts")).to_contain_text("does not say how it was drawn")
     expect(page.locator("#source")).to_be_hidden()

@@ -19,7 +19,7 @@ import { originOf, rememberOrigin } from "./origins.js";
 import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
-import { limitsOf } from "./sizes.js";
+import { limitsOf, upscaled } from "./sizes.js";
 import { originOfFile, originOfPicture } from "./source.js";
 import { bindThemeSwitch, showThemeSwitch } from "./theme.js";
 import { toast } from "./toast.js";
@@ -32,7 +32,9 @@ const SEARCH_WAIT_MS = 300;
 const ALIKE = 4; // pictures at a time
 
 /** @type {JobActions} */
-const forPictures = { favourite, again, download, copyPrompt, remove, open: (item, where) => viewer.open(item, where) };
+const forPictures = {
+  can, favourite, alike, drawFrom, upscale, again, download, copyPrompt, remove, open: (item, where) => viewer.open(item, where),
+};
 /** @type {Actions} */
 const actions = {
   ...forPictures,
@@ -165,7 +167,7 @@ function failed(shot) {
   const first = job.shots.find(({ state }) => state === "failed");
   if (first !== shot) return gallery.remove(shot.id);
   const { param, status = 0 } = shot.error ?? {};
-  if (status < 400 || status >= 500) return;
+  if (status < 400 || status >= 500 || job.settings.origin?.as) return; // or not by the form
   const message = messageOf(shot);
   const ofLine = job.line && param?.startsWith("prompt");
   form.showError(param, ofLine ? t("errorLine", { line: job.line, message }) : message);
@@ -209,9 +211,23 @@ function dismiss(item) {
 
 // What is done with pictures
 
+/**
+ * Whether the model can do that with `picture`: what it cannot is not offered.
+ * @param {"alike" | "drawFrom" | "upscale"} name
+ * @param {Picture} picture
+ */
+function can(name, picture) {
+  return Boolean(model?.edits) && (name !== "upscale" || largerThan(picture) !== null);
+}
+
+/** @param {Picture} picture */
+const largerThan = (picture) => model && upscaled(picture, limitsOf(model));
+
 /** @param {Drawn} item */
 function again({ picture }) {
-  form.fill(picture, originOf(picture.id));
+  const origin = originOf(picture.id);
+  const drawable = origin && origin.as !== "upscale"; // the form draws nothing as large
+  form.fill(picture, drawable ? { ...origin, as: undefined } : null);
 }
 
 /** @param {Drawn} item */
@@ -224,7 +240,17 @@ async function alike({ picture }) {
   const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative, lora } = picture;
   const settings = { width, height, steps, format, guidance, negative, lora };
   const n = Math.min(ALIKE, model?.max_images ?? ALIKE);
-  draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...(await originOfPicture(picture)), like: true } });
+  draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...(await originOfPicture(picture)), as: "like" } });
+}
+
+/** @param {Drawn} item */
+async function upscale({ picture }) {
+  const size = largerThan(picture);
+  if (!size) return;
+  const [width, height] = size;
+  const { prompt, format, guidance_scale: guidance, negative_prompt: negative, lora } = picture;
+  const settings = { width, height, steps: null, format, guidance, negative, lora };
+  draw({ ...settings, lines: [prompt], n: 1, seed: null, origin: { ...(await originOfPicture(picture)), as: "upscale" } });
 }
 
 /** @param {Drawn} item */
@@ -341,21 +367,10 @@ function renderProgress() {
 
 /** @param {ModelEntry} entry */
 function useModel(entry) {
-  const edited = model?.edits;
   model = entry;
   form.setLimits(limitsOf(entry));
   renderModel();
-  if (edited !== entry.edits) offerEdits(entry.edits === true);
-}
-
-/**
- * What the model cannot do is not offered.
- * @param {boolean} able
- */
-function offerEdits(able) {
-  const offered = able ? { alike, drawFrom } : { alike: undefined, drawFrom: undefined };
-  for (const some of [forPictures, actions, jobView.gallery.actions]) Object.assign(some, offered);
-  for (const part of [gallery, jobView, viewer]) part.render();
+  for (const part of [gallery, jobView, viewer]) part.render(); // they offer what it can
 }
 
 function renderModel() {

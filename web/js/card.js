@@ -107,7 +107,7 @@ export class Card {
  * @param {Record<string, string>} extra
  */
 function button(card, name, iconName, extra = {}) {
-  const run = () => card.actions[name]?.(drawnOf(card));
+  const run = () => card.actions[name](drawnOf(card));
   return tool(t(name), iconName, run, extra);
 }
 
@@ -146,7 +146,7 @@ function buildPicture(card) {
     { class: "tools" },
     star,
     button(card, "download", "download", { class: "tool download" }),
-    ...(card.actions.alike ? [button(card, "alike", "alike")] : []),
+    ...(card.actions.can("alike", drawnOf(card).picture) ? [button(card, "alike", "alike")] : []),
     button(card, "again", "again"),
     button(card, "copyPrompt", "copy", { class: "tool copy" }),
   );

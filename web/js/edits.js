@@ -18,7 +18,8 @@ export const defaultStrength = ({ mask, fit }) => (mask || fit === "extend" ? ST
 export const asked = (loras) => loras.map(({ name, scale }) => ({ name, scale }));
 
 /** @param {Origin | null | undefined} origin */
-export const pathFor = (origin) => `v1/images/${!origin ? "generations" : origin.like ? "variations" : "edits"}`;
+export const pathFor = (origin) => `v1/images/${origin ? PATHS[origin.as ?? "edit"] : "generations"}`;
+const PATHS = { edit: "edits", like: "variations", upscale: "upscale" };
 
 /**
  * `body` and the picture, as a form; throws `ApiError` where this browser has it no more.
@@ -33,7 +34,8 @@ export async function formOf(origin, body) {
   }
   if (strength !== null) form.append("strength", String(strength));
   if (fit === "extend") form.append("fit", fit);
-  if (file) form.append("image", await found(file), "image");
+  const blob = file && (id ? await find(file) : await found(file));
+  if (blob) form.append("image", blob, "image");
   else form.append("image", String(id));
   if (mask) form.append("mask", await found(mask), "mask.png");
   return form;

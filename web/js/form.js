@@ -91,7 +91,8 @@ export class Form {
    * @param {Origin | null} origin what it was drawn from
    */
   fill(recipe, origin = null) {
-    const { prompt, width, height, seed, steps, format, guidance_scale, negative_prompt, lora = [] } = recipe;
+    const { prompt, seed, steps, format, guidance_scale, negative_prompt, lora = [] } = recipe;
+    const [width, height] = this.#drawable(recipe);
     const sized = width && height;
     const ratio = this.#ratioFor(width, height, origin);
     const size = ratio === "custom" && sized ? { width, height } : {};
@@ -103,6 +104,15 @@ export class Form {
     this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, reused, { origin, lora });
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
+  }
+
+  /**
+   * The recipe's size, or where that is too large to be drawn at once, as one that was made larger is, the nearest that is not.
+   * @param {Recipe} recipe
+   */
+  #drawable({ width, height }) {
+    const large = (width ?? 0) * (height ?? 0) > this.#limits.maxPixels;
+    return width && height && large ? fit(width, height, this.#limits) : [width, height];
   }
 
   /**

@@ -282,6 +282,7 @@ export const STRINGS = {
   goneText: ["Its file was deleted or lost. “Reuse settings” draws it again.", "文件已被删除或丢失。点击“复用参数”可以重新绘制。"],
 
   alike: ["More like this", "更多相似图"],
+  upscale: ["Upscale 2×", "放大 2 倍"],
   compare: ["Before / after", "前后对比"],
   compareLabel: ["How much of the picture before is seen", "原图显示的比例"],
   before: ["Before", "原图"],

@@ -66,9 +66,10 @@ export class Job {
 
   /** @param {Slots} slots */
   body(slots) {
-    const { prompt, width, height, steps, format, negative, guidance, lora } = this.settings;
+    const { prompt, width, height, steps, format, negative, guidance, lora, origin } = this.settings;
+    const shape = { n: slots.length, size: `${width}x${height}`, partial_images: PREVIEWS };
     /** @type {Record<string, unknown>} */
-    const body = { prompt, n: slots.length, size: `${width}x${height}`, output_format: format };
+    const body = { prompt, ...(origin?.as === "upscale" ? {} : shape), output_format: format, stream: true };
     const seed = slots[0]?.seed ?? null;
     if (seed !== null) body.seed = seed;
     if (this.resume) body.resume = this.resume;
@@ -76,7 +77,7 @@ export class Job {
     if (negative) body.negative_prompt = negative;
     if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
     if (lora?.length) body.lora = asked(lora);
-    return { ...body, stream: true, partial_images: PREVIEWS };
+    return body;
   }
 
   /** @param {Slots} slots */

@@ -32,4 +32,4 @@ export function forgetOrigins() {
  * Where its picture can be seen, or null where it is gone.
  * @param {Origin} origin
  */
-export const seenAt = async ({ file, id }) => (file ? urlOf(file) : id ? `v1/images/${id}` : null);
+export const seenAt = async ({ file, id }) => (file && (await urlOf(file))) || (id ? `v1/images/${id}` : null);

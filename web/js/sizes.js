@@ -111,6 +111,19 @@ export function fit(width, height, { multiple, minSide, maxPixels }) {
   return [w, h];
 }
 
+const SCALE = 2;
+const MAX_UPSCALED_PIXELS = 4096 * 4096;
+
+/**
+ * [width, height] of a picture that is made twice as large, or null where that is too large.
+ * @param {{ width: number, height: number }} picture
+ * @param {Pick<Limits, "multiple" | "minSide" | "maxPixels">} limits
+ */
+export function upscaled({ width, height }, { multiple, minSide, maxPixels }) {
+  const [w, h] = [width, height].map((side) => Math.max(minSide, Math.round((SCALE * side) / multiple) * multiple));
+  return w * h <= Math.min(SCALE ** 2 * maxPixels, MAX_UPSCALED_PIXELS) ? [w, h] : null;
+}
+
 /**
  * The preset ratio that gives exactly this size, or null.
  * @param {number} width

@@ -151,8 +151,8 @@ export async function originOfFile(file) {
  * @returns {Promise<Origin>}
  */
 export async function originOfPicture({ id, blob, width, height }) {
-  if (blob) return originAs(blob, width, height); // the gallery has it a moment later, or never
-  return { ...PLAIN, file: null, id, width, height };
+  const file = blob ? await keep(blob) : null; // the gallery has it a moment later, or never
+  return { ...PLAIN, file, id, width, height };
 }
 
 /** @type {Pick<Origin, "mask" | "strength" | "fit">} */

@@ -9,10 +9,12 @@ import { Stored } from "./stored.js";
 import { placeToasts } from "./toast.js";
 
 const SWIPE_PX = 50;
-/** @typedef {"favourite" | "download" | "alike" | "drawFrom" | "again" | "copyPrompt" | "remove"} Name */
+/** @typedef {"favourite" | "download" | "alike" | "drawFrom" | "upscale" | "again" | "copyPrompt" | "remove"} Name */
+/** Drawn in the page behind. */
+const FURTHER = /** @type {const} */ ({ alike: "alike", drawFrom: "brush", upscale: "larger" });
 /** @type {Record<Name | "compare", string>} */
 const KEYS = {
-  favourite: "f", download: "d", compare: "b", alike: "m", drawFrom: "e", again: "r", copyPrompt: "c", remove: "delete",
+  favourite: "f", download: "d", compare: "b", alike: "m", drawFrom: "e", upscale: "u", again: "r", copyPrompt: "c", remove: "delete",
 };
 
 export class Viewer {
@@ -25,7 +27,7 @@ export class Viewer {
   #compare = new Compare();
   #leaving = false; // it goes back in the history by itself
 
-  /** @param {Pick<Actions, Name>} actions */
+  /** @param {Pick<Actions, Name | "can">} actions */
   constructor(actions) {
     this.actions = actions;
     $(".viewer-picture").append(this.#stored.words);
@@ -107,7 +109,7 @@ export class Viewer {
       star,
       this.#action("download", "download"),
       ...(Compare.can(item.picture) ? [this.#comparing(item)] : []),
-      ...(this.actions.alike ? this.#further() : []),
+      ...this.#further(item),
       this.#action("again", "again", () => this.#dialog.close()),
       this.#action("copyPrompt", "copy"),
       this.#action("remove", "trash", () => this.#leave()),
@@ -129,14 +131,16 @@ export class Viewer {
       const item = this.#item;
       if (!item) return;
       before();
-      this.actions[name]?.(item);
+      this.actions[name](item);
     });
   }
 
-  // Both are done in the page behind.
-  #further() {
-    const close = () => this.#dialog.close();
-    return [this.#action("alike", "alike", close), this.#action("drawFrom", "brush", close)];
+  /** @param {Drawn} item */
+  #further({ picture }) {
+    const names = /** @type {(keyof typeof FURTHER)[]} */ (Object.keys(FURTHER));
+    return names
+      .filter((name) => this.actions.can(name, picture))
+      .map((name) => this.#action(name, FURTHER[name], () => this.#dialog.close()));
   }
 
   /** @param {Drawn} item */
