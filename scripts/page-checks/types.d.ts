@@ -26,6 +26,7 @@ interface Elements {
   "#mask-redo": HTMLButtonElement;
   "#mask-size": HTMLInputElement;
   "#mask-undo": HTMLButtonElement;
+  "#model-pick": HTMLSelectElement;
   "#n": HTMLInputElement;
   "#prompt": HTMLTextAreaElement;
   "#search": HTMLInputElement;
@@ -51,13 +52,14 @@ type Words =
 
 type Timer = number | undefined;
 
-/** `words` tell what was done, with the number `n` of what it was done to. */
-type Act = { words: Words; n?: number; undo: () => void; settle?: (leaving: boolean) => void };
+/** `words` tell what was done, with the number `n` of what it was done to; `more`: texts beside it. */
+type Act = { words: Words; n?: number; more?: string[]; undo: () => void; settle?: (leaving: boolean) => void };
 
 // Drawing from this page
 
 type Job = import("../../web/js/job.js").Job;
 type Gallery = import("../../web/js/gallery.js").Gallery;
+type Models = import("../../web/js/models.js").Models;
 type Card = import("../../web/js/card.js").Card;
 
 type Limits = {
@@ -87,6 +89,7 @@ type Settings = {
   guidance: number | null;
   negative: string;
   lora?: Lora[];
+  model?: string | null;
   origin?: Origin | null;
 };
 
@@ -141,6 +144,7 @@ type Recipe = {
   height: number | null;
   format?: string;
   lora?: Lora[];
+  model?: string;
 };
 
 /** `resume`: its place in the queue. */
@@ -280,6 +284,7 @@ type Page<Row> = { data: Row[]; has_more: boolean };
 
 type ModelEntry = {
   id: string;
+  alias_of?: string | null;
   default_size?: string;
   default_steps?: number;
   default_guidance_scale?: number | null;

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.web.fake_store import FakeStore
+from tests.web.fake_store import MODEL, FakeStore
 from tests.web.landscapes import encoded, landscape, preview
 
 WEB = Path(__file__).parents[2] / "web"
@@ -81,7 +81,7 @@ class FakeCell:
 
     ``requests`` has the bodies in order of arrival, ``paths`` where they were sent to,
     ``files`` those of the last form; ``left`` counts clients that hung up. ``loras``: SHA-256 of
-    adapters by name.
+    adapters by name. ``other_models``: what they have that differs from the first.
     """
 
     steps: int = 4
@@ -96,6 +96,7 @@ class FakeCell:
     masks: bool = True
     takes_loras: bool = True
     loras: dict[str, str] = field(default_factory=dict)
+    other_models: list[dict[str, Any]] = field(default_factory=list)
     cell_polls: int = 0
     open_streams: int = 0
     most_open_streams: int = 0
@@ -159,8 +160,9 @@ class FakeCell:
         if not self.store.lets_in(request):
             return _refusal(NEEDS_KEY)
         entry = {
-            "id": "Tongyi-MAI/Z-Image-Turbo",
+            "id": MODEL,
             "object": "model",
+            "alias_of": None,
             "default_size": self.default_size,
             "default_steps": self.steps,
             "side_multiple": 16,
@@ -174,7 +176,9 @@ class FakeCell:
             "masks": self.masks,
             "loras": self.takes_loras,
         }
-        return JSONResponse({"object": "list", "data": [entry]})
+        others = [{**entry, **other} for other in self.other_models]
+        alias = {**entry, "id": "dall-e-3", "alias_of": MODEL}
+        return JSONResponse({"object": "list", "data": [entry, *others, alias]})
 
     async def _loras(self, request: Request) -> Response:
         if not self.store.lets_in(request):
@@ -348,7 +352,16 @@ async def _body_of(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
-    words = {"prompt", "size", "image", "output_format", "negative_prompt", "resume", "fit"}
+    words = {
+        "prompt",
+        "size",
+        "image",
+        "output_format",
+        "negative_prompt",
+        "resume",
+        "fit",
+        "model",
+    }
     return {k: text if k in words else json.loads(text) for k, text in texts.items()}
 
 

@@ -19,6 +19,7 @@ from tests.web.landscapes import encoded, landscape
 from worker.errors import InvalidRequest
 from worker.jobs.template import Bounds, expand
 
+MODEL = "Tongyi-MAI/Z-Image-Turbo"
 COOKIE = "zimage_session"
 BOUNDS = Bounds(prompts=10_000, prompt_chars=4000, total_chars=8 << 20)
 
@@ -99,7 +100,7 @@ class FakeStore:
             "guidance_scale": body.get("guidance_scale", 0.0),
             "strength": 1.0,
             "lora": [{"sha256": "0" * 64, **lora} for lora in body.get("lora", [])],
-            "model": "fake",
+            "model": body.get("model", MODEL),
             "format": body.get("output_format", "png"),
             "bytes": 1,
             "favourite": False,

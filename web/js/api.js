@@ -115,8 +115,11 @@ const query = (values) => {
 
 /** @returns {Promise<{ data?: ModelEntry[] } | null>} */
 export const getModels = () => get("v1/models");
-/** @returns {Promise<{ data: LoraEntry[], max_loras: number, max_scale: number } | null>} */
-export const getLoras = () => get("v1/loras");
+/**
+ * @param {string | null} model null: there is one
+ * @returns {Promise<{ data: LoraEntry[], max_loras: number, max_scale: number } | null>}
+ */
+export const getLoras = (model) => get(`v1/loras${query({ model })}`);
 /** @returns {Promise<CellState | null>} */
 export const getCell = () => get("cell.json");
 

@@ -15,6 +15,7 @@ import { Job, OPEN } from "./job.js";
 import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
 import { settingsOf } from "./metadata.js";
+import { Models } from "./models.js";
 import { originOf, rememberOrigin } from "./origins.js";
 import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
@@ -45,21 +46,20 @@ const actions = {
   retry,
 };
 
-const form = new Form(draw, begin);
+const models = new Models(useModel);
+const form = new Form(models, draw, begin);
 const queue = new DrawQueue({ changed, settled });
 const gallery = new Gallery($("#grid"), actions);
 const library = new Library(gallery, renderProgress);
 const jobs = new Jobs();
 const jobView = new JobView(forPictures, jobs);
 const viewer = new Viewer(forPictures);
-const health = new Health(useModel, () => session.open);
+const health = new Health((entries) => models.take(entries), () => session.open);
 const usage = new Usage();
 const session = new Session(start, stop);
 
 // How much of what was asked for since the page was last idle is done.
 const progress = { done: 0, all: 0 };
-/** @type {ModelEntry | null} */
-let model = null;
 
 // Drawing
 
@@ -101,10 +101,19 @@ async function begin(body) {
     await jobs.poll();
     show(`job=${job.id}`);
   } catch (error) {
+    if (error instanceof ApiError) lookAgain(error);
     form.showError(error instanceof ApiError ? error.param : null, whyNot(error));
   } finally {
     button.disabled = false;
   }
+}
+
+/**
+ * The models are others than the page knows.
+ * @param {ShotNews["error"]} error
+ */
+function lookAgain(error) {
+  if (error?.code === "model_not_found") health.askModels();
 }
 
 /** @param {string} view */
@@ -146,13 +155,14 @@ function finish(shot) {
   const id = shot.imageId;
   if (!card || !id) return;
   const { prompt, width, height, steps, format, guidance, negative, lora } = shot.job.settings;
+  const model = models.named(shot.job.settings.model) ?? models.picked;
   const { origin } = shot.job.settings;
   // From a picture, a part of the steps is drawn, as strength says.
   const usual = origin ? model?.default_steps : shot.steps;
   const drawn = { prompt, width, height, format, seed: shot.seed, steps: steps ?? usual ?? null };
   const url = `v1/images/${id}`;
   const stored = { id, url, thumbnail_url: `${url}/thumbnail`, favourite: false };
-  const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", lora, blob: shot.blob };
+  const rest = { guidance_scale: guidance, negative_prompt: negative ?? "", lora, model: model?.id, blob: shot.blob };
   if (origin) rememberOrigin(id, origin);
   gallery.finish(card.item, { ...stored, ...drawn, ...rest });
   shot.blob = null;
@@ -166,6 +176,7 @@ function failed(shot) {
   const { job } = shot;
   const first = job.shots.find(({ state }) => state === "failed");
   if (first !== shot) return gallery.remove(shot.id);
+  lookAgain(shot.error);
   const { param, status = 0 } = shot.error ?? {};
   if (status < 400 || status >= 500 || job.settings.origin?.as) return; // or not by the form
   const message = messageOf(shot);
@@ -217,11 +228,15 @@ function dismiss(item) {
  * @param {Picture} picture
  */
 function can(name, picture) {
+  const model = name === "drawFrom" ? models.picked : models.of(picture);
   return Boolean(model?.edits) && (name !== "upscale" || largerThan(picture) !== null);
 }
 
 /** @param {Picture} picture */
-const largerThan = (picture) => model && upscaled(picture, limitsOf(model));
+function largerThan(picture) {
+  const model = models.of(picture);
+  return model && upscaled(picture, limitsOf(model));
+}
 
 /** @param {Drawn} item */
 function again({ picture }) {
@@ -238,9 +253,20 @@ async function drawFrom({ picture }) {
 /** @param {Drawn} item */
 async function alike({ picture }) {
   const { prompt, width, height, steps, format, guidance_scale: guidance, negative_prompt: negative, lora } = picture;
-  const settings = { width, height, steps, format, guidance, negative, lora };
-  const n = Math.min(ALIKE, model?.max_images ?? ALIKE);
+  const model = drawnBy(picture);
+  const settings = { width, height, steps, format, guidance, negative, lora, model };
+  const n = Math.min(ALIKE, models.of(picture)?.max_images ?? ALIKE);
   draw({ ...settings, lines: [prompt], n, seed: null, origin: { ...(await originOfPicture(picture)), as: "like" } });
+}
+
+/**
+ * The model for another one like `picture`, as requests say it. Tells where it cannot be the same.
+ * @param {Picture} picture
+ */
+function drawnBy(picture) {
+  const missed = models.missed(picture);
+  if (missed) toast(missed);
+  return models.asked(models.of(picture));
 }
 
 /** @param {Drawn} item */
@@ -249,7 +275,7 @@ async function upscale({ picture }) {
   if (!size) return;
   const [width, height] = size;
   const { prompt, format, guidance_scale: guidance, negative_prompt: negative, lora } = picture;
-  const settings = { width, height, steps: null, format, guidance, negative, lora };
+  const settings = { width, height, steps: null, format, guidance, negative, lora, model: drawnBy(picture) };
   draw({ ...settings, lines: [prompt], n: 1, seed: null, origin: { ...(await originOfPicture(picture)), as: "upscale" } });
 }
 
@@ -321,8 +347,9 @@ function remove({ picture }) {
 async function takeUp(file) {
   if ($("#mask-editor").open) return;
   const settings = await settingsOf(file);
-  const origin = model?.edits ? await originOfFile(file) : null;
-  if (!settings && !origin) return toast(t(model?.edits ? "noPicture" : "noSettings"));
+  const edits = models.picked?.edits;
+  const origin = edits ? await originOfFile(file) : null;
+  if (!settings && !origin) return toast(t(edits ? "noPicture" : "noSettings"));
   const use = !origin ? "settings" : !settings ? "draw" : await choose(file);
   if (use === "settings" && settings) form.fill(settings);
   if (use === "draw" && origin) form.drawFrom(origin, settings?.prompt);
@@ -367,14 +394,13 @@ function renderProgress() {
 
 /** @param {ModelEntry} entry */
 function useModel(entry) {
-  model = entry;
   form.setLimits(limitsOf(entry));
   renderModel();
   for (const part of [gallery, jobView, viewer]) part.render(); // they offer what it can
 }
 
 function renderModel() {
-  setText($("#model"), model?.id?.split("/").pop() ?? "");
+  const model = models.picked;
   setText($("#from-file-label"), t(model?.edits ? "fromPicture" : "settingsFromPicture"));
   setText($("#drop-words"), t(model?.edits ? "dropHere" : "dropForSettings"));
   const examples = EXAMPLES[/tiny/.test(model?.id ?? "") ? "tiny" : "any"].map(inLanguage);
@@ -388,7 +414,7 @@ function render() {
   $("#language").textContent = t("language");
   $("#language").setAttribute("aria-label", t("languageLabel"));
   showThemeSwitch($("#theme"));
-  for (const part of [form, gallery, jobs, jobView, health, viewer, usage, session]) part.render();
+  for (const part of [models, form, gallery, jobs, jobView, health, viewer, usage, session]) part.render();
   renderModel();
   renderProgress();
 }

@@ -14,6 +14,8 @@ export const charsIn = (text) => [...text].length;
 
 export class Counter {
   #line = "";
+  /** @type {string | null} */
+  #model = null;
   /** @type {number | null} */
   #tokens = null;
   /** @type {Timer} */
@@ -24,12 +26,14 @@ export class Counter {
   /**
    * @param {string[]} lines
    * @param {Limits} limits
+   * @param {string | null} model as requests say it
    */
-  update(lines, limits) {
+  update(lines, limits, model) {
     const line = lines.reduce((longest, each) => (each.length > longest.length ? each : longest), "");
     this.#show(line, limits);
-    if (line === this.#line) return;
+    if (line === this.#line && model === this.#model) return;
     this.#line = line;
+    this.#model = model;
     this.#tokens = null;
     this.#asking?.abort();
     clearTimeout(this.#timer);
@@ -45,7 +49,7 @@ export class Counter {
   async #ask(line, limits) {
     const asking = new AbortController();
     this.#asking = asking;
-    const tokens = await previewJob({ prompts: [line] }, asking.signal).then(
+    const tokens = await previewJob({ prompts: [line], ...(this.#model ? { model: this.#model } : {}) }, asking.signal).then(
       (answer) => answer.tokens ?? null,
       (error) => Number(error.details?.tokens) || null,
     );

@@ -17,7 +17,7 @@ export const MAX_STREAMED = 10;
 const MAX_PICTURES = 10_000;
 const MAX_SEED = 2 ** 32 - 1;
 const FIELDS = [
-  "prompt", "template", "image", "lora", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
+  "model", "prompt", "template", "image", "lora", "size", "n", "seed", "steps", "output_format", "guidance_scale", "name", "negative_prompt", "form",
 ];
 const ADVANCED = new Set(["steps", "output_format", "guidance_scale", "name", "negative_prompt"]);
 /** @type {Record<string, string>} */
@@ -62,12 +62,16 @@ export class Form {
   #source = new Source(() => this.#sourceChanged());
   #loras = new Loras(() => (this.#clearError("lora"), this.render()));
 
+  #models;
+
   /**
-   * `onDraw` gets checked values, `onJob` the body of a job.
+   * One of `models` draws. `onDraw` gets checked values, `onJob` the body of a job.
+   * @param {Models} models
    * @param {(values: Values) => void} onDraw
    * @param {(body: object) => void} onJob
    */
-  constructor(onDraw, onJob) {
+  constructor(models, onDraw, onJob) {
+    this.#models = models;
     this.onDraw = onDraw;
     this.onJob = onJob;
     this.#buildRatios();
@@ -77,11 +81,11 @@ export class Form {
     this.render();
   }
 
-  /** @param {Limits} limits */
+  /** @param {Limits} limits those of the model that is picked */
   setLimits(limits) {
     this.#limits = limits;
     this.#source.limits = limits;
-    this.#loras.setAble(limits.loras);
+    this.#loras.setModel(limits.loras, this.#models.asked());
     this.#sourceChanged();
   }
 
@@ -92,6 +96,8 @@ export class Form {
    */
   fill(recipe, origin = null) {
     const { prompt, seed, steps, format, guidance_scale, negative_prompt, lora = [] } = recipe;
+    const before = this.#models.picked?.id;
+    this.#models.pick(recipe.model);
     const [width, height] = this.#drawable(recipe);
     const sized = width && height;
     const ratio = this.#ratioFor(width, height, origin);
@@ -100,8 +106,8 @@ export class Form {
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
     const words = prompt.replaceAll("\n", " ");
-    const reused = lora.length && !this.#limits.loras ? "reusedWithoutLoras" : "reused";
-    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, reused, { origin, lora });
+    const more = [this.#models.missed(recipe), lora.length && !this.#limits.loras ? t("lorasNotTaken") : ""];
+    this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused", { origin, lora, model: before, more });
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
   }
@@ -139,9 +145,10 @@ export class Form {
    * Fill in `values`, and tell by `words` how to have back what stood there.
    * @param {Partial<FormState>} values
    * @param {Words} words
-   * @param {{ origin?: Origin | null, lora?: Lora[] }} beside what is no field of text
+   * @param {{ origin?: Origin | null, lora?: Lora[], model?: string, more?: string[] }} beside what is no field of text;
+   * `model`: the one that was picked, `more`: what else there is to tell
    */
-  #replace(values, words, { origin, lora }) {
+  #replace(values, words, { origin, lora, model, more }) {
     const before = { ...this.#state };
     const from = this.#source.origin;
     const styles = this.#loras.all;
@@ -149,13 +156,14 @@ export class Form {
     if (lora) this.#loras.use(lora);
     this.#change(values);
     const undo = () => {
+      this.#models.pick(model);
       this.#source.use(from);
       this.#loras.use(styles);
       const since = this.#state.prompt.trim();
       if (since && since !== values.prompt) this.#history.add(since); // that was typed, too
       this.#change(before);
     };
-    offerUndo({ words, undo });
+    offerUndo({ words, more, undo });
   }
 
   /**
@@ -203,7 +211,7 @@ export class Form {
     const lines = linesOf(prompt).length;
     this.#source.render();
     this.#loras.render();
-    this.#counter.update(linesOf(prompt), this.#limits);
+    this.#counter.update(linesOf(prompt), this.#limits, this.#models.asked());
     $("[data-field=prompt]").hidden = mode !== "prompts";
     $("[data-field=template]").hidden = mode !== "template";
     setText($("#lines"), lines > 1 ? t("lines", { n: lines }) : t("linesHint"));
@@ -365,13 +373,14 @@ export class Form {
       height,
       format,
       lora: this.#loras.chosen,
+      model: this.#models.asked(),
       origin: this.#source.origin,
     };
   }
 
   /** What `POST /v1/jobs` takes. */
   #body() {
-    const { lines, n, seed, steps, guidance, negative, width, height, format, lora } = this.#values();
+    const { lines, n, seed, steps, guidance, negative, width, height, format, lora, model } = this.#values();
     const { mode, name } = this.#state;
     /** @type {Record<string, unknown>} */
     const body = { variants: n, size: `${width}x${height}`, output_format: format };
@@ -380,6 +389,7 @@ export class Form {
     if (steps !== null) body.steps = steps;
     if (guidance !== null) body.guidance_scale = guidance;
     if (negative) body.negative_prompt = negative;
+    if (model) body.model = model;
     if (lora?.length) body.lora = asked(lora);
     return { ...body, ...(mode === "template" ? this.#template.body : { prompts: lines }) };
   }

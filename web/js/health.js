@@ -1,27 +1,27 @@
-/** The pool's health in the header, and the model's limits: asked for only while the page is seen. */
+/** The pool's health in the header, and the models: asked for only while the page is seen. */
 
 import { getCell, getModels } from "./api.js";
 import { $, h, setText } from "./dom.js";
 import { named, t } from "./i18n.js";
 
 const POLL_MS = 3000;
+const MODELS_MS = 60_000; // operators add some and take some away
 
 export class Health {
   /** @type {CellState | null | undefined} */
   #cell; // undefined: not asked yet; null: no answer
-  /** @type {ModelEntry | null} */
-  #model = null;
+  #modelsAt = -Infinity; // when they were last told
   /** @type {Timer} */
   #timer;
 
   /**
-   * `onModel(entry)` once, with the first entry of /v1/models. `mayAsk()`: whether requests are
+   * `onModels(entries)` now and then, with what /v1/models tells. `mayAsk()`: whether requests are
    * answered; one that came too early might be refused after somebody signed in, and would sign them out.
-   * @param {(entry: ModelEntry) => void} onModel
+   * @param {(entries: ModelEntry[]) => void} onModels
    * @param {() => boolean} mayAsk
    */
-  constructor(onModel, mayAsk) {
-    this.onModel = onModel;
+  constructor(onModels, mayAsk) {
+    this.onModels = onModels;
     this.mayAsk = mayAsk;
     document.addEventListener("visibilitychange", () => this.#schedule(0));
     document.addEventListener("click", closeOutside);
@@ -42,15 +42,16 @@ export class Health {
   async #poll() {
     this.#cell = await getCell();
     this.render();
-    if (this.mayAsk() && !this.#model && this.#cell?.pool?.open) await this.#askModel();
+    const due = performance.now() - this.#modelsAt > MODELS_MS;
+    if (due && this.mayAsk() && this.#cell?.pool?.open) await this.askModels();
     this.#schedule(POLL_MS);
   }
 
-  async #askModel() {
-    const entry = (await getModels())?.data?.[0];
-    if (!entry) return; // the next poll asks again
-    this.#model = entry;
-    this.onModel(entry);
+  async askModels() {
+    const entries = (await getModels())?.data;
+    if (!entries?.length) return; // the next poll asks again
+    this.#modelsAt = performance.now();
+    this.onModels(entries);
   }
 
   render() {

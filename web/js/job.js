@@ -25,8 +25,8 @@ const SILENCE_S = 900; // above every phase a worker is allowed, compiling inclu
 
 export class Job {
   /**
-   * `settings`: {prompt, width, height, steps, format, negative, guidance, lora, origin}; `shots`: [{id, seed}], seeds
-   * all or none.
+   * `settings`: {prompt, width, height, steps, format, negative, guidance, lora, model, origin}; `shots`: [{id, seed}],
+   * seeds all or none.
    * @param {SavedJob} saved
    */
   constructor({ settings, shots, batchAt, line = null, resume = null }) {
@@ -66,7 +66,7 @@ export class Job {
 
   /** @param {Slots} slots */
   body(slots) {
-    const { prompt, width, height, steps, format, negative, guidance, lora, origin } = this.settings;
+    const { prompt, width, height, steps, format, negative, guidance, lora, model, origin } = this.settings;
     const shape = { n: slots.length, size: `${width}x${height}`, partial_images: PREVIEWS };
     /** @type {Record<string, unknown>} */
     const body = { prompt, ...(origin?.as === "upscale" ? {} : shape), output_format: format, stream: true };
@@ -76,6 +76,7 @@ export class Job {
     if (steps) body.steps = steps;
     if (negative) body.negative_prompt = negative;
     if (guidance !== null && guidance !== undefined) body.guidance_scale = guidance;
+    if (model) body.model = model;
     if (lora?.length) body.lora = asked(lora);
     return body;
   }

@@ -26,6 +26,8 @@ export class Loras {
   #most = 4;
   #maxScale = 4;
   #able = true;
+  /** @type {string | null} */
+  #model = null;
   #box = $("#lora-add");
   #built = "";
 
@@ -58,16 +60,21 @@ export class Loras {
     return this.#known ? this.chosen.filter(({ name }) => !this.#entry(name)) : [];
   }
 
-  /** @param {boolean} able whether the model takes any */
-  setAble(able) {
+  /**
+   * @param {boolean} able whether the model takes any
+   * @param {string | null} model as requests say it
+   */
+  setModel(able, model) {
     this.#able = able;
+    this.#model = model;
     this.ask();
   }
 
   /** Which there are now. */
   async ask() {
-    const answer = this.#able ? await getLoras() : null;
-    if (!answer) return;
+    const model = this.#model;
+    const answer = this.#able ? await getLoras(model) : null;
+    if (!answer || model !== this.#model) return;
     this.#known = answer.data;
     this.#most = answer.max_loras;
     this.#maxScale = answer.max_scale;

@@ -195,6 +195,7 @@ function parse(text) {
     seed: number("Seed"),
     width: width || null,
     height: height || null,
+    ...(facts.Model ? { model: facts.Model } : {}),
     ...(facts.Lora ? { lora: lorasIn(facts.Lora) } : {}),
   };
 }

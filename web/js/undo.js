@@ -24,7 +24,8 @@ function tell() {
   const kept = acts.findLastIndex(({ words }) => words !== last.words) + 1;
   const n = acts.slice(kept).reduce((sum, act) => sum + (act.n ?? 1), 0);
   const label = acts.length > 1 ? t("undoOf", { n: acts.length }) : t("undo");
-  toast(t(last.words, { n }), { label, run: takeBack });
+  const text = [t(last.words, { n }), ...(last.more ?? [])].filter(Boolean).join(" · ");
+  toast(text, { label, run: takeBack });
   timer = setTimeout(settleActs, UNDO_MS);
 }
 

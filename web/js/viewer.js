@@ -5,6 +5,7 @@ import { $, h, icon, setText, stepOf } from "./dom.js";
 import { dragOriginal } from "./drag.js";
 import { t } from "./i18n.js";
 import { wordsOf } from "./loras.js";
+import { nameOf } from "./models.js";
 import { Stored } from "./stored.js";
 import { placeToasts } from "./toast.js";
 
@@ -87,7 +88,7 @@ export class Viewer {
   /** @param {Drawn} item */
   #show(item) {
     this.#item = item;
-    const { prompt, seed, width, height, steps, format, negative_prompt, favourite, lora } = item.picture;
+    const { prompt, seed, width, height, steps, format, negative_prompt, favourite, lora, model } = item.picture;
     $("#viewer-image").alt = prompt;
     $("#viewer-image").style.setProperty("--ratio", String(width / height));
     this.#stored.show(this.#gallery?.card(item.id)?.url ?? item.picture.url);
@@ -95,7 +96,7 @@ export class Viewer {
     if (lora?.length) facts.push(t("metaLoras", { n: lora.length, names: wordsOf(lora) }));
     if (negative_prompt) facts.push(t("metaWithout", { negative: negative_prompt }));
     setText($("#viewer-prompt"), prompt);
-    setText($("#viewer-meta"), [...facts, format.toUpperCase()].filter(Boolean).join("  ·  "));
+    setText($("#viewer-meta"), [...facts, model && nameOf(model), format.toUpperCase()].filter(Boolean).join("  ·  "));
     const items = this.#gallery?.pictures ?? [];
     const more = this.#gallery?.source?.hasMore ? "+" : ""; // on the server, and not shown yet
     setText($("#viewer-place"), `${items.indexOf(item) + 1} / ${items.length}${more}`);
