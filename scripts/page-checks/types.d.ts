@@ -213,6 +213,7 @@ type Picture = Recipe & {
   thumbnail_url: string;
   favourite: boolean;
   created_at?: number;
+  job?: { id: string; number: number } | null;
   blob?: Blob | null;
 };
 

@@ -58,8 +58,14 @@ class FakeJob:
             else None,
             "priority": "batch",
             "revision": self.revision,
-            "parameters": {"size": self.body.get("size", "256x256"), "steps": 4},
+            "parameters": {"size": self.body.get("size", "256x256"), "steps": 4, **self.drawn_from},
         }
+
+    @property
+    def drawn_from(self) -> dict[str, Any]:
+        names = ("image", "mask", "strength", "fit", "position")
+        said = {name: self.body[name] for name in names if name in self.body}
+        return {"strength": 0.6, "fit": "cover", **said} if said else {}
 
     def touch(self, *items: dict[str, Any]) -> None:
         self.revision += 1
@@ -77,6 +83,7 @@ class FakeStore:
     usage: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
     sessions: int = 0
     signed_out: list[str] = field(default_factory=list)
     away: bool = False
@@ -103,6 +110,7 @@ class FakeStore:
             "model": body.get("model", MODEL),
             "format": body.get("output_format", "png"),
             "bytes": 1,
+            "image_sha256": None,
             "favourite": False,
             "job": None,
             "url": url,
@@ -121,7 +129,9 @@ class FakeStore:
             item = job.items[number - 1]
             id = f"img_{job.id}-{number}"
             body = {**job.body, "prompt": item["prompt"], "size": job.body.get("size", "256x256")}
-            self.keep(id, body, item["seed"], 4, job={"id": job.id, "number": number})
+            digest = "5" * 64 if "image" in job.body else None
+            of = {"job": {"id": job.id, "number": number}, "image_sha256": digest}
+            self.keep(id, body, item["seed"], 4, **of)
             item.update(state="done", step=4, image=self.pictures[id])
             job.touch(item)
         self._settle(job)
@@ -153,6 +163,8 @@ class FakeStore:
             ("GET", "/v1/images/{id}/thumbnail", self._thumbnail),
             ("PATCH", "/v1/images/{id}", self._mark),
             ("DELETE", "/v1/images/{id}", self._delete),
+            ("POST", "/v1/uploads", self._upload),
+            ("GET", "/v1/uploads/{id}/content", self._uploaded),
             ("POST", "/v1/jobs", self._create),
             ("POST", "/v1/jobs/preview", self._preview),
             ("GET", "/v1/jobs", self._list_jobs),
@@ -230,6 +242,15 @@ class FakeStore:
         if shrink > 1:
             image.thumbnail((384, 384))
         return Response(encoded(image, kind), media_type=f"image/{kind}")
+
+    async def _upload(self, request: Request) -> Response:
+        id = f"upload_{len(self.uploads):032x}"
+        self.uploads[id] = await request.body()
+        return JSONResponse({"id": id, "expires_at": time.time() + 86400}, 201)
+
+    def _uploaded(self, request: Request) -> Response:
+        file = self.uploads.get(request.path_params["id"])
+        return _refused(404, "It is gone.") if file is None else Response(file)
 
     async def _mark(self, request: Request) -> Response:
         picture = self.pictures[request.path_params["id"]]

@@ -115,22 +115,53 @@ def test_a_picture_larger_than_is_taken_is_made_smaller(
     assert width / height == pytest.approx(5000 / 3400, abs=0.01)
 
 
-def test_what_cannot_be_drawn_from_a_picture_is_said_before_it_is_sent(
+def test_a_job_goes_on_from_a_picture_that_is_sent_once(
     cell: FakeCell, open_page: OpenPage
 ) -> None:
     page = open_page(locale="zh-CN", **PHONE)
     drop(page, STREET)
     expect(page.locator("#source")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.locator("#source-paint").tap()
+    page.locator("#mask-canvas").tap()
+    page.locator("#mask-done").tap()
+    expect(page.locator("#source-mask")).to_be_visible()
+    page.locator("#strength").focus()
+    page.keyboard.press("ArrowLeft")
     page.locator("#prompt").fill("snow")
     page.locator("#n").fill("11")
+    expect(page.locator("#as-job")).to_be_visible()
     page.locator("#draw").tap()
-    expect(page.locator("#error-n")).to_have_text("以图作画一次最多 10 张。")
+    expect(page.locator("#job-grid .card")).to_have_count(11)
     page.locator("#modes label").nth(1).tap()
-    page.locator("#template-example").tap()
+    page.locator("#template").fill("{雪|雨}")
+    expect(page.locator("#draw-label")).to_have_text("绘制 22 张图")
     page.locator("#draw").tap()
-    expect(page.locator("#error-image")).to_contain_text("模板只能由文字生成")
+    expect(page.locator("#job-grid .card")).to_have_count(22)
+    image, mask = cell.store.uploads
+    assert cell.store.uploads[image] == STREET
+    assert size_of(cell.store.uploads[mask]) == (320, 192)
     assert cell.requests == []
+    said = {"image": image, "mask": mask, "strength": 0.95, "size": "320x192"}
+    assert [body.items() >= said.items() for body in cell.store.bodies] == [True, True]
+    cell.store.finish(cell.store.jobs["job_2"], 1)
+    page.locator("#job-grid .open").tap()
+    page.locator("[data-action=compare]").tap()
+    expect(page.locator("#compare-divider")).to_be_visible()
+
+
+def test_a_job_whose_picture_cannot_be_sent_is_not_made(
+    cell: FakeCell, open_page: OpenPage, complaints: list[str]
+) -> None:
+    page = open_page()
+    drop(page, STREET)
+    expect(page.locator("#source")).to_be_visible()
+    told = {"error": {"message": "1,000 uploads of yours.", "code": "rate_limit_exceeded"}}
+    page.route("**/v1/uploads", lambda route: route.fulfill(status=429, json=told))
+    draw(page, "snow", n=11)
+    expect(page.locator("#error-form")).to_have_text("1,000 uploads of yours.")
+    assert cell.store.bodies == []
+    forgive(page, complaints, "429")
 
 
 def test_before_and_after_are_compared_in_the_full_view(

@@ -30,6 +30,7 @@ export class ApiError extends Error {
 const LOST_CODES = new Set(["unavailable", "overloaded", "not_ready", "draining"]);
 
 const TIMEOUT_MS = 20_000;
+const UPLOAD_TIMEOUT_MS = 300_000; // of up to 24 MiB
 const signedOut = new EventTarget();
 
 /**
@@ -139,6 +140,14 @@ export const markImage = (id, favourite) => call("PATCH", `v1/images/${id}`, { f
  */
 export const deleteImage = (id, leaving = false) =>
   call("DELETE", `v1/images/${id}`, undefined, leaving ? { keepalive: true } : {});
+
+/**
+ * @param {Blob} picture
+ * @returns {Promise<{ id: string, expires_at: number }>}
+ */
+export const uploadPicture = (picture) => call("POST", "v1/uploads", undefined, {
+  headers: { "Content-Type": picture.type }, body: picture, signal: AbortSignal.timeout(UPLOAD_TIMEOUT_MS),
+});
 
 /**
  * @param {object} body

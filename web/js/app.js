@@ -7,6 +7,7 @@ import { copyText } from "./clipboard.js";
 import { $, h, setText } from "./dom.js";
 import { fileNameOf } from "./drag.js";
 import { bindDrop } from "./drop.js";
+import { jobFieldsOf } from "./edits.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Health } from "./health.js";
@@ -90,13 +91,16 @@ function draw({ lines, n, seed, ...settings }) {
 /**
  * Make a job: it is drawn whether this page is open or not.
  * @param {object} body
+ * @param {Origin | null} origin
  */
-async function begin(body) {
+async function begin(body, origin) {
   const button = $("#draw");
   button.disabled = true;
   try {
     const key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
-    const job = await createJob({ ...body, idempotency_key: key });
+    const from = origin ? await jobFieldsOf(origin) : {};
+    const job = await createJob({ ...body, ...from, idempotency_key: key });
+    if (origin) rememberOrigin(job.id, origin);
     toast(t("jobBegun", { n: job.total }));
     await jobs.poll();
     show(`job=${job.id}`);
@@ -240,7 +244,7 @@ function largerThan(picture) {
 
 /** @param {Drawn} item */
 function again({ picture }) {
-  const origin = originOf(picture.id);
+  const origin = originOf(picture);
   const drawable = origin && origin.as !== "upscale"; // the form draws nothing as large
   form.fill(picture, drawable ? { ...origin, as: undefined } : null);
 }

@@ -25,14 +25,14 @@ export class Compare {
   }
 
   /** @param {Picture} picture */
-  static can = (picture) => originOf(picture.id) !== null;
+  static can = (picture) => originOf(picture) !== null;
 
   /**
    * Show it for `picture`, or hide it.
    * @param {Picture} picture
    */
   async toggle(picture) {
-    const origin = originOf(picture.id);
+    const origin = originOf(picture);
     if (this.shown || !origin) return this.hide();
     this.#id = picture.id;
     const url = await seenAt(origin);

@@ -1,6 +1,6 @@
 /** How a drawing that goes on from a picture is asked for. */
 
-import { ApiError } from "./api.js";
+import { ApiError, uploadPicture } from "./api.js";
 import { t } from "./i18n.js";
 import { find } from "./stash.js";
 
@@ -39,6 +39,34 @@ export async function formOf(origin, body) {
   else form.append("image", String(id));
   if (mask) form.append("mask", await found(mask), "mask.png");
   return form;
+}
+
+/**
+ * What a job says of the picture that it goes on from: it is sent first, once, for the job outlives this page.
+ * @param {Origin} origin
+ * @returns {Promise<Record<string, unknown>>}
+ */
+export async function jobFieldsOf({ file, id, mask, strength, fit }) {
+  const there = file && (!id || (await find(file)));
+  return {
+    image: there ? await uploaded(file) : id,
+    ...(mask ? { mask: await uploaded(mask) } : {}),
+    ...(strength === null ? {} : { strength }),
+    ...(fit === "extend" ? { fit } : {}),
+  };
+}
+
+/** @type {Map<string, { id: string, expires_at: number }>} */
+const uploads = new Map(); // of this page, by their keys in stash.js
+const SPARE_S = 3600; // of an upload's time, for the job to be made
+
+/** @param {string} key */
+async function uploaded(key) {
+  const known = uploads.get(key);
+  if (known && known.expires_at - SPARE_S > Date.now() / 1000) return known.id;
+  const upload = await uploadPicture(await found(key));
+  uploads.set(key, upload);
+  return upload.id;
 }
 
 /** @param {string} key */

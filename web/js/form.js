@@ -65,10 +65,10 @@ export class Form {
   #models;
 
   /**
-   * One of `models` draws. `onDraw` gets checked values, `onJob` the body of a job.
+   * One of `models` draws. `onDraw` gets checked values, `onJob` the body of a job and the picture that it goes on from.
    * @param {Models} models
    * @param {(values: Values) => void} onDraw
-   * @param {(body: object) => void} onJob
+   * @param {(body: object, origin: Origin | null) => void} onJob
    */
   constructor(models, onDraw, onJob) {
     this.#models = models;
@@ -247,7 +247,6 @@ export class Form {
 
   get #asJob() {
     const { mode, n } = this.#state;
-    if (this.#source.origin) return false;
     return mode === "template" || this.#count > MAX_STREAMED || Number(n) > this.#limits.maxImages;
   }
 
@@ -355,7 +354,7 @@ export class Form {
     for (const [field, message] of errors) this.showError(field, message);
     if (errors.length) return controlsOf(errors[0][0]).find(isOffered)?.focus();
     if (this.#state.mode === "prompts") this.#history.add(this.#state.prompt.trim());
-    if (this.#asJob) this.onJob(this.#body());
+    if (this.#asJob) this.onJob(this.#body(), this.#source.origin);
     else this.onDraw(this.#values());
   }
 
@@ -378,7 +377,7 @@ export class Form {
     };
   }
 
-  /** What `POST /v1/jobs` takes. */
+  /** What `POST /v1/jobs` takes, but for a picture. */
   #body() {
     const { lines, n, seed, steps, guidance, negative, width, height, format, lora, model } = this.#values();
     const { mode, name } = this.#state;
@@ -418,7 +417,7 @@ export class Form {
     const { maxSteps } = this.#limits;
     /** @type {[string, string | false][]} */
     const checks = [
-      ...(whole ? [...this.#promptErrors(), ...this.#sourceErrors(), ...this.#loraErrors()] : []),
+      ...(whole ? [...this.#promptErrors(), ...this.#loraErrors()] : []),
       ["size", this.#sizeError()],
       ["n", !isWhole(String(n), 1, MAX_PICTURES) && t("errorCount", { max: MAX_PICTURES.toLocaleString() })],
       ["seed", seed !== "" && !isWhole(String(seed), 0, MAX_SEED) && t("errorSeed")],
@@ -451,17 +450,6 @@ export class Form {
   #loraErrors() {
     const names = this.#loras.missing.map(({ name }) => name).join(t("and"));
     return [["lora", names !== "" && t("errorLora", { names })]];
-  }
-
-  /** @returns {[string, string | false][]} */
-  #sourceErrors() {
-    if (!this.#source.origin) return [];
-    const max = Math.min(MAX_STREAMED, this.#limits.maxImages);
-    const many = this.#count > MAX_STREAMED || Number(this.#state.n) > max;
-    return [
-      ["image", this.#state.mode === "template" && t("errorSourceTemplate")],
-      ["n", this.#state.mode !== "template" && many && t("errorSourceMany", { max })],
-    ];
   }
 
   /** @param {string} text */

@@ -74,8 +74,6 @@ export const STRINGS = {
   errorNothingAround: ["Nothing is left around the picture: choose a larger size.", "图片四周没有空余，请选择更大的尺寸。"],
   errorAroundPixels: ["Too large: at most {max} pixels. Choose a size nearer to the picture's.", "尺寸过大：最多 {max} 像素，请选择更接近原图的尺寸。"],
   asSource: ["As the picture", "与原图一致"],
-  errorSourceTemplate: ["A template draws from text alone: remove the picture, or write prompts.", "模板只能由文字生成，请移除图片或改用提示词。"],
-  errorSourceMany: ["From a picture, at most {max} at once.", "以图作画一次最多 {max} 张。"],
   noPicture: ["This file is no picture that can be drawn from", "无法读取这个图片文件"],
   noSettings: ["This picture does not say how it was drawn", "这张图片里没有绘制参数"],
   asJob: ["Runs in the background. You can close this page.", "在后台运行，可以关闭本页。"],

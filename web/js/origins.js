@@ -1,4 +1,4 @@
-/** What pictures were drawn from, as far as this browser knows it: by their ids in the gallery. */
+/** What pictures were drawn from, as far as this browser knows it: by their ids in the gallery, or their jobs'. */
 
 import { load, save } from "./settings.js";
 import { urlOf } from "./stash.js";
@@ -9,7 +9,7 @@ const MOST = 200;
 let known = load("origins", []);
 
 /**
- * @param {string} id
+ * @param {string} id of a picture or a job
  * @param {Origin} origin
  */
 export function rememberOrigin(id, origin) {
@@ -18,10 +18,10 @@ export function rememberOrigin(id, origin) {
 }
 
 /**
- * @param {string} id
+ * @param {Pick<Picture, "id" | "job">} picture
  * @returns {Origin | null}
  */
-export const originOf = (id) => known.find(([other]) => other === id)?.[1] ?? null;
+export const originOf = ({ id, job }) => known.find(([other]) => other === id || other === job?.id)?.[1] ?? null;
 
 export function forgetOrigins() {
   known = [];
