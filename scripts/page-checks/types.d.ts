@@ -107,6 +107,8 @@ type Origin = {
   width: number;
   height: number;
   as?: "like" | "upscale";
+  /** Where it is extended; all around, where nothing is said. */
+  side?: "left" | "right" | "up" | "down";
 };
 
 /** A line of the brush; `radius` and `points` in pixels of the canvas. */
@@ -214,6 +216,7 @@ type Picture = Recipe & {
   favourite: boolean;
   created_at?: number;
   job?: { id: string; number: number } | null;
+  image_sha256?: string | null;
   blob?: Blob | null;
 };
 
@@ -325,7 +328,14 @@ type StoredJob = {
   counts: { done: number; failed: number; cancelled: number; running: number };
   predicted_finish_at: number | null;
   revision?: number;
-  parameters: { size: string };
+  parameters: {
+    size: string;
+    image?: string;
+    mask?: string;
+    strength?: number;
+    fit?: Origin["fit"];
+    position?: string;
+  };
 };
 
 type StoredItem = {

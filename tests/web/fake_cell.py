@@ -302,7 +302,9 @@ class FakeCell:
         if source is None:
             return drawn
         if body.get("fit") == "extend":
-            drawn.paste(source, ((width - source.width) // 2, (height - source.height) // 2))
+            middle = (width - source.width) // 2, (height - source.height) // 2
+            said = body.get("position")
+            drawn.paste(source, tuple(map(int, said.split(","))) if said else middle)
             return drawn
         under = ImageOps.fit(source, (width, height))
         if "mask" in self.files:
@@ -352,16 +354,8 @@ async def _body_of(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
-    words = {
-        "prompt",
-        "size",
-        "image",
-        "output_format",
-        "negative_prompt",
-        "resume",
-        "fit",
-        "model",
-    }
+    words = {"prompt", "size", "image", "output_format", "negative_prompt", "resume"}
+    words |= {"fit", "model", "position"}
     return {k: text if k in words else json.loads(text) for k, text in texts.items()}
 
 

@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.web.conftest import PHONE, OpenPage, forgive
 from tests.web.fake_cell import FIRST_SEED, FakeCell, Refuse
+from tests.web.fake_store import FakeJob
 from tests.web.landscapes import encoded, landscape
 from tests.web.test_draw import draw
 from tests.web.test_library import SPEC, drop
@@ -148,6 +149,37 @@ def test_a_job_goes_on_from_a_picture_that_is_sent_once(
     page.locator("#job-grid .open").tap()
     page.locator("[data-action=compare]").tap()
     expect(page.locator("#compare-divider")).to_be_visible()
+
+
+def test_what_a_job_was_drawn_from_is_known_in_another_browser(
+    cell: FakeCell, open_page: OpenPage
+) -> None:
+    store = cell.store
+    store.uploads = {"upload_1": STREET, "upload_2": STREET}
+    from_upload = {"prompt": "snow", "size": "400x192", "image": "upload_1", "mask": "upload_2"}
+    body = {**from_upload, "strength": 0.8, "fit": "extend", "position": "80,0"}
+    store.jobs["job_1"] = FakeJob("job_1", body, [])
+    drawn = {"job": {"id": "job_1", "number": 1}, "image_sha256": "5" * 64}
+    store.keep("img_1", body, 7, 8, **drawn)
+    store.keep("f" * 32 + "-0", {"prompt": "rain", "size": "64x64"}, 7, 8, image_sha256="5" * 64)
+    page = open_page()
+    card = page.locator("#grid .card", has_text="snow")
+    card.locator(".open").click()
+    page.keyboard.press("b")
+    expect(page.locator("#compare")).to_be_visible()
+    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
+    assert before
+    assert whole
+    assert before["x"] == pytest.approx(whole["x"] + whole["width"] * 0.2, abs=1)  # to the left
+    page.keyboard.press("r")
+    expect(page.locator("#source-mask")).to_be_visible()
+    expect(page.locator("#strength-value")).to_have_text("80 %")
+    expect(page.get_by_role("radio", name="Left", exact=True)).to_be_checked()
+    page.locator("#grid .card", has_text="rain").locator(".open").click()
+    expect(page.get_by_role("button", name="Before / after")).to_have_count(0)
+    page.keyboard.press("r")  # what nobody knows is told
+    expect(page.locator(".toast")).to_contain_text("without the picture that it was drawn from")
+    expect(page.locator("#source")).to_be_hidden()
 
 
 def test_a_job_whose_picture_cannot_be_sent_is_not_made(
@@ -407,15 +439,39 @@ def test_a_picture_is_extended_by_what_is_around_it(cell: FakeCell, open_page: O
     ]
     page.evaluate(AXE)
     assert page.evaluate(RUN) == []
+    page.get_by_role("radio", name="All around", exact=True).focus()
+    page.keyboard.press("ArrowRight")  # to the left
+    page.keyboard.press("ArrowRight")
+    page.locator(".ratio[data-ratio=source]").click()
+    expect(page.locator(".ratio:has(:checked)")).to_have_text("Right400 × 192")
+    draw(page, "a long street")
+    expect(page.locator("[data-face=picture]")).to_have_count(3)
+    page.get_by_role("radio", name="Up", exact=True).check(force=True)
+    draw(page, "a sky", n=11)
+    expect(page.locator("#job-grid .card")).to_have_count(11)
+    placed = [cell.requests[2], cell.store.bodies[0]]
+    assert [(b["size"], b["position"]) for b in placed] == [("400x192", "0,0"), ("320x240", "0,48")]
+    page.locator("[data-view=gallery]").click()
+    page.locator("#grid .open").first.click()
+    page.keyboard.press("b")
+    expect(page.locator("#compare")).to_be_visible()
+    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
+    assert before
+    assert whole
+    assert (before["x"], before["y"]) == pytest.approx((whole["x"], whole["y"]), abs=1)
+    assert before["width"] == pytest.approx(whole["width"] * 0.8, abs=1)
+    page.keyboard.press("Escape")
+    page.get_by_role("radio", name="All around", exact=True).check(force=True)
     page.locator(".ratio", has_text="Custom").click()
     page.get_by_label("Width").fill("320")
     page.get_by_label("Height").fill("192")
     page.locator("#draw").click()
     expect(page.locator("#error-size")).to_contain_text("Nothing is left around")
     page.get_by_role("radio", name="Fill the size").check()
+    page.get_by_label("Variants", exact=True).fill("1")
     page.locator("#draw").click()
-    expect(page.locator("[data-face=picture]")).to_have_count(3)
-    assert "fit" not in cell.requests[2]
+    expect(page.locator("#grid [data-face=picture]")).to_have_count(4)
+    assert cell.requests[3].keys().isdisjoint({"fit", "position"})
 
 
 def test_a_picture_without_room_around_it_is_made_smaller(

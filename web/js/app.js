@@ -17,7 +17,7 @@ import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
 import { settingsOf } from "./metadata.js";
 import { Models } from "./models.js";
-import { originOf, rememberOrigin } from "./origins.js";
+import { isOfJob, originOf, rememberOrigin, storedOriginOf } from "./origins.js";
 import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
@@ -90,7 +90,7 @@ function draw({ lines, n, seed, ...settings }) {
 
 /**
  * Make a job: it is drawn whether this page is open or not.
- * @param {object} body
+ * @param {{ size: string }} body
  * @param {Origin | null} origin
  */
 async function begin(body, origin) {
@@ -98,7 +98,7 @@ async function begin(body, origin) {
   button.disabled = true;
   try {
     const key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
-    const from = origin ? await jobFieldsOf(origin) : {};
+    const from = origin ? await jobFieldsOf(origin, body.size) : {};
     const job = await createJob({ ...body, ...from, idempotency_key: key });
     if (origin) rememberOrigin(job.id, origin);
     toast(t("jobBegun", { n: job.total }));
@@ -243,10 +243,11 @@ function largerThan(picture) {
 }
 
 /** @param {Drawn} item */
-function again({ picture }) {
-  const origin = originOf(picture);
+async function again({ picture }) {
+  const origin = originOf(picture) ?? (isOfJob(picture) ? await storedOriginOf(picture) : null);
   const drawable = origin && origin.as !== "upscale"; // the form draws nothing as large
-  form.fill(picture, drawable ? { ...origin, as: undefined } : null);
+  const missed = picture.image_sha256 && !origin ? [t("sourceMissed")] : [];
+  form.fill(picture, drawable ? { ...origin, as: undefined } : null, missed);
 }
 
 /** @param {Drawn} item */

@@ -2,7 +2,8 @@
 
 import { $ } from "./dom.js";
 import { t } from "./i18n.js";
-import { originOf, seenAt } from "./origins.js";
+import { cornerOf } from "./edits.js";
+import { isOfJob, originOf, seenAt, storedOriginOf } from "./origins.js";
 import { toast } from "./toast.js";
 
 export class Compare {
@@ -25,17 +26,17 @@ export class Compare {
   }
 
   /** @param {Picture} picture */
-  static can = (picture) => originOf(picture) !== null;
+  static can = (picture) => originOf(picture) !== null || isOfJob(picture);
 
   /**
    * Show it for `picture`, or hide it.
    * @param {Picture} picture
    */
   async toggle(picture) {
-    const origin = originOf(picture);
-    if (this.shown || !origin) return this.hide();
+    if (this.shown) return this.hide();
     this.#id = picture.id;
-    const url = await seenAt(origin);
+    const origin = originOf(picture) ?? (await storedOriginOf(picture));
+    const url = origin && (await seenAt(origin));
     if (this.#id !== picture.id) return;
     if (!url) return toast(t("gone"));
     this.#place(origin, picture);
@@ -64,14 +65,16 @@ export class Compare {
   }
 
   /**
-   * The picture as the server placed it: over the whole drawing, or as large as it is, in the middle.
+   * The picture as the server placed it: over the whole drawing, or as large as it is, where it was put.
    * @param {Origin} origin
    * @param {Picture} picture
    */
-  #place({ fit, width, height }, picture) {
-    const extended = fit === "extend";
+  #place(origin, picture) {
+    const extended = origin.fit === "extend";
+    const { width, height } = extended ? origin : picture;
+    const [x, y] = extended ? cornerOf(origin, picture.width, picture.height) : [0, 0];
     this.#box.style.setProperty("--ratio", String(picture.width / picture.height));
-    this.#before.style.setProperty("--wide", `${extended ? (100 * width) / picture.width : 100}%`);
-    this.#before.style.setProperty("--high", `${extended ? (100 * height) / picture.height : 100}%`);
+    const parts = { wide: width / picture.width, high: height / picture.height, x: x / picture.width, y: y / picture.height };
+    for (const [name, part] of Object.entries(parts)) this.#before.style.setProperty(`--${name}`, `${100 * part}%`);
   }
 }

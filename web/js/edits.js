@@ -12,6 +12,32 @@ export const STRENGTH_OF_PART = 1;
 export const defaultStrength = ({ mask, fit }) => (mask || fit === "extend" ? STRENGTH_OF_PART : STRENGTH);
 
 /**
+ * [x, y] of its upper left corner where it is extended to `wide` × `high`.
+ * @param {Pick<Origin, "side" | "width" | "height">} origin
+ * @param {number} wide
+ * @param {number} high
+ */
+export function cornerOf({ side, width, height }, wide, high) {
+  const [x, y] = [wide - width, high - height];
+  return [
+    side === "left" ? x : side === "right" ? 0 : Math.floor(x / 2),
+    side === "up" ? y : side === "down" ? 0 : Math.floor(y / 2),
+  ];
+}
+
+/**
+ * How it becomes as large as the drawing.
+ * @param {Origin} origin
+ * @param {string} size
+ * @returns {Record<string, string>}
+ */
+function placeOf(origin, size) {
+  if (origin.fit !== "extend") return {};
+  const [wide, high] = size.split("x").map(Number);
+  return { fit: "extend", ...(origin.side ? { position: cornerOf(origin, wide, high).join() } : {}) };
+}
+
+/**
  * As requests name them: what a name stands for now is drawn with.
  * @param {Lora[]} loras
  */
@@ -27,13 +53,13 @@ const PATHS = { edit: "edits", like: "variations", upscale: "upscale" };
  * @param {Record<string, unknown>} body
  */
 export async function formOf(origin, body) {
-  const { file, id, mask, strength, fit } = origin;
+  const { file, id, mask, strength } = origin;
   const form = new FormData();
   for (const [name, value] of Object.entries(body)) {
     form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
   if (strength !== null) form.append("strength", String(strength));
-  if (fit === "extend") form.append("fit", fit);
+  for (const [name, value] of Object.entries(placeOf(origin, String(body.size)))) form.append(name, value);
   const blob = file && (id ? await find(file) : await found(file));
   if (blob) form.append("image", blob, "image");
   else form.append("image", String(id));
@@ -44,15 +70,17 @@ export async function formOf(origin, body) {
 /**
  * What a job says of the picture that it goes on from: it is sent first, once, for the job outlives this page.
  * @param {Origin} origin
+ * @param {string} size of the drawings
  * @returns {Promise<Record<string, unknown>>}
  */
-export async function jobFieldsOf({ file, id, mask, strength, fit }) {
+export async function jobFieldsOf(origin, size) {
+  const { file, id, mask, strength } = origin;
   const there = file && (!id || (await find(file)));
   return {
     image: there ? await uploaded(file) : id,
     ...(mask ? { mask: await uploaded(mask) } : {}),
     ...(strength === null ? {} : { strength }),
-    ...(fit === "extend" ? { fit } : {}),
+    ...placeOf(origin, size),
   };
 }
 

@@ -7,7 +7,7 @@ import { History } from "./history.js";
 import { t } from "./i18n.js";
 import { Loras } from "./loras.js";
 import { load, save } from "./settings.js";
-import { Source } from "./source.js";
+import { SIDES, Source } from "./source.js";
 import { LIMITS, RATIOS, around, fit, ratioOf, sizeOf } from "./sizes.js";
 import { TemplateEditor } from "./template.js";
 import { offerUndo } from "./undo.js";
@@ -68,7 +68,7 @@ export class Form {
    * One of `models` draws. `onDraw` gets checked values, `onJob` the body of a job and the picture that it goes on from.
    * @param {Models} models
    * @param {(values: Values) => void} onDraw
-   * @param {(body: object, origin: Origin | null) => void} onJob
+   * @param {(body: { size: string }, origin: Origin | null) => void} onJob
    */
   constructor(models, onDraw, onJob) {
     this.#models = models;
@@ -93,8 +93,9 @@ export class Form {
    * Take over the settings of one picture: drawing now gives the same picture again.
    * @param {Recipe} recipe
    * @param {Origin | null} origin what it was drawn from
+   * @param {string[]} told what else there is to tell
    */
-  fill(recipe, origin = null) {
+  fill(recipe, origin = null, told = []) {
     const { prompt, seed, steps, format, guidance_scale, negative_prompt, lora = [] } = recipe;
     const before = this.#models.picked?.id;
     this.#models.pick(recipe.model);
@@ -106,7 +107,7 @@ export class Form {
     const guidance = guidance_scale ? String(guidance_scale) : "";
     const exact = { seed: seed ?? "", steps: steps ?? "", guidance, negative: negative_prompt ?? "" };
     const words = prompt.replaceAll("\n", " ");
-    const more = [this.#models.missed(recipe), lora.length && !this.#limits.loras ? t("lorasNotTaken") : ""];
+    const more = [...told, this.#models.missed(recipe), lora.length && !this.#limits.loras ? t("lorasNotTaken") : ""];
     this.#replace({ mode: "prompts", prompt: words, n: 1, ratio, ...size, ...exact, ...rest }, "reused", { origin, lora, model: before, more });
     if (guidance || exact.negative) $("#advanced").open = true;
     this.focus();
@@ -286,7 +287,8 @@ export class Form {
       const custom = ratio === "custom";
       const asSource = ratio === AS_SOURCE;
       tile.toggleAttribute("hidden", asSource && !this.#source.origin);
-      const own = t(this.#source.origin?.fit === "extend" ? "allAround" : "asSource");
+      const { fit: how, side } = this.#source.origin ?? {};
+      const own = t(how === "extend" ? SIDES[side ?? "around"] : "asSource");
       setText($(".name", tile), asSource ? own : custom ? t("custom") : ratio);
       setText($(".pixels", tile), custom ? "" : this.#sizeAt(ratio).join(" × "));
     }
@@ -381,7 +383,7 @@ export class Form {
   #body() {
     const { lines, n, seed, steps, guidance, negative, width, height, format, lora, model } = this.#values();
     const { mode, name } = this.#state;
-    /** @type {Record<string, unknown>} */
+    /** @type {{ size: string } & Record<string, unknown>} */
     const body = { variants: n, size: `${width}x${height}`, output_format: format };
     if (name.trim()) body.name = name.trim();
     if (seed !== null) body.seed = seed;
@@ -403,7 +405,7 @@ export class Form {
   #sizeAt(ratio) {
     const origin = this.#source.origin;
     const given = ratio === AS_SOURCE ? null : ratio;
-    if (origin?.fit === "extend") return around(given, origin.width, origin.height, this.#limits);
+    if (origin?.fit === "extend") return around(given, origin, this.#limits);
     if (given) return sizeOf(given, this.#limits);
     return origin ? fit(origin.width, origin.height, this.#limits) : [0, 0];
   }

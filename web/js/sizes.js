@@ -69,16 +69,18 @@ export function sizeOf(ratio, limits) {
 const BORDER = 1.25;
 
 /**
- * [width, height] around a picture of `width` × `height`: in the given ratio, or without one, all around it.
+ * [width, height] around a picture: in the given ratio, or without one, all around it or on its `side`.
  * May be more than `maxPixels`.
  * @param {string | null} ratio
- * @param {number} width
- * @param {number} height
+ * @param {Pick<Origin, "width" | "height" | "side">} picture
  * @param {Pick<Limits, "multiple" | "minSide">} limits
  */
-export function around(ratio, width, height, { multiple, minSide }) {
-  const [across, down] = ratio ? ratio.split(":").map(Number) : [width, height];
-  const wide = ratio ? Math.max(width, (height * across) / down) : width * BORDER;
+export function around(ratio, { width, height, side: only }, { multiple, minSide }) {
+  const [across, down] = ratio?.split(":").map(Number) ?? [
+    only === "up" || only === "down" ? width : width * BORDER,
+    only === "left" || only === "right" ? height : height * BORDER,
+  ];
+  const wide = ratio ? Math.max(width, (height * across) / down) : across;
   /** @param {number} side */
   const up = (side) => Math.max(minSide, Math.ceil(side / multiple) * multiple);
   return [up(wide), up((wide * down) / across)];

@@ -13,6 +13,11 @@ const MAX_PIXELS = 4096 * 4096;
 const MAX_BYTES = 24 * 2 ** 20;
 const KINDS = new Set(["image/png", "image/jpeg", "image/webp"]);
 
+/** Where a picture is extended. */
+export const SIDES = /** @type {const} */ ({
+  around: "sideAround", left: "sideLeft", right: "sideRight", up: "sideUp", down: "sideDown",
+});
+
 export class Source {
   /** @type {Origin | null} */
   #origin = load("source");
@@ -31,7 +36,10 @@ export class Source {
     this.#put(this.#origin);
     $("#strength").addEventListener("input", () => this.#set({ strength: Number($("#strength").value) }));
     $("#source-paint").addEventListener("click", () => this.#paint());
-    for (const radio of radios()) radio.addEventListener("change", () => this.#fit(/** @type {Origin["fit"]} */ (radio.value)));
+    for (const radio of radios("#fits")) {
+      radio.addEventListener("change", () => this.#fit(/** @type {Origin["fit"]} */ (radio.value)));
+    }
+    for (const radio of radios("#sides")) radio.addEventListener("change", () => this.#extend(radio.value));
     $("#source-remove").addEventListener("click", () => (this.use(null), $("#from-file").focus()));
   }
 
@@ -80,6 +88,12 @@ export class Source {
     this.changed();
   }
 
+  /** @param {string} side */
+  #extend(side) {
+    this.#set({ side: side === "around" ? undefined : /** @type {Origin["side"]} */ (side) });
+    this.changed();
+  }
+
   async #paint() {
     const from = this.#origin;
     const mask = from && (await this.#editor.edit(from));
@@ -90,7 +104,9 @@ export class Source {
     const { origin } = this;
     $("#source-paint").hidden = !this.limits.masks;
     $("#fits").hidden = !origin || !this.limits.masks;
-    for (const radio of radios()) radio.checked = radio.value === origin?.fit;
+    $("#sides").hidden = $("#fits").hidden || origin?.fit !== "extend";
+    for (const radio of radios("#fits")) radio.checked = radio.value === origin?.fit;
+    for (const radio of radios("#sides")) radio.checked = radio.value === (origin?.side ?? "around");
     $("#source").hidden = !origin;
     $("#from-file").hidden = Boolean(origin);
     if (!origin) {
@@ -121,8 +137,11 @@ export class Source {
   }
 }
 
-/** @returns {NodeListOf<HTMLInputElement>} */
-const radios = () => $("#fits").querySelectorAll("input");
+/**
+ * @param {"#fits" | "#sides"} group
+ * @returns {NodeListOf<HTMLInputElement>}
+ */
+const radios = (group) => $(group).querySelectorAll("input");
 
 /**
  * A file as something to draw from, or null where it is no picture that can be.
