@@ -112,6 +112,11 @@ class Layout:
         return self.render_dir / "guard.json"
 
     @property
+    def models_json(self) -> Path:
+        """What workers are told of the models of a cell that has several."""
+        return self.render_dir / "models.json"
+
+    @property
     def monitoring_dir(self) -> Path:
         """For Prometheus and Grafana; nothing of the cell reads it."""
         return self.render_dir / "monitoring"

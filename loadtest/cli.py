@@ -131,7 +131,7 @@ def about(config: ClusterConfig) -> dict[str, str]:
     ).stdout.strip()
     return {
         "cell": config.cell.name,
-        "model": config.model.source,
+        "model": ", ".join(model.source for model in config.served),
         "workers": f"{len(workers)} on {', '.join(devices)}",
         "machine": f"{host.cores} cores, {_processor()}",
         "version": version or "unknown",

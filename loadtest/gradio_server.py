@@ -8,7 +8,8 @@ from pathlib import Path
 
 from deploy.config import ROOT, ClusterConfig
 from deploy.host.machine import read
-from deploy.rendering.plan import model_source, plan
+from deploy.rendering.placement import model_source
+from deploy.rendering.plan import plan
 from loadtest import gradio_process
 
 PYTHON = ROOT / ".venv-gradio" / "bin" / "python"
@@ -27,8 +28,8 @@ def started(config: ClusterConfig, folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     device = plan(config, read()).workers[0].device
-    command = [str(PYTHON), "-m", "loadtest.gradio_app", model_source(config), device]
-    command += [config.model.dtype, str(port)]
+    command = [str(PYTHON), "-m", "loadtest.gradio_app", model_source(config.served[0]), device]
+    command += [config.served[0].dtype, str(port)]
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)  # it may use every core
     log = folder / "gradio.log"

@@ -210,8 +210,8 @@ class Runner:
 
     def _loose(self) -> bool:
         workers = self.config.workers
-        return self.config.model.dtype in {"bfloat16", "float16"} or (
-            self.config.model.dtype == "auto"
+        return self.config.served[0].dtype in {"bfloat16", "float16"} or (
+            self.config.served[0].dtype == "auto"
             and any(Path("/dev").glob("nvidia[0-9]*"))
             and (workers == "auto" or any(group.device != "cpu" for group in workers))
         )

@@ -92,6 +92,8 @@ class Settings(
     """``tiny``, a local diffusers folder, a .safetensors file with ``base``, a hub id,
     ``random:z-image-turbo`` or ``synthetic:…``."""
     names: ModelNames = ModelNames()
+    models: Path | None = None
+    """The list of all models, where the cell has several: see ``coordination/served_models``."""
     device: str = "cpu"
     """``cpu``, ``cuda:0`` or, better, a UUID from ``nvidia-smi -L`` (``GPU-…``, ``MIG-…``). Several
     with commas between them draw each picture together."""

@@ -24,7 +24,9 @@ def plan(config: Config = None, as_json: AsJson = False) -> None:
     for worker in cell.plan.workers:
         limit = f", {worker.vram_limit_gib:g} GiB" if worker.vram_limit_gib else ""
         threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
-        output.say(f"{worker.name}  {worker.device_name}{limit}, {threads}  ({worker.reason})")
+        model = f"{worker.model}  " if worker.model else ""
+        where = f"{worker.device_name}{limit}, {threads}"
+        output.say(f"{worker.name}  {model}{where}  ({worker.reason})")
     held = links.read(cell.layout)
     for link in cell.plan.links:
         if link.name in held:

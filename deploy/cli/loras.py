@@ -1,5 +1,6 @@
 """``zimage loras``: the adapters that requests may name."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ from rich.filesize import decimal
 from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from deploy.rendering.plan import model_base, model_source
+from deploy.config.schema import Model
+from deploy.rendering.placement import model_base, model_source
 from deploy.rollout import model_pull
 from deploy.rollout.lora_checks import folder_of
 from worker.bounds import GIB
@@ -95,10 +97,10 @@ def list_loras(config: Config = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(config: Config = None) -> None:
-    """Compare each adapter with its hash, and with the layers of this cell's model."""
+    """Compare each adapter with its hash, and with the layers of this cell's models."""
     cell = open_cell(config)
     folder = folder_of(cell)
-    problems, layers = folder.problems(), None
+    problems, layers = folder.problems(), list["Layers | None"]()
     if found := folder.all():
         layers = _layers(cell)
     for lora in found.values():
@@ -108,7 +110,9 @@ def check(config: Config = None) -> None:
         output.fail(f"{file}: {why}")
     if problems:
         raise CellError(f"{len(problems)} of the files in {folder.path} cannot be used")
-    output.done(f"{len(found)} adapters in {folder.path} are what was added, and fit the model")
+    output.done(
+        f"{len(found)} adapters in {folder.path} are what was added, and fit {_fitted(cell)}"
+    )
 
 
 @app.command()
@@ -134,15 +138,20 @@ def _added(cell: Cell, path: Path, name: str) -> StoredLora:
     if cell.layout.var_dir in folder.path.parents:
         cell.layout.create()
     most = int(cell.config.loras.device_gib * GIB) // _BYTES
-    return adding.add(path, name, folder.path, layers, most)
+    for other in layers[:-1]:
+        with suppress(UnusableLora):
+            return adding.add(path, name, folder.path, other, most)
+    return adding.add(path, name, folder.path, layers[-1], most)
 
 
-def _wrong(lora: StoredLora, layers: "Layers | None") -> UnusableLora | None:
+def _fitted(cell: Cell) -> str:
+    return "one of the models" if cell.config.several else "the model"
+
+
+def _wrong(lora: StoredLora, layers: "list[Layers | None]") -> UnusableLora | None:
     try:
-        if layers is not None:
-            from worker.models.loras.conversion import require_fits
-
-            require_fits(lora.shapes, layers)
+        if layers and None not in layers:
+            _require_fits_one(lora, layers)
         if folders.values_digest(lora) != lora.values_sha256:
             return UnusableLora("its values are not those that were added", "add it again")
     except UnusableLora as error:
@@ -150,11 +159,36 @@ def _wrong(lora: StoredLora, layers: "Layers | None") -> UnusableLora | None:
     return None
 
 
-def _layers(cell: Cell) -> "Layers | None":
-    """Of this cell's model; None where any adapter will do."""
-    source = model_source(cell.config)
+def _require_fits_one(lora: StoredLora, layers: "list[Layers | None]") -> None:
+    """Raise ``UnusableLora`` where no model has its layers: what the last one says."""
+    from worker.models.loras.conversion import require_fits
+
+    for k, own in enumerate(layers, start=1):
+        try:
+            return require_fits(lora.shapes, own) if own is not None else None
+        except UnusableLora:
+            if k == len(layers):
+                raise
+    return None
+
+
+def _layers(cell: Cell) -> "list[Layers | None]":
+    """Of each model of this cell that takes adapters; None where any adapter will do."""
+    found, refusals = list["Layers | None"](), list[CellError]()
+    for model in cell.config.served:
+        try:
+            found.append(_layers_of(cell, model))
+        except CellError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def _layers_of(cell: Cell, asked: Model) -> "Layers | None":
+    source = model_source(asked)
     if is_single_file(source):
-        source = model_base(cell.config)
+        source = model_base(asked)
     try:
         model = hub_model(source)
         folder = hub.found(model, model_pull.environments(cell)) if model else local_folder(source)

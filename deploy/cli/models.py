@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from deploy import output
 from deploy.cell import Cell, CellError
 from deploy.cli.options import AsJson, Config, open_cell
-from deploy.rendering.plan import model_base, model_source
+from deploy.rendering.placement import model_base, model_source
 from deploy.rollout import model_pull
 from worker.models.loading import hub, pulled
 from worker.models.loading.folder import ModelLoadError
@@ -129,12 +129,15 @@ def remove(
 
 def _named(cell: Cell) -> dict[str, str]:
     """Models that cluster.toml names, each with its key."""
-    config = cell.config
-    return {model_base(config): "model.base", model_source(config): "model.source"}
+    config, named = cell.config, {}
+    for k, model in reversed(list(enumerate(config.served))):
+        key = f"models[{k}]" if config.several else "model"
+        named |= {model_base(model): f"{key}.base", model_source(model): f"{key}.source"}
+    return named
 
 
 def _of_hub(cell: Cell, source: str) -> HubModel:
-    named = source or model_source(cell.config)
+    named = source or model_source(cell.config.served[0])
     try:
         model = hub_model(named)
     except ModelLoadError as error:

@@ -8,7 +8,9 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from deploy.config import patterns
-from deploy.config.schema import ClusterConfig, WorkerGroup
+from deploy.config.schema import ClusterConfig, NamedModel, WorkerGroup
+
+_ENTRIES: dict[int | str, type[BaseModel]] = {"workers": WorkerGroup, "models": NamedModel}
 
 
 def lines_of(details: list[ErrorDetails]) -> list[str]:
@@ -125,8 +127,10 @@ def _model_at(keys: list[int | str]) -> type[BaseModel] | None:
     """The section that ``keys`` lead to, or None where they lead to no section."""
     model: type[BaseModel] = ClusterConfig
     for key in keys:
-        if isinstance(key, int) or key == "workers":
-            model = WorkerGroup
+        if key in _ENTRIES:
+            model = _ENTRIES[key]
+        elif isinstance(key, int):
+            continue
         elif key in model.model_fields:
             inner = _model_in(model, key)
             if inner is None:

@@ -7,7 +7,7 @@ stands in ``worker/tables.py``.
 import ipaddress
 import re
 import socket
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -31,6 +31,9 @@ from worker.tables import (
     Usage,
     WorkerLimits,
 )
+
+MAX_MODELS = 16
+"""Of one cell."""
 
 
 def is_loopback(address: str) -> bool:
@@ -174,9 +177,23 @@ class Model(Acceleration, ModelFiles, ModelNames):
         return self
 
 
+class NamedModel(Model):
+    """One entry of ``[[models]]``."""
+
+    name: str = Field(default_factory=str, pattern=tables.LINE, max_length=100)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name.strip():
+            remedy = "give it one, by which requests and [[workers]] ask for it"
+            raise _problem("name", "missing: each of several models has its own", remedy)
+        return self
+
+
 class WorkerGroup(Table):
     """One entry of ``[[workers]]``: ``count`` equal workers on one device, or one on several."""
 
+    model: str = Field(default_factory=str, pattern=tables.LINE)
     device: str = Field(default_factory=str, pattern=patterns.DEVICE)
     devices: str = Field(default_factory=str, pattern=patterns.DEVICES)
     count: int = Field(1, ge=1, le=64)
@@ -436,6 +453,7 @@ class ClusterConfig(Table):
     tls: Tls = Tls()
     ops: Ops = Ops()
     model: Model = Model()
+    models: list[NamedModel] = Field([], max_length=MAX_MODELS)
     limits: Limits = Limits()
     labels: Labels = Labels()
     loras: Loras = Loras()
@@ -456,11 +474,64 @@ class ClusterConfig(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = [*_port_problems(self), *_model_problems(self), *_worker_problems(self)]
+        problems = _name_problems(self)
+        settled = self
+        if self.models and not problems:
+            settled = self.model_copy(update=_settled(self.models))
+        problems += [*_port_problems(self), *_model_problems(settled), *_worker_problems(settled)]
         problems += [*_environment_problems(self), *_cluster_problems(self)]
         if problems:
             raise PydanticCustomError("problems", "{lines}", {"lines": "\n".join(problems)})
-        return self
+        return settled
+
+    @property
+    def served(self) -> tuple[Model, ...]:
+        """Every model of the cell; the first draws what names none."""
+        return tuple(self.models) or (self.model,)
+
+    @property
+    def several(self) -> bool:
+        """Whether a request's ``model`` decides who draws it."""
+        return bool(self.models)
+
+    def model_of(self, name: str) -> Model:
+        """The model with this name or alias, in capitals or not; the first for an empty one."""
+        known = {each.lower(): model for model in self.served for each in names_of(model)}
+        return known[name.lower()] if name else self.served[0]
+
+
+def names_of(model: Model) -> tuple[str, ...]:
+    """By which ``model`` is asked for."""
+    return (model.name, *model.aliases)
+
+
+def _settled(models: list[NamedModel]) -> dict[str, Any]:
+    """One entry is ``[model]``. Of several, the first alone has the default aliases: those that no
+    other one claims."""
+    if len(models) == 1:
+        return {"model": models[0], "models": []}
+    claimed = _claimed(models)
+    free = [alias for alias in models[0].aliases if alias.lower() not in claimed]
+    aliases = [free, *([] for _ in models[1:])]
+    return {
+        "models": [
+            model
+            if "aliases" in model.model_fields_set
+            else model.model_copy(update={"aliases": default})
+            for model, default in zip(models, aliases, strict=True)
+        ]
+    }
+
+
+def _claimed(models: list[NamedModel]) -> dict[str, str]:
+    """The key of each name that the file itself gives a model, in small letters."""
+    told: dict[str, str] = {}
+    for k, model in enumerate(models):
+        told.setdefault(model.name.lower(), f"models[{k}].name")
+    for k, model in enumerate(models):
+        for alias in model.aliases if "aliases" in model.model_fields_set else ():
+            told.setdefault(alias.lower(), f"models[{k}].aliases")
+    return told
 
 
 def _port_problems(config: ClusterConfig) -> list[str]:
@@ -479,13 +550,34 @@ def _port_problems(config: ClusterConfig) -> list[str]:
 
 
 def _model_problems(config: ClusterConfig) -> list[str]:
-    steps, most = config.model.steps, config.limits.request.max_steps
-    if steps == "auto" or steps <= most:
-        return []
+    keyed = {f"models[{k}]": model for k, model in enumerate(config.models)}
+    most = config.limits.request.max_steps
     return [
-        f"model.steps: {steps} is over limits.request.max_steps ({most}); "
+        f"{key}.steps: {model.steps} is over limits.request.max_steps ({most}); "
         "lower it or raise the limit"
+        for key, model in (keyed or {"model": config.model}).items()
+        if model.steps != "auto" and model.steps > most
     ]
+
+
+def _name_problems(config: ClusterConfig) -> list[str]:
+    models = config.models
+    if models and "model" in config.model_fields_set:
+        return [
+            "models: there is a [model] as well; make it the first of [[models]], with a name, "
+            "and delete [model]"
+        ]
+    problems, claimed = [], _claimed(models)
+    for k, model in enumerate(models):
+        told = model.aliases if "aliases" in model.model_fields_set else []
+        named = [("name", model.name), *(("aliases", alias) for alias in told)]
+        for key, name in named:
+            here, first = f"models[{k}].{key}", claimed[name.lower()]
+            if here != first:
+                problems.append(
+                    f'{here}: "{name}" is also in {first}; a name means one model: change one'
+                )
+    return problems
 
 
 def _cluster_problems(config: ClusterConfig) -> list[str]:
@@ -525,8 +617,33 @@ def _environment_problems(config: ClusterConfig) -> list[str]:
 def _worker_problems(config: ClusterConfig) -> list[str]:
     if config.workers == ():
         return ['workers: a cell needs one worker at least; write workers = "auto"']
-    problems = []
     groups = () if config.workers == "auto" else config.workers
+    return [*_share_problems(groups), *_whose_problems(config, groups)]
+
+
+def _whose_problems(config: ClusterConfig, groups: tuple[WorkerGroup, ...]) -> list[str]:
+    """Whether every group has a model, and every model a group."""
+    known = {name.lower() for model in config.served for name in names_of(model) if name}
+    shown = ", ".join(f'"{model.name}"' for model in config.served if model.name)
+    remedy = f"the file has {shown}" if shown else "name it in [[models]], or delete the key"
+    wrong = [
+        f'workers[{i}].model: there is no model "{group.model}"; {remedy}'
+        for i, group in enumerate(groups)
+        if group.model and group.model.lower() not in known
+    ]
+    if wrong or not groups:
+        return wrong
+    drawn = [config.model_of(group.model) for group in groups]
+    return [
+        f'models[{k}]: no worker draws with "{model.name}"; add [[workers]] with '
+        f'model = "{model.name}", or write workers = "auto"'
+        for k, model in enumerate(config.models)
+        if model not in drawn
+    ]
+
+
+def _share_problems(groups: tuple[WorkerGroup, ...]) -> list[str]:
+    problems = []
     devices = [device for group in groups for device in group.places]
     for i, group in enumerate(groups):
         shared = [d for d in group.places if d != "cpu" and devices.count(d) > 1]

@@ -5,7 +5,8 @@ import json
 from deploy import installation
 from deploy.config import ClusterConfig
 from deploy.layout import Layout
-from deploy.rendering.plan import Plan, model_source
+from deploy.rendering.placement import model_source
+from deploy.rendering.plan import Plan
 
 MEMBERSHIP_CODE = (
     *("deploy/cluster", "deploy/config", "deploy/errors.py", "deploy/installation.py"),
@@ -31,7 +32,7 @@ def membership_document(
         "address": cluster.address,
         "role": cluster.role,
         "version": installation.version(),
-        "models": [config.model.name or model_source(config)],
+        "models": [model.name or model_source(model) for model in config.served],
         "workers": len(plan.workers) if cluster.draws else 0,
         "database_url": layout.database_url,
         "var_dir": str(layout.var_dir),

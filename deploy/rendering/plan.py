@@ -9,6 +9,7 @@ from deploy import links
 from deploy.config import ClusterConfig, ConfigError, WorkerGroup
 from deploy.host.machine import Gpu, Machine
 from deploy.layout import under_root
+from deploy.rendering import placement
 from worker.models.parallel.links import Link, weakest
 
 CPU_WORKERS = 3
@@ -25,7 +26,7 @@ GPU_PIXELS = 1792 * 1024
 @dataclass(frozen=True)
 class WorkerPlan:
     """``device`` is ``cpu`` or a UUID, or several with commas between them; ``reason`` is for
-    people. ``max_pixels``: of a picture."""
+    people. ``max_pixels``: of a picture. ``model``: its name, where the cell has several."""
 
     name: str
     device: str
@@ -34,6 +35,7 @@ class WorkerPlan:
     vram_limit_gib: float | None
     max_pixels: int
     reason: str
+    model: str = ""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -117,29 +119,24 @@ def _workers(config: ClusterConfig, machine: Machine) -> tuple[WorkerPlan, ...]:
     share = max(1, machine.cores // len(places))
     pixels = _max_pixels(config, places)
     return tuple(
-        _worker(number, group, gpus, share, pixels, reason or _chosen(group, machine, share))
+        _worker(
+            number,
+            group,
+            gpus,
+            share,
+            pixels,
+            reason or _chosen(group, machine, share),
+            config.model_of(group.model).name if config.several else "",
+        )
         for number, (group, gpus) in enumerate(places, start=1)
     )
-
-
-def model_source(config: ClusterConfig) -> str:
-    """What a worker is given: folders and files absolute, everything else as written."""
-    return _absolute(config.model.source)
-
-
-def model_base(config: ClusterConfig) -> str:
-    """The same of ``model.base``."""
-    return _absolute(config.model.base)
-
-
-def _absolute(source: str) -> str:
-    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(".safetensors")
-    return str(under_root(source)) if is_path else source
 
 
 def _groups(config: ClusterConfig, machine: Machine) -> tuple[tuple[WorkerGroup, ...], str]:
     if config.workers != "auto":
         return config.workers, ""
+    if config.several:
+        return _groups_of_several(config, machine)
     if machine.gpus:
         one_each = tuple(WorkerGroup(device=gpu.uuid) for gpu in machine.gpus)
         return one_each, "auto: one worker a GPU, with all of its memory"
@@ -149,6 +146,22 @@ def _groups(config: ClusterConfig, machine: Machine) -> tuple[tuple[WorkerGroup,
         f"{machine.cores} cores make {_threads(share)} each"
     )
     return (WorkerGroup(device="cpu", count=CPU_WORKERS),), reason
+
+
+def _groups_of_several(
+    config: ClusterConfig, machine: Machine
+) -> tuple[tuple[WorkerGroup, ...], str]:
+    if not machine.gpus:
+        groups = placement.on_cpu(config, CPU_WORKERS)
+        count = sum(group.count for group in groups)
+        return groups, f"auto: no GPU, so {count} workers on the CPU, divided among the models"
+    try:
+        groups = placement.on_gpus(config, machine.gpus)
+    except ValueError as error:
+        raise ConfigError(under_root("cluster.toml"), [f"models: {error}"]) from None
+    sliced = any(group.vram_limit_gib != "auto" for group in groups)
+    how = "a slice of a GPU by what it needs" if sliced else "GPUs of its own"
+    return groups, f"auto: each model has {how}"
 
 
 def _max_pixels(config: ClusterConfig, places: list[tuple[WorkerGroup, tuple[Gpu, ...]]]) -> int:
@@ -166,6 +179,7 @@ def _worker(
     share: int,
     max_pixels: int,
     reason: str,
+    model: str,
 ) -> WorkerPlan:
     return WorkerPlan(
         name=f"w{number}",
@@ -175,6 +189,7 @@ def _worker(
         vram_limit_gib=None if group.vram_limit_gib == "auto" else group.vram_limit_gib,
         max_pixels=max_pixels,
         reason=reason,
+        model=model,
     )
 
 

@@ -21,10 +21,12 @@ from deploy.layout import Layout, loras_of, objects_of, under_root
 from deploy.links import HOST_NAME, SOONEST
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
-from deploy.rendering.plan import Plan, WorkerPlan, model_base, model_source
+from deploy.rendering.placement import model_base, model_source
+from deploy.rendering.plan import Plan, WorkerPlan
 from deploy.rendering.store_address import nameservers_of, store_address
 from worker import code_digest
 from worker.bounds import DRAWINGS, MAX_EDIT_BODY_BYTES, MAX_JOB_BODY_BYTES
+from worker.coordination.served_models import ServedModel, dump, pool_of
 from worker.tables import Acceleration, Allowances, ModelNames
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -121,9 +123,12 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "soonest": SOONEST,
         "request_id": "$told_request_id" if _serves_fronts(config) else "$request_id",
         "cluster_listen": endpoint(*config.cluster.listen),
+        "pools": pools_of(config, plan),
     }
     settings = guard_settings(config, plan, layout, host)
     files = {"guard.json": json.dumps(settings, indent=2) + "\n"}
+    if config.several and plan.workers:
+        files[layout.models_json.name] = dump(served_models(config))
     if config.cluster.on:
         told = membership_document(config, plan, layout, host.python, host.config_path)
         files[layout.membership_json.name] = told
@@ -141,6 +146,24 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         keepalived = _rendered("keepalived", context)
         files |= {f"keepalived/{name}": text for name, text in keepalived.items()}
     return files | {f"monitoring/{name}": text for name, text in _monitoring(context)}
+
+
+def pools_of(config: ClusterConfig, plan: Plan) -> dict[str, list[str]]:
+    """Workers by the pool of their model, where there are several models."""
+    if not (config.several and plan.workers):
+        return {}
+    pools: dict[str, list[str]] = {pool_of(model.name): [] for model in config.served}
+    for worker in plan.workers:
+        pools[pool_of(worker.model)].append(worker.name)
+    return pools
+
+
+def served_models(config: ClusterConfig) -> list[ServedModel]:
+    """What workers are told of all models."""
+    return [
+        ServedModel(model.name, tuple(model.aliases), model_source(model))
+        for model in config.served
+    ]
 
 
 def _serves_fronts(config: ClusterConfig) -> bool:
@@ -197,7 +220,13 @@ def guard_settings(config: ClusterConfig, plan: Plan, layout: Layout, host: Host
         "log_keep": config.logs.keep,
         "guard": {**config.guard.model_dump(), "idle_allowance_s": idle_allowance_s},
         "workers": [
-            {"name": w.name, "device": w.device, "device_name": w.device_name} for w in plan.workers
+            {
+                "name": w.name,
+                "device": w.device,
+                "device_name": w.device_name,
+                **({"model": w.model} if w.model else {}),
+            }
+            for w in plan.workers
         ],
         **({"programs": ["nginx", *beside]} if (beside := sidecars(config)) else {}),
         **front,
@@ -274,7 +303,7 @@ def settings_document(config: ClusterConfig, worker: WorkerPlan, layout: Layout)
 
 
 def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict[str, Any]:
-    model = config.model
+    model = config.model_of(worker.model)
     values: dict[str, Any] = {
         "name": worker.name,
         "cell": config.cell.name,
@@ -286,8 +315,8 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "device": worker.device,
         "threads": worker.threads,
         "vram_limit_gib": worker.vram_limit_gib,
-        "model": model_source(config),
-        "base": model_base(config),
+        "model": model_source(model),
+        "base": model_base(model),
         "names": model.model_dump(include=set(ModelNames.model_fields)),
         "steps": None if model.steps == "auto" else model.steps,
         "guidance_scale": None if model.guidance_scale == "auto" else model.guidance_scale,
@@ -307,6 +336,7 @@ def _settings(config: ClusterConfig, worker: WorkerPlan, layout: Layout) -> dict
         "traces": config.traces.model_dump(),
         **config.timeouts.model_dump(include=set(Allowances.model_fields)),
         "strike_ttl_s": config.guard.strike_ttl_s,
+        "models": str(layout.models_json) if config.several else None,
         **(_of_cluster(config, layout) if config.cluster.on else {}),
     }
     return {key: value for key, value in values.items() if value is not None}

@@ -15,7 +15,7 @@ from deploy.cell import Cell, CellError
 from deploy.host import nginx_process, orphans, processes
 from deploy.host.orphans import Orphans
 from deploy.rendering import certificate
-from deploy.rendering.plan import model_base, model_source
+from deploy.rendering.placement import model_base, model_source
 from deploy.rendering.render import sidecars
 from deploy.rollout import (
     checks,
@@ -66,9 +66,10 @@ def prepare(cell: Cell) -> dict[str, str]:
 
 def _download_model(cell: Cell) -> None:
     """Workers never do: their hub may be silent, and they would do it side by side."""
-    if not (cell.config.model.download and cell.config.cluster.draws):
+    if not cell.config.cluster.draws:
         return
-    for source in (model_source(cell.config), model_base(cell.config)):
+    wanted = [model for model in cell.config.served if model.download]
+    for source in (source(model) for model in wanted for source in (model_source, model_base)):
         if wanted := hub_model(source):
             try:
                 model_pull.ensure(cell, wanted)

@@ -9,17 +9,15 @@ from pathlib import Path
 from deploy.cell import Cell
 from deploy.finding import Finding
 from deploy.host import machine, processes
-from deploy.rendering.plan import model_base, model_source
+from deploy.rendering.placement import SMALL_GIB, Z_IMAGE_GIB, is_z_image
+from deploy.rendering.plan import WorkerPlan
 
-_Z_IMAGE_GIB = {"off": 21.5, "transformer": 16.0, "all": 13.0}
-"""By ``model.fp8``: 19.3 are resident in bf16, and activations come on top."""
-_SMALL_GIB = 0.8  # Python, torch and the shipped model
 _HOST_GIB_OF_GPU_WORKER = 4.0
 
 
 def memory(cell: Cell) -> Iterator[Finding]:
     workers = cell.plan.workers
-    need_gib = sum(_host_gib(cell, device) for worker in workers for device in worker.devices)
+    need_gib = sum(_host_gib(cell, worker, d) for worker in workers for d in worker.devices)
     has = cell.machine
     text = f"{has.memory_gib:.0f} GiB, {has.available_gib:.0f} free; workers need {need_gib:.0f}"
     running = bool(processes.members(cell.layout.processes))
@@ -38,7 +36,7 @@ def gpus(cell: Cell) -> Iterator[Finding]:
         return
     for worker in planned:
         for device in worker.devices:
-            yield from _vram(cell, device, worker.vram_limit_gib, worker.name)
+            yield from _vram(cell, device, worker)
     if planned:
         yield _torch_build()
     else:
@@ -46,37 +44,32 @@ def gpus(cell: Cell) -> Iterator[Finding]:
         yield Finding("ok", "gpu", f"{names}; all workers are on the CPU")
 
 
-def _is_z_image(source: str) -> bool:
-    return source == "random:z-image-turbo" or source.lower().endswith("z-image-turbo")
-
-
-def _host_gib(cell: Cell, device: str) -> float:
-    source = model_base(cell.config) or model_source(cell.config)
+def _host_gib(cell: Cell, worker: WorkerPlan, device: str) -> float:
+    model = cell.config.model_of(worker.model)
     if device != "cpu":
         return _HOST_GIB_OF_GPU_WORKER
-    if not _is_z_image(source):
-        return _SMALL_GIB
-    return _Z_IMAGE_GIB["off"] * (1 if "16" in cell.config.model.dtype else 2)
+    if not is_z_image(model):
+        return SMALL_GIB
+    return Z_IMAGE_GIB["off"] * (1 if "16" in model.dtype else 2)
 
 
-def _vram(cell: Cell, device: str, limit_gib: float | None, name: str) -> Iterator[Finding]:
+def _vram(cell: Cell, device: str, worker: WorkerPlan) -> Iterator[Finding]:
     gpu = next(g for g in cell.machine.gpus if g.uuid == device)
-    has_gib = limit_gib or gpu.memory_gib
-    text = f"{name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
-    needs_gib = _Z_IMAGE_GIB[cell.config.model.fp8]
-    source = model_base(cell.config) or model_source(cell.config)
-    if has_gib and _is_z_image(source) and has_gib < needs_gib:
-        yield Finding("fail", "gpu", text, _more_room(cell.config.model.fp8, has_gib))
+    model = cell.config.model_of(worker.model)
+    has_gib = worker.vram_limit_gib or gpu.memory_gib
+    text = f"{worker.name} on {gpu.name} ({gpu.index}): {has_gib:g} GiB, driver {gpu.driver}"
+    if has_gib and is_z_image(model) and has_gib < Z_IMAGE_GIB[model.fp8]:
+        yield Finding("fail", "gpu", text, _more_room(model.fp8, has_gib))
     else:
         yield Finding("ok", "gpu", text)
 
 
 def _more_room(fp8: str, has_gib: float) -> str:
-    smaller = next((part for part, gib in _Z_IMAGE_GIB.items() if gib <= has_gib), None)
-    room = f"Z-Image-Turbo needs {_Z_IMAGE_GIB[fp8]:g} GiB: raise vram_limit_gib, lower count"
+    smaller = next((part for part, gib in Z_IMAGE_GIB.items() if gib <= has_gib), None)
+    room = f"Z-Image-Turbo needs {Z_IMAGE_GIB[fp8]:g} GiB: raise vram_limit_gib, lower count"
     if smaller is None:
         return f"{room} or choose a smaller model"
-    return f'{room} or set model.fp8 = "{smaller}", with which it needs {_Z_IMAGE_GIB[smaller]:g}'
+    return f'{room} or set model.fp8 = "{smaller}", with which it needs {Z_IMAGE_GIB[smaller]:g}'
 
 
 def _torch_build() -> Finding:

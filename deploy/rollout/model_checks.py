@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.cell import Cell
+from deploy.config.schema import Model
 from deploy.finding import Finding
 from deploy.host import processes
 from deploy.layout import under_root
-from deploy.rendering.plan import model_base, model_source
+from deploy.rendering.placement import model_base, model_source
 from deploy.rollout import model_pull
 from worker.models.loading import hub
 from worker.models.loading.files import Flaw, flaws
@@ -20,15 +21,16 @@ _MAX_FLAWS = 5  # of a model's files: a copy that failed can have hundreds
 
 
 def model(cell: Cell) -> Iterator[Finding]:
-    """Whether its files can be loaded, as far as names, sizes and heads of files show."""
-    source = model_source(cell.config)
-    if is_single_file(source):
-        yield from _model_files(Path(source), list(flaws_of_file(Path(source))))
-        source = model_base(cell.config)
-    yield from _whole_model(cell, source)
+    """Whether the files of each can be loaded, as far as names, sizes and heads of files show."""
+    for each in cell.config.served:
+        source = model_source(each)
+        if is_single_file(source):
+            yield from _model_files(Path(source), list(flaws_of_file(Path(source))))
+            source = model_base(each)
+        yield from _whole_model(cell, each, source)
 
 
-def _whole_model(cell: Cell, source: str) -> Iterator[Finding]:
+def _whole_model(cell: Cell, model: Model, source: str) -> Iterator[Finding]:
     if "/" in source and under_root(source).exists():
         source = str(under_root(source))  # workers start there
     try:
@@ -39,7 +41,7 @@ def _whole_model(cell: Cell, source: str) -> Iterator[Finding]:
     if folder is not None:
         yield from _model_files(folder, flaws(folder))
     elif wanted:
-        yield from _hub_model(cell, wanted)
+        yield from _hub_model(cell, model, wanted)
     else:
         yield Finding("ok", "model", source)
 
@@ -51,7 +53,7 @@ def _model_files(folder: Path, found: list[Flaw]) -> Iterator[Finding]:
         yield Finding("fail", "model", flaw.what, flaw.remedy)
 
 
-def _hub_model(cell: Cell, model: HubModel) -> Iterator[Finding]:
+def _hub_model(cell: Cell, asked: Model, model: HubModel) -> Iterator[Finding]:
     """A copy that is whole needs no hub. Without it, the hub is asked."""
     environment = model_pull.environment(cell.config, cell.layout, model)
     there = hub.copy_of(model, environment)
@@ -64,7 +66,7 @@ def _hub_model(cell: Cell, model: HubModel) -> Iterator[Finding]:
         return
     have = f"is not whole here ({wrong[0].what})" if wrong else "is not here yet"
     text, pull = f"{model.source} {have}", f"zimage models pull {model.source}"
-    if not cell.config.model.download:
+    if not asked.download:
         remedy = f"{pull} downloads it; zimage up may not, for model.download is false"
         yield Finding("fail", "model", text, remedy)
         return

@@ -37,12 +37,18 @@ _PLACES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 def environment(config: ClusterConfig, layout: Layout, model: HubModel) -> dict[str, str]:
     """Of ``[model] mirror`` and ``[environment]``, what concerns a hub, with where models lie."""
-    mirror = config.model.mirror
+    mirror = _mirror(config, model)
     return {
         **layout.model_caches,
         **({model.endpoint_variable: mirror} if mirror else {}),
         **config.environment,
     }
+
+
+def _mirror(config: ClusterConfig, model: HubModel) -> str:
+    """Of the entry that names ``model``; of the first for one that none does."""
+    naming = (m for m in config.served if model.source in (m.source, m.base))
+    return next(naming, config.served[0]).mirror
 
 
 def ensure(cell: Cell, model: HubModel) -> None:

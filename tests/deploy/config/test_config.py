@@ -373,3 +373,86 @@ def test_old_names_of_limits_are_read_with_a_warning() -> None:
 
 def test_new_names_are_read_without_a_warning() -> None:
     parse(tomllib.loads(DEFAULT_PATH.read_text(encoding="utf-8")), warn=pytest.fail)
+
+
+TWO = {"models": [{"name": "turbo"}, {"name": "photo", "source": "synthetic:"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '[[models]]\nname = "a"\n[model]\nsource = "tiny"',
+            "models: there is a [model] as well; make it the first of [[models]], with a name, "
+            "and delete [model]",
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nsource = "tiny"',
+            "models[1].name: missing: each of several models has its own; give it one, by which "
+            "requests and [[workers]] ask for it",
+        ),
+        (
+            '[[models]]\nname = "a"\naliases = ["X"]\n[[models]]\nname = "b"\naliases = ["x"]',
+            'models[1].aliases: "x" is also in models[0].aliases; a name means one model: '
+            "change one",
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nname = "A"',
+            'models[1].name: "A" is also in models[0].name; a name means one model: change one',
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nname = "b"\nsteps = 60',
+            "models[1].steps: 60 is over limits.request.max_steps (50); "
+            "lower it or raise the limit",
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nname = "b"\nstepz = 6',
+            'models[1].stepz: unknown key; did you mean "steps"?',
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nname = "b"\n'
+            '[[workers]]\ndevice = "cpu"\nmodel = "c"',
+            'workers[0].model: there is no model "c"; the file has "a", "b"',
+        ),
+        (
+            '[[models]]\nname = "a"\n[[models]]\nname = "b"\n[[workers]]\ndevice = "cpu"',
+            'models[1]: no worker draws with "b"; add [[workers]] with model = "b", or write '
+            'workers = "auto"',
+        ),
+        (
+            '[[workers]]\ndevice = "cpu"\nmodel = "b"',
+            'workers[0].model: there is no model "b"; name it in [[models]], or delete the key',
+        ),
+    ],
+)
+def test_mistakes_about_several_models_are_told_with_a_remedy(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert caught.value.problems == [problem]
+
+
+def test_first_model_alone_has_the_default_aliases_but_for_those_of_another() -> None:
+    first, second = parse(TWO).served
+    assert ("dall-e-3" in first.aliases, second.aliases) == (True, [])
+    named = {"name": "dall-e-3", "aliases": ["gpt-image-1"]}
+    first, second = parse({"models": [{"name": "turbo"}, named]}).served
+    assert "dall-e-2" in first.aliases
+    assert not {"dall-e-3", "gpt-image-1"} & set(first.aliases)
+    assert second.aliases == ["gpt-image-1"]
+
+
+def test_one_of_several_models_is_found_by_any_name_of_it() -> None:
+    config = parse({"models": [{"name": "turbo"}, {"name": "Photo", "aliases": ["x"]}]})
+    found = [config.model_of(name).name for name in ("photo", "X", "TURBO", "", "dall-e-2")]
+    assert found == ["Photo", "Photo", "turbo", "turbo", "turbo"]
+
+
+def test_one_entry_of_several_is_the_one_model() -> None:
+    entry = {"name": "turbo", "steps": 4}
+    one, other = parse({"models": [entry]}), parse({"model": entry})
+    assert not one.several
+    assert one.model_dump() == other.model_dump()

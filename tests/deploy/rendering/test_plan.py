@@ -2,7 +2,8 @@ import pytest
 
 from deploy.config import ConfigError, parse
 from deploy.host.machine import Gpu, Machine
-from deploy.rendering.plan import model_source, plan
+from deploy.rendering.placement import model_source
+from deploy.rendering.plan import plan
 from worker.models.parallel.links import Link
 
 A, B, C = (Gpu(str(i), f"GPU-{i}{i}", "H100", 79.6, 79.0, "580.1") for i in range(3))
@@ -90,7 +91,7 @@ def test_one_gpu_under_two_names_is_seen_to_be_shared() -> None:
 
 def test_folders_are_absolute_and_other_sources_as_written() -> None:
     sources = ["~/model", "Tongyi-MAI/Z-Image-Turbo", "tiny"]
-    given = [model_source(parse({"model": {"source": source}})) for source in sources]
+    given = [model_source(parse({"model": {"source": source}}).model) for source in sources]
     assert given[0].startswith("/")
     assert given[1:] == sources[1:]
 
@@ -152,3 +153,63 @@ def test_gpus_that_cannot_be_joined_are_refused(
     with pytest.raises(ConfigError) as refused:
         plan(parse({"workers": workers}), gpus)
     assert refused.value.problems == [problem]
+
+
+TURBO = {"name": "turbo", "source": "Tongyi-MAI/Z-Image-Turbo"}
+SMALL = {"name": "small", "source": "tiny"}
+EIGHT_BITS = {**TURBO, "name": "eight", "fp8": "all"}
+
+
+def placed(*models: dict[str, str], on: Machine) -> list[tuple[str, str, float | None]]:
+    workers = plan(parse({"models": list(models)}), on).workers
+    return [(w.model, w.device, w.vram_limit_gib) for w in workers]
+
+
+def test_workers_on_the_cpu_are_divided_among_the_models_and_each_has_one() -> None:
+    def count(*names: str) -> list[str]:
+        models = [{"name": name} for name in names]
+        return [w.model for w in plan(parse({"models": models}), machine()).workers]
+
+    assert count("a", "b") == ["a", "a", "b"]
+    assert count("a", "b", "c", "d") == ["a", "b", "c", "d"]
+
+
+def test_each_model_has_gpus_of_its_own_where_there_are_enough() -> None:
+    assert placed(TURBO, SMALL, on=machine(A, B, C)) == [
+        ("turbo", "GPU-00", None),
+        ("small", "GPU-11", None),
+        ("turbo", "GPU-22", None),
+    ]
+
+
+def test_small_gpu_goes_to_the_model_that_it_has_room_for() -> None:
+    little = Gpu("0", "GPU-s", "T4", 15.0, 15.0, "580.1")
+    assert placed(TURBO, EIGHT_BITS, on=machine(little, B)) == [
+        ("eight", "GPU-s", None),
+        ("turbo", "GPU-11", None),
+    ]
+
+
+def test_two_models_share_one_gpu_in_slices_by_what_they_need() -> None:
+    (turbo, _, most), (eight, _, less) = placed(TURBO, EIGHT_BITS, on=machine(A))
+    assert (turbo, eight) == ("turbo", "eight")
+    assert most is not None
+    assert less is not None
+    assert (most >= 21.5, less >= 13.0, most + less <= 79.6) == (True, True, True)
+    assert most > less
+
+
+def test_models_that_do_not_fit_are_refused_with_figures() -> None:
+    card = Gpu("0", "GPU-s", "A10", 24.0, 24.0, "580.1")
+    figures = r"models: 21.5 \(turbo\) \+ 13 \(eight\) GiB are needed on GPU 0, which has 24 GiB"
+    with pytest.raises(ConfigError, match=figures):
+        placed(TURBO, EIGHT_BITS, on=machine(card))
+    unknown = {"name": "mine", "source": "owner/mine"}
+    with pytest.raises(ConfigError, match=r'1 GPU for 2 models, and nobody .* "mine" takes; write'):
+        placed(TURBO, unknown, on=machine(A))
+
+
+def test_workers_of_the_file_have_the_model_that_they_name() -> None:
+    groups = [{"device": "cpu"}, {"device": "cpu", "model": "SMALL"}]
+    config = parse({"models": [TURBO, SMALL], "workers": groups})
+    assert [w.model for w in plan(config, machine()).workers] == ["turbo", "small"]

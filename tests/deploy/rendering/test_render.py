@@ -24,6 +24,7 @@ from deploy.rendering.render import (
     settings_document,
     worker_environment,
 )
+from worker.coordination.served_models import pool_of
 from worker.settings import DOCUMENT, Settings
 
 HOST = Host(
@@ -365,3 +366,50 @@ def test_the_guard_of_a_front_reads_what_is_rendered_for_it(tmp_path: Path) -> N
     front = guard_settings.load(path).front
     assert front is not None
     assert (front.links[0], front.silence_s, front.lost_s) == ("h1", 0.5, 1.5)
+
+
+TWO = [{"name": "turbo"}, {"name": "photo", "source": "synthetic:", "steps": 4}]
+
+
+def test_one_model_in_a_list_is_rendered_as_the_one_model() -> None:
+    entry = {"name": "turbo", "source": "synthetic:"}
+    texts = rendered(models=[entry])
+    assert texts == rendered(model=entry)
+    assert not any("X-Pool" in text for text in texts.values())
+    assert "models.json" not in texts
+
+
+def test_each_model_has_its_workers_and_a_pool_of_them() -> None:
+    texts = rendered(models=TWO)
+    told = [json.loads(t) for n, t in sorted(texts.items()) if n.startswith("workers/")]
+    assert [(each["model"], each["names"]["name"], each.get("steps")) for each in told] == [
+        ("tiny", "turbo", None),
+        ("tiny", "turbo", None),
+        ("synthetic:", "photo", 4),
+    ]
+    pools = re.findall(r"^upstream draw_(\w+) \{(.*?)^\}", texts["conf.d/pool.conf"], re.M | re.S)
+    members = {pool: re.findall(r"/(w\d)\.sock", text) for pool, text in pools}
+    assert members == {pool_of("turbo"): ["w1", "w2"], pool_of("photo"): ["w3"]}
+    for pool in members:
+        assert f"location @pool_{pool} " in texts["conf.d/locations.conf"]
+    guarded = json.loads(texts["guard.json"])["workers"]
+    assert [each["model"] for each in guarded] == ["turbo", "turbo", "photo"]
+
+
+def test_another_model_changes_no_settings_of_workers_that_stay() -> None:
+    def turbos(*models: dict[str, Any]) -> list[str]:
+        told = rendered(models=list(models), workers=workers(*models))
+        return [name for name in told if name.startswith(("workers/w1", "workers/w2"))]
+
+    def workers(*models: dict[str, Any]) -> list[dict[str, Any]]:
+        count = {"count": 1, "threads": 1}
+        return [{"device": "cpu", "model": each["name"], **count} for each in models]
+
+    third = {"name": "third", "source": "synthetic:"}
+    assert turbos(*TWO) == turbos(*TWO, third)
+
+
+def test_pool_of_a_model_is_the_same_wherever_it_stands_in_the_list() -> None:
+    pools = rendered(models=TWO)["conf.d/pool.conf"], rendered(models=TWO[::-1])["conf.d/pool.conf"]
+    assert pool_of("PHOTO") == pool_of("photo")
+    assert all(f"draw_{pool_of('photo')} " in text for text in pools)

@@ -15,7 +15,7 @@ from deploy import installation
 from deploy.cell import Cell, CellError
 from deploy.config import ClusterConfig, ConfigError, parse
 from deploy.rendering.certificate import CertificateError
-from deploy.rendering.plan import model_source
+from deploy.rendering.placement import model_source
 from deploy.rendering.render import NGINX_DIGEST, sidecars, worker_environment
 from deploy.rollout import address_checks
 from deploy.rollout.files import check_nginx, write
@@ -137,7 +137,7 @@ def assert_understood(cell: Cell, rendered: dict[str, str], taken: set[tuple[str
         wanted = worker_environment(cell.config, worker, cell.layout, cell.host)
         assert programs[worker.name].environment == wanted
         told = json.loads(Path(wanted["ZIMAGE_SETTINGS"]).read_text(encoding="utf-8"))
-        assert told["model"] == model_source(cell.config)
+        assert told["model"] == model_source(cell.config.model)
         assert told["labels"]["producer"] == cell.config.labels.producer
     arguments = shlex.split(programs["nginx"].command)
     assert arguments[-3:-1] == [str(cell.layout.var_dir), str(cell.layout.nginx_conf)]
