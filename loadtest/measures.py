@@ -113,7 +113,10 @@ def replayed(access_log: Path, since: float) -> int:
         for line in lines:
             entry = json.loads(line)
             # "unix:a, unix:b : unix:a": two workers, and a further turn.
-            count += entry["end"] >= since and " " in entry["upstream_addr"]
+            # Whoever answers 421 only reads for which of several models it is.
+            further = entry["upstream_addr"].count(", ") + entry["upstream_addr"].count(" : ")
+            handed_on = entry.get("upstream_status", "").count("421")
+            count += entry["end"] >= since and further > handed_on
     return count
 
 

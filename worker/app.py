@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -91,6 +92,7 @@ def create_app(settings: Settings, load: Load) -> Application:
     was drawn, every traffic route answers 503. Create the application inside its event loop.
     """
     lifecycle = Lifecycle(settings, load)
+    lifecycle.when_loaded.append(partial(models.publish_own, lifecycle))
     built = lifecycle.components
 
     @asynccontextmanager

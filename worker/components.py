@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -12,9 +13,11 @@ from worker.accounts.keyring import KeyRing
 from worker.bounds import GIB
 from worker.calibration import tables as calibration
 from worker.coordination.auth_throttle import AuthThrottle
+from worker.coordination.cell_models import CellModels
 from worker.coordination.heartbeat import HeartbeatFile
 from worker.coordination.inflight import InFlight
 from worker.coordination.lease_holder import Others, nobody, this_process
+from worker.coordination.live_workers import live_workers
 from worker.coordination.poison_requests import PoisonRequests
 from worker.coordination.progress import ProgressReader, ProgressWriter
 from worker.coordination.quota import Quotas
@@ -77,6 +80,7 @@ class Components:
     """All that is there before a model is loaded."""
 
     settings: Settings
+    models: CellModels
     metrics: Metrics
     audit: Audit
     traces: Traces
@@ -142,6 +146,7 @@ def build(settings: Settings, life: Life) -> Components:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     signing = _cluster_signing(settings)
     links = signing or only(shared_secret(run_dir / "link-secret"))
+    models = CellModels(settings.models, settings.names.name, settings.names.aliases)
     metrics = Metrics(life.reading)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
     coordination = _coordination(settings, database)
@@ -159,9 +164,11 @@ def build(settings: Settings, life: Life) -> Components:
     named = NamedPictures(database, images, threads, shared=_shares_pictures(settings))
     tools = Tools(metrics, coordination.steps, quotas, keys.known, sources, named)
     keep_s = settings.job_keep_days * 86_400
+    workers = partial(live_workers, run_dir, models.own if models.several else "")
     lock = run_dir / "images-sweep.lock"
     return Components(
         settings=settings,
+        models=models,
         metrics=metrics,
         audit=_audit(settings),
         encoders=Encoders(settings.threads, _labels(settings)),
@@ -197,9 +204,20 @@ def build(settings: Settings, life: Life) -> Components:
             images, database, _retention(settings), lock, settings.gallery.enabled, settings.host
         ),
         jobs=Runner(
-            database, tools, life.drawing, name, run_dir, keep_s, settings.host, coordination.others
+            database,
+            tools,
+            life.drawing,
+            name,
+            run_dir,
+            keep_s,
+            settings.host,
+            coordination.others,
+            models.drawn_here,
+            workers,
         ),
-        job_eta=JobEta(database, life.loaded_engine, run_dir, coordination.others),
+        job_eta=JobEta(
+            database, life.loaded_engine, run_dir, coordination.others, models.drawn_here, workers
+        ),
         steps=coordination.all_steps,
         job_streams=Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
@@ -264,6 +282,7 @@ def build_model(
         components.settings,
         memory_of(pipeline.info, components.settings.vram_limit_gib),
     )
+    components.models.id = pipeline.info.id
     costs, lent = _costs(settings, pipeline, memory)
     engine = Engine(
         pipeline,
@@ -278,7 +297,7 @@ def build_model(
         engine.when_idle(calibration.renewed(settings, pipeline, memory, engine.learn))
     drawing = generation.Components(
         engine=engine,
-        model=pipeline.info.id,
+        model=components.models.label(pipeline.info.id),
         encoders=components.encoders,
         images=components.images,
         image_threads=components.image_threads,

@@ -10,6 +10,7 @@ ZimageError
 ├── Refused             understood and declined: it kills workers, or cannot fit the memory
 │   └── TooSlow         one call of it lasted beyond four times what its size should take
 ├── NotFound
+├── OtherModel          nginx shall ask the pool of the model that the request names
 ├── Conflict            what it is about is in a state that does not allow it
 ├── DeadlinePassed      the request's own ``timeout_s`` ran out
 ├── DrawingFailed       the pipeline failed on this request alone
@@ -115,6 +116,16 @@ class NotFound(ZimageError):
     code = "not_found"
 
 
+class OtherModel(ZimageError):
+    """``pool``: nginx's name of the workers whose the request is."""
+
+    code = "other_model"
+
+    def __init__(self, pool: str, model: str) -> None:
+        super().__init__(f"Workers with {model!r} take this: ask through nginx.", param="model")
+        self.pool = pool
+
+
 class Conflict(ZimageError):
     code = "wrong_state"
 
@@ -200,6 +211,7 @@ STATUS: dict[type[ZimageError], int] = {
     DeadlinePassed: 408,
     Conflict: 409,
     TooLarge: 413,
+    OtherModel: 421,  # no status that nginx asks the next worker for
     Refused: 422,
     LimitReached: 429,
     DrawingFailed: 500,

@@ -56,6 +56,8 @@ class Lifecycle:
         self._booting: str | None = "loading"
         self._draining = False
         self._stopping = False
+        self.when_loaded: list[Callable[[], None]] = []
+        """Called before the first request, which the loaded model then draws."""
         self.components: Components = components.build(settings, self)
 
     # Boot, load, warm up
@@ -91,6 +93,8 @@ class Lifecycle:
                 self.end(exits.MODEL_FAILED)
                 return
         _settle_memory()
+        for tell in self.when_loaded:
+            tell()
         self._booting = None
         if self._draining:
             model.engine.drain()
@@ -290,7 +294,7 @@ class Lifecycle:
         return {
             "version": metadata.version("zimage-cluster"),
             "worker": settings.name,
-            "model": info.id if info else settings.model,
+            "model": self.components.models.label(info.id if info else settings.model),
             "device": info.device if info else settings.device,
             "dtype": info.dtype if info else settings.dtype,
         }

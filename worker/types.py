@@ -195,7 +195,9 @@ def _text_names(kind: Any) -> tuple[str, ...]:
 FIELDS = fields_of(Parameters)
 PICTURES_SINCE = 13
 """The migration since which rows name pictures to go on from."""
-KNOWN = max(PICTURES_SINCE, *(field.about.since for field in FIELDS.values()))
+MODELS_SINCE = 15
+"""The migration since which jobs name one of several models."""
+KNOWN = max(PICTURES_SINCE, MODELS_SINCE, *(field.about.since for field in FIELDS.values()))
 """The newest migration that this version draws by: see ``Parameters.needs``."""
 
 

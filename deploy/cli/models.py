@@ -129,7 +129,7 @@ def remove(
 
 def _named(cell: Cell) -> dict[str, str]:
     """Models that cluster.toml names, each with its key."""
-    config, named = cell.config, {}
+    config, named = cell.config, dict[str, str]()
     for k, model in reversed(list(enumerate(config.served))):
         key = f"models[{k}]" if config.several else "model"
         named |= {model_base(model): f"{key}.base", model_source(model): f"{key}.source"}

@@ -550,7 +550,7 @@ def _port_problems(config: ClusterConfig) -> list[str]:
 
 
 def _model_problems(config: ClusterConfig) -> list[str]:
-    keyed = {f"models[{k}]": model for k, model in enumerate(config.models)}
+    keyed: dict[str, Model] = {f"models[{k}]": model for k, model in enumerate(config.models)}
     most = config.limits.request.max_steps
     return [
         f"{key}.steps: {model.steps} is over limits.request.max_steps ({most}); "

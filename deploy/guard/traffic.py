@@ -6,6 +6,7 @@ Only nginx sees every answer: also those that no worker gave, and which of them 
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from statistics import quantiles
 from typing import IO, Any
@@ -131,7 +132,7 @@ class Traffic:
         self._duration.labels(route).observe(seconds)
         self._bytes.inc(int(line["bytes"]))
         if route in DRAWINGS:
-            replays = replays_of(line["upstream_connect_s"])
+            replays = replays_of(line["upstream_connect_s"], line.get("upstream_status", ""))
             self._replays.inc(replays)
             self._note(status, seconds, replays)
 
@@ -150,8 +151,14 @@ def route_of(path: str) -> str:
     return next((r for r in _ROUTES if path == r or path.startswith(f"{r}/")), "page")
 
 
-def replays_of(connect_times: str) -> int:
-    """How often the request went to one more worker after one had it. ``connect_times``:
-    nginx's list of tries, "-" for a gate that refused."""
-    had = sum(part.strip() not in ("", "-") for part in connect_times.replace(":", ",").split(","))
-    return max(0, had - 1)
+def replays_of(connect_times: str, statuses: str = "") -> int:
+    """How often the request went to one more worker after one had it. nginx's lists of tries:
+    ``connect_times``, "-" for a gate that refused; ``statuses``, 421 of whoever only read which
+    model it is for."""
+    tries = zip_longest(_each(connect_times), _each(statuses))
+    had = sum(time not in (None, "", "-") and status != "421" for time, status in tries)
+    return max(0, int(had) - 1)
+
+
+def _each(listed: str) -> list[str]:
+    return [part.strip() for part in listed.replace(":", ",").split(",")]

@@ -68,8 +68,8 @@ def _download_model(cell: Cell) -> None:
     """Workers never do: their hub may be silent, and they would do it side by side."""
     if not cell.config.cluster.draws:
         return
-    wanted = [model for model in cell.config.served if model.download]
-    for source in (source(model) for model in wanted for source in (model_source, model_base)):
+    models = [model for model in cell.config.served if model.download]
+    for source in (source_of(m) for m in models for source_of in (model_source, model_base)):
         if wanted := hub_model(source):
             try:
                 model_pull.ensure(cell, wanted)

@@ -49,6 +49,10 @@ async def draw(request: Request) -> Response:
     asked = json.loads(body) if body[:1] == b"{" else {"direct": True, "body": len(body)}
     if refusal := not_ready():
         return refusal
+    pool = str(asked.get("pool", ""))
+    if pool and not request.headers.get("x-pool"):
+        told = {"X-Accel-Redirect": f"@pool_{pool}", "X-Worker": NAME, "X-Queue-Ms": "99"}
+        return PlainTextResponse("another one's", 421, told)
     state["running"] += 1
     enter(Phase.STEP, STEP_S)
     try:

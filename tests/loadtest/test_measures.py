@@ -108,3 +108,6 @@ def test_replays_are_requests_with_a_second_worker(tmp_path: Path) -> None:
     lines += [(7.0, "unix:w1 : unix:w1")]
     log.write_text("".join(json.dumps({"end": e, "upstream_addr": a}) + "\n" for e, a in lines))
     assert measures.replayed(log, since=2.0) == 2
+    handed_on = {"end": 8.0, "upstream_addr": "unix:w2 : unix:w1", "upstream_status": "421 : 200"}
+    log.write_text(json.dumps(handed_on) + "\n")
+    assert measures.replayed(log, since=2.0) == 0

@@ -257,6 +257,7 @@ export const STRINGS = {
   key_disabled: ["on hold: key disabled", "已搁置：密钥停用"],
   key_expired: ["on hold: key expired", "已搁置：密钥过期"],
   key_deleted: ["on hold: key deleted", "已搁置：密钥已删除"],
+  model_missing: ["on hold: its model is not served now", "已搁置：所用模型当前未提供"],
   key_limit: ["on hold: daily limit reached", "已搁置：今日额度已用完"],
 
   usage: ["Usage", "用量"],

@@ -15,6 +15,7 @@ from worker.errors import (
     InvalidRequest,
     LimitReached,
     NotReady,
+    OtherModel,
     Unauthenticated,
     Unavailable,
     WorkerFailed,
@@ -24,6 +25,8 @@ from worker.errors import (
 
 AGAIN = "@again"
 """Where nginx asks all workers once more, with the turn behind it: ``locations.conf.j2``."""
+POOL = "@pool_"
+"""Where nginx asks the workers with one of several models, with ``pool_of`` its name behind it."""
 MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
 
 NO_USAGE = {
@@ -101,6 +104,8 @@ def of_error(error: ZimageError, *, again: str = "") -> Response:
     headers = {}
     if again and isinstance(error, HandedBack | NotReady | WorkerFailed):
         headers["X-Accel-Redirect"] = AGAIN + again  # read by nginx where no worker is left to ask
+    if isinstance(error, OtherModel):
+        headers["X-Accel-Redirect"] = POOL + error.pool
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(retry_after_s(error.retry_after_s))
     elif isinstance(error, LimitReached):

@@ -41,8 +41,9 @@ class Retry:
     again: bool
 
 
-def retry_of(request: Request, turn: str, asked: Generation) -> Retry | None:
-    """What its headers say of other requests for the same; None: its client does not come back."""
+def retry_of(request: Request, turn: str, asked: Generation, model: str = "") -> Retry | None:
+    """What its headers say of other requests for the same; None: its client does not come back.
+    ``model``: by its name, where there are several."""
     context = context_of(request)
     count = digits_of(context.header(b"x-stainless-retry-count"))
     key = context.header(b"idempotency-key")[:_MAX_KEY_CHARS]
@@ -51,7 +52,7 @@ def retry_of(request: Request, turn: str, asked: Generation) -> Retry | None:
     owner = hashlib.blake2b(turn.encode(), digest_size=8).hexdigest()
     form = (asked.response_format, asked.output_format, asked.compression, asked.store)
     what = hashlib.blake2b(f"{turn}\n{key}\n{form}\n".encode(), digest_size=16)
-    what.update(asked.normalised())
+    what.update(model.encode() + asked.normalised())
     return Retry(f"{owner}-{what.hexdigest()}", bool(key or count))
 
 

@@ -14,7 +14,7 @@ from worker.engine import Engine
 from worker.engine.queue import expected_rows
 from worker.storage import job_turns
 from worker.storage.database import Database, clock
-from worker.storage.jobs import Job
+from worker.storage.jobs import DrawnModels, Job
 
 _FRESH_S = 1.0
 
@@ -28,7 +28,12 @@ class JobEta:
         engine: Callable[[], Engine | None],
         run_dir: Path,
         others: Others = nobody,
+        drawn: Callable[[], DrawnModels] = DrawnModels,
+        workers: Callable[[], int] | None = None,
     ) -> None:
+        """As ``Runner`` has them: of other models' jobs nothing is known here."""
+        self._drawn = drawn
+        self._workers = workers or (lambda: live_workers(run_dir))
         self._database = database
         self._others = others
         self._engine = engine
@@ -42,7 +47,7 @@ class JobEta:
         engine = self._engine()
         if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
             running, elsewhere = await self._database.read(self._look)
-            workers = elsewhere + await asyncio.to_thread(live_workers, self._run_dir)
+            workers = elsewhere + await asyncio.to_thread(self._workers)
             self._known = predict(running, lambda job: _picture_s(engine, job), workers)
             self._known_at = time.monotonic()
         return self._known
@@ -50,7 +55,7 @@ class JobEta:
     def _look(self, connection: sa.Connection) -> tuple[list[Job], int]:
         """What is to be drawn, and by how many workers of other hosts."""
         _, elsewhere = self._others(connection, clock(connection))
-        return job_turns.foreseen(connection), elsewhere
+        return job_turns.foreseen(connection, self._drawn()), elsewhere
 
 
 def predict(

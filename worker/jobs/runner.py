@@ -39,6 +39,7 @@ from worker.jobs.drawing import Held, Tools, draw, require_allowed
 from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
 from worker.storage.database import Database, clock, give_space_back
 from worker.storage.gallery import StoredImage
+from worker.storage.jobs import DrawnModels
 from worker.storage.leases import LEASE_S, Leased, LeaseSnapshot, Offer
 
 T = TypeVar("T")
@@ -77,7 +78,13 @@ class Runner:
         keep_s: float,
         host: str = "",
         others: Others = nobody,
+        drawn: Callable[[], DrawnModels] = DrawnModels,
+        workers: Callable[[], int] | None = None,
     ) -> None:
+        """``drawn``: the models whose jobs this worker takes; ``workers``: how many of this host
+        do, which blocks. None: all that live."""
+        self._drawn = drawn
+        self._workers = workers or (lambda: live_workers(run_dir))
         self._database = database
         self._others = others
         self._tools = tools
@@ -151,7 +158,8 @@ class Runner:
 
     async def _round(self) -> bool:
         """Do what is due; whether there may be more to do at once."""
-        now, snapshot, mine, lost = await self._database.read(self._look)
+        drawn = self._drawn()
+        now, snapshot, mine, lost = await self._database.read(lambda c: self._look(c, drawn))
         await self._compare(mine)
         await self._hold_on(now)
         if snapshot.offer is not None or snapshot.holders:
@@ -160,15 +168,15 @@ class Runner:
         if dead or snapshot.late:
             await self._end(dead, now)
             return True
-        return snapshot.offer is not None and await self._take(snapshot.offer, now)
+        return snapshot.offer is not None and await self._take(snapshot.offer, now, drawn)
 
     def _look(
-        self, connection: sa.Connection
+        self, connection: sa.Connection, drawn: DrawnModels
     ) -> tuple[float, LeaseSnapshot, frozenset[str], frozenset[str]]:
         now = clock(connection)
         mine = leases.held_by(connection, self._holder)
         lost, self._elsewhere = self._others(connection, now)
-        return now, leases.snapshot(connection, now), mine, lost
+        return now, leases.snapshot(connection, now, drawn), mine, lost
 
     async def _hold_on(self, now: float) -> None:
         if self._held and now - self._renewed_at > LEASE_S / 3:
@@ -198,13 +206,13 @@ class Runner:
             log.event("leases of others ended", items=ended, dead=len(dead))
             self._notifier.notify()
 
-    async def _take(self, offer: Offer, now: float) -> bool:
+    async def _take(self, offer: Offer, now: float, drawn: DrawnModels) -> bool:
         """Lease some more, if there is room; whether anything was leased."""
         components = self._ready()
         if components is None or self._closed or host_drain.flag(self._run_dir).exists():
             return False
         engine = components.engine
-        workers = self._elsewhere + await asyncio.to_thread(live_workers, self._run_dir)
+        workers = self._elsewhere + await asyncio.to_thread(self._workers)
         if not self._room(engine, workers, offer):
             return False
         if not await self._allowed(offer):
@@ -224,7 +232,7 @@ class Runner:
             return max(0, min(left - not_counted, room))
 
         taken = await self._database.run(
-            lambda c: leases.take(c, self._holder, _new_lease, most, clock(c))
+            lambda c: leases.take(c, self._holder, _new_lease, most, clock(c), drawn)
         )
         for item in taken:
             self._begin(Held(item), components)

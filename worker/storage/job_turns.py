@@ -8,8 +8,10 @@ from worker.storage import keys, parameters
 from worker.storage.database import clock
 from worker.storage.job_changes import open_of
 from worker.storage.jobs import (
+    ANY_MODEL,
     NEVER,
     PRIORITIES,
+    DrawnModels,
     Job,
     holds,
     is_held,
@@ -24,33 +26,34 @@ FORESEEN = 20
 """Jobs of each turn that an end is predicted for."""
 
 
-def foreseen(connection: sa.Connection) -> list[Job]:
+def foreseen(connection: sa.Connection, drawn: DrawnModels = ANY_MODEL) -> list[Job]:
     """Jobs of everybody that are being drawn: of each turn the ``FORESEEN`` oldest."""
-    return [job for priority in PRIORITIES for job in _foreseen(connection, priority)]
+    return [job for priority in PRIORITIES for job in _foreseen(connection, priority, drawn)]
 
 
-def _foreseen(connection: sa.Connection, priority: int) -> list[Job]:
+def _foreseen(connection: sa.Connection, priority: int, drawn: DrawnModels) -> list[Job]:
     now, ahead = clock(connection), jobs.alias("ahead")
     line = good_turns(priority, now)
     last = (
         sa.select(ahead.c.created_at)
-        .where(*in_line(ahead, priority, line.c.turn))
+        .where(*in_line(ahead, priority, line.c.turn, drawn))
         .order_by(ahead.c.created_at)
         .offset(FORESEEN - 1)
         .limit(1)
         .scalar_subquery()
     )
     near = jobs.c.created_at <= sa.func.coalesce(last, NEVER)
-    query = select_jobs(now).where(*in_line(jobs, priority, line.c.turn), near)
+    query = select_jobs(now).where(*in_line(jobs, priority, line.c.turn, drawn), near)
     return with_counts(connection, query.order_by(jobs.c.created_at))
 
 
 def in_line(
-    table: sa.FromClause, priority: int, turn: sa.ColumnElement[str]
+    table: sa.FromClause, priority: int, turn: sa.ColumnElement[str], drawn: DrawnModels
 ) -> tuple[sa.ColumnElement[bool], ...]:
-    """What an index finds: jobs of ``turn`` that are being drawn, and that this version can."""
+    """What an index finds: jobs of ``turn`` that are being drawn, and that this version can, with
+    one of the ``drawn`` models."""
     found = table.c.state == "running", table.c.priority == priority, table.c.turn == turn
-    return *found, parameters.are_known(table)
+    return *found, parameters.are_known(table), drawn.of(table)
 
 
 def good_turns(priority: int, now: float) -> sa.Subquery:

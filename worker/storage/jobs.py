@@ -16,7 +16,7 @@ from worker.storage import keys, parameters
 from worker.storage.database import clock
 from worker.storage.locks import lock
 from worker.storage.schema import metadata
-from worker.types import PICTURES_SINCE, Parameters
+from worker.types import MODELS_SINCE, PICTURES_SINCE, Parameters
 
 MAX_ITEMS = 10_000
 SEEDS = 2**32
@@ -64,6 +64,8 @@ jobs = sa.Table(
     sa.Column("mask", sa.String(64)),
     sa.Column("fit", sa.String(8)),
     sa.Column("position", sa.String(16)),
+    # One of several, by its name; NULL: the first, or the only one.
+    sa.Column("model", sa.String(100)),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at", "owner", "created_at"),
     sa.Index("ix_jobs_state_priority_turn_created_at", "state", "priority", "turn", "created_at"),
@@ -159,11 +161,31 @@ class JobSpec:
     fit: str | None = None
     position: str | None = None
     undecided: frozenset[str] = frozenset()
+    model: str | None = None
 
     @property
     def needs(self) -> int:
         """The migration that a worker must know to draw it: see ``Parameters.needs``."""
-        return max(self.parameters.needs, PICTURES_SINCE if self.image else 0)
+        pictures, models = PICTURES_SINCE if self.image else 0, MODELS_SINCE if self.model else 0
+        return max(self.parameters.needs, pictures, models)
+
+
+@dataclass(frozen=True)
+class DrawnModels:
+    """The models whose jobs a worker draws, by all names that jobs may call them; ``unnamed``: and
+    jobs that name none."""
+
+    names: tuple[str, ...] = ()
+    unnamed: bool = True
+
+    def of(self, table: sa.FromClause) -> sa.ColumnElement[bool]:
+        """Whether a job in ``table`` is one of them."""
+        named = table.c.model.in_(self.names)
+        return named | table.c.model.is_(None) if self.unnamed else named
+
+
+ANY_MODEL = DrawnModels()
+"""Of a cell with one: jobs that name none."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,7 @@ class Job:
     mask: str | None = None
     fit: str | None = None
     position: str | None = None
+    model: str | None = None
 
     @property
     def over(self) -> bool:

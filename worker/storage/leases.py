@@ -14,10 +14,12 @@ from worker.storage import parameters
 from worker.storage.job_changes import change_items, next_revisions
 from worker.storage.job_turns import good_turns, in_line
 from worker.storage.jobs import (
+    ANY_MODEL,
     NO_LEASE,
     PRIORITIES,
     PROMPT,
     WITH_PROMPT,
+    DrawnModels,
     ItemState,
     items,
     jobs,
@@ -78,7 +80,9 @@ class LeaseSnapshot:
     late: bool
 
 
-def snapshot(connection: sa.Connection, now: float) -> LeaseSnapshot:
+def snapshot(
+    connection: sa.Connection, now: float, drawn: DrawnModels = ANY_MODEL
+) -> LeaseSnapshot:
     """Whether there is anything to do; reads only."""
     held = connection.execute(
         sa.select(items.c.holder, sa.func.min(items.c.lease_until))
@@ -86,7 +90,7 @@ def snapshot(connection: sa.Connection, now: float) -> LeaseSnapshot:
         .group_by(items.c.holder)
     ).all()
     return LeaseSnapshot(
-        _choose(connection, now),
+        _choose(connection, now, drawn),
         frozenset(holder for holder, _ in held),
         any(until < now for _, until in held),
     )
@@ -110,11 +114,12 @@ def take(
     new_lease: Callable[[], str],
     room: Callable[[Offer], int],
     now: float,
+    drawn: DrawnModels = ANY_MODEL,
 ) -> list[Leased]:
     """Lease items of one job, as many as ``room`` says: interactive before batch jobs, then the
     turn of whoever has the fewest under way in the whole cell, then the oldest job. One that
     others are taking from at this moment is passed over: they have made its turn a longer one."""
-    offers = _in_turn(connection, now)
+    offers = _in_turn(connection, now, drawn)
     if not offers:
         return []
     free = (offer for offer in offers[:_PASSED_OVER] if _lock(connection, offer, wait=False))
@@ -264,15 +269,15 @@ def _ready(job_id: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
     return items.c.job_id == job_id, items.c.state == "waiting", due
 
 
-def _choose(connection: sa.Connection, now: float) -> Offer | None:
-    offers = _in_turn(connection, now)
+def _choose(connection: sa.Connection, now: float, drawn: DrawnModels) -> Offer | None:
+    offers = _in_turn(connection, now, drawn)
     return _counted(connection, offers[0], now) if offers else None
 
 
-def _in_turn(connection: sa.Connection, now: float) -> list[Offer]:
+def _in_turn(connection: sa.Connection, now: float, drawn: DrawnModels) -> list[Offer]:
     """Looks at the first job of each turn alone, so a turn's thousands cost nobody anything."""
     for priority in PRIORITIES:
-        offers = _first_of_each_turn(connection, priority, now)
+        offers = _first_of_each_turn(connection, priority, now, drawn)
         if offers:
             under_way = _under_way(connection)
             return sorted(offers, key=lambda o: (under_way.get(o.turn, 0), o.created_at))
@@ -289,13 +294,15 @@ def _lock(connection: sa.Connection, offer: Offer, *, wait: bool) -> bool:
     return bool(lock_rows(connection, drawn, wait=wait))
 
 
-def _first_of_each_turn(connection: sa.Connection, priority: int, now: float) -> list[Offer]:
+def _first_of_each_turn(
+    connection: sa.Connection, priority: int, now: float, drawn: DrawnModels
+) -> list[Offer]:
     """The oldest job that has something to draw, of each turn."""
     line, oldest = good_turns(priority, now), jobs.alias("oldest")
     first = (
         sa.select(oldest.c.id)
         .where(
-            *in_line(oldest, priority, line.c.turn),
+            *in_line(oldest, priority, line.c.turn, drawn),
             sa.select(items.c.number).where(*_ready(oldest.c.id, now)).exists(),
         )
         .order_by(oldest.c.created_at)

@@ -123,3 +123,8 @@ def test_a_path_has_one_of_few_routes(path: str, route: str) -> None:
 )
 def test_a_closed_gate_is_no_replay(connects: str, replays: int) -> None:
     assert replays_of(connects) == replays
+
+
+def test_whoever_only_reads_which_model_it_is_for_is_no_replay() -> None:
+    assert replays_of("0.000 : 0.000", "421 : 200") == 0
+    assert replays_of("-, 0.000 : 0.000, 0.000", "502, 421 : 503, 200") == 1

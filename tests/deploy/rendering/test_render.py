@@ -397,11 +397,11 @@ def test_each_model_has_its_workers_and_a_pool_of_them() -> None:
 
 
 def test_another_model_changes_no_settings_of_workers_that_stay() -> None:
-    def turbos(*models: dict[str, Any]) -> list[str]:
+    def turbos(*models: Any) -> list[str]:
         told = rendered(models=list(models), workers=workers(*models))
         return [name for name in told if name.startswith(("workers/w1", "workers/w2"))]
 
-    def workers(*models: dict[str, Any]) -> list[dict[str, Any]]:
+    def workers(*models: Any) -> list[dict[str, Any]]:
         count = {"count": 1, "threads": 1}
         return [{"device": "cpu", "model": each["name"], **count} for each in models]
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.api import multipart
+from worker.api import model_routing, multipart
 from worker.api.caller import caller_of
 from worker.api.client import ClientGone, media_type_of, read_body
 from worker.api.middleware.request_context import CLIENT_GONE, context_of
@@ -75,6 +75,7 @@ async def reading(request: Request, components: Components) -> AsyncIterator[Non
 async def _asked(request: Request, model: Model, components: Components, kind: Kind) -> Edit:
     settings, info = components.settings, model.info
     values, files = await _read(request, model, components, kind)
+    model_routing.require_own(request, components, values)
     asked = edit_wire.parse(values, settings, info, kind)
     if not info.edits:
         bad("image", "this model draws from text alone: use /v1/images/generations")

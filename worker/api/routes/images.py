@@ -10,12 +10,13 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.api import answers, retries, sse
+from worker.api import answers, model_routing, retries, sse
 from worker.api.caller import caller_of
 from worker.api.client import ClientGone, read_json_body, while_connected
 from worker.api.middleware.request_context import CLIENT_GONE, RequestContext, context_of
 from worker.api.routes import files, image_events
 from worker.api.schemas import wire
+from worker.api.schemas.fields import json_object
 from worker.api.schemas.openapi import Part, operation, ref
 from worker.api.serving import lifecycle_of
 from worker.components import Components, Model
@@ -42,8 +43,10 @@ async def generate(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     model, components = lifecycle.require_ready(), lifecycle.components
     try:
-        body = await read_json_body(request, components.settings.max_body_bytes)
-        return await answer(request, lifecycle, wire.parse(body, components.settings, model.info))
+        values = json_object(await read_json_body(request, components.settings.max_body_bytes))
+        model_routing.require_own(request, components, values)
+        asked = wire.parse_values(values, components.settings, model.info)
+        return await answer(request, lifecycle, asked)
     except ClientGone:
         return Response(status_code=CLIENT_GONE)  # for the log: nobody reads it
 
@@ -57,7 +60,8 @@ async def answer(request: Request, lifecycle: Lifecycle, asked: wire.Generation)
             context, request.receive, _stream(request, model, components, asked)
         )
     draw = partial(_drawn, request, model, components, asked)
-    retry = retries.retry_of(request, caller_of(request).turn, asked)
+    about = components.models.label("")
+    retry = retries.retry_of(request, caller_of(request).turn, asked, about)
     if retry is None:
         drawn = await while_connected(context, request.receive, draw())
     else:
@@ -100,7 +104,7 @@ def _drawing(
         caller=caller,
         client=context.key,
         specs=specs,
-        fingerprint=fingerprint_of(caller.turn, asked),
+        fingerprint=fingerprint_of(caller.turn, asked, components.models.label("")),
         output=Output(
             asked.output_format,
             asked.compression,
@@ -182,9 +186,10 @@ def default_seed(request_id: str) -> int:
     return int(request_id[:8], 16)
 
 
-def fingerprint_of(key: str, generation: wire.Generation) -> str:
-    """Stands for who asks and for what: the same for a resubmission under another id."""
-    text = b"%b\n%b" % (key.encode(), generation.normalised())
+def fingerprint_of(key: str, generation: wire.Generation, model: str = "") -> str:
+    """Stands for who asks and for what: the same for a resubmission under another id. ``model``:
+    by its name, where there are several."""
+    text = b"%b\n%b%b" % (key.encode(), model.encode(), generation.normalised())
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 

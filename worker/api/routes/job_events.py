@@ -48,7 +48,7 @@ async def events(
                 # The only event with an id: a stream that is cut before it tells its items again.
                 after = job.revision
                 ends = await components.job_eta.finish_times()
-                yield _event(after, "job.updated", job=describe(job, ends))
+                yield _event(after, "job.updated", job=describe(job, ends, components.models))
             if job.over:
                 return
             look_at = time.monotonic() + _LOOK_S

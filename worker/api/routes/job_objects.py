@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from worker.api.routes import gallery
 from worker.api.schemas import job_wire, shown
 from worker.api.schemas.openapi import Schema, ref
+from worker.coordination.cell_models import CellModels
 from worker.coordination.progress import Steps
 from worker.errors import NotFound
 from worker.storage import gallery as pictures
@@ -20,16 +21,24 @@ MAX_CHARS = 1 << 18
 """Of their prompts: readers may be slow."""
 
 
-def describe(job: Job, ends: dict[str, float]) -> dict[str, Any]:
+MODEL_MISSING = "model_missing"
+"""``held`` of a job whose model the cell has no more."""
+
+
+def describe(job: Job, ends: dict[str, float], models: CellModels) -> dict[str, Any]:
     """The ``job`` object of the API; ``ends`` predicts when running ones are done."""
+    held = f"key_{job.held}" if job.held else None
+    if held is None and not models.is_served(job.model):
+        held = MODEL_MISSING
     # What is predicted may be a second old, and nobody knows when a held job goes on.
-    end = ends.get(job.id) if job.state == "running" and not job.held else None
+    end = ends.get(job.id) if job.state == "running" and not held else None
     return {
         "id": job.id,
         "object": "job",
         "name": job.name,
+        "model": job.model,
         "state": job.state,
-        "held": f"key_{job.held}" if job.held and not job.over else None,
+        "held": held if not job.over else None,
         "created_at": round(job.created_at, 3),
         "finished_at": None if job.finished_at is None else round(job.finished_at, 3),
         "total": job.total,
@@ -53,6 +62,9 @@ def _picture(job: Job) -> dict[str, Any]:
     others = {"mask": job.mask, "position": job.position}
     said = {name: value for name, value in others.items() if value is not None}
     return {"image": job.image, **said, **how}
+
+
+_HELD = "disabled", "expired", "deleted", "limit"
 
 
 def describe_item(
@@ -106,8 +118,9 @@ def schemas() -> dict[str, Schema]:
         id=text,
         object={"const": "job"},
         name=text,
+        model=optional_text,
         state={"enum": list(JOB_STATES)},
-        held={"enum": ["key_disabled", "key_expired", "key_deleted", "key_limit", None]},
+        held={"enum": [*(f"key_{why}" for why in _HELD), MODEL_MISSING, None]},
         created_at=number,
         finished_at=when,
         total=whole,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from worker.api import oversight, sse
+from worker.api import model_routing, oversight, sse
 from worker.api.address import root_of
 from worker.api.answers import Json
 from worker.api.caller import Caller, caller_of
@@ -93,7 +94,9 @@ async def _wish_of(
         raise Overloaded("Many jobs are being made: try again.", retry_after_s=5.0) from None
     try:
         body = await read_json_body(request, MAX_JOB_BODY_BYTES)
-        yield await asyncio.to_thread(job_wire.parse, body, components.settings, info, seed)
+        check = partial(model_routing.require_own, request, components)
+        wish = await asyncio.to_thread(job_wire.parse, body, components.settings, info, seed, check)
+        yield replace(wish, model=components.models.label("") or None)
     finally:
         components.reading_job.release()
 
@@ -160,7 +163,7 @@ async def list_jobs(request: Request) -> Response:
     after = query.values.get("after")
     found = await components.database.read(lambda c: jobs.page(c, owner, states, limit + 1, after))
     ends = await components.job_eta.finish_times()
-    data = [describe(job, ends) for job in found[:limit]]
+    data = [describe(job, ends, components.models) for job in found[:limit]]
     return Json({"object": "list", "data": data, "has_more": len(found) > limit})
 
 
@@ -254,7 +257,7 @@ async def events(request: Request) -> Response:
 
 
 async def _described(components: Components, job: Job) -> dict[str, Any]:
-    return describe(job, await components.job_eta.finish_times())
+    return describe(job, await components.job_eta.finish_times(), components.models)
 
 
 # Who may, and what is asked

@@ -3,9 +3,10 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api import model_routing
 from worker.api.answers import Json
 from worker.api.caller import caller_of
-from worker.api.schemas.openapi import Part, operation
+from worker.api.schemas.openapi import Part, operation, parameter
 from worker.api.serving import lifecycle_of
 from worker.coordination.quota import allows
 from worker.lifecycle import Lifecycle
@@ -15,6 +16,7 @@ from worker.models.loras.shelf import MAX_LORAS, MAX_SCALE
 async def list_loras(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
+    model_routing.require_own(request, lifecycle.components, request.query_params)
     shelf, key = lifecycle.model.info.loras, caller_of(request).key
     found = [] if shelf is None else list(shelf.all().values())
     data = [
@@ -47,5 +49,7 @@ def openapi(lifecycle: Lifecycle) -> Part:
             "data": {"type": "array", "items": lora},
         },
     }
-    text = "Adapters that the key may name in `lora`."
-    return Part({"/v1/loras": {"get": operation(text, {200: loras})}})
+    text = "Adapters that the key may name in `lora`, with one of several models."
+    asked = [parameter("query", "model", {"type": "string"})]
+    get = operation(text, {200: loras}, parameters=asked, errors=(404,))
+    return Part({"/v1/loras": {"get": get}})

@@ -1,36 +1,93 @@
-"""The one model of this worker under its names, as OpenAI lists models, with what a client may ask
-of it."""
+"""The models under their names, as OpenAI lists models, with what a client may ask of each.
 
+Of several in one cell, each worker has left what it knows of its own (``publish``): so any of them
+tells of all.
+"""
+
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.api import model_routing
 from worker.api.answers import Json
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.api.serving import lifecycle_of
-from worker.errors import NotFound
+from worker.coordination.live_workers import publish, published
+from worker.coordination.served_models import ServedModel, ServedModels, pool_of
+from worker.errors import NotFound, NotReady
 from worker.lifecycle import Lifecycle
+
+_RETRY_AFTER_S = 10.0
 
 
 async def list_models(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
-    ids = dict.fromkeys(wire.model_names(lifecycle.settings, lifecycle.model.info).values())
-    return Json({"object": "list", "data": [_describe(lifecycle, each) for each in ids]})
+    return Json({"object": "list", "data": await _all(lifecycle)})
 
 
 async def get_model(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
-    asked = request.path_params["id"]
+    asked, served = request.path_params["id"], lifecycle.components.models.served()
+    if served is not None:
+        return Json(await _one_of(lifecycle, served, asked))
     settings, info = lifecycle.settings, lifecycle.model.info
     shown = wire.model_names(settings, info).get(asked.lower())
     if shown is None:
         message = f"{asked[:100]!r} is not served here; {wire.model_id(settings, info)!r} is."
         raise NotFound(message, param="model", code="model_not_found")
     return Json(_describe(lifecycle, shown))
+
+
+async def _all(lifecycle: Lifecycle) -> list[dict[str, Any]]:
+    """All models, and behind them their aliases."""
+    served = lifecycle.components.models.served()
+    if served is None:
+        ids = dict.fromkeys(wire.model_names(lifecycle.settings, lifecycle.model.info).values())
+        return [_describe(lifecycle, each) for each in ids]
+    told = await _told(lifecycle)
+    known = [model for model in served.all if model.pool in told]
+    return [
+        *(told[model.pool] | {"id": model.name} for model in known),
+        *(_under(told[m.pool], m, alias) for m in known for alias in m.aliases),
+    ]
+
+
+async def _one_of(lifecycle: Lifecycle, served: ServedModels, asked: str) -> dict[str, Any]:
+    model = served.asked(asked)
+    if model is None:
+        raise model_routing.unknown(asked, served)
+    about = (await _told(lifecycle)).get(model.pool)
+    if about is None:
+        message = f"{model.name!r} is loaded for the first time: try again."
+        raise NotReady(message, retry_after_s=_RETRY_AFTER_S)
+    alias = next((each for each in model.aliases if each.lower() == asked.lower()), model.name)
+    return _under(about, model, alias)
+
+
+def _under(about: dict[str, Any], model: ServedModel, shown: str) -> dict[str, Any]:
+    return about | {"id": shown, "alias_of": None if shown == model.name else model.name}
+
+
+async def _told(lifecycle: Lifecycle) -> dict[str, dict[str, Any]]:
+    """What is known of each model, by its pool; of this worker's own, what it knows itself."""
+    found = await asyncio.to_thread(published, lifecycle.settings.run_dir)
+    own = _own(lifecycle)
+    return {pool_of(str(about.get("id"))): about for about in (*found.values(), own)}
+
+
+def _own(lifecycle: Lifecycle) -> dict[str, Any]:
+    return _describe(lifecycle, wire.model_id(lifecycle.settings, lifecycle.model.info))
+
+
+def publish_own(lifecycle: Lifecycle) -> None:
+    """Leave for the other workers what this one's model is like, where the cell has several."""
+    if lifecycle.components.models.several:
+        publish(lifecycle.settings.run_dir, lifecycle.settings.name, _own(lifecycle))
 
 
 def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:

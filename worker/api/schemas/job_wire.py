@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -61,9 +61,18 @@ def _form(settings: Settings, info: ModelInfo) -> type[JobForm]:
 KNOWN = tuple(sorted({*names_of(JobForm), *JobForm.said}))
 
 
-def parse(body: bytes, settings: Settings, info: ModelInfo, default_seed: int) -> JobSpec:
-    """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread."""
-    said = synonyms.translated(json_object(body), KNOWN)
+def parse(
+    body: bytes,
+    settings: Settings,
+    info: ModelInfo,
+    default_seed: int,
+    check: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> JobSpec:
+    """Check ``body``; may take some 0.1 s for the largest jobs, so call it from a thread. ``check``
+    comes before all else."""
+    values = json_object(body)
+    check(values)
+    said = synonyms.translated(values, KNOWN)
     try:
         asked = _form(settings, info).read(said.values)
         wire.check_compression(asked)

@@ -133,7 +133,12 @@ class Generation(Asked):
 
 def parse(body: bytes, settings: Settings, info: ModelInfo) -> Generation:
     """Check ``body`` against this worker's limits and its model's abilities."""
-    return read(_form(settings, info), KNOWN, json_object(body), settings)
+    return parse_values(json_object(body), settings, info)
+
+
+def parse_values(values: Mapping[str, Any], settings: Settings, info: ModelInfo) -> Generation:
+    """The same of a body that was read as JSON."""
+    return read(_form(settings, info), KNOWN, values, settings)
 
 
 def read(form: type[G], known: Collection[str], values: Mapping[str, Any], settings: Settings) -> G:
@@ -266,7 +271,7 @@ def model_id(settings: Settings, info: ModelInfo) -> str:
 
 def _model(settings: Settings, info: ModelInfo) -> Any:
     def check(asked: str) -> str:
-        if asked.lower() not in model_names(settings, info):
+        if settings.models is None and asked.lower() not in model_names(settings, info):
             raise NotFound(
                 f"model: {asked[:100]!r} is not served here; "
                 f"use {model_id(settings, info)!r} or leave the field out.",
@@ -275,6 +280,8 @@ def _model(settings: Settings, info: ModelInfo) -> Any:
             )
         return asked
 
+    if settings.models is not None:  # which change while this runs, and were looked at before
+        return Annotated[str, AfterValidator(check)]
     names = {model_id(settings, info), info.id, settings.model, *settings.names.aliases}
     return Annotated[str, AfterValidator(check), WithJsonSchema({"enum": sorted(names)})]
 
