@@ -275,9 +275,12 @@ def below(part: RenderableType) -> Padding:
 
 def worker_table(workers: list[dict[str, Any]]) -> Table:
     numbers = ("for", "queue", "wait", "memory", "restarts")
-    shown = table("worker", "state", "for", "phase", *numbers[1:], "device", right=numbers)
+    several = [*(["model"] if any(worker.get("model") for worker in workers) else [])]
+    heads = ("worker", *several, "state", "for", "phase", *numbers[1:], "device")
+    shown = table(*heads, right=numbers)
     for worker in workers:
-        shown.add_row(*_cells(worker))
+        name, *cells = _cells(worker)
+        shown.add_row(name, *(plain(worker.get(key) or "–") for key in several), *cells)
     return shown
 
 

@@ -1,5 +1,6 @@
 """A machine joins a cluster: with the token of one that is in it, and with keys of its own."""
 
+import copy
 import json
 import time
 import tomllib
@@ -129,13 +130,13 @@ def _welcome(answer: dict[str, Any]) -> Welcome:
 def _settings(
     layout: Layout,
     present: ClusterConfig,
-    told: dict[str, dict[str, Any]],
+    told: dict[str, Any],
     files: dict[str, str],
     address: str,
 ) -> dict[str, Any]:
     """For ``cluster.toml``: the files that it names lie in this machine's state directory. A way to
     the same database or bucket that stands there already is kept."""
-    settings = {section: dict(keys) for section, keys in told.items()}
+    settings = copy.deepcopy(told)
     settings["cluster"]["address"] = address
     for name in files:
         section, key = name.split(".")

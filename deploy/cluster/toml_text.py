@@ -29,6 +29,9 @@ def with_settings(text: str, settings: Settings) -> str:
         missing = {key: v for key, v in keys.items() if key not in _at(present, section)}
         if missing:
             fresh = _inserted(fresh, section, missing)
+    for name, tables in _lists_of_tables(settings).items():
+        if name not in present:
+            fresh = _below(fresh, _listed(name, tables))
     try:
         written = tomllib.loads(fresh)
     except tomllib.TOMLDecodeError:
@@ -40,8 +43,9 @@ def with_settings(text: str, settings: Settings) -> str:
 
 def lines_of(settings: Settings) -> str:
     """As they would stand in a file of their own."""
-    sections = (_written(section, keys) for section, keys in _sections(settings, "") if keys)
-    return "\n".join(sections)
+    sections = [_written(section, keys) for section, keys in _sections(settings, "") if keys]
+    lists = [_listed(name, tables) for name, tables in _lists_of_tables(settings).items()]
+    return "\n".join([*sections, *lists])
 
 
 def _without_empty(settings: Settings) -> dict[str, Any]:
@@ -62,7 +66,8 @@ def _conflicts(present: Any, settings: Settings, before: str) -> Iterator[str]:
 
 
 def _sections(settings: Settings, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    lists = _lists_of_tables(settings)
+    plain = {k: v for k, v in settings.items() if not isinstance(v, Mapping) and k not in lists}
     if plain:
         yield name, plain
     for key, value in settings.items():
@@ -70,13 +75,27 @@ def _sections(settings: Settings, name: str) -> Iterator[tuple[str, dict[str, An
             yield from _sections(value, f"{name}.{key}" if name else key)
 
 
+def _lists_of_tables(settings: Settings) -> dict[str, list[Mapping[str, Any]]]:
+    """Such as [[models]], which stand at the top alone."""
+    lists = {key: value for key, value in settings.items() if isinstance(value, list) and value}
+    return {k: v for k, v in lists.items() if all(isinstance(each, Mapping) for each in v)}
+
+
+def _listed(name: str, tables: list[Mapping[str, Any]]) -> str:
+    return "\n".join(f"[[{name}]]\n{_keys(table)}" for table in tables)
+
+
 def _inserted(text: str, section: str, keys: Mapping[str, Any]) -> str:
     """Below the section's header, or as a section at the end."""
     header = re.search(rf"^[ \t]*\[[ \t]*{re.escape(section)}[ \t]*\][^\n]*$", text, re.M)
     if header is None:
-        joint = "" if not text or text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
-        return f"{text}{joint}{_written(section, keys)}"
+        return _below(text, _written(section, keys))
     return f"{text[: header.end()]}\n{_keys(keys).rstrip()}{text[header.end() :]}"
+
+
+def _below(text: str, more: str) -> str:
+    joint = "" if not text or text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
+    return f"{text}{joint}{more}"
 
 
 def _written(section: str, keys: Mapping[str, Any]) -> str:

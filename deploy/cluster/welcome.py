@@ -1,6 +1,7 @@
 """What a machine that joins is given: certificates, secrets, access to database and bucket, and the
 settings that all hosts have in common."""
 
+import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ MAX_SKEW_S = 5.0
 """Leases and limits are told by the database's clock, links and places by the hosts' own."""
 
 _COMMON = (
-    *("model", "auth", "limits", "labels", "gallery", "audit", "traces", "usage", "front"),
-    *("database", "objects"),
+    *("model", "models", "auth", "limits", "labels", "gallery", "audit", "traces", "usage"),
+    *("front", "database", "objects"),
 )
 _FILES = (("database", "password_file"), ("objects", "credentials_file"))
 _NOT_GOOD = (
@@ -76,7 +77,7 @@ class Welcome:
     revocations: str
     secrets: str = field(repr=False)
     versions: dict[str, int]
-    settings: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
     files: dict[str, str] = field(repr=False)
     """Texts of files that settings name: ``section.key``."""
     own_role: bool
@@ -214,10 +215,10 @@ def _let_in(connection: "Connection", host: str) -> None:
     hosts.want(connection, host, "in", "", clock(connection))
 
 
-def _settings(cell: Cell, host: str, role: str) -> dict[str, dict[str, Any]]:
+def _settings(cell: Cell, host: str, role: str) -> dict[str, Any]:
     """What this machine's file says and another's should say, too."""
     told = cell.config.model_dump(exclude_unset=True, mode="json")
-    settings = {name: dict(told[name]) for name in _COMMON if name in told}
+    settings: dict[str, Any] = {name: told[name] for name in _COMMON if name in told}
     if "auth" in told.get("listen", {}):
         settings["listen"] = {"auth": told["listen"]["auth"]}
     for section, key in _FILES:
@@ -263,7 +264,7 @@ def _with_role(cell: Cell, made: Welcome, password: str | None) -> Welcome:
     if not _connects(url.set(password=password)):
         store.run(cell, lambda connection: host_role.remove(connection, name))
         return made
-    settings = {section: dict(keys) for section, keys in made.settings.items()}
+    settings = copy.deepcopy(made.settings)
     settings["database"]["url"] = url.render_as_string(hide_password=False)
     files = {**made.files, "database.password_file": password}
     return replace(made, settings=settings, files=files, own_role=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy.guard import exposition, state
 from deploy.guard.chores import Chores
+from deploy.guard.empty_models import EmptyModels
 from deploy.guard.front import Front
 from deploy.guard.gate import make_closed_socket
 from deploy.guard.gpus import Gpus
@@ -63,6 +64,7 @@ class Guard:
         self._tasks: set[asyncio.Task[None]] = set()
         self._written_at = 0.0
         self._open_at: float | None = None
+        self._models = EmptyModels(self._journal, _EMPTY_POOL_S)
 
     def _front_of(self, settings: GuardSettings) -> Front | None:
         if settings.front is None:
@@ -180,9 +182,12 @@ class Guard:
         return verdict.gate == "close" or (verdict.gate == "spare" and self._another_is_open(watch))
 
     def _another_is_open(self, watch: Watch) -> bool:
-        return any(other.gate.is_open for other in self._watches if other is not watch)
+        """For what ``watch`` draws: one with another model is none."""
+        alike = (other for other in self._watches if other.model == watch.model)
+        return any(other.gate.is_open for other in alike if other is not watch)
 
     def _watch_pool(self, now: float) -> None:
+        self._models.look(self._watches, now)
         if any(watch.gate.is_open for watch in self._watches):
             self._open_at = now
         empty = self._open_at is not None and now - self._open_at > _EMPTY_POOL_S

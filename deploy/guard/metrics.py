@@ -63,11 +63,30 @@ class _Cell(Collector):
         members = sum(watch.gate.is_open for watch in self._watches)
         yield GaugeMetricFamily("zimage_pool_members", "Workers in the pool.", members)
         yield GaugeMetricFamily("zimage_pool_workers", "Workers of the cell.", len(self._watches))
+        yield from self._models()
         yield from self._workers()
         yield self._alarms()
         yield from self._disk()
         yield from self._spool()
         yield from self._cards()
+
+    def _models(self) -> Iterator[Metric]:
+        """Of a cell that has several."""
+        told = {w.model: [o for o in self._watches if o.model == w.model] for w in self._watches}
+        if told.keys() <= {""}:
+            return
+        counts: dict[str, tuple[str, Callable[[list[Watch]], int]]] = {
+            "members": (
+                "Workers in the pool, by model.",
+                lambda own: sum(watch.gate.is_open for watch in own),
+            ),
+            "workers": ("Workers of the cell, by model.", len),
+        }
+        for name, (text, count) in counts.items():
+            family = GaugeMetricFamily(f"zimage_model_{name}", text, labels=("model",))
+            for model, own in told.items():
+                family.add_metric((model,), count(own))
+            yield family
 
     def _workers(self) -> Iterator[Metric]:
         for name, text, value in _GAUGES:

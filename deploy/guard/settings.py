@@ -24,6 +24,8 @@ class WorkerSettings(_Frozen):
     device: str = "cpu"
     device_name: str = "CPU"
     """For people."""
+    model: str = ""
+    """Which of several models it draws with."""
 
 
 class Rules(Guard):

@@ -44,6 +44,7 @@ def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:
     heartbeat = watch.heartbeat if watch.process else None
     return {
         "name": watch.name,
+        **({"model": watch.model} if watch.model else {}),
         "pid": watch.pid,
         "state": watch.state,
         "since": round(watch.since, 3),

@@ -38,6 +38,7 @@ class Watch:
         self.name = worker.name
         self.device = worker.device
         self.device_name = worker.device_name
+        self.model = worker.model
         self.gate = Gate(layout.gate(self.name), layout.socket(self.name), layout.closed_socket)
         self.heartbeat: Heartbeat | None = None
         self.process: Process | None = None

@@ -377,8 +377,22 @@ def _require_another(cell: Cell, removed: Collection[str]) -> None:
             f"nobody would draw without {', '.join(removed)}, who stay: all others are drained; "
             f"{undrain}, then zimage up"
         )
-    timeout_s = cell.config.timeouts.up_timeout_s
-    wait.until_one_is_open(cell, stay, timeout_s, f"{', '.join(removed)} go once another draws")
+    timeout_s, title = (
+        cell.config.timeouts.up_timeout_s,
+        f"{', '.join(removed)} go once another draws",
+    )
+    for alike in _by_model(cell, removed, stay):
+        wait.until_one_is_open(cell, alike, timeout_s, title)
+
+
+def _by_model(cell: Cell, removed: Collection[str], stay: list[str]) -> list[list[str]]:
+    """Those of ``stay`` of which one must draw: of each model that ``removed`` draw with and that
+    stays, those that have it. Of one model, all."""
+    planned = {worker.name: worker.model for worker in cell.plan.workers}
+    seen = cell.workers()
+    lost = {seen[name].get("model", "") for name in removed if name in seen} - {""}
+    alike = [[name for name in stay if planned[name] == model] for model in sorted(lost)]
+    return [names for names in alike if names] or [stay]
 
 
 def _remove_gates(cell: Cell) -> None:

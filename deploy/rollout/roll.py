@@ -144,10 +144,19 @@ def _await_another(cell: Cell, name: str) -> bool:
     stay_out = {each for each, worker in seen.items() if worker["state"] in _STAY_OUT}
     # Those that the plan has no more draw as long as the guard watches them.
     others = _distinct(each for each in (*cell.plan.names, *seen) if each not in {name, *stay_out})
+    others = [each for each in others if _draws_the_same(cell, each, name)]
     found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
     if not found:
         output.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
     return found
+
+
+def _draws_the_same(cell: Cell, one: str, other: str) -> bool:
+    """Whether both have the same of several models, as far as the guard or the plan knows."""
+    seen = cell.workers()
+    planned = {worker.name: worker.model for worker in cell.plan.workers}
+    models = [seen.get(name, {}).get("model", planned.get(name, "")) for name in (one, other)]
+    return bool(models[0] == models[1])
 
 
 def _one_draws(cell: Cell, names: list[str], title: str) -> bool:

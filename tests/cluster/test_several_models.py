@@ -123,6 +123,8 @@ def test_models_come_and_go_under_load_and_nothing_is_lost(cell: RunningCell) ->
                 )
                 assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
             assert {name: cell.pid(name) for name in stay} == stay  # none was restarted for that
+            shown = (await cell.run("status")).stdout
+            assert ("model" in shown, "photo" in shown) == (True, True)
             async with cell.traffic(clients=6, slow_readers=0, body=plain):
                 serve(cell, TWO, ONE, less="photo")
                 await up(cell)

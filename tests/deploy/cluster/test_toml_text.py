@@ -68,3 +68,14 @@ def test_other_values_are_refused_by_name() -> None:
 def test_form_that_leaves_no_place_is_left_to_a_person(text: str) -> None:
     with pytest.raises(ValueError, match=r'url = "postgresql://a@db/z"'):
         with_settings(text, WANTED)
+
+
+def test_several_models_are_tables_of_a_list() -> None:
+    models = [{"name": "turbo"}, {"name": "photo", "aliases": ["a", "b"]}]
+    wanted = {"models": models, "cluster": {"name": "studio"}}
+    made = with_settings('workers = "auto"\n[gallery]\nkeep_days = 8.0', wanted)
+    assert tomllib.loads(made) == {"workers": "auto", "gallery": {"keep_days": 8.0}, **wanted}
+    assert "[[models]]" in made
+    assert with_settings(made, wanted) == made
+    with pytest.raises(Conflict, match="models: there"):
+        with_settings(made, {"models": models[:1]})
