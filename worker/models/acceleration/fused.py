@@ -50,15 +50,18 @@ def prove(device: torch.device) -> None:
 
 
 def products(inputs: torch.Tensor, *layers: Any) -> list[torch.Tensor]:
-    """What each layer makes of ``inputs``, which 8-bit layers bring to 8 bits only once. One that
-    is hooked, since there is something to add, is called itself."""
-    if not all(
-        isinstance(layer, Fp8Linear) and layer.multiplies and not layer._forward_hooks
-        for layer in layers
-    ):
+    """What each layer makes of ``inputs``, which 8-bit layers bring to 8 bits only once."""
+    if not all(isinstance(layer, Fp8Linear) and layer.multiplies for layer in layers):
         return [layer(inputs) for layer in layers]
     rows = quantized(inputs.flatten(0, -2))
-    return [layer.product(*rows, inputs) for layer in layers]
+    return [_hooked(layer, inputs, layer.product(*rows, inputs)) for layer in layers]
+
+
+def _hooked(layer: Fp8Linear, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """``output`` with what hooks of a layer make of it that is not called itself: adapters."""
+    for hook in layer._forward_hooks.values():
+        output = hook(layer, (inputs,), output)
+    return output
 
 
 def projecting(table: torch.Tensor, rows: int) -> Project:
