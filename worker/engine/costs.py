@@ -152,8 +152,8 @@ class Costs:
         return size in self._times["step"]
 
     def knows(self, kind: Kind) -> bool:
-        """Whether a call of ``kind`` was ever timed, whatever its size."""
-        return bool(self._times[kind])
+        """Whether a call of ``kind`` was ever timed, whatever its size, or one that tells of it."""
+        return bool(self._times[kind]) or (kind == "image" and self.knows("decode"))
 
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         """Seconds of one call; between measured rows and sizes in proportion, beyond them as

@@ -56,6 +56,13 @@ def test_before_anything_is_measured_a_slow_machine_has_time(phase: Phase) -> No
     assert stepwise(costs).allowance_s(phase, [picture()]) == (5.0 if known else 600.0)
 
 
+def test_the_first_image_is_allowed_what_its_decoding_takes() -> None:
+    """Each worker encodes its first one long after its start: ten minutes would hide a hang."""
+    costs = measured(2.0)
+    assert stepwise(costs).allowance_s(Phase.ENCODE, [picture()], "image") == 20.0
+    assert stepwise(Costs()).allowance_s(Phase.ENCODE, [picture()], "image") == 600.0
+
+
 def test_a_long_text_is_allowed_its_length_though_repeated_ones_took_no_time() -> None:
     costs = measured(0.0)  # as of texts that were cached
     allowances = stepwise(costs)
