@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadtest.checks import Checker
-from loadtest.client import Client
+from loadtest.client import EDITS, Client, Way
 from tests.loadtest.test_checks import BODY, drawn
 
 QUEUED = {"type": "image_generation.queued", "seeds": [5], "resume": "a place"}
@@ -96,6 +96,30 @@ def test_cut_stream_is_asked_for_again_with_its_seed_and_place(
     assert (done.result, done.resumed) == ("ok", 1)
     assert "resume" not in server.asked[0]
     assert (server.asked[1]["seed"], server.asked[1]["resume"]) == (5, "a place")
+
+
+def test_stream_of_an_edit_that_was_cut_is_asked_for_again_by_id(
+    server: Server, client: Client
+) -> None:
+    renamed = [
+        {**event, "type": str(event["type"]).replace("generation", "edit")}
+        for event in (QUEUED, COMPLETED, DONE)
+    ]
+    server.answers = [renamed[:1], renamed]
+    done = client.stream({**BODY, "image": "upload_1"}, way=Way(EDITS))
+    assert (done.result, done.resumed, done.error) == ("ok", 1, "")
+    again = {**BODY, "image": "upload_1", "stream": True, "resume": "a place"}
+    assert server.asked[1] == again
+
+
+def test_an_upload_is_known_by_its_id_and_one_that_is_refused_by_none(
+    server: Server, client: Client
+) -> None:
+    server.answers = [(201, {}, b'{"id": "upload_1"}'), (413, {}, b"too large")]
+    done, id = client.upload(b'"a PNG"')
+    refused, none = client.upload(b'"a PNG"')
+    assert (done.kind, done.result, id) == ("upload", "ok", "upload_1")
+    assert (refused.result, refused.error, none) == ("failed", "HTTP 413: too large", "")
 
 
 def test_stream_of_a_broken_worker_is_asked_for_again(server: Server, client: Client) -> None:

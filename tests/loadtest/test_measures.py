@@ -30,6 +30,14 @@ def test_latency_is_that_of_answered_requests() -> None:
     assert found["pictures_per_s"] == 0.2
 
 
+def test_kinds_are_counted_where_they_were_answered() -> None:
+    drawn, failed = record(1.0), record(1.0, "failed")
+    assert measures.by_kind([drawn, drawn, failed], ("draw", "mask")) == {
+        "answered_draw": 2.0,
+        "answered_mask": 0.0,
+    }
+
+
 def test_users_who_left_are_no_refusals() -> None:
     found = measures.of_users([record(1.0, "left"), record(1.0, "refused")], duration_s=1.0)
     assert found["refused_share"] == 1.0
