@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from loadtest.traffic import pixels_of
+from loadtest.waiting import until_async as until
 from tests.cluster.conftest import RunningCell, edit, started
 from worker.models.synthetic import text_of
 
@@ -62,7 +63,9 @@ async def drawing_with(cell: RunningCell, model: str, clients: int = 3) -> Async
     stop = asyncio.Event()
 
     async def ask() -> None:
-        async with httpx.AsyncClient(base_url=cell.url, timeout=120) as http:
+        # nginx before 1.27.4 closes kept connections when it is reloaded.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=cell.url, timeout=120, limits=limits) as http:
             while not stop.is_set():
                 said.append(await drawn(http, model))
 
@@ -95,18 +98,19 @@ async def up(cell: RunningCell) -> str:
 def test_models_come_and_go_under_load_and_nothing_is_lost(cell: RunningCell) -> None:
     async def scenario() -> None:
         async with httpx.AsyncClient(base_url=cell.url, timeout=60) as http:
-            async with cell.traffic(clients=6, slow_readers=0, body=plain):
+            async with cell.traffic(**PLAIN):
                 serve(cell, ONE, TWO, more="photo")
                 await up(cell)
             assert await drawn(http, "photo") == "photo"
             assert await drawn(http, "Camera") == "photo"
             assert await drawn(http, "dall-e-3", response_format="b64_json") == "turbo"
-            async with cell.traffic(clients=6, slow_readers=0, body=plain):
+            async with cell.traffic(**PLAIN):
                 os.kill(cell.pid("w1"), signal.SIGKILL)
                 await cell.all_open()
+            await last_of_a_model_finishes_its_queue(cell, http)
             stay = {name: cell.pid(name) for name in ("w1", "w2", "w3")}
             async with (
-                cell.traffic(clients=6, slow_readers=0, body=plain),
+                cell.traffic(**PLAIN),
                 drawing_with(cell, "photo"),
             ):
                 serve(cell, TWO, THREE, more="third")
@@ -125,13 +129,35 @@ def test_models_come_and_go_under_load_and_nothing_is_lost(cell: RunningCell) ->
             assert {name: cell.pid(name) for name in stay} == stay  # none was restarted for that
             shown = (await cell.run("status")).stdout
             assert ("model" in shown, "photo" in shown) == (True, True)
-            async with cell.traffic(clients=6, slow_readers=0, body=plain):
+            async with cell.traffic(**PLAIN):
                 serve(cell, TWO, ONE, less="photo")
                 await up(cell)
 
     asyncio.run(scenario())
 
 
+async def last_of_a_model_finishes_its_queue(cell: RunningCell, http: httpx.AsyncClient) -> None:
+    """Others are in the pool, and none of them could draw what it would hand back."""
+    asked = {"prompt": "a", "model": "photo", "steps": 30}
+    sizes = ("64x64", "64x80", "64x96")
+    replies = [
+        asyncio.create_task(http.post("/v1/images/generations", json={**asked, "size": size}))
+        for size in sizes
+    ]
+
+    def taken() -> bool:
+        seen = next(each for each in cell.state()["workers"] if each["name"] == "w3")
+        return bool(seen["queued"] + seen["running"] == len(sizes))
+
+    await until(taken, 20.0, "all taken by w3")
+    done = await cell.run("restart", "w3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(await reply).status_code for reply in replies] == [200] * len(sizes)
+
+
 def plain(client: int, turn: int) -> dict[str, object]:
     """It names no model: the first draws it, in its eight steps."""
     return {"prompt": f"client {client} turn {turn} {os.urandom(4).hex()}", "size": "64x64"}
+
+
+PLAIN = {"clients": 6, "slow_readers": 0, "body": plain, "resends": True}
