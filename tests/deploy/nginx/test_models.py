@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.deploy.nginx.site import Site, site
+from tests.deploy.processes import ask
 from tests.ports import free_port
 from worker.coordination.served_models import pool_of
 
@@ -125,3 +127,19 @@ def test_job_and_its_preview_are_handed_on_like_drawings(two: Site) -> None:
 def test_request_of_which_all_are_dead_ends_without_a_loop(two: Site) -> None:
     replies: list[httpx.Response] = [two.draw(pool=PHOTO), two.draw()]
     assert {(r.status_code, r.json()["error"]["code"]) for r in replies} == {(503, "unavailable")}
+
+
+def test_key_is_asked_for_once_before_the_body_and_the_request_handed_on(tmp_path: Path) -> None:
+    listen = {"port": free_port(), "auth": "keys"}
+    with site(tmp_path, listen=listen, **MODELS) as keyed:  # type: ignore[arg-type]
+        with keyed.worker("w1"), keyed.worker("w2"):
+            good, wrong = ({"Authorization": f"Bearer {key}"} for key in ("good", "wrong"))
+            replies = [
+                keyed.client.post(EDITS, json={"pool": PHOTO, "prompt": said}, headers=good)
+                for said in ("a", "b", "hand back")
+            ]
+            refused = keyed.client.post(EDITS, json={"pool": PHOTO}, headers=wrong)
+            asked = [ask(keyed.layout, name, "GET", "/fake/asked").json() for name in ("w1", "w2")]
+    assert [reply.json()["worker"] for reply in replies] == ["w1", "w1", "w1"]
+    assert refused.status_code == 401
+    assert sum(map(len, asked)) == 4
