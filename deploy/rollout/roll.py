@@ -4,8 +4,9 @@ The guard does the pool's part: a flag file drains a worker, and its removal let
 """
 
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from deploy import drains, output
 from deploy.cell import Cell, CellError
@@ -144,19 +145,18 @@ def _await_another(cell: Cell, name: str) -> bool:
     stay_out = {each for each, worker in seen.items() if worker["state"] in _STAY_OUT}
     # Those that the plan has no more draw as long as the guard watches them.
     others = _distinct(each for each in (*cell.plan.names, *seen) if each not in {name, *stay_out})
-    others = [each for each in others if _draws_the_same(cell, each, name)]
+    models = models_of(cell, seen)
+    others = [each for each in others if models.get(each, "") == models.get(name, "")]
     found = bool(others) and _one_draws(cell, others, f"{name} goes once another draws")
     if not found:
         output.warn(f"nobody draws until {name} is back: requests get 503 and Retry-After")
     return found
 
 
-def _draws_the_same(cell: Cell, one: str, other: str) -> bool:
-    """Whether both have the same of several models, as far as the guard or the plan knows."""
-    seen = cell.workers()
+def models_of(cell: Cell, seen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Which of several models each worker has: as the guard has ``seen`` it, or else as planned."""
     planned = {worker.name: worker.model for worker in cell.plan.workers}
-    models = [seen.get(name, {}).get("model", planned.get(name, "")) for name in (one, other)]
-    return bool(models[0] == models[1])
+    return planned | {name: worker["model"] for name, worker in seen.items() if "model" in worker}
 
 
 def _one_draws(cell: Cell, names: list[str], title: str) -> bool:

@@ -51,7 +51,9 @@ class ModelCell:
 
     @property
     def plan(self) -> Any:
-        return SimpleNamespace(names=tuple(self.wanted), gates=frozenset(self.wanted))
+        names = tuple(self.wanted)
+        workers = [SimpleNamespace(name=name, model="") for name in names]
+        return SimpleNamespace(names=names, gates=frozenset(names), workers=workers)
 
     def begin(self) -> None:
         """The first ``up`` is done."""
