@@ -207,6 +207,7 @@ def _not_drawn(record: Record, status: int, response: requests.Response) -> None
         record.error = checks.refusal(status, headers, response.content)
         record.result = "failed" if record.error else "refused"
         if not record.error:
+            record.retry_after_s = float(headers["retry-after"])
             record.error = f"refused: come again in {headers['retry-after']} s"
     else:
         record.error = f"HTTP {status}: {response.text[:300]}"

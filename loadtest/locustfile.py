@@ -117,9 +117,8 @@ class Painter(User):
 
     def rest(self, done: Record) -> None:
         """Come again when a refusal says so, as SDKs do; but not later than users would."""
-        if done.result == "refused":
-            wait_s = float(done.error.split()[-2])
-            gevent.sleep(min(wait_s, _MAX_REST_S))
+        if done.retry_after_s is not None:
+            gevent.sleep(min(done.retry_after_s, _MAX_REST_S))
 
 
 class Designer(Painter):

@@ -28,6 +28,10 @@ class Record:
     """How often a cut stream was asked for again."""
     request_id: str = ""
     error: str = ""
+    retry_after_s: float | None = None
+    """Of a refusal: when to come again."""
+    refused: int = 0
+    """How often it was told to come again before this answer, and did."""
 
     @property
     def end(self) -> float:

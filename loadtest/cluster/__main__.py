@@ -69,7 +69,8 @@ def play(name: str, on: Platform) -> dict[str, Any]:
         "holds": not lost and not stage.notes.failures,
         "answers": len(stage.load.records),
         "lost": len(lost),
-        "refused": len(stage.load.refused),
+        "refused_honestly": len(stage.load.came_again),
+        "refusals": len(stage.load.refusals),
         "streams_resumed": stage.load.resumed,
         "asked_again": stage.load.asked_again,
         "seconds": round(time.monotonic() - began),
@@ -93,6 +94,7 @@ def _tell(verdict: dict[str, Any]) -> None:
     figures = "".join(f", {what} {value:g}" for what, value in verdict["measured"].items())
     output.say(
         f"{mark} {verdict['name']}: {verdict['lost']} of {verdict['answers']} lost, "
+        f"{verdict['refused_honestly']} refused honestly, "
         f"{verdict['streams_resumed']} streams resumed, {verdict['asked_again']} asked again"
         f"{figures} ({verdict['seconds']} s)"
     )

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,8 @@ _KEEP_ALIVE = [
 ]
 _END_S = 180.0
 _PAUSE_S = 0.5
+_MOST_REFUSALS = 5
+"""Whoever comes each time that he is told to is let in by then, or is lost."""
 
 
 class _Watchful(HTTPAdapter):
@@ -51,19 +53,23 @@ class Load:
     size: str = "128x128"
     steps: int = 8
     may_be_refused: bool = False
-    """Otherwise a refusal is no answer: there was room."""
+    """Then whoever is refused comes again when he is told to. Otherwise a refusal is no answer:
+    there was room."""
     records: list[Record] = field(default_factory=list)
+    """Of each request what came of it in the end."""
+    refusals: list[Record] = field(default_factory=list)
+    """Each of them, whatever came after it."""
     asked_again: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def lost(self) -> list[Record]:
-        bad = ("failed",) if self.may_be_refused else ("failed", "refused")
-        return [record for record in self.records if record.result in bad]
+        return [record for record in self.records if record.result in ("failed", "refused")]
 
     @property
-    def refused(self) -> list[Record]:
-        return [record for record in self.records if record.result == "refused"]
+    def came_again(self) -> list[Record]:
+        """Who was refused honestly: told when to come again, and served when he did."""
+        return [record for record in self.records if record.refused and record.result == "ok"]
 
     @property
     def resumed(self) -> int:
@@ -108,9 +114,21 @@ class Load:
                     "size": self.size,
                     "steps": self.steps,
                 }
+                self.records.append(self.answered(ask, body))
+
+    def answered(self, ask: Callable[[dict[str, Any]], Record], body: dict[str, Any]) -> Record:
+        """What comes of ``body`` in the end."""
+        for refused in range(_MOST_REFUSALS + 1):
+            record = ask(body)
+            if self.asks_again and record.status == 0 and record.error:
+                self.asked_again += 1
+                time.sleep(_PAUSE_S)
                 record = ask(body)
-                if self.asks_again and record.status == 0 and record.error:
-                    self.asked_again += 1
-                    time.sleep(_PAUSE_S)
-                    record = ask(body)
-                self.records.append(record)
+            record.refused = refused
+            if record.retry_after_s is None:
+                break
+            self.refusals.append(record)
+            if not self.may_be_refused:
+                break
+            time.sleep(record.retry_after_s)
+        return record

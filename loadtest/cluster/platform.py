@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -114,9 +115,16 @@ class Platform:
             self.join(name, "host")
         for name in fronts:
             self.share_the_address(name)
-        self.key = _key(self.first.zimage("keys", "create", "proof", "--role", "ops"))
+        self.key = self.make_key("proof", "--role", "ops")
         until(lambda: self.first.in_pool() == set(hosts), 60.0, "every host in the pool")
-        until(lambda: all(map(self._knows_the_key, self.hosts.values())), 30.0, "the key known")
+
+    def make_key(self, name: str, *options: str) -> str:
+        """A new one, which every host knows."""
+        told = self.first.zimage("keys", "create", name, *options)
+        key = next(word for word in told.split() if word.startswith("zimage_"))
+        known = partial(self._knows, key)
+        until(lambda: all(map(known, self.hosts.values())), 30.0, f"the key of {name} known")
+        return key
 
     def load(self) -> Load:
         draw = len(self.hosts) * self.workers
@@ -178,9 +186,9 @@ class Platform:
         user = "root" if self.wheels is not None else ""
         return BASE.format(name=name, var_dir=var_dir, user=user, model=MODEL, **ports)
 
-    def _knows_the_key(self, host: Machine) -> bool:
+    def _knows(self, key: str, host: Machine) -> bool:
         """Each learns of a new one within a second; until then it refuses it."""
-        headers = {"Authorization": f"Bearer {self.key}"}
+        headers = {"Authorization": f"Bearer {key}"}
         url = f"http://{host.address}:{PORT}/v1/models"
         try:
             return httpx.get(url, headers=headers, timeout=5.0).status_code == 200
@@ -229,7 +237,3 @@ def platform(
         stack.callback(made.end)
         made.start(fronts, hosts)
         yield made
-
-
-def _key(told: str) -> str:
-    return next(word for word in told.split() if word.startswith("zimage_"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from loadtest.cluster.load import Load
-from loadtest.cluster.machines import Machine, until
+from loadtest.cluster.machines import PORT, Machine, until
 from loadtest.cluster.network import Direction
 from loadtest.cluster.platform import JOINING, Platform
 from loadtest.cluster.visitor import Visitor
@@ -181,23 +181,35 @@ def host_full(stage: Stage) -> None:
     host = stage.any_host()
     with _filled(stage, host):
         stage.draw_on()
-    stage.notes.expect(not stage.load.refused, f"{len(stage.load.refused)} refused")
+    stage.notes.expect(not stage.load.refusals, f"{len(stage.load.refusals)} refused")
 
 
 @contextlib.contextmanager
 def _filled(stage: Stage, host: Machine) -> Iterator[None]:
     """Requests straight to ``host``, until it refuses, and again and again."""
-    url = f"http://{host.address}:7860"
-    own = Load(url, stage.platform.key, waiting=80, following=0, steps=16, may_be_refused=True)
-    with own.running():
-        until(lambda: bool(own.refused), 60.0, f"{host.name} full")
+    with _asked_directly(stage, host, stage.platform.key, users=80, steps=16) as own:
+        until(lambda: bool(own.refusals), 60.0, f"{host.name} full")
         yield
-    stage.notes.measured["refused by the full host"] = len(own.refused)
-    stage.notes.expect(not own.lost, f"{len(own.lost)} lost at the full host itself")
+
+
+@contextlib.contextmanager
+def _asked_directly(
+    stage: Stage, host: Machine, key: str, users: int, steps: int
+) -> Iterator[Load]:
+    """Users of ``host`` itself, who come again when they are told to."""
+    url = f"http://{host.address}:{PORT}"
+    own = Load(url, key, waiting=users, following=0, steps=steps, may_be_refused=True)
+    with own.running():
+        yield own
+    measured = stage.notes.measured
+    for what, found in (("refusals by", own.refusals), ("served later by", own.came_again)):
+        measured[f"{what} {host.name}"] = measured.get(f"{what} {host.name}", 0) + len(found)
+    stage.notes.expect(not own.lost, f"{len(own.lost)} lost at {host.name} itself")
 
 
 def drained(stage: Stage) -> None:
     """All hosts but one are drained, one after the other, and come back."""
+    stage.load.may_be_refused = True  # by the last one, while the queues of all come to it
     *others, last = stage.platform.hosts
     for name in others:
         stage.platform.first.zimage("hosts", "drain", name)
