@@ -2,24 +2,25 @@
 
 import { $ } from "./dom.js";
 
+/** Until what was closed has been told of it: its event comes later, and would close the next. */
+let closed = Promise.resolve();
+
 /**
  * "settings", "draw", or null where neither is wanted.
  * @param {Blob} file
  * @returns {Promise<"settings" | "draw" | null>}
  */
-export function choose(file) {
+export async function choose(file) {
   const dialog = $("#choice");
-  if (dialog.open) return Promise.resolve(null);
+  if (!dialog.open) await closed;
+  if (dialog.open) return null;
   const url = URL.createObjectURL(file);
   $("#choice-image").src = url;
   dialog.returnValue = "";
   dialog.showModal();
-  return new Promise((resolve) => {
-    const done = () => {
-      URL.revokeObjectURL(url);
-      const chosen = dialog.returnValue;
-      resolve(chosen === "settings" || chosen === "draw" ? chosen : null);
-    };
-    dialog.addEventListener("close", done, { once: true });
-  });
+  closed = new Promise((resolve) => dialog.addEventListener("close", () => resolve(), { once: true }));
+  await closed;
+  URL.revokeObjectURL(url);
+  const chosen = dialog.returnValue;
+  return chosen === "settings" || chosen === "draw" ? chosen : null;
 }
