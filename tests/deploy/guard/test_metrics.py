@@ -80,7 +80,7 @@ def test_history_is_kept_and_served_whole(cell: Cell) -> None:
     wait_until(cell.layout.history_json.exists, "written")
     wait_until(lambda: cell.history()["points"], "a first interval")
     assert set(cell.history()["lanes"]) == {"w1", "w2", "w3"}
-    assert [state for _, state in cell.history()["lanes"]["w1"]][-1] == "in"
+    wait_until(lambda: cell.history()["lanes"]["w1"][-1][1] == "in", "in the pool")
 
 
 def test_pictures_that_wait_for_their_store_are_told_with_their_age(cell: Cell) -> None:

@@ -16,7 +16,7 @@ CASES = [HERE / "alerts_test.yml", HERE / "alerts_of_hours_test.yml"]
 
 def promtool(*arguments: object) -> None:
     command = ["promtool", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
