@@ -40,6 +40,7 @@ from worker.storage import gallery, job_changes, job_turns, keys, leases, usage
 from worker.storage.database import Database, clock, give_space_back
 from worker.storage.gallery import StoredImage
 from worker.storage.jobs import DrawnModels
+from worker.storage.keys import Key
 from worker.storage.leases import LEASE_S, Leased, LeaseSnapshot, Offer
 
 T = TypeVar("T")
@@ -268,7 +269,7 @@ class Runner:
             await self._database.run(lambda c: job_changes.lower_priority(c, offer.owner, priority))
             return False
         if await self._left_today(offer.owner) == 0:
-            await self._hold_owner(offer.owner, _DAY_S - now % _DAY_S)
+            await self._hold_owner(offer.owner, key, _DAY_S - now % _DAY_S)
             return False
         return True
 
@@ -283,11 +284,11 @@ class Runner:
             return None
         return max(0, key.images_per_day - (await self._tools.quotas.today(key) or 0))
 
-    async def _hold_owner(self, owner: str, wait_s: float) -> None:
+    async def _hold_owner(self, owner: str, key: Key | None, wait_s: float) -> None:
         """Lease nothing of ``owner`` for so long: item by item, its jobs would be chosen before
-        all others, for nobody has fewer under way. A key that was changed a moment ago, and is
-        not read yet, is not held."""
-        key, held_s = self._tools.key_of(owner), min(wait_s, _LOOK_AT_LIMITS_S)
+        all others, for nobody has fewer under way. ``key``: as it was known before its limit was
+        looked at. If it was changed since, nobody is held."""
+        held_s = min(wait_s, _LOOK_AT_LIMITS_S)
 
         def work(connection: sa.Connection) -> None:
             if key != keys.find(connection, owner, lock=True):
@@ -307,16 +308,17 @@ class Runner:
     # Results
 
     async def _draw(self, held: Held, components: Components) -> None:
-        item = held.item
+        item, key = held.item, self._tools.key_of(held.item.owner)
         try:
             image = await draw(held, components, self._tools)
             await self._finish(held, image, components)
         except ZimageError as error:
             if not held.revoked:
-                await self._settle(item, error)
+                await self._settle(item, key, error)
         except Exception as error:
             log.failure("item failed", error, job=item.job_id, number=item.number)
-            await self._settle(item, DrawingFailed("The worker failed on this item."))
+            failed = DrawingFailed("The worker failed on this item.")
+            await self._settle(item, key, failed)
         finally:
             self._held.pop(item.lease, None)
             self._tools.steps.drop(item.lease)
@@ -338,8 +340,8 @@ class Runner:
             # Somebody else draws it, or nobody may: this picture belongs to nothing.
             await components.image_threads.do(lambda: components.images.delete([image.name]))
 
-    async def _settle(self, item: Leased, error: ZimageError) -> None:
-        """``item`` has no picture: another attempt, or none."""
+    async def _settle(self, item: Leased, key: Key | None, error: ZimageError) -> None:
+        """``item`` has no picture: another attempt, or none. ``key``: as for ``_hold_owner``."""
         code = error.code, error.message
         match error:
             case HandedBack():
@@ -349,7 +351,7 @@ class Runner:
             case LimitReached():
                 # Told as a reason: it may be tomorrow before the key may draw again.
                 with contextlib.suppress(Unavailable):  # then the next one is refused as well
-                    await self._hold_owner(item.owner, error.retry_after_s)
+                    await self._hold_owner(item.owner, key, error.retry_after_s)
                 await self._postpone(item, _BUSY_S, why=code)
             case Unavailable():
                 await self._postpone(item, _BUSY_S * (1 + secrets.randbelow(1000) / 1000))
