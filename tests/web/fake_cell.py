@@ -302,9 +302,9 @@ class FakeCell:
         if source is None:
             return drawn
         if body.get("fit") == "extend":
-            middle = (width - source.width) // 2, (height - source.height) // 2
-            said = body.get("position")
-            drawn.paste(source, tuple(map(int, said.split(","))) if said else middle)
+            middle = f"{(width - source.width) // 2},{(height - source.height) // 2}"
+            x, y = map(int, body.get("position", middle).split(","))
+            drawn.paste(source, (x, y))
             return drawn
         under = ImageOps.fit(source, (width, height))
         if "mask" in self.files:
