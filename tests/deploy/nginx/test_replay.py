@@ -160,7 +160,8 @@ def test_events_pass_unbuffered_and_a_killed_stream_is_cut_visibly(front: Site) 
 def _accepted(site: Site, worker: str, pid: int) -> int:
     """Open connections that the worker has accepted; its listening socket has the same name."""
     name = str(site.layout.socket(worker))
-    return sum(c.laddr == name for c in psutil.Process(pid).net_connections("unix")) - 1
+    names = [each.laddr for each in psutil.Process(pid).net_connections("unix")]
+    return names.count(name) - 1
 
 
 def _slow_reader(site: Site, asked: dict[str, int]) -> socket.socket:
