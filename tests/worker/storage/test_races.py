@@ -149,5 +149,6 @@ def test_a_key_is_not_read_for_a_hold_while_it_is_changed(url: str) -> None:
             with pytest.raises(TimeoutError):
                 found.result(0.3)
         changed = found.result(PATIENCE_S)
-    assert changed is not None and changed.images_per_day == 3
+    assert changed is not None
+    assert changed.images_per_day == 3
     store.engine.dispose()
