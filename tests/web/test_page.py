@@ -102,7 +102,7 @@ def test_every_used_word_is_in_the_table_and_none_is_left_over(open_page: OpenPa
         used |= {pair.split(":")[1] for pair in pairs.split(";")}
     assert used | set(re.findall(r'\bt\("(\w+)"', scripts)) <= keys
     quoted = used | set(re.findall(r'"(\w+)"', scripts))
-    made = ("state_", "usage_", "key_", "error_", "reason_")  # of what the server says
+    made = ("state_", "usage_", "key_", "model_", "error_", "reason_")  # of what the server says
     assert {key for key in keys - quoted if not key.startswith(made)} == set()
 
 
