@@ -1,5 +1,6 @@
 """One fault, injected into a running cell and measured: out of the pool, and back."""
 
+import contextlib
 import math
 import threading
 import time
@@ -28,6 +29,8 @@ class Injected:
     back_s: float | None
     """Until the fault was over and the cell whole again; None: not in time."""
     error: str = ""
+    allowance_s: float = 0.0
+    """How long the worker's phase might last, as it said when it was hit."""
 
     @property
     def healed(self) -> bool:
@@ -60,7 +63,8 @@ def inject(cell: Cell, name: str, worker: str, max_hold_s: float = math.inf) -> 
             error = f"{type(problem).__name__}: {problem}"
         _within(3.0 if fault.leaves else 0.3, lambda: watch.out_s is not None)
         healed = _within(fault.heal_s, lambda: cell.serves(*watch.watched))
-        return Injected(at, name, worker, watch.out_s, watch.passed_s if healed else None, error)
+        back_s = watch.passed_s if healed else None
+        return Injected(at, name, worker, watch.out_s, back_s, error, watch.allowance_s)
 
 
 class _Watch:
@@ -72,6 +76,7 @@ class _Watch:
         self._pid_before = self._pid()
         self._began = time.monotonic()
         self._out_at: float | None = None
+        self.allowance_s = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -87,6 +92,9 @@ class _Watch:
         """The fault is there now; preparing it took until now, unless it was seen before."""
         if self._out_at is None:
             self._began = time.monotonic()
+        with contextlib.suppress(LookupError):
+            if self.watched:
+                self.allowance_s = self._cell.heartbeat(self.watched[0]).allowance_s
 
     @property
     def passed_s(self) -> float:

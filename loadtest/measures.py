@@ -83,13 +83,15 @@ def of_faults(faults: Sequence[Injected]) -> dict[str, float]:
         for f in faults
         if f.out_s is not None and FAULTS[f.name].leaves and FAULTS[f.name].at_once
     ]
-    hangs = [f.out_s for f in faults if f.out_s is not None and not FAULTS[f.name].at_once]
+    hangs = [f for f in faults if f.out_s is not None and not FAULTS[f.name].at_once]
+    overdue = [max(0.0, (f.out_s or 0.0) - f.allowance_s) for f in hangs]
     backs = [f.back_s for f in faults if f.back_s is not None]
     found = {
         "faults": float(len(faults)),
         "unhealed_faults": float(sum(not f.healed for f in faults)),
         "out_s": max(at_once, default=math.nan),
-        "hang_out_s": max(hangs, default=math.nan),
+        "hang_out_s": max((f.out_s or 0.0 for f in hangs), default=math.nan),
+        "hang_overdue_s": max(overdue, default=math.nan),
         "back_s": max(backs, default=math.nan),
     }
     # What did not happen has no figure: no hang, no time until it was noticed.

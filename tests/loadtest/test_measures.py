@@ -65,11 +65,13 @@ def test_replies_that_a_fault_may_cut_are_counted_apart() -> None:
 def test_hang_is_not_expected_to_be_noticed_at_once() -> None:
     faults = [
         Injected(0.0, "kill", "w1", 0.1, 2.0),
-        Injected(0.0, "step-hangs", "w2", 5.5, 9.0),
+        Injected(0.0, "step-hangs", "w2", 5.5, 9.0, allowance_s=5.0),
+        Injected(0.0, "step-hangs", "w2", 8.6, 9.0, allowance_s=8.5),
         Injected(0.0, "slow", "w3", 4.0, 10.0),
     ]
     found = measures.of_faults(faults)
-    assert (found["out_s"], found["hang_out_s"], found["back_s"]) == (0.1, 5.5, 10.0)
+    assert (found["out_s"], found["hang_out_s"], found["back_s"]) == (0.1, 8.6, 10.0)
+    assert found["hang_overdue_s"] == 0.5
 
 
 @pytest.mark.parametrize(
