@@ -104,6 +104,18 @@ LONG = {
         ("env", "PROVE=bundle", "TEST_PROCESSES=0", "scripts/test", "tests/cluster/test_bundle.py"),
         6,
     ),
+    "machines": Proof(
+        "bare Debian 12, 13 and sid and Ubuntu 24.04, each with its own Python and nginx, install "
+        "the kit by scripts/up and draw; says which it could not have",
+        (
+            "env",
+            "PROVE=machines",
+            "TEST_PROCESSES=0",
+            "scripts/test",
+            "tests/cluster/test_machines.py",
+        ),
+        60,
+    ),
     "chart": Proof(
         "two cells and a front run as the chart's pods would, draw, survive the loss of one, and "
         "end within their grace; one pod of default values draws",

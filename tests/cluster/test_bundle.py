@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.config import ROOT
+from tests.cluster.bare_machine import BareMachine, bare_machine
 
 pytestmark = [
     pytest.mark.cluster,
@@ -26,14 +28,6 @@ scripts/up --bundle ../zimage.bundle --signers ../signers
 test ! -e .bundle
 scripts/up
 scripts/zimage down
-"""
-_AROUND = """
-set -eu
-ip link set lo up
-mount -t proc proc "$1/proc"
-mount -t devpts devpts "$1/dev/pts"
-mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
-exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 bash -c "$2"
 """
 
 
@@ -63,40 +57,26 @@ def bundle(signers: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bare one as Debian's installer leaves it, with the client of SSH."""
-    root = tmp_path_factory.mktemp("machine") / "root"
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareMachine]:
+    """With the client of SSH, as Debian's installer leaves it."""
     said = Path("/etc/os-release").read_text("utf-8")
     suite = next(
         line.partition("=")[2] for line in said.splitlines() if line.startswith("VERSION_CODENAME")
     )
-    options = ["--variant=minbase", "--include=openssh-client", "--skip=cleanup/apt/lists"]
-    subprocess.run(["mmdebstrap", *options, suite, str(root)], check=True, timeout=600)
-    return root
+    folder = tmp_path_factory.mktemp("machine")
+    with bare_machine(folder, suite, "--include=openssh-client") as made:
+        yield made
 
 
-def inside(machine: Path, script: str, timeout_s: float = 600) -> str:
-    """What ``script`` says there, with no network but loopback."""
-    away = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
-    done = subprocess.run(
-        [*away, "bash", "-c", _AROUND, "bash", str(machine), script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=timeout_s,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def test_a_bare_machine_without_a_network_draws(machine: Path, bundle: Path, signers: Path) -> None:
-    srv = machine / "srv"
+def test_a_bare_machine_without_a_network_draws(
+    machine: BareMachine, bundle: Path, signers: Path
+) -> None:
+    srv = machine.root / "srv"
     shutil.copy(bundle, srv / "zimage.bundle")
     shutil.copy(signers / "signers", srv / "signers")
     subprocess.run(["tar", "xf", bundle, "-C", srv, "kit"], check=True)
     (srv / "kit").rename(srv / "zimage")
-    said = inside(machine, _INSIDE)
+    said = machine.run(_INSIDE)
     assert "is signed by ops" in said
     assert "install nginx (apt-get)" in said
     assert "cluster.toml is made: it draws with models/weights" in said
