@@ -216,7 +216,7 @@ def build(settings: Settings, life: Life) -> Components:
             workers,
         ),
         job_eta=JobEta(
-            database, life.loaded_engine, run_dir, coordination.others, models.drawn_here, workers
+            database, life.loaded_engine, coordination.others, models.drawn_here, workers
         ),
         steps=coordination.all_steps,
         job_streams=Shares(

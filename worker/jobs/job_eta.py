@@ -4,12 +4,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import sqlalchemy as sa
 
-from worker.coordination.lease_holder import Others, nobody
-from worker.coordination.live_workers import live_workers
+from worker.coordination.lease_holder import Others
 from worker.engine import Engine
 from worker.engine.queue import expected_rows
 from worker.storage import job_turns
@@ -26,18 +24,16 @@ class JobEta:
         self,
         database: Database,
         engine: Callable[[], Engine | None],
-        run_dir: Path,
-        others: Others = nobody,
-        drawn: Callable[[], DrawnModels] = DrawnModels,
-        workers: Callable[[], int] | None = None,
+        others: Others,
+        drawn: Callable[[], DrawnModels],
+        workers: Callable[[], int],
     ) -> None:
         """As ``Runner`` has them: of other models' jobs nothing is known here."""
         self._drawn = drawn
-        self._workers = workers or (lambda: live_workers(run_dir))
+        self._workers = workers
         self._database = database
         self._others = others
         self._engine = engine
-        self._run_dir = run_dir
         self._known: dict[str, float] = {}
         self._known_at = 0.0
 

@@ -18,8 +18,7 @@ import sqlalchemy as sa
 from worker import log
 from worker.coordination import host_drain
 from worker.coordination.change_notifier import ChangeNotifier
-from worker.coordination.lease_holder import Others, gone, nobody, this_process
-from worker.coordination.live_workers import live_workers
+from worker.coordination.lease_holder import Others, gone, this_process
 from worker.engine import Engine
 from worker.engine.queue import expected_rows
 from worker.errors import (
@@ -77,15 +76,15 @@ class Runner:
         worker: str,
         run_dir: Path,
         keep_s: float,
-        host: str = "",
-        others: Others = nobody,
-        drawn: Callable[[], DrawnModels] = DrawnModels,
-        workers: Callable[[], int] | None = None,
+        host: str,
+        others: Others,
+        drawn: Callable[[], DrawnModels],
+        workers: Callable[[], int],
     ) -> None:
         """``drawn``: the models whose jobs this worker takes; ``workers``: how many of this host
-        do, which blocks. None: all that live."""
+        do, which blocks."""
         self._drawn = drawn
-        self._workers = workers or (lambda: live_workers(run_dir))
+        self._workers = workers
         self._database = database
         self._others = others
         self._tools = tools
