@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker import log
+from worker import log, whole_file
 from worker.calibration.timings import Measured
 from worker.engine.costs import KINDS, Costs
 from worker.engine.queue import Size
@@ -112,9 +112,7 @@ def save(path: Path, on: dict[str, Any], measured: Sequence[Measured], costs: Co
         "rows": [vars(each) for each in measured],
         "costs": costs.dump(),
     }
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(content, indent=1))
-    fresh.replace(path)
+    whole_file.replace(path, json.dumps(content, indent=1))
 
 
 def measure(

@@ -1,10 +1,10 @@
 """Who else draws in this cell, and with which model."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from worker import whole_file
 from worker.coordination.heartbeat import Phase, read_heartbeat
 from worker.coordination.processes import is_alive
 
@@ -27,10 +27,7 @@ def live_workers(run_dir: Path, model: str = "") -> int:
 
 def publish(run_dir: Path, worker: str, model: dict[str, Any]) -> None:
     """Leave what ``worker`` says of its ``model`` for all to read, also while it loads it again."""
-    path = run_dir / f"{worker}{_MODEL}"
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(model))
-    fresh.replace(path)
+    whole_file.replace(run_dir / f"{worker}{_MODEL}", json.dumps(model))
 
 
 def published(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -6,11 +6,11 @@ Steps are told while they are new and forgotten after: they are not worth a tran
 import asyncio
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Never
 
+from worker import whole_file
 from worker.outbox import LoopOutbox
 
 _WRITE_S = 0.1
@@ -47,7 +47,7 @@ class ProgressWriter(LoopOutbox[Never]):
             self._writing = asyncio.get_running_loop().create_task(self._write_changes())
 
     async def _write(self) -> None:
-        await asyncio.to_thread(_replace, self._path, json.dumps(self._steps))
+        await asyncio.to_thread(whole_file.replace, self._path, json.dumps(self._steps))
 
 
 class ProgressReader:
@@ -74,9 +74,3 @@ def _read(folder: Path) -> Steps:
                 lease: (done, of) for lease, (done, of) in json.loads(path.read_text()).items()
             }
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_suffix(f".{os.getpid()}.new")
-    fresh.write_text(text)
-    fresh.replace(path)
