@@ -1,8 +1,6 @@
 """Whom a load test trusts, and what it shows."""
 
-import http.server
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +10,14 @@ import requests
 from loadtest.auth import Entry
 from loadtest.client import session_of
 from tests.deploy.rendering.test_certificate import write_pair
+from tests.http_server import QuietHandler, serving
 
 
-class Echo(http.server.BaseHTTPRequestHandler):
+class Echo(QuietHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(self.headers.get("Authorization", "").encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -34,11 +30,8 @@ def url(pair: dict[str, str]) -> Iterator[str]:
     """A server whose certificate is for zimage.test, asked by its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair["certificate"], pair["key"])
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"https://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with serving(Echo, context) as address:
+        yield f"{address}/"
 
 
 def test_the_named_certificate_is_trusted_and_the_key_shown(

@@ -1,8 +1,6 @@
 """The client against a server that streams, cuts, refuses and fails."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 
 from loadtest.checks import Checker
 from loadtest.client import EDITS, Client, Way
+from tests.http_server import QuietHandler, serving
 from tests.loadtest.test_checks import BODY, drawn
 
 QUEUED = {"type": "image_generation.queued", "seeds": [5], "resume": "a place"}
@@ -34,7 +33,7 @@ class Server:
 def server() -> Iterator[Server]:
     told = Server()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.0"
 
         def do_POST(self) -> None:
@@ -51,14 +50,8 @@ def server() -> Iterator[Server]:
                 self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
-        told.url = f"http://127.0.0.1:{http_server.server_port}"
-        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    with serving(Handler) as told.url:
         yield told
-        http_server.shutdown()
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """What the pictures of a mixed load are held to, and what they are asked for with."""
 
-import http.server
 import io
 import json
 import random
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -16,6 +14,7 @@ from PIL import Image
 from loadtest.checks import TINY, Checker, Pixels, Shown
 from loadtest.client import EDITS, UPLOADS, Client
 from loadtest.mixture import ADAPTERS, KINDS, SIDE, Asked, Mixture
+from tests.http_server import QuietHandler, serving
 from tests.loadtest.test_checks import png
 from tinymodel.shapes import Scene, Shape, draw
 
@@ -39,7 +38,7 @@ class Cell:
 def cell() -> Iterator[Cell]:
     told = Cell()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             told.asked.append((self.path, self.headers["Content-Type"], body))
@@ -58,14 +57,8 @@ def cell() -> Iterator[Cell]:
             self.end_headers()
             self.wfile.write(json.dumps(content).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        told.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Handler) as told.url:
         yield told
-        server.shutdown()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """``results.zip`` can be unpacked while it comes: readers of streams need each size beforehand."""
 
-import http.server
 import shutil
 import struct
-import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -15,6 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.http_server import QuietHandler
+from tests.http_server import serving as serving_http
 from tests.object_store import ObjectStore
 from tests.worker.conftest import ready, serving
 from tests.worker.jobs.conftest import over, settings_of
@@ -95,7 +95,7 @@ async def test_a_store_that_fails_a_read_does_not_cut_it(
     assert list(entries(stream)) == ["0001-a.png", "0002-b.png", "0003-c.png"]
 
 
-class Cutting(http.server.BaseHTTPRequestHandler):
+class Cutting(QuietHandler):
     """Passes GET on to a store, and breaks off in the middle of the first ``cuts`` answers."""
 
     store = ""
@@ -117,18 +117,12 @@ class Cutting(http.server.BaseHTTPRequestHandler):
         cut, cls.cuts = cls.cuts > 0, max(0, cls.cuts - 1)
         self.wfile.write(data[: len(data) // 2] if cut else data)
 
-    def log_message(self, *_: object) -> None: ...
-
 
 @pytest.fixture
 def cutting(object_store: ObjectStore) -> Iterator[type[Cutting]]:
     handler = type("Handler", (Cutting,), {"store": object_store.endpoint})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        handler.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with serving_http(handler) as handler.url:  # type: ignore[attr-defined]
         yield handler
-        server.shutdown()
 
 
 @pytest.mark.xdist_group("s3")
