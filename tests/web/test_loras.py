@@ -74,7 +74,9 @@ def test_a_style_that_is_gone_or_another_is_told(
     page.keyboard.press("r")
     chips = page.locator("#lora-chips li")
     english = locale == "en-GB"
-    told = ["No longer there", "Another file by now"] if english else ["已不存在", "文件已更换"]
+    told = (
+        ["No longer available", "The file has changed"] if english else ["已不存在", "文件已更换"]
+    )
     expect(chips).to_contain_text(told)
     expect(chips.nth(1)).to_contain_text("ink3")
     page.evaluate(AXE)
@@ -103,7 +105,7 @@ def test_a_style_that_goes_while_the_page_is_open_is_told(
     cell.faults.append(Refuse(400, "There is no adapter.", param="lora", code="unknown_lora"))
     draw(page, "a hill")
     expect(page.locator("#error-lora")).to_have_text("There is no adapter.")
-    expect(page.locator("#lora-chips .hint")).to_contain_text("No longer there")
+    expect(page.locator("#lora-chips .hint")).to_contain_text("No longer available")
     forgive(page, complaints, "400")
 
 

@@ -85,8 +85,8 @@ def test_a_model_that_is_gone_is_told_and_another_draws(
     cell.faults.append(Refuse(404, "It is not served.", param="model", code="model_not_found"))
     page.locator("#prompt").fill("a hill")
     page.locator("#draw").tap()
-    gone = {"en-GB": "Sketch is not here: Z-Image-Turbo draws"}
-    told = gone.get(locale, "这里没有 Sketch，改用 Z-Image-Turbo")
+    gone = {"en-GB": "Sketch is not available: Z-Image-Turbo is used instead"}
+    told = gone.get(locale, "Sketch 当前不可用，改用 Z-Image-Turbo")
     expect(page.locator(".toast")).to_contain_text(told)
     expect(page.locator("#models")).to_be_hidden()
     forgive(page, complaints, "404")

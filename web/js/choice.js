@@ -2,7 +2,7 @@
 
 import { $ } from "./dom.js";
 
-/** Until what was closed has been told of it: its event comes later, and would close the next. */
+/** Until the last one's close event has come: it comes late, and would answer for the next. */
 let closed = Promise.resolve();
 
 /**
