@@ -40,7 +40,7 @@ def test_the_machine_is_given_nginx_and_the_kit_alone(tmp_path: Path) -> None:
     """As ``scripts/up`` begins, on a machine that has Python and nothing else."""
     programs, told = tmp_path / "bin", tmp_path / "told"
     programs.mkdir()
-    for name in ("bash", "cat", "dirname", "sha256sum", "printf", "mktemp"):
+    for name in ("bash", "cat", "dirname", "sha256sum", "printf", "mktemp", "uname"):
         (programs / name).symlink_to(str(shutil.which(name)))
     for name, text in {"id": _ID, "tee": _TEE}.items():
         (programs / name).write_text(text)
