@@ -214,8 +214,9 @@ def test_before_and_after_are_compared_in_the_full_view(
     expect(divider).to_be_focused()
     page.keyboard.press("ArrowLeft")
     expect(divider).to_have_value("49")
-    shown = page.locator("#compare-before").evaluate("i => [i.naturalWidth, i.naturalHeight]")
-    assert shown == [320, 192]
+    before = page.locator("#compare-before")
+    expect(before).to_have_js_property("naturalWidth", 320)
+    expect(before).to_have_js_property("naturalHeight", 192)
     page.evaluate(AXE)
     assert page.evaluate(RUN) == []
     page.keyboard.press("b")

@@ -39,10 +39,7 @@ def test_pictures_survive_a_reload_newest_first(open_page: OpenPage) -> None:
     page.reload()
     expect(page.locator(".card")).to_have_count(3)
     assert words(page) == ["second", "second", "first"]
-    assert (
-        page.locator(".open img").first.evaluate("i => i.decode().then(() => i.naturalWidth)")
-        == 256
-    )
+    expect(page.locator(".open img").first).to_have_js_property("naturalWidth", 256)
 
 
 def test_the_download_is_the_drawn_file(open_page: OpenPage) -> None:
@@ -165,7 +162,7 @@ def test_a_picture_that_nobody_can_send_now_is_asked_for_again(
     forgive(page, complaints, "503")
     page.unroute_all()
     expect(image).to_be_visible()
-    assert image.evaluate("i => i.naturalWidth") == 256
+    expect(image).to_have_js_property("naturalWidth", 256)
     expect(page.locator(".card .gone")).to_be_hidden()
     complaints[:] = [each for each in complaints if "503" not in each]
 
