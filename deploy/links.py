@@ -34,6 +34,9 @@ PROGRAM = "link-"
 """What supervisord's names of links begin with."""
 
 
+ALIVE = "/link"
+"""What a link's nginx answers itself."""
+
 SOONEST = "soonest"
 """A front's gate to the host that will have room first."""
 

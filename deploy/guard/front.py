@@ -298,6 +298,8 @@ class Front:
             watch.freed = True
             watch.endings += 1
             self._end_link(watch, verdict.why)
+        if watch.abandoned:
+            self._end_requests(watch)
         self._apply(watch, verdict)
 
     def _apply(self, watch: HostWatch, verdict: HostVerdict) -> None:
@@ -336,6 +338,16 @@ class Front:
         if link_program.end(self._layout, watch.link, pid):
             self._journal.event(f"link ended: {why}", watch.row.id, logging.WARNING)
         self.programs.poke()
+
+    def _end_requests(self, watch: HostWatch) -> None:
+        """The same though no other host may be there: its link goes on listening."""
+        why, watch.abandoned = watch.abandoned, ""
+        pid = self.programs.pid(links.program(watch.link))
+        if link_program.end_requests(self._layout, watch.link, pid):
+            watch.endings += 1
+            self._journal.event(f"what waits at its link is sent again: {why}", watch.row.id)
+        else:
+            self._end_link(watch, why)
 
     def _watch_pool(self) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ its certificate is not ours      out
 unreachable                      out while another is in, and in again with the next 200
 silent for ``silence_s``         the same
 unreachable or silent for        and its link is ended while another is in: what was on its way
-``lost_s``                       goes to that one
+``lost_s``, wanted or not        goes to that one
 no row for 60 s                  out while another is in
 ===============================  ==========================================================
 
@@ -69,7 +69,7 @@ class HostVerdict:
 
 def judge(seen: HostObservation, rules: FrontSettings) -> HostVerdict:
     if not seen.wanted:
-        return _both("close", "out", "wanted out")
+        return _both("close", "out", "wanted out", _frees(seen, rules))
     if seen.untrusted:
         return _both("close", "untrusted", seen.untrusted)
     if trouble := _trouble(seen, rules):
@@ -92,10 +92,16 @@ def _trouble(seen: HostObservation, rules: FrontSettings) -> HostVerdict | None:
         return None
     silence = f"silent for {seen.silent_s:.1f} s"
     why = f"{seen.unreachable}; {silence}" if seen.unreachable else silence
-    lost = seen.silent_s >= rules.lost_s
     gate: GateVerdict = "spare" if seen.others_answer else "keep"
-    ends = lost and seen.others_answer and seen.others_open
-    return _both(gate, "lost" if lost else "silent", why, ends)
+    state: HostState = "lost" if seen.silent_s >= rules.lost_s else "silent"
+    return _both(gate, state, why, _frees(seen, rules))
+
+
+def _frees(seen: HostObservation, rules: FrontSettings) -> bool:
+    """Whether what is on its way to it is better off elsewhere. Whoever shows a certificate that is
+    refused is there, and finishes what it has."""
+    lost = seen.silent_s >= rules.lost_s and not seen.untrusted
+    return lost and seen.others_answer and seen.others_open
 
 
 def _both(gate: GateVerdict, state: HostState, why: str, lost: bool = False) -> HostVerdict:

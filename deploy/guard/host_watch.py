@@ -1,9 +1,6 @@
 """One host as a front's guard has seen it so far: its answers, its row, its link and both gates."""
 
 import asyncio
-import errno
-import os
-import socket
 import ssl
 import time
 from collections import Counter
@@ -12,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy import links
+from deploy.guard import probe
 from deploy.guard.gate import Gate
 from deploy.guard.host_judge import HostObservation, HostState
 from deploy.guard.host_probe import HostConnection, Untrusted
@@ -25,6 +23,10 @@ _STATE_EVERY = 5
 """Of so many questions one is for what the host says of its workers."""
 _STALE_STATE_S = 5.0
 """What its guard has not written anew for so long tells nothing."""
+_BOOT_S = 10.0
+"""No machine boots in less: one that was silent for longer may know nothing of what it had."""
+_MISSES = 5
+"""So many questions in a row went unanswered: it was not the guard that stood still."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class HostWatch:
         self.ejections: Counter[HostState] = Counter()
         self.endings = 0
         """Of its link, because it was lost."""
+        self.abandoned = ""
+        """Why what waits behind its link may wait for nothing; empty where it does not."""
         self.said = _Said()
         self._connection = HostConnection()
         self._entrance = entrance
@@ -77,6 +81,7 @@ class HostWatch:
         self._answer: Answer | None = None
         self._began = self._heard_at = time.monotonic()
         self._unreachable = self._untrusted = ""
+        self._misses = self._link_misses = 0
         self._written: tuple[object, float] = (None, self._began)
         """The time that stood in its state, by its own clock, and when that was new here."""
 
@@ -102,7 +107,7 @@ class HostWatch:
         try:
             while True:
                 before, asked_at = self._outcome(), time.monotonic()
-                if (count % _STATE_EVERY and not self._unreachable) or self._has_link():
+                if (count % _STATE_EVERY and not self._unreachable) or await self._has_link():
                     await self._ask(tls())
                 if count % _STATE_EVERY == 0 and self._heard_at >= asked_at:
                     await self._ask_state(tls())
@@ -165,28 +170,39 @@ class HostWatch:
         status = self._answer.status if self._answer else None
         return status, bool(self._unreachable), self.said.full
 
-    def _has_link(self) -> bool:
-        """Whether its link takes requests: a host that answers is of no use without."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            error = probe.connect_ex(str(self._entrance))
-        takes = error in (0, errno.EAGAIN)  # later: many wait there
-        if not takes:
-            self._unreachable = f"its link does not run ({os.strerror(error)})"
-        return takes
+    async def _has_link(self) -> bool:
+        """Whether its link answers: a host that does is of no use without."""
+        try:
+            await probe.ask(self._entrance, links.ALIVE, timeout_s=_PROBE_TIMEOUT_S)
+        except NobodyListens as error:
+            self._unreachable, self._link_misses = f"its link does not run ({error})", 0
+            return False
+        except NoAnswer:  # it listens, and whoever is behind it might wait for hours
+            self._unreachable = "its link does not answer"
+            self._link_misses += 1
+            if self._link_misses >= _MISSES:
+                self.abandoned, self._link_misses = "it hangs", 0
+            return False
+        self._link_misses = 0
+        return True
 
     async def _ask(self, tls: ssl.SSLContext) -> None:
         address = self.row.address
         try:
-            self._answer = await self._connection.ask(address, "/readyz", tls, _PROBE_TIMEOUT_S)
-            self._unreachable = self._untrusted = ""
-            self._heard_at, self.freed = time.monotonic(), False
+            answer = await self._connection.ask(address, "/readyz", tls, _PROBE_TIMEOUT_S)
         except NobodyListens as error:
-            self._unreachable = f"cannot be reached ({error})"
+            self._unreachable, self._untrusted = f"cannot be reached ({error})", ""
+            self._misses += 1
         except Untrusted as error:
             self._untrusted = f"its certificate is refused: {error}"
         except NoAnswer:
-            return
+            self._untrusted = ""
+            self._misses += 1
+        else:
+            if not self.freed and self._misses >= _MISSES and self.silent_s > _BOOT_S:
+                self.abandoned = f"its host was away for {self.silent_s:.0f} s"
+            self._answer, self._unreachable, self._untrusted = answer, "", ""
+            self._heard_at, self.freed, self._misses = time.monotonic(), False, 0
 
     async def _ask_state(self, tls: ssl.SSLContext) -> None:
         try:

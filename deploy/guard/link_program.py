@@ -6,6 +6,7 @@ a host that is lost is answered by another one at once, and no privilege is need
 
 import os
 import re
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from deploy.config import patterns
@@ -56,19 +57,35 @@ http {{
 def end(layout: Layout, link: str, pid: int) -> bool:
     """End the process of ``link``, and all of its connections; whether there was one. ``pid``:
     supervisor's, which starts another. Another one may have been left by a dead supervisor."""
-    found = [_process(layout, link, each) for each in {pid, _written(layout, link)}]
-    return sum(process.kill() for process in found if process is not None) > 0
+    return sum(master.kill() for master in _masters(layout, link, pid)) > 0
+
+
+def end_requests(layout: Layout, link: str, pid: int) -> bool:
+    """End what is on its way over ``link`` alone; whether there was anybody to end. Its master
+    goes on listening and starts another worker process, so that nobody is refused meanwhile."""
+    masters = {master.pid for master in _masters(layout, link, pid)}
+    return sum(worker.kill() for worker in _workers(masters)) > 0
 
 
 def end_left(layout: Layout, link: str, master: int) -> None:
     """End the worker process of ``link`` where its master has died without it: it goes on with what
     it has, and nobody could end that."""
-    if _process(layout, link, master) is not None:
-        return
+    if _process(layout, link, master) is None:
+        for worker in _workers({master}):
+            worker.kill()
+
+
+def _masters(layout: Layout, link: str, pid: int) -> list[Process]:
+    found = (_process(layout, link, each) for each in {pid, _written(layout, link)})
+    return [process for process in found if process is not None]
+
+
+def _workers(masters: Set[int]) -> Iterator[Process]:
+    """nginx's worker processes in the groups of ``masters``."""
     for folder in Path("/proc").glob("[0-9]*"):
         fields = stat(int(folder.name))
-        if fields is not None and int(fields[GROUP]) == master and _is_worker(folder):
-            Process(int(folder.name), int(fields[START_TIME])).kill()
+        if fields is not None and int(fields[GROUP]) in masters and _is_worker(folder):
+            yield Process(int(folder.name), int(fields[START_TIME]))
 
 
 def _is_worker(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from deploy import installation
 from deploy.config import ClusterConfig
 from deploy.layout import Layout, loras_of, objects_of, under_root
-from deploy.links import HOST_NAME, SOONEST
+from deploy.links import ALIVE, HOST_NAME, SOONEST
 from deploy.rendering.dashboard import dashboard
 from deploy.rendering.membership import MEMBERSHIP_CODE, membership_document
 from deploy.rendering.placement import model_base, model_source
@@ -121,6 +121,7 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "store": store_address(config.objects, host.nameservers),
         "host_name": HOST_NAME,
         "soonest": SOONEST,
+        "link_alive": ALIVE,
         "request_id": "$told_request_id" if _serves_fronts(config) else "$request_id",
         "cluster_listen": endpoint(*config.cluster.listen),
         "pools": pools_of(config, plan),

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import ssl
 import sys
@@ -217,6 +219,48 @@ def test_silent_host_goes_out_and_what_is_on_its_way_is_freed(entry: Entry, host
         assert request.recv(1) == b""  # the link is ended
     entry.wait_state("a", "lost")
     a.speak()
+    entry.wait_open("a", "b")
+
+
+def test_what_is_on_its_way_to_a_drained_host_is_freed_once_that_is_lost(
+    entry: Entry, hosts: Pair
+) -> None:
+    a, b = hosts
+    with entry.connect("a") as request:
+        entry.list_hosts({**a.row, "wanted": "out"}, b.row)
+        entry.wait_state("a", "out")
+        a.fall_silent()
+        request.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        assert request.recv(1) == b""
+    a.speak()
+    entry.list_hosts(a.row, b.row)
+    entry.wait_open("a", "b")
+
+
+def test_what_waits_at_a_link_that_hangs_is_freed(entry: Entry) -> None:
+    """Though its host answers the guard."""
+    with entry.connect("a") as request:
+        for process in children_of(entry.pid("a")):
+            os.kill(process, signal.SIGSTOP)
+        wait_until(lambda: not entry.is_open("a"), "out")
+        assert request.recv(1) == b""
+    entry.wait_open("a", "b")
+
+
+def test_the_only_link_goes_on_listening_when_what_waits_at_it_is_freed(
+    entry: Entry, hosts: Pair
+) -> None:
+    a, b = hosts
+    entry.list_hosts(a.row, {**b.row, "wanted": "out"})
+    entry.wait_state("b", "out")
+    pid = entry.pid("a")
+    with entry.connect("a") as request:
+        for process in children_of(pid):
+            os.kill(process, signal.SIGSTOP)
+        assert request.recv(1) == b""
+    entry.wait_state("a", "ready")
+    assert entry.pid("a") == pid
+    entry.list_hosts(a.row, b.row)
     entry.wait_open("a", "b")
 
 

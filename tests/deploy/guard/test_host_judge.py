@@ -42,6 +42,8 @@ def test_link_of_a_lost_host_is_ended_once_another_takes_what_was_on_its_way() -
     assert not judge(replace(lost, silent_s=1.4), RULES).lost
     assert not judge(replace(lost, others_open=False), RULES).lost
     assert not judge(replace(READY, status=503), RULES).lost
+    assert judge(replace(lost, wanted=False), RULES).lost
+    assert not judge(replace(lost, wanted=False, untrusted="revoked"), RULES).lost
 
 
 def test_where_no_host_answers_the_fronts_own_network_fails_and_nothing_is_closed() -> None:
