@@ -2,7 +2,7 @@
 
 ``python fake_worker.py`` with ZIMAGE_NAME and ZIMAGE_RUN_DIR, as supervisor starts the real one.
 What it draws says what it was given. A prompt may be a fault; ``POST /fake/ready?no`` and ``?yes``
-change what it says of itself.
+change what it says of itself; ``?no=3`` also in how many seconds to come again.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ REPLIES = RUN_DIR.parent / "tmp" / "replies"
 STEP_S = float(os.environ.get("FAKE_STEP_S", "1"))
 heartbeat = HeartbeatFile(RUN_DIR / f"{NAME}.beat")
 state = {"ready": True, "draining": False, "running": 0}
+again = {"Retry-After": "7"}
 hung = asyncio.Event()
 keys_asked: list[dict[str, object]] = []
 
@@ -41,7 +42,7 @@ def enter(phase: Phase, allowance_s: float) -> None:
 def not_ready() -> JSONResponse | None:
     reason = "draining" if state["draining"] else None if state["ready"] else "stuck"
     body = {"reason": reason, "error": {"message": "not ready", "type": "server_error"}, **state}
-    return JSONResponse(body, 503, {"Retry-After": "7"}) if reason else None
+    return JSONResponse(body, 503, again) if reason else None
 
 
 async def draw(request: Request) -> Response:
@@ -106,13 +107,15 @@ async def readyz(_: Request) -> Response:
 
 
 async def change(request: Request) -> Response:
-    state["ready"] = request.url.query == "yes"
+    word, _, wait_s = request.url.query.partition("=")
+    state["ready"], again["Retry-After"] = word == "yes", wait_s or "7"
     return Response()
 
 
 async def anew(_: Request) -> Response:
     """It is as when it began; 409: it cannot be."""
     state.update(ready=True, draining=False)
+    again["Retry-After"] = "7"
     return Response(status_code=409 if state["running"] or hung.is_set() else 200)
 
 

@@ -267,19 +267,25 @@ def test_request_of_a_lost_host_is_drawn_by_another_as_the_same(
 def test_all_hosts_full_tells_the_wait_of_the_one_that_has_room_first(
     entry: Front, a: Site, b: Site
 ) -> None:
-    with a.worker("w1"), every_worker(b), entry.link("h1", a), entry.link("h2", b):
+    with every_worker(a), every_worker(b), entry.link("h1", a), entry.link("h2", b):
         for name in ("w1", "w2", "w3"):
-            ask(b.layout, name, "POST", "/fake/ready?no")
+            ask(a.layout, name, "POST", "/fake/ready?no=9")
+            ask(b.layout, name, "POST", "/fake/ready?no=3")
         for link in ("h1", "h2"):
             entry.gates(link)[0].close()
         assert entry.site.draw(prompt="x").json()["error"]["code"] == "unavailable"
         entry.lead_soonest_to("h2")
         of_a, of_b = asked(a), asked(b)
-        for turn in (1, 2):
-            reply = entry.site.draw(prompt="x")
-            assert (reply.status_code, reply.headers["Retry-After"]) == (503, "7")
+        for turn, stream in enumerate((False, True, False, True), 1):
+            reply = entry.site.draw(prompt="x", stream=stream)
+            assert (reply.status_code, reply.headers["Retry-After"]) == (503, "3")
+            assert reply.json()["error"]["message"] == "not ready"
             wait_until(partial(has_asked, b, of_b + turn), "logged")
         assert asked(a) == of_a
+        entry.lead_soonest_to("h1")
+        assert entry.site.draw(prompt="x", stream=True).headers["Retry-After"] == "9"
+        ask(a.layout, "w1", "POST", "/fake/ready?yes")
+        assert entry.site.draw(prompt="x").status_code == 200  # room that no gate tells of yet
 
 
 def test_reader_hears_the_words_of_a_host_though_spare_gates_are_asked_last(
