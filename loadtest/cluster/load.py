@@ -27,8 +27,6 @@ _KEEP_ALIVE = [
 ]
 _END_S = 180.0
 _PAUSE_S = 0.5
-_MOST_REFUSALS = 5
-"""Whoever comes each time that he is told to is let in by then, or is lost."""
 
 
 class _Watchful(HTTPAdapter):
@@ -55,6 +53,8 @@ class Load:
     may_be_refused: bool = False
     """Then whoever is refused comes again when he is told to. Otherwise a refusal is no answer:
     there was room."""
+    most_refusals: int = 5
+    """Whoever comes each time that he is told to is let in by then, or is lost."""
     records: list[Record] = field(default_factory=list)
     """Of each request what came of it in the end."""
     refusals: list[Record] = field(default_factory=list)
@@ -81,16 +81,26 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator["Load"]:
-        users = [threading.Thread(target=self._use, args=(n,)) for n in range(self.users)]
+        users = [
+            threading.Thread(target=self._use, args=(n,), name=f"user {n}")
+            for n in range(self.users)
+        ]
         for user in users:
             user.start()
         try:
             yield self
         finally:
-            self._over.set()
+            self.end()
             end = time.monotonic() + _END_S
             for user in users:
                 user.join(max(0.0, end - time.monotonic()))
+            left = [user.name for user in users if user.is_alive()]
+            why = f"still without an answer {_END_S:g} s after the end"
+            self.records += [Record(time.time(), name, "draw", error=why) for name in left]
+
+    def end(self) -> None:
+        """Nobody asks for more."""
+        self._over.set()
 
     @property
     def users(self) -> int:
@@ -118,7 +128,7 @@ class Load:
 
     def answered(self, ask: Callable[[dict[str, Any]], Record], body: dict[str, Any]) -> Record:
         """What comes of ``body`` in the end."""
-        for refused in range(_MOST_REFUSALS + 1):
+        for refused in range(self.most_refusals + 1):
             record = ask(body)
             if self.asks_again and record.status == 0 and record.error:
                 self.asked_again += 1

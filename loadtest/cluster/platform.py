@@ -25,6 +25,7 @@ ADDRESS = "10.77.0.100"
 CLUSTER = "studio"
 HOST_PORT = 7862
 MODEL = "synthetic:step_ms=20"
+QUEUED = "max_queued_requests = 16"
 WORKERS = 2
 _USERS_A_WORKER = 10
 """Who wait, beside those who follow steps: together fewer than wait at one worker at most."""
@@ -56,7 +57,7 @@ max_requests_per_s_per_address = 0
 """
 CELL = """
 [limits.worker]
-max_queued_requests = 16
+{queued}
 [[workers]]
 device = "cpu"
 count = {workers}
@@ -145,7 +146,7 @@ class Platform:
         if role == "front":
             text += FRONT.format(address=ADDRESS)
         else:
-            text += CELL.format(workers=self.workers)
+            text += CELL.format(workers=self.workers, queued=QUEUED)
         machine = self._machine(name, text)
         (self.fronts if role == "front" else self.hosts)[name] = machine
         with self.first.inviting(name, role) as token:

@@ -1,17 +1,20 @@
 """What may happen to a cluster. Each scenario plays under load and notes what was seen of it."""
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
 
+from deploy import links
+from loadtest import waiting
 from loadtest.cluster.load import Load
 from loadtest.cluster.machines import PORT, Machine, until
 from loadtest.cluster.network import Direction
-from loadtest.cluster.platform import JOINING, Platform
+from loadtest.cluster.platform import JOINING, MODEL, QUEUED, Platform
 from loadtest.cluster.visitor import Visitor
 from loadtest.cluster.wheels import BROKEN, MIGRATING
 
@@ -26,6 +29,7 @@ _DRAWN = "SELECT count(*) FROM images WHERE prompt LIKE %s"
 _ITEMS = 60
 _DOUBT_S = 3.0
 """Of a busy machine, which takes its time to compare two clocks."""
+_REFUSALS = 10
 _MORE = 40
 """Answers after each step, so that the step has been under load."""
 
@@ -179,32 +183,130 @@ def _gallery_answers(stage: Stage) -> bool:
 def host_full(stage: Stage) -> None:
     """One host has no room left: others take what it would have refused."""
     host = stage.any_host()
-    with _filled(stage, host):
+    fronts = stage.platform.fronts.values()
+    with _crowded(stage, [host], _keys(stage, "of-one", 6), users=84, steps=16):
+        until(
+            lambda: all(front.hosts()[host.name]["state"] == "full" for front in fronts),
+            60.0,
+            f"{host.name} full",
+        )
         stage.draw_on()
     stage.notes.expect(not stage.load.refusals, f"{len(stage.load.refusals)} refused")
 
 
+def _keys(stage: Stage, name: str, count: int) -> list[str]:
+    """Of so many owners: a queue leaves room for others than those whose requests wait there."""
+    return [stage.platform.make_key(f"{name}-{number}") for number in range(count)]
+
+
 @contextlib.contextmanager
-def _filled(stage: Stage, host: Machine) -> Iterator[None]:
-    """Requests straight to ``host``, until it refuses, and again and again."""
-    with _asked_directly(stage, host, stage.platform.key, users=80, steps=16) as own:
-        until(lambda: bool(own.refusals), 60.0, f"{host.name} full")
+def _crowded(
+    stage: Stage, hosts: Sequence[Machine], keys: Sequence[str], users: int, steps: int
+) -> Iterator[None]:
+    """So many users of each of ``hosts`` itself, of all ``keys``, who come again when they are told
+    to."""
+    loads = {host.name: [_crowd(host, key, users // len(keys), steps) for key in keys]
+             for host in hosts}  # fmt: skip
+    with contextlib.ExitStack() as running:
+        for load in itertools.chain.from_iterable(loads.values()):
+            running.enter_context(load.running())
         yield
+        for load in itertools.chain.from_iterable(loads.values()):
+            load.end()
+    for name, own in loads.items():
+        measured, lost = stage.notes.measured, sum(len(load.lost) for load in own)
+        measured[f"refusals by {name}"] = sum(len(load.refusals) for load in own)
+        measured[f"served later by {name}"] = sum(len(load.came_again) for load in own)
+        stage.notes.expect(not lost, f"{lost} lost at {name} itself")
+
+
+def _crowd(host: Machine, key: str, users: int, steps: int) -> Load:
+    url = f"http://{host.address}:{PORT}"
+    return Load(
+        url, key, waiting=users, following=0, steps=steps, may_be_refused=True, most_refusals=1000
+    )
+
+
+def all_full(stage: Stage) -> None:
+    """No host has room: who comes hears of the one that has room first, and is drawn later."""
+    stage.load.may_be_refused, stage.load.most_refusals = True, 1000
+    hosts = list(stage.platform.hosts.values())
+    with _small_and_slow(hosts):
+        stage.draw_on()
+        with _crowded(stage, hosts, _keys(stage, "of-all", 2), users=24, steps=50):
+            told = _refusals_told(stage)
+        stage.back_s(*stage.platform.hosts)
+        stage.draw_on()
+    stage.back_s(*stage.platform.hosts)
+    stage.notes.measured["told to come again in, s, at least"] = min(told, default=0)
+    stage.notes.measured["told to come again in, s, at most"] = max(told, default=0)
+    stage.notes.expect(bool(stage.load.came_again), "nobody was refused and served later")
 
 
 @contextlib.contextmanager
-def _asked_directly(
-    stage: Stage, host: Machine, key: str, users: int, steps: int
-) -> Iterator[Load]:
-    """Users of ``host`` itself, who come again when they are told to."""
-    url = f"http://{host.address}:{PORT}"
-    own = Load(url, key, waiting=users, following=0, steps=steps, may_be_refused=True)
-    with own.running():
-        yield own
-    measured = stage.notes.measured
-    for what, found in (("refusals by", own.refusals), ("served later by", own.came_again)):
-        measured[f"{what} {host.name}"] = measured.get(f"{what} {host.name}", 0) + len(found)
-    stage.notes.expect(not own.lost, f"{len(own.lost)} lost at {host.name} itself")
+def _small_and_slow(hosts: Sequence[Machine]) -> Iterator[None]:
+    """Queues of two requests, which stay full for seconds; the last host is the fastest."""
+    before = {host: host.config_path.read_text(encoding="utf-8") for host in hosts}
+    try:
+        for host in hosts:
+            step_ms = 50 if host is hosts[-1] else 100
+            text = before[host].replace(QUEUED, "max_queued_requests = 2")
+            text = text.replace(MODEL, f"synthetic:step_ms={step_ms}")
+            host.config_path.write_text(text, encoding="utf-8")
+            host.up()
+        yield
+    finally:
+        for host, text in before.items():
+            host.config_path.write_text(text, encoding="utf-8")
+            host.up()
+
+
+def _refusals_told(stage: Stage) -> list[int]:
+    """What clients of the front are told while all are full, in seconds. Each time it is the host
+    with the shortest wait that says so."""
+    front, told = stage.platform.front_with_the_address(), []
+    body = {"prompt": "one more", "size": "128x128", "steps": 8}
+
+    def ask_once_more(client: httpx.Client) -> bool:
+        before = _soonest(front)
+        answer = client.post("/v1/images/generations", json=body)
+        if answer.status_code == 503 and before and _soonest(front) == before:
+            told.append(int(answer.headers["Retry-After"]))
+            by = _answered_by(stage, answer.headers["X-Request-ID"])
+            stage.notes.expect(by == before, f"refused by {by}, and {before} has room first")
+        return len(told) >= _REFUSALS
+
+    with stage.client() as client:
+        what = f"{_REFUSALS} refusals of full hosts"
+        waiting.until(lambda: ask_once_more(client), 120.0, what, pause_s=0.2)
+    return told
+
+
+def _soonest(front: Machine) -> str:
+    """The host that has room first while no host takes drawings; empty where one does, or where the
+    front has just heard otherwise."""
+    hosts = front.hosts()
+    if front.in_pool() or any(host["state"] != "full" for host in hosts.values()):
+        return ""
+    first = min(hosts, key=lambda name: float(hosts[name]["wait_s"]))
+    led_to = front.layout.gate(links.SOONEST).readlink()
+    return first if led_to == front.layout.link_socket(hosts[first]["link"]) else ""
+
+
+def _answered_by(stage: Stage, request_id: str) -> str:
+    """The host that was asked last: several may have refused a request."""
+    ends: dict[str, float] = {}
+
+    def find() -> bool:
+        for name, host in stage.platform.hosts.items():
+            with host.layout.access_log.open(encoding="utf-8") as log:
+                lines = [line for line in log if request_id in line]
+            if lines:
+                ends[name] = json.loads(lines[-1])["end"]
+        return bool(ends)
+
+    until(find, 10.0, "the request in a host's log")
+    return max(ends, key=ends.__getitem__)
 
 
 def drained(stage: Stage) -> None:
@@ -411,6 +513,7 @@ SCENARIOS: dict[str, Scenario] = {
     "one-way": one_way,
     "host-killed": host_killed,
     "host-full": host_full,
+    "all-full": all_full,
     "drained": drained,
     "poison": poison,
     "joining": joining,

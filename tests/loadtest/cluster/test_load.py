@@ -1,8 +1,12 @@
 """A refusal is honest where whoever comes again when he is told to is served then."""
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from loadtest.cluster import load as cluster_load
 from loadtest.cluster.load import Load
 from loadtest.record import Record
 
@@ -42,3 +46,14 @@ def test_whoever_is_refused_where_there_was_room_is_lost() -> None:
 def test_an_answer_at_once_is_neither() -> None:
     load = load_of(OK)
     assert (load.lost, load.came_again, load.refusals) == ([], [], [])
+
+
+def test_whoever_still_waits_when_the_load_is_over_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_load, "_END_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        load = Load(f"http://127.0.0.1:{silent.getsockname()[1]}", "", waiting=1, following=1)
+        with load.running():
+            pass
+        assert [record.user for record in load.lost] == ["user 0", "user 1"]
