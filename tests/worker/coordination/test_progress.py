@@ -19,5 +19,5 @@ async def test_a_disk_that_was_full_has_the_newest_though_no_step_follows(tmp_pa
     writer.set("lease", 4, 8)
     folder.mkdir()
     assert writer._writing is not None
-    await asyncio.wait_for(writer._writing, 20)
+    await asyncio.wait_for(writer._writing, 60)
     assert await ProgressReader(folder).read() == {"lease": (4, 8)}

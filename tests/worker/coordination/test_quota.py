@@ -22,6 +22,15 @@ def key(**limits: Any) -> Key:
     return Key("key_a", "ada", b"", "", **limits)
 
 
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, no lock is given up."""
+    monkeypatch.setattr(quota, "_LOCK_TIMEOUT_S", PATIENCE_S)
+
+
 def two_workers(home: Path) -> list[Quotas]:
     (home / "run").mkdir(exist_ok=True)
     return [Quotas(home / "run", home) for _ in range(2)]
@@ -66,12 +75,14 @@ async def main():
     key = Key("key_a", "ada", b"", "", concurrency=1, images_per_day=5)
     await Quotas(home / "run", home).hold(key, "r1", time.time(), 3)
     print("held", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 asyncio.run(main())
 """
 
 
-def test_a_killed_worker_holds_no_slot_and_its_replay_counts_once(tmp_path: Path) -> None:
+def test_a_killed_worker_holds_no_slot_and_its_replay_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [mine, _] = two_workers(tmp_path)
     limits = key(concurrency=1, images_per_day=5)
 
@@ -79,6 +90,7 @@ def test_a_killed_worker_holds_no_slot_and_its_replay_counts_once(tmp_path: Path
         with pytest.raises(LimitReached):
             await mine.hold(limits, "r2", time.time(), 1)
         os.kill(holder.pid, signal.SIGKILL)
+        monkeypatch.setattr(quota, "DYING_S", PATIENCE_S)
         # As nginx does: at once, with the arrival of before.
         replay = await mine.hold(limits, "r1", time.time() - 5, 3)
         replay.drawn = 3
@@ -140,7 +152,7 @@ def test_whoever_leaves_while_it_is_counted_gets_it_back(
 
     def slow(*arguments: Any) -> None:
         counting.set()
-        go.wait(10)
+        go.wait(PATIENCE_S)
         reserve(*arguments)
 
     def seen(*arguments: Any) -> None:
@@ -155,12 +167,12 @@ def test_whoever_leaves_while_it_is_counted_gets_it_back(
         asked = asyncio.ensure_future(
             one.hold(key(images_per_day=3, concurrency=1), "r1", time.time(), 3)
         )
-        await asyncio.to_thread(counting.wait, 10)
+        await asyncio.to_thread(counting.wait, PATIENCE_S)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         go.set()
-        assert await asyncio.to_thread(settled.wait, 10)
+        assert await asyncio.to_thread(settled.wait, PATIENCE_S)
         assert await one.today(key()) == 0
         await one.hold(key(images_per_day=3, concurrency=1), "r2", time.time(), 3)
 

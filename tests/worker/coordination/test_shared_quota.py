@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from tests.worker import databases
 from tests.worker.storage.test_jobs import Store
 from tests.worker.storage.test_races import at_once
+from worker.coordination import shared_quota
 from worker.coordination.lease_holder import this_process
 from worker.coordination.shared_quota import SharedHold, SharedQuotas
 from worker.errors import LimitReached
+from worker.storage import database as databases_of_workers
 from worker.storage import key_limits, outage
 from worker.storage.database import Database, clock
 from worker.storage.hosts import hosts
@@ -26,6 +28,7 @@ from worker.storage.keys import Key
 
 pytestmark = pytest.mark.anyio
 
+PATIENCE_S = 60.0
 PROCESSES, EACH, MOST = 8, 125, 900
 SLOTS = 3
 
@@ -36,15 +39,20 @@ def key(**limits: Any) -> Key:
 
 @asynccontextmanager
 async def a_host(url: str, home: Path, name: str) -> AsyncIterator[SharedQuotas]:
-    """As a worker of host ``name`` has them, with files of its own."""
+    """As a worker of host ``name`` has them, with files of its own. However busy
+    the machine is, it waits for its database."""
     (home / name / "run").mkdir(parents=True, exist_ok=True)
-    database = Database(url)
-    try:
-        quotas = SharedQuotas(home / name / "run", home / name, database, this_process("w1", name))
-        yield quotas
-        await over(quotas)
-    finally:
-        database.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_quota, "_FREED_S", PATIENCE_S)
+        patch.setattr(databases_of_workers, "_PATIENCE_S", PATIENCE_S)
+        database = Database(url, PATIENCE_S)
+        try:
+            run_dir, var_dir = home / name / "run", home / name
+            quotas = SharedQuotas(run_dir, var_dir, database, this_process("w1", name))
+            yield quotas
+            await over(quotas)
+        finally:
+            database.close()
 
 
 async def over(quotas: SharedQuotas) -> None:
@@ -192,7 +200,7 @@ async def main():
     quotas = SharedQuotas(home, home, Database(sys.argv[2]), this_process("w1", "a"))
     await quotas.hold(key, "r1", time.time(), 3)
     print("held", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 asyncio.run(main())
 """
 
@@ -297,7 +305,7 @@ async def test_without_the_database_a_host_counts_by_itself(
         before = await a.hold(limits, "r0", time.time(), 1)
         before.drawn = 1
         with databases.away(shared_url):
-            await asyncio.wait_for(before.release(), 5)  # the slot stays until it is renewed
+            await before.release()  # the slot stays until it is renewed
             held = await a.hold(limits, "r1", time.time(), 2)
             with pytest.raises(LimitReached, match="at a time"):
                 await a.hold(limits, "r2", time.time(), 1)

@@ -12,6 +12,11 @@ from worker.coordination.change_notifier import ChangeNotifier
 from worker.settings import Settings
 from worker.storage.jobs import Job
 
+PATIENCE_S = 120.0
+"""Of a busy machine: nothing here is a promise of so many seconds."""
+NEVER_S = 3600.0
+"""A lease that ends by its time outlives the test."""
+
 
 class ToldStore(Store):
     """Tells the workers of new jobs, as the one does that took the request."""
@@ -43,14 +48,14 @@ def settings_of(home: Path, name: str = "w1", **changes: Any) -> Settings:
     return migrated(settings_in(home, name=name, **changes))
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
+async def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         await anyio.sleep(0.02)
 
 
-async def over(store: Store, job: Job, timeout_s: float = 30.0) -> Job:
+async def over(store: Store, job: Job) -> Job:
     """The job once it is over."""
-    await eventually(lambda: store.job(job.id).over, timeout_s)
+    await eventually(lambda: store.job(job.id).over)
     return store.job(job.id)

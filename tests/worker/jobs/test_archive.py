@@ -26,7 +26,7 @@ from worker.storage import gallery
 from worker.storage.bucket_images import BucketImages
 from worker.storage.images import Images
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.anyio
 
 _HEADER = struct.Struct("<4sHHHHHIIIHH")
 _SIZES_FOLLOW, _UTF8 = 1 << 3, 1 << 11

@@ -26,7 +26,7 @@ from worker.models.synthetic import text_of
 from worker.storage.jobs import jobs
 from worker.types import PICTURES_SINCE, Pixels
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.anyio
 JOBS = "/v1/jobs"
 
 
