@@ -47,7 +47,7 @@ class Cell:
             return plan(self.config, self.machine)
         used, waiting = links.in_use(self.layout), links.waiting(self.layout)
         out = links.read(self.layout).keys() - used.keys()
-        return plan(self.config, self.machine, used, waiting, out)
+        return plan(self.config, self.machine, used, waiting, out, links.serves(self.layout, used))
 
     @property
     def has(self) -> str:

@@ -11,7 +11,7 @@ from deploy.config import ROOT, ClusterConfig
 from deploy.installation import BASE
 from worker.bounds import MAX_SOCKET_PATH_BYTES
 from worker.coordination import host_drain
-from worker.coordination.host_clocks import host_list
+from worker.coordination.host_clocks import cluster_models, host_list
 from worker.tables import Loras, Objects
 
 _LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisord binds <name>.<pid>, then links it
@@ -334,6 +334,11 @@ class Layout:
     def hosts_json(self) -> Path:
         """The hosts as the database last listed them; a front goes by it, also without one."""
         return host_list(self.var_dir)
+
+    @property
+    def cluster_models_json(self) -> Path:
+        """The models that they serve, all together, as workers read it."""
+        return cluster_models(self.var_dir)
 
     @property
     def membership_json(self) -> Path:

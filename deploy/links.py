@@ -5,14 +5,18 @@ stand in nginx's configuration, hosts come and go.
 """
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from deploy.layout import Layout
 
 HOST_NAME = "zimage-host"
 """In the certificate of every host of a cluster: fronts ask for it, whatever the address."""
+
+_POOL = "[0-9a-f]{10}"
 
 GONE_AFTER_S = 60.0
 """A host that is out for so long has the place of a spare one in the next rendering: another closed
@@ -81,6 +85,36 @@ def in_use(layout: Layout) -> dict[str, int]:
         for name, link in read(layout).items()
         if link.out_since is None or link.out_since > oldest
     }
+
+
+def pools_in(host: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The pools of the models that a host serves, of its row; None: it does not say, or what no
+    host of ours would."""
+    facts = host.get("facts")
+    pools = facts.get("pools") if isinstance(facts, dict) else None
+    if not isinstance(pools, list) or not all(map(_is_pool, pools)):
+        return None
+    return tuple(sorted(pools))
+
+
+def _is_pool(pool: object) -> bool:
+    return isinstance(pool, str) and re.fullmatch(_POOL, pool) is not None
+
+
+def differing(serves: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """``serves`` as it is, where its hosts have other models than each other; else nothing."""
+    return dict(serves) if len(set(serves.values())) > 1 else {}
+
+
+def serves(layout: Layout, used: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Of the links in ``used``, the pools of their hosts' models, where these differ."""
+    try:
+        hosts = json.loads(layout.hosts_json.read_bytes())["hosts"]
+        of_host = {host["id"]: pools_in(host) for host in hosts}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    held = {name: of_host.get(link.host) for name, link in read(layout).items() if name in used}
+    return differing({name: pools for name, pools in held.items() if pools is not None})
 
 
 def waiting(layout: Layout) -> int:

@@ -15,6 +15,7 @@ from worker.calibration import tables as calibration
 from worker.coordination.auth_throttle import AuthThrottle
 from worker.coordination.cell_models import CellModels
 from worker.coordination.heartbeat import HeartbeatFile
+from worker.coordination.host_clocks import cluster_models
 from worker.coordination.inflight import InFlight
 from worker.coordination.lease_holder import Others, nobody, this_process
 from worker.coordination.live_workers import live_workers
@@ -146,7 +147,12 @@ def build(settings: Settings, life: Life) -> Components:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     signing = _cluster_signing(settings)
     links = signing or only(shared_secret(run_dir / "link-secret"))
-    models = CellModels(settings.models, settings.names.name, settings.names.aliases)
+    models = CellModels(
+        settings.models,
+        settings.names.name,
+        settings.names.aliases,
+        cluster_models(var_dir) if settings.host else None,
+    )
     metrics = Metrics(life.reading)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
     coordination = _coordination(settings, database)

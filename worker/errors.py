@@ -11,6 +11,8 @@ ZimageError
 │   └── TooSlow         one call of it lasted beyond four times what its size should take
 ├── NotFound
 ├── OtherModel          nginx shall ask the pool of the model that the request names
+│   └── OtherHost       a front shall ask the hosts that have it
+├── NotOnThisHost       a front that looks for who has the model shall ask the next host
 ├── Conflict            what it is about is in a state that does not allow it
 ├── DeadlinePassed      the request's own ``timeout_s`` ran out
 ├── DrawingFailed       the pipeline failed on this request alone
@@ -126,6 +128,17 @@ class OtherModel(ZimageError):
         self.pool = pool
 
 
+class OtherHost(OtherModel):
+    """``pool``: a front's name of the hosts that have the model."""
+
+
+class NotOnThisHost(ZimageError):
+    code = "other_model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Other hosts have {model!r}: ask through a front.", param="model")
+
+
 class Conflict(ZimageError):
     code = "wrong_state"
 
@@ -212,6 +225,7 @@ STATUS: dict[type[ZimageError], int] = {
     Conflict: 409,
     TooLarge: 413,
     OtherModel: 421,  # no status that nginx asks the next worker for
+    NotOnThisHost: 403,  # which counts as no failure of the host
     Refused: 422,
     LimitReached: 429,
     DrawingFailed: 500,

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from deploy.cluster import exposition, hearing
 from deploy.cluster.report import Cell, fresh, is_empty, report
+from deploy.cluster.serving import Serving
 from deploy.cluster.settings import MembershipSettings
 from deploy.cluster.upgrading import Upgrades
 from deploy.cluster.wishes import LEAVING
@@ -52,6 +53,7 @@ class Membership:
         self._wanted: Wanted = _noted_wish(settings)
         self._shut_out = False
         self._upgrades = Upgrades(settings)
+        self._serving = Serving(settings)
         self._upgrade: dict[str, Any] | None = None
         self._empty_beats = 0
         self._writer = secrets.token_hex(8)
@@ -117,7 +119,7 @@ class Membership:
 
     def _own_facts(self) -> dict[str, Any]:
         twin = {"twin": True} if self._foreign_rows >= _FOREIGN_ROWS else {}
-        return {"writer": self._writer, **twin}
+        return {"writer": self._writer, **twin, **self._serving.facts()}
 
     def _compare_writer(self, before: Host | None) -> None:
         """Another machine may write under this host's name, such as a copy of this one's disk."""
@@ -166,6 +168,7 @@ class Membership:
         _write(settings.hosts_json, _json({**told, "hosts": [asdict(host) for host in rows]}))
         _write(settings.metrics, exposition.metrics(rows, at, self._now()))
         _write(settings.targets_json, _json(exposition.targets(rows, settings.host)))
+        self._serving.write_down(rows)
 
     def _pass_on(self) -> None:
         """To the workers: while the flag is there, they begin nothing of jobs."""

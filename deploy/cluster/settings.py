@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from worker.coordination.served_models import ServedModel
 from worker.storage.hosts import Role
 
 
@@ -21,6 +22,11 @@ class MembershipSettings(BaseModel):
     role: Role
     version: str
     models: tuple[str, ...]
+    serves: tuple[ServedModel, ...] = ()
+    """The same in full. An empty name: the loaded model says its own."""
+    lora_dir: Path | None = None
+    cluster_models_json: Path | None = None
+    """Where workers read what the cluster serves."""
     workers: int
     """Those that are configured here."""
     database_url: str

@@ -394,7 +394,7 @@ def rows_in(told: dict[str, Any]) -> dict[str, HostRow]:
     One whose address is none is left out: another host may have written anything."""
     try:
         found = [_row(host, told["at"]) for host in told["hosts"] if host["role"] != "front"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a list of hosts: {error!r}") from error
     return {row.id: row for row in found if row.address and _ADDRESS.fullmatch(row.address)}
 
@@ -411,6 +411,7 @@ def _row(host: dict[str, Any], at: float) -> HostRow:
         gone=host["wanted"] == "removed",
         at=float(host["at"]),
         age_s=max(0.0, at - float(host["at"])),
+        pools=links.pools_in(host),
     )
 
 

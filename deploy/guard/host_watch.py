@@ -32,7 +32,8 @@ _MISSES = 5
 @dataclass(frozen=True)
 class HostRow:
     """What the database says of a host. ``at``: when it wrote last; ``age_s``: how long before the
-    list was read. ``gone``: it is listed no more, or removed."""
+    list was read. ``gone``: it is listed no more, or removed. ``pools``: of its models; None: it
+    does not say."""
 
     id: str
     address: str
@@ -41,6 +42,7 @@ class HostRow:
     gone: bool = False
     at: float = 0.0
     age_s: float = 0.0
+    pools: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

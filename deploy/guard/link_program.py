@@ -38,6 +38,12 @@ events {{
 
 http {{
     access_log off;
+    # The one thing that a host may ask of the front: that other hosts do what they alone have the
+    # model for.
+    map $upstream_http_x_hand_over $hand_over {{
+        "~^(?<pool>any|[0-9a-f]{{10}})$" @pool_$pool;
+        default "";
+    }}
     upstream host {{
         server {address} max_fails=0;
         # Idle ones. For less long than the host keeps them (fronts.conf), so that it seldom closes
@@ -48,6 +54,7 @@ http {{
     }}
     server {{
         listen "unix:{layout.link_socket(link)}" backlog=4096;
+        add_header X-Accel-Redirect $hand_over always;
         include "{layout.render_dir}/cluster.d/link.conf";
     }}
 }}

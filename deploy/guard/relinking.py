@@ -1,5 +1,5 @@
-"""A front's links are made anew by the front itself: before the spare ones run out and, much
-later, so that each weighs what its host does.
+"""A front's links are made anew by the front itself: before the spare ones run out, where hosts
+have other models than nginx knows and, much later, so that each weighs what its host does.
 
 That is a command of its own (``zimage reload --links``), for it restarts the guard and reloads
 nginx. Its record tells how it ended: the guard that began it may be gone by then.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deploy import rollout_record
+from deploy import links, rollout_record
 from deploy.guard.host_watch import HostWatch
 from deploy.guard.journal import Journal
 from deploy.guard.settings import FrontSettings
@@ -28,11 +28,13 @@ COMMAND = "reload --links"
 
 @dataclass(frozen=True)
 class _Need:
-    """What new links are wanted for. ``urgent``: a host has none, or the next ones may get none."""
+    """What new links are wanted for. ``urgent``: a host has none, or the next ones may get none.
+    ``models``: nginx does not know whom to ask for some."""
 
     urgent: bool
     spare: int
     weights: tuple[tuple[str, int], ...]
+    models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Relinking:
@@ -75,18 +77,28 @@ class Relinking:
         rules, watches = self._rules, self._watches()
         spare = len(rules.links) - len(watches)
         urgent = spare < _FEW_LINKS
-        present = (watch for watch in watches if not watch.row.gone and watch.out_since is None)
+        present = [watch for watch in watches if not watch.row.gone and watch.out_since is None]
         weights = {watch.link: watch.row.workers for watch in present}
         wrong = {name: w for name, w in weights.items() if rules.weights.get(name) != w}
-        if not urgent and not wrong:
+        models = self._models_of(present)
+        if not (urgent or wrong or models):
             return None
-        return _Need(urgent, spare, tuple(sorted(wrong.items())))
+        return _Need(urgent, spare, tuple(sorted(wrong.items())), tuple(sorted(models.items())))
+
+    def _models_of(self, present: list[HostWatch]) -> dict[str, tuple[str, ...]]:
+        """Those of links that nginx has in other pools. Who is away for now changes nothing."""
+        known = self._rules.serves
+        now = {watch.link: watch.row.pools for watch in present if watch.row.pools is not None}
+        if not known:
+            return links.differing(now)
+        return {link: pools for link, pools in now.items() if known.get(link) != pools}
 
     def _is_due(self, need: _Need, *, failed: bool) -> bool:
         rules = self._rules
         if self._process is not None or not rules.relink_command:
             return False
-        calm_s = rules.relink_calm_s if need.urgent else rules.relink_again_s
+        soon = need.urgent or need.models
+        calm_s = rules.relink_calm_s if soon else rules.relink_again_s
         apart_s = rules.relink_again_s if failed else rules.relink_every_s
         is_calm = time.monotonic() - self._since >= calm_s
         return is_calm and time.time() - self._begun_at() >= apart_s
@@ -101,7 +113,7 @@ class Relinking:
     def _begin(self) -> None:
         self._layout.links_begun.touch()
         os.utime(self._layout.links_begun)
-        self._journal.event("makes links for hosts that join")
+        self._journal.event("makes links anew, for what hosts there are")
         with self._layout.log("links").open("wb") as log:
             self._process = subprocess.Popen(
                 self._rules.relink_command,

@@ -65,6 +65,8 @@ class FrontSettings(Front):
     """Those that nginx knows, spare ones included."""
     weights: dict[str, int] = Field(default_factory=dict)
     """Of those that had a host when they were rendered: how many workers."""
+    serves: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Of those, by which models nginx knows their hosts, where hosts have other ones."""
     relink_command: tuple[str, ...] = ()
     """Renders links anew; empty: nobody does."""
     relink_calm_s: float = Field(5.0, gt=0)

@@ -4,7 +4,7 @@ import json
 
 from deploy import installation
 from deploy.config import ClusterConfig
-from deploy.layout import Layout
+from deploy.layout import Layout, loras_of
 from deploy.rendering.placement import model_source
 from deploy.rendering.plan import Plan
 
@@ -12,7 +12,9 @@ MEMBERSHIP_CODE = (
     *("deploy/cluster", "deploy/config", "deploy/errors.py", "deploy/installation.py"),
     *("deploy/layout.py", "deploy/host/nginx_process.py", "deploy/host/whole_file.py"),
     *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
-    "worker/coordination/host_clocks.py",
+    *("worker/coordination/host_clocks.py", "worker/coordination/served_models.py"),
+    *("worker/coordination/live_workers.py", "worker/coordination/heartbeat.py"),
+    *("worker/models/loras/folder.py", "worker/models/loras/head.py", "worker/whole_file.py"),
     *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
     *("deploy/host/processes.py", "deploy/host/whole_file.py", "deploy/installation.py"),
     "worker/coordination/processes.py",
@@ -33,6 +35,12 @@ def membership_document(
         "role": cluster.role,
         "version": installation.version(),
         "models": [model.name or model_source(model) for model in config.served],
+        "serves": [
+            {"name": model.name, "aliases": list(model.aliases), "source": model_source(model)}
+            for model in (config.served if cluster.draws else ())
+        ],
+        "lora_dir": loras_of(config).folder or str(layout.var_dir / "loras"),
+        "cluster_models_json": str(layout.cluster_models_json),
         "workers": len(plan.workers) if cluster.draws else 0,
         "database_url": layout.database_url,
         "var_dir": str(layout.var_dir),

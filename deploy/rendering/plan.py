@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median_low
 
 from deploy import links
@@ -63,6 +63,18 @@ class Plan:
     workers: tuple[WorkerPlan, ...]
     links: tuple[LinkPlan, ...] = ()
     """Of a front, to hosts; spare ones included."""
+    serves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The models of each link's host, by nginx's names of their pools; empty where all have the
+    same."""
+
+    @property
+    def host_pools(self) -> dict[str, list[LinkPlan]]:
+        """Links by the models that their hosts have, where these differ."""
+        models = sorted({pool for pools in self.serves.values() for pool in pools})
+        return {
+            pool: [link for link in self.links if pool in self.serves.get(link.name, ())]
+            for pool in models
+        }
 
     @property
     def gates(self) -> frozenset[str]:
@@ -88,12 +100,14 @@ def plan(
     used: Mapping[str, int] | None = None,
     waiting: int = 0,
     out: Collection[str] = (),
+    serves: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """``ConfigError`` where the file asks for what the machine does not have. ``used``: the links
     that a front has in use, with the number of the host's workers; ``out``: those of hosts that are
-    out for long; ``waiting``: hosts without."""
+    out for long; ``waiting``: hosts without; ``serves``: see ``Plan``."""
     front = _links(used or {}, waiting, out) if config.cluster.fronts else ()
-    return Plan(_workers(config, machine) if config.cluster.draws else (), front)
+    workers = _workers(config, machine) if config.cluster.draws else ()
+    return Plan(workers, front, dict(serves or {}))
 
 
 def _links(used: Mapping[str, int], waiting: int, out: Collection[str]) -> tuple[LinkPlan, ...]:

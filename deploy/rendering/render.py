@@ -124,7 +124,9 @@ def render(config: ClusterConfig, plan: Plan, layout: Layout, host: Host) -> dic
         "link_alive": ALIVE,
         "request_id": "$told_request_id" if _serves_fronts(config) else "$request_id",
         "cluster_listen": endpoint(*config.cluster.listen),
-        "pools": pools_of(config, plan),
+        "pools": (pools := pools_of(config, plan)),
+        "host_pools": plan.host_pools,
+        "deployments": bool(pools) or config.cluster.on,
     }
     settings = guard_settings(config, plan, layout, host)
     files = {"guard.json": json.dumps(settings, indent=2) + "\n"}
@@ -239,6 +241,7 @@ def _front_settings(config: ClusterConfig, plan: Plan, host: Host) -> dict[str, 
         **config.front.model_dump(),
         "links": [link.name for link in plan.links],
         "weights": {link.name: link.weight for link in plan.links if not link.spare},
+        **({"serves": plan.serves} if plan.serves else {}),
         "relink_command": relink_command(host),
     }
 

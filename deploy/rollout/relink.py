@@ -37,7 +37,9 @@ def _require_all_else_as_it_is(cell: Cell) -> None:
         present = link_plans(told["links"], told["weights"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellError(f"{layout.guard_json} tells of no links: zimage up") from error
-    same = render(cell.config, replace(cell.plan, links=present), layout, cell.host)
+    serves = {link: tuple(pools) for link, pools in told.get("serves", {}).items()}
+    before = replace(cell.plan, links=present, serves=serves)
+    same = render(cell.config, before, layout, cell.host)
     if changes := files.changes(layout.render_dir, same):
         names = ", ".join(change.name for change in changes[:3])
         raise CellError(f"more than links has changed ({names}) and waits for: zimage up")

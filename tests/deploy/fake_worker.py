@@ -50,6 +50,8 @@ async def draw(request: Request) -> Response:
     asked = json.loads(body) if body[:1] == b"{" else {"direct": True, "body": len(body)}
     if refusal := not_ready():
         return refusal
+    if NAME in str(asked.get("lacks", "")).split(","):
+        return elsewhere(request, str(asked["model_of"]))
     pool = str(asked.get("pool", ""))
     if pool and not request.headers.get("x-pool"):
         told = {"X-Accel-Redirect": f"@pool_{pool}", "X-Worker": NAME, "X-Queue-Ms": "99"}
@@ -61,6 +63,20 @@ async def draw(request: Request) -> Response:
     finally:
         state["running"] -= 1
         enter(Phase.IDLE, float("inf"))
+
+
+def elsewhere(request: Request, pool: str) -> Response:
+    """As a worker whose host has not the model, which others have."""
+    handed = request.headers.get("x-front-pool")
+    known = request.headers.get("x-front-pools", "").split(",")
+    if not handed and pool[:1] != "/" and "any" in known:
+        told = {"X-Hand-Over": pool if pool in known else "any", "X-Worker": NAME}
+        return PlainTextResponse("another host's", 421, told)
+    if handed == "any":
+        return PlainTextResponse("not here", 403)
+    if pool.startswith("/"):  # as no worker of ours
+        return PlainTextResponse("forged", 421, {"X-Hand-Over": pool})
+    return PlainTextResponse("not here", 503, {"Retry-After": "7"})
 
 
 async def _draw(request: Request, asked: dict[str, object]) -> Response:

@@ -36,6 +36,33 @@ def test_a_file_that_is_none_of_ours_holds_no_links(layout: Layout, text: str) -
     assert links.read(layout) == {}
 
 
+A, B = "a" * 10, "b" * 10
+
+
+def know(layout: Layout, **pools: object) -> None:
+    """Hosts as ``membership`` lists them, each with the link of its name."""
+    hosts = [{"id": name, "facts": {"pools": each}} for name, each in pools.items()]
+    layout.hosts_json.parent.mkdir(parents=True, exist_ok=True)
+    layout.hosts_json.write_text(json.dumps({"at": 1.0, "hosts": hosts}))
+    links.write(layout, {name: Link(name, "10.0.0.7:7862", 8) for name in pools})
+
+
+def test_pools_of_models_are_told_where_hosts_have_other_ones(layout: Layout) -> None:
+    assert links.serves(layout, ["h1"]) == {}
+    know(layout, h1=[A], h2=[B, A], h3=[B])
+    assert links.serves(layout, ["h1", "h2"]) == {"h1": (A,), "h2": (A, B)}
+    know(layout, h1=[A, B], h2=[B, A], h3=[B])
+    assert links.serves(layout, ["h1", "h2"]) == {}
+
+
+def test_a_host_that_does_not_say_what_it_has_is_no_reason_for_pools(layout: Layout) -> None:
+    """One of an older version, or that has not loaded yet."""
+    know(layout, h1=[A], h2=None, h3=["x; }"])
+    assert links.serves(layout, ["h1", "h2", "h3"]) == {}
+    layout.hosts_json.write_text("[]")
+    assert links.serves(layout, ["h1"]) == {}
+
+
 def test_hosts_without_a_link_wait_for_one(layout: Layout) -> None:
     assert links.waiting(layout) == 0
     links.write(layout, {"h1": Link("a", "10.0.0.9:7862", 4)})

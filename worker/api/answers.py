@@ -15,6 +15,7 @@ from worker.errors import (
     InvalidRequest,
     LimitReached,
     NotReady,
+    OtherHost,
     OtherModel,
     Unauthenticated,
     Unavailable,
@@ -27,6 +28,8 @@ AGAIN = "@again"
 """Where nginx asks all workers once more, with the turn behind it: ``locations.conf.j2``."""
 POOL = "@pool_"
 """Where nginx asks the workers with one of several models, with ``pool_of`` its name behind it."""
+HAND_OVER = "X-Hand-Over"
+"""Names a front's pool of hosts, to a front alone: its link asks for it (``link.conf.j2``)."""
 MAX_RETRY_AFTER_S = 120  # the openai SDK ignores a longer one
 
 NO_USAGE = {
@@ -104,7 +107,9 @@ def of_error(error: ZimageError, *, again: str = "") -> Response:
     headers = {}
     if again and isinstance(error, HandedBack | NotReady | WorkerFailed):
         headers["X-Accel-Redirect"] = AGAIN + again  # read by nginx where no worker is left to ask
-    if isinstance(error, OtherModel):
+    if isinstance(error, OtherHost):
+        headers[HAND_OVER] = error.pool
+    elif isinstance(error, OtherModel):
         headers["X-Accel-Redirect"] = POOL + error.pool
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(retry_after_s(error.retry_after_s))

@@ -13,6 +13,11 @@ def host_list(var_dir: Path) -> Path:
     return var_dir / "state" / "hosts.json"
 
 
+def cluster_models(var_dir: Path) -> Path:
+    """Where the models of all of them are listed, in the form of ``served_models``."""
+    return var_dir / "state" / "cluster-models.json"
+
+
 class HostClocks:
     """``hosts_json``: where the machines of the cluster are listed. ``host``: this one's name.
 

@@ -10,6 +10,8 @@ from worker.coordination.processes import is_alive
 
 _LOADING = (Phase.BOOT, Phase.LOAD, Phase.ENDED)
 _MODEL = ".model"
+DIGEST = "digest"
+"""Of the model's files, in what hosts of a cluster publish."""
 
 
 def live_workers(run_dir: Path, model: str = "") -> int:

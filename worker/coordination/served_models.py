@@ -1,5 +1,6 @@
 """The models of a cell that has several, as ``models.json`` lists them: `zimage up` writes it anew
-while workers run, so that none must restart for another model's sake.
+while workers run, so that none must restart for another model's sake. And those of a whole cluster,
+in a file of the same form.
 
 Each has a pool of its own in nginx, which is known there by what ``pool_of`` makes of its name.
 """
@@ -23,11 +24,13 @@ def pool_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """``source``: as ``cluster.toml`` names it, by which clients may ask for it, too."""
+    """``source``: as ``cluster.toml`` names it, by which clients may ask for it, too. ``about``:
+    how ``/v1/models`` shows one that other hosts serve."""
 
     name: str
     aliases: tuple[str, ...] = ()
     source: str = ""
+    about: Mapping[str, Any] | None = None
 
     @property
     def pool(self) -> str:
@@ -60,7 +63,8 @@ class ServedModels:
 
 def dump(models: Sequence[ServedModel]) -> str:
     """The text of ``models.json``."""
-    return json.dumps([asdict(m) for m in models], indent=2, ensure_ascii=False) + "\n"
+    told = [{k: v for k, v in asdict(m).items() if v is not None} for m in models]
+    return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
 
 
 class ServedModelsFile:

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,15 @@ LINKS = ("h1", "h2", "h3")
 
 
 class Front:
-    def __init__(self, layout: Layout, **rules: float) -> None:
+    def __init__(self, layout: Layout, **rules: Any) -> None:
         layout.links_dir.mkdir(exist_ok=True)
         self.layout, self.journal = layout, Journal()
         self.ran = layout.var_dir / "ran"
         self.watches: list[HostWatch] = []
         command = ("/bin/sh", "-c", f'echo "$0" >> "{self.ran}"', COMMAND)
         told = {"relink_calm_s": 1e-9, "relink_every_s": 1e-9, **rules}
-        settings = FrontSettings(links=LINKS, weights={"h1": 4}, relink_command=command, **told)
+        told = {"links": LINKS, "weights": {"h1": 4}, **told}
+        settings = FrontSettings(relink_command=command, **told)
         self.relinking = Relinking(settings, layout, self.journal, lambda: self.watches)
 
     def join(self, *names: str, workers: int = 4) -> None:
@@ -36,6 +38,11 @@ class Front:
             watch = HostWatch(link, HostRow(name, "10.0.0.7:7862", workers), self.layout, 0.2)
             watch.out_since = None
             self.watches.append(watch)
+
+    def serve(self, *pools: tuple[str, ...] | None) -> None:
+        """What hosts have now, in the order of their links."""
+        for watch, each in zip(self.watches, pools, strict=True):
+            watch.row = replace(watch.row, pools=each)
 
     def times_run(self) -> int:
         return len(self.ran.read_text().splitlines()) if self.ran.exists() else 0
@@ -134,3 +141,45 @@ def test_links_with_the_weight_of_others_are_set_right_much_later(layout: Layout
     patient.watches[0].row = replace(patient.watches[0].row, workers=4)
     patient.relinking.look()
     assert patient.journal.alarms == []
+
+
+A, B = ("a" * 10,), ("b" * 10,)
+LINKED = tuple(f"h{n}" for n in range(1, 9))
+ROOMY: dict[str, Any] = {"links": LINKED, "weights": {"h1": 4, "h2": 4}}
+
+
+def test_pools_are_made_soon_for_hosts_that_have_other_models_now(layout: Layout) -> None:
+    front = Front(layout, **ROOMY)
+    front.join("a", "b")
+    front.serve(A, A)
+    front.relinking.look()
+    assert front.times_run() == 0
+    front.serve(A, (*A, *B))
+    front.look_until_run(1)
+    assert front.journal.alarms == []
+
+
+def test_pools_are_made_anew_when_models_come_and_go_or_a_host_joins(layout: Layout) -> None:
+    front = Front(layout, **ROOMY, serves={"h1": A, "h2": B})
+    front.join("a", "b")
+    front.serve(A, B)
+    front.relinking.look()
+    assert front.times_run() == 0
+    front.serve(A, A)
+    front.look_until_run(1)
+    front.serve(A, B)
+    front.relinking.look()
+    front.join("c")
+    front.serve(A, B, B)
+    front.look_until_run(2)
+
+
+def test_host_that_is_away_or_does_not_say_what_it_has_changes_no_pools(layout: Layout) -> None:
+    front = Front(layout, **ROOMY, serves={"h1": A, "h2": B})
+    front.join("a", "b")
+    front.serve(A, None)
+    front.relinking.look()
+    front.watches.pop()
+    front.serve(A)
+    front.relinking.look()
+    assert front.times_run() == 0

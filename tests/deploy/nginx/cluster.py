@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,17 @@ def host(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Site]
 
 
 @contextlib.contextmanager
-def front(var_dir: Path, authority: Authority, **sections: Any) -> Iterator[Front]:
-    """``h1`` and ``h2`` have had hosts when it was rendered, ``h3`` and all others are spare."""
+def front(
+    var_dir: Path,
+    authority: Authority,
+    serves: Mapping[str, tuple[str, ...]] | None = None,
+    **sections: Any,
+) -> Iterator[Front]:
+    """``h1`` and ``h2`` have had hosts when it was rendered, ``h3`` and all others are spare.
+    ``serves``: what they have, where that differs."""
     told = {**SHARED, "cluster": {"name": "studio", "role": "front"}, **sections}
-    with site(var_dir, authority=authority, links=dict.fromkeys(USED, 3), **told) as here:
+    used = dict.fromkeys(USED, 3)
+    with site(var_dir, authority=authority, links=used, serves=serves, **told) as here:
         made = Front(here)
         for number in range(1, len(USED) + SPARE_LINKS + 1):
             for gate in made.gates(f"h{number}"):

@@ -112,8 +112,10 @@ def files(
     user: str = "",
     nameservers: tuple[str, ...] = (),
     links: Mapping[str, int] | None = None,
+    serves: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
-    """``links``: that a front has in use, with the workers of each host."""
+    """``links``: that a front has in use, with the workers of each host; ``serves``: the pools of
+    what each host has."""
     machine = Machine(cores=2, memory_gib=8.0, available_gib=8.0, gpus=())
     nginx = str(nginx_path())
     host = Host(
@@ -129,7 +131,7 @@ def files(
         "packages",
         nameservers,
     )
-    return render(config, plan(config, machine, links), layout, host)
+    return render(config, plan(config, machine, links, serves=serves), layout, host)
 
 
 def write(layout: Layout, texts: dict[str, str]) -> None:
@@ -151,12 +153,13 @@ def site(
     slot: str = "",
     authority: Authority | None = None,
     links: Mapping[str, int] | None = None,
+    serves: Mapping[str, tuple[str, ...]] | None = None,
     **sections: dict[str, Any],
 ) -> Iterator[Site]:
     """``slot`` stands in the public server, beside its locations. ``authority``: of a cluster."""
     config = configuration(var_dir, **sections)
     layout = SiteLayout(var_dir, var_dir / "run")
-    texts = files(config, layout, links=links)
+    texts = files(config, layout, links=links, serves=serves)
     texts["conf.d/locations.conf"] += slot
     write(layout, texts)
     if authority is not None:

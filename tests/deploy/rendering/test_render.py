@@ -368,7 +368,63 @@ def test_the_guard_of_a_front_reads_what_is_rendered_for_it(tmp_path: Path) -> N
     assert (front.links[0], front.silence_s, front.lost_s) == ("h1", 0.5, 1.5)
 
 
+A, B, C = (pool_of(name) for name in "abc")
+
+
+def of_models(serves: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """A front of hosts that have other models, by their links."""
+    config = parse({**CLUSTER, "cluster": {"name": "studio", "role": "front"}})
+    used = {"h1": 8, "h2": 4, "h3": 2}
+    return render(config, plan(config, CPU, used, serves=serves), LAYOUT, HOST)
+
+
+def test_a_front_has_a_pool_for_each_model_where_hosts_have_other_ones() -> None:
+    texts = of_models({"h1": (A, C), "h2": (B, C), "h3": (B,)})
+    hosts, locations = texts["cluster.d/hosts.conf"], texts["conf.d/locations.conf"]
+    found = {}
+    for pool in (A, B, C):
+        for kind, suffix in (("draw", ""), ("read", "-read")):
+            [block] = re.findall(rf"upstream hosts_{kind}_{pool} {{(.*?)\n}}", hosts, re.S)
+            gates = re.findall(rf"/(h\d+){suffix}\.sock\" weight=(\d+) max_fails=0;", block)
+            found[pool, kind] = dict(gates)
+        assert f"location @pool_{pool} {{" in locations
+    of_a, of_b, of_c = {"h1": "8"}, {"h2": "4", "h3": "2"}, {"h1": "8", "h2": "4"}
+    assert found == {
+        (pool, kind): gates
+        for pool, gates in ((A, of_a), (B, of_b), (C, of_c))
+        for kind in ("draw", "read")
+    }
+    told = re.findall(r'X-Front-Pools "([^"]+)"', texts["conf.d/proxy.conf"])
+    assert set(told[0].split(",")) == {"any", A, B, C}
+    assert json.loads(texts["guard.json"])["front"]["serves"]["h3"] == [B]
+
+
+def test_a_front_whose_hosts_have_the_same_has_no_pools_of_models() -> None:
+    texts = of_models({})
+    assert re.findall(r"@pool_(\w+)", texts["conf.d/locations.conf"]) == ["any"]
+    assert not any("hosts_draw_" in text for text in texts.values())
+    assert "serves" not in json.loads(texts["guard.json"])["front"]
+
+
 TWO = [{"name": "turbo"}, {"name": "photo", "source": "synthetic:", "steps": 4}]
+
+
+def test_membership_tells_of_all_models_in_full(tmp_path: Path) -> None:
+    config = parse(
+        {
+            **CLUSTER,
+            "models": [*TWO],
+            "cluster": {"name": "studio", "role": "host", "address": "10.0.0.7:7862"},
+        }
+    )
+    path = tmp_path / "membership.json"
+    path.write_text(render(config, plan(config, CPU), LAYOUT, HOST)[path.name])
+    told = membership_settings.load(path)
+    assert [model.name for model in told.serves] == ["turbo", "photo"]
+    assert told.serves[0].aliases
+    assert told.serves[1].source == "synthetic:"
+    path.write_text(of_cluster("front")[path.name])
+    assert membership_settings.load(path).serves == ()
 
 
 def test_one_model_in_a_list_is_rendered_as_the_one_model() -> None:

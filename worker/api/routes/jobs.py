@@ -96,7 +96,7 @@ async def _wish_of(
         body = await read_json_body(request, MAX_JOB_BODY_BYTES)
         check = partial(model_routing.require_own, request, components)
         wish = await asyncio.to_thread(job_wire.parse, body, components.settings, info, seed, check)
-        yield replace(wish, model=components.models.label("") or None)
+        yield replace(wish, model=components.models.of_job())
     finally:
         components.reading_job.release()
 

@@ -10,15 +10,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker import log
 from worker.api import model_routing
 from worker.api.answers import Json
+from worker.api.middleware.request_context import context_of
 from worker.api.schemas import wire
 from worker.api.schemas.openapi import Part, operation, parameter
 from worker.api.serving import lifecycle_of
-from worker.coordination.live_workers import publish, published
+from worker.coordination.live_workers import DIGEST, publish, published
 from worker.coordination.served_models import ServedModel, ServedModels, pool_of
 from worker.errors import NotFound, NotReady
 from worker.lifecycle import Lifecycle
+from worker.models.loading.sources import ModelLoadError, digest_of
+from worker.settings import Settings
 
 _RETRY_AFTER_S = 10.0
 
@@ -26,13 +30,15 @@ _RETRY_AFTER_S = 10.0
 async def list_models(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
-    return Json({"object": "list", "data": await _all(lifecycle)})
+    served = model_routing.served_to(context_of(request), lifecycle.components.models)
+    return Json({"object": "list", "data": await _all(lifecycle, served)})
 
 
 async def get_model(request: Request) -> Response:
     lifecycle = lifecycle_of(request)
     lifecycle.require_ready()
-    asked, served = request.path_params["id"], lifecycle.components.models.served()
+    asked = request.path_params["id"]
+    served = model_routing.served_to(context_of(request), lifecycle.components.models)
     if served is not None:
         return Json(await _one_of(lifecycle, served, asked))
     settings, info = lifecycle.settings, lifecycle.model.info
@@ -43,25 +49,29 @@ async def get_model(request: Request) -> Response:
     return Json(_describe(lifecycle, shown))
 
 
-async def _all(lifecycle: Lifecycle) -> list[dict[str, Any]]:
+async def _all(lifecycle: Lifecycle, served: ServedModels | None) -> list[dict[str, Any]]:
     """All models, and behind them their aliases."""
-    served = lifecycle.components.models.served()
     if served is None:
         ids = dict.fromkeys(wire.model_names(lifecycle.settings, lifecycle.model.info).values())
         return [_describe(lifecycle, each) for each in ids]
-    told = await _told(lifecycle)
+    told = await _told(lifecycle, served)
     known = [model for model in served.all if model.pool in told]
     return [
-        *(told[model.pool] | {"id": model.name} for model in known),
-        *(_under(told[m.pool], m, alias) for m in known for alias in m.aliases),
+        *(_under(told[model.pool], model, model.name) for model in known),
+        *(
+            _under(told[model.pool], model, alias)
+            for model in known
+            for alias in model.aliases
+            if served.asked(alias) is model  # of two hosts' models with one alias, the first
+        ),
     ]
 
 
 async def _one_of(lifecycle: Lifecycle, served: ServedModels, asked: str) -> dict[str, Any]:
     model = served.asked(asked)
     if model is None:
-        raise model_routing.unknown(asked, served)
-    about = (await _told(lifecycle)).get(model.pool)
+        raise model_routing.unknown(asked, served, lifecycle.components.models)
+    about = (await _told(lifecycle, served)).get(model.pool)
     if about is None:
         message = f"{model.name!r} is loaded for the first time: try again."
         raise NotReady(message, retry_after_s=_RETRY_AFTER_S)
@@ -73,11 +83,15 @@ def _under(about: dict[str, Any], model: ServedModel, shown: str) -> dict[str, A
     return about | {"id": shown, "alias_of": None if shown == model.name else model.name}
 
 
-async def _told(lifecycle: Lifecycle) -> dict[str, dict[str, Any]]:
-    """What is known of each model, by its pool; of this worker's own, what it knows itself."""
+async def _told(lifecycle: Lifecycle, served: ServedModels) -> dict[str, dict[str, Any]]:
+    """What is known of each model, by its pool; of this host's, what its workers have said, and of
+    this worker's own, what it knows itself."""
+    others = {model.pool: dict(model.about) for model in served.all if model.about}
     found = await asyncio.to_thread(published, lifecycle.settings.run_dir)
     own = _own(lifecycle)
-    return {pool_of(str(about.get("id"))): about for about in (*found.values(), own)}
+    for about in found.values():
+        about.pop(DIGEST, None)
+    return others | {pool_of(str(about.get("id"))): about for about in (*found.values(), own)}
 
 
 def _own(lifecycle: Lifecycle) -> dict[str, Any]:
@@ -85,9 +99,22 @@ def _own(lifecycle: Lifecycle) -> dict[str, Any]:
 
 
 def publish_own(lifecycle: Lifecycle) -> None:
-    """Leave for the other workers what this one's model is like, where the cell has several."""
-    if lifecycle.components.models.several:
-        publish(lifecycle.settings.run_dir, lifecycle.settings.name, _own(lifecycle))
+    """Leave for the other workers what this one's model is like, where the cell has several; and
+    for other hosts, with what tells whether they have the same."""
+    settings = lifecycle.settings
+    if settings.host:
+        own = _own(lifecycle) | {DIGEST: _digest(settings)}
+        publish(settings.run_dir, settings.name, own)
+    elif lifecycle.components.models.several:
+        publish(settings.run_dir, settings.name, _own(lifecycle))
+
+
+def _digest(settings: Settings) -> str:
+    try:
+        return digest_of(settings)
+    except (OSError, ModelLoadError) as error:
+        log.failure("the model's files cannot be compared with other hosts'", error)
+        return ""
 
 
 def _describe(lifecycle: Lifecycle, shown: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from worker import log
 from worker.coordination.gpu_lock import torch_device
 from worker.models.acceleration import prebuild
 from worker.models.base import Pipeline
-from worker.models.loading import context, hub, single_file
+from worker.models.loading import context, digest, hub, single_file
 from worker.models.loading.files import require_loadable
 from worker.models.loading.folder import (
     Defaults,
@@ -166,6 +166,19 @@ def defaults_of(source: str) -> Defaults:
     if _is_synthetic(source):
         return Defaults("synthetic", steps=8, guidance_scale=0.0, size=(256, 256))
     return _defaults(source, folder)
+
+
+def digest_of(settings: Settings) -> str:
+    """Stands for the files that a worker with ``settings`` loads, wherever they lie; of a model
+    without files, for what it is called. Raises ``ModelLoadError`` or ``OSError``."""
+    alone = single_file.is_single_file(settings.model)
+    source = settings.base if alone else settings.model
+    model = hub.hub_model(source)
+    folder = hub.found(model, os.environ) if model else local_folder(source)
+    if folder is None:
+        return digest.of({}, source)
+    files = digest.files_in(folder)
+    return digest.of(files | {"": Path(settings.model).expanduser()} if alone else files)
 
 
 def _is_synthetic(source: str) -> bool:
