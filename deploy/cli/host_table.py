@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import output
+from deploy.cluster.differences import differences
 
 SILENT_S = 10.0
 _WARN_SKEW_S, _BAD_SKEW_S = 1.0, 5.0
 _MANY = 99_999
+_MOST_DIFFERENCES = 10
 
 Host = Mapping[str, Any]
 """As in ``hosts.json``."""
@@ -133,6 +135,8 @@ def _notes(hosts: Sequence[Host], now: float) -> Table:
     for host in hosts:
         for text in _told_of(host, now):
             notes.add_row(Text(host["id"], "bold"), Text(text, "yellow"))
+    for each in differences(hosts)[:_MOST_DIFFERENCES]:
+        notes.add_row(Text("all", "bold"), Text(f"{each.text}: {each.remedy}", "yellow"))
     return notes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from deploy.cluster.differences import differences
 from worker.storage.hosts import Host
 
 _GAUGES: dict[str, tuple[str, Callable[[Host, float], float]]] = {
@@ -21,6 +22,7 @@ _GAUGES: dict[str, tuple[str, Callable[[Host, float], float]]] = {
     "wait_seconds": ("What a newcomer would wait.", lambda host, _: host.wait_s),
 }
 _PREFIX = "zimage_cluster_host"
+_MOST_DIFFERENCES = 10
 
 
 def metrics(rows: Sequence[Host], at: float, now: float) -> str:
@@ -35,6 +37,11 @@ def metrics(rows: Sequence[Host], at: float, now: float) -> str:
     info = Gauge(f"{_PREFIX}_info", "1; what it is.", labels, registry=registry)
     for host in here:
         info.labels(host.id, host.role, host.version, host.state, host.wanted).set(1)
+    differ = "zimage_cluster_models_differ"
+    text = "1 for what hosts have under one name and is not the same."
+    differing = Gauge(differ, text, ["kind", "name"], registry=registry)
+    for each in differences([vars(host) for host in rows])[:_MOST_DIFFERENCES]:
+        differing.labels(each.kind, each.name).set(1)
     written = "zimage_cluster_written_timestamp_seconds"
     Gauge(written, "When the database was last heard.", registry=registry).set(now)
     return generate_latest(registry).decode()

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from deploy.cluster.differences import MOST_LORAS
 from deploy.cluster.settings import MembershipSettings
 from worker import whole_file
 from worker.coordination.live_workers import DIGEST, published
@@ -13,8 +14,6 @@ from worker.coordination.served_models import ServedModel, dump, pool_of
 from worker.models.loras.folder import LoraFolder
 from worker.storage.hosts import Host
 
-MOST_LORAS = 200
-"""The first by name are told: every host reads what all say, every two seconds."""
 _DIGITS = 16
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deploy.cell import Cell
+from deploy.cluster.differences import differences
 from deploy.finding import Finding
 from deploy.host import processes
 
@@ -14,6 +15,7 @@ _OLD_S = 10.0
 """The program ``membership`` writes every two seconds."""
 _WARN_SKEW_S = 1.0
 _WARN_DAYS = 20
+_MOST_DIFFERENCES = 10
 
 
 def doctor(cell: Cell) -> Iterator[Finding]:
@@ -77,6 +79,8 @@ def _of_hosts(own: str, hosts: list[dict[str, Any]]) -> Iterator[Finding]:
     if len(versions) > 1:
         text = f"hosts run {' and '.join(versions)}"
         yield Finding("warn", "cluster", text, "zimage hosts says which; zimage upgrade on each")
+    for each in differences(here)[:_MOST_DIFFERENCES]:
+        yield Finding("warn", "cluster", each.text, each.remedy)
     lost = [host["id"] for host in here if host["lost_at"] is not None]
     if lost:
         remedy = "look at them; gone for good: zimage hosts remove NAME"

@@ -100,3 +100,11 @@ def test_two_machines_of_one_name_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_versions_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = [host("a"), host("b"), host("c", version="1.1.0")]
     assert "versions differ: 1.0.0, 1.1.0" in shown(hosts, 80, monkeypatch)
+
+
+def test_what_hosts_have_otherwise_is_told_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = ({"serves": [{"name": "turbo", "digest": digest}]} for digest in "xy")
+    text = shown([host("a", facts=one), host("b", facts=other)], 200, monkeypatch)
+    assert re.search(r"all +model turbo is another one on each of: a; b: have the same", text)

@@ -27,6 +27,16 @@ def test_every_host_but_removed_ones_is_counted() -> None:
     assert "zimage_cluster_written_timestamp_seconds 77.0" in text
 
 
+def test_what_differs_between_hosts_is_counted() -> None:
+    serves = [{"name": "turbo", "digest": "d"}]
+    same, other = ({"serves": serves, "loras": loras} for loras in ({"night": "n"}, {}))
+    rows = [host("a", facts=same), host("b", facts=same)]
+    name = "zimage_cluster_models_differ"
+    assert f"{name}{{" not in metrics(rows, NOW, 77.0)
+    text = metrics([*rows, host("c", facts=other)], NOW, 77.0)
+    assert f'{name}{{kind="adapter",name="night"}} 1.0' in text
+
+
 def test_prometheus_finds_guard_and_workers_of_the_other_hosts() -> None:
     rows = [
         host("a", facts={"workers": ["w1"]}),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from deploy import links
-from deploy.cluster.serving import MOST_LORAS, Serving, everywhere, served_by
+from deploy.cluster.differences import MOST_LORAS
+from deploy.cluster.serving import Serving, everywhere, served_by
 from tests.deploy.cluster import cells
 from worker.coordination.live_workers import publish
 from worker.coordination.served_models import ServedModel, ServedModelsFile, pool_of

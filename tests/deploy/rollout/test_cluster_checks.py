@@ -35,6 +35,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
 def host(id: str, **changes: Any) -> dict[str, Any]:
     told = {
         "id": id,
+        "role": "host",
         "version": "1.0.0",
         "skew_s": 0.1,
         "wanted": "in",
@@ -65,6 +66,12 @@ def test_skew_versions_and_lost_hosts_are_told(cell: Cell) -> None:
         "hosts run 1.0.0 and 1.1.0",
         "no front hears b",
     ]
+
+
+def test_files_of_a_model_that_differ_are_told(cell: Cell) -> None:
+    one, other = ({"serves": [{"name": "turbo", "digest": digest}]} for digest in "xy")
+    told = found(cell, host("a", facts=one), host("b", facts=other))
+    assert told["warn"] == ["model turbo is another one on each of: a; b"]
 
 
 def test_two_machines_of_one_name_are_told(cell: Cell) -> None:
