@@ -36,6 +36,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 SOURCE = "synthetic:step_ms=20"
 STEPS = {"turbo": 8, "photo": 3, "third": 5}
+LATE = {"late": 6}
+"""A model that comes while clients draw, and goes."""
 HAS = {"a": ("turbo", "third"), "b": ("photo", "third")}
 WORKERS = {"a": ("turbo", "third"), "b": ("photo", "photo", "third")}
 DRAW, EDIT = "/v1/images/generations", "/v1/images/edits"
@@ -119,7 +121,7 @@ def drawn_by(reply: httpx.Response, prompt: str) -> str:
         return f"{reply.status_code} {reply.text}"
     (item,) = reply.json()["data"]
     said = text_of(pixels_of(item["b64_json"]))
-    known = {f"{prompt}|{item['seed']}|{steps}": name for name, steps in STEPS.items()}
+    known = {f"{prompt}|{item['seed']}|{steps}": name for name, steps in (STEPS | LATE).items()}
     return known.get(said, said)
 
 
@@ -246,6 +248,37 @@ def test_files_go_to_the_model_that_the_form_names(platform: Platform) -> None:
                     )
                     named = await http.post(EDIT, json={**said, "image": sent.json()["id"]})
                     assert {_steps_of(form), _steps_of(named)} == {STEPS[model]}
+
+    asyncio.run(scenario())
+
+
+def test_models_come_and_go_on_a_host_and_nothing_is_lost(platform: Platform) -> None:
+    b = platform.hosts["b"]
+    before, third = b.config_path.read_text(), '[[models]]\nname = "third"'
+    [(name, steps)] = LATE.items()
+    model = f'[[models]]\nname = "{name}"\nsource = "{SOURCE}"\nsteps = {steps}\naliases = []\n'
+    worker = f'\n[[workers]]\ndevice = "cpu"\nmodel = "{name}"\nthreads = 1\n'
+    after = before.replace(third, model + third) + worker
+
+    async def serve_on_b(text: str, models: dict[str, int]) -> None:
+        b.config_path.write_text(text)
+        done = await b.run("up", "--no-draw")
+        assert done.returncode == 0, done.stdout + done.stderr
+        os.utime(platform.front.layout.links_begun, (1, 1))  # the last ones were made long ago
+        pools = {pool_of(model) for model in models}
+        await until(lambda: platform.pools() == pools, 90, f"pools of {sorted(models)}")
+
+    async def scenario() -> None:
+        await until(platform.all_in, 60, "both hosts in")
+        async with drawing(platform), client(platform) as http:
+            await serve_on_b(after, STEPS | LATE)
+            found = await asyncio.gather(*(drawn(http, name) for _ in range(6)))
+            assert set(found) == {name}
+            await serve_on_b(before, STEPS)
+            gone = await http.post(DRAW, json={"prompt": "a", "model": name})
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+        told = await platform.hosts["a"].run("hosts")
+        assert (told.returncode, "another one" in told.stdout) == (0, False), told.stdout
 
     asyncio.run(scenario())
 

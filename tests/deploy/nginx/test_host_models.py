@@ -131,6 +131,7 @@ def plain(authority: Authority, a: Site, b: Site, tmp_path: Path) -> Iterator[Fr
         front(tmp_path, authority, listen=listen) as here,
         here.link("h3", a),
         here.link("h4", b),
+        here.link("h5", a),  # as another host with the same
     ):
         here.lead_soonest_to("h3")
         yield here
