@@ -132,12 +132,21 @@ def _notes(hosts: Sequence[Host], now: float) -> Table:
     notes = Table.grid(padding=(0, 2, 0, 0))
     notes.add_column(no_wrap=True)
     notes.add_column(overflow="fold")
+    models = {host["id"]: _models(host) for host in hosts if _models(host)}
+    if len(set(models.values())) > 1:
+        for id, names in models.items():
+            notes.add_row(Text(id, "bold"), Text(f"serves {', '.join(names)}"))
     for host in hosts:
         for text in _told_of(host, now):
             notes.add_row(Text(host["id"], "bold"), Text(text, "yellow"))
     for each in differences(hosts)[:_MOST_DIFFERENCES]:
         notes.add_row(Text("all", "bold"), Text(f"{each.text}: {each.remedy}", "yellow"))
     return notes
+
+
+def _models(host: Host) -> tuple[str, ...]:
+    """What it serves, as far as it says."""
+    return tuple(str(model.get("name")) for model in host["facts"].get("serves", ()))
 
 
 def _told_of(host: Host, now: float) -> Iterator[str]:

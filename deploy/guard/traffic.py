@@ -154,9 +154,11 @@ def route_of(path: str) -> str:
 def replays_of(connect_times: str, statuses: str = "") -> int:
     """How often the request went to one more worker after one had it. nginx's lists of tries:
     ``connect_times``, "-" for a gate that refused; ``statuses``, 421 of whoever only read which
-    model it is for."""
+    model it is for, 403 of a host that has not that model."""
     tries = zip_longest(_each(connect_times), _each(statuses))
-    had = sum(time not in (None, "", "-") and status != "421" for time, status in tries)
+    had = sum(
+        time not in (None, "", "-") and status not in ("421", "403") for time, status in tries
+    )
     return max(0, int(had) - 1)
 
 

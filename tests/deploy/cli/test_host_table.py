@@ -108,3 +108,17 @@ def test_what_hosts_have_otherwise_is_told_with_its_remedy(
     one, other = ({"serves": [{"name": "turbo", "digest": digest}]} for digest in "xy")
     text = shown([host("a", facts=one), host("b", facts=other)], 200, monkeypatch)
     assert re.search(r"all +model turbo is another one on each of: a; b: have the same", text)
+
+
+def test_what_each_host_serves_is_told_where_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (
+        {"serves": [{"name": name, "digest": "d"} for name in names]}
+        for names in (("turbo", "third"), ("photo", "third"))
+    )
+    text = shown([host("a", facts=one), host("b", facts=other)], 100, monkeypatch)
+    assert re.findall(r"^  (\w) +serves (.+?) *$", text, re.M) == [
+        ("a", "turbo, third"),
+        ("b", "photo, third"),
+    ]
+    same = shown([host("a", facts=one), host("b", facts=one)], 100, monkeypatch)
+    assert "serves" not in same

@@ -128,3 +128,5 @@ def test_a_closed_gate_is_no_replay(connects: str, replays: int) -> None:
 def test_whoever_only_reads_which_model_it_is_for_is_no_replay() -> None:
     assert replays_of("0.000 : 0.000", "421 : 200") == 0
     assert replays_of("-, 0.000 : 0.000, 0.000", "502, 421 : 503, 200") == 1
+    assert replays_of("0.000 : 0.000, 0.000", "421 : 403, 200") == 0
+    assert replays_of("0.000", "403") == 0
