@@ -29,6 +29,7 @@ from worker.generation import components as generation
 from worker.generation.imaging import Encoders
 from worker.generation.labels import Labels
 from worker.generation.quarantine import Quarantine
+from worker.jobs import model_costs
 from worker.jobs.drawing import Tools
 from worker.jobs.job_eta import JobEta
 from worker.jobs.runner import Runner
@@ -119,7 +120,7 @@ class Components:
     reading_job: asyncio.Lock
     searches: Shares
     sharing: Mapping[str, Loop]
-    """What runs for ever because other hosts share the database, by name."""
+    """What runs for ever for what other workers must know, by name."""
 
     @property
     def shares_pictures(self) -> bool:
@@ -221,17 +222,23 @@ def build(settings: Settings, life: Life) -> Components:
             models.drawn_here,
             workers,
         ),
-        job_eta=JobEta(
-            database, life.loaded_engine, coordination.others, models.drawn_here, workers
-        ),
+        job_eta=JobEta(database, life.loaded_engine, coordination.others, models, run_dir),
         steps=coordination.all_steps,
         job_streams=Shares(
             "streams of jobs", settings.max_job_streams, settings.max_job_streams_per_key
         ),
         reading_job=asyncio.Lock(),
         searches=Shares("searches", _SEARCHES, _SEARCHES_OF_ONE),
-        sharing=coordination.loops,
+        sharing={**coordination.loops, **_costs_told(settings, models, life)},
     )
+
+
+def _costs_told(settings: Settings, models: CellModels, life: Life) -> dict[str, Loop]:
+    """Only workers with other models need to be told."""
+    if not models.several:
+        return {}
+    about = settings.run_dir, settings.name, models.own
+    return {"costs": partial(model_costs.tell, *about, life.drawing)}
 
 
 def _cluster_signing(settings: Settings) -> Signing | None:

@@ -75,21 +75,14 @@ class CellModels:
 
     def drawn_here(self) -> DrawnModels:
         """Whose jobs this worker draws."""
-        served, known = self.served(), self.of_cluster()
-        mine = self._alone
-        if served is not None:
-            mine = next((model for model in served.all if self.is_own(model)), mine)
-        ids = () if served is not None else (self.id,)
-        names = tuple(filter(None, [mine.name, *ids, *mine.aliases]))
-        if known is None:
-            return DrawnModels(names, unnamed=True)
-        # Another host may call a model of its own by a name that is an alias here.
-        own = tuple(name for name in names if self._means_own(known, name))
-        return DrawnModels(own, unnamed=self.is_own(known.all[0]))
+        return self.drawn().get(self.own) or _drawn(self._alone, self.of_cluster())
 
-    def _means_own(self, known: ServedModels, name: str) -> bool:
-        model = known.asked(name)
-        return model is None or self.is_own(model)
+    def drawn(self) -> dict[str, DrawnModels]:
+        """Whose jobs are drawn with each model of the cell, by the model's name."""
+        served, known = self.served(), self.of_cluster()
+        alone = ServedModel(self.name, (self.id, *self._alone.aliases))
+        here = (alone,) if served is None else served.all
+        return {self.own if self.is_own(m) else m.name: _drawn(m, known) for m in here}
 
     def is_served(self, name: str | None) -> bool:
         """Whether a job whose model is called ``name`` (None: it says none) is drawn by anybody."""
@@ -98,4 +91,15 @@ class CellModels:
         known = self.of_cluster()
         if known is None:
             return name in self.drawn_here().names
-        return any(name in (model.name, *model.aliases) for model in known.all)
+        return any(name in model.names for model in known.all)
+
+
+def _drawn(model: ServedModel, known: ServedModels | None) -> DrawnModels:
+    """Whose jobs are drawn with ``model``. ``known``: all models; None where it is the only one."""
+    names = tuple(filter(None, model.names))
+    if known is None:
+        return DrawnModels(names, unnamed=True)
+    # Another host may call a model of its own by a name that is an alias here.
+    meant = ((name, known.asked(name)) for name in names)
+    own = tuple(name for name, found in meant if found is None or found.pool == model.pool)
+    return DrawnModels(own, unnamed=known.all[0].pool == model.pool)

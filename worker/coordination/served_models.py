@@ -33,6 +33,11 @@ class ServedModel:
     about: Mapping[str, Any] | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What jobs may call it."""
+        return self.name, *self.aliases
+
+    @property
     def pool(self) -> str:
         return pool_of(self.name)
 

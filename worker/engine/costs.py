@@ -169,6 +169,11 @@ class Costs:
         ends_s = self.predict_s("encode", size, rows) + self.predict_s("decode", size, rows)
         return steps * step_s + ends_s
 
+    def picture_s(self, size: Size, rows: int, steps: int) -> float:
+        """Seconds that a picture of ``rows`` rows takes in a full batch."""
+        cap = max(rows, self.batch_cap(size))
+        return self.drawing_s(size, cap, steps) * rows / cap
+
     # How many rows may share a step
 
     def batch_cap(self, size: Size, backlog: int | None = None, *, busy: bool = False) -> int:
@@ -196,7 +201,7 @@ class Costs:
     def _again(self, size: Size, cap: int, more: int) -> bool:
         """Whether ``more`` rows than ``cap`` are to be drawn once more: not where they have been as
         quick, and ``cap`` is but small enough."""
-        if self._picture_s(size, more) <= self._picture_s(size, cap):
+        if self._typical_s(size, more) <= self._typical_s(size, cap):
             return False
         probe = self._probes.setdefault(size, BatchCapProbe(cap))
         probe.cap = cap
@@ -260,10 +265,10 @@ class Costs:
         return bool(times) and len(times[_nearest(times, size)]) > 1
 
     def _near_best(self, size: Size, rows: int, within: int, factor: float) -> bool:
-        best = min(self._picture_s(size, n) for n in range(1, within + 1))
-        return self._picture_s(size, rows) <= factor * best
+        best = min(self._typical_s(size, n) for n in range(1, within + 1))
+        return self._typical_s(size, rows) <= factor * best
 
-    def _picture_s(self, size: Size, rows: int) -> float:
+    def _typical_s(self, size: Size, rows: int) -> float:
         beside_s = _TYPICAL_STEPS * _BESIDE_S
         return (self.drawing_s(size, rows, _TYPICAL_STEPS) + beside_s) / rows
 

@@ -215,13 +215,22 @@ class Engine:
     def picture_s(self, size: Size, rows: int, steps: int) -> float:
         """Seconds that a picture of ``rows`` rows takes in a full batch."""
         with self._lock:
-            cap = max(rows, self._costs.batch_cap(size))
-            return self._costs.drawing_s(size, cap, steps) * rows / cap
+            return self._costs.picture_s(size, rows, steps)
 
     def predict_s(self, kind: Kind, size: Size, rows: int) -> float:
         """Seconds that a call will take."""
         with self._lock:
             return self._costs.predict_s(kind, size, rows)
+
+    @property
+    def max_batch(self) -> int:
+        """Most rows of a step, as configured."""
+        return self._limits.max_batch
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that the weights and calls may use together."""
+        return self._costs.memory_limit
 
     def costs(self) -> dict[str, object]:
         """Everything that was measured, as ``Costs.load`` takes it."""

@@ -4,15 +4,20 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import sqlalchemy as sa
 
+from worker.coordination.cell_models import CellModels
 from worker.coordination.lease_holder import Others
-from worker.engine import Engine
+from worker.coordination.live_workers import live_workers
+from worker.engine import Costs, Engine
 from worker.engine.queue import expected_rows
+from worker.jobs import model_costs
 from worker.storage import job_turns
 from worker.storage.database import Database, clock
-from worker.storage.jobs import DrawnModels, Job
+from worker.storage.jobs import Job
 
 _FRESH_S = 1.0
 
@@ -25,33 +30,50 @@ class JobEta:
         database: Database,
         engine: Callable[[], Engine | None],
         others: Others,
-        drawn: Callable[[], DrawnModels],
-        workers: Callable[[], int],
+        models: CellModels,
+        run_dir: Path,
     ) -> None:
-        """As ``Runner`` has them: of other models' jobs nothing is known here."""
-        self._drawn = drawn
-        self._workers = workers
         self._database = database
-        self._others = others
         self._engine = engine
+        self._others = others
+        self._models = models
+        self._run_dir = run_dir
         self._known: dict[str, float] = {}
         self._known_at = 0.0
 
     async def finish_times(self) -> dict[str, float]:
         """When each running job will be done, in seconds since the epoch, by its id. Of each turn
-        only the first ``job_turns.FORESEEN`` are known."""
+        only the first ``job_turns.FORESEEN`` of a model are known, and of a model that nobody has
+        loaded none."""
         engine = self._engine()
         if engine is not None and time.monotonic() - self._known_at > _FRESH_S:
             running, elsewhere = await self._database.read(self._look)
-            workers = elsewhere + await asyncio.to_thread(self._workers)
-            self._known = predict(running, lambda job: _picture_s(engine, job), workers)
+            self._known = await asyncio.to_thread(self._predict, engine, running, elsewhere)
             self._known_at = time.monotonic()
         return self._known
 
-    def _look(self, connection: sa.Connection) -> tuple[list[Job], int]:
-        """What is to be drawn, and by how many workers of other hosts."""
+    def _look(self, connection: sa.Connection) -> tuple[dict[str, list[Job]], int]:
+        """What is to be drawn, by model, and how many workers other hosts have."""
         _, elsewhere = self._others(connection, clock(connection))
-        return job_turns.foreseen(connection, self._drawn()), elsewhere
+        foreseen = {
+            model: job_turns.foreseen(connection, drawn)
+            for model, drawn in self._models.drawn().items()
+        }
+        return {model: jobs for model, jobs in foreseen.items() if jobs}, elsewhere
+
+    def _predict(
+        self, engine: Engine, running: dict[str, list[Job]], elsewhere: int
+    ) -> dict[str, float]:
+        """Blocks. Each model has workers of its own."""
+        own = self._models.own
+        costs: dict[str, Costs | Engine] = {**model_costs.told(self._run_dir), own: engine}
+        ends: dict[str, float] = {}
+        for model in running.keys() & costs.keys():
+            here = live_workers(self._run_dir, model if self._models.several else "")
+            workers = elsewhere + (max(1, here) if model == own else here)
+            if workers:
+                ends |= predict(running[model], partial(_picture_s, costs[model]), workers)
+        return ends
 
 
 def predict(
@@ -101,6 +123,6 @@ def _open(job: Job) -> int:
     return job.counts["waiting"] + job.counts["running"]
 
 
-def _picture_s(engine: Engine, job: Job) -> float:
+def _picture_s(costs: Costs | Engine, job: Job) -> float:
     how = job.parameters
-    return engine.picture_s(how.size, expected_rows(how), how.drawn_steps)
+    return costs.picture_s(how.size, expected_rows(how), how.drawn_steps)

@@ -82,7 +82,7 @@ class Runner:
         workers: Callable[[], int],
     ) -> None:
         """``drawn``: the models whose jobs this worker takes; ``workers``: how many of this host
-        do, which blocks."""
+        do, itself included, which blocks."""
         self._drawn = drawn
         self._workers = workers
         self._database = database
@@ -212,7 +212,7 @@ class Runner:
         if components is None or self._closed or host_drain.flag(self._run_dir).exists():
             return False
         engine = components.engine
-        workers = self._elsewhere + await asyncio.to_thread(self._workers)
+        workers = self._elsewhere + max(1, await asyncio.to_thread(self._workers))
         if not self._room(engine, workers, offer):
             return False
         if not await self._allowed(offer):

@@ -4,6 +4,7 @@ ask as nginx would, and see what it is told to do."""
 import asyncio
 import base64
 import io
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 DRAW, EDIT = "/v1/images/generations", "/v1/images/edits"
 TURBO, PHOTO = pool_of("turbo"), pool_of("photo")
 SOURCE = "synthetic:step_ms=1"
+SLOWER = "synthetic:step_ms=5,max_tokens=3"
 MODELS = [
     ServedModel("turbo", ("dall-e-3",), SOURCE),
-    ServedModel("photo", ("camera",), f"{SOURCE},max_tokens=3"),
+    ServedModel("photo", ("camera",), SLOWER),
 ]
 BODY = {"prompt": "a", "size": "64x64", "steps": 2, "seed": 1}
 
@@ -73,7 +75,7 @@ def asked_in(pool: str = "", pools: str = f"{TURBO},{PHOTO}") -> dict[str, str]:
     ("model", "pool"),
     [
         *((None, TURBO), ("turbo", TURBO), ("DALL-E-3", TURBO)),
-        *(("photo", PHOTO), ("Camera", PHOTO), (f"{SOURCE},max_tokens=3", PHOTO)),
+        *(("photo", PHOTO), ("Camera", PHOTO), (SLOWER, PHOTO)),
     ],
 )
 @pytest.mark.parametrize("path", [DRAW, "/v1/jobs", "/v1/jobs/preview"])
@@ -199,6 +201,31 @@ async def test_job_is_drawn_by_a_worker_with_its_model_alone(cell: Cell) -> None
     pictures = (await cell.turbo.get("/v1/images")).json()["data"]
     assert {p["model"] for p in pictures if p["prompt"] in "abcd"} == {"photo"}
     assert {p["model"] for p in pictures if p["prompt"] in "ef"} == {"turbo"}
+
+
+async def test_any_worker_tells_when_a_job_of_another_model_ends(cell: Cell) -> None:
+    made = await _job(cell, cell.photo, PHOTO, "photo", prompts=["a"] * 200, steps=50)
+
+    async def left_s(client: httpx.AsyncClient) -> float:
+        told = (await client.get(f"/v1/jobs/{made['id']}")).json()
+        return float((told["predicted_finish_at"] or 0) - time.time())
+
+    there_s = here_s = -1.0
+    async with asyncio.timeout(30):
+        # Who draws learns from every step, and tells it now and then.
+        while there_s < 1 or here_s != pytest.approx(there_s, rel=0.3):
+            await asyncio.sleep(0.1)
+            there_s, here_s = await left_s(cell.photo), await left_s(cell.turbo)
+    await cell.turbo.post(f"/v1/jobs/{made['id']}/cancel")
+
+
+async def test_job_of_a_model_that_nobody_has_loaded_has_no_predicted_end(cell: Cell) -> None:
+    made = await _job(cell, cell.photo, PHOTO, "photo", prompts=["a"], paused=True)
+    never = ServedModel("never", ("photo",))
+    cell.serve(MODELS[0], never)
+    assert (await cell.turbo.post(f"/v1/jobs/{made['id']}/resume")).status_code == 200
+    told = (await cell.turbo.get(f"/v1/jobs/{made['id']}")).json()
+    assert (told["held"], told["predicted_finish_at"]) == (None, None)
 
 
 async def test_job_of_a_model_that_has_gone_waits_and_is_drawn_when_it_returns(cell: Cell) -> None:
