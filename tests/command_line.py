@@ -20,6 +20,8 @@ from pathlib import Path
 from deploy.config import ROOT
 
 ZIMAGE = "deploy.cli.app"
+DEADLINE_S = 240.0
+"""Of a command on a machine that has much else to do; a test has five minutes."""
 _FORKED = multiprocessing.get_context("forkserver")
 # What looks at the terminal or at the environment as it is imported is not among them.
 _FORKED.set_forkserver_preload(
@@ -48,7 +50,7 @@ _ONE_AT_A_TIME = threading.Lock()
 def zimage(
     arguments: tuple[str, ...],
     environment: Mapping[str, str],
-    timeout_s: float,
+    timeout_s: float = DEADLINE_S,
     typed: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """What the command said. ``subprocess.TimeoutExpired`` where it had to be killed.

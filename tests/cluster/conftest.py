@@ -86,7 +86,9 @@ class RunningCell(Cell):
         seen = Cell.of(load(self.config_path), self.config_path)
         super().__init__(seen.layout, seen.url)
 
-    def zimage(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def zimage(
+        self, *arguments: str, timeout_s: float = command_line.DEADLINE_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``zimage`` on this cell and return what it said."""
         environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
         return command_line.zimage(arguments, environment, timeout_s)

@@ -284,10 +284,10 @@ def test_the_command_writes_the_archive_to_its_end(tmp_path: Path) -> None:
     )
     file = tmp_path / "cell.tar.gz"
     options = ("--config", str(here.config_path))
-    done = command_line.zimage(("backup", "--images", str(file), *options), os.environ, 60.0)
+    done = command_line.zimage(("backup", "--images", str(file), *options), os.environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert gzip.decompress(file.read_bytes()).endswith(bytes(1024))
-    tried = command_line.zimage(("restore", "--drill", str(file), *options), os.environ, 60.0)
+    tried = command_line.zimage(("restore", "--drill", str(file), *options), os.environ)
     assert "can be restored: its rows came back, 1 pictures have their SHA-256" in tried.stdout
 
 

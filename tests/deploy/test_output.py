@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
 
 def zimage(config: Path, *words: str, **environment: str) -> str:
     environment = {**os.environ, "COLUMNS": "300", **environment}
-    done = command_line.zimage((*words, "--config", str(config)), environment, 60.0)
+    done = command_line.zimage((*words, "--config", str(config)), environment)
     return done.stdout + done.stderr
 
 

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.postgres import Server
+from tests.worker.processes import wait_until
 from worker.storage.database import is_sqlite, sqlite_url
 from worker.storage.migrations import migrate
 
@@ -108,9 +109,20 @@ def locked(url: str) -> Iterator[None]:
     else:
         host = str(made.query["host"])
         with psycopg.connect(host=host, user="zimage", dbname=made.database) as other:
-            other.execute(f"LOCK TABLE {', '.join(_tables(other))} IN EXCLUSIVE MODE")
+            wait_until(functools.partial(_lock_tables, other))
             yield
             other.rollback()
+
+
+def _lock_tables(connection: "psycopg.Connection[Any]") -> bool:
+    """Whether that was possible at once: whoever waits for one and holds others is in a deadlock
+    with a writer of these."""
+    try:
+        connection.execute(f"LOCK TABLE {', '.join(_tables(connection))} IN EXCLUSIVE MODE NOWAIT")
+    except psycopg.errors.LockNotAvailable:
+        connection.rollback()
+        return False
+    return True
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def zimage(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command_line.zimage((*arguments, "--config", str(config)), os.environ, 60.0)
+    return command_line.zimage((*arguments, "--config", str(config)), os.environ)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_wrong_configuration_ends_with_1_and_every_problem(config: Path) -> None
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_has_every_command_whole_in_sections(config: Path, word: str) -> None:
-    told = command_line.zimage((word,), {**os.environ, "COLUMNS": "80"}, 60.0).stdout
+    told = command_line.zimage((word,), {**os.environ, "COLUMNS": "80"}).stdout
     assert "..." not in told.split("Options:")[1]
     titles = re.findall(r"^([A-Z][\w ]+):$", told, re.M)
     assert titles == ["Options", *VERBS]

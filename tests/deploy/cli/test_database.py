@@ -48,7 +48,7 @@ class Shell:
 
     def move(self, *options: str) -> subprocess.CompletedProcess[str]:
         asked = ("database", "move", *options, "--config", str(self.path))
-        return command_line.zimage(asked, os.environ, 60.0)
+        return command_line.zimage(asked, os.environ)
 
     def moved_rows(self, tables: list[str]) -> dict[str, int]:
         """How many of each table are on the server."""

@@ -53,7 +53,7 @@ def config(tmp_path: Path, url: str) -> Path:
 @pytest.fixture
 def zimage(config: Path) -> Zimage:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return command_line.zimage((*arguments, "--config", str(config)), os.environ, 60.0)
+        return command_line.zimage((*arguments, "--config", str(config)), os.environ)
 
     return run
 
@@ -203,7 +203,7 @@ def test_a_wheel_is_not_handed_to_other_hosts(zimage: Zimage) -> None:
 def test_a_machine_of_no_cluster_has_no_hosts(tmp_path: Path) -> None:
     path = tmp_path / "cluster.toml"
     path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
-    done = command_line.zimage(("hosts", "--config", str(path)), os.environ, 60.0)
+    done = command_line.zimage(("hosts", "--config", str(path)), os.environ)
     assert done.returncode == 1
     assert "belongs to no cluster" in done.stderr
 
@@ -211,5 +211,5 @@ def test_a_machine_of_no_cluster_has_no_hosts(tmp_path: Path) -> None:
 def test_the_configuration_may_be_named_before_the_verb(tmp_path: Path) -> None:
     path = tmp_path / "cluster.toml"
     path.write_text(f'[cell]\nvar_dir = "{tmp_path}/var"\n')
-    done = command_line.zimage(("hosts", "--config", str(path), "drain", "a"), os.environ, 60.0)
+    done = command_line.zimage(("hosts", "--config", str(path), "drain", "a"), os.environ)
     assert str(path) in done.stderr

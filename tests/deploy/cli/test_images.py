@@ -38,7 +38,7 @@ class Shell:
 
     def move(self, *options: str) -> subprocess.CompletedProcess[str]:
         asked = ("images", "move", *options, "--config", str(self.path))
-        return command_line.zimage(asked, os.environ, 60.0)
+        return command_line.zimage(asked, os.environ)
 
 
 @pytest.fixture

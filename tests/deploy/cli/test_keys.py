@@ -27,7 +27,7 @@ def zimage(tmp_path: Path) -> Zimage:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "ZIMAGE_CONFIG": str(config)}
-        return command_line.zimage(("keys", *arguments), environment, 60.0)
+        return command_line.zimage(("keys", *arguments), environment)
 
     return run
 

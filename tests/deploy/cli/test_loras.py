@@ -26,7 +26,7 @@ class Shell:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         asked = ("loras", *words, "--config", str(self.path))
-        return command_line.zimage(asked, dict(os.environ), 120.0)
+        return command_line.zimage(asked, dict(os.environ))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Shell:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         asked = ("models", *words, "--config", str(self.path))
-        return command_line.zimage(asked, {**os.environ, "HOME": str(self.home)}, 120.0)
+        return command_line.zimage(asked, {**os.environ, "HOME": str(self.home)})
 
 
 @pytest.mark.parametrize("source", [MODEL, f"modelscope:{MODEL}"])

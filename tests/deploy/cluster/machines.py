@@ -101,7 +101,7 @@ class Machine:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "ZIMAGE_CONFIG": str(self.config_path)}
-        return command_line.zimage(arguments, environment, 90.0)
+        return command_line.zimage(arguments, environment)
 
     def zimage(self, *arguments: str) -> str:
         """What it printed; it must be done."""

@@ -202,7 +202,7 @@ def test_token_reads_as_it_was_written_and_its_secret_is_in_no_message() -> None
 
 def up(path: Path, token: str, *words: str) -> "subprocess.CompletedProcess[str]":
     arguments = ("up", *words, "--config", str(path))
-    return command_line.zimage(arguments, os.environ, 120.0, typed=token)
+    return command_line.zimage(arguments, os.environ, typed=token)
 
 
 def test_token_is_not_taken_from_the_command_line(path: Path) -> None:

@@ -57,7 +57,7 @@ def test_what_is_typed_in_such_a_terminal_is_understood(gbk: dict[str, str], con
     options = ("--config", str(config))
     told = zimage(gbk, "keys", "create", "张三".encode("gbk"), *options)
     assert "张三" in told.decode("gbk")
-    listed = command_line.zimage(("keys", "list", "--json", *options), os.environ, 60.0)
+    listed = command_line.zimage(("keys", "list", "--json", *options), os.environ)
     assert [key["name"] for key in json.loads(listed.stdout)] == ["张三"]
 
 

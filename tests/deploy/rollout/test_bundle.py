@@ -300,6 +300,6 @@ def test_a_list_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize("words", [(), ("--unsigned", "--sign", "key")])
 def test_whether_it_is_signed_must_be_said(tmp_path: Path, words: tuple[str, ...]) -> None:
     asked = ("bundle", "--out", str(tmp_path / "z"), *words)
-    done = command_line.zimage(asked, os.environ, 60.0)
+    done = command_line.zimage(asked, os.environ)
     assert done.returncode == 2
     assert "--unsigned" in done.stderr
