@@ -9,7 +9,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -80,7 +80,9 @@ class Membership:
     async def beat(self) -> bool:
         """Tell and learn once; False where the database is away, or the disk full."""
         try:
-            before, rows, at = await self._database.run(self._exchange(self._read_cell()))
+            serving = await asyncio.to_thread(self._serving.facts)
+            exchange = self._exchange(self._read_cell(), serving)
+            before, rows, at = await self._database.run(exchange)
             self._compare_writer(before)
             self._learn(rows, at)
             await self._tell_of_the_lost(rows, at)
@@ -93,7 +95,7 @@ class Membership:
     # Telling
 
     def _exchange(
-        self, cell: Cell | None
+        self, cell: Cell | None, serving: Mapping[str, Any]
     ) -> Callable[[sa.Connection], tuple[Host | None, list[Host], float]]:
         """Write this host's row; what it was before, all rows, and the database's time."""
         self._empty_beats = self._empty_beats + 1 if self._shut_out and is_empty(cell) else 0
@@ -112,14 +114,15 @@ class Membership:
                 upgrade=self._upgrade,
             )
             before = hosts.find(connection, own.id)
-            hosts.write(connection, replace(own, facts={**own.facts, **self._own_facts()}), at)
+            facts = {**own.facts, **self._own_facts(), **serving}
+            hosts.write(connection, replace(own, facts=facts), at)
             return before, hosts.read_all(connection), at
 
         return work
 
     def _own_facts(self) -> dict[str, Any]:
         twin = {"twin": True} if self._foreign_rows >= _FOREIGN_ROWS else {}
-        return {"writer": self._writer, **twin, **self._serving.facts()}
+        return {"writer": self._writer, **twin}
 
     def _compare_writer(self, before: Host | None) -> None:
         """Another machine may write under this host's name, such as a copy of this one's disk."""

@@ -20,6 +20,7 @@ from tests.deploy.processes import PATIENCE_S, running, wait_until
 from tests.postgres import Server
 from tests.worker.databases import away
 from tests.worker.storage.test_jobs import Store
+from worker.coordination.served_models import ServedModel, ServedModelsFile, pool_of
 from worker.storage import hosts
 from worker.storage.database import Database
 from worker.storage.hosts import Host
@@ -89,6 +90,22 @@ async def test_hosts_find_each_other_in_their_lists(
         None,
         {"devices": {"H100": 1}, "workers": ["w1"], "writer": told["a"]["facts"]["writer"]},
     )
+
+
+async def test_what_all_hosts_serve_is_listed_for_the_workers_of_each(
+    settings: MembershipSettings, database: Database
+) -> None:
+    told = settings.var_dir / "cluster-models.json"
+    serves = {name: (ServedModel(name, (f"a-{name}",)),) for name in ("turbo", "photo")}
+    a = member(settings, database, cluster_models_json=told, serves=serves["turbo"])
+    b = member(settings, database, host="b", serves=serves["photo"])
+    assert await a.beat()
+    assert await b.beat()
+    assert await a.beat()
+    known = ServedModelsFile(told).read()
+    assert known is not None
+    assert [model.name for model in known.all] == ["turbo", "photo"]
+    assert listed(settings)["b"]["facts"]["pools"] == [pool_of("photo")]
 
 
 async def test_a_clock_that_is_wrong_shows_and_times_are_the_databases(
