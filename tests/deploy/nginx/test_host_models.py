@@ -12,7 +12,7 @@ from tests.deploy.certificates import Authority
 from tests.deploy.nginx.cluster import Front, front, host
 from tests.deploy.nginx.site import Site
 from tests.deploy.nginx.test_hosts import client
-from tests.deploy.processes import ask
+from tests.deploy.processes import ask, wait_until
 from tests.ports import free_port
 from worker.coordination.served_models import pool_of
 
@@ -174,6 +174,17 @@ def test_model_whose_host_is_away_is_an_honest_503_and_the_other_draws(
         assert entry.site.draw().json()["worker"] == "w1"
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
     assert 2 <= int(refused.headers["Retry-After"]) <= 5
+
+
+def test_host_that_has_just_joined_draws_where_those_of_the_pool_are_away(
+    entry: Front, a: Site, b: Site
+) -> None:
+    with a.worker("w1"), b.worker("w2"), entry.link("h1", a), entry.link("h5", b):
+        # A spare link whose gate was closed a moment ago is tried once a second.
+        wait_until(lambda: entry.site.draw(**OF_PHOTO).status_code == 200, "drawn")
+        replies = [entry.site.draw(**OF_PHOTO) for _ in range(8)]
+        jobs = [entry.site.client.post("/v1/jobs", json=OF_PHOTO) for _ in range(4)]
+    assert {reply.json()["worker"] for reply in (*replies, *jobs)} == {"w2"}
 
 
 def test_dying_worker_of_the_model_costs_no_request(platform: Front, a: Site, b: Site) -> None:
