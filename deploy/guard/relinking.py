@@ -134,9 +134,14 @@ class Relinking:
         return ""
 
     def _tell(self, need: _Need | None, failure: str) -> None:
-        stands_s = time.monotonic() - self._since
-        few = need is not None and need.urgent and (bool(failure) or stands_s > _TOLD_AFTER_S)
+        overdue = bool(failure) or time.monotonic() - self._since > _TOLD_AFTER_S
+        few = need is not None and need.urgent and overdue
+        old = need is not None and bool(need.models) and overdue
         spare = need.spare if need else 0
         why = f": {failure}" if failure else ""
         text = f"{spare} links for new hosts are left, and no more were made{why}; see zimage up"
         self._journal.set("few_links", few, text)
+        text = (
+            f"hosts have other models than nginx knows, and no pools were made{why}; see zimage up"
+        )
+        self._journal.set("old_pools", old, text)

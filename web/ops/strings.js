@@ -104,6 +104,7 @@ export const OPS_STRINGS = {
   alarm_supervisor_away: ["supervisord does not answer", "supervisord 没有应答"],
   alarm_no_hosts: ["No host takes requests", "没有可用的主机"],
   alarm_few_links: ["Few links are left for new hosts", "留给新主机的链路不多了"],
+  alarm_old_pools: ["Pools of hosts’ models are not up to date", "各主机模型的主机池没有更新"],
   alarm_cluster_certificate: ["A certificate of the cluster ends soon", "集群证书即将到期"],
   alarm_certificate: ["The certificate of HTTPS ends soon", "HTTPS 证书即将到期"],
 };

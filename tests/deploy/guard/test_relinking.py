@@ -183,3 +183,18 @@ def test_host_that_is_away_or_does_not_say_what_it_has_changes_no_pools(layout: 
     front.serve(A)
     front.relinking.look()
     assert front.times_run() == 0
+
+
+def test_pools_that_could_not_be_made_are_an_alarm_and_tried_much_later(layout: Layout) -> None:
+    front = Front(layout, **ROOMY)
+    front.join("a", "b")
+    front.serve(A, B)
+    front.look_until_run(1)
+    ended(layout, "refused", "more than links has changed")
+    front.relinking.look()
+    assert [alarm["name"] for alarm in front.journal.alarms] == ["old_pools"]
+    assert "more than links has changed" in front.alarm
+    assert front.times_run() == 1
+    front.serve(A, A)
+    front.relinking.look()
+    assert front.journal.alarms == []
