@@ -156,7 +156,7 @@ def build(settings: Settings, life: Life) -> Components:
     )
     metrics = Metrics(life.reading)
     database = Database(settings.database_url or sqlite_url(var_dir / "zimage.db"))
-    coordination = _coordination(settings, database)
+    coordination = _coordination(settings, database, models)
     poison_requests, quotas = coordination.poison_requests, coordination.quotas
     _inherit_strikes(poison_requests, metrics)  # before the heartbeat is overwritten
     heartbeat = HeartbeatFile(settings.heartbeat)
@@ -261,7 +261,7 @@ class _Coordination:
     loops: Mapping[str, Loop]
 
 
-def _coordination(settings: Settings, database: Database) -> _Coordination:
+def _coordination(settings: Settings, database: Database, models: CellModels) -> _Coordination:
     var_dir, run_dir = settings.var_dir, settings.run_dir
     pool = settings.pool_dir or var_dir / "pool"
     struck = var_dir, run_dir, pool, settings.name, settings.strike_ttl_s
@@ -284,7 +284,8 @@ def _coordination(settings: Settings, database: Database) -> _Coordination:
     writer = SharedProgressWriter(steps, database, holder)
     reader = SharedProgressReader(run_dir, database, holder)
     loops = {"quotas": quotas.run, "strikes": poison.run, "steps": writer.run}
-    return _Coordination(quotas, poison, writer, reader, others(settings.host), loops)
+    elsewhere = others(settings.host, models.pool_elsewhere)
+    return _Coordination(quotas, poison, writer, reader, elsewhere, loops)
 
 
 def build_model(

@@ -69,6 +69,10 @@ class CellModels:
         of several, two may have the same weights."""
         return self.own if self.several else id
 
+    def pool_elsewhere(self) -> str | None:
+        """What other hosts call this worker's model; None: they have no other one."""
+        return pool_of(self.name) if self.of_cluster() else None
+
     def of_job(self) -> str | None:
         """The model of a job that is made here; None: whichever draws those that name none."""
         return self.own if self.several else self.name if self.of_cluster() else None

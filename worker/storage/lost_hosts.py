@@ -25,13 +25,20 @@ def is_first(connection: sa.Connection, host: str, now: float) -> bool:
     return bool(connection.scalar(sa.select(sa.func.min(hosts.c.id)).where(*there)) == host)
 
 
-def others(host: str) -> Callable[[sa.Connection, float], tuple[frozenset[str], int]]:
+def others(
+    host: str, pool: Callable[[], str | None] = lambda: None
+) -> Callable[[sa.Connection, float], tuple[frozenset[str], int]]:
     """A look at all but ``host``: the ids of those that hold nothing any more, and how many workers
-    draw on those that were heard of lately."""
+    draw on those that were heard of lately. ``pool``: of the model that these must have, where
+    hosts have other ones."""
     other = hosts.c.id != host
 
     def look(connection: sa.Connection, now: float) -> tuple[frozenset[str], int]:
-        ready = sa.select(sa.func.sum(hosts.c.ready)).where(other, hosts.c.at > now - LOST_S)
+        there = [other, hosts.c.at > now - LOST_S]
+        if (model := pool()) is not None:
+            # Of a host of an older version nobody knows.
+            there.append(hosts.c.facts.contains(f'"{model}"') | ~hosts.c.facts.contains('"pools"'))
+        ready = sa.select(sa.func.sum(hosts.c.ready)).where(*there)
         gone: frozenset[str] = frozenset(connection.scalars(lost(now).where(other)))
         return gone, int(connection.scalar(ready) or 0)
 

@@ -184,8 +184,10 @@ async def test_job_of_a_host_with_one_model_says_which_where_others_have_others(
 ) -> None:
     models = alone.life.components.models
     assert (models.of_job(), models.drawn_here().unnamed) == ("photo", False)
+    assert models.pool_elsewhere() == PHOTO
     alone.knows(CLUSTER[2])
     assert (models.of_job(), models.drawn_here().unnamed) == (None, True)
+    assert models.pool_elsewhere() is None
 
 
 async def test_job_of_a_name_that_is_an_alias_here_is_left_to_the_model_of_that_name(

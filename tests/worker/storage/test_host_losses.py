@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -219,5 +220,24 @@ def test_a_host_is_lost_when_neither_database_nor_front_hears_of_it(shared_url: 
     assert a_lost_host(store, 9, 11) == set(), "it writes still"
     assert a_lost_host(store, 11, None) == set(), "a front hears of it"
     assert a_lost_host(store, 11, 9) == set(), "not for long"
+    store(lambda c: c.execute(hosts.delete()))
+    store.engine.dispose()
+
+
+def test_workers_of_hosts_with_another_model_do_not_count(shared_url: str) -> None:
+    """Unless nobody knows what they have: those are of an older version."""
+    store, one, another = Store(shared_url), "a" * 10, "b" * 10
+    facts = {"b": f'{{"pools": ["{one}", "{another}"]}}', "c": '{"pools": []}', "d": "{}"}
+
+    def count(connection: sa.Connection) -> list[int]:
+        now = clock(connection)
+        connection.execute(hosts.delete())
+        for ready, (name, told) in enumerate(facts.items(), start=1):
+            row = a_row(name, now, None) | {"ready": 10**ready, "facts": told}
+            connection.execute(hosts.insert().values(row))
+        looks = [lost_hosts.others("a", partial(str, pool)) for pool in (one, "c" * 10)]
+        return [look(connection, now)[1] for look in (lost_hosts.others("a"), *looks)]
+
+    assert store(count) == [1110, 1010, 1000]
     store(lambda c: c.execute(hosts.delete()))
     store.engine.dispose()
