@@ -112,10 +112,15 @@ class AdmissionControl:
         return places, places.pop(probe).wait_s
 
     def newcomers_wait_s(self) -> float:
-        """What somebody new who came now would wait."""
+        """What somebody new who came now would wait: until it is drawn or, where the queue is full,
+        at least until it has room for one more."""
         if not len(self._driver.queue) and not self._reservations:
             return 0.0
-        return self._forecasts.newcomers_wait_s()
+        wait_s, waiting = self._forecasts.newcomers_wait_s(), len(self._driver.queue.waiting)
+        if waiting < admission.max_waiting(self._limits, replay=False):
+            return wait_s
+        everybody = Line(waiting, len(self._reservations), self._forecasts.waits_s)
+        return max(wait_s, everybody.room_in_s())
 
     def _probe(self) -> Entry:
         """A request of the model's defaults that came now from somebody new."""

@@ -223,6 +223,32 @@ async def test_coming_early_gets_the_same_answer_and_costs_no_forecast(
     await engine.close()
 
 
+async def test_the_wait_that_is_told_of_a_full_queue_is_until_it_has_room(
+    heartbeat: HeartbeatFile,
+) -> None:
+    """Though somebody new would be drawn next, if he had a place."""
+    pipeline, costs = GatedPipeline(gated=True), Costs(1)
+    costs.record("step", (128, 128), 1, 1.0)
+    engine = Engine(pipeline, heartbeat, Limits(max_batch=1, max_queued_requests=2), costs)
+    engine.start()
+    engine.submit(request("begun", key="busy"))
+    await pipeline.next_step()
+    for k in range(2):
+        engine.submit(request(str(k), key="busy"))
+
+    def refused_for_s(k: int) -> float:
+        with pytest.raises(Overloaded) as refused:
+            engine.submit(request("x", key=f"another {k}", fingerprint=str(k)))
+        return refused.value.retry_after_s
+
+    refusals_s = [refused_for_s(k) for k in range(4)]
+    wait_s = engine.state().predicted_wait_s
+    assert wait_s > refusals_s[0] / 1.3  # jittered
+    assert wait_s == pytest.approx(refused_for_s(4), rel=0.3)
+    pipeline.open()
+    await engine.close()
+
+
 async def test_room_that_nobody_comes_for_keeps_nobody_out_of_an_idle_worker(
     heartbeat: HeartbeatFile,
 ) -> None:
