@@ -14,7 +14,8 @@ from deploy.cell import Cell, CellError
 from deploy.host import processes
 from deploy.rendering.render import NGINX_DIGEST
 
-_TIMEOUT_S = 15.0
+_TIMEOUT_S = 60.0
+"""A refusal is known at once; a busy machine may need this long to take a configuration."""
 _LINES = 5
 _IN_USE = re.compile(rb" (bind|listen)\(\) to ")
 
@@ -65,9 +66,11 @@ def require(cell: Cell, *, reloaded_at: int | None = None) -> None:
         raise CellError(
             f"nginx does not answer at {cell.ops_url}; it says:\n{_said(cell, 'nginx')}"
         )
+    why = (
+        "it refused the new one" if refused() else f"{_TIMEOUT_S:g} s after it was to take another"
+    )
     raise CellError(
-        "nginx goes on with the configuration of before, it refused the new one:\n"
-        f"{_said(cell, 'nginx-error')}\n"
+        f"nginx goes on with the configuration of before, {why}:\n{_said(cell, 'nginx-error')}\n"
         "Where nginx was upgraded meanwhile, its old process must end first: zimage down, zimage up"
     )
 

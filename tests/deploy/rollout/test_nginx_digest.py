@@ -55,3 +55,11 @@ def test_all_else_is_waited_for(cell: Cell, said: str, reloaded_at: int | None) 
     cell.layout.nginx_error_log.write_text(said)
     with pytest.raises(StopIteration):  # asked again and again
         nginx_digest.require(cell, reloaded_at=reloaded_at)
+
+
+def test_who_says_nothing_is_not_told_to_have_refused(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nginx_digest, "_TIMEOUT_S", 0.0)
+    with pytest.raises(CellError, match="before, 0 s after it was to take another"):
+        nginx_digest.require(cell, reloaded_at=0)
