@@ -215,6 +215,9 @@ class SourceImage:
     mask: Mask | None = field(default=None, repr=False)
     mask_sha256: str = ""
     placement: str = ""
+    drawn_from: Mapping[str, str] = field(default_factory=dict)
+    """Where the image was named by its id: that (``image``), the mask's where that was, too, and
+    ``fit`` and ``position`` as requests say them, or ``fit`` upscale. Empty where it was sent."""
     encoded: object = field(default=None, repr=False)
     """What the model made of the pixels. Of the thread that draws alone."""
 

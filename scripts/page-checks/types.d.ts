@@ -217,6 +217,9 @@ type Picture = Recipe & {
   created_at?: number;
   job?: { id: string; number: number } | null;
   image_sha256?: string | null;
+  mask_sha256?: string | null;
+  drawn_from?: { image: string; mask: string | null; fit: "cover" | "extend" | "upscale"; position: string | null } | null;
+  strength?: number;
   blob?: Blob | null;
 };
 

@@ -111,6 +111,8 @@ class FakeStore:
             "format": body.get("output_format", "png"),
             "bytes": 1,
             "image_sha256": None,
+            "mask_sha256": None,
+            "drawn_from": None,
             "favourite": False,
             "job": None,
             "url": url,

@@ -187,6 +187,42 @@ def test_what_a_job_was_drawn_from_is_known_in_another_browser(
     expect(page.locator("#source")).to_be_hidden()
 
 
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_what_a_picture_was_drawn_from_is_known_in_another_browser(
+    cell: FakeCell, open_page: OpenPage, locale: str
+) -> None:
+    store = cell.store
+    store.uploads = {"upload_1": STREET, "upload_2": STREET}
+    told = {"image": "upload_1", "mask": "upload_2", "fit": "extend", "position": "80,0"}
+    digests = {"image_sha256": "5" * 64, "mask_sha256": "6" * 64}
+    for k, (prompt, drawn_from) in enumerate(
+        [
+            ("snow", told),
+            ("rain", {**told, "mask": None, "fit": "cover", "position": None}),
+        ]
+    ):
+        body = {"prompt": prompt, "size": "400x192"}
+        id = f"{k}" * 32 + "-0"
+        store.keep(id, body, 7, 8, strength=0.8, drawn_from=drawn_from, **digests)
+    page = open_page(locale=locale, **PHONE)
+    page.locator("#grid .card", has_text="snow").locator(".open").tap()
+    page.locator("[data-action=compare]").tap()
+    expect(page.locator("#compare-divider")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
+    assert before
+    assert whole
+    assert before["x"] == pytest.approx(whole["x"] + whole["width"] * 0.2, abs=1)  # to the left
+    page.keyboard.press("r")
+    expect(page.locator("#source-mask")).to_be_visible()
+    expect(page.locator("#strength-value")).to_have_text("80 %")
+    page.locator("#grid .card", has_text="rain").locator(".open").tap()
+    page.locator("[data-action=compare]").tap()
+    expect(page.locator("#compare-divider")).to_be_visible()
+    page.keyboard.press("r")  # nobody has its mask: all of the picture would be drawn anew
+    expect(page.locator("#source")).to_be_hidden()
+
+
 def test_a_job_whose_picture_cannot_be_sent_is_not_made(
     cell: FakeCell, open_page: OpenPage, complaints: list[str]
 ) -> None:

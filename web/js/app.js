@@ -17,7 +17,7 @@ import { Jobs, JobView } from "./jobs.js";
 import { Library } from "./library.js";
 import { settingsOf } from "./metadata.js";
 import { Models } from "./models.js";
-import { isOfJob, originOf, rememberOrigin, storedOriginOf } from "./origins.js";
+import { isTold, originOf, rememberOrigin, storedOriginOf } from "./origins.js";
 import { DrawQueue } from "./queue.js";
 import { Session } from "./session.js";
 import { load, loadForTab, save, saveForTab } from "./settings.js";
@@ -244,7 +244,8 @@ function largerThan(picture) {
 
 /** @param {Drawn} item */
 async function again({ picture }) {
-  const origin = originOf(picture) ?? (isOfJob(picture) ? await storedOriginOf(picture) : null);
+  const known = originOf(picture) ?? (isTold(picture) ? await storedOriginOf(picture) : null);
+  const origin = picture.mask_sha256 && !known?.mask ? null : known; // with no mask it would be another picture
   const drawable = origin && origin.as !== "upscale"; // the form draws nothing as large
   const missed = picture.image_sha256 && !origin ? [t("sourceMissed")] : [];
   form.fill(picture, drawable ? { ...origin, as: undefined } : null, missed);

@@ -3,7 +3,7 @@
 import { $ } from "./dom.js";
 import { t } from "./i18n.js";
 import { cornerOf } from "./edits.js";
-import { isOfJob, originOf, seenAt, storedOriginOf } from "./origins.js";
+import { isTold, originOf, seenAt, storedOriginOf } from "./origins.js";
 import { toast } from "./toast.js";
 
 export class Compare {
@@ -26,7 +26,7 @@ export class Compare {
   }
 
   /** @param {Picture} picture */
-  static can = (picture) => originOf(picture) !== null || isOfJob(picture);
+  static can = (picture) => originOf(picture) !== null || isTold(picture);
 
   /**
    * Show it for `picture`, or hide it.

@@ -27,36 +27,47 @@ export function rememberOrigin(id, origin) {
 export const originOf = ({ id, job }) => known.find(([other]) => other === id || other === job?.id)?.[1] ?? null;
 
 /**
- * Whether a job drew it from a picture, which the job tells.
+ * Whether it says what it was drawn from, or the job that drew it does.
  * @param {Picture} picture
  */
-export const isOfJob = ({ job, image_sha256 }) => Boolean(job && image_sha256);
+export const isTold = ({ job, image_sha256, drawn_from }) => Boolean(drawn_from || (job && image_sha256));
+
+/** @param {Picture} picture */
+const isUpscaled = ({ drawn_from }) => drawn_from?.fit === "upscale";
 
 /**
- * The same as `originOf` from the job that drew it, in whatever browser; null where nothing tells, or the picture is gone.
+ * The same as `originOf` as the server has it, in whatever browser; null where nothing tells, or the picture is gone.
  * @param {Picture} picture
  * @returns {Promise<Origin | null>}
  */
 export async function storedOriginOf(picture) {
-  if (!picture.job || !isOfJob(picture)) return null;
   try {
-    const { image: id, mask, strength = null, fit = "cover", position } = (await getJob(picture.job.id)).parameters;
-    if (!id) return null;
+    const told = await toldOf(picture);
+    if (!told?.image) return null;
+    const { image: id, mask, strength, position } = told;
+    const fit = /** @type {Origin["fit"]} */ (told.fit === "extend" ? "extend" : "cover");
     const { width, height } = await createImageBitmap(await blobAt(id));
     const side = sideOf(position, { width, height }, picture);
     if (side === null) return null;
     const kept = mask ? await keep(await blobAt(mask)) : null;
-    const origin = { file: null, id, mask: kept, strength, fit, width, height, side };
-    rememberOrigin(picture.job.id, origin);
+    const as = isUpscaled(picture) ? /** @type {const} */ ("upscale") : undefined;
+    const origin = { file: null, id, mask: kept, strength, fit, width, height, side, as };
+    rememberOrigin(picture.job?.id ?? picture.id, origin);
     return origin;
   } catch {
     return null;
   }
 }
 
+/** @param {Picture} picture */
+async function toldOf({ job, image_sha256, drawn_from, strength }) {
+  const told = drawn_from ?? (job && image_sha256 ? (await getJob(job.id)).parameters : null);
+  return told && { strength: strength ?? null, ...told };
+}
+
 /**
  * Where the picture was extended: undefined all around, null at a place that the page has no word for.
- * @param {string | undefined} position
+ * @param {string | null | undefined} position
  * @param {{ width: number, height: number }} origin
  * @param {Picture} picture
  */

@@ -4,8 +4,9 @@ The functions are work for ``Database.run`` and ``Database.read``, to be joined 
 the same transaction. A row is written only after its file is safe on the disk.
 """
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ images = sa.Table(
     # Of what it was drawn from, in hex.
     sa.Column("image_sha256", sa.String(64)),
     sa.Column("mask_sha256", sa.String(64)),
+    sa.Column("drawn_from", sa.Text),  # JSON, see ``SourceImage.drawn_from``
     sa.Index(None, "owner", "created_at", "id"),
     sa.Index(None, "created_at", "id"),
     sa.Index(None, "job_id", "job_number"),
@@ -49,7 +51,7 @@ images = sa.Table(
 class StoredImage:
     """One picture of the gallery. ``created_at``: seconds since the epoch, of a request its
     arrival, so that a replay stores the same row and file. ``job_number`` is its place in the job.
-    The digests are those of what it was drawn from.
+    The digests are those of what it was drawn from; ``drawn_from`` as ``SourceImage`` has it.
     """
 
     id: str
@@ -66,6 +68,7 @@ class StoredImage:
     job_number: int | None = None
     image_sha256: str | None = None
     mask_sha256: str | None = None
+    drawn_from: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, spec: DrawSpec, **rest: Any) -> "StoredImage":
@@ -75,7 +78,8 @@ class StoredImage:
             "seed": spec.seed,
             "parameters": spec.parameters,
         }
-        own |= spec.source.digests if spec.source else {}
+        if spec.source is not None:
+            own |= spec.source.digests | {"drawn_from": spec.source.drawn_from or None}
         return cls(**own, **rest)
 
     @property
@@ -112,8 +116,11 @@ def insert(connection: sa.Connection, *pictures: StoredImage) -> None:
 
 def _row(picture: StoredImage) -> dict[str, Any]:
     own = {name: value for name, value in vars(picture).items() if name in images.c}
-    words = search.searchable(picture.prompt)
-    return {**own, **parameters.values(picture.parameters), "words": words}
+    told = {
+        "words": search.searchable(picture.prompt),
+        "drawn_from": json.dumps(picture.drawn_from) if picture.drawn_from else None,
+    }
+    return {**own, **parameters.values(picture.parameters), **told}
 
 
 def find(connection: sa.Connection, id: str) -> StoredImage | None:
@@ -211,4 +218,6 @@ def _fields() -> list[sa.Column[Any]]:
 
 
 def _picture(row: sa.Row[Any]) -> StoredImage:
-    return StoredImage(**parameters.gathered(row._mapping))
+    told = row._mapping["drawn_from"]
+    own = parameters.gathered(row._mapping)
+    return StoredImage(**{**own, "drawn_from": json.loads(told) if told else None})

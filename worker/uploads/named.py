@@ -59,7 +59,7 @@ class NamedPictures:
         except FileNotFoundError:
             remedy = "send it again" if is_upload(named.id) else "draw it again with its seed"
             raise images.lost(named.id, named.created_at, remedy, shared=self._shared) from None
-        return Sent(data, named.sha256 or Sent.of(data).sha256)
+        return Sent(data, named.sha256 or Sent.of(data).sha256, named.id)
 
 
 def find(connection: sa.Connection, owner: str, id: str) -> Named | None:

@@ -33,10 +33,11 @@ Fit = Literal["cover", "extend"]
 @dataclass(frozen=True)
 class Sent:
     """A file, and the SHA-256 in hex of what its sender has: of an upload that is kept without
-    what was beside its pixels, another one's."""
+    what was beside its pixels, another one's. ``id``: where it was named by it."""
 
     data: bytes
     sha256: str
+    id: str = ""
 
     @classmethod
     def of(cls, data: bytes) -> "Sent":
@@ -114,6 +115,7 @@ class Sources:
             *placed,
             mask_sha256="" if mask is None else mask.sha256,
             placement="" if placing.fit == "cover" else f"{placing.fit} {x},{y}",
+            drawn_from=_drawn_from(image, mask, placing) if image.id else {},
         )
 
     async def pixels(self, data: bytes, field: str) -> Pixels:
@@ -129,6 +131,15 @@ class Sources:
     async def _decoded(self, data: bytes, field: str) -> npt.NDArray[np.uint8]:
         """height × width × 4."""
         return await self._decoder.decode(data, field=field, max_pixels=MAX_PIXELS, alpha=True)
+
+
+def _drawn_from(image: Sent, mask: Sent | None, placing: Placing) -> dict[str, str]:
+    found = {"image": image.id, "fit": placing.fit}
+    if mask is not None and mask.id:
+        found["mask"] = mask.id
+    if placing.position is not None:
+        found["position"] = ",".join(map(str, placing.position))
+    return found
 
 
 def _placed(

@@ -95,6 +95,8 @@ async def test_a_part_of_a_picture_of_the_gallery_is_drawn_anew_by_each(
         assert np.array_equal(pixels[:, :64], before[:, :64])
         assert (pixels[1:, 64:] != before[1:, 64:]).any()
         assert item["image"]["mask_sha256"] == hashlib.sha256(mask()).hexdigest()
+        told = {"image": first["id"], "mask": hidden["id"], "fit": "cover", "position": None}
+        assert item["image"]["drawn_from"] == told
 
 
 async def test_a_picture_is_extended(client: httpx.AsyncClient, home: Path) -> None:

@@ -91,6 +91,8 @@ async def _asked(request: Request, model: Model, components: Components, kind: K
     if not isinstance(asked, Upscale):
         return asked.goes_on_from(source, size)
     source.placement = f"upscale {edit_wire.SCALE}"
+    if source.drawn_from:
+        source.drawn_from = {**source.drawn_from, "fit": "upscale"}
     most = edit_wire.tile_of(settings, info)
     cut = partial(Tiles.of, source, most, info.side_multiple)
     return asked.in_tiles(source, size, await asyncio.to_thread(cut))

@@ -52,6 +52,7 @@ def describe(picture: StoredImage, root: str) -> dict[str, Any]:
         **shown.of_picture(picture.parameters),
         "image_sha256": picture.image_sha256,
         "mask_sha256": picture.mask_sha256,
+        "drawn_from": _drawn_from(picture),
         "model": picture.model,
         "format": picture.format,
         "bytes": picture.bytes,
@@ -60,6 +61,14 @@ def describe(picture: StoredImage, root: str) -> dict[str, Any]:
         "url": url,
         "thumbnail_url": f"{url}/thumbnail",
     }
+
+
+def _drawn_from(picture: StoredImage) -> dict[str, str | None] | None:
+    told = picture.drawn_from
+    return None if told is None else {name: told.get(name) for name in _DRAWN_FROM}
+
+
+_DRAWN_FROM = "image", "mask", "fit", "position"
 
 
 async def list_images(request: Request) -> Response:
@@ -226,6 +235,11 @@ def openapi(_: Lifecycle) -> Part:
         "required": ["id", "number"],
         "properties": {"id": text, "number": whole},
     }
+    drawn_from = {
+        "type": ["object", "null"],
+        "required": list(_DRAWN_FROM),
+        "properties": {name: {"type": ["string", "null"]} for name in _DRAWN_FROM},
+    }
     kinds: dict[str, Any] = {
         **dict.fromkeys(("id", "prompt", "model", "url", "thumbnail_url"), text),
         **dict.fromkeys(("seed", "bytes"), whole),
@@ -236,6 +250,7 @@ def openapi(_: Lifecycle) -> Part:
         "format": {"enum": list(MEDIA_TYPES)},
         "favourite": flag,
         "job": job,
+        "drawn_from": drawn_from,
     }
     image = {"type": "object", "required": sorted(kinds), "properties": kinds}
     page = {

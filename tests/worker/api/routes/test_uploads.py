@@ -15,8 +15,16 @@ from PIL import Image
 
 from tests.object_store import ObjectStore
 from tests.worker.api.middleware.test_access import Keyed, keyed  # noqa: F401 — a fixture
-from tests.worker.api.routes.test_edits import EDITS, VARIATIONS, mask, pixels_in, png, refusal
-from tests.worker.api.routes.test_gallery import file_of
+from tests.worker.api.routes.test_edits import (
+    EDITS,
+    VARIATIONS,
+    mask,
+    pixels_in,
+    png,
+    refusal,
+    sent,
+)
+from tests.worker.api.routes.test_gallery import file_of, listed
 from tests.worker.conftest import migrated, ready, serving, settings_in
 from worker.lifecycle import Lifecycle
 from worker.storage import uploads
@@ -298,3 +306,21 @@ async def test_where_hosts_share_a_store_any_of_them_draws_from_it(
         assert kept.id == made["id"]
         await expire(other_service, made["id"])
         assert not service.components.images.files()
+
+
+async def test_the_gallery_names_what_a_picture_was_drawn_from(client: httpx.AsyncClient) -> None:
+    """Of what was sent along there is no name."""
+    image, hidden = await uploaded(client, png()), await uploaded(client, mask())
+    placed = {"size": "256x96", "fit": "extend", "position": "80,0"}
+    named = {"prompt": "a", "image": image["id"], "mask": hidden["id"], **placed}
+    await client.post(EDITS, json=named)
+    (row,) = await listed(client, 1)
+    ids = {"image": image["id"], "mask": hidden["id"]}
+    assert row["drawn_from"] == {**ids, "fit": "extend", "position": "80,0"}
+    await sent(client, {"prompt": "b", "image": image["id"]}, mask=mask())
+    rows = await listed(client, 2)
+    told = [each["drawn_from"] for each in rows if each["prompt"] == "b"]
+    assert told == [{"image": image["id"], "mask": None, "fit": "cover", "position": None}]
+    await sent(client, {"prompt": "c"}, image=png())
+    rows = await listed(client, 3)
+    assert [each["drawn_from"] for each in rows if each["prompt"] == "c"] == [None]

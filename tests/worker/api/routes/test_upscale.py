@@ -81,6 +81,12 @@ async def test_the_gallery_has_one_picture_that_says_what_it_was_drawn_from(
             "prompt": "a fox",
             "strength": 0.25,
             "image_sha256": upload["sha256"],
+            "drawn_from": {
+                "image": upload["id"],
+                "mask": None,
+                "fit": "upscale",
+                "position": None,
+            },
         }.items()
     )
     told = opened(answer).info["parameters"]
