@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploy.layout import Layout
+from worker import whole_file
 
 HOST_NAME = "zimage-host"
 """In the certificate of every host of a cluster: fronts ask for it, whatever the address."""
@@ -71,10 +72,8 @@ def read(layout: Layout) -> dict[str, Link]:
 def write(layout: Layout, links: Mapping[str, Link]) -> None:
     """Readers see the old file or the new one, never half of it."""
     layout.links_dir.mkdir(mode=0o700, exist_ok=True)
-    fresh = layout.links_json.with_suffix(".new")
     text = json.dumps({name: asdict(link) for name, link in links.items()}, indent=2)
-    fresh.write_text(text + "\n", encoding="utf-8")
-    fresh.replace(layout.links_json)
+    whole_file.replace(layout.links_json, text + "\n")
 
 
 def in_use(layout: Layout) -> dict[str, int]:

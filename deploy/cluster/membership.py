@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +22,7 @@ from deploy.cluster.serving import Serving
 from deploy.cluster.settings import MembershipSettings
 from deploy.cluster.upgrading import Upgrades
 from deploy.cluster.wishes import LEAVING
+from worker import whole_file
 from worker.errors import StoreAway
 from worker.storage import hosts
 from worker.storage.database import Database, clock
@@ -168,9 +168,11 @@ class Membership:
     def _write_down(self, rows: Sequence[Host], at: float) -> None:
         settings = self._settings
         told = {"at": round(at, 3), "cluster": settings.cluster}
-        _write(settings.hosts_json, _json({**told, "hosts": [asdict(host) for host in rows]}))
-        _write(settings.metrics, exposition.metrics(rows, at, self._now()))
-        _write(settings.targets_json, _json(exposition.targets(rows, settings.host)))
+        whole_file.replace(
+            settings.hosts_json, _json({**told, "hosts": [asdict(host) for host in rows]})
+        )
+        whole_file.replace(settings.metrics, exposition.metrics(rows, at, self._now()))
+        whole_file.replace(settings.targets_json, _json(exposition.targets(rows, settings.host)))
         self._serving.write_down(rows)
 
     def _pass_on(self) -> None:
@@ -210,13 +212,6 @@ def _noted_wish(settings: MembershipSettings) -> Wanted:
         wanted: Wanted = next(found, "in")
         return wanted
     return "in"
-
-
-def _write(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    fresh_file = path.with_name(f".{path.name}.new")
-    fresh_file.write_text(text, encoding="utf-8")
-    fresh_file.replace(path)
 
 
 def _json(told: object) -> str:

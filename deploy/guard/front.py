@@ -27,6 +27,7 @@ from deploy.guard.troubles import Troubles
 from deploy.host import nginx_process
 from deploy.layout import Layout
 from deploy.links import GONE_AFTER_S, Link
+from worker import whole_file
 
 _READ_INTERVAL_S = 1.0
 _TICK_S = 0.1
@@ -217,9 +218,7 @@ class Front:
         with suppress(FileNotFoundError):
             if path.read_text(encoding="utf-8") == text:
                 return False
-        fresh = path.with_suffix(".new")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        whole_file.replace(path, text)
         return True
 
     def _release_gone(self) -> None:

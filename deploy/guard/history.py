@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from worker import whole_file
+
 INTERVAL_S = 15.0
 KEPT_POINTS = 1440  # six hours
 KEPT_CHANGES = 500  # of one worker
@@ -68,9 +70,7 @@ class History:
 
     def save(self, dumped: dict[str, Any]) -> None:
         """Blocks on the disk."""
-        fresh = self._path.with_suffix(".json.new")
-        fresh.write_text(json.dumps(dumped, separators=(",", ":")), encoding="utf-8")
-        fresh.replace(self._path)
+        whole_file.replace(self._path, json.dumps(dumped, separators=(",", ":")))
 
     def _load(self) -> None:
         try:

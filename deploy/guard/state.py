@@ -11,6 +11,7 @@ from deploy.guard.gpus import Gpu, Gpus
 from deploy.guard.journal import Journal
 from deploy.guard.settings import GuardSettings
 from deploy.guard.watch import Watch
+from worker import whole_file
 from worker.coordination.heartbeat import DRAWING
 
 
@@ -34,9 +35,7 @@ def snapshot(
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Readers see the old file or the new one, never half of it."""
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-    fresh.replace(path)
+    whole_file.replace(path, json.dumps(state, ensure_ascii=False))
 
 
 def _worker(watch: Watch, gpu: Gpu | None) -> dict[str, Any]:

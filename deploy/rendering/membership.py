@@ -16,8 +16,7 @@ MEMBERSHIP_CODE = (
     *("worker/coordination/live_workers.py", "worker/coordination/heartbeat.py"),
     *("worker/models/loras/folder.py", "worker/models/loras/head.py", "worker/whole_file.py"),
     *("worker/storage", "worker/errors.py", "worker/log.py", "worker/outbox.py"),
-    *("deploy/host/processes.py", "deploy/host/whole_file.py", "deploy/installation.py"),
-    "worker/coordination/processes.py",
+    *("deploy/host/processes.py", "worker/whole_file.py", "worker/coordination/processes.py"),
 )
 """All that it loads of ours: a change of it restarts it."""
 

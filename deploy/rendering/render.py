@@ -50,7 +50,7 @@ GUARD_CODE = (
     *("deploy/host/processes.py", "deploy/host/nginx_process.py"),
     *("worker/coordination/heartbeat.py", "worker/exits.py", "worker/coordination/processes.py"),
     *("worker/bounds.py", "worker/tables.py", "worker/coordination/host_drain.py"),
-    *("worker/coordination/host_clocks.py", "worker/file_lock.py"),
+    *("worker/coordination/host_clocks.py", "worker/file_lock.py", "worker/whole_file.py"),
 )
 """All that the guard loads of ours: a change of it restarts the guard."""
 

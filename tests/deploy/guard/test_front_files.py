@@ -91,7 +91,7 @@ def test_a_host_whose_link_could_not_be_written_is_tried_again(layout: Layout) -
     layout.hosts_json.write_text(json.dumps(hosts))
     front = front_of(layout)
     front.prepare()
-    in_the_way = layout.link_conf("h1").with_suffix(".new")
+    in_the_way = layout.link_conf("h1")
     in_the_way.mkdir()
 
     async def follow() -> None:
