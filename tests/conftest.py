@@ -48,7 +48,6 @@ LONG_S = {
     "tests/deploy/host/test_utf8.py": 25,
     "tests/worker/api/middleware/test_access.py": 25,
     "s3": 20,
-    "tests/deploy/test_backup_postgres.py": 20,
     "tests/deploy/cluster/test_renewal.py": 20,
     "tests/deploy/cluster/test_welcome.py": 15,
     "tests/deploy/cluster/test_enrolment.py": 15,

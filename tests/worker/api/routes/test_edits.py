@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -69,13 +68,6 @@ def refusal(answer: httpx.Response) -> tuple[str | None, str]:
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     return error["param"], error["message"]
-
-
-@pytest.fixture
-async def client(home: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(migrated(settings_in(home))) as (service, client):
-        await ready(service)
-        yield client
 
 
 async def test_a_picture_is_drawn_from_at_its_own_size(client: httpx.AsyncClient) -> None:

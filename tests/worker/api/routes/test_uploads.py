@@ -3,7 +3,6 @@
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +49,6 @@ async def expire(service: Lifecycle, id: str) -> None:
     over = uploads.uploads.update().where(uploads.uploads.c.id == id).values(expires_at=1.0)
     await service.components.database.run(lambda c: c.execute(over) and None)
     await service.components.sweeper.sweep()
-
-
-@pytest.fixture
-async def service(home: Path) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
-    async with serving(migrated(settings_in(home))) as (service, client):
-        await ready(service)
-        yield service, client
-
-
-@pytest.fixture
-def client(service: tuple[Lifecycle, httpx.AsyncClient]) -> httpx.AsyncClient:
-    return service[1]
 
 
 async def test_an_upload_is_kept_for_a_day(client: httpx.AsyncClient, home: Path) -> None:
@@ -184,9 +171,9 @@ async def test_a_replay_keeps_one(client: httpx.AsyncClient, home: Path) -> None
 
 
 async def test_deleted_and_expired_ones_are_gone_with_their_files(
-    service: tuple[Lifecycle, httpx.AsyncClient], home: Path
+    cell: tuple[Lifecycle, httpx.AsyncClient], home: Path
 ) -> None:
-    life, client = service
+    life, client = cell
     deleted, old, young = [await uploaded(client, png()) for _ in range(3)]
     assert (await client.delete(f"{UPLOADS}/{deleted['id']}")).status_code == 204
     await expire(life, old["id"])
@@ -210,9 +197,9 @@ async def test_files_of_no_gallery_are_looked_through_and_uploads_stay(home: Pat
 
 
 async def test_over_the_owners_share_nothing_is_read(
-    service: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    life, client = service
+    life, client = cell
     made = await uploaded(client, png())
     await filled(life, made["id"], bytes=512 << 20)
     decode = life.components.sources.pixels
@@ -226,9 +213,9 @@ async def test_over_the_owners_share_nothing_is_read(
 
 
 async def test_the_file_that_would_be_too_much_is_not_kept(
-    service: tuple[Lifecycle, httpx.AsyncClient], home: Path
+    cell: tuple[Lifecycle, httpx.AsyncClient], home: Path
 ) -> None:
-    life, client = service
+    life, client = cell
     made = await uploaded(client, png())
     await filled(life, made["id"], bytes=(512 << 20) - made["bytes"] + 1)
     assert (await client.post(UPLOADS, files={"file": png()})).status_code == 429
@@ -236,12 +223,12 @@ async def test_the_file_that_would_be_too_much_is_not_kept(
 
 
 async def test_there_are_only_so_many(
-    service: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MAX_UPLOADS == 1000
     monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
-    await uploaded(service[1], png())
-    assert (await service[1].post(UPLOADS, files={"file": png()})).status_code == 429
+    await uploaded(cell[1], png())
+    assert (await cell[1].post(UPLOADS, files={"file": png()})).status_code == 429
 
 
 async def filled(service: Lifecycle, id: str, bytes: int) -> None:
@@ -277,10 +264,10 @@ async def test_uploads_are_their_owners_only(
 
 
 async def test_where_there_is_no_room_it_is_said(
-    service: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+    cell: tuple[Lifecycle, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.storage.images.MIN_FREE_BYTES", 1 << 60)
-    answer = await service[1].post(UPLOADS, files={"file": png()})
+    answer = await cell[1].post(UPLOADS, files={"file": png()})
     assert (answer.status_code, answer.json()["error"]["param"]) == (507, "file")
     assert "POST /v1/images/edits" in answer.json()["error"]["message"]
 

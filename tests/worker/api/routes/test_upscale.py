@@ -33,17 +33,12 @@ def smooth(width: int = 320, height: int = 256) -> bytes:
 
 
 @pytest.fixture
-async def service(home: Path) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
+async def cell(home: Path) -> AsyncIterator[tuple[Lifecycle, httpx.AsyncClient]]:
     """Its largest tile has 256 × 256 pixels."""
     settings = settings_in(home, max_pixels=256 * 256 * 2, model="synthetic:step_ms=1")
     async with serving(migrated(settings)) as (service, client):
         await ready(service)
         yield service, client
-
-
-@pytest.fixture
-def client(service: tuple[Lifecycle, httpx.AsyncClient]) -> httpx.AsyncClient:
-    return service[1]
 
 
 async def upscaled(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
@@ -97,9 +92,9 @@ async def test_the_gallery_has_one_picture_that_says_what_it_was_drawn_from(
 
 
 async def test_it_is_one_picture_of_the_day_and_of_the_ledger(
-    service: tuple[Lifecycle, httpx.AsyncClient],
+    cell: tuple[Lifecycle, httpx.AsyncClient],
 ) -> None:
-    life, client = service
+    life, client = cell
     await upscaled(client)
     await life.components.ledger.flush()
     (day,) = (await client.get("/v1/usage")).json()["data"]
