@@ -167,6 +167,12 @@ async def test_list_of_models_is_the_same_whoever_is_asked(cell: Cell) -> None:
     assert (await cell.turbo.get("/v1/models/other")).status_code == 404
 
 
+async def test_document_says_whose_sizes_it_gives(cell: Cell) -> None:
+    for client, name in ((cell.turbo, "turbo"), (cell.photo, "photo")):
+        about = (await client.get("/openapi.json")).json()["info"]["description"]
+        assert f"features are those of '{name}'; /v1/models has" in about
+
+
 async def test_model_whose_workers_load_is_told_of_once_it_was_known(cell: Cell) -> None:
     never = ServedModel("never")
     cell.serve(*MODELS, never)

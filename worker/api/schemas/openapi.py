@@ -176,6 +176,9 @@ def document(lifecycle: Lifecycle, describes: Iterable[Describe]) -> dict[str, A
                     known["security"] = []
                 paths.setdefault(path, {})[method] = known
     about = "Draws pictures from text. See docs/api.md for what the fields mean."
+    models = lifecycle.components.models
+    if models.of_cluster() is not None:
+        about += f" Sizes and features are those of {models.name!r}; /v1/models has all of them."
     return {
         "openapi": "3.1.0",
         "info": {"title": "zimage-cluster", "version": "1", "description": about},
