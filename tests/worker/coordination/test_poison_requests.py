@@ -399,8 +399,9 @@ def test_a_post_of_any_route_that_kills_two_workers_is_refused_and_its_neighbour
         with ThreadPoolExecutor() as threads:
             # The first in company, so that it counts for neither; then two by itself.
             for victim in pool[:3]:
-                drawing = threads.submit(victim.draw, "innocent", drawing_id)
-                wait_until(lambda: victim.has() == 1)  # noqa: B023
+                drawing = threads.submit(victim.draw, "innocent", drawing_id, steps=30)
+                # Whoever waits for his first step is in nobody's company.
+                wait_until(lambda: victim.readiness()["running"] == 1)  # noqa: B023
                 with pytest.raises(httpx.TransportError):
                     post(victim, "exit", poison_id)
                 assert victim.wait() == 139
