@@ -51,7 +51,7 @@ def test_cell_is_managed_after_a_cleaner_came_by(
         before = {p.pid for p in processes.members(cell.layout.processes)}
         take(cell)
         wait_until(lambda: draws(cell), "drawing again")
-        assert said(cell.zimage("status")) == 0
+        wait_until(lambda: said(cell.zimage("status")) == 0, "the guard saw that, too")
         up = cell.zimage("up", "--no-draw")
         assert (said(up), "nothing to change" in up.stdout) == (0, True), up.stdout
         assert said(cell.zimage("restart", "w1")) == 0
