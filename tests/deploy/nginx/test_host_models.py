@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.deploy.certificates import Authority
-from tests.deploy.nginx.cluster import Front, front, host
+from tests.deploy.nginx.cluster import Front, front
 from tests.deploy.nginx.site import Site
 from tests.deploy.nginx.test_hosts import client
 from tests.deploy.processes import ask, wait_until
@@ -20,23 +20,6 @@ TURBO, PHOTO = pool_of("turbo"), pool_of("photo")
 EDITS = "/v1/images/edits"
 OF_PHOTO = {"model_of": PHOTO, "lacks": "w1"}
 """The worker w1 is of host a, w2 of host b."""
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture(scope="module")
-def a(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
-    with host(tmp_path_factory.mktemp("a"), authority) as here:
-        yield here
-
-
-@pytest.fixture(scope="module")
-def b(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
-    with host(tmp_path_factory.mktemp("b"), authority) as here:
-        yield here
 
 
 @pytest.fixture(scope="module")

@@ -37,23 +37,6 @@ WARM = 16
 
 
 @pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture(scope="module")
-def a(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
-    with host(tmp_path_factory.mktemp("a"), authority) as here:
-        yield here
-
-
-@pytest.fixture(scope="module")
-def b(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Site]:
-    with host(tmp_path_factory.mktemp("b"), authority) as here:
-        yield here
-
-
-@pytest.fixture(scope="module")
 def entry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Front]:
     open_to_all = {"auth": "none", "port": free_port()}
     with front(tmp_path_factory.mktemp("entry"), authority, listen=open_to_all) as here:
