@@ -34,6 +34,7 @@ MAX_QUERY_CHARS = 200
 MAX_QUERY_WORDS = 16
 
 _QUERIES = ("after", "favourite", "job", "limit", "q")
+_DRAWN_FROM = ("image", "mask", "fit", "position")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 # A picture never changes under its id.
 _CACHE = {"Cache-Control": "private, max-age=2592000, immutable"}
@@ -66,9 +67,6 @@ def describe(picture: StoredImage, root: str) -> dict[str, Any]:
 def _drawn_from(picture: StoredImage) -> dict[str, str | None] | None:
     told = picture.drawn_from
     return None if told is None else {name: told.get(name) for name in _DRAWN_FROM}
-
-
-_DRAWN_FROM = "image", "mask", "fit", "position"
 
 
 async def list_images(request: Request) -> Response:
