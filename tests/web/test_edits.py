@@ -172,19 +172,24 @@ def test_what_a_job_was_drawn_from_is_known_in_another_browser(
     card.locator(".open").click()
     page.keyboard.press("b")
     expect(page.locator("#compare")).to_be_visible()
-    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
-    assert before
-    assert whole
-    assert before["x"] == pytest.approx(whole["x"] + whole["width"] * 0.2, abs=1)  # to the left
-    page.keyboard.press("r")
-    expect(page.locator("#source-mask")).to_be_visible()
-    expect(page.locator("#strength-value")).to_have_text("80 %")
+    reuse_what_was_extended_to_the_left(page)
     expect(page.get_by_role("radio", name="Left", exact=True)).to_be_checked()
     page.locator("#grid .card", has_text="rain").locator(".open").click()
     expect(page.get_by_role("button", name="Before / after")).to_have_count(0)
     page.keyboard.press("r")  # what nobody knows is told
     expect(page.locator(".toast")).to_contain_text("without the picture that it was drawn from")
     expect(page.locator("#source")).to_be_hidden()
+
+
+def reuse_what_was_extended_to_the_left(page: Page) -> None:
+    """Of the picture that is compared with what was there before, a fifth is new."""
+    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
+    assert before
+    assert whole
+    assert before["x"] == pytest.approx(whole["x"] + whole["width"] * 0.2, abs=1)
+    page.keyboard.press("r")
+    expect(page.locator("#source-mask")).to_be_visible()
+    expect(page.locator("#strength-value")).to_have_text("80 %")
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
@@ -209,13 +214,7 @@ def test_what_a_picture_was_drawn_from_is_known_in_another_browser(
     page.locator("[data-action=compare]").tap()
     expect(page.locator("#compare-divider")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    before, whole = (page.locator(i).bounding_box() for i in ("#compare-before", "#compare"))
-    assert before
-    assert whole
-    assert before["x"] == pytest.approx(whole["x"] + whole["width"] * 0.2, abs=1)  # to the left
-    page.keyboard.press("r")
-    expect(page.locator("#source-mask")).to_be_visible()
-    expect(page.locator("#strength-value")).to_have_text("80 %")
+    reuse_what_was_extended_to_the_left(page)
     page.locator("#grid .card", has_text="rain").locator(".open").tap()
     page.locator("[data-action=compare]").tap()
     expect(page.locator("#compare-divider")).to_be_visible()
